@@ -1,0 +1,6 @@
+"""Configuration: schema, loading with overrides, and checks that need no framework."""
+
+from megatron_prime.config.loading import ConfigError, load_config
+from megatron_prime.config.schema import PrimeConfig
+
+__all__ = ["ConfigError", "PrimeConfig", "load_config"]
