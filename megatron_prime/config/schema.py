@@ -1,13 +1,14 @@
 """Every knob of a run, as frozen pydantic models.
 
-This package imports neither torch nor Megatron, so a configuration can be checked on a login node in milliseconds.
-Each section is one TOML table; each field's description is its documentation.
+This package imports neither torch nor Megatron, so a configuration can be checked on a login node in
+milliseconds. Each section is one TOML table; the string below a field is its documentation.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -16,27 +17,34 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""Relative to the working directory of the command; a leading ~ is the home folder."""
+
+
 class Section(BaseModel):
     """A frozen table of the configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
     """The HF checkpoint from which policy, PRM and reference start."""
 
-    path: Path = Field(description="HF checkpoint directory (config.json, safetensors, tokenizer) of the policy.")
+    path: UserPath
+    """HF checkpoint directory (config.json, safetensors, tokenizer) of the policy."""
 
 
 class ParallelConfig(Section):
     """How one model is spread over the processes; the data-parallel size is whatever is left."""
 
-    tensor: Positive = Field(1, description="Tensor-parallel size: must divide attention heads, KV heads and the FFN.")
-    pipeline: Positive = Field(1, description="Pipeline-parallel size: must divide the number of layers.")
-    sequence_parallel: bool = Field(False, description="Split norms and residuals over the tensor-parallel ranks.")
-    num_processes: Positive | None = Field(
-        None, description="Processes to start when not under torchrun; default tensor * pipeline."
-    )
+    tensor: Positive = 1
+    """Tensor-parallel size: must divide attention heads, KV heads and the FFN."""
+    pipeline: Positive = 1
+    """Pipeline-parallel size: must divide the number of layers."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel ranks."""
+    num_processes: Positive | None = None
+    """Processes to start when not under torchrun; default tensor * pipeline."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -53,60 +61,81 @@ class ParallelConfig(Section):
 class PlatformConfig(Section):
     """The machine: CPU over gloo or GPUs over NCCL."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA when torch sees a GPU.")
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="Type of weights and activations in training.")
-    threads_per_process: Positive = Field(1, description="CPU threads a process (torch.set_num_threads).")
-    timeout_s: PositiveFloat = Field(600.0, description="Deadline of every collective, in seconds.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA when torch sees a GPU."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of weights and activations in training."""
+    threads_per_process: Positive = 1
+    """CPU threads a process (torch.set_num_threads)."""
+    timeout_s: PositiveFloat = 600.0
+    """Deadline of every collective, in seconds."""
 
 
 class DataConfig(Section):
     """Prompts to train and evaluate on."""
 
-    train: tuple[Path, ...] = Field((), description="jsonl or parquet files with training prompts.")
-    evaluation: tuple[Path, ...] = Field((), description="jsonl or parquet files with held-out prompts.")
-    prompt_field: str = Field("prompt", description="Column with a string or a list of chat messages; dots descend.")
-    answer_field: str = Field("answer", description="Column with the ground truth; dots descend.")
-    source_field: str | None = Field(None, description="Column that names where a row comes from, for metrics.")
-    chat_template: Literal["auto", "always", "never"] = Field(
-        "auto", description="auto applies the tokenizer's template to lists of messages only."
-    )
-    shuffle: bool = Field(True, description="Visit the prompts of each epoch in a seeded random order.")
+    train: tuple[UserPath, ...] = ()
+    """jsonl or parquet files with training prompts."""
+    evaluation: tuple[UserPath, ...] = ()
+    """jsonl or parquet files with held-out prompts."""
+    prompt_field: str = "prompt"
+    """Column with a string or a list of chat messages; dots descend."""
+    answer_field: str = "answer"
+    """Column with the ground truth; dots descend."""
+    source_field: str | None = None
+    """Column that names where a row comes from, for metrics."""
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    """auto applies the tokenizer's template to lists of messages only."""
+    shuffle: bool = True
+    """Visit the prompts of each epoch in a seeded random order."""
 
 
 class RolloutConfig(Section):
     """How responses are sampled from the policy."""
 
-    engine: Literal["local"] = Field("local", description="Rollout engine; local runs inside the training processes.")
-    group_size: Positive = Field(4, description="Responses a prompt (the paper's K).")
-    max_prompt_tokens: Positive = Field(1024, description="Longer prompts are dropped when the data is read.")
-    max_response_tokens: Positive = Field(3072, description="A response that reaches this length is truncated.")
-    temperature: PositiveFloat = Field(1.0, description="Sampling temperature; policy log-probs use the same.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus mass to sample from.")
-    max_batch_size: Positive = Field(256, description="Sequences that the embedded engine decodes at once.")
-    logprob_alarm: PositiveFloat = Field(
-        1.0, description="Warn when the mean |train - rollout| log-prob of a step exceeds this (nats)."
-    )
+    engine: Literal["local"] = "local"
+    """Rollout engine; local runs inside the training processes."""
+    group_size: Positive = 4
+    """Responses a prompt (the paper's K)."""
+    max_prompt_tokens: Positive = 1024
+    """Longer prompts are dropped when the data is read."""
+    max_response_tokens: Positive = 3072
+    """A response that reaches this length is truncated."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; policy log-probs use the same."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass to sample from."""
+    max_batch_size: Positive = 256
+    """Sequences that the embedded engine decodes at once."""
+    logprob_alarm: PositiveFloat = 1.0
+    """Warn when the mean |train - rollout| log-prob of a step exceeds this (nats)."""
 
 
 class RewardConfig(Section):
     """The outcome verifier."""
 
-    verifier: str = Field("math", description="Name in the verifier registry: exact_match, math.")
-    num_workers: Positive = Field(1, description="Verifier processes a training process.")
-    timeout_s: PositiveFloat = Field(5.0, description="A verification that takes longer is killed and counted.")
+    verifier: str = "math"
+    """Name in the verifier registry: exact_match, math."""
+    num_workers: Positive = 1
+    """Verifier processes a training process."""
+    timeout_s: PositiveFloat = 5.0
+    """A verification that takes longer is killed and counted."""
 
 
 class FilterConfig(Section):
     """Online prompt filtering (Algorithm 1, line 5)."""
 
     enabled: bool = True
-    accuracy_min: UnitInterval = Field(0.2, description="Lowest mean accuracy of a kept group, inclusive.")
-    accuracy_max: UnitInterval = Field(0.8, description="Highest mean accuracy of a kept group, inclusive.")
-    max_truncated_fraction: UnitInterval = Field(1.0, description="Drop a group with a larger truncated share.")
-    max_rounds: Positive = Field(4, description="Sampling rounds a step may take to fill its batch.")
-    on_shortage: Literal["partial", "error"] = Field(
-        "partial", description="When the rounds are used up: train on what was kept, or stop with an explanation."
-    )
+    accuracy_min: UnitInterval = 0.2
+    """Lowest mean accuracy of a kept group, inclusive."""
+    accuracy_max: UnitInterval = 0.8
+    """Highest mean accuracy of a kept group, inclusive."""
+    max_truncated_fraction: UnitInterval = 1.0
+    """Drop a group with a larger truncated share."""
+    max_rounds: Positive = 4
+    """Sampling rounds a step may take to fill its batch."""
+    on_shortage: Literal["partial", "error"] = "partial"
+    """When the rounds are used up: train on what was kept, or stop with an explanation."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -118,17 +147,23 @@ class FilterConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its schedule, for one role."""
 
-    lr: NonNegativeFloat = Field(description="Peak learning rate.")
-    min_lr: NonNegativeFloat = Field(0.0, description="Learning rate at the end of a decay.")
-    lr_warmup_steps: NonNegative = Field(0, description="Linear warm-up, in trainer steps.")
+    lr: NonNegativeFloat
+    """Peak learning rate."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of a decay."""
+    lr_warmup_steps: NonNegative = 0
+    """Linear warm-up, in trainer steps."""
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
-    grad_clip: NonNegativeFloat = Field(1.0, description="Clip the global gradient norm to this; 0 switches it off.")
-    num_minibatches: Positive = Field(1, description="Optimizer steps in one pass over the batch.")
-    num_epochs: Positive = Field(1, description="Passes over the batch a step.")
+    grad_clip: NonNegativeFloat = 1.0
+    """Clip the global gradient norm to this; 0 switches it off."""
+    num_minibatches: Positive = 1
+    """Optimizer steps in one pass over the batch."""
+    num_epochs: Positive = 1
+    """Passes over the batch a step."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
@@ -142,50 +177,56 @@ class PolicyConfig(OptimizerConfig):
 
     lr: NonNegativeFloat = 5e-7
     weight_decay: NonNegativeFloat = 0.01
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Ratio clip below 1.")
-    clip_high: PositiveFloat = Field(0.2, description="Ratio clip above 1; larger than clip_low is clip-higher.")
-    dual_clip: Annotated[float, Field(gt=1)] | None = Field(None, description="Bound c of dual clip; off by default.")
-    aggregation: Literal["token", "sequence"] = Field("token", description="Mean over tokens, or of sequence means.")
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Ratio clip below 1."""
+    clip_high: PositiveFloat = 0.2
+    """Ratio clip above 1; larger than clip_low is clip-higher."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound c of dual clip; off by default."""
+    aggregation: Literal["token", "sequence"] = "token"
+    """Mean over tokens, or of sequence means."""
     entropy_coef: NonNegativeFloat = 0.0
-    kl_coef: NonNegativeFloat = Field(0.0, description="Weight of the KL to the reference in the loss.")
+    kl_coef: NonNegativeFloat = 0.0
+    """Weight of the KL to the reference in the loss."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    tis_cap: PositiveFloat | None = Field(
-        None, description="Truncated importance sampling: cap on exp(old - rollout log-probs); off by default."
-    )
+    tis_cap: PositiveFloat | None = None
+    """Truncated importance sampling: cap on exp(old - rollout log-probs); off by default."""
 
 
 class PRMConfig(OptimizerConfig):
     """The implicit process reward model."""
 
-    enabled: bool = Field(True, description="false trains by outcome rewards alone (RLOO with the same trainer).")
-    path: Path | None = Field(None, description="HF checkpoint to start from; default model.path.")
+    enabled: bool = True
+    """false trains by outcome rewards alone (RLOO with the same trainer)."""
+    path: UserPath | None = None
+    """HF checkpoint to start from; default model.path."""
     lr: NonNegativeFloat = 1e-6
     grad_clip: NonNegativeFloat = 10.0
-    beta: PositiveFloat = Field(0.05, description="Scale of the log-ratio (Eq. 3).")
+    beta: PositiveFloat = 0.05
+    """Scale of the log-ratio (Eq. 3)."""
     loss: Literal["ce", "dpo", "bon_acc", "bon_rm"] = "ce"
-    update_order: Literal["after", "before", "none", "reverse"] = Field(
-        "after", description="after/reverse score with the PRM before this step's update, before with the one after it."
-    )
+    update_order: Literal["after", "before", "none", "reverse"] = "after"
+    """after and reverse score with the PRM before this step's update, before with the updated one."""
     granularity: Literal["token", "step", "whole"] = "token"
-    reward_scale: Literal["beta", "raw"] = Field("beta", description="raw leaves beta to the loss (released code).")
+    reward_scale: Literal["beta", "raw"] = "beta"
+    """raw leaves beta to the loss (released code)."""
 
 
 class ReferenceConfig(Section):
     """The reference of the log-ratio."""
 
-    mode: Literal["freeze", "policy"] = Field(
-        "freeze", description="freeze keeps the starting weights; policy takes the old policy's log-probs (one model less)."
-    )
-    path: Path | None = Field(None, description="HF checkpoint of the frozen reference; default prm.path.")
+    mode: Literal["freeze", "policy"] = "freeze"
+    """freeze keeps the starting weights; policy takes the old policy's log-probs: one model less."""
+    path: UserPath | None = None
+    """HF checkpoint of the frozen reference; default prm.path."""
 
 
 class AdvantageConfig(Section):
     """From rewards to advantages (Eq. 4-8)."""
 
     estimator: Literal["rloo", "grpo", "reinforce", "prm_value"] = "rloo"
-    process_baseline: Literal["sequence_sum", "token_mean", "released"] = Field(
-        "released", description="Form of the process baseline: Eq. 5 as printed, Eq. 5 averaged, the released code."
-    )
+    process_baseline: Literal["sequence_sum", "token_mean", "released"] = "released"
+    """Form of the process baseline: Eq. 5 as printed, Eq. 5 averaged, the released code."""
     process_normalization: Literal["none", "batch_max"] = "batch_max"
     whitening: Literal["none", "joint", "per_source"] = "joint"
     gamma_outcome: UnitInterval = 1.0
@@ -197,29 +238,41 @@ class AdvantageConfig(Section):
 class TrainerConfig(Section):
     """The loop."""
 
-    num_steps: Positive = Field(description="Iterations of Algorithm 1.")
-    prompts_per_step: Positive = Field(256, description="Prompts in one training batch, after filtering.")
-    max_tokens_per_microbatch: Positive = Field(16384, description="Packed tokens of one forward pass on one rank.")
-    logprob_chunk_tokens: Positive = Field(1024, description="Tokens whose logits exist at one time.")
-    eval_every: NonNegative = Field(0, description="Evaluate every so many steps; 0 at the start and the end only.")
+    num_steps: Positive
+    """Iterations of Algorithm 1."""
+    prompts_per_step: Positive = 256
+    """Prompts in one training batch, after filtering."""
+    max_tokens_per_microbatch: Positive = 16384
+    """Packed tokens of one forward pass on one rank."""
+    logprob_chunk_tokens: Positive = 1024
+    """Tokens whose logits exist at one time."""
+    eval_every: NonNegative = 0
+    """Evaluate every so many steps; 0 at the start and the end only."""
 
 
 class CheckpointConfig(Section):
     """Saving and resuming."""
 
-    save_every: NonNegative = Field(0, description="Save every so many steps and at the end; 0 at the end only.")
-    keep_last: Positive = Field(2, description="Complete checkpoints to keep.")
-    resume: Literal["auto", "never"] = Field("auto", description="auto continues from the newest complete checkpoint.")
-    export_hf: bool = Field(True, description="Write the final policy as an HF checkpoint to run_dir/hf.")
+    save_every: NonNegative = 0
+    """Save every so many steps and at the end; 0 at the end only."""
+    keep_last: Positive = 2
+    """Complete checkpoints to keep."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto continues from the newest complete checkpoint."""
+    export_hf: bool = True
+    """Write the final policy as an HF checkpoint to run_dir/hf."""
 
 
 class EvaluationConfig(Section):
     """Sampling on the held-out prompts."""
 
-    samples_per_prompt: Positive = Field(1, description="Responses a prompt; the accuracy reported is their mean.")
-    temperature: NonNegativeFloat = Field(1.0, description="0 is greedy.")
+    samples_per_prompt: Positive = 1
+    """Responses a prompt; the accuracy reported is their mean."""
+    temperature: NonNegativeFloat = 1.0
+    """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_prompts: Positive | None = Field(None, description="Use the first so many prompts only.")
+    max_prompts: Positive | None = None
+    """Use the first so many prompts only."""
 
 
 class SFTConfig(OptimizerConfig):
@@ -227,61 +280,76 @@ class SFTConfig(OptimizerConfig):
 
     lr: NonNegativeFloat = 1e-5
     weight_decay: NonNegativeFloat = 0.01
-    data: tuple[Path, ...] = Field((), description="jsonl or parquet files of prompts with responses.")
-    response_field: str = Field("response", description="Column with the response text.")
+    data: tuple[UserPath, ...] = ()
+    """jsonl or parquet files of prompts with responses."""
+    response_field: str = "response"
+    """Column with the response text."""
     num_steps: Positive = 1000
-    batch_size: Positive = Field(64, description="Responses in one optimizer step, over all ranks.")
-    output: Path | None = Field(None, description="Where the HF checkpoint goes; default run_dir/sft.")
+    batch_size: Positive = 64
+    """Responses in one optimizer step, over all ranks."""
+    output: UserPath | None = None
+    """Where the HF checkpoint goes; default run_dir/sft."""
 
 
 class PrimeConfig(Section):
     """A whole run."""
 
-    run_dir: Path = Field(description="Everything the run writes: logs, metrics, checkpoints, export.")
+    run_dir: UserPath
+    """Everything the run writes: logs, metrics, checkpoints, export."""
     seed: NonNegative = 0
     model: ModelConfig
-    parallel: ParallelConfig = ParallelConfig()  # pyright: ignore[reportCallIssue]
-    platform: PlatformConfig = PlatformConfig()  # pyright: ignore[reportCallIssue]
-    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
-    rollout: RolloutConfig = RolloutConfig()  # pyright: ignore[reportCallIssue]
-    reward: RewardConfig = RewardConfig()  # pyright: ignore[reportCallIssue]
-    filter: FilterConfig = FilterConfig()  # pyright: ignore[reportCallIssue]
-    prm: PRMConfig = PRMConfig()  # pyright: ignore[reportCallIssue]
-    reference: ReferenceConfig = ReferenceConfig()  # pyright: ignore[reportCallIssue]
-    advantage: AdvantageConfig = AdvantageConfig()  # pyright: ignore[reportCallIssue]
-    policy: PolicyConfig = PolicyConfig()  # pyright: ignore[reportCallIssue]
+    parallel: ParallelConfig = ParallelConfig()
+    platform: PlatformConfig = PlatformConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    filter: FilterConfig = FilterConfig()
+    prm: PRMConfig = PRMConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    policy: PolicyConfig = PolicyConfig()
     trainer: TrainerConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
-    evaluation: EvaluationConfig = EvaluationConfig()  # pyright: ignore[reportCallIssue]
-    sft: SFTConfig = SFTConfig()  # pyright: ignore[reportCallIssue]
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sft: SFTConfig = SFTConfig()
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:
-        if self.rollout.group_size == 1 and self.advantage.estimator in ("rloo", "grpo"):
-            raise ValueError(
+        faults = [*self._faults_of_the_algorithm(), *self._faults_of_the_batch()]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _faults_of_the_algorithm(self) -> Iterator[str]:
+        group_size = self.rollout.group_size
+        if group_size == 1 and self.advantage.estimator in ("rloo", "grpo"):
+            yield (
                 f"advantage.estimator = {self.advantage.estimator!r} compares the responses of a group: "
                 "set rollout.group_size to 2 or more, or use reinforce"
             )
+        if group_size == 1 and self.prm.enabled and self.prm.loss != "ce":
+            yield f"prm.loss = {self.prm.loss!r} compares the responses of a group: raise rollout.group_size"
         if self.reference.mode == "policy" and self.rollout.temperature != 1.0:
-            raise ValueError(
+            yield (
                 "reference.mode = 'policy' uses the policy's own log-probs, which are taken at "
-                f"rollout.temperature = {self.rollout.temperature}; the PRM is scored at 1: set the temperature to 1"
+                f"rollout.temperature = {self.rollout.temperature}; the PRM is scored at 1: "
+                "set the temperature to 1"
             )
-        if self.prm.loss != "ce" and self.rollout.group_size == 1:
-            raise ValueError(f"prm.loss = {self.prm.loss!r} compares the responses of a group: raise rollout.group_size")
         if not self.prm.enabled and self.advantage.estimator == "prm_value":
-            raise ValueError("advantage.estimator = 'prm_value' needs the PRM: set prm.enabled = true")
+            yield "advantage.estimator = 'prm_value' needs the PRM: set prm.enabled = true"
+
+    def _faults_of_the_batch(self) -> Iterator[str]:
         num_responses = self.trainer.prompts_per_step * self.rollout.group_size
         for name, role in (("policy", self.policy), ("prm", self.prm)):
             if num_responses % role.num_minibatches:
-                raise ValueError(
+                yield (
                     f"{name}.num_minibatches = {role.num_minibatches} does not divide the batch of "
                     f"trainer.prompts_per_step * rollout.group_size = {num_responses} responses"
                 )
         longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         if longest > self.trainer.max_tokens_per_microbatch:
-            raise ValueError(
-                f"one sequence can have rollout.max_prompt_tokens + max_response_tokens = {longest} tokens, more than "
-                f"trainer.max_tokens_per_microbatch = {self.trainer.max_tokens_per_microbatch}: raise the latter"
+            yield (
+                f"one sequence can have rollout.max_prompt_tokens + max_response_tokens = {longest} tokens, "
+                "more than trainer.max_tokens_per_microbatch = "
+                f"{self.trainer.max_tokens_per_microbatch}: raise the latter"
             )
-        return self

@@ -1,0 +1,103 @@
+"""Validation errors as lines that a user can act on: where, what was given, what is allowed."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+_ALLOWED = {
+    "string_type": "a string",
+    "path_type": "a string",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "tuple_type": 'a list, such as ["first", "second"]',
+    "model_type": "a table",
+}
+"""What a field wants, by pydantic's name of the error; every other message is taken from pydantic."""
+
+
+def describe_faults(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """One line or more for each error, in the order of the schema, unknown keys last in their table."""
+    known = set(dotted_keys(root))
+    return [line for fault in error.errors(include_url=False) for line in _describe(fault, root, known)]
+
+
+def section_of(annotation: object) -> type[BaseModel] | None:
+    """The section class when a field holds a whole table, else None."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key that a configuration may set, such as `policy.lr`."""
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner:
+            yield from dotted_keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _describe(fault: Mapping[str, Any], root: type[BaseModel], known: set[str]) -> list[str]:
+    location = fault["loc"]
+    key = _dotted(location)
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        return [f"unknown key {key}{_suggestion(key, known)}"]
+    if kind == "missing":
+        return _describe_missing(location, root)
+    if kind == "value_error":
+        # Raised by a validator of ours: one line a fault, already worded for the user.
+        return [f"{key}: {line}" if key else line for line in str(fault["ctx"]["error"]).splitlines()]
+    allowed = _ALLOWED.get(kind) or fault["msg"].removeprefix("Input should be ")
+    return [f"{key} = {_shown(fault['input'])}: must be {allowed}"]
+
+
+def _describe_missing(location: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
+    """Name each required key that is absent, with its documentation; for a table, all those in it."""
+    section = root
+    for name in location[:-1]:
+        section = section_of(section.model_fields[str(name)].annotation) or section
+    field = section.model_fields[str(location[-1])]
+    inner = section_of(field.annotation)
+    if inner is None:
+        return [f"{_dotted(location)} is missing: {field.description or 'it has no default'}"]
+    required = [name for name, member in inner.model_fields.items() if member.is_required()]
+    return [line for name in required for line in _describe_missing((*location, name), root)]
+
+
+def _suggestion(key: str, known: set[str]) -> str:
+    """The nearest key: in the same table, else the same name in another table, else anything alike."""
+    table, _, name = key.rpartition(".")
+    siblings = {
+        path.removeprefix(f"{table}.").partition(".")[0]: path for path in known if _in_table(path, table)
+    }
+    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {table + '.' if table else ''}{near[0]}?"
+    elsewhere = sorted(path for path in known if path.rpartition(".")[2] == name)
+    near = elsewhere or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _in_table(path: str, table: str) -> bool:
+    return not table or path.startswith(f"{table}.")
+
+
+def _dotted(location: tuple[str | int, ...]) -> str:
+    """`("data", "train", 1)` as data.train[1]."""
+    key = ""
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    return key
+
+
+def _shown(value: object) -> str:
+    """The value nearly as TOML spells it, cut to a readable length."""
+    if value is None:
+        return "none"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,135 @@
+"""From a TOML file and command-line overrides to a checked PrimeConfig.
+
+Relative paths, in the file and in overrides alike, are relative to the working directory of the command, as
+a shell and an sbatch script have them; a leading ~ is the home folder. The word `none` stands for "no value"
+wherever a field may be unset, because TOML has no null.
+"""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from megatron_prime.config.faults import describe_faults, section_of
+from megatron_prime.config.schema import PrimeConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; `faults` holds one line for each thing to mend."""
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  - {fault}" for fault in faults)]))
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
+    """Read `path`, apply overrides such as `policy.lr=1e-6` in order, and validate the whole.
+
+    The right side of an override is a TOML value (`true`, `3`, `["a", "b"]`); what is no TOML is a plain
+    string, and so is a number given for a field that holds text or a path. Raises ConfigError with every
+    fault found: unknown keys, wrong types, values out of range, settings that contradict each other.
+    """
+    data = _without_nones(_read_toml(path), PrimeConfig)
+    faults: list[str] = []
+    for override in overrides:
+        try:
+            _apply_override(data, override)
+        except ValueError as error:
+            faults.append(str(error))
+    try:
+        # JSON is the strict mode in which a string may be a path and a list a tuple, but "5" is no number.
+        config = PrimeConfig.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(str(path), [*faults, *describe_faults(error, PrimeConfig)]) from None
+    if faults:
+        raise ConfigError(str(path), faults)
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(str(path), [f"no such file (working directory: {Path.cwd()})"]) from None
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [f"is not UTF-8 text: {error.reason} at byte {error.start}"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), [f"is not valid TOML: {error}"]) from error
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted key; raises ValueError when the override has no key, no value or no table to go into."""
+    key, equals, text = override.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not equals or not all(names):
+        raise ValueError(f"override {override!r} is not of the form section.key=value")
+    table = data
+    for depth, name in enumerate(names[:-1]):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"override {override!r}: {'.'.join(names[: depth + 1])} is a value, not a table")
+    annotation = _annotation_at(names)
+    if section_of(annotation) is not None:
+        raise ValueError(f"override {override!r}: {key.strip()} is a table; set one of its keys")
+    table[names[-1]] = _parse_value(text.strip(), annotation)
+
+
+def _parse_value(text: str, annotation: object) -> object:
+    if text == "none" and _allows_none(annotation):
+        return None
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = parsed["value"]
+    holds_text = any(part in (str, Path) for part in _alternatives(annotation))
+    if len(parsed) > 1 or (holds_text and not isinstance(value, str)):
+        return text
+    return value
+
+
+def _without_nones(table: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """The table with the word `none` turned into None for every field that may be unset."""
+    cleaned: dict[str, Any] = {}
+    for name, value in table.items():
+        field = section.model_fields.get(name)
+        annotation = field.annotation if field else None
+        inner = section_of(annotation)
+        if inner is not None and isinstance(value, dict):
+            cleaned[name] = _without_nones(value, inner)
+        else:
+            cleaned[name] = None if value == "none" and _allows_none(annotation) else value
+    return cleaned
+
+
+def _annotation_at(names: Sequence[str]) -> object:
+    """The type of the field at a dotted path; None where there is no such field (validation then says so)."""
+    section: type[BaseModel] | None = PrimeConfig
+    annotation: object = None
+    for name in names:
+        field = section.model_fields.get(name) if section else None
+        if field is None:
+            return None
+        annotation = field.annotation
+        section = section_of(annotation)
+    return annotation
+
+
+def _alternatives(annotation: object) -> set[object]:
+    """The members of a union, stripped of Annotated; of any other type, itself."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    # Only a union has alternatives: the arguments of tuple[...] and Literal[...] mean something else.
+    if type(None) not in get_args(annotation):
+        return {annotation}
+    return set().union(*(_alternatives(member) for member in get_args(annotation)))
+
+
+def _allows_none(annotation: object) -> bool:
+    return type(None) in _alternatives(annotation)

@@ -1,0 +1,66 @@
+"""Package metadata. Tool settings are in pyproject.toml, the tested versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    """The package's version, read as text so that building needs none of its dependencies."""
+    source = (HERE / "megatron_prime" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise ValueError('megatron_prime/__init__.py has no line of the form __version__ = "1.2.3"')
+    return match.group(1)
+
+
+setup(
+    name="megatron-prime",
+    version=read_version(),
+    description="PRIME (Process Reinforcement through Implicit Rewards, arXiv 2502.01456) on Megatron-core",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_prime", "megatron_prime.*"]),
+    install_requires=[
+        "torch>=2.6",
+        # Exact: the CPU shim and the checkpoint format rest on this release's internals (docs/adr/0002).
+        "megatron-core==0.16.1",
+        "transformers>=5.0",
+        "safetensors>=0.5",
+        "pydantic>=2.10",
+        "numpy>=1.26",
+        "datasets>=3.0",
+        "pyarrow>=17.0",
+        "math-verify>=0.9",
+        "nltk>=3.9",
+        "tensorboard>=2.18",
+        "httpx>=0.27",
+        "rich>=13.0",
+        # Also an undeclared dependency of megatron-core's checkpoint writer, which hangs without it.
+        "psutil>=6.0",
+        "jinja2>=3.1",
+    ],
+    extras_require={
+        # NVIDIA's apex is not on PyPI: the PyPI project `apex` is unrelated. Nothing here needs apex; whoever
+        # wants its fused kernels builds it from NVIDIA's source.
+        "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
+        # SGLang pins its own torch: install it in an environment of its own, not beside the training one.
+        "sglang": ["sglang"],
+        "dev": [
+            "pytest>=8.0",
+            "hypothesis>=6.100",
+            "pytest-timeout>=2.3",
+            "ruff>=0.9",
+            "import-linter>=2.1",
+            # The nodejs extra brings node as a wheel, so that pyright runs on a machine that has none.
+            "pyright[nodejs]>=1.1.390",
+            "vulture>=2.14",
+        ],
+    },
+    entry_points={"console_scripts": ["megatron-prime = megatron_prime.cli:main"]},
+    classifiers=["Programming Language :: Python :: 3 :: Only", "Private :: Do Not Upload"],
+)

@@ -1,0 +1,63 @@
+import pytest
+from pydantic import ValidationError
+
+from megatron_prime.config.faults import dotted_keys, section_of
+from megatron_prime.config.schema import PrimeConfig
+
+MINIMAL = {"run_dir": "runs/a", "model": {"path": "m"}, "trainer": {"num_steps": 1, "prompts_per_step": 6}}
+
+
+def build(**sections: dict) -> PrimeConfig:
+    data = {name: dict(value) if isinstance(value, dict) else value for name, value in MINIMAL.items()}
+    for name, values in sections.items():
+        data[name] = {**data.get(name, {}), **values}
+    return PrimeConfig.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"parallel": {"sequence_parallel": True}}, "sequence_parallel needs tensor > 1"),
+        ({"parallel": {"tensor": 2, "num_processes": 3}}, "not a multiple of tensor"),
+        ({"filter": {"accuracy_min": 0.9}}, "accuracy_min = 0.9 exceeds accuracy_max = 0.8"),
+        ({"policy": {"min_lr": 1.0}}, "min_lr = 1.0 exceeds lr = 5e-07"),
+        ({"rollout": {"group_size": 1}}, "estimator = 'rloo' compares the responses of a group"),
+        ({"rollout": {"group_size": 1}, "prm": {"loss": "dpo"}}, "prm.loss = 'dpo' compares"),
+        ({"rollout": {"temperature": 0.5}, "reference": {"mode": "policy"}}, "set the temperature to 1"),
+        ({"prm": {"enabled": False}, "advantage": {"estimator": "prm_value"}}, "set prm.enabled = true"),
+        ({"policy": {"num_minibatches": 5}}, "policy.num_minibatches = 5 does not divide the batch"),
+        ({"prm": {"num_minibatches": 5}}, "prm.num_minibatches = 5 does not divide the batch"),
+        ({"rollout": {"max_response_tokens": 20000}}, "21024 tokens, more than"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(sections, message):
+    with pytest.raises(ValidationError, match=message):
+        build(**sections)
+
+
+def test_faults_across_sections_come_together():
+    with pytest.raises(ValidationError) as caught:
+        build(rollout={"group_size": 1}, policy={"num_minibatches": 5})
+    assert len(str(caught.value.errors()[0]["ctx"]["error"]).splitlines()) == 2
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        build().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_required_key_is_documented():
+    undocumented = [
+        path
+        for path in dotted_keys(PrimeConfig)
+        if (field := _field(path)).is_required() and not field.description
+    ]
+    assert undocumented == []
+
+
+def _field(path: str):
+    section = PrimeConfig
+    *tables, name = path.split(".")
+    for table in tables:
+        section = section_of(section.model_fields[table].annotation)
+    return section.model_fields[name]
