@@ -1,0 +1,186 @@
+"""What can be known to be wrong before a process group starts: files, shapes against the layout, batches.
+
+Torch-free, so that a login node tells in milliseconds what a cluster job would fail on after its queue time.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.loading import ConfigError
+from megatron_prime.config.schema import ParallelConfig, PrimeConfig
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Any one of these makes a tokenizer that transformers can read."""
+
+COMMANDS = ("train", "evaluate", "sft")
+"""Commands that run a model; each needs other files."""
+
+
+def check_run(
+    config: PrimeConfig,
+    num_processes: int,
+    command: str,
+    *,
+    verifiers: Collection[str] | None = None,
+    model_types: Collection[str] | None = None,
+) -> BatchArithmetic:
+    """Check that `command` (one of COMMANDS) can start on `num_processes`, and return its batch arithmetic.
+
+    `verifiers` and `model_types` are the names that the registries know; they come from the command line,
+    because this layer may not import them, and None skips the check. Raises ConfigError with every fault.
+    """
+    assert command in COMMANDS, f"unknown command {command!r}"
+    arithmetic = BatchArithmetic.of(config, num_processes)
+    faults = [
+        *_model_faults(config, command, model_types),
+        *_data_faults(config, command),
+        *_process_faults(config, arithmetic, command),
+        *_run_dir_faults(config.run_dir),
+    ]
+    if verifiers is not None and command != "sft" and config.reward.verifier not in verifiers:
+        faults.append(
+            f"reward.verifier = {config.reward.verifier!r}: known are {', '.join(sorted(verifiers))}"
+        )
+    if faults:
+        raise ConfigError(f"{command} on {num_processes} processes", faults)
+    return arithmetic
+
+
+def _model_faults(config: PrimeConfig, command: str, model_types: Collection[str] | None) -> Iterator[str]:
+    vocab_sizes: dict[str, object] = {}
+    for key, folder in _models_used(config, command).items():
+        try:
+            shape = _read_model_config(folder)
+        except ValueError as error:
+            yield f"{key} = {folder}: {error}"
+            continue
+        where = f"{key} = {folder}"
+        if model_types is not None and shape.get("model_type") not in model_types:
+            known = ", ".join(sorted(model_types))
+            yield f"{where}: config.json has model_type {shape.get('model_type')!r}; known are {known}"
+        yield from (f"{where}: {fault}" for fault in _shape_faults(shape, config))
+        vocab_sizes[key] = shape.get("vocab_size")
+    if len(set(vocab_sizes.values())) > 1:
+        sizes = ", ".join(f"{key}: {size}" for key, size in vocab_sizes.items())
+        yield f"policy, PRM and reference need one vocabulary, but vocab_size differs ({sizes})"
+    if config.model.path.is_dir() and not any(
+        (config.model.path / name).is_file() for name in TOKENIZER_FILES
+    ):
+        yield f"model.path = {config.model.path}: no tokenizer ({', '.join(TOKENIZER_FILES)})"
+
+
+def _models_used(config: PrimeConfig, command: str) -> dict[str, Path]:
+    """Configuration key -> folder of every distinct checkpoint that the command loads."""
+    models = {"model.path": config.model.path}
+    if command == "train":
+        needs_reference = config.prm.enabled or config.policy.kl_coef > 0
+        if config.prm.enabled and config.prm.path is not None:
+            models["prm.path"] = config.prm.path
+        if needs_reference and config.reference.mode == "freeze" and config.reference.path is not None:
+            models["reference.path"] = config.reference.path
+    first_key = {path: key for key, path in reversed(models.items())}
+    return {key: path for key, path in models.items() if first_key[path] == key}
+
+
+def _read_model_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a checkpoint; raises ValueError saying what the folder lacks."""
+    if not folder.is_dir():
+        raise ValueError(f"no such folder (working directory: {Path.cwd()})")
+    path = folder / "config.json"
+    try:
+        shape = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError("no config.json; this must be a Hugging Face checkpoint folder") from None
+    except OSError as error:
+        raise ValueError(f"config.json cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"config.json is not valid JSON: {error}") from error
+    if not isinstance(shape, dict):
+        raise ValueError("config.json does not hold an object")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError("no *.safetensors file; convert other weight formats to safetensors first")
+    return shape
+
+
+def _shape_faults(shape: dict[str, Any], config: PrimeConfig) -> Iterator[str]:
+    parallel: ParallelConfig = config.parallel
+    heads = shape.get("num_attention_heads")
+    divisions = [
+        ("tensor", parallel.tensor, "num_attention_heads", heads),
+        ("tensor", parallel.tensor, "num_key_value_heads", shape.get("num_key_value_heads", heads)),
+        ("tensor", parallel.tensor, "intermediate_size", shape.get("intermediate_size")),
+        ("pipeline", parallel.pipeline, "num_hidden_layers", shape.get("num_hidden_layers")),
+    ]
+    for axis, size, name, value in divisions:
+        if not isinstance(value, int):
+            yield f"config.json has no whole number {name}"
+        elif value % size:
+            yield f"parallel.{axis} = {size} does not divide {name} = {value}"
+    positions = shape.get("max_position_embeddings")
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if isinstance(positions, int) and longest > positions:
+        yield (
+            f"rollout.max_prompt_tokens + max_response_tokens = {longest} exceeds "
+            f"max_position_embeddings = {positions}"
+        )
+
+
+def _data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    needed = {"train": "data.train", "evaluate": "data.evaluation", "sft": "sft.data"}[command]
+    files = {
+        "data.train": config.data.train,
+        "data.evaluation": config.data.evaluation,
+        "sft.data": config.sft.data,
+    }
+    if not files[needed]:
+        yield f"{needed} is empty: name at least one jsonl or parquet file"
+    used = {needed, "data.evaluation"} if command == "train" else {needed}
+    for key in sorted(used):
+        for path in files[key]:
+            fault = _file_fault(path)
+            if fault:
+                yield f"{key}: {path} {fault}"
+
+
+def _file_fault(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return None if file.read(1) else "is empty"
+    except FileNotFoundError:
+        return f"does not exist (working directory: {Path.cwd()})"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _process_faults(config: PrimeConfig, arithmetic: BatchArithmetic, command: str) -> Iterator[str]:
+    tensor, pipeline = arithmetic.tensor, arithmetic.pipeline
+    if not arithmetic.data:
+        yield (
+            f"{arithmetic.num_processes} processes are not a multiple of "
+            f"parallel.tensor * parallel.pipeline = {tensor} * {pipeline} = {tensor * pipeline}"
+        )
+    if command == "train":
+        for role in arithmetic.roles:
+            if role.responses_per_minibatch < arithmetic.data:
+                yield (
+                    f"{role.name}.num_minibatches = {role.num_minibatches} leaves "
+                    f"{role.responses_per_minibatch} responses a minibatch for {arithmetic.data} "
+                    "data-parallel ranks: lower it, or raise the batch"
+                )
+    if command == "sft" and config.sft.batch_size < arithmetic.data:
+        yield f"sft.batch_size = {config.sft.batch_size} is less than {arithmetic.data} data-parallel ranks"
+
+
+def _run_dir_faults(run_dir: Path) -> Iterator[str]:
+    """The folder, or the nearest one above it that exists, must take new files; nothing is created here."""
+    existing = run_dir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        yield f"run_dir = {run_dir}: {existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield f"run_dir = {run_dir}: {existing} is not writable"

@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.config import ConfigError, load_config
+from megatron_prime.config.checks import check_run
+
+SHAPE = {
+    "model_type": "qwen2",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 8192,
+}
+
+
+def write_model(folder: Path, **changes) -> Path:
+    folder.mkdir(exist_ok=True)
+    shape = {key: value for key, value in {**SHAPE, **changes}.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path, minimal_toml, monkeypatch) -> Path:
+    """A folder in which the minimal file's run can start."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "model")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+    minimal_toml.write_text(minimal_toml.read_text() + '[data]\ntrain = ["train.jsonl"]\n')
+    return tmp_path
+
+
+def check(*overrides: str, processes: int = 1, command: str = "train", **names):
+    return check_run(load_config(Path("run.toml"), overrides), processes, command, **names)
+
+
+def faults_of(*overrides: str, **kwargs) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        check(*overrides, **kwargs)
+    return caught.value.faults
+
+
+def test_a_run_that_can_start_gives_its_arithmetic_and_writes_nothing(workspace):
+    before = sorted(workspace.rglob("*"))
+    arithmetic = check("parallel.tensor=2", processes=4, verifiers=("math",), model_types=("qwen2",))
+    assert (arithmetic.data, arithmetic.responses_per_step) == (2, 16)
+    assert sorted(workspace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "fault"),
+    [
+        ({"num_attention_heads": 3}, ["parallel.tensor=2"], "does not divide num_attention_heads = 3"),
+        ({"num_key_value_heads": 1}, ["parallel.tensor=2"], "does not divide num_key_value_heads = 1"),
+        ({"intermediate_size": 63}, ["parallel.tensor=2"], "does not divide intermediate_size = 63"),
+        ({"num_hidden_layers": 3}, ["parallel.pipeline=2"], "does not divide num_hidden_layers = 3"),
+        ({"num_hidden_layers": None}, [], "config.json has no whole number num_hidden_layers"),
+        ({"max_position_embeddings": 4095}, [], "= 4096 exceeds max_position_embeddings = 4095"),
+        ({"model_type": "gpt2"}, [], "model_type 'gpt2'; known are llama, qwen2"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_layout_is_refused(workspace, changes, overrides, fault):
+    write_model(workspace / "model", **changes)
+    (line,) = faults_of(*overrides, processes=2, model_types=("qwen2", "llama"))
+    assert line.startswith("model.path = model: ")
+    assert fault in line
+
+
+def test_key_value_heads_default_to_the_attention_heads(workspace):
+    write_model(workspace / "model", num_key_value_heads=None)
+    check("parallel.tensor=4", processes=4)
+
+
+def test_a_sequence_may_fill_every_position(workspace):
+    write_model(workspace / "model", max_position_embeddings=4096)
+    check()
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "does not hold an object"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors file"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer (tokenizer.json, "),
+    ],
+)
+def test_a_damaged_checkpoint_folder_is_named(workspace, damage, fault):
+    damage(workspace / "model")
+    (line,) = faults_of()
+    assert line.startswith("model.path = model: ")
+    assert fault in line
+
+
+def test_each_distinct_model_that_training_loads_is_checked(workspace):
+    write_model(workspace / "other", vocab_size=101)
+    paths = ["prm.path=other", "reference.path=nowhere"]
+    missing, vocabulary = faults_of(*paths)
+    assert missing.startswith("reference.path = nowhere: no such folder")
+    assert "vocab_size differs (model.path: 100, prm.path: 101)" in vocabulary
+    check("data.evaluation=['train.jsonl']", *paths, command="evaluate")
+    check("prm.enabled=false", *paths)
+
+
+def test_models_that_are_not_loaded_are_not_checked(workspace):
+    check("reference.path=nowhere", "reference.mode=policy")
+    check("reference.path=model", "prm.path=model")
+    faults = faults_of("reference.path=nowhere", "prm.enabled=false", "policy.kl_coef=0.1")
+    assert len(faults) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("train", "data.train"), ("evaluate", "data.evaluation"), ("sft", "sft.data")]
+)
+def test_each_command_needs_its_data(workspace, command, key):
+    assert faults_of(f"{key}=[]", command=command) == (
+        f"{key} is empty: name at least one jsonl or parquet file",
+    )
+    assert f"{key}: absent.jsonl does not exist" in faults_of(f"{key}=['absent.jsonl']", command=command)[0]
+    check(f"{key}=['train.jsonl']", command=command)
+
+
+def test_empty_files_and_folders_are_no_data(workspace):
+    (workspace / "empty.jsonl").touch()
+    faults = faults_of("data.evaluation=['empty.jsonl', 'model']")
+    assert faults[0] == "data.evaluation: empty.jsonl is empty"
+    assert faults[1].startswith("data.evaluation: model cannot be read")
+
+
+def test_processes_must_divide_into_the_layout(workspace):
+    assert faults_of("parallel.tensor=2", processes=3) == (
+        "3 processes are not a multiple of parallel.tensor * parallel.pipeline = 2 * 1 = 2",
+    )
+
+
+def test_a_minibatch_must_reach_every_data_parallel_rank(workspace):
+    (fault,) = faults_of("policy.num_minibatches=8", processes=4)
+    assert "policy.num_minibatches = 8 leaves 2 responses a minibatch for 4 data-parallel ranks" in fault
+    sft = ["sft.data=['train.jsonl']", "sft.batch_size=2"]
+    assert faults_of(*sft, processes=4, command="sft") == (
+        "sft.batch_size = 2 is less than 4 data-parallel ranks",
+    )
+    check(*sft, processes=2, command="sft")
+
+
+def test_an_unknown_verifier_is_refused_where_one_is_used(workspace):
+    names = {"verifiers": ("math", "exact_match")}
+    assert faults_of("reward.verifier=maths", **names) == (
+        "reward.verifier = 'maths': known are exact_match, math",
+    )
+    check("sft.data=['train.jsonl']", "reward.verifier=maths", command="sft", **names)
+
+
+def test_a_run_dir_below_a_file_is_refused(workspace):
+    assert faults_of("run_dir=train.jsonl/x")[0].endswith("train.jsonl is not a folder")
+
+
+def test_a_run_dir_that_may_not_be_written_is_refused(workspace, monkeypatch):
+    # Root may write anywhere, so the system's answer is replaced rather than provoked.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert faults_of()[0].endswith("is not writable")
+
+
+def test_all_faults_come_together(workspace):
+    faults = faults_of(
+        "model.path=x", "data.train=[]", "parallel.tensor=2", "reward.verifier=y", verifiers=()
+    )
+    assert len(faults) == 4
