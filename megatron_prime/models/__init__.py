@@ -1,0 +1,1 @@
+"""Models: Hugging Face to Megatron, forward passes, checkpoints."""

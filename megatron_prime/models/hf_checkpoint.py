@@ -1,0 +1,327 @@
+"""Read and write sharded Hugging Face safetensors checkpoints; at no time is a whole model in memory.
+
+The writer lays out the files itself: the format is an 8-byte header length, a JSON header with the offset
+of each tensor, and the bytes. With all shapes known in advance the header comes first and the tensors
+stream after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+# What makes a checkpoint usable besides its weights; copied where the source has it.
+COMPANION_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+_DTYPE_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {code: dtype for dtype, code in _DTYPE_CODES.items()}
+
+
+class HFCheckpointReader:
+    """Slices of the tensors of a checkpoint directory, single-file or sharded, read when asked for.
+
+    Raises ValueError when the directory, its index or one of the files that the index names is missing or
+    broken.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path} is not a directory: give the directory of an HF checkpoint")
+        self._file_of = self._read_index()
+        self._handles = {name: self._open(name) for name in sorted(set(self._file_of.values()))}
+        for tensor, file_name in self._file_of.items():
+            if tensor not in self._handles[file_name].keys():  # noqa: SIM118 - a handle is not a mapping
+                raise ValueError(f"{self.path / file_name} lacks {tensor}, which the index puts there")
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """All tensors of the checkpoint, sorted by name."""
+        return tuple(sorted(self._file_of))
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header alone. Raises ValueError when there is no such tensor."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Dtype of a tensor, from the header alone. Raises ValueError unless it is fp32, fp16 or bf16."""
+        code = self._slice(name).get_dtype()
+        if code not in _DTYPES:
+            raise ValueError(f"{name} in {self.path} has dtype {code}; only {', '.join(_DTYPES)} can be read")
+        return _DTYPES[code]
+
+    def read_slice(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
+        """[start, start + length) of a tensor along dim 0 or 1, all other dims whole, in the file's dtype."""
+        shape = self.shape_of(name)
+        if dim not in (0, 1) or dim >= len(shape) or not 0 <= start <= start + length <= shape[dim]:
+            raise ValueError(
+                f"[{start}, {start + length}) along dim {dim} is outside of {name}, which has shape {shape}"
+                f" in {self.path}"
+            )
+        window = slice(start, start + length)
+        return self._slice(name)[window] if dim == 0 else self._slice(name)[:, window]
+
+    def check_against(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise one ValueError that names what is missing, unexpected or of another shape than `expected`.
+
+        Tolerated: rotary inv_freq buffers, and an lm_head.weight where `expected` has none (tied
+        embeddings: many tools write the copy too).
+        """
+        present = set(self._file_of)
+        tolerated = {name for name in present if name.endswith("rotary_emb.inv_freq")} | {"lm_head.weight"}
+        missing = sorted(expected.keys() - present)
+        extra = sorted(present - expected.keys() - tolerated)
+        wrong = [
+            f"{name} is {self.shape_of(name)} and should be {shape}"
+            for name, shape in expected.items()
+            if name in present and self.shape_of(name) != shape
+        ]
+        faults = [
+            f"{title} ({len(items)}): {', '.join(items[:8])}{', ...' if len(items) > 8 else ''}"
+            for title, items in (("missing", missing), ("unexpected", extra), ("wrong shape", wrong))
+            if items
+        ]
+        if faults:
+            raise ValueError(f"{self.path} does not fit its model; {'; '.join(faults)}")
+
+    def _read_index(self) -> dict[str, str]:
+        index_path, single_path = self.path / INDEX_NAME, self.path / SINGLE_NAME
+        if index_path.is_file():
+            try:
+                return dict(json.loads(index_path.read_text())["weight_map"])
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{index_path} is not a safetensors index: {error!r}") from error
+        if single_path.is_file():
+            return dict.fromkeys(self._open(SINGLE_NAME).keys(), SINGLE_NAME)
+        raise ValueError(f"{self.path} has neither {INDEX_NAME} nor {SINGLE_NAME}")
+
+    def _open(self, file_name: str):  # noqa: ANN202 - safetensors exports no type for its handle
+        path = self.path / file_name
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing, though {INDEX_NAME} names it: download the checkpoint again"
+            )
+        try:
+            return safe_open(path, framework="pt", device="cpu")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+    def _slice(self, name: str):  # noqa: ANN202 - as above
+        if name not in self._file_of:
+            raise ValueError(f"there is no tensor {name} in {self.path}")
+        return self._handles[self._file_of[name]].get_slice(name)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor that is to be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensor in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where in which file a tensor goes."""
+
+    file_name: str
+    offset: int
+
+
+class HFCheckpointWriter:
+    """Write a checkpoint directory that appears whole or not at all.
+
+    Give `write` every tensor of `tensors` once, in any order; the order of `tensors` is that in the files.
+    All is written to a hidden sibling directory, which takes its name when the `with` block ends well and
+    is removed when it does not. With `companions_from`, the config, generation config and tokenizer are
+    copied from there, the config with the dtype of the weights. Raises ValueError when `path` exists, for
+    unknown, repeated or missing tensors, and for wrong shapes or dtypes.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        tensors: Mapping[str, TensorSpec],
+        *,
+        max_shard_bytes: int = 5 * 10**9,
+        companions_from: str | Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            raise ValueError(f"{self.path} exists already: choose another path or remove it first")
+        for name, spec in tensors.items():
+            if spec.dtype not in _DTYPE_CODES:
+                raise ValueError(f"{name}: dtype {spec.dtype} cannot be written")
+        self._tensors = dict(tensors)
+        self._companions_from = None if companions_from is None else Path(companions_from)
+        self._missing = set(tensors)
+        self._shards = _assign_shards(self._tensors, max_shard_bytes)
+        self._slots: dict[str, _Slot] = {}
+        self._files: dict[str, BinaryIO] = {}
+        self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+
+    def __enter__(self) -> HFCheckpointWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._discard()  # what a killed process with the same pid left there
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._discard)
+            self._partial.mkdir()
+            for file_name, names in self._shards.items():
+                self._begin_file(file_name, names)
+            undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            self._discard()
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one whole tensor. It may live on any device; at most its own size is held besides it."""
+        spec = self._tensors.get(name)
+        if spec is None:
+            raise ValueError(f"{name} is not one of the tensors announced for {self.path}")
+        if name not in self._missing:
+            raise ValueError(f"{name} was written already to {self.path}")
+        if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, announced for {self.path} was {spec.shape}"
+                f" {spec.dtype}"
+            )
+        slot = self._slots[name]
+        file = self._files[slot.file_name]
+        file.seek(slot.offset)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        file.write(flat.view(torch.uint8).numpy().data)
+        self._missing.remove(name)
+
+    def _discard(self) -> None:
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _begin_file(self, file_name: str, names: list[str]) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in names:
+            spec = self._tensors[name]
+            begin, end = end, end + spec.num_bytes
+            code = _DTYPE_CODES[spec.dtype]
+            header[name] = {"dtype": code, "shape": list(spec.shape), "data_offsets": [begin, end]}
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
+        file = (self._partial / file_name).open("wb")
+        self._files[file_name] = file
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        offset = 8 + len(encoded)
+        for name in names:
+            self._slots[name] = _Slot(file_name, offset)
+            offset += self._tensors[name].num_bytes
+
+    def _commit(self) -> None:
+        if self._missing:
+            first = ", ".join(sorted(self._missing)[:5])
+            raise ValueError(
+                f"{len(self._missing)} tensors of {self.path} were not written, among them {first}"
+            )
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        if set(self._shards) != {SINGLE_NAME}:
+            total = sum(spec.num_bytes for spec in self._tensors.values())
+            weight_map = {name: file_name for file_name, names in self._shards.items() for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            _write_synced(self._partial / INDEX_NAME, json.dumps(index, indent=2).encode())
+        if self._companions_from is not None:
+            self._copy_companions(self._companions_from)
+        _sync_directory(self._partial)
+        self._partial.rename(self.path)
+        _sync_directory(self.path.parent)
+
+    def _copy_companions(self, source: Path) -> None:
+        if not (source / "config.json").is_file():
+            raise ValueError(f"{source} has no config.json to copy beside the weights")
+        for name in COMPANION_FILES:
+            if (source / name).is_file():
+                content = (source / name).read_bytes()
+                if name == "config.json":
+                    content = self._config_with_dtype(content)
+                _write_synced(self._partial / name, content)
+
+    def _config_with_dtype(self, content: bytes) -> bytes:
+        # transformers casts the weights to the config's dtype: a stale one would silently round what is here.
+        dtypes = {str(spec.dtype).removeprefix("torch.") for spec in self._tensors.values()}
+        config = json.loads(content)
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        if len(dtypes) != 1 or config.get(key) in dtypes:
+            return content
+        config[key] = dtypes.pop()
+        return json.dumps(config, indent=2).encode()
+
+
+def _assign_shards(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> dict[str, list[str]]:
+    """Fill files in order up to `max_shard_bytes`; a tensor larger than that has a file to itself."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, spec in tensors.items():
+        if groups[-1] and size + spec.num_bytes > max_shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += spec.num_bytes
+    if len(groups) == 1:
+        return {SINGLE_NAME: groups[0]}
+    return {
+        f"model-{index:05d}-of-{len(groups):05d}.safetensors": names
+        for index, names in enumerate(groups, start=1)
+    }
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

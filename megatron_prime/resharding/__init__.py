@@ -1,0 +1,1 @@
+"""Moving weights from the training layout to the engine layout."""

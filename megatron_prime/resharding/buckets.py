@@ -1,0 +1,70 @@
+"""Cutting a `ReshardPlan` into buckets for coalesced sending with bounded buffers. Pure, stdlib only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from megatron_prime.resharding.plan import ReshardPlan, Transfer
+
+# ("send", training rank, 0) or ("receive", engine, engine_tp_rank)
+_Load = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """HF tensors that are sent together: each engine rank gets its shards of `hf_names` whole."""
+
+    index: int
+    hf_names: tuple[str, ...]
+    transfers: tuple[Transfer, ...] = field(repr=False)
+    num_bytes: int
+
+
+def buckets(plan: ReshardPlan, max_bytes: int) -> tuple[Bucket, ...]:
+    """Cut the plan into buckets in which no engine rank gets, and no rank sends, more than `max_bytes`.
+
+    Local copies count as sent and as got, since they pass through the same buffers. A single tensor that a
+    rank must send to many engines may go beyond: it then has a bucket to itself. Every rank that calls this
+    with the same plan gets the same buckets. Raises ValueError when an engine rank's shard of one tensor is
+    larger than `max_bytes`.
+    """
+    done: list[Bucket] = []
+    names: list[str] = []
+    transfers: list[Transfer] = []
+    loads: Counter[_Load] = Counter()
+    for hf_name, group in _by_tensor(plan.transfers):
+        added: Counter[_Load] = Counter()
+        for transfer in group:
+            added["send", transfer.source_rank, 0] += transfer.num_bytes
+            added["receive", transfer.engine, transfer.engine_tp_rank] += transfer.num_bytes
+        largest = max(num_bytes for load, num_bytes in added.items() if load[0] == "receive")
+        if largest > max_bytes:
+            raise ValueError(
+                f"a bucket of {max_bytes} bytes is too small for {hf_name}: allow {largest} or more"
+            )
+        if names and any(loads[key] + num_bytes > max_bytes for key, num_bytes in added.items()):
+            done.append(_bucket(len(done), names, transfers))
+            names, transfers, loads = [], [], Counter()
+        names.append(hf_name)
+        transfers += group
+        loads.update(added)
+    if names:
+        done.append(_bucket(len(done), names, transfers))
+    return tuple(done)
+
+
+def _by_tensor(transfers: tuple[Transfer, ...]) -> Iterator[tuple[str, list[Transfer]]]:
+    group: list[Transfer] = []
+    for transfer in transfers:
+        if group and group[0].hf_name != transfer.hf_name:
+            yield group[0].hf_name, group
+            group = []
+        group.append(transfer)
+    if group:
+        yield group[0].hf_name, group
+
+
+def _bucket(index: int, names: list[str], transfers: list[Transfer]) -> Bucket:
+    return Bucket(index, tuple(names), tuple(transfers), sum(t.num_bytes for t in transfers))
