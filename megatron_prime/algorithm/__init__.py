@@ -1,0 +1,121 @@
+"""The paper as pure tensor functions: no process group, no model, no framework but torch.
+
+Trainers hold the global batch [B, T] on every rank and pass it whole; losses also take any subset of its
+rows, because their weights were fixed beforehand from the whole minibatch. Hence no result depends on ranks,
+sharding or microbatches.
+
+Deviations from the paper (arXiv 2502.01456) and from the released code (PRIME-RL/PRIME; "recipe" is verl's
+port), and the option that gives each form. AdvantageSettings() == RELEASED_SETTINGS; PAPER_SETTINGS follows
+the text.
+
+Process rewards
+- Eq. 3 is beta * q_t: reward_scale="beta" (default). The released code returns q_t: reward_scale="raw".
+- The recipe zeroes the reward of the last token; here it counts. Not reproducible: it is a bug.
+- granularity="token" is the paper; "whole" and "step" exist in the code in part. prime_advantages'
+  process_positions_BT makes baselines act on the tokens that carry rewards; None is the released form (all
+  tokens).
+- process_normalization="none" is the paper. "batch_max" is the code's batch_norm, but over the GLOBAL batch:
+  the released code divides by each rank's own maximum, so it agrees with this one on a single rank only.
+
+Baselines and returns
+- process_baseline="sequence_sum" is Eq. 5 as printed, "token_mean" as its text says, "released" the code:
+  token_mean + (r_t - mean_i)/(G-1). "sequence_spread" is ours: the one form free of the length bias that
+  cross-entropy's constant offset brings (see advantage.py).
+- Groups are named by group_ids_B and may be ragged and scattered; the released code needs G contiguous rows.
+- The outcome is not discounted in Eq. 5: gamma_outcome=1.0. The code has one gamma per source: gamma_outcome,
+  gamma_process; both are 1.0 there, and the recipe has none.
+- whitening="none" is the paper, "joint" both codes, "per_source" ours.
+- outcome_coef and process_coef reach the advantage. In the released code two such values exist without effect
+  (1 : 1); the recipe's 5 : 5 is 1 : 1 after joint whitening.
+- estimator="grpo" (Eq. 7) divides by the unbiased standard deviation without an epsilon and gives a constant
+  group 0; the paper leaves both open.
+- estimator="prm_value" (Sec. 5.4) takes v as a plain sum of the rewards given, in their scale (beta * q after
+  reward_scale="beta" and process_normalization="none").
+- A value head (PPO) is not in this package.
+
+PRM
+- kind="ce" takes logits; the released code takes a sigmoid first and saturates. Soft labels are allowed, as
+  there.
+- kind="dpo", "bon_acc", "bon_rm" are the recipe's. There other scores come from batch statistics that may mix
+  PRMs between minibatch updates, bon_rm ranks by the score during the update, and dpo is a mean while bon is
+  a sum; here targets are fixed once before the update (prm_pair_targets), and the caller's weights choose
+  mean (1/B) or sum (1).
+- Pair accuracy pools pairs over groups and counts ties one half; the recipe averages over groups, gives a
+  group without pairs 0.5, and weighs pairs by their label gap (the same thing for labels of 0 and 1).
+
+Policy loss
+- Eq. 6 with clip_low = clip_high = 0.2. dual_clip=3.0 is the recipe's; None (default) the paper's and the
+  released code's.
+- aggregation "token" is the released code; "sequence" averages each response first.
+- kl_coef=0 as in the paper. The released code's KL option never reaches the advantage and the recipe loads a
+  reference for nothing; here kl_coef adds to the loss.
+- tis_cap, clip_high > clip_low and entropy_coef are later additions, all off by default.
+- Log-ratios are clamped to +-20 before exp; neither paper nor code says so.
+
+Filtering
+- accuracy_band_keep is the paper's [0.2, 0.8], ends included, in float32.
+- A verifier error is NaN and drops its group (verified_keep); the released verifier scores errors so that
+  they may pass the band.
+- Rejected groups never fill a batch: the recipe pads with them, which gives zero outcome but non-zero process
+  advantage.
+"""
+
+from megatron_prime.algorithm.advantage import (
+    PAPER_SETTINGS,
+    RELEASED_SETTINGS,
+    AdvantageSettings,
+    prime_advantages,
+)
+from megatron_prime.algorithm.filtering import accuracy_band_keep, truncation_keep, verified_keep
+from megatron_prime.algorithm.groups import (
+    group_mean,
+    group_sizes,
+    group_std,
+    group_table,
+    leave_one_out_mean,
+)
+from megatron_prime.algorithm.implicit_reward import (
+    log_ratio_BT,
+    process_rewards_BT,
+    reward_positions,
+    sequence_scores_B,
+)
+from megatron_prime.algorithm.policy_loss import PolicyLossSettings, aggregation_weights_BT, clip_policy_loss
+from megatron_prime.algorithm.prm_loss import prm_loss, prm_metrics, prm_pair_targets
+from megatron_prime.algorithm.tensor_ops import (
+    discounted_return_BT,
+    last_token_onehot,
+    masked_mean,
+    masked_sum,
+    masked_whiten_BT,
+)
+
+__all__ = [
+    "PAPER_SETTINGS",
+    "RELEASED_SETTINGS",
+    "AdvantageSettings",
+    "PolicyLossSettings",
+    "accuracy_band_keep",
+    "aggregation_weights_BT",
+    "clip_policy_loss",
+    "discounted_return_BT",
+    "group_mean",
+    "group_sizes",
+    "group_std",
+    "group_table",
+    "last_token_onehot",
+    "leave_one_out_mean",
+    "log_ratio_BT",
+    "masked_mean",
+    "masked_sum",
+    "masked_whiten_BT",
+    "prime_advantages",
+    "prm_loss",
+    "prm_metrics",
+    "prm_pair_targets",
+    "process_rewards_BT",
+    "reward_positions",
+    "sequence_scores_B",
+    "truncation_keep",
+    "verified_keep",
+]

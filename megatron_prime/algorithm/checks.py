@@ -1,0 +1,72 @@
+"""Refusals shared by the algorithm: each says what is wrong and how to mend it.
+
+Shapes: B responses, T response tokens (right padded).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    allowed = tuple(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def check_shapes(shape: torch.Size, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless each tensor given has exactly `shape`: broadcasting would hide mistakes."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+
+
+def check_rows(num_rows: int, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless each tensor given has shape [num_rows]."""
+    check_shapes(torch.Size([num_rows]), **tensors)
+
+
+def check_response_mask(response_mask_BT: Tensor) -> Tensor:
+    """Return the mask as bool after checking that every response starts in column 0 and has no hole.
+
+    Args:
+        response_mask_BT: bool, or numbers where non-zero means "a token of the response".
+
+    Raises:
+        ValueError: the mask is not two-dimensional, it is empty, or padding comes before a response token.
+    """
+    if response_mask_BT.dim() != 2:
+        raise ValueError(f"response_mask_BT has shape {tuple(response_mask_BT.shape)}, expected [B, T]")
+    if response_mask_BT.numel() == 0:
+        raise ValueError("response_mask_BT is empty: no response is left; was everything filtered out?")
+    mask_BT = response_mask_BT.bool()
+    if bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
+        raise ValueError(
+            "response_mask_BT has padding before a response token; responses must start in column 0 "
+            "and be padded on the right"
+        )
+    return mask_BT
+
+
+def check_outcomes(outcome_rewards_B: Tensor, *, allow_nan: bool = False) -> None:
+    """Raise ValueError unless every outcome lies in [0, 1]; NaN, a verifier error, passes where allowed."""
+    is_nan_B = outcome_rewards_B.isnan()
+    if not allow_nan and bool(is_nan_B.any()):
+        raise ValueError(
+            f"{int(is_nan_B.sum())} outcome rewards are NaN (verifier errors); "
+            "drop their groups with filtering.verified_keep first"
+        )
+    in_range_B = (outcome_rewards_B >= 0) & (outcome_rewards_B <= 1)
+    if not bool((in_range_B | is_nan_B).all()):
+        raise ValueError(
+            "outcome rewards must lie in [0, 1]: 0 or 1 for math, the fraction of tests passed for code"
+        )
+
+
+def check_unit_interval(**values: float) -> None:
+    """Raise ValueError unless each number lies in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it must lie in [0, 1]")

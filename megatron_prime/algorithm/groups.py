@@ -1,0 +1,133 @@
+"""Statistics over the responses that share a prompt.
+
+A group is named by its id, not by its place: length balancing and sharding shuffle rows, so nothing here
+assumes that a group's rows are neighbours, that ids are dense, or that groups have one size.
+
+Shapes: B responses, P groups, G slots of the largest group.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_prime.algorithm.checks import check_rows
+
+
+@dataclass(frozen=True, eq=False)
+class GroupTable:
+    """The batch regrouped as a dense [P, G] table.
+
+    Dense rather than scatter-add so that sums do not depend on the order of atomic additions on a GPU.
+
+    Attributes:
+        rows: int64 [P, G], the batch row in each slot; 0 where the slot is empty.
+        filled: bool [P, G], whether the slot holds a row.
+        group_of_row: int64 [B], the group (row of the table) of each response.
+        slot_of_row: int64 [B], the slot (column of the table) of each response.
+    """
+
+    rows: Tensor
+    filled: Tensor
+    group_of_row: Tensor
+    slot_of_row: Tensor
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of responses in each group, int64 [P]."""
+        return self.filled.sum(dim=1)
+
+    def gather(self, values_B: Tensor) -> Tensor:
+        """Return values_B as [P, G], zero in empty slots."""
+        check_rows(self.group_of_row.numel(), values_B=values_B)
+        values_PG = values_B[self.rows]
+        return torch.where(self.filled, values_PG, torch.zeros_like(values_PG))
+
+    def scatter(self, values_PG: Tensor) -> Tensor:
+        """Return the [B] values of a [P, G] table: the inverse of `gather`."""
+        return values_PG[self.group_of_row, self.slot_of_row]
+
+    def spread(self, values_P: Tensor) -> Tensor:
+        """Return each group's value on every one of its rows, [B]."""
+        return values_P[self.group_of_row]
+
+
+def group_table(group_ids_B: Tensor) -> GroupTable:
+    """Build the table of groups from integer ids in any order.
+
+    Raises:
+        ValueError: the ids are not one-dimensional or not integers.
+    """
+    if group_ids_B.dim() != 1 or group_ids_B.is_floating_point() or group_ids_B.is_complex():
+        raise ValueError(
+            f"group_ids_B must be integers of shape [B], got {group_ids_B.dtype} {tuple(group_ids_B.shape)}"
+        )
+    _, group_B, sizes_P = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
+    num_groups = sizes_P.numel()
+    largest = int(sizes_P.max()) if num_groups else 0
+    order_B = torch.argsort(group_B, stable=True)
+    first_P = sizes_P.cumsum(dim=0) - sizes_P
+    slot_B = torch.empty_like(group_B)
+    slot_B[order_B] = torch.arange(group_B.numel(), device=group_B.device) - first_P[group_B[order_B]]
+    rows_PG = group_B.new_zeros((num_groups, largest))
+    rows_PG[group_B, slot_B] = torch.arange(group_B.numel(), device=group_B.device)
+    filled_PG = torch.arange(largest, device=group_B.device) < sizes_P[:, None]
+    return GroupTable(rows_PG, filled_PG, group_B, slot_B)
+
+
+def _require_pairs(table: GroupTable, what: str) -> None:
+    num_single = int((table.sizes < 2).sum())
+    if num_single:
+        raise ValueError(
+            f"{what} needs at least two responses a prompt and {num_single} groups have one; "
+            "raise group_size or use the reinforce estimator"
+        )
+
+
+def _as_input(values_B: Tensor, like_B: Tensor) -> Tensor:
+    return values_B.to(torch.promote_types(like_B.dtype, torch.float32))
+
+
+def group_sizes(group_ids_B: Tensor) -> Tensor:
+    """Number of responses in the group of each row, int64 [B]."""
+    table = group_table(group_ids_B)
+    return table.spread(table.sizes)
+
+
+def group_mean(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
+    """Mean of each row's group, itself included, [B].
+
+    Summed in float64, so that a constant group's mean is the constant; returned in the type of the input,
+    float32 at least.
+    """
+    table = group_table(group_ids_B)
+    mean_P = table.gather(values_B.double()).sum(dim=1) / table.sizes
+    return _as_input(table.spread(mean_P), values_B)
+
+
+def leave_one_out_mean(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
+    """Mean of the other rows of each row's group, [B]: 1/(G-1) * sum_{j != i} (Eq. 4).
+
+    Raises:
+        ValueError: a group has one row, so that there are no others.
+    """
+    table = group_table(group_ids_B)
+    _require_pairs(table, "a leave-one-out baseline")
+    values_PG = table.gather(values_B.double())
+    others_PG = (values_PG.sum(dim=1, keepdim=True) - values_PG) / (table.sizes - 1)[:, None]
+    return _as_input(table.scatter(others_PG), values_B)
+
+
+def group_std(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
+    """Unbiased standard deviation of each row's group, [B].
+
+    Raises:
+        ValueError: a group has one row.
+    """
+    table = group_table(group_ids_B)
+    _require_pairs(table, "a group standard deviation")
+    values_PG = table.gather(values_B.double())
+    mean_P1 = values_PG.sum(dim=1, keepdim=True) / table.sizes[:, None]
+    square_PG = torch.where(table.filled, (values_PG - mean_P1).square(), 0.0)
+    std_P = (square_PG.sum(dim=1) / (table.sizes - 1)).sqrt()
+    return _as_input(table.spread(std_P), values_B)

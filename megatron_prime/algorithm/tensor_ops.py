@@ -1,0 +1,83 @@
+"""Masked sums, whitening and discounted returns on right-padded responses.
+
+What stands in the padding, NaN and infinities included, never reaches a result: it is replaced, not
+multiplied by zero.
+
+Shapes: B responses, T response tokens (right padded).
+"""
+
+import torch
+from torch import Tensor
+
+from megatron_prime.algorithm.checks import check_shapes, check_unit_interval
+
+WHITEN_EPS = 1e-8
+
+
+def as_float(values: Tensor) -> Tensor:
+    """Return the tensor in float32, or in float64 if it is that already: sums over a response need it."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def zero_padding(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return values_BT with exact zeros where the mask is false; no gradient flows there, not even NaN."""
+    check_shapes(mask_BT.shape, values_BT=values_BT)
+    return torch.where(mask_BT.bool(), values_BT, torch.zeros_like(values_BT))
+
+
+def masked_sum(values_BT: Tensor, mask_BT: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of the values under the mask, over all of it or along one dimension."""
+    kept_BT = zero_padding(as_float(values_BT), mask_BT)
+    return kept_BT.sum() if dim is None else kept_BT.sum(dim=dim)
+
+
+def masked_mean(values_BT: Tensor, mask_BT: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of the values under the mask, over all of it or along one dimension; 0 where it is empty."""
+    mask_BT = mask_BT.bool()
+    count = mask_BT.sum() if dim is None else mask_BT.sum(dim=dim)
+    return masked_sum(values_BT, mask_BT, dim) / count.clamp(min=1)
+
+
+def masked_whiten_BT(values_BT: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: N802
+    """Shift and scale the values under the mask to mean 0 and unbiased variance 1.
+
+    (x - mean) * rsqrt(var + 1e-8) over all tokens given: pass the whole global batch, or the result depends
+    on the layout. Fewer than two tokens, or equal ones, become 0. Zero outside the mask. Statistics are
+    summed in float64.
+    """
+    mask_BT = mask_BT.bool()
+    values_BT = zero_padding(as_float(values_BT), mask_BT)
+    num_tokens = mask_BT.sum()
+    mean = values_BT.sum(dtype=torch.float64) / num_tokens.clamp(min=1)
+    centred_BT = zero_padding(values_BT - mean.to(values_BT.dtype), mask_BT)
+    variance = centred_BT.square().sum(dtype=torch.float64) / (num_tokens - 1).clamp(min=1)
+    return centred_BT * torch.rsqrt(variance + WHITEN_EPS).to(values_BT.dtype)
+
+
+def discounted_return_BT(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:  # noqa: N802
+    """Return R_t = sum_{s >= t} gamma^(s - t) * r_s within each response, zero in the padding.
+
+    gamma < 1 uses log2(T) doubling steps, R <- R + gamma^(2^k) * shift(R, 2^k), which never divides by a
+    power of gamma: the quotient form of a discounted sum underflows on long responses.
+
+    Raises:
+        ValueError: gamma outside [0, 1], or shapes differ.
+    """
+    check_unit_interval(gamma=gamma)
+    returns_BT = zero_padding(as_float(rewards_BT), mask_BT)
+    if gamma == 1:
+        returns_BT = returns_BT.flip(dims=[1]).cumsum(dim=1).flip(dims=[1])
+    else:
+        span = 1
+        while span < returns_BT.shape[1]:
+            shifted_BT = torch.nn.functional.pad(returns_BT[:, span:], (0, span))
+            returns_BT = returns_BT + gamma**span * shifted_BT
+            span *= 2
+    return zero_padding(returns_BT, mask_BT)
+
+
+def last_token_onehot(mask_BT: Tensor) -> Tensor:
+    """Return a bool tensor that is true on the last token of each response; an empty response has none."""
+    mask_BT = mask_BT.bool()
+    following_BT = torch.nn.functional.pad(mask_BT[:, 1:], (0, 1), value=False)
+    return mask_BT & ~following_BT

@@ -1,0 +1,256 @@
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from algorithm import oracle
+from algorithm.oracle import Batch
+from megatron_prime.algorithm.policy_loss import (
+    PolicyLossSettings,
+    aggregation_weights_BT,
+    clip_policy_loss,
+)
+
+EVERYTHING = PolicyLossSettings(
+    clip_low=0.2,
+    clip_high=0.28,
+    dual_clip=2.0,
+    entropy_coef=0.01,
+    kl_coef=0.1,
+    kl_estimator="k3",
+    tis_cap=1.3,
+)
+NAMES = ("logprobs", "old_logprobs", "advantages", "entropy", "ref_logprobs", "rollout_logprobs")
+
+
+def rows_of(batch, seed=0):
+    """The six inputs as ragged lists; far enough apart that every clip is met."""
+    return {name: batch.noise(seed + k, scale=0.8) for k, name in enumerate(NAMES)}
+
+
+def loss_of(batch, rows, options, mode="token", keep=None, weights_BT=None, **replaced):
+    keep = torch.arange(len(batch.ids)) if keep is None else keep
+    weights_BT = aggregation_weights_BT(batch.mask_BT, mode) if weights_BT is None else weights_BT
+    tensors = {f"{name}_BT": batch.padded(values) for name, values in rows.items()} | replaced
+    return clip_policy_loss(
+        weights_BT=weights_BT[keep], settings=options, **{name: t[keep] for name, t in tensors.items()}
+    )
+
+
+def token_weight(batch, i, mode):
+    if mode == "token":
+        return 1 / sum(batch.lengths)
+    return 1 / (batch.lengths[i] * len(batch.lengths))
+
+
+def each_token(batch, rows):
+    for i, length in enumerate(batch.lengths):
+        for t in range(length):
+            yield i, t, [rows[name][i][t] for name in NAMES]
+
+
+def expected_loss(batch, rows, options, mode):
+    return sum(
+        token_weight(batch, i, mode)
+        * oracle.policy_token_loss(new, old, advantage, options, entropy, ref, rollout)
+        for i, t, (new, old, advantage, entropy, ref, rollout) in each_token(batch, rows)
+    )
+
+
+@pytest.mark.parametrize("mode", ["token", "sequence"])
+def test_weights_sum_to_one_and_follow_the_mode(mode):
+    batch = Batch(0, extra_padding=2)
+    weights_BT = aggregation_weights_BT(batch.mask_BT, mode)
+    expected = [[token_weight(batch, i, mode)] * n for i, n in enumerate(batch.lengths)]
+    torch.testing.assert_close(weights_BT, batch.padded(expected, padding=0.0).float())
+    assert float(weights_BT.sum()) == pytest.approx(1)
+
+
+def test_empty_responses_take_no_weight():
+    mask_BT = torch.tensor([[1, 1], [0, 0], [1, 0]])
+    assert aggregation_weights_BT(mask_BT, "sequence").tolist() == [[0.25, 0.25], [0, 0], [0.5, 0]]
+    with pytest.raises(ValueError, match="no response token"):
+        aggregation_weights_BT(torch.zeros(2, 2), "token")
+    with pytest.raises(ValueError, match="choose one of token, sequence"):
+        aggregation_weights_BT(mask_BT, "batch")
+
+
+@pytest.mark.parametrize(
+    ("dual_clip", "kl_estimator", "tis_cap"),
+    list(itertools.product([None, 2.0], ["k1", "k2", "k3"], [None, 1.3])),
+)
+@pytest.mark.parametrize("mode", ["token", "sequence"])
+def test_every_option_matches_the_loops(mode, dual_clip, kl_estimator, tis_cap):
+    options = replace(EVERYTHING, dual_clip=dual_clip, kl_estimator=kl_estimator, tis_cap=tis_cap)
+    for seed in range(3):
+        batch = Batch(seed, extra_padding=seed)
+        rows = rows_of(batch, seed)
+        loss, _ = loss_of(batch, rows, options, mode)
+        assert float(loss) == pytest.approx(expected_loss(batch, rows, options, mode), rel=1e-6)
+
+
+def test_defaults_are_plain_ppo():
+    batch = Batch(1)
+    rows = rows_of(batch)
+    loss, metrics = loss_of(batch, {name: rows[name] for name in NAMES[:3]}, PolicyLossSettings())
+    assert float(loss) == pytest.approx(expected_loss(batch, rows, PolicyLossSettings(), "token"), rel=1e-6)
+    assert set(metrics) == {"policy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl", "ratio_mean"}
+
+
+@pytest.mark.parametrize("mode", ["token", "sequence"])
+@pytest.mark.parametrize(
+    "options", [PolicyLossSettings(), EVERYTHING, replace(EVERYTHING, kl_estimator="k2")]
+)
+def test_gradients_match_finite_differences_of_the_loops(mode, options):
+    batch = Batch(2, sizes=(2, 2))
+    rows = rows_of(batch)
+    logprobs_BT = batch.padded(rows["logprobs"]).requires_grad_()
+    entropy_BT = batch.padded(rows["entropy"]).requires_grad_()
+    loss, _ = loss_of(batch, rows, options, mode, logprobs_BT=logprobs_BT, entropy_BT=entropy_BT)
+    loss.backward()
+    for name, grad_BT in (("logprobs", logprobs_BT.grad), ("entropy", entropy_BT.grad)):
+        if grad_BT is None:
+            assert options.entropy_coef == 0
+            continue
+        assert not grad_BT[~batch.mask_BT].any()
+        for i, t, _ in each_token(batch, rows):
+            slopes = []
+            for step in (1e-6, -1e-6):
+                moved = {**rows, name: [list(row) for row in rows[name]]}
+                moved[name][i][t] += step
+                slopes.append(expected_loss(batch, moved, options, mode))
+            slope = (slopes[0] - slopes[1]) / 2e-6
+            assert float(grad_BT[i, t]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
+
+
+def test_nothing_else_receives_a_gradient():
+    batch = Batch(3)
+    rows = rows_of(batch)
+    leaves = {f"{name}_BT": batch.padded(rows[name]).requires_grad_() for name in NAMES}
+    weights_BT = aggregation_weights_BT(batch.mask_BT, "token").requires_grad_()
+    loss, metrics = loss_of(batch, {}, EVERYTHING, weights_BT=weights_BT, **leaves)
+    loss.backward()
+    with_gradient = {name for name, leaf in leaves.items() if leaf.grad is not None}
+    assert with_gradient == {"logprobs_BT", "entropy_BT"}
+    assert weights_BT.grad is None
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_metrics_match_the_loops():
+    batch = Batch(4)
+    rows = rows_of(batch)
+    _, metrics = loss_of(batch, rows, EVERYTHING)
+    names = (
+        "clip_fraction",
+        "dual_clip_fraction",
+        "approx_kl",
+        "ratio_mean",
+        "entropy",
+        "rollout_kl",
+        "tis_mean",
+    )
+    expected = dict.fromkeys((*names, "tis_clip_fraction"), 0.0)
+    for i, _, (new, old, advantage, entropy, _, rollout) in each_token(batch, rows):
+        w, ratio, weight = token_weight(batch, i, "token"), math.exp(new - old), math.exp(old - rollout)
+        clipped = (advantage > 0 and ratio > 1.28) or (advantage < 0 and ratio < 0.8)
+        expected["clip_fraction"] += w * clipped
+        expected["dual_clip_fraction"] += w * (advantage < 0 and ratio > 2)
+        expected["approx_kl"] += w * (old - new)
+        expected["ratio_mean"] += w * ratio
+        expected["entropy"] += w * entropy
+        expected["rollout_kl"] += w * (rollout - old)
+        expected["tis_mean"] += w * min(weight, 1.3)
+        expected["tis_clip_fraction"] += w * (weight > 1.3)
+    assert expected["dual_clip_fraction"] > 0
+    assert expected["clip_fraction"] > 0
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(value, rel=1e-6), name
+    kl_and_entropy = 0.1 * metrics["ref_kl"] - 0.01 * metrics["entropy"]
+    torch.testing.assert_close(loss_of(batch, rows, EVERYTHING)[0], metrics["policy_loss"] + kl_and_entropy)
+
+
+def test_first_update_has_ratio_one_and_the_policy_gradient():
+    batch = Batch(5)
+    rows = rows_of(batch)
+    logprobs_BT = batch.padded(rows["logprobs"]).requires_grad_()
+    weights_BT = aggregation_weights_BT(batch.mask_BT, "token").double()
+    advantages_BT = batch.padded(rows["advantages"])
+    loss, metrics = clip_policy_loss(
+        logprobs_BT, logprobs_BT.detach(), advantages_BT, weights_BT, PolicyLossSettings()
+    )
+    loss.backward()
+    assert float(metrics["ratio_mean"]) == pytest.approx(1)
+    assert float(metrics["clip_fraction"]) == float(metrics["approx_kl"]) == 0
+    expected_BT = torch.where(batch.mask_BT, -weights_BT * advantages_BT, 0.0)
+    torch.testing.assert_close(logprobs_BT.grad, expected_BT)
+
+
+@pytest.mark.parametrize("gap", [1e4, -1e4])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_absurd_ratios_stay_finite(gap, advantage, dual_clip):
+    logprobs_BT = torch.tensor([[gap]], requires_grad=True)
+    zero_BT, one_BT = torch.zeros(1, 1), torch.ones(1, 1)
+    options = replace(EVERYTHING, dual_clip=dual_clip)
+    loss, metrics = clip_policy_loss(
+        logprobs_BT, zero_BT, advantage * one_BT, one_BT, options, zero_BT, zero_BT, -gap * one_BT
+    )
+    loss.backward()
+    assert loss.isfinite()
+    assert logprobs_BT.grad is not None
+    assert logprobs_BT.grad.isfinite().all()
+    assert all(value.isfinite() for value in metrics.values())
+
+
+def test_dual_clip_bounds_the_loss_of_a_bad_action_that_became_likely():
+    arguments = (torch.tensor([[5.0]]), torch.zeros(1, 1), torch.tensor([[-2.0]]), torch.ones(1, 1))
+    assert float(clip_policy_loss(*arguments, PolicyLossSettings())[0]) == pytest.approx(2 * math.exp(5))
+    assert float(clip_policy_loss(*arguments, PolicyLossSettings(dual_clip=3.0))[0]) == pytest.approx(6)
+
+
+def test_bad_settings_and_missing_tensors_are_explained():
+    cases = (
+        ({"clip_low": 1.0}, "clip_low is"),
+        ({"clip_high": 0.0}, "clip_high is"),
+        ({"dual_clip": 1.0}, "dual_clip is"),
+        ({"tis_cap": 0.0}, "tis_cap is"),
+        ({"entropy_coef": -1.0}, "must not be negative"),
+        ({"kl_estimator": "k4"}, "choose one of k1, k2, k3"),
+    )
+    for kwargs, message in cases:
+        with pytest.raises(ValueError, match=message):
+            PolicyLossSettings(**kwargs)
+    x_BT = torch.zeros(2, 3)
+    for kwargs, missing in (
+        ({"tis_cap": 2.0}, "rollout_logprobs_BT"),
+        ({"entropy_coef": 0.1}, "entropy_BT"),
+        ({"kl_coef": 0.1}, "ref_logprobs_BT"),
+    ):
+        with pytest.raises(ValueError, match=f"{missing} is missing"):
+            clip_policy_loss(x_BT, x_BT, x_BT, x_BT, PolicyLossSettings(**kwargs))
+    with pytest.raises(ValueError, match="advantages_BT has shape"):
+        clip_policy_loss(x_BT, x_BT, torch.zeros(2, 1), x_BT, PolicyLossSettings())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    mode=st.sampled_from(["token", "sequence"]),
+    num_shards=st.integers(1, 6),
+    num_columns=st.integers(0, 4),
+    kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
+)
+def test_microbatches_of_shuffled_padded_rows_add_up(seed, mode, num_shards, num_columns, kl_estimator):
+    options = replace(EVERYTHING, kl_estimator=kl_estimator)
+    batch, wide = Batch(seed), Batch(seed, extra_padding=num_columns)
+    rows = rows_of(batch, seed)
+    whole, whole_metrics = loss_of(batch, rows, options, mode)
+    order = torch.randperm(len(batch.ids), generator=torch.Generator().manual_seed(seed))
+    shards = [loss_of(wide, rows, options, mode, keep=keep) for keep in order.chunk(num_shards)]
+    torch.testing.assert_close(sum(loss for loss, _ in shards), whole)
+    for name, value in whole_metrics.items():
+        torch.testing.assert_close(sum(metrics[name] for _, metrics in shards), value)
