@@ -1,0 +1,111 @@
+"""Scalars of one step under stable names, phase timers, and the memory of a process.
+
+A name is `group/quantity`, with counts spelled `num_*` and units at the end (`_s`, `_gib`). NAMES documents
+every name that the project logs, so that a rename shows up as a diff there.
+"""
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+
+import psutil
+
+NAMES: Mapping[str, str] = {
+    "rollout/outcome_reward": "mean verified outcome of the responses trained on, in [0, 1]",
+    "rollout/accuracy_all": "mean verified outcome of every response sampled, before filtering",
+    "rollout/response_tokens": "mean response length in tokens",
+    "rollout/truncated_fraction": "share of responses that reached max_response_tokens",
+    "rollout/num_*": "counts of the collection: prompts sampled and kept, rounds, verifier errors",
+    "rollout/logprob_gap": "mean |old - rollout| log-prob over response tokens, in nats",
+    "prm/*": "PRM update: loss, sign_accuracy, pair_accuracy, grad_norm, lr, and the process rewards' scale",
+    "policy/*": "policy update: loss, clip_fraction, entropy, kl, ratio, grad_norm, lr",
+    "advantage/*": "mean, std and extremes of the advantages over response tokens",
+    "sync/*": "weight sync: version, bytes, checksum agreement",
+    "eval/*": "held-out accuracy and length; by source as eval/accuracy/<source>",
+    "sft/*": "supervised warm-up: loss, grad_norm, lr, tokens",
+    "throughput/*": "response tokens and responses a second, over the whole job",
+    "time/*": "seconds of each phase of a step, and of the whole step (time/step_s)",
+    "memory/*": "GiB of this process (rss, peak_rss) and of its device",
+}
+"""Name, or prefix ending in `*`, -> meaning and unit."""
+
+_VALID_NAME = re.compile(r"[a-z0-9_]+(/[A-Za-z0-9_.-]+)+")
+_GIB = 1024.0**3
+
+
+class Metrics(MutableMapping[str, float]):
+    """The scalars of one step, in the order of their first setting; values are converted to float.
+
+    Raises ValueError for a name that is not of the form `group/quantity`.
+    """
+
+    def __init__(self, values: Mapping[str, float] | None = None) -> None:
+        self._values: dict[str, float] = {}
+        self.update(values or {})
+
+    def __getitem__(self, name: str) -> float:
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: float) -> None:
+        if not _VALID_NAME.fullmatch(name):
+            raise ValueError(f"metric {name!r} is not of the form group/quantity")
+        self._values[name] = float(value)
+
+    def __delitem__(self, name: str) -> None:
+        del self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Metrics({self._values})"
+
+    def add(self, group: str, values: Mapping[str, float]) -> None:
+        """Set every `group/name` of `values`."""
+        self.update({f"{group}/{name}": value for name, value in values.items()})
+
+    @contextmanager
+    def timed(self, phase: str, synchronize: Callable[[], None] | None = None) -> Iterator[None]:
+        """Add the seconds spent in the block to `time/<phase>_s`, also when the block raises.
+
+        `synchronize` is called at both ends, for devices that run ahead of the program.
+        """
+        if synchronize is not None:
+            synchronize()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if synchronize is not None:
+                synchronize()
+            name = f"time/{phase}_s"
+            self[name] = self.get(name, 0.0) + time.perf_counter() - start
+
+
+def undocumented(names: Iterable[str]) -> list[str]:
+    """The names that NAMES does not cover."""
+    return sorted(name for name in names if not any(_covers(pattern, name) for pattern in NAMES))
+
+
+def process_memory(device_memory: Callable[[], Mapping[str, float]] | None = None) -> dict[str, float]:
+    """Memory metrics of this process in GiB.
+
+    `device_memory` returns the device's own numbers in bytes by name (`allocated`, `peak_allocated`...); it
+    is passed in because only the platform layer touches a device.
+    """
+    # Linux reports kibibytes, macOS bytes.
+    peak_unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * peak_unit
+    memory = {"rss": psutil.Process().memory_info().rss, "peak_rss": peak}
+    device = {f"device_{name}": size for name, size in device_memory().items()} if device_memory else {}
+    return {f"memory/{name}_gib": size / _GIB for name, size in {**memory, **device}.items()}
+
+
+def _covers(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern

@@ -1,0 +1,68 @@
+"""Progress of a run for a person: bars on a terminal, plain lines in a log file, silence on other ranks."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+Advance = Callable[[int], None]
+"""Tells that so many more units are done."""
+
+PLAIN_INTERVAL_S = 30.0
+"""Least time between two plain lines of one phase, so that a batch job's log stays short."""
+
+
+class Progress:
+    """What one process prints. `enabled` is true on rank 0 alone."""
+
+    def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
+        # Plain output is never wrapped: a log line that a tool parses stays one line.
+        self._console = console or Console(soft_wrap=True, highlight=False)
+        self._enabled = enabled
+
+    def line(self, text: str) -> None:
+        """Print one line as it is; above the bars, when there are any."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def step(self, step: int, num_steps: int, metrics: Mapping[str, float], names: Mapping[str, str]) -> None:
+        """Print one line for a finished step; `names` maps the metrics to show to their labels."""
+        shown = [f"{label} {metrics[name]:.4g}" for name, label in names.items() if name in metrics]
+        self.line("  ".join([f"step {step}/{num_steps}", *shown]))
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Advance]:
+        """Show a phase of `total` units; the block is given a function to call with the units just done."""
+        if not self._enabled:
+            yield lambda count: None
+        elif self._console.is_terminal:
+            with self._bar() as bar:
+                task = bar.add_task(name, total=total)
+                yield lambda count: bar.advance(task, count)
+        else:
+            yield _PlainPhase(self.line, name, total).advance
+
+    def _bar(self) -> RichProgress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return RichProgress(*columns, console=self._console, transient=True)
+
+
+class _PlainPhase:
+    """Prints how far a phase is, when it takes long enough for anyone to wonder."""
+
+    def __init__(self, print_line: Callable[[str], None], name: str, total: int) -> None:
+        self._print_line = print_line
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._last_printed = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last_printed >= PLAIN_INTERVAL_S:
+            self._last_printed = now
+            self._print_line(f"{self._name}: {self._done}/{self._total}")

@@ -1,0 +1,63 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from megatron_prime.observability import progress as progress_module
+from megatron_prime.observability.progress import Progress
+
+
+@pytest.fixture
+def output() -> io.StringIO:
+    return io.StringIO()
+
+
+def plain(output: io.StringIO) -> Progress:
+    return Progress(console=Console(file=output, force_terminal=False, width=40))
+
+
+def test_a_log_file_gets_whole_plain_lines(output):
+    reporter = plain(output)
+    reporter.line("x" * 100)
+    reporter.line("[red]as it stands[/red] 3.5")
+    assert output.getvalue() == "x" * 100 + "\n[red]as it stands[/red] 3.5\n"
+
+
+def test_a_step_line_shows_the_metrics_that_are_there(output):
+    labels = {"rollout/outcome_reward": "reward", "eval/accuracy": "eval", "time/step_s": "s"}
+    plain(output).step(3, 20, {"rollout/outcome_reward": 0.41666, "time/step_s": 12.3456}, labels)
+    assert output.getvalue() == "step 3/20  reward 0.4167  s 12.35\n"
+
+
+def test_a_short_phase_is_silent_in_a_log_file(output):
+    with plain(output).phase("rollout", total=4) as advance:
+        for _ in range(4):
+            advance(1)
+    assert output.getvalue() == ""
+
+
+def test_a_long_phase_says_how_far_it_is(output, monkeypatch):
+    monkeypatch.setattr(progress_module, "PLAIN_INTERVAL_S", 0.0)
+    with plain(output).phase("rollout", total=4) as advance:
+        advance(1)
+        advance(3)
+    assert output.getvalue() == "rollout: 1/4\nrollout: 4/4\n"
+
+
+def test_a_terminal_gets_a_bar(output):
+    reporter = Progress(console=Console(file=output, force_terminal=True, width=80))
+    with reporter.phase("rollout", total=4) as advance:
+        advance(4)
+        reporter.line("a line above the bar")
+    assert "rollout" in output.getvalue()
+    assert "4/4" in output.getvalue()
+    assert "a line above the bar" in output.getvalue()
+
+
+def test_other_ranks_are_silent(output):
+    reporter = Progress(enabled=False, console=Console(file=output, force_terminal=True))
+    reporter.line("no")
+    reporter.step(0, 1, {}, {})
+    with reporter.phase("rollout", total=1) as advance:
+        advance(1)
+    assert output.getvalue() == ""

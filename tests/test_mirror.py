@@ -1,0 +1,59 @@
+"""The test tree mirrors the package: whoever opens a module knows where its tests are, and the other way round."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "megatron_prime"
+TESTS = ROOT / "tests"
+
+MODULES_WITHOUT_TESTS: dict[str, str] = {}
+"""Module (without .py, relative to the package) -> why another test file covers it."""
+
+TESTS_WITHOUT_MODULE: dict[str, str] = {
+    "test_mirror": "this file",
+}
+"""Test (without .py, relative to tests/) -> what it tests instead of one module of the package."""
+
+OTHER_TREES = ("examples", "tools")
+"""Folders of tests/ that mirror a folder beside the package."""
+
+
+def package_modules() -> set[str]:
+    names = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert "types" in names
+    return names
+
+
+def other_modules() -> set[str]:
+    return {
+        path.relative_to(ROOT).with_suffix("").as_posix()
+        for tree in OTHER_TREES
+        for path in (ROOT / tree).rglob("*.py")
+    }
+
+
+def tests_as_modules() -> set[str]:
+    """`tests/a/test_b.py` as `a/b`."""
+    paths = (path.relative_to(TESTS) for path in TESTS.rglob("test_*.py"))
+    return {path.with_name(path.stem.removeprefix("test_")).as_posix() for path in paths}
+
+
+def test_every_module_has_its_test_file():
+    untested = package_modules() - tests_as_modules() - set(MODULES_WITHOUT_TESTS)
+    missing = sorted(f"tests/{Path(name).parent}/test_{Path(name).name}.py" for name in untested)
+    assert not missing, f"write these, or give a reason in MODULES_WITHOUT_TESTS: {missing}"
+
+
+def test_every_test_file_has_its_module():
+    excused = {name.replace("test_", "") for name in TESTS_WITHOUT_MODULE}
+    orphans = sorted(tests_as_modules() - package_modules() - other_modules() - excused)
+    assert not orphans, f"tests of no module, rename them or give a reason in TESTS_WITHOUT_MODULE: {orphans}"
+
+
+def test_the_lists_of_exceptions_hold_nothing_stale():
+    assert set(MODULES_WITHOUT_TESTS) <= package_modules() - tests_as_modules()
+    assert all((TESTS / f"{name}.py").exists() for name in TESTS_WITHOUT_MODULE)
