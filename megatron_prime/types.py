@@ -101,6 +101,17 @@ class RolloutBatch:
         """Response tokens of the whole batch."""
         return sum(len(rollout.response_ids) for rollout in self.rollouts)
 
+    def to(self, device: torch.device) -> "RolloutBatch":
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            response_mask_BT=self.response_mask_BT.to(device),
+            rollout_logprobs_BT=self.rollout_logprobs_BT.to(device),
+            outcome_rewards_B=self.outcome_rewards_B.to(device),
+            group_ids_B=self.group_ids_B.to(device),
+            step_ids_BT=None if self.step_ids_BT is None else self.step_ids_BT.to(device),
+        )
+
     @staticmethod
     def from_rollouts(
         rollouts: Sequence[Rollout],

@@ -1,0 +1,185 @@
+"""From an HF checkpoint to this rank's part of a Megatron GPT.
+
+Policy, PRM and reference come from here alone. Every argument follows from the HF config: Megatron's defaults (dropout
+0.1, fusions, LayerNorm) never reach a model.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_prime.models.gpt import ScoringGPTModel
+from megatron_prime.models.hf_checkpoint import HFCheckpointReader
+from megatron_prime.models.hf_convert import import_hf
+from megatron_prime.models.hf_mapping import (
+    ModelShape,
+    ParameterPieces,
+    check_tensor_parallel,
+    hf_tensors,
+    parameters_of,
+)
+from megatron_prime.models.layers import PackedAttention, RMSNorm
+from megatron_prime.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """This rank's part of one model."""
+
+    module: ScoringGPTModel
+    shape: ModelShape
+    parameters: tuple[ParameterPieces, ...]
+    """How each local parameter is made of HF tensors: the way in and the way out."""
+
+
+def read_shape(hf_path: Path) -> ModelShape:
+    """The shape of the HF checkpoint in a directory.
+
+    Raises ValueError when there is no readable config.json, or it describes a model that is not supported.
+    """
+    config_path = Path(hf_path) / "config.json"
+    try:
+        hf_config = json.loads(config_path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{config_path} does not exist: give the directory of an HF checkpoint") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{config_path} is not JSON: {error}") from None
+    return ModelShape.from_hf_config(hf_config)
+
+
+def build_model(hf_path: Path, topology: Topology, load_weights: bool = True) -> BuiltModel:
+    """Build this rank's part of the model and fill it from the checkpoint's safetensors, a slice at a time.
+
+    Args:
+        hf_path: HF checkpoint directory.
+        topology: the layout; tensor must divide heads, KV heads and FFN, pipeline the layers.
+        load_weights: False leaves random weights, for a checkpoint that is loaded afterwards.
+
+    Raises ValueError for an unsupported model, a layout that does not divide it, or missing, extra or misshapen tensors.
+    """
+    shape = read_shape(hf_path)
+    layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank)
+    module = _build_module(shape, topology)
+    parameters = parameters_of(
+        shape,
+        tp_size=topology.tensor_size,
+        tp_rank=topology.tensor_rank,
+        layers=layers,
+        is_first_stage=topology.is_first_stage,
+        is_last_stage=topology.is_last_stage,
+    )
+    if load_weights:
+        reader = HFCheckpointReader(hf_path)
+        reader.check_against(hf_tensors(shape))
+        import_hf(dict(module.named_parameters()), parameters, reader.read_slice)
+    return BuiltModel(module, shape, parameters)
+
+
+def stage_layers(shape: ModelShape, pipeline_size: int, pipeline_rank: int) -> range:
+    """HF layers of a pipeline stage. Raises ValueError when the stages would be unequal."""
+    if shape.num_layers % pipeline_size:
+        raise ValueError(
+            f"parallel.pipeline = {pipeline_size} does not divide the model's {shape.num_layers} layers"
+        )
+    per_stage = shape.num_layers // pipeline_size
+    return range(pipeline_rank * per_stage, (pipeline_rank + 1) * per_stage)
+
+
+def _build_module(shape: ModelShape, topology: Topology) -> ScoringGPTModel:
+    check_tensor_parallel(shape, topology.tensor_size)
+    config = transformer_config(shape, topology)
+    module = ScoringGPTModel(
+        config=config,
+        transformer_layer_spec=_layer_specs(shape, topology),  # type: ignore[arg-type]
+        vocab_size=shape.padded_vocab_size(topology.tensor_size),
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=topology.is_first_stage,
+        post_process=topology.is_last_stage,
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_theta,  # type: ignore[arg-type]
+        pg_collection=topology.process_groups,
+    )
+    module.num_real_tokens = shape.vocab_size
+    if shape.rope_scaling is not None:
+        rotary = module.rotary_pos_emb
+        rotary.inv_freq = rotary._apply_scaling(
+            rotary.inv_freq,
+            factor=shape.rope_scaling.factor,  # type: ignore[arg-type]
+            low_freq_factor=shape.rope_scaling.low_freq_factor,  # type: ignore[arg-type]
+            high_freq_factor=shape.rope_scaling.high_freq_factor,  # type: ignore[arg-type]
+            original_max_position_embeddings=shape.rope_scaling.original_max_position_embeddings,
+        )
+    return module.to(device=topology.platform.device, dtype=topology.platform.dtype)
+
+
+def transformer_config(shape: ModelShape, topology: Topology) -> TransformerConfig:
+    """Megatron's configuration of the model in this layout."""
+    dtype = topology.platform.dtype
+    settings: dict[str, Any] = {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_query_groups": shape.num_query_groups,
+        "kv_channels": shape.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": shape.rms_norm_eps,
+        "qk_layernorm": shape.qk_norm,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": shape.qkv_bias,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tensor_model_parallel_size": topology.tensor_size,
+        "pipeline_model_parallel_size": topology.pipeline_size,
+        "sequence_parallel": topology.sequence_parallel,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        # The loss divides by the global token count itself; gradients must be summed, not averaged, over ranks.
+        "calculate_per_token_loss": True,
+        # Microbatches are packed to different lengths; stages tell each other the shape before each transfer.
+        "variable_seq_lengths": True,
+        "moe_token_dispatcher_type": "alltoall",  # Megatron asks this of every model with variable lengths
+    }
+    if not topology.platform.is_cuda:
+        settings |= {
+            "use_cpu_initialization": True,
+            "batch_p2p_comm": False,
+            "bias_activation_fusion": False,
+            "bias_dropout_fusion": False,
+            "masked_softmax_fusion": False,
+            "persist_layer_norm": False,
+            "apply_rope_fusion": False,
+            "gradient_accumulation_fusion": False,
+        }
+    if shape.attention_out_bias or shape.mlp_bias:
+        raise ValueError(
+            f"this {shape.family} model has a bias in the attention output or the MLP (attention_bias or mlp_bias in "
+            "its config.json), which is not supported yet"
+        )
+    return TransformerConfig(**settings)
+
+
+def _layer_specs(shape: ModelShape, topology: Topology) -> TransformerBlockSubmodules:
+    layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+    submodules = layer.submodules
+    submodules.input_layernorm = RMSNorm
+    submodules.pre_mlp_layernorm = RMSNorm
+    attention: ModuleSpec = submodules.self_attention
+    attention.submodules.core_attention = PackedAttention
+    if shape.qk_norm:
+        attention.submodules.q_layernorm = RMSNorm
+        attention.submodules.k_layernorm = RMSNorm
+    num_layers = len(stage_layers(shape, topology.pipeline_size, topology.pipeline_rank))
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)

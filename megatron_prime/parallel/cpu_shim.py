@@ -1,0 +1,135 @@
+"""Megatron-core 0.16.1 on a machine without a GPU: everything that has to give way, in one file.
+
+Megatron-core names the CUDA device outright in its schedules, optimizers and random-number tracker. On the CPU
+platform those calls are redirected here; no model, schedule or optimizer arithmetic is replaced. The CUDA platform
+never imports this module. The reasons are recorded in docs/adr/0002.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CUDA_TYPE_NAMES = {
+    torch.float32: "torch.cuda.FloatTensor",
+    torch.float16: "torch.cuda.HalfTensor",
+    torch.bfloat16: "torch.cuda.BFloat16Tensor",
+}
+
+
+def _names_cuda(device: object) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+class CpuForCuda(TorchFunctionMode):
+    """Sends every request for a CUDA tensor to the CPU, and reports CUDA type names for CPU tensors.
+
+    Megatron tells fp32 from 16-bit parameters by `Tensor.type()` strings such as "torch.cuda.FloatTensor".
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Handle one torch call."""
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return CUDA_TYPE_NAMES.get(args[0].dtype) or func(*args)
+        if func is torch.Tensor.pin_memory:
+            return args[0]
+        if kwargs:
+            if _names_cuda(kwargs.get("device")):
+                kwargs = {**kwargs, "device": torch.device("cpu")}
+            if kwargs.get("pin_memory"):
+                kwargs = {**kwargs, "pin_memory": False}
+        if func is torch.Tensor.to and any(_names_cuda(arg) for arg in args[1:]):
+            args = tuple(torch.device("cpu") if _names_cuda(arg) else arg for arg in args)
+        return func(*args, **(kwargs or {}))
+
+
+class CpuRNGStatesTracker:
+    """The named random streams of Megatron's CudaRNGStatesTracker, over the CPU generator.
+
+    Dropout is off in this project, so the streams serve weight initialisation alone.
+    """
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        self.reset()
+
+    def is_initialized(self) -> bool:
+        """True once a stream exists."""
+        return bool(self.states_)
+
+    def reset(self) -> None:
+        """Forget all streams."""
+        self.states_: dict[str, torch.Tensor] = {}
+
+    def get_states(self) -> dict[str, torch.Tensor]:
+        """The state of each stream by name."""
+        return dict(self.states_)
+
+    def set_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Take over the states that get_states returned."""
+        self.states_ = dict(states)
+
+    def add(self, name: str, seed: int) -> None:
+        """Start the stream `name` from `seed`; a second stream of the same name is an error."""
+        assert name not in self.states_, f"random stream {name} already exists"
+        kept = torch.get_rng_state()
+        torch.manual_seed(seed)
+        self.states_[name] = torch.get_rng_state()
+        torch.set_rng_state(kept)
+
+    @contextlib.contextmanager
+    def fork(self, name: str = "model-parallel-rng") -> Iterator[None]:
+        """Draw from the stream `name` inside the block."""
+        kept = torch.get_rng_state()
+        torch.set_rng_state(self.states_[name])
+        try:
+            yield
+        finally:
+            self.states_[name] = torch.get_rng_state()
+            torch.set_rng_state(kept)
+
+
+_installed: CpuForCuda | None = None
+
+
+def install() -> None:
+    """Redirect Megatron-core's CUDA calls to the CPU, once a process. Must run before models are built."""
+    global _installed
+    if _installed is not None:
+        return
+    # Megatron fuses bias-dropout-add and friends by torch.compile, which would look for a C++ compiler at run time.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment]
+    torch.cuda.synchronize = lambda *_args, **_kwargs: None
+
+    from megatron.core import optimizer as megatron_optimizer
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    from megatron_prime.parallel.adam import Adam
+
+    megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker  # type: ignore[assignment, misc]
+    megatron_random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+    # The torch fallback keeps `step` per parameter, which the distributed optimizer cannot load back (it expects
+    # TE's and apex's layout, step in the parameter group): give it an Adam of that layout.
+    megatron_optimizer.Adam = Adam  # type: ignore[assignment, misc]
+    megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.Adam = Adam  # type: ignore[assignment, misc]
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+    _installed = CpuForCuda()
+    _installed.__enter__()

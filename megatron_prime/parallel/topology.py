@@ -1,0 +1,99 @@
+"""Where this process stands in the grid of tensor, pipeline and data parallelism.
+
+The only user of Megatron's parallel_state: the rest of the project asks a Topology.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_prime.parallel.platform import Platform
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Sizes and this rank's coordinates. Rank order is Megatron's default: tensor fastest, then data, then pipeline."""
+
+    platform: Platform
+    rank: int
+    world_size: int
+    tensor_size: int
+    tensor_rank: int
+    pipeline_size: int
+    pipeline_rank: int
+    data_size: int
+    data_rank: int
+    sequence_parallel: bool
+
+    @property
+    def is_first_stage(self) -> bool:
+        """True where the embedding lives."""
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """True where the output layer lives."""
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        """The ranks that split each matrix with this one."""
+        return parallel_state.get_tensor_model_parallel_group()
+
+    @property
+    def pipeline_group(self) -> dist.ProcessGroup:
+        """The stages of this rank's pipeline."""
+        return parallel_state.get_pipeline_model_parallel_group()
+
+    @property
+    def data_group(self) -> dist.ProcessGroup:
+        """The replicas of this rank's shard."""
+        return parallel_state.get_data_parallel_group()
+
+    @property
+    def process_groups(self) -> ProcessGroupCollection:
+        """Megatron's view of the same groups."""
+        return ProcessGroupCollection.use_mpu_process_groups()
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of the last stage of this rank's pipeline."""
+        return parallel_state.get_pipeline_model_parallel_last_rank()
+
+
+def build_topology(
+    platform: Platform, tensor: int = 1, pipeline: int = 1, sequence_parallel: bool = False, seed: int = 0
+) -> Topology:
+    """Create Megatron's process groups over the running job and seed the parallel random streams.
+
+    Raises ValueError when the number of processes is not a multiple of tensor * pipeline.
+    """
+    world_size = dist.get_world_size()
+    if world_size % (tensor * pipeline):
+        raise ValueError(
+            f"{world_size} processes are not a multiple of parallel.tensor * parallel.pipeline = {tensor} * {pipeline}"
+        )
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        distributed_timeout_minutes=math.ceil(platform.timeout.total_seconds() / 60),
+        create_gloo_process_groups=True,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed + 1, force_reset_rng=True)
+    return Topology(
+        platform=platform,
+        rank=dist.get_rank(),
+        world_size=world_size,
+        tensor_size=tensor,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_size=pipeline,
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        sequence_parallel=sequence_parallel,
+    )

@@ -1,0 +1,103 @@
+"""Carries out a ReshardPlan between the training ranks themselves: no file, no gather of whole tensors.
+
+Slices that a rank needs from itself are views; the others of a bucket travel as one flat message a pair of ranks, over
+gloo or NCCL.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.resharding.buckets import Bucket, buckets
+from megatron_prime.resharding.plan import ReshardPlan, Transfer
+from megatron_prime.types import WeightBlock
+
+
+class RankTransport:
+    """Delivers each rank the blocks of HF tensors that the plan gives it.
+
+    Args:
+        plan: targets must be ranks of the training job.
+        parameters: this rank's Megatron parameters by name.
+        topology: the layout that the plan was made for.
+        dtype: what travels; the cast happens at the source.
+        max_bucket_bytes: most bytes that a rank sends or gets at a time.
+    """
+
+    def __init__(
+        self,
+        plan: ReshardPlan,
+        parameters: Mapping[str, torch.Tensor],
+        topology: Topology,
+        dtype: torch.dtype,
+        max_bucket_bytes: int = 256 << 20,
+    ) -> None:
+        self._parameters = parameters
+        self._rank = topology.rank
+        self._device = topology.platform.device
+        self._dtype = dtype
+        self._buckets = buckets(plan, max_bucket_bytes)
+
+    def deliver(self) -> Iterator[list[WeightBlock]]:
+        """Yield this rank's blocks bucket by bucket; a tensor's blocks all come in one bucket.
+
+        Blocks may share memory with the model: use them before asking for the next bucket. Collective over all ranks,
+        which must all exhaust the iterator.
+        """
+        for bucket in self._buckets:
+            yield self._deliver_bucket(bucket)
+
+    def _deliver_bucket(self, bucket: Bucket) -> list[WeightBlock]:
+        outgoing: dict[int, list[Transfer]] = defaultdict(list)
+        incoming: dict[int, list[Transfer]] = defaultdict(list)
+        blocks = []
+        for transfer in bucket.transfers:
+            if transfer.source_rank == transfer.target_rank == self._rank:
+                blocks.append(_block(transfer, self._slice(transfer)))
+            elif transfer.source_rank == self._rank:
+                outgoing[transfer.target_rank].append(transfer)
+            elif transfer.target_rank == self._rank:
+                incoming[transfer.source_rank].append(transfer)
+        messages = {rank: self._pack(transfers) for rank, transfers in outgoing.items()}
+        buffers = {rank: self._empty(transfers) for rank, transfers in incoming.items()}
+        operations = [dist.P2POp(dist.isend, message, rank) for rank, message in messages.items()]
+        operations += [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in buffers.items()]
+        for work in dist.batch_isend_irecv(operations) if operations else ():
+            work.wait()
+        for rank, transfers in incoming.items():
+            blocks += self._unpack(buffers[rank], transfers)
+        return blocks
+
+    def _slice(self, transfer: Transfer) -> torch.Tensor:
+        parameter = self._parameters[transfer.source_param].detach()
+        return parameter.narrow(transfer.dim, transfer.source_local_start, transfer.length).to(self._dtype)
+
+    def _pack(self, transfers: Sequence[Transfer]) -> torch.Tensor:
+        return torch.cat([self._slice(transfer).reshape(-1) for transfer in transfers])
+
+    def _empty(self, transfers: Sequence[Transfer]) -> torch.Tensor:
+        num_bytes = sum(transfer.num_bytes for transfer in transfers)
+        return torch.empty(num_bytes // self._dtype.itemsize, dtype=self._dtype, device=self._device)
+
+    def _unpack(self, buffer: torch.Tensor, transfers: Sequence[Transfer]) -> list[WeightBlock]:
+        sizes = [transfer.num_bytes // self._dtype.itemsize for transfer in transfers]
+        return [
+            _block(transfer, flat.view(_block_shape(transfer, flat.numel())))
+            for transfer, flat in zip(transfers, buffer.split(sizes), strict=True)
+        ]
+
+
+def _block(transfer: Transfer, tensor: torch.Tensor) -> WeightBlock:
+    return WeightBlock(transfer.hf_name, transfer.dim, transfer.hf_start, tensor)
+
+
+def _block_shape(transfer: Transfer, num_elements: int) -> tuple[int, ...]:
+    """Shape of a slice of a vector or of a matrix (all that decoders have)."""
+    if num_elements == transfer.length:
+        # A vector, or a matrix whose other dim is 1: the receiver's check of the shape tells.
+        return (transfer.length,)
+    other = num_elements // transfer.length
+    return (transfer.length, other) if transfer.dim == 0 else (other, transfer.length)

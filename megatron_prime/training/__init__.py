@@ -1,0 +1,1 @@
+"""The trainer, its models and its checkpoints."""

@@ -1,0 +1,63 @@
+"""Writes a model as an HF checkpoint: a weight sync whose target is a file."""
+
+import shutil
+from pathlib import Path
+
+from megatron_prime.models.builder import BuiltModel
+from megatron_prime.models.hf_checkpoint import HFCheckpointWriter, TensorSpec
+from megatron_prime.models.hf_convert import HFBlock, assemble_hf
+from megatron_prime.models.hf_mapping import hf_tensors
+from megatron_prime.parallel.collectives import broadcast_object
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.resharding.layouts import EngineLayout
+from megatron_prime.resharding.transport import RankTransport
+from megatron_prime.resharding.weight_sync import plan_for
+
+
+def export_hf(
+    built: BuiltModel, topology: Topology, source: Path, destination: Path, replace: bool = False
+) -> None:
+    """Write the model's weights, with config, tokenizer and generation config of `source`, to `destination`.
+
+    An existing destination is an error, or goes away first with `replace`. Tensors stream to rank 0 a bucket at a time. Nothing appears at `destination` before it is complete. Collective over
+    all ranks; an error of rank 0's file system is raised on every rank as OSError or ValueError.
+    """
+    dtype = topology.platform.dtype
+    parameters = dict(built.module.named_parameters())
+    plan = plan_for(built.shape, topology, EngineLayout(1, 1, ((0,),)), dtype)
+    transport = RankTransport(plan, parameters, topology, dtype)
+    if topology.rank:
+        for _ in transport.deliver():
+            pass
+        error = broadcast_object(None, topology)
+    else:
+        error = _write(built, transport, source, destination, replace)
+        error = broadcast_object(error, topology)
+    if error is not None:
+        raise error
+
+
+def _write(
+    built: BuiltModel, transport: RankTransport, source: Path, destination: Path, replace: bool
+) -> Exception | None:
+    """Rank 0's part; a fault is returned, for the others to hear of, after every bucket has been received."""
+    deliveries = transport.deliver()
+    expected = hf_tensors(built.shape)
+    dtype = built.module.config.params_dtype
+    specs = {name: TensorSpec(shape, dtype) for name, shape in expected.items()}
+    blocks = (
+        HFBlock(block.hf_name, block.dim, block.start, block.tensor.cpu())
+        for bucket in deliveries
+        for block in bucket
+    )
+    try:
+        if replace and destination.exists():
+            shutil.rmtree(destination)
+        with HFCheckpointWriter(destination, specs, companions_from=source) as writer:
+            for name, tensor in assemble_hf(expected, blocks):
+                writer.write(name, tensor)
+    except (OSError, ValueError) as error:
+        for _ in deliveries:
+            pass
+        return error
+    return None

@@ -1,0 +1,166 @@
+"""A model in one of its roles: the frozen reference scores; policy and PRM score and learn.
+
+Policy and PRM are one class with two losses.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_prime.config.schema import OptimizerConfig
+from megatron_prime.models.builder import BuiltModel, build_model
+from megatron_prime.models.forward import PackedPass, RowLoss, Scores, ScoringSettings, Sequences
+from megatron_prime.parallel.topology import Topology
+
+
+class Scorer:
+    """A model that scores responses.
+
+    Args:
+        role: policy, prm or reference; names it in errors.
+        hf_path: HF checkpoint to start from.
+        topology: the layout.
+        settings: packing, chunking and temperature.
+        load_weights: False when a checkpoint is loaded right after.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        hf_path: Path,
+        topology: Topology,
+        settings: ScoringSettings,
+        load_weights: bool = True,
+    ) -> None:
+        self.role = role
+        self.topology = topology
+        self.built: BuiltModel = build_model(hf_path, topology, load_weights)
+        self.built.module.requires_grad_(self._is_trained())
+        self._pass = PackedPass(self._wrap(), topology, settings)
+
+    def score(self, sequences: Sequences) -> Scores:
+        """Log-probs and entropies of all rows, equal on every rank. Collective over all ranks."""
+        return self._pass.score(sequences)
+
+    def _is_trained(self) -> bool:
+        return False
+
+    def _wrap(self) -> torch.nn.Module:
+        return self.built.module
+
+
+class Trainable(Scorer):
+    """A model with gradients, the distributed optimizer and a learning-rate schedule.
+
+    Args:
+        role: as in Scorer.
+        hf_path: as in Scorer.
+        topology: as in Scorer.
+        settings: as in Scorer.
+        optimizer_config: learning rate, schedule, AdamW, clipping.
+        num_steps: trainer steps of the whole run: the length of a decaying schedule.
+        load_weights: as in Scorer.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        hf_path: Path,
+        topology: Topology,
+        settings: ScoringSettings,
+        optimizer_config: OptimizerConfig,
+        num_steps: int,
+        load_weights: bool = True,
+    ) -> None:
+        super().__init__(role, hf_path, topology, settings, load_weights)
+        self.optimizer = get_megatron_optimizer(
+            _megatron_optimizer_config(optimizer_config, topology.platform.dtype), [self._ddp]
+        )
+        self.schedule = OptimizerParamScheduler(
+            self.optimizer,
+            init_lr=0.0,
+            max_lr=optimizer_config.lr,
+            min_lr=optimizer_config.min_lr,
+            lr_warmup_steps=min(optimizer_config.lr_warmup_steps, num_steps - 1),
+            lr_decay_steps=num_steps,
+            lr_decay_style=optimizer_config.lr_decay,
+            start_wd=optimizer_config.weight_decay,
+            end_wd=optimizer_config.weight_decay,
+            wd_incr_steps=num_steps,
+            wd_incr_style="constant",
+            use_checkpoint_opt_param_scheduler=False,
+            override_opt_param_scheduler=True,
+        )
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def update(
+        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss
+    ) -> tuple[Scores, dict[str, float]]:
+        """One optimizer step on some rows (a minibatch).
+
+        Returns the scores of the weights before the step, and the loss's metric sums with `grad_norm` (before
+        clipping), equal on every rank. Collective over all ranks. Raises FloatingPointError, before the weights
+        change, when the gradient is not finite.
+        """
+        self._ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        scores, metrics = self._pass.backward(sequences, rows, loss)
+        found_inf = self.optimizer.prepare_grads()
+        grad_norm = self.optimizer.get_grad_norm()
+        if found_inf or not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"the {self.role}'s gradient is not finite (norm {grad_norm}): lower {self.role}.lr, or look at the "
+                "last metrics for a loss that ran away. The newest checkpoint is untouched"
+            )
+        _, grad_norm, _ = self.optimizer.step()
+        metrics["grad_norm"] = float(grad_norm or 0.0)
+        return scores, metrics
+
+    def advance_schedule(self) -> None:
+        """Move the learning rate on by one trainer step."""
+        self.schedule.step(increment=1)
+
+    def _is_trained(self) -> bool:
+        return True
+
+    def _wrap(self) -> torch.nn.Module:
+        config = self.built.module.config
+        self._ddp = DistributedDataParallel(
+            config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
+            ),
+            self.built.module,
+        )
+        config.finalize_model_grads_func = finalize_model_grads
+        return self._ddp
+
+
+def _megatron_optimizer_config(config: OptimizerConfig, dtype: torch.dtype) -> MegatronOptimizerConfig:
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_eps=config.adam_eps,
+        clip_grad=config.grad_clip,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=True,
+    )

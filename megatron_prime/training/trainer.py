@@ -1,0 +1,195 @@
+"""The training loop: Algorithm 1 of the paper, one step after another.
+
+prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy -> sync
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from megatron_prime.algorithm.advantage import AdvantageSettings, prime_advantages
+from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
+from megatron_prime.algorithm.policy_loss import PolicyLossSettings
+from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.models.forward import Scores, Sequences
+from megatron_prime.observability.metrics import Metrics, process_memory
+from megatron_prime.resharding.weight_sync import WeightSync
+from megatron_prime.rollout.collector import Collector
+from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
+from megatron_prime.training.minibatches import minibatches
+from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.trainable import Scorer, Trainable
+from megatron_prime.types import RolloutBatch
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer drives; built once, by the command line."""
+
+    collector: Collector
+    policy: Trainable
+    prm_phase: PRMPhase | None
+    """None trains by outcome rewards alone."""
+    reference: Scorer | None
+    """None where no reference is needed, or where the old policy is the reference."""
+    weight_sync: WeightSync
+    warn: Callable[[str], None]
+
+
+class Trainer:
+    """Runs steps of Algorithm 1.
+
+    Args:
+        config: the run's configuration.
+        parts: what it drives.
+        step_index: steps done before (a resumed run).
+    """
+
+    def __init__(self, config: PrimeConfig, parts: Parts, step_index: int = 0) -> None:
+        self.config = config
+        self.step_index = step_index
+        self._parts = parts
+        self._advantage_settings = AdvantageSettings(**config.advantage.model_dump())
+        policy = config.policy
+        self._loss_settings = PolicyLossSettings(
+            clip_low=policy.clip_low,
+            clip_high=policy.clip_high,
+            dual_clip=policy.dual_clip,
+            entropy_coef=policy.entropy_coef,
+            kl_coef=policy.kl_coef,
+            kl_estimator=policy.kl_estimator,
+            tis_cap=policy.tis_cap,
+        )
+
+    def step(self) -> Metrics:
+        """One iteration of Algorithm 1. Collective over all ranks."""
+        metrics, parts = Metrics(), self._parts
+        with metrics.timed("step"):
+            with metrics.timed("rollout"):
+                batch = self._on_device(parts.collector.collect(self.step_index))
+            sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
+            with metrics.timed("logprobs"):
+                old = parts.policy.score(sequences)
+                ref_logprobs_BT = self._ref_logprobs(sequences, old)
+            with metrics.timed("prm"):
+                rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
+            with metrics.timed("advantage"):
+                advantages_BT = self._advantages(batch, rewards_BT)
+            with metrics.timed("policy"):
+                metrics.add(
+                    "policy", self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
+                )
+            with metrics.timed("weight_sync"):
+                parts.weight_sync.push(self.step_index + 1)
+        self._describe(metrics, batch, old, advantages_BT)
+        self.step_index += 1
+        return metrics
+
+    def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
+        return batch.to(self._parts.policy.topology.platform.device)
+
+    def _ref_logprobs(self, sequences: Sequences, old: Scores) -> torch.Tensor | None:
+        if self._parts.reference is not None:
+            return self._parts.reference.score(sequences).logprobs_BT
+        return old.logprobs_BT if self.config.reference.mode == "policy" else None
+
+    def _process_rewards(
+        self,
+        batch: RolloutBatch,
+        sequences: Sequences,
+        ref_logprobs_BT: torch.Tensor | None,
+        metrics: Metrics,
+    ) -> torch.Tensor | None:
+        """Eq. 3, from the PRM before or after its update as configured; None without a PRM."""
+        if self._parts.prm_phase is None:
+            return None
+        assert ref_logprobs_BT is not None
+        result = self._parts.prm_phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
+        prm = self.config.prm
+        rewards_BT = process_rewards_BT(
+            result.logprobs_BT,
+            ref_logprobs_BT,
+            batch.response_mask_BT,
+            prm.beta,
+            prm.granularity,
+            batch.step_ids_BT,
+            prm.reward_scale,
+        )
+        metrics.add("prm", result.metrics)
+        token_rewards = rewards_BT[batch.response_mask_BT]
+        metrics.add(
+            "prm",
+            {
+                "process_reward_mean": token_rewards.mean().item(),
+                "process_reward_max_abs": token_rewards.abs().max().item(),
+            },
+        )
+        return rewards_BT
+
+    def _advantages(self, batch: RolloutBatch, rewards_BT: torch.Tensor | None) -> torch.Tensor:
+        positions_BT = None
+        if rewards_BT is not None:
+            positions_BT = reward_positions(
+                batch.response_mask_BT, self.config.prm.granularity, batch.step_ids_BT
+            )
+        return prime_advantages(
+            batch.outcome_rewards_B,
+            rewards_BT,
+            batch.response_mask_BT,
+            batch.group_ids_B,
+            self._advantage_settings,
+            positions_BT,
+        )
+
+    def _update_policy(
+        self,
+        batch: RolloutBatch,
+        sequences: Sequences,
+        old: Scores,
+        ref_logprobs_BT: torch.Tensor | None,
+        advantages_BT: torch.Tensor,
+    ) -> dict[str, float]:
+        """All optimizer steps of the policy; returns the mean of their metrics."""
+        config, policy = self.config.policy, self._parts.policy
+        totals: dict[str, float] = {}
+        lr = policy.lr
+        num_updates = config.num_minibatches * config.num_epochs
+        for rows in minibatches(
+            batch.num_rows, config.num_minibatches, config.num_epochs, self.config.seed, self.step_index
+        ):
+            loss = PolicyRowLoss(
+                settings=self._loss_settings,
+                weights_BT=minibatch_weights_BT(batch.response_mask_BT, rows, config.aggregation),
+                old_logprobs_BT=old.logprobs_BT,
+                advantages_BT=advantages_BT,
+                rollout_logprobs_BT=batch.rollout_logprobs_BT,
+                ref_logprobs_BT=ref_logprobs_BT,
+            )
+            _, metrics = policy.update(sequences, rows, loss)
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + value / num_updates
+        policy.advance_schedule()
+        return totals | {"lr": lr}
+
+    def _describe(
+        self, metrics: Metrics, batch: RolloutBatch, old: Scores, advantages_BT: torch.Tensor
+    ) -> None:
+        """Add what is known of the batch as a whole."""
+        mask_BT = batch.response_mask_BT
+        gap = (old.logprobs_BT - batch.rollout_logprobs_BT)[mask_BT].abs()
+        metrics.add("rollout", batch.stats)
+        metrics["rollout/outcome_reward"] = batch.outcome_rewards_B.mean().item()
+        metrics["rollout/logprob_gap"] = gap.mean().item()
+        metrics["rollout/logprob_gap_max"] = gap.max().item()
+        metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
+        metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
+        metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
+        metrics.update(process_memory())
+        if not gap.mean().item() <= self.config.rollout.logprob_alarm or not math.isfinite(gap.max().item()):
+            self._parts.warn(
+                f"step {self.step_index + 1}: training and rollout log-probs differ by {gap.mean().item():.3g} nats on "
+                f"average (alarm at rollout.logprob_alarm = {self.config.rollout.logprob_alarm}): a stale or broken "
+                "weight sync, or numerics that differ between engine and trainer"
+            )

@@ -1,0 +1,101 @@
+"""Law 1: log-probs, entropies and gradients are HF's own, in every layout."""
+
+import parity_worker
+import pytest
+import torch
+from distributed_runner import run_distributed
+from tiny_models import BUILDERS, ragged_sequences, save_tiny_model
+
+NAMES = list(BUILDERS)
+SEQUENCES = ragged_sequences()
+NUM_COLUMNS = max(len(response) for _, response in SEQUENCES)
+
+
+@pytest.fixture(scope="module")
+def weights_BT():
+    weights_BT = torch.randn(len(SEQUENCES), NUM_COLUMNS, generator=torch.Generator().manual_seed(2))
+    for row, (_, response) in enumerate(SEQUENCES):
+        weights_BT[row, len(response) :] = 0
+    return weights_BT
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {name: (root / name, save_tiny_model(name, root / name)) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def oracle(models, weights_BT):
+    """HF's model, one sequence at a time, without padding or packing."""
+    expected = {}
+    for name, (_, model) in models.items():
+        logprobs_BT = torch.zeros(len(SEQUENCES), NUM_COLUMNS)
+        entropy_BT = torch.zeros_like(logprobs_BT)
+        for row, (prompt, response) in enumerate(SEQUENCES):
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            full = torch.log_softmax(logits, dim=-1)
+            logprobs_BT[row, : len(response)] = full[range(len(response)), response]
+            entropy_BT[row, : len(response)] = -(full.exp() * full).sum(-1)
+        model.zero_grad()
+        value = (weights_BT * (logprobs_BT + entropy_BT / 10)).sum()
+        value.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        expected[name] = (logprobs_BT.detach(), entropy_BT.detach(), value.item(), gradients)
+    return expected
+
+
+@pytest.fixture(scope="module", params=parity_worker.LAYOUTS)
+def results(request, models, weights_BT):
+    num_processes = parity_worker.LAYOUTS[request.param][0]
+    folders = [str(folder) for folder, _ in models.values()]
+    by_rank = run_distributed(
+        parity_worker.score_and_differentiate,
+        num_processes,
+        request.param,
+        folders,
+        SEQUENCES,
+        weights_BT,
+        30,
+    )
+    return {name: [rank[index] for rank in by_rank] for index, name in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_equal_hf(name, results, oracle):
+    logprobs_BT, entropy_BT, value, _ = oracle[name]
+    for of_rank in results[name]:
+        torch.testing.assert_close(of_rank["logprobs"], logprobs_BT, rtol=0, atol=1e-5)
+        torch.testing.assert_close(of_rank["entropy"], entropy_BT, rtol=0, atol=1e-5)
+        assert of_rank["value"] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backward_scores_what_score_scores(name, results):
+    """The process reward of step 0 is exactly 0 only if both passes agree to the last bit."""
+    for of_rank in results[name]:
+        assert torch.equal(of_rank["logprobs_in_backward"], of_rank["logprobs"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_equal_hf(name, results, oracle):
+    gradients = oracle[name][3]
+    assembled = _assemble(results[name], "gradients", gradients)
+    for parameter, expected in gradients.items():
+        error = (assembled[parameter] - expected).abs().max() / expected.abs().max()
+        assert error < 1e-5, f"{parameter}: {error}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hf_to_megatron_to_hf_is_bit_equal(name, results, models):
+    weights = dict(models[name][1].named_parameters())
+    for parameter, tensor in _assemble(results[name], "weights", weights).items():
+        assert torch.equal(tensor, weights[parameter]), parameter
+
+
+def _assemble(of_ranks, key, like):
+    whole = {name: torch.full_like(tensor, torch.nan) for name, tensor in like.items()}
+    for of_rank in of_ranks:
+        for name, dim, start, block in of_rank[key]:
+            whole[name].narrow(dim, start, block.shape[dim]).copy_(block)
+    return whole
