@@ -1,4 +1,4 @@
-"""The test tree mirrors the package: whoever opens a module knows where its tests are, and the other way round."""
+"""The test tree mirrors the package: from a module one knows where its tests are, and the other way round."""
 
 from pathlib import Path
 

@@ -15,24 +15,27 @@ import psutil
 
 NAMES: Mapping[str, str] = {
     "rollout/outcome_reward": "mean verified outcome of the responses trained on, in [0, 1]",
-    "rollout/accuracy_all": "mean verified outcome of every response sampled, before filtering",
-    "rollout/response_tokens": "mean response length in tokens",
-    "rollout/truncated_fraction": "share of responses that reached max_response_tokens",
-    "rollout/num_*": "counts of the collection: prompts sampled and kept, rounds, verifier errors",
-    "rollout/logprob_gap": "mean |old - rollout| log-prob over response tokens, in nats",
-    "prm/*": "PRM update: loss, sign_accuracy, pair_accuracy, grad_norm, lr, and the process rewards' scale",
-    "policy/*": "policy update: loss, clip_fraction, entropy, kl, ratio, grad_norm, lr",
-    "advantage/*": "mean, std and extremes of the advantages over response tokens",
-    "sync/*": "weight sync: version, bytes, checksum agreement",
-    "eval/*": "held-out accuracy and length; by source as eval/accuracy/<source>",
+    "rollout/accuracy": "mean outcome of the batch; verifier errors left out",
+    "rollout/accuracy_before_filter": "mean outcome of every response sampled for the step",
+    "rollout/accuracy_by_source/*": "mean outcome of one data source, over every response sampled",
+    "rollout/mean_response_tokens": "mean response length",
+    "rollout/truncated_fraction": "share of responses that reached rollout.max_response_tokens",
+    "rollout/policy_version": "weight syncs behind the weights that sampled the batch",
+    "rollout/num_*": "counts of the collection: rounds, prompts, groups by verdict, verifier errors",
+    "rollout/logprob_gap*": "mean (or max) |old - rollout| log-prob over response tokens, in nats",
+    "prm/*": "PRM update: loss, accuracies, grad_norm, lr; process rewards' mean and largest size",
+    "policy/*": "policy update, mean over its minibatches: losses, clip and KL figures, grad_norm, lr",
+    "advantage/*": "mean and std of the advantages over response tokens",
+    "eval/*": "held-out prompts: accuracy (avg@k), pass_at_k, counts, lengths, accuracy by source",
     "sft/*": "supervised warm-up: loss, grad_norm, lr, tokens",
-    "throughput/*": "response tokens and responses a second, over the whole job",
+    "throughput/*": "response tokens a second, over the whole job",
     "time/*": "seconds of each phase of a step, and of the whole step (time/step_s)",
     "memory/*": "GiB of this process (rss, peak_rss) and of its device",
 }
 """Name, or prefix ending in `*`, -> meaning and unit."""
 
-_VALID_NAME = re.compile(r"[a-z0-9_]+(/[A-Za-z0-9_.-]+)+")
+# What follows the group may hold the name of a data source, which is the user's to choose.
+_VALID_NAME = re.compile(r"[a-z0-9_]+/\S[^\n]*")
 _GIB = 1024.0**3
 
 

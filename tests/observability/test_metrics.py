@@ -8,13 +8,13 @@ from megatron_prime.observability.metrics import NAMES, Metrics, process_memory,
 
 def test_metrics_are_floats_in_the_order_of_setting():
     metrics = Metrics({"policy/loss": 1})
-    metrics["eval/accuracy/AIME-24"] = True
+    metrics["eval/accuracy_by_source/AIME 24"] = True
     metrics["policy/loss"] = 2
-    assert list(metrics.items()) == [("policy/loss", 2.0), ("eval/accuracy/AIME-24", 1.0)]
+    assert list(metrics.items()) == [("policy/loss", 2.0), ("eval/accuracy_by_source/AIME 24", 1.0)]
     assert all(type(value) is float for value in metrics.values())
     del metrics["policy/loss"]
     assert len(metrics) == 1
-    assert repr(metrics) == "Metrics({'eval/accuracy/AIME-24': 1.0})"
+    assert repr(metrics) == "Metrics({'eval/accuracy_by_source/AIME 24': 1.0})"
 
 
 def test_a_group_is_added_under_its_name():
