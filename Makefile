@@ -28,7 +28,7 @@ check: $(STAMP) ## Lint, format, layers, types, dead code, test tree
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/vulture
+	$(BIN)/vulture $(wildcard megatron_prime examples tools tests)
 	$(BIN)/python -m pytest --durations=0 tests/test_mirror.py
 
 clean: ## Remove the environment, caches and build leftovers (runs/ stays)

@@ -1,4 +1,4 @@
-"""What the documents say of the tree is true: modules, tests, decisions and make targets that they name exist."""
+"""What the documents say of the tree is true: modules, tests, decisions and targets that they name exist."""
 
 import re
 from pathlib import Path
