@@ -77,10 +77,14 @@ def _models_used(config: PrimeConfig, command: str) -> dict[str, Path]:
     """Configuration key -> folder of every distinct checkpoint that the command loads."""
     models = {"model.path": config.model.path}
     if command == "train":
-        needs_reference = config.prm.enabled or config.policy.kl_coef > 0
-        if config.prm.enabled and config.prm.path is not None:
+        has_reference = config.reference.mode == "freeze" and (
+            config.prm.enabled or config.policy.kl_coef > 0
+        )
+        # The reference starts from the PRM's checkpoint when it has none of its own, with or without a PRM.
+        needs_prm_path = config.prm.enabled or (has_reference and config.reference.path is None)
+        if needs_prm_path and config.prm.path is not None:
             models["prm.path"] = config.prm.path
-        if needs_reference and config.reference.mode == "freeze" and config.reference.path is not None:
+        if has_reference and config.reference.path is not None:
             models["reference.path"] = config.reference.path
     first_key = {path: key for key, path in reversed(models.items())}
     return {key: path for key, path in models.items() if first_key[path] == key}

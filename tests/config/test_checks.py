@@ -113,8 +113,14 @@ def test_each_distinct_model_that_training_loads_is_checked(workspace):
 def test_models_that_are_not_loaded_are_not_checked(workspace):
     check("reference.path=nowhere", "reference.mode=policy")
     check("reference.path=model", "prm.path=model")
-    faults = faults_of("reference.path=nowhere", "prm.enabled=false", "policy.kl_coef=0.1")
-    assert len(faults) == 1
+    check("prm.path=nowhere", "prm.enabled=false")
+    check("prm.path=nowhere", "reference.path=model", "prm.enabled=false", "policy.kl_coef=0.1")
+
+
+@pytest.mark.parametrize("key", ["reference.path", "prm.path"])
+def test_a_kl_term_needs_the_reference_even_without_a_prm(workspace, key):
+    (fault,) = faults_of(f"{key}=nowhere", "prm.enabled=false", "policy.kl_coef=0.1")
+    assert fault.startswith(f"{key} = nowhere: no such folder")
 
 
 @pytest.mark.parametrize(
