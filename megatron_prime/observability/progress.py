@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 
 Advance = Callable[[int], None]
 """Tells that so many more units are done."""
@@ -27,6 +28,11 @@ class Progress:
         """Print one line as it is; above the bars, when there are any."""
         if self._enabled:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, table: Table) -> None:
+        """Print a table."""
+        if self._enabled:
+            self._console.print(table)
 
     def step(self, step: int, num_steps: int, metrics: Mapping[str, float], names: Mapping[str, str]) -> None:
         """Print one line for a finished step; `names` maps the metrics to show to their labels."""

@@ -35,7 +35,7 @@ class _OutputLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]  # noqa: D102
+    def forward(  # type: ignore[override]
         ctx: Any,  # noqa: ANN401
         hidden_RH: torch.Tensor,
         weight_VH: torch.Tensor,
@@ -69,7 +69,11 @@ class _OutputLogprobs(torch.autograd.Function):
         return logprobs_R, entropy_R
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs_R: torch.Tensor, grad_entropy_R: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]  # noqa: ANN401, D102
+    def backward(  # type: ignore[override]
+        ctx: Any,  # noqa: ANN401
+        grad_logprobs_R: torch.Tensor,
+        grad_entropy_R: torch.Tensor,
+    ) -> tuple[Any, ...]:
         hidden_RH, weight_VH, labels_R, logsumexp_R, entropy_R = ctx.saved_tensors
         temperature, chunk_tokens, shard = ctx.settings
         grad_hidden_RH = torch.zeros_like(hidden_RH)

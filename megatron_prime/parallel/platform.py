@@ -2,6 +2,7 @@
 
 import os
 import resource
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -9,6 +10,13 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+MEGATRONS_OWN_WARNINGS = (
+    r".*full scope is deprecated",
+    # torch's names of the collectives that megatron-core 0.16.1 calls
+    r".*torch\.distributed\.(reduce_scatter|all_gather_into)_tensor.* is deprecated",
+    # the distributed optimizer keeps fp32 shards as views of their parameters
+    r".*\.grad attribute of a Tensor that is not a leaf Tensor",
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -66,6 +74,8 @@ def select_platform(
         raise ValueError(
             "platform.device = 'cuda', but torch sees no GPU: use 'auto' or 'cpu', or install a CUDA torch"
         )
+    for message in MEGATRONS_OWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     timeout = timedelta(seconds=timeout_s)
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         index = int(os.environ.get("LOCAL_RANK", "0"))

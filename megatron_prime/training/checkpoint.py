@@ -21,6 +21,7 @@ import torch
 from megatron.core import dist_checkpointing
 
 from megatron_prime import __version__
+from megatron_prime.models.builder import BuiltModel
 from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.trainable import Trainable
@@ -128,6 +129,19 @@ class CheckpointStore:
         error = broadcast_object(error, self._topology)
         if error is not None:
             raise error
+
+
+def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
+    """Fill a model with a role's weights alone, in whatever layout it is built. Collective over all ranks.
+
+    Raises ValueError when the checkpoint is incomplete or lacks the role.
+    """
+    roles = _read_run(checkpoint)["roles"]
+    if role not in roles:
+        raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
+    template = {"model": built.module.sharded_state_dict()}
+    state = dist_checkpointing.load(template, str(checkpoint / role))
+    built.module.load_state_dict(state["model"])
 
 
 def _complete(folder: Path) -> list[Path]:

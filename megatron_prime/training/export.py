@@ -19,8 +19,9 @@ def export_hf(
 ) -> None:
     """Write the model's weights, with config, tokenizer and generation config of `source`, to `destination`.
 
-    An existing destination is an error, or goes away first with `replace`. Tensors stream to rank 0 a bucket at a time. Nothing appears at `destination` before it is complete. Collective over
-    all ranks; an error of rank 0's file system is raised on every rank as OSError or ValueError.
+    An existing destination is an error, or goes away first with `replace`. Tensors stream to rank 0 a bucket at a
+    time, and nothing appears at `destination` before it is complete. Collective over all ranks; a fault of rank 0's
+    file system is raised on every rank, as OSError or ValueError.
     """
     dtype = topology.platform.dtype
     parameters = dict(built.module.named_parameters())

@@ -1,0 +1,95 @@
+"""Starting the ranks of a job on this machine, when neither torchrun nor Slurm did.
+
+Less than torchrun, on purpose: no rendezvous and no restarts, so that a fault is told once and in plain words.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
+GRACE_S = 10.0
+"""What ranks get between SIGTERM and SIGKILL once another rank has failed."""
+PR_SET_PDEATHSIG = 1
+
+
+def is_rank() -> bool:
+    """True in a process that torchrun, a Slurm script or `launch` started as one rank of a job."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def launch(arguments: Sequence[str], num_processes: int) -> int:
+    """Run `megatron-prime ARGUMENTS` on that many processes of this machine.
+
+    Returns 0 when all succeed, else the exit code of the first that failed, after ending the others. SIGTERM and
+    SIGINT go on to the ranks.
+    """
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(num_processes)}
+    # Ranks meet on this machine alone; gloo would look the host name up, which may resolve to nothing.
+    defaults = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    shared = {**defaults, **os.environ, **address, LAUNCHER: str(os.getpid())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "megatron_prime", *arguments],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(num_processes)
+    ]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: _send(ranks, received))
+    try:
+        return _wait(ranks)
+    finally:
+        _send(ranks, signal.SIGKILL)
+
+
+def die_with_launcher() -> None:
+    """In a rank that `launch` started: end when the launcher does, however it ends, so that no orphan trains on."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has prctl
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):
+        sys.exit("the launcher is gone")
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        failed = next((code for code in codes if code), 0)
+        if failed:
+            _end(ranks)
+            # A rank that a signal ended has a negative code; shells report those as 128 + signal.
+            return failed if failed > 0 else 128 - failed
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.05)
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Give ranks that fail for the same reason the time to say so, then end what is left."""
+    for number in (0, signal.SIGTERM):
+        deadline = time.monotonic() + (2.0 if number == 0 else GRACE_S)
+        if number:
+            _send(ranks, number)
+        while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+            time.sleep(0.05)
+
+
+def _send(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

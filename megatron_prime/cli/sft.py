@@ -1,0 +1,52 @@
+"""`megatron-prime sft`."""
+
+from megatron_prime.cli.assemble import scoring_settings, start_topology
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.data.sft import SFTDataset, SFTStream
+from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.observability import Metrics, MetricsLogger, Progress
+from megatron_prime.training.export import export_hf
+from megatron_prime.training.sft import SFTTrainer
+from megatron_prime.training.trainable import Trainable
+
+LINES_A_RUN = 10
+
+
+def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
+    """Train the policy on demonstrations and write it to sft.output (default run_dir/sft) as an HF checkpoint."""
+    topology = start_topology(config)
+    progress = Progress(enabled=topology.rank == 0)
+    output = config.sft.output or config.run_dir / "sft"
+    if output.exists():
+        raise ValueError(f"{output} exists already: remove it, or set sft.output to another folder")
+    tokenizer = load_tokenizer(config.model.path)
+    max_tokens = config.trainer.max_tokens_per_microbatch
+    dataset = SFTDataset.read(config.sft.data, config.data, config.sft.response_field, tokenizer, max_tokens)
+    progress.line(f"{len(dataset)} demonstrations, {dataset.num_dropped} longer than {max_tokens} tokens")
+    policy = Trainable(
+        "policy",
+        config.model.path,
+        topology,
+        scoring_settings(config),
+        config.sft,
+        config.sft.num_steps,
+    )
+    stream = SFTStream(dataset, config.seed, config.data.shuffle)
+    # A folder of its own: train's history in the same run_dir must survive, and the other way round.
+    logger = MetricsLogger(config.run_dir / "sft_log") if topology.rank == 0 else None
+    every = max(1, config.sft.num_steps // LINES_A_RUN)
+    with progress.phase("sft", config.sft.num_steps) as advance:
+
+        def after_step(done: int, metrics: Metrics) -> None:
+            advance(1)
+            if done % every == 0 or done == config.sft.num_steps:
+                progress.step(done, config.sft.num_steps, metrics, {"sft/loss": "loss", "time/step_s": "s"})
+            if logger is not None:
+                logger.log(done, metrics)
+
+        SFTTrainer(config.sft, policy, stream).run(after_step)
+    if logger is not None:
+        logger.close()
+    export_hf(policy.built, topology, config.model.path, output)
+    progress.line(f"HF checkpoint after SFT: {output}")

@@ -1,0 +1,172 @@
+"""`megatron-prime train`."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+from megatron_prime.cli.assemble import RolloutParts, build_rollout, scoring_settings, start_topology
+from megatron_prime.cli.evaluator import Evaluator
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.data.prompts import PromptDataset, PromptStream
+from megatron_prime.data.steps import step_ids
+from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.observability import MetricsLogger, Progress
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync
+from megatron_prime.rollout.collector import Collector
+from megatron_prime.training.checkpoint import CheckpointStore
+from megatron_prime.training.export import export_hf
+from megatron_prime.training.loop import Loop, Surroundings, save_resolved_config
+from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.trainable import Scorer, Trainable
+from megatron_prime.training.trainer import Parts, Trainer
+
+
+def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
+    """Train from the start, or from the newest complete checkpoint of run_dir, to the last step."""
+    topology = start_topology(config)
+    progress = Progress(enabled=topology.rank == 0)
+    for line in arithmetic.lines():
+        progress.line(line)
+    store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep_last, topology)
+    checkpoint = _checkpoint_to_resume(config, store)
+    if topology.rank == 0:
+        save_resolved_config(config)
+    rollout = build_rollout(config, topology)
+    try:
+        _train(config, topology, progress, store, checkpoint, rollout)
+    finally:
+        rollout.close()
+
+
+def _train(
+    config: PrimeConfig,
+    topology: Topology,
+    progress: Progress,
+    store: CheckpointStore,
+    checkpoint: Path | None,
+    rollout: RolloutParts,
+) -> None:
+    models = _build_models(config, topology, load_weights=checkpoint is None)
+    stream = _prompt_stream(config, progress)
+    step_index = 0
+    if checkpoint is not None:
+        state = store.load(checkpoint, models.trained)
+        stream.load_state_dict(state.prompt_stream)
+        step_index = state.step_index
+        progress.line(f"resuming after step {step_index} from {checkpoint}")
+    sync = embedded_weight_sync(
+        rollout.engine,
+        models.policy.built.shape,
+        dict(models.policy.built.module.named_parameters()),
+        topology,
+        topology.platform.dtype,
+    )
+    sync.push(step_index)
+    trainer = Trainer(config, _parts(config, models, stream, sync, rollout, progress), step_index)
+    logger = MetricsLogger(config.run_dir, step_index + bool(step_index)) if topology.rank == 0 else None
+    try:
+        evaluator = _evaluator(config, rollout)
+        around = Surroundings(store, models.trained, stream, evaluator, logger, progress)
+        Loop(config, trainer, around).run()
+    finally:
+        if logger is not None:
+            logger.close()
+    if config.checkpoint.export_hf:
+        destination = config.run_dir / "hf"
+        export_hf(models.policy.built, topology, config.model.path, destination, replace=True)
+        progress.line(f"HF checkpoint of the policy: {destination}")
+    progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
+
+
+class _Models:
+    """The roles of a run."""
+
+    def __init__(self, policy: Trainable, prm: Scorer | None, reference: Scorer | None) -> None:
+        self.policy = policy
+        self.prm = prm
+        self.reference = reference
+        self.trained: dict[str, Trainable] = {"policy": policy}
+        if isinstance(prm, Trainable):
+            self.trained["prm"] = prm
+
+
+def _build_models(config: PrimeConfig, topology: Topology, load_weights: bool) -> _Models:
+    settings, num_steps = scoring_settings(config), config.trainer.num_steps
+    policy = Trainable(
+        "policy",
+        config.model.path,
+        topology,
+        scoring_settings(config, config.rollout.temperature),
+        config.policy,
+        num_steps,
+        load_weights,
+    )
+    prm: Scorer | None = None
+    prm_path = config.prm.path or config.model.path
+    if config.prm.enabled and config.prm.update_order == "none":
+        prm = Scorer("prm", prm_path, topology, settings)
+    elif config.prm.enabled:
+        prm = Trainable("prm", prm_path, topology, settings, config.prm, num_steps, load_weights)
+    reference: Scorer | None = None
+    if config.reference.mode == "freeze" and (config.prm.enabled or config.policy.kl_coef > 0):
+        reference = Scorer("reference", config.reference.path or prm_path, topology, settings)
+    return _Models(policy, prm, reference)
+
+
+def _parts(
+    config: PrimeConfig,
+    models: _Models,
+    stream: PromptStream,
+    sync: WeightSync,
+    rollout: RolloutParts,
+    progress: Progress,
+) -> Parts:
+    segmenter = None
+    if config.prm.enabled and config.prm.granularity == "step":
+        segmenter = partial(step_ids, load_tokenizer(config.model.path))
+    minibatch_counts = [config.policy.num_minibatches]
+    if config.prm.enabled and config.prm.update_order != "none":
+        minibatch_counts.append(config.prm.num_minibatches)
+    collector = Collector(
+        rollout.engine,
+        stream,
+        rollout.verifier,
+        rollout.sampling,
+        config.filter,
+        prompts_per_step=config.trainer.prompts_per_step,
+        group_size=config.rollout.group_size,
+        rows_multiple_of=math.lcm(*minibatch_counts),
+        step_segmenter=segmenter,
+    )
+    return Parts(
+        collector=collector,
+        policy=models.policy,
+        prm_phase=None if models.prm is None else PRMPhase(models.prm, config.prm, config.seed),
+        reference=models.reference,
+        weight_sync=sync,
+        warn=lambda text: progress.line(f"WARNING: {text}"),
+    )
+
+
+def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
+    tokenizer = load_tokenizer(config.model.path)
+    dataset = PromptDataset.read(config.data.train, config.data, tokenizer, config.rollout.max_prompt_tokens)
+    dropped = f", {dataset.num_dropped} too long" if dataset.num_dropped else ""
+    progress.line(f"{len(dataset)} training prompts{dropped}")
+    return PromptStream(dataset, config.seed, config.data.shuffle)
+
+
+def _evaluator(config: PrimeConfig, rollout: RolloutParts) -> Evaluator | None:
+    return Evaluator(config, rollout) if config.data.evaluation else None
+
+
+def _checkpoint_to_resume(config: PrimeConfig, store: CheckpointStore) -> Path | None:
+    newest = store.newest()
+    if newest is not None and config.checkpoint.resume == "never":
+        raise ValueError(
+            f"checkpoint.resume = 'never', but {config.run_dir} holds {newest.name}: choose another run_dir, or "
+            "remove its checkpoints"
+        )
+    return newest

@@ -1,0 +1,123 @@
+"""Around the trainer: evaluation, checkpoints, logs and progress, from the first step or from where a run stopped."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.metrics import Metrics
+from megatron_prime.observability.metrics_logger import MetricsLogger
+from megatron_prime.observability.progress import Progress
+from megatron_prime.rollout.evaluation import EvaluationResult
+from megatron_prime.training.checkpoint import CheckpointStore, RunState
+from megatron_prime.training.trainable import Trainable
+from megatron_prime.training.trainer import Trainer
+
+SHOWN = {
+    "rollout/accuracy_before_filter": "accuracy",
+    "prm/ce": "prm_ce",
+    "prm/sign_accuracy": "prm_acc",
+    "policy/approx_kl": "kl",
+    "policy/entropy": "entropy",
+    "rollout/logprob_gap": "gap",
+    "time/step_s": "s",
+}
+"""Metrics on the line of each step."""
+
+
+class ResumableStream(Protocol):
+    """The part of a prompt stream that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        ...
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the loop tells, asks and keeps."""
+
+    store: CheckpointStore
+    roles: Mapping[str, Trainable]
+    """What a checkpoint holds."""
+    prompt_stream: ResumableStream
+    evaluate: Callable[[int], EvaluationResult] | None
+    """Held-out accuracy after so many steps; None without evaluation data."""
+    logger: MetricsLogger | None
+    """On rank 0 alone."""
+    progress: Progress
+
+
+class Loop:
+    """Runs a trainer to its last step.
+
+    Args:
+        config: the run's configuration.
+        trainer: at step 0, or where a checkpoint left it.
+        surroundings: see there.
+    """
+
+    def __init__(self, config: PrimeConfig, trainer: Trainer, surroundings: Surroundings) -> None:
+        self._config = config
+        self._trainer = trainer
+        self._around = surroundings
+
+    def run(self) -> None:
+        """Train until num_steps, saving and evaluating on the way. Collective over all ranks.
+
+        The engine must hold the policy's weights. Metrics of a step are logged under the number of steps done, the
+        first evaluation under 0.
+        """
+        num_steps = self._config.trainer.num_steps
+        if self._trainer.step_index == 0:
+            metrics = Metrics()
+            if self._around.evaluate is not None:
+                self._evaluate(metrics)
+                self._log(metrics)
+        with self._around.progress.phase("prime", num_steps) as advance:
+            advance(self._trainer.step_index)
+            while self._trainer.step_index < num_steps:
+                self._step()
+                advance(1)
+
+    def _step(self) -> None:
+        metrics = self._trainer.step()
+        done, num_steps = self._trainer.step_index, self._config.trainer.num_steps
+        is_last = done == num_steps
+        if self._around.evaluate is not None and (is_last or _is_due(done, self._config.trainer.eval_every)):
+            self._evaluate(metrics)
+        self._around.progress.step(done, num_steps, metrics, SHOWN)
+        self._log(metrics)
+        # After the log: a resumed run drops what was logged beyond its checkpoint, but cannot invent what is missing.
+        if is_last or _is_due(done, self._config.checkpoint.save_every):
+            state = RunState(done, self._around.prompt_stream.state_dict(), self._config.seed)
+            started = time.monotonic()
+            path = self._around.store.save(self._around.roles, state)
+            self._around.progress.line(f"saved {path} in {time.monotonic() - started:.1f} s")
+
+    def _evaluate(self, metrics: Metrics) -> None:
+        assert self._around.evaluate is not None
+        with metrics.timed("evaluation"):
+            result = self._around.evaluate(self._trainer.step_index)
+        metrics.add("eval", result.metrics())
+        self._around.progress.line(
+            f"held-out accuracy after {self._trainer.step_index} steps: {result.accuracy:.3f} "
+            f"({result.num_prompts} prompts x {result.samples_per_prompt})"
+        )
+
+    def _log(self, metrics: Metrics) -> None:
+        if self._around.logger is not None:
+            self._around.logger.log(self._trainer.step_index, metrics)
+
+
+def save_resolved_config(config: PrimeConfig) -> None:
+    """Write what the run really uses, defaults and overrides included, to run_dir/config.json."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    replace_file(config.run_dir / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
