@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -48,10 +47,12 @@ def read_shape(hf_path: Path) -> ModelShape:
     config_path = Path(hf_path) / "config.json"
     try:
         hf_config = json.loads(config_path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{config_path} does not exist: give the directory of an HF checkpoint") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # broken JSON, or not even text
         raise ValueError(f"{config_path} is not JSON: {error}") from None
+    if not isinstance(hf_config, dict):
+        raise ValueError(f"{config_path} holds no JSON object: give the directory of an HF checkpoint")
     return ModelShape.from_hf_config(hf_config)
 
 
@@ -173,13 +174,14 @@ def transformer_config(shape: ModelShape, topology: Topology) -> TransformerConf
 
 def _layer_specs(shape: ModelShape, topology: Topology) -> TransformerBlockSubmodules:
     layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
-    submodules = layer.submodules
+    submodules: Any = layer.submodules
     submodules.input_layernorm = RMSNorm
     submodules.pre_mlp_layernorm = RMSNorm
-    attention: ModuleSpec = submodules.self_attention
+    attention: Any = submodules.self_attention
     attention.submodules.core_attention = PackedAttention
     if shape.qk_norm:
         attention.submodules.q_layernorm = RMSNorm
         attention.submodules.k_layernorm = RMSNorm
     num_layers = len(stage_layers(shape, topology.pipeline_size, topology.pipeline_rank))
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+    norm: Any = RMSNorm  # Megatron's annotation leaves classes out
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)

@@ -76,9 +76,13 @@ class ScoringGPTModel(GPTModel):
 
     def output_weight(self) -> torch.Tensor:
         """This rank's rows of the output layer; the embedding where they are tied."""
-        if self.share_embeddings_and_output_weights:
-            return self.shared_embedding_or_output_weight()
-        return self.output_layer.weight
+        weight = (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.output_layer.weight
+        )
+        assert weight is not None
+        return weight
 
     def vocab_shard(self) -> VocabShard:
         """Which rows of the vocabulary this rank's output layer holds."""

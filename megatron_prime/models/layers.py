@@ -53,9 +53,11 @@ class PackedAttention(MegatronModule):
         parts, places = [], []
         for length, starts in starts_by_length.items():
             tokens = (torch.tensor(starts)[:, None] + torch.arange(length)).to(query_SND.device)
-            heads_first = [tensor[tokens].transpose(1, 2) for tensor in (query_SND, key_SKD, value_SKD)]
+            query, key, value = (tensor[tokens].transpose(1, 2) for tensor in (query_SND, key_SKD, value_SKD))
             attended = F.scaled_dot_product_attention(
-                *heads_first,
+                query,
+                key,
+                value,
                 is_causal=True,
                 scale=self.softmax_scale,
                 enable_gqa=query_SND.shape[1] != key_SKD.shape[1],

@@ -46,7 +46,7 @@ class Adam(torch.optim.Optimizer):
 
     def _update_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         beta1, beta2 = group["betas"]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients: list[torch.Tensor] = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
@@ -55,7 +55,7 @@ class Adam(torch.optim.Optimizer):
         first = [self.state[parameter]["exp_avg"] for parameter in parameters]
         second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
         if group["weight_decay"] and not self.adam_w_mode:
-            gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         torch._foreach_lerp_(first, gradients, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)

@@ -41,17 +41,17 @@ class Topology:
     @property
     def tensor_group(self) -> dist.ProcessGroup:
         """The ranks that split each matrix with this one."""
-        return parallel_state.get_tensor_model_parallel_group()
+        return _group(parallel_state.get_tensor_model_parallel_group())
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
         """The stages of this rank's pipeline."""
-        return parallel_state.get_pipeline_model_parallel_group()
+        return _group(parallel_state.get_pipeline_model_parallel_group())
 
     @property
     def data_group(self) -> dist.ProcessGroup:
         """The replicas of this rank's shard."""
-        return parallel_state.get_data_parallel_group()
+        return _group(parallel_state.get_data_parallel_group())
 
     @property
     def process_groups(self) -> ProcessGroupCollection:
@@ -62,6 +62,11 @@ class Topology:
     def last_stage_rank(self) -> int:
         """Global rank of the last stage of this rank's pipeline."""
         return parallel_state.get_pipeline_model_parallel_last_rank()
+
+
+def _group(group: object) -> dist.ProcessGroup:
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def build_topology(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
@@ -140,7 +141,7 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     if role not in roles:
         raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
     template = {"model": built.module.sharded_state_dict()}
-    state = dist_checkpointing.load(template, str(checkpoint / role))
+    state = _load(template, checkpoint / role)
     built.module.load_state_dict(state["model"])
 
 
@@ -181,30 +182,36 @@ def _restore(trainable: Trainable, folder: Path) -> None:
         raise ValueError(
             f"{folder} is missing: the checkpoint is damaged; remove it to resume from the one before"
         )
-    state = dist_checkpointing.load(_sharded_state(trainable, is_loading=True), str(folder))
+    state = _load(_sharded_state(trainable, is_loading=True), folder)
     trainable.built.module.load_state_dict(state["model"])
     trainable.optimizer.load_state_dict(state["optimizer"])
     trainable.schedule.load_state_dict(state["schedule"])
 
 
-def _rng_state() -> dict[str, Any]:
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
+    state = dist_checkpointing.load(template, str(folder))
+    assert isinstance(state, dict)  # a second value comes only for strict modes that return mismatches
+    return state
 
+
+def _rng_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
         "numpy": np.random.get_state(),
-        "parallel": get_cuda_rng_tracker().get_states(),
+        "parallel": _parallel_streams().get_states(),
     }
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+def _parallel_streams() -> Any:  # noqa: ANN401 - Megatron's tracker, or the CPU shim's
+    return get_cuda_rng_tracker()
 
+
+def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
-    get_cuda_rng_tracker().set_states(state["parallel"])
+    _parallel_streams().set_states(state["parallel"])
 
 
 def _sync_tree(folder: Path) -> None:

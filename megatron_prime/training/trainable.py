@@ -126,8 +126,8 @@ class Trainable(Scorer):
                 f"the {self.role}'s gradient is not finite (norm {grad_norm}): lower {self.role}.lr, or look at the "
                 "last metrics for a loss that ran away. The newest checkpoint is untouched"
             )
-        _, grad_norm, _ = self.optimizer.step()
-        metrics["grad_norm"] = float(grad_norm or 0.0)
+        self.optimizer.step()
+        metrics["grad_norm"] = float(grad_norm)
         return scores, metrics
 
     def advance_schedule(self) -> None:
