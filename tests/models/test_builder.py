@@ -1,0 +1,151 @@
+"""What is built from a checkpoint directory, and what is refused, with words that say how to go on."""
+
+import json
+import shutil
+from dataclasses import replace
+from datetime import timedelta
+
+import models_worker
+import pytest
+import torch
+from distributed_runner import run_distributed
+from layout_worker import hf_weights, whole_tensors
+from safetensors.torch import load_file, save_file
+from tiny_models import save_tiny_model
+
+from megatron_prime.models.builder import build_model, read_shape, stage_layers
+from megatron_prime.parallel.platform import Platform
+from megatron_prime.parallel.topology import Topology
+
+CPU = Platform(torch.device("cpu"), "gloo", torch.float32, timedelta(seconds=60))
+ONE = Topology(
+    platform=CPU,
+    rank=0,
+    world_size=1,
+    tensor_size=1,
+    tensor_rank=0,
+    pipeline_size=1,
+    pipeline_rank=0,
+    data_size=1,
+    data_rank=0,
+    sequence_parallel=False,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("builder") / "model"
+    return folder, save_tiny_model("qwen2", folder)
+
+
+def with_config(checkpoint, folder, **changes):
+    folder.mkdir()
+    config = json.loads((checkpoint[0] / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def with_tensors(checkpoint, folder, change):
+    shutil.copytree(checkpoint[0], folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json does not exist: give the directory"):
+        build_model(tmp_path, ONE)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(ValueError, match="give the directory"):
+        build_model(tmp_path / "model.safetensors", ONE)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": ', "", "[1, 2]"])
+def test_a_broken_config_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read_shape(tmp_path)
+
+
+def test_an_unknown_family_is_refused(checkpoint, tmp_path):
+    folder = with_config(checkpoint, tmp_path / "m", model_type="mamba")
+    with pytest.raises(ValueError, match=r"'mamba'.*known: llama, qwen2, qwen3"):
+        build_model(folder, ONE)
+
+
+@pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
+def test_output_biases_are_refused(bias, checkpoint, tmp_path):
+    folder = with_config(checkpoint, tmp_path / "m", model_type="llama", **{bias: True})
+    with pytest.raises(ValueError, match="not supported yet"):
+        build_model(folder, ONE)
+
+
+def test_a_pipeline_that_does_not_divide_the_layers_is_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"parallel\.pipeline = 3 does not divide the model's 4 layers"):
+        build_model(checkpoint[0], replace(ONE, world_size=3, pipeline_size=3))
+
+
+def test_tensor_parallelism_that_does_not_divide_the_heads_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="4 KV heads cannot be split over 8"):
+        build_model(checkpoint[0], replace(ONE, world_size=8, tensor_size=8))
+
+
+@pytest.mark.parametrize("pipeline_size", [1, 2, 4])
+def test_stages_share_the_layers_in_order(pipeline_size, checkpoint):
+    shape = read_shape(checkpoint[0])
+    stages = [stage_layers(shape, pipeline_size, rank) for rank in range(pipeline_size)]
+    assert [layer for stage in stages for layer in stage] == [0, 1, 2, 3]
+    assert {len(stage) for stage in stages} == {4 // pipeline_size}
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint, tmp_path_factory):
+    root = tmp_path_factory.mktemp("faulty")
+
+    def misshape(tensors):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+
+    faulty = {
+        "missing": lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"),
+        "misshapen": misshape,
+        "unexpected": lambda tensors: tensors.update({"model.extra.weight": torch.zeros(2)}),
+        "inv_freq": lambda tensors: tensors.update({"model.rotary_emb.inv_freq": torch.zeros(2)}),
+    }
+    folders = {name: with_tensors(checkpoint, root / name, change) for name, change in faulty.items()}
+    no_weights = with_config(checkpoint, root / "none")
+    (result,) = run_distributed(
+        models_worker.build_models, 1, checkpoint[0], folders | {"no weights": no_weights}
+    )
+    return result
+
+
+def test_faulty_tensors_are_named(report):
+    faults = report["faults"]
+    assert "missing (1): model.layers.2.mlp.up_proj.weight" in faults["missing"]
+    assert "model.norm.weight is (31,) and should be (32,)" in faults["misshapen"]
+    assert "unexpected (1): model.extra.weight" in faults["unexpected"]
+    assert "neither" in faults["no weights"]
+    assert faults["inv_freq"] is None, "a buffer that old tools wrote is no fault"
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_weights_come_in_the_dtype_of_the_platform(name, dtype, report, checkpoint):
+    assert report[name]["dtypes"] == {dtype}
+    weights = {key: tensor.to(dtype) for key, tensor in hf_weights(checkpoint[1]).items()}
+    for key, tensor in whole_tensors([report[name]["weights"]], weights).items():
+        assert torch.equal(tensor, weights[key]), key
+
+
+def test_without_load_weights_they_are_random(report, checkpoint):
+    weights = hf_weights(checkpoint[1])
+    random = whole_tensors([report["random"]], weights)
+    assert all(tensor.isfinite().all() for tensor in random.values())
+    assert not torch.equal(random["model.embed_tokens.weight"], weights["model.embed_tokens.weight"])
+
+
+def test_dropout_is_off(report):
+    assert report["dropout"] == {0.0}

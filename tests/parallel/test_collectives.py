@@ -1,0 +1,145 @@
+"""Log-probs over a split vocabulary against float64 torch.log_softmax over the whole one."""
+
+import parallel_worker
+import pytest
+import torch
+from distributed_runner import run_distributed
+
+NUM_RANKS = 4
+TENSOR_SIZES = (1, 2, 4)
+SHARING_LAYOUTS = ("tp2 pp2", "tp2 dp2", "tp4", "dp4", "pp2 dp2")
+NUM_REAL, NUM_PADDED, HIDDEN, NUM_TOKENS = 37, 64, 12, 10
+"""On 4 ranks of 16 rows each, the third holds 5 real rows and the last none."""
+
+
+def make_case(num_tokens=NUM_TOKENS, temperature=1.0, chunk_tokens=4, dtype=torch.float32, scale=1.0, **more):
+    generator = torch.Generator().manual_seed(7)
+    weight_VH = torch.full((NUM_PADDED, HIDDEN), torch.nan)  # a padding row that is read poisons everything
+    weight_VH[:NUM_REAL] = torch.randn(NUM_REAL, HIDDEN, generator=generator) * scale
+    labels_R = torch.randint(0, NUM_REAL, (num_tokens,), generator=generator)
+    labels_R[:5] = torch.tensor([0, 15, 16, 32, 36])[:num_tokens]  # the borders of the shards
+    case = {
+        "hidden_RH": torch.randn(num_tokens, HIDDEN, generator=generator).to(dtype),
+        "weight_VH": weight_VH.to(dtype),
+        "labels_R": labels_R,
+        "num_real": NUM_REAL,
+        "upstream_2R": torch.randn(2, num_tokens, generator=generator),
+        "temperature": temperature,
+        "chunk_tokens": chunk_tokens,
+        "gathered": False,
+    }
+    return case | more
+
+
+CASES = {
+    "chunks of 4": make_case(),
+    "chunks of 1": make_case(chunk_tokens=1),
+    "one chunk exactly": make_case(chunk_tokens=NUM_TOKENS),
+    "chunk larger than R": make_case(chunk_tokens=1000),
+    "cold": make_case(temperature=0.3),
+    "hot": make_case(temperature=2.5, chunk_tokens=3),
+    "large logits": make_case(scale=60.0),
+    "log-probs alone": make_case(upstream_2R=torch.stack([torch.ones(NUM_TOKENS), torch.zeros(NUM_TOKENS)])),
+    "entropy alone": make_case(upstream_2R=torch.stack([torch.zeros(NUM_TOKENS), torch.ones(NUM_TOKENS)])),
+    "no tokens": make_case(num_tokens=0),
+    "one token": make_case(num_tokens=1),
+    "gathered hidden": make_case(gathered=True),
+    "bf16": make_case(dtype=torch.bfloat16),
+}
+TOLERANCES = {"bf16": 2e-2, "large logits": 2e-3, "cold": 1e-5}
+
+
+def oracle(case):
+    """Whole-vocabulary float64, by autograd."""
+    hidden_RH = case["hidden_RH"].double().requires_grad_()
+    weight_VH = case["weight_VH"][:NUM_REAL].double().requires_grad_()
+    full_RV = torch.log_softmax(hidden_RH @ weight_VH.T / case["temperature"], dim=1)
+    logprobs_R = full_RV.gather(1, case["labels_R"][:, None])[:, 0]
+    entropy_R = -(full_RV.exp() * full_RV).sum(dim=1)
+    (case["upstream_2R"] * torch.stack([logprobs_R, entropy_R])).sum().backward()
+    return {
+        "logprobs": logprobs_R.detach(),
+        "entropy": entropy_R.detach(),
+        "grad_hidden": hidden_RH.grad,
+        "grad_weight": weight_VH.grad,
+    }
+
+
+@pytest.fixture(scope="module")
+def both():
+    return run_distributed(parallel_worker.score_and_share, NUM_RANKS, TENSOR_SIZES, CASES, SHARING_LAYOUTS)
+
+
+@pytest.fixture(scope="module")
+def results(both):
+    return [scored for scored, _ in both]
+
+
+@pytest.fixture(scope="module")
+def shared(both):
+    return [report for _, report in both]
+
+
+@pytest.mark.parametrize("tensor", TENSOR_SIZES)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_equal_log_softmax(name, tensor, results):
+    case, expected = CASES[name], oracle(CASES[name])
+    # Hidden gradients of one data replica: with a gather before the layer, the sum over ranks is the gather's work.
+    replica = [by_case[tensor, name] for by_case in results[:tensor]]
+    tolerance = TOLERANCES.get(name, 2e-6)
+
+    def check(value, reference):
+        scale = max(1.0, reference.abs().max().item() if reference.numel() else 1.0)
+        torch.testing.assert_close(value.double(), reference, rtol=0, atol=tolerance * scale)
+
+    for of_rank in replica:
+        assert of_rank["logprobs"].dtype == of_rank["entropy"].dtype == torch.float32
+        assert of_rank["grad_hidden"].dtype == of_rank["grad_weight"].dtype == case["hidden_RH"].dtype
+        check(of_rank["logprobs"], expected["logprobs"])
+        check(of_rank["entropy"], expected["entropy"])
+        if not case["gathered"]:
+            check(of_rank["grad_hidden"], expected["grad_hidden"])
+        first, stop = of_rank["first_row"], of_rank["first_row"] + of_rank["num_rows"]
+        check(of_rank["grad_weight"][: of_rank["num_rows"]], expected["grad_weight"][first:stop])
+        assert not of_rank["grad_weight"][of_rank["num_rows"] :].any(), "padding rows get no gradient"
+    if case["gathered"]:
+        check(sum(of_rank["grad_hidden"].double() for of_rank in replica), expected["grad_hidden"])
+
+
+@pytest.mark.parametrize("tensor", TENSOR_SIZES)
+def test_every_rank_gets_the_same_bits(tensor, results):
+    for name in CASES:
+        for by_case in results:
+            for key in ("logprobs", "entropy"):
+                assert torch.equal(by_case[tensor, name][key], results[0][tensor, name][key])
+
+
+@pytest.mark.parametrize("tensor", TENSOR_SIZES)
+def test_the_chunk_size_does_not_matter(tensor, results):
+    whole = results[0][tensor, "chunk larger than R"]
+    for name in ("chunks of 1", "chunks of 4", "one chunk exactly"):
+        for key in ("logprobs", "entropy", "grad_hidden"):
+            torch.testing.assert_close(results[0][tensor, name][key], whole[key], rtol=0, atol=2e-6)
+
+
+def test_the_cases_hold_what_they_promise(results):
+    assert [by_case[4, "one token"]["num_rows"] for by_case in results] == [16, 16, 5, 0]
+    assert CASES["large logits"]["weight_VH"][:NUM_REAL].abs().max() > 100
+
+
+@pytest.mark.parametrize("layout", SHARING_LAYOUTS)
+def test_results_reach_every_rank(layout, shared):
+    reports = [by_layout[layout] for by_layout in shared]
+    data_size = reports[0]["data_size"]
+    expected_loss = sum(torch.tensor(0.1 * (rank + 1)).item() for rank in range(data_size))
+    for report in reports:
+        assert torch.equal(report["values"], 0.1 * torch.arange(24.0).view(8, 3)), "exact, not merely close"
+        assert report["flags"].tolist() == [data_size * (data_size + 1) / 2] * 2
+        assert report["named"] == {"loss": pytest.approx(expected_loss, rel=1e-15), "first": 5.0}
+        assert report["lists"] == [[("rank", rank)] * rank for rank in range(NUM_RANKS)]
+        assert report["object"] == {"from": 0}
+
+
+def test_named_sums_are_the_same_bits_everywhere(shared):
+    for layout in SHARING_LAYOUTS:
+        assert len({report[layout]["named"]["loss"] for report in shared}) == 1

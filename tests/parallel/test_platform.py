@@ -1,0 +1,49 @@
+"""The machine as two real processes see it."""
+
+import parallel_worker
+import pytest
+import torch
+from distributed_runner import run_distributed
+
+from megatron_prime.parallel.platform import select_platform
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return run_distributed(parallel_worker.use_platform, 2)
+
+
+def test_joins_the_job_of_the_environment(reports):
+    assert [report["job"] for report in reports] == [(0, 2, "gloo"), (1, 2, "gloo")]
+
+
+def test_a_collective_that_a_rank_misses_ends_at_the_deadline(reports):
+    seconds, message = reports[0]["missed"]
+    assert 1.5 < seconds < 3.9, message
+
+
+def test_a_lone_process_is_a_job_of_one(reports):
+    assert [report["alone"] for report in reports] == [(0, 1)] * 2
+
+
+def test_half_an_environment_is_refused(reports):
+    for report in reports:
+        assert "RANK only" in report["half"]
+        assert "torchrun" in report["half"]
+
+
+def test_describes_the_cpu(reports):
+    assert reports[0]["bf16"] == ("cpu", "gloo", torch.bfloat16, False, 60.0)
+    assert reports[0]["threads"] == 1
+
+
+def test_peak_memory_grows_with_what_is_held(reports):
+    before, after = reports[0]["memory"]
+    assert before > 100 << 20, "torch alone takes more"
+    assert 150 << 20 < after - before < 400 << 20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_is_refused_without_a_gpu():
+    with pytest.raises(ValueError, match=r"platform\.device = 'cuda'"):
+        select_platform("cuda")

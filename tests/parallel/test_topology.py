@@ -1,0 +1,55 @@
+"""Every rank's place, against the order that Megatron documents: tensor fastest, then data, then pipeline."""
+
+import parallel_worker
+import pytest
+import torch
+from distributed_runner import run_distributed
+
+LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
+WORLD_SIZE = 4
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return run_distributed(parallel_worker.use_topologies, WORLD_SIZE, LAYOUTS)
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), LAYOUTS)
+def test_coordinates_and_groups(tensor, pipeline, reports):
+    data = WORLD_SIZE // (tensor * pipeline)
+    place_of = {
+        t + tensor * (d + data * p): (t, d, p)
+        for p in range(pipeline)
+        for d in range(data)
+        for t in range(tensor)
+    }
+    for rank, by_layout in enumerate(reports):
+        report = by_layout[tensor, pipeline]
+        assert (report["rank"], report["world"]) == (rank, WORLD_SIZE)
+        assert report["sizes"] == (tensor, data, pipeline)
+        assert report["place"] == place_of[rank]
+        assert report["ends"] == (place_of[rank][2] == 0, place_of[rank][2] == pipeline - 1)
+        assert report["sequence_parallel"] == (tensor > 1)
+        for axis, name in enumerate(("tensor", "data", "pipeline")):
+            neighbours = [
+                other
+                for other in range(WORLD_SIZE)
+                if all(place_of[other][rest] == place_of[rank][rest] for rest in {0, 1, 2} - {axis})
+            ]
+            assert report["groups"][name] == neighbours, name
+        assert report["megatron_tp"] == report["groups"]["tensor"]
+        assert report["last_stage_rank"] == report["groups"]["pipeline"][-1]
+        assert report["sum"] == data
+
+
+def test_processes_that_the_layout_does_not_divide_are_refused(reports):
+    for report in reports:
+        assert "4 processes are not a multiple" in report["refused"]
+
+
+def test_parallel_random_streams_follow_the_seed_and_differ_between_tensor_ranks(reports):
+    first, again, other = reports[0]["streams"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, reports[1]["streams"][0])
+    assert torch.equal(first, reports[2]["streams"][0]), "data replicas draw alike"
