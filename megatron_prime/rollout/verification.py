@@ -1,0 +1,60 @@
+"""Giving rollouts their verified outcomes, with the work split over the ranks."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.types import Rollout
+
+
+class Outcome(Protocol):
+    """What a verifier says of one response."""
+
+    @property
+    def reward(self) -> float:
+        """In [0, 1]; NaN when the verifier failed or ran out of time."""
+        ...
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that turns responses into text."""
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """Text of token_ids."""
+        ...
+
+
+Verify = Callable[[Sequence[tuple[str, str]]], Sequence[Outcome]]
+"""Pairs of (response text, ground truth) -> one outcome a pair, in order."""
+
+
+class RolloutVerifier:
+    """Verifies responses, each rank its share."""
+
+    def __init__(self, verify: Verify, tokenizer: Decoder, ranks: Ranks | None = None) -> None:
+        self._verify = verify
+        self._tokenizer = tokenizer
+        self._ranks = ranks or Ranks()
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The same rollouts with their outcomes, on every rank. Collective: all ranks give equal rollouts.
+
+        Raises:
+            RuntimeError: the verifier returned too few or too many outcomes, or a reward outside [0, 1].
+        """
+        # Strided, not contiguous: neighbours share a prompt, and the responses to a hard one verify slowly.
+        num_ranks = self._ranks.world_size
+        order = [row for first in range(num_ranks) for row in range(first, len(rollouts), num_ranks)]
+        pairs = [(self._text(rollouts[row]), rollouts[row].prompt.answer) for row in self._ranks.share(order)]
+        outcomes = self._verify(pairs)
+        if len(outcomes) != len(pairs):
+            raise RuntimeError(f"the verifier returned {len(outcomes)} outcomes for {len(pairs)} responses")
+        rewards = self._ranks.gather_all([float(outcome.reward) for outcome in outcomes])
+        outside = [reward for reward in rewards if reward < 0 or reward > 1]
+        if outside:
+            raise RuntimeError(f"the verifier returned rewards outside [0, 1]: {outside[:5]}")
+        reward_of_row = dict(zip(order, rewards, strict=True))
+        return [rollout.with_outcome(reward_of_row[row]) for row, rollout in enumerate(rollouts)]
+
+    def _text(self, rollout: Rollout) -> str:
+        return self._tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)

@@ -1,0 +1,112 @@
+"""Stand-ins for what surrounds the rollout package: ranks as threads, a scripted engine, a toy verifier."""
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.types import FinishReason, Prompt, Rollout
+
+
+def run_on_ranks(num_ranks, function):
+    """function(Ranks) on num_ranks threads whose gather is a real exchange; the results by rank."""
+    barrier = threading.Barrier(num_ranks, timeout=30)
+    slots = [None] * num_ranks
+
+    def run(rank):
+        def gather(items):
+            slots[rank] = items
+            barrier.wait()
+            everything = list(slots)
+            barrier.wait()
+            return everything
+
+        try:
+            return function(Ranks(rank, num_ranks, gather))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        return list(pool.map(run, range(num_ranks)))
+
+
+GOOD, BAD, BROKEN = 1, 0, 2
+
+
+class WordTokenizer:
+    """Token ids as words."""
+
+    def decode(self, token_ids, *, skip_special_tokens):
+        assert skip_special_tokens
+        return " ".join(
+            {GOOD: "good", BAD: "bad", BROKEN: "broken"}.get(token, str(token)) for token in token_ids
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    reward: float
+
+
+def verify_words(pairs):
+    """The last word decides; `broken` is a verifier error."""
+    scores = {"good": 1.0, "broken": math.nan}
+    return [Verdict(scores.get(text.split()[-1], 0.0)) for text, _ in pairs]
+
+
+class CountingStream:
+    """Prompts 0, 1, 2, ..."""
+
+    def __init__(self, sources=("",)):
+        self.num_taken = 0
+        self.requests = []
+        self._sources = sources
+
+    def next(self, num_prompts):
+        self.requests.append(num_prompts)
+        indices = range(self.num_taken, self.num_taken + num_prompts)
+        self.num_taken += num_prompts
+        return [
+            Prompt(index, (index + 3,), "good", self._sources[index % len(self._sources)])
+            for index in indices
+        ]
+
+
+class ScriptedEngine:
+    """Gives prompt i the responses of script(i): one token list a sample."""
+
+    def __init__(self, script, finish=lambda index, sample: FinishReason.STOP, version=lambda sample: 5):
+        self.script = script
+        self.finish = finish
+        self.version = version
+        self.stream_keys = []
+
+    policy_version = 5
+
+    def generate(self, prompts, params, group_size, stream_key):
+        self.stream_keys.append(stream_key)
+        return [
+            Rollout(
+                prompt=prompt,
+                sample_index=sample,
+                response_ids=tuple(self.script(prompt.index)[sample]),
+                rollout_logprobs=(-1.0,) * len(self.script(prompt.index)[sample]),
+                finish_reason=self.finish(prompt.index, sample),
+                policy_version=self.version(sample),
+            )
+            for prompt in prompts
+            for sample in range(group_size)
+        ]
+
+    def begin_weight_update(self, policy_version): ...
+
+    def load_weights(self, bucket): ...
+
+    def end_weight_update(self): ...
+
+    def weight_checksums(self):
+        return {}
+
+    def close(self): ...

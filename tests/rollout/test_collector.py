@@ -1,0 +1,253 @@
+"""Filling a batch: refills, surplus, shortage, statistics; and the whole path with a real model."""
+
+import math
+
+import pytest
+import torch
+from rollout_doubles import (
+    BAD,
+    BROKEN,
+    GOOD,
+    CountingStream,
+    ScriptedEngine,
+    Verdict,
+    WordTokenizer,
+    run_on_ranks,
+    verify_words,
+)
+from tiny_models import save_tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from megatron_prime.config.schema import FilterConfig, RolloutConfig
+from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector
+from megatron_prime.rollout.local_engine import LocalEngine
+from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.sampling import training_sampling
+from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
+from megatron_prime.rollout.verification import RolloutVerifier
+from megatron_prime.types import FinishReason, SamplingParams
+
+MIXED = [[GOOD], [3, BAD]]
+EASY = [[GOOD], [GOOD]]
+HARD = [[BAD], [4, 4, BAD]]
+ERROR = [[GOOD], [BROKEN]]
+
+
+def make_collector(engine, stream=None, prompts_per_step=4, group_size=2, **changes):
+    filter_fields = {name: changes.pop(name) for name in list(changes) if name in FilterConfig.model_fields}
+    return Collector(
+        engine,
+        stream or CountingStream(),
+        RolloutVerifier(verify_words, WordTokenizer()),
+        SamplingParams(8),
+        FilterConfig(**filter_fields),
+        prompts_per_step=prompts_per_step,
+        group_size=group_size,
+        **changes,
+    )
+
+
+def indices(batch):
+    return [rollout.prompt.index for rollout in batch.rollouts]
+
+
+def test_a_full_first_round_is_the_batch():
+    batch = make_collector(ScriptedEngine(lambda index: MIXED)).collect(3)
+    assert indices(batch) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert batch.outcome_rewards_B.tolist() == [1, 0] * 4
+    assert batch.response_mask_BT.tolist() == [[True, False], [True, True]] * 4
+    assert batch.step_ids_BT is None
+    assert batch.stats["num_rounds"] == 1
+    assert batch.stats["num_groups_surplus"] == 0
+
+
+def test_refill_keeps_accepted_groups_only_and_counts_every_other():
+    kinds = [EASY, MIXED, HARD, ERROR, MIXED]
+    stream = CountingStream(sources=("algebra", "geometry"))
+    engine = ScriptedEngine(
+        lambda index: kinds[index % 5],
+        finish=lambda index, sample: FinishReason.LENGTH if index == 1 and sample == 1 else FinishReason.STOP,
+    )
+    batch = make_collector(engine, stream).collect(2)
+    # Round 0 samples prompts 0..3 and keeps 1; round 1 needs 3 more at a rate of (1 + 1) / (4 + 1): 8 prompts.
+    assert stream.requests == [4, 8]
+    assert engine.stream_keys == [training_stream_key(2, 0), training_stream_key(2, 1)]
+    assert indices(batch) == [1, 1, 4, 4, 6, 6, 9, 9]
+    assert not batch.outcome_rewards_B.isnan().any()
+    assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    rewards = {0: (1, 1), 1: (1, 0), 2: (0, 0), 3: (1,), 4: (1, 0)}
+    known = [reward for index in range(12) for reward in rewards[index % 5]]
+    even = [reward for index in range(0, 12, 2) for reward in rewards[index % 5]]
+    odd = [reward for index in range(1, 12, 2) for reward in rewards[index % 5]]
+    lengths = [len(ids) for index in range(12) for ids in kinds[index % 5]]
+    assert batch.stats == pytest.approx(
+        {
+            "num_rounds": 2,
+            "num_prompts_sampled": 12,
+            "num_rollouts_sampled": 24,
+            "num_groups_kept": 4,
+            "num_groups_dropped_aborted": 0,
+            "num_groups_dropped_verifier_error": 2,
+            "num_groups_dropped_truncated": 0,
+            "num_groups_dropped_too_hard": 2,
+            "num_groups_dropped_too_easy": 3,
+            "num_groups_surplus": 1,
+            "num_groups_trimmed": 0,
+            "num_verifier_errors": 2,
+            "accuracy_before_filter": sum(known) / len(known),
+            "accuracy": 0.5,
+            "truncated_fraction": 1 / 24,
+            "mean_response_tokens": sum(lengths) / 24,
+            "policy_version": 5,
+            "accuracy_by_source/algebra": sum(even) / len(even),
+            "accuracy_by_source/geometry": sum(odd) / len(odd),
+        }
+    )
+
+
+def test_rounds_and_their_size_are_bounded():
+    stream = CountingStream()
+    collector = make_collector(
+        ScriptedEngine(lambda index: MIXED if index == 0 else HARD),
+        stream,
+        max_rounds=3,
+        on_shortage="partial",
+    )
+    batch = collector.collect(0)
+    assert stream.requests == [4, 8, MAX_ROUND_FACTOR * 4]
+    assert indices(batch) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (HARD, ["too hard", "SFT", "from 0.0: 16, from 0.2: 0"]),
+        (EASY, ["too easy", "harder prompts", "from 0.8: 16"]),
+        (ERROR, ["verifier errors: 16", "reward.verifier"]),
+    ],
+)
+@pytest.mark.parametrize("on_shortage", ["error", "partial"])
+def test_nothing_kept_is_explained(script, words, on_shortage):
+    collector = make_collector(ScriptedEngine(lambda index: script), max_rounds=2, on_shortage=on_shortage)
+    with pytest.raises(RuntimeError, match="step 6 kept 0 of the 4 prompts") as caught:
+        collector.collect(6)
+    text = str(caught.value)
+    sampled = 4 + 8
+    assert f"{sampled} prompts sampled in 2 rounds" in text
+    assert all(word.replace("16", str(sampled)) in text for word in words)
+
+
+def test_shortage_as_an_error_even_when_some_are_kept():
+    engine = ScriptedEngine(lambda index: MIXED if index < 3 else HARD)
+    with pytest.raises(RuntimeError, match=r"kept 3 of the 4.*kept 3, .*filter.on_shortage = 'partial'"):
+        make_collector(engine, on_shortage="error", max_rounds=2).collect(0)
+
+
+def test_a_partial_batch_stays_divisible():
+    engine = ScriptedEngine(lambda index: MIXED if index < 3 else HARD)
+    batch = make_collector(engine, max_rounds=1, rows_multiple_of=4).collect(0)
+    assert indices(batch) == [0, 0, 1, 1]
+    assert batch.stats["num_groups_trimmed"] == 1
+    assert batch.stats["num_groups_surplus"] == 0
+    with pytest.raises(RuntimeError, match="positive multiple of 4 prompts"):
+        make_collector(engine, max_rounds=1, rows_multiple_of=8).collect(0)
+    with pytest.raises(ValueError, match=r"4 \* 2 responses are no multiple of 3"):
+        make_collector(engine, rows_multiple_of=3)
+
+
+def test_a_disabled_filter_takes_all_but_errors():
+    kinds = [EASY, ERROR, HARD, MIXED]
+    batch = make_collector(ScriptedEngine(lambda index: kinds[index % 4]), enabled=False).collect(0)
+    assert indices(batch) == [0, 0, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_prompt_that_comes_twice_makes_two_groups():
+    stream = CountingStream()
+    stream.next = lambda num_prompts: CountingStream().next(1) * num_prompts
+    batch = make_collector(ScriptedEngine(lambda index: MIXED), stream).collect(0)
+    assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_broken_contracts_are_reported():
+    mixed = ScriptedEngine(lambda index: MIXED, version=lambda sample: 5 + sample)
+    with pytest.raises(RuntimeError, match=r"mixes policy versions \[5, 6\]"):
+        make_collector(mixed).collect(0)
+    short = CountingStream()
+    short.next = lambda num_prompts: CountingStream().next(num_prompts - 1)
+    with pytest.raises(RuntimeError, match="3 prompts instead of 4"):
+        make_collector(ScriptedEngine(lambda index: MIXED), short).collect(0)
+
+
+def test_step_ids_are_padded_with_the_last_step():
+    collector = make_collector(
+        ScriptedEngine(lambda index: MIXED),
+        step_segmenter=lambda ids: [3 * place for place in range(len(ids))],
+    )
+    assert collector.collect(0).step_ids_BT.tolist() == [[0, 0], [0, 3]] * 4
+
+
+def test_stream_keys_differ_and_are_bounded():
+    keys = {training_stream_key(step, round_index) for step in range(5) for round_index in range(5)}
+    keys |= {evaluation_stream_key(step) for step in range(5)}
+    assert len(keys) == 30
+    assert max(keys) < 1 << 64
+    for call in (
+        lambda: training_stream_key(0, 1 << 16),
+        lambda: training_stream_key(-1, 0),
+        lambda: evaluation_stream_key(-1),
+    ):
+        with pytest.raises(ValueError, match="no stream key"):
+            call()
+
+
+def verify_parity(pairs):
+    """A task that a random model solves half the time: the first word is even."""
+    return [Verdict(float(int(text.split()[0][1:]) % 2 == 0) if text else math.nan) for text, _ in pairs]
+
+
+def collect_with_real_model(folder, ranks, stream):
+    engine = LocalEngine(
+        folder, device=torch.device("cpu"), dtype=torch.float32, seed=0, max_batch_size=8, ranks=ranks
+    )
+    engine.load_from_hf(folder, policy_version=1)
+    vocabulary = {f"w{token}": token for token in range(300)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, "w0")), eos_token="w299"
+    )
+    config = RolloutConfig(max_response_tokens=6)
+    collector = Collector(
+        engine,
+        stream,
+        RolloutVerifier(verify_parity, tokenizer, ranks),
+        training_sampling(config, [299, 250, 251]),
+        FilterConfig(),
+        prompts_per_step=6,
+        group_size=4,
+    )
+    return [collector.collect(step) for step in range(2)]
+
+
+def test_real_model_and_tokenizer_on_one_and_two_ranks(tmp_path):
+    save_tiny_model("qwen2", tmp_path)
+    alone = collect_with_real_model(tmp_path, Ranks(), CountingStream())
+    by_rank = run_on_ranks(2, lambda ranks: collect_with_real_model(tmp_path, ranks, CountingStream()))
+    for batches in by_rank:
+        for batch, wanted in zip(batches, alone, strict=True):
+            assert [each.response_ids for each in batch.rollouts] == [
+                each.response_ids for each in wanted.rollouts
+            ]
+            assert torch.equal(batch.outcome_rewards_B, wanted.outcome_rewards_B)
+            torch.testing.assert_close(
+                batch.rollout_logprobs_BT, wanted.rollout_logprobs_BT, atol=1e-5, rtol=0
+            )
+            assert batch.stats == wanted.stats
+    for batch in alone:
+        accuracies = batch.outcome_rewards_B.view(6, 4).mean(1)
+        assert ((accuracies >= 0.2) & (accuracies <= 0.8)).all()
+        assert batch.rollout_logprobs_BT[~batch.response_mask_BT].eq(0).all()
+        assert batch.rollout_logprobs_BT[batch.response_mask_BT].lt(0).all()
+        for rollout in batch.rollouts:
+            assert rollout.outcome_reward == (rollout.response_ids[0] % 2 == 0)

@@ -1,0 +1,73 @@
+"""avg@k and pass@k against counting by hand."""
+
+import itertools
+import math
+
+import pytest
+from rollout_doubles import BAD, BROKEN, GOOD, CountingStream, ScriptedEngine, WordTokenizer, verify_words
+
+from megatron_prime.config.schema import EvaluationConfig
+from megatron_prime.rollout.evaluation import evaluate, evaluation_sampling, pass_at_k
+from megatron_prime.rollout.verification import RolloutVerifier
+from megatron_prime.types import SamplingParams
+
+SCRIPTS = [
+    [[GOOD], [3, GOOD], [BAD], [BAD]],
+    [[BAD], [BAD], [BAD], [BAD]],
+    [[BROKEN], [GOOD], [BAD], [3, 3, BAD]],
+]
+
+
+def evaluate_scripts(**changes):
+    prompts = CountingStream(sources=("x", "y", "x")).next(3)
+    verifier = RolloutVerifier(verify_words, WordTokenizer())
+    arguments = {"samples_per_prompt": 4, "stream_key": 9, **changes}
+    return evaluate(
+        ScriptedEngine(lambda index: SCRIPTS[index]), prompts, verifier, SamplingParams(4), **arguments
+    )
+
+
+def test_scores_and_counts():
+    result = evaluate_scripts()
+    assert result.accuracy == 3 / 12
+    assert (
+        result.num_prompts,
+        result.samples_per_prompt,
+        result.num_correct,
+        result.num_verifier_errors,
+    ) == (3, 4, 3, 1)
+    assert result.pass_at_k == pytest.approx({1: 3 / 12, 2: (5 / 6 + 0 + 1 / 2) / 3, 4: 2 / 3})
+    assert result.accuracy_by_source == {"x": 3 / 8, "y": 0}
+    assert result.mean_response_tokens == 15 / 12
+    assert result.truncated_fraction == 0
+    assert math.isnan(result.rollouts[8].outcome_reward)
+    metrics = result.metrics()
+    assert metrics["pass_at_4"] == pytest.approx(2 / 3)
+    assert metrics["accuracy_by_source/x"] == 3 / 8
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_one_sample_a_prompt():
+    assert evaluate_scripts(samples_per_prompt=1).pass_at_k == {1: 1 / 3}
+
+
+@pytest.mark.parametrize(("num_samples", "num_correct"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 5)])
+def test_pass_at_k_counts_subsets(num_samples, num_correct):
+    marks = [place < num_correct for place in range(num_samples)]
+    for k in range(1, num_samples + 1):
+        subsets = [any(subset) for subset in itertools.combinations(marks, k)]
+        assert pass_at_k(num_samples, num_correct, k) == pytest.approx(sum(subsets) / len(subsets))
+
+
+def test_sampling_and_empty_data():
+    params = evaluation_sampling(EvaluationConfig(temperature=0, top_p=0.5), 7, [3, 4])
+    assert params == SamplingParams(7, 0, 0.5, (3, 4))
+    with pytest.raises(ValueError, match="no prompts"):
+        evaluate(
+            ScriptedEngine(None),
+            [],
+            RolloutVerifier(verify_words, WordTokenizer()),
+            params,
+            samples_per_prompt=1,
+            stream_key=0,
+        )

@@ -1,0 +1,71 @@
+"""Verdicts on groups, worked out by hand."""
+
+import math
+
+import pytest
+
+from megatron_prime.config.schema import FilterConfig
+from megatron_prime.rollout.group_filter import Verdict, accuracy_histogram, judge_groups, split_groups
+from megatron_prime.types import FinishReason, Prompt, Rollout
+
+STOP, LENGTH, ABORT = FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT
+
+
+def group(rewards, finishes=None, index=0, versions=None):
+    finishes = finishes or [STOP] * len(rewards)
+    versions = versions or [1] * len(rewards)
+    return [
+        Rollout(Prompt(index, (1,), ""), sample, (1,), (-1.0,), finish, version, reward)
+        for sample, (reward, finish, version) in enumerate(zip(rewards, finishes, versions, strict=True))
+    ]
+
+
+CASES = [
+    ([1, 0, 0, 0, 0], None, Verdict.KEPT),  # 1/5 and 4/5 are inside the band [0.2, 0.8]
+    ([1, 1, 1, 1, 0], None, Verdict.KEPT),
+    ([0, 0, 0, 0, 0], None, Verdict.TOO_HARD),
+    ([1, 1, 1, 1, 1], None, Verdict.TOO_EASY),
+    ([0.1, 0.1, 0.1, 0.1, 0.1], None, Verdict.TOO_HARD),
+    ([0.9, 0.9, 0.9, 0.9, 0.9], None, Verdict.TOO_EASY),
+    ([1, 0, math.nan, 0, 0], None, Verdict.VERIFIER_ERROR),
+    ([1, 0, 0, 0, 0], [LENGTH, LENGTH, STOP, STOP, STOP], Verdict.KEPT),
+    ([1, 0, 0, 0, 0], [LENGTH, LENGTH, LENGTH, STOP, STOP], Verdict.TRUNCATED),
+    ([0, 0, 0, 0, 0], [LENGTH] * 5, Verdict.TRUNCATED),
+    ([1, 0, math.nan, 0, 0], [ABORT, STOP, STOP, STOP, STOP], Verdict.ABORTED),
+]
+
+
+def test_each_group_gets_its_verdict():
+    groups = [group(rewards, finishes, index) for index, (rewards, finishes, _) in enumerate(CASES)]
+    verdicts = judge_groups(groups, FilterConfig(max_truncated_fraction=0.4))
+    assert verdicts == [verdict for _, _, verdict in CASES]
+    assert judge_groups([], FilterConfig()) == []
+
+
+def test_a_disabled_filter_still_drops_what_has_no_outcome():
+    groups = [group(rewards, finishes, index) for index, (rewards, finishes, _) in enumerate(CASES)]
+    always = {Verdict.ABORTED, Verdict.VERIFIER_ERROR}
+    verdicts = judge_groups(groups, FilterConfig(enabled=False, max_truncated_fraction=0))
+    assert verdicts == [verdict if verdict in always else Verdict.KEPT for _, _, verdict in CASES]
+
+
+def test_groups_are_cut_and_checked():
+    rollouts = group([1, 0], index=3) + group([0, 0], index=4)
+    assert split_groups(rollouts, 2) == [rollouts[:2], rollouts[2:]]
+    with pytest.raises(RuntimeError, match="no multiple of 3"):
+        split_groups(rollouts, 3)
+    with pytest.raises(RuntimeError, match="prompt 3 are not ordered"):
+        split_groups(rollouts, 4)
+    with pytest.raises(RuntimeError, match="prompt 3 are not ordered"):
+        split_groups(rollouts[1::-1], 2)
+    with pytest.raises(RuntimeError, match=r"prompt 9 mixes policy versions \[1, 2\]"):
+        split_groups(group([1, 0], index=9, versions=[2, 1]), 2)
+
+
+def test_histogram():
+    groups = [group([1, 1]), group([0, 1]), group([0, 0]), group([0, 0]), group([math.nan, 1])]
+    text = accuracy_histogram(groups)
+    assert text == (
+        "groups by mean accuracy from 0.0: 2, from 0.2: 0, from 0.4: 1, from 0.6: 0, from 0.8: 1; "
+        "with verifier errors: 1"
+    )
