@@ -10,18 +10,18 @@ from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
 
 ALL_LAYOUTS = LAYOUTS | {
-    "dp4": (4, 1, 1, False),
-    "pp2 dp2": (4, 1, 2, False),
-    "tp2+sp pp2": (4, 2, 2, True),
+    "dp4": (4, 1, 1, False, 1),
+    "pp2 dp2": (4, 1, 2, False, 1),
+    "tp2+sp pp2": (4, 2, 2, True, 1),
 }
 
 
 def topology_of(layout: str, dtype: str = "fp32", timeout_s: float = 120.0) -> Topology:
     """Join the job and take up a layout of ALL_LAYOUTS."""
-    _, tensor, pipeline, sequence_parallel = ALL_LAYOUTS[layout]
+    _, tensor, pipeline, sequence_parallel, context = ALL_LAYOUTS[layout]
     platform = select_platform("cpu", dtype, timeout_s=timeout_s)
     platform.start_process_group()
-    return build_topology(platform, tensor, pipeline, sequence_parallel)
+    return build_topology(platform, tensor, pipeline, sequence_parallel, context=context)
 
 
 def weight_blocks(built, topology):

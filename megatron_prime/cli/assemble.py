@@ -27,7 +27,12 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         return build_topology(platform, seed=config.seed)
     parallel = config.parallel
     return build_topology(
-        platform, parallel.tensor, parallel.pipeline, parallel.sequence_parallel, config.seed
+        platform,
+        parallel.tensor,
+        parallel.pipeline,
+        parallel.sequence_parallel,
+        config.seed,
+        context=parallel.context,
     )
 
 

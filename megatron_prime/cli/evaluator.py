@@ -24,6 +24,7 @@ class Evaluator:
         )
 
     def __call__(self, step_index: int) -> EvaluationResult:
+        """Sample and verify after so many steps. Collective over all ranks."""
         return evaluate(
             self._rollout.engine,
             self._prompts,

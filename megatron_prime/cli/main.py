@@ -98,7 +98,7 @@ def _num_processes(config: PrimeConfig) -> int:
     """Processes of the job: torchrun's or Slurm's word first, then the configuration's."""
     if is_rank():
         return int(os.environ["WORLD_SIZE"])
-    return config.parallel.num_processes or config.parallel.tensor * config.parallel.pipeline
+    return config.parallel.num_processes or config.parallel.model_size
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,8 +28,9 @@ class BatchArithmetic:
     num_processes: int
     tensor: int
     pipeline: int
+    context: int
     data: int
-    """Data-parallel size: num_processes / (tensor * pipeline); 0 when the processes do not divide."""
+    """Data-parallel size: num_processes / (tensor * pipeline * context); 0 when the processes do not divide."""
     prompts_per_step: int
     group_size: int
     num_steps: int
@@ -56,11 +57,12 @@ class BatchArithmetic:
         roles = [_role_updates("policy", config.policy, num_responses)]
         if config.prm.enabled and config.prm.update_order != "none":
             roles.append(_role_updates("prm", config.prm, num_responses))
-        model_size = config.parallel.tensor * config.parallel.pipeline
+        model_size = config.parallel.model_size
         return BatchArithmetic(
             num_processes=num_processes,
             tensor=config.parallel.tensor,
             pipeline=config.parallel.pipeline,
+            context=config.parallel.context,
             data=0 if num_processes % model_size else num_processes // model_size,
             prompts_per_step=config.trainer.prompts_per_step,
             group_size=config.rollout.group_size,
@@ -74,7 +76,7 @@ class BatchArithmetic:
         """The arithmetic in words, for the start of the log."""
         return [
             f"processes   {self.num_processes} = tensor {self.tensor} x pipeline {self.pipeline} "
-            f"x data {self.data}",
+            f"x context {self.context} x data {self.data}",
             f"batch       {self.prompts_per_step} prompts x {self.group_size} responses = "
             f"{self.responses_per_step} responses a step",
             *(self._role_line(role) for role in self.roles),

@@ -161,11 +161,12 @@ def _file_fault(path: Path) -> str | None:
 
 
 def _process_faults(config: PrimeConfig, arithmetic: BatchArithmetic, command: str) -> Iterator[str]:
-    tensor, pipeline = arithmetic.tensor, arithmetic.pipeline
+    parallel = config.parallel
     if not arithmetic.data:
         yield (
             f"{arithmetic.num_processes} processes are not a multiple of "
-            f"parallel.tensor * parallel.pipeline = {tensor} * {pipeline} = {tensor * pipeline}"
+            f"parallel.tensor * pipeline * context = {parallel.tensor} * {parallel.pipeline} * "
+            f"{parallel.context} = {parallel.model_size}"
         )
     if command == "train":
         for role in arithmetic.roles:

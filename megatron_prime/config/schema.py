@@ -41,19 +41,26 @@ class ParallelConfig(Section):
     """Tensor-parallel size: must divide attention heads, KV heads and the FFN."""
     pipeline: Positive = 1
     """Pipeline-parallel size: must divide the number of layers."""
+    context: Positive = 1
+    """Context-parallel size: ranks that share each sequence."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel ranks."""
     num_processes: Positive | None = None
-    """Processes to start when not under torchrun; default tensor * pipeline."""
+    """Processes to start when not under torchrun; default one copy of the model: tensor * pipeline * context."""
+
+    @property
+    def model_size(self) -> int:
+        """Processes of one data-parallel replica."""
+        return self.tensor * self.pipeline * self.context
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence_parallel needs tensor > 1; set parallel.sequence_parallel = false")
-        if self.num_processes is not None and self.num_processes % (self.tensor * self.pipeline):
+        if self.num_processes is not None and self.num_processes % self.model_size:
             raise ValueError(
-                f"num_processes = {self.num_processes} is not a multiple of tensor * pipeline = "
-                f"{self.tensor} * {self.pipeline}"
+                f"num_processes = {self.num_processes} is not a multiple of tensor * pipeline * context = "
+                f"{self.tensor} * {self.pipeline} * {self.context}"
             )
         return self
 

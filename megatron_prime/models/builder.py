@@ -64,7 +64,8 @@ def build_model(hf_path: Path, topology: Topology, load_weights: bool = True) ->
         topology: the layout; tensor must divide heads, KV heads and FFN, pipeline the layers.
         load_weights: False leaves random weights, for a checkpoint that is loaded afterwards.
 
-    Raises ValueError for an unsupported model, a layout that does not divide it, or missing, extra or misshapen tensors.
+    Raises ValueError for an unsupported model, a layout that does not divide it, or missing, extra or misshapen
+    tensors.
     """
     shape = read_shape(hf_path)
     layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank)
@@ -143,6 +144,7 @@ def transformer_config(shape: ModelShape, topology: Topology) -> TransformerConf
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": topology.tensor_size,
         "pipeline_model_parallel_size": topology.pipeline_size,
+        "context_parallel_size": topology.context_size,
         "sequence_parallel": topology.sequence_parallel,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,

@@ -3,7 +3,7 @@
     rows of the batch --pack--> this data rank's microbatches --schedule--> log-probs and entropies in [B, T] again
 
 Shape legend: B rows (responses) of the global batch, b rows of one microbatch, T response tokens, S packed tokens,
-R response tokens of one microbatch.
+L of them on this context rank, R response tokens scored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from megatron_prime.data.packed_sequences import PackedSequences, pack_sequences
 from megatron_prime.data.packing import pack
 from megatron_prime.models.gpt import ScoreRequest
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
+from megatron_prime.parallel.context import local_tokens, sum_context
 from megatron_prime.parallel.topology import Topology
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -68,11 +69,14 @@ def this_ranks_microbatches(
     """Pack some rows of the batch; the same arguments give the same packing for every model and on every rank."""
     lengths = [len(sequences[row][0]) + len(sequences[row][1]) for row in rows]
     packing = pack(lengths, settings.max_tokens_per_microbatch, topology.data_size)
-    pad_to = topology.tensor_size if topology.sequence_parallel else 1
+    pad_sequences_to = 2 * topology.context_size if topology.context_size > 1 else 1
+    pad_to = pad_sequences_to * (topology.tensor_size if topology.sequence_parallel else 1)
     return [
         Microbatch(
             rows_b=torch.tensor([rows[place] for place in places], dtype=torch.int64),
-            packed=pack_sequences([sequences[rows[place]] for place in places], pad_to=pad_to),
+            packed=pack_sequences(
+                [sequences[rows[place]] for place in places], pad_to=pad_to, pad_sequences_to=pad_sequences_to
+            ),
         )
         for places in packing.rows[topology.data_rank]
     ]
@@ -129,9 +133,10 @@ class PackedPass:
     ) -> tuple[torch.Tensor, Any]:
         microbatch = next(microbatches)
         packed = microbatch.packed.to(self._topology.platform.device)
+        share = _Share.of(packed, self._topology)
         output = model(
-            token_ids_S=packed.token_ids_S,
-            position_ids_S=packed.position_ids_S,
+            token_ids_S=packed.token_ids_S[share.tokens_L],
+            position_ids_S=packed.position_ids_S[share.tokens_L],
             packed_seq_params=PackedSeqParams(
                 qkv_format="thd",
                 cu_seqlens_q=packed.cu_seqlens,
@@ -140,27 +145,28 @@ class PackedPass:
                 max_seqlen_kv=packed.max_seqlen,
             ),
             request=ScoreRequest(
-                positions_R=packed.predict_positions_R,
-                labels_R=packed.labels_S[packed.predict_positions_R],
+                positions_R=share.positions_R,
+                labels_R=packed.labels_S[packed.predict_positions_R][share.scored_R],
                 temperature=self._settings.temperature,
                 chunk_tokens=self._settings.chunk_tokens,
             ),
         )
         return output, partial(
-            self._apply_loss, rows_b=microbatch.rows_b, packed=packed, sink=sink, loss=loss
+            self._apply_loss, rows_b=microbatch.rows_b, packed=packed, share=share, sink=sink, loss=loss
         )
 
-    @staticmethod
     def _apply_loss(
+        self,
         output_2R: torch.Tensor,
         rows_b: torch.Tensor,
         packed: PackedSequences,
+        share: "_Share",
         sink: "_Sink",
         loss: RowLoss | None,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """What the schedule calls on the last stage: (scalar, token count, report)."""
-        logprobs_bT = packed.scatter(output_2R[0], sink.num_columns)
-        entropy_bT = packed.scatter(output_2R[1], sink.num_columns)
+        logprobs_bT = self._whole_rows(output_2R[0], packed, share, sink.num_columns)
+        entropy_bT = self._whole_rows(output_2R[1], packed, share, sink.num_columns)
         sink.put(rows_b, logprobs_bT, entropy_bT)
         # A count of 0 tells Megatron's finalize_model_grads that the gradients are normalised already.
         no_tokens = torch.zeros((), dtype=torch.int, device=output_2R.device)
@@ -169,6 +175,43 @@ class PackedPass:
         value, metrics = loss(rows_b.to(output_2R.device), logprobs_bT, entropy_bT)
         sink.add(metrics)
         return value, no_tokens, {}
+
+    def _whole_rows(
+        self, values_R: torch.Tensor, packed: PackedSequences, share: "_Share", num_columns: int
+    ) -> torch.Tensor:
+        """This rank's values and the other context ranks', as [b, T]."""
+        own_bT = values_R.new_zeros(packed.num_sequences, num_columns).index_put(
+            (packed.rows_R[share.scored_R], packed.cols_R[share.scored_R]), values_R
+        )
+        return sum_context(own_bT, self._topology.context_group)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """This context rank's part of a microbatch: L of its S tokens, and the R scored tokens that they predict."""
+
+    tokens_L: torch.Tensor
+    """int64 positions in S."""
+    positions_R: torch.Tensor
+    """int64 positions in L whose hidden states predict the scored tokens."""
+    scored_R: torch.Tensor
+    """int64 places in the microbatch's list of response tokens."""
+
+    @staticmethod
+    def of(packed: PackedSequences, topology: Topology) -> "_Share":
+        """Everything, without context parallelism."""
+        device = packed.token_ids_S.device
+        if topology.context_size == 1:
+            every_S = torch.arange(packed.num_tokens, device=device)
+            every_R = torch.arange(packed.num_response_tokens, device=device)
+            return _Share(every_S, packed.predict_positions_R, every_R)
+        bounds = packed.cu_seqlens.tolist()
+        tokens_L = local_tokens(bounds, topology.context_size, topology.context_rank).to(device)
+        place_S = torch.full((packed.num_tokens,), -1, device=device)
+        place_S[tokens_L] = torch.arange(len(tokens_L), device=device)
+        positions = place_S[packed.predict_positions_R]
+        scored_R = (positions >= 0).nonzero(as_tuple=True)[0]
+        return _Share(tokens_L, positions[scored_R], scored_R)
 
 
 class _Sink:

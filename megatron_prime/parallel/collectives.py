@@ -178,7 +178,7 @@ def sum_named_over_data_and_share(named: dict[str, torch.Tensor], topology: Topo
     float64, so it is the same everywhere.
     """
     mine = {name: float(value) for name, value in named.items()}
-    if not topology.is_last_stage or topology.tensor_rank:
+    if not topology.is_last_stage or topology.tensor_rank or topology.context_rank:
         mine = {}
     total: dict[str, float] = {}
     for of_rank in all_gather_lists([mine], topology):

@@ -1,4 +1,4 @@
-"""Where this process stands in the grid of tensor, pipeline and data parallelism.
+"""Where this process stands in the grid of tensor, pipeline, context and data parallelism.
 
 The only user of Megatron's parallel_state: the rest of the project asks a Topology.
 """
@@ -15,7 +15,10 @@ from megatron_prime.parallel.platform import Platform
 
 @dataclass(frozen=True)
 class Topology:
-    """Sizes and this rank's coordinates. Rank order is Megatron's default: tensor fastest, then data, then pipeline."""
+    """Sizes and this rank's coordinates.
+
+    Rank order is Megatron's default: tensor fastest, then context, data, pipeline.
+    """
 
     platform: Platform
     rank: int
@@ -27,6 +30,8 @@ class Topology:
     data_size: int
     data_rank: int
     sequence_parallel: bool
+    context_size: int = 1
+    context_rank: int = 0
 
     @property
     def is_first_stage(self) -> bool:
@@ -54,6 +59,11 @@ class Topology:
         return _group(parallel_state.get_data_parallel_group())
 
     @property
+    def context_group(self) -> dist.ProcessGroup:
+        """The ranks that share this rank's sequences, each holding some of their tokens."""
+        return _group(parallel_state.get_context_parallel_group())
+
+    @property
     def process_groups(self) -> ProcessGroupCollection:
         """Megatron's view of the same groups."""
         return ProcessGroupCollection.use_mpu_process_groups()
@@ -70,22 +80,29 @@ def _group(group: object) -> dist.ProcessGroup:
 
 
 def build_topology(
-    platform: Platform, tensor: int = 1, pipeline: int = 1, sequence_parallel: bool = False, seed: int = 0
+    platform: Platform,
+    tensor: int = 1,
+    pipeline: int = 1,
+    sequence_parallel: bool = False,
+    seed: int = 0,
+    context: int = 1,
 ) -> Topology:
     """Create Megatron's process groups over the running job and seed the parallel random streams.
 
-    Raises ValueError when the number of processes is not a multiple of tensor * pipeline.
+    Raises ValueError when the number of processes is not a multiple of tensor * pipeline * context.
     """
     world_size = dist.get_world_size()
-    if world_size % (tensor * pipeline):
+    if world_size % (tensor * pipeline * context):
         raise ValueError(
-            f"{world_size} processes are not a multiple of parallel.tensor * parallel.pipeline = {tensor} * {pipeline}"
+            f"{world_size} processes are not a multiple of parallel.tensor * pipeline * context = "
+            f"{tensor} * {pipeline} * {context}"
         )
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
+        context_parallel_size=context,
         distributed_timeout_minutes=math.ceil(platform.timeout.total_seconds() / 60),
         create_gloo_process_groups=True,
     )
@@ -101,4 +118,6 @@ def build_topology(
         data_size=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         sequence_parallel=sequence_parallel,
+        context_size=context,
+        context_rank=parallel_state.get_context_parallel_rank(),
     )

@@ -15,7 +15,9 @@ from megatron_prime.types import WeightBucket
 
 def training_layout(topology: Topology) -> TrainingLayout:
     """The part of a topology that decides who holds which weights."""
-    return TrainingLayout(tp=topology.tensor_size, pp=topology.pipeline_size, dp=topology.data_size)
+    return TrainingLayout(
+        tp=topology.tensor_size, pp=topology.pipeline_size, dp=topology.data_size, cp=topology.context_size
+    )
 
 
 def plan_for(shape: ModelShape, topology: Topology, engines: EngineLayout, dtype: torch.dtype) -> ReshardPlan:

@@ -143,7 +143,7 @@ def test_empty_files_and_folders_are_no_data(workspace):
 
 def test_processes_must_divide_into_the_layout(workspace):
     assert faults_of("parallel.tensor=2", processes=3) == (
-        "3 processes are not a multiple of parallel.tensor * parallel.pipeline = 2 * 1 = 2",
+        "3 processes are not a multiple of parallel.tensor * pipeline * context = 2 * 1 * 1 = 2",
     )
 
 

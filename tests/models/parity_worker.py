@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron_prime.config.schema import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.models.hf_convert import export_local
@@ -13,23 +14,27 @@ from megatron_prime.parallel.topology import build_topology
 from megatron_prime.training.trainable import Trainable
 
 LAYOUTS = {
-    # name: (processes, tensor, pipeline, sequence parallel)
-    "one": (1, 1, 1, False),
-    "tp2": (2, 2, 1, False),
-    "tp2+sp": (2, 2, 1, True),
-    "pp2": (2, 1, 2, False),
-    "dp2": (2, 1, 1, False),
-    "tp4": (4, 4, 1, False),
-    "tp2 pp2": (4, 2, 2, False),
-    "tp2 dp2": (4, 2, 1, False),
+    # name: (processes, tensor, pipeline, sequence parallel, context)
+    "one": (1, 1, 1, False, 1),
+    "tp2": (2, 2, 1, False, 1),
+    "tp2+sp": (2, 2, 1, True, 1),
+    "pp2": (2, 1, 2, False, 1),
+    "dp2": (2, 1, 1, False, 1),
+    "tp4": (4, 4, 1, False, 1),
+    "tp2 pp2": (4, 2, 2, False, 1),
+    "tp2 dp2": (4, 2, 1, False, 1),
+    "cp2": (2, 1, 1, False, 2),
+    "tp2+sp cp2": (4, 2, 1, True, 2),
+    "pp2 cp2": (4, 1, 2, False, 2),
+    "cp2 dp2": (4, 1, 1, False, 2),
 }
 
 
 def topology_of(layout: str):
-    _, tensor, pipeline, sequence_parallel = LAYOUTS[layout]
+    _, tensor, pipeline, sequence_parallel, context = LAYOUTS[layout]
     platform = select_platform("cpu")
     platform.start_process_group()
-    return build_topology(platform, tensor, pipeline, sequence_parallel)
+    return build_topology(platform, tensor, pipeline, sequence_parallel, context=context)
 
 
 def blocks_of(named: dict[str, torch.Tensor], parameters, topology) -> list[Any]:
@@ -88,11 +93,9 @@ def _one_model(model_dir: Path, topology, sequences, weights_BT, max_tokens: int
 
 def _gather_gradient_shards(ddp, topology) -> None:
     """Undo the distributed optimizer's reduce-scatter, so that whole gradients can be compared."""
-    if topology.data_size == 1:
-        return
-    for buffer in ddp.buffers:
-        for bucket in buffer.buckets:
-            shards = bucket.grad_data.chunk(topology.data_size)
-            gathered = [torch.empty_like(shard) for shard in shards]
-            dist.all_gather(gathered, shards[topology.data_rank].clone(), group=topology.data_group)
-            bucket.grad_data.copy_(torch.cat(gathered))
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    for bucket in (bucket for buffer in ddp.buffers for bucket in buffer.buckets):
+        shards = bucket.grad_data.chunk(group.size())
+        gathered = [torch.empty_like(shard) for shard in shards]
+        dist.all_gather(gathered, shards[group.rank()].clone(), group=group)
+        bucket.grad_data.copy_(torch.cat(gathered))
