@@ -1,0 +1,58 @@
+"""One start of the processes for both halves: what the transport delivers, and what engines make of it."""
+
+import pytest
+import resharding_worker
+import torch
+from distributed_runner import run_distributed
+from tiny_models import save_tiny_model
+
+NAMES = ("qwen2 tied", "qwen3")
+LAYOUTS = {2: ("tp2", "pp2", "dp2"), 4: ("tp2 pp2",)}
+PROMPTS = [[5, 17, 250], [9], [44, 2, 3, 4, 101], [7, 7], [299, 0, 12, 13]]
+NUM_TOKENS = 6
+
+
+@pytest.fixture(scope="session")
+def resharded_models(tmp_path_factory):
+    """Name -> two versions of (folder, HF model)."""
+    root = tmp_path_factory.mktemp("resharding")
+    return {
+        name: [
+            (root / f"{name}{seed}", save_tiny_model(name, root / f"{name}{seed}", seed)) for seed in range(2)
+        ]
+        for name in NAMES
+    }
+
+
+@pytest.fixture(scope="session")
+def resharded(resharded_models):
+    """(layout, model name) -> each rank's report."""
+    folders = {name: [folder for folder, _ in versions] for name, versions in resharded_models.items()}
+    reports = {}
+    for num_processes, layouts in LAYOUTS.items():
+        by_rank = run_distributed(
+            resharding_worker.reshard, num_processes, layouts, folders, PROMPTS, NUM_TOKENS
+        )
+        reports |= {key: [of_rank[key] for of_rank in by_rank] for key in by_rank[0]}
+    return reports
+
+
+@pytest.fixture(scope="session")
+def greedy_responses():
+    """HF's own greedy continuation of each prompt, one forward pass a token."""
+    cache = {}
+
+    def respond(model):
+        if id(model) not in cache:
+            cache[id(model)] = [_greedy(model, prompt) for prompt in PROMPTS]
+        return cache[id(model)]
+
+    return respond
+
+
+@torch.no_grad()
+def _greedy(model, prompt):
+    tokens = list(prompt)
+    for _ in range(NUM_TOKENS):
+        tokens.append(model(torch.tensor([tokens])).logits[0, -1].argmax().item())
+    return tokens[len(prompt) :]
