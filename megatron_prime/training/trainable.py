@@ -45,15 +45,14 @@ class Scorer:
         self.role = role
         self.topology = topology
         self.built: BuiltModel = build_model(hf_path, topology, load_weights)
-        self.built.module.requires_grad_(self._is_trained())
+        # The reference's weights ask for gradients too, though it never gets any: torch and Megatron multiply by frozen
+        # weights with other kernels, and PRM and reference must agree to the last bit before the first update.
+        self.built.module.requires_grad_(True)
         self._pass = PackedPass(self._wrap(), topology, settings)
 
     def score(self, sequences: Sequences) -> Scores:
         """Log-probs and entropies of all rows, equal on every rank. Collective over all ranks."""
         return self._pass.score(sequences)
-
-    def _is_trained(self) -> bool:
-        return False
 
     def _wrap(self) -> torch.nn.Module:
         return self.built.module
@@ -133,9 +132,6 @@ class Trainable(Scorer):
     def advance_schedule(self) -> None:
         """Move the learning rate on by one trainer step."""
         self.schedule.step(increment=1)
-
-    def _is_trained(self) -> bool:
-        return True
 
     def _wrap(self) -> torch.nn.Module:
         config = self.built.module.config

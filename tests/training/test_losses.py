@@ -1,0 +1,121 @@
+"""Row losses are sums: any split into microbatches gives the same value, gradient and metrics as the plain formula."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from training_batches import BETA, PLAIN_LOSSES, ragged_batch, score_with_hf
+from training_worker import LOSSES, policy_loss, prm_loss
+
+from megatron_prime.algorithm.implicit_reward import sequence_scores_B
+from megatron_prime.algorithm.prm_loss import prm_pair_targets
+from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT
+
+ROWS = [0, 2, 3, 5, 6]
+SPLITS = [[ROWS], [[0], [2], [3], [5], [6]], [[6, 0], [5, 3, 2]], [[0, 2, 3], [], [5, 6]]]
+
+
+@pytest.fixture(scope="module")
+def batch():
+    model = tiny_model("llama")
+    values = ragged_batch(model)
+    with torch.no_grad():
+        values["logprobs"], values["entropy"] = score_with_hf(model, values["sequences"], 9)
+    return values
+
+
+def run_split(loss, batch, split):
+    """Value, gradients and summed metrics over microbatches."""
+    logprobs_BT = batch["logprobs"].clone().requires_grad_()
+    entropy_BT = batch["entropy"].clone().requires_grad_()
+    value, totals = 0.0, {}
+    for rows in split:
+        rows_b = torch.tensor(rows, dtype=torch.int64)
+        part, metrics = loss(rows_b, logprobs_BT[rows_b], entropy_BT[rows_b])
+        value = value + part
+        for name, metric in metrics.items():
+            assert not metric.requires_grad
+            totals[name] = totals.get(name, 0.0) + metric.item()
+    value.backward()
+    gradients = [
+        torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        for tensor in (logprobs_BT, entropy_BT)
+    ]
+    return value.item(), gradients, totals
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_any_split_gives_the_plain_formula(kind, split, batch):
+    value, gradients, _ = run_split(LOSSES[kind](batch, ROWS), batch, [rows for rows in split if rows])
+    logprobs_BT = batch["logprobs"].clone().requires_grad_()
+    entropy_BT = batch["entropy"].clone().requires_grad_()
+    expected = PLAIN_LOSSES[kind](batch, ROWS, logprobs_BT, entropy_BT)
+    expected.backward()
+    assert value == pytest.approx(expected.item(), abs=1e-6)
+    for gradient, tensor in zip(gradients, (logprobs_BT, entropy_BT), strict=True):
+        reference = torch.zeros_like(gradient) if tensor.grad is None else tensor.grad
+        torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-6)
+    assert not gradients[0][[1, 4]].any(), "rows of other minibatches"
+
+
+def test_metrics_add_up_over_microbatches(batch):
+    for make in (policy_loss, prm_loss):
+        whole = run_split(make(batch, ROWS), batch, [ROWS])[2]
+        for split in SPLITS[1:3]:
+            assert run_split(make(batch, ROWS), batch, split)[2] == pytest.approx(whole, abs=1e-6)
+
+
+def test_policy_metrics_are_minibatch_means(batch):
+    metrics = run_split(policy_loss(batch, ROWS), batch, SPLITS[1])[2]
+    mask = batch["mask"][ROWS]
+    gap = (batch["logprobs"] - batch["old"])[ROWS][mask]
+    assert metrics["approx_kl"] == pytest.approx(-gap.mean().item(), abs=1e-6)
+    assert metrics["ratio_mean"] == pytest.approx(gap.exp().mean().item(), abs=1e-6)
+    assert metrics["entropy"] == pytest.approx(batch["entropy"][ROWS][mask].mean().item(), abs=1e-6)
+    assert 0 < metrics["clip_fraction"] < 1
+
+
+def test_policy_loss_works_without_a_reference(batch):
+    loss = policy_loss(batch, ROWS)
+    loss = replace(loss, ref_logprobs_BT=None, settings=replace(loss.settings, kl_coef=0.0))
+    _, _, metrics = run_split(loss, batch, [ROWS])
+    assert "ref_kl" not in metrics
+
+
+def test_the_sft_loss_is_the_mean_over_tokens(batch):
+    loss = SFTRowLoss(minibatch_weights_BT(batch["mask"], ROWS, "token"))
+    value, gradients, metrics = run_split(loss, batch, SPLITS[2])
+    expected = -batch["logprobs"][ROWS][batch["mask"][ROWS]].mean().item()
+    assert value == pytest.approx(expected, abs=1e-6)
+    assert metrics == {"loss": pytest.approx(expected, abs=1e-6)}
+    assert not gradients[1].any()
+
+
+def test_pairwise_prm_losses_take_their_targets_from_before_the_update(batch):
+    scores_B = sequence_scores_B(batch["logprobs"], batch["ref"], batch["mask"], BETA)
+    group_ids_B = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    for kind in ("dpo", "bon_acc", "bon_rm"):
+        others_B, weights_B = prm_pair_targets(scores_B, batch["labels"], group_ids_B, kind)
+        loss = replace(prm_loss(batch, ROWS), kind=kind, other_scores_B=others_B, pair_weights_B=weights_B)
+        sign_B = torch.where(batch["labels"] > 0, 1.0, -1.0)
+        terms_B = torch.nn.functional.softplus(-sign_B * (scores_B - others_B))
+        if kind != "dpo":
+            terms_B = terms_B * weights_B
+        expected = terms_B[ROWS].mean().item()
+        for split in SPLITS[:3]:
+            assert run_split(loss, batch, split)[0] == pytest.approx(expected, abs=1e-6), kind
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_minibatch_weights_sum_to_one_and_vanish_elsewhere(aggregation, batch):
+    weights_BT = minibatch_weights_BT(batch["mask"], ROWS, aggregation)
+    assert weights_BT.shape == batch["mask"].shape
+    assert weights_BT.sum().item() == pytest.approx(1, abs=1e-6)
+    assert not weights_BT[[1, 4]].any()
+    assert not weights_BT[~batch["mask"]].any()
+    by_row = weights_BT[ROWS].sum(dim=1)
+    lengths = batch["mask"][ROWS].sum(dim=1).float()
+    expected = lengths / lengths.sum() if aggregation == "token" else torch.full((5,), 0.2)
+    torch.testing.assert_close(by_row, expected)

@@ -1,0 +1,121 @@
+"""Each update order gives the rewards of the PRM that it promises, and rewards are exactly 0 before any update."""
+
+import math
+
+import pytest
+import torch
+import training_worker
+from distributed_runner import run_distributed
+from tiny_models import save_tiny_model
+from training_batches import GROUPS, LABELS, ragged_batch
+
+from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
+
+LAYOUTS = {1: ("one",), 2: ("tp2", "pp2", "dp2")}
+ALL_LAYOUTS = [layout for layouts in LAYOUTS.values() for layout in layouts]
+SEVEN = {"num_minibatches": 7}
+CASES = {
+    "after": {},
+    "after, many updates": SEVEN,
+    "after, epochs": {"num_epochs": 2},
+    "after, dpo": {"loss": "dpo"},
+    "reverse": {"update_order": "reverse"},
+    "reverse, many updates": {"update_order": "reverse", **SEVEN},
+    "reverse, bon": {"update_order": "reverse", "loss": "bon_rm"},
+    "before": {"update_order": "before"},
+    "before, many updates": {"update_order": "before", **SEVEN},
+    "before, dpo": {"update_order": "before", "loss": "dpo"},
+    "none": {"update_order": "none"},
+}
+SCORED_FIRST = [name for name in CASES if not name.startswith("before")]
+TRAINED = [name for name in CASES if name != "none"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prm") / "model"
+    batch = ragged_batch(save_tiny_model("qwen2", folder))
+    rollouts = [
+        Rollout(
+            prompt=Prompt(group, tuple(prompt), ""),
+            sample_index=row,
+            response_ids=tuple(response),
+            rollout_logprobs=(0.0,) * len(response),
+            finish_reason=FinishReason.STOP,
+            policy_version=0,
+            outcome_reward=label,
+        )
+        for row, ((prompt, response), group, label) in enumerate(
+            zip(batch["sequences"], GROUPS, LABELS, strict=True)
+        )
+    ]
+    rollout_batch = RolloutBatch.from_rollouts(rollouts, GROUPS)
+    reports = {}
+    for num_processes, layouts in LAYOUTS.items():
+        by_rank = run_distributed(
+            training_worker.run_prm_phases, num_processes, layouts, folder, batch, rollout_batch, CASES, 2
+        )
+        reports |= {key: [of_rank[key] for of_rank in by_rank] for key in by_rank[0]}
+    return reports
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize("name", SCORED_FIRST)
+def test_rewards_are_exactly_zero_before_the_first_update(name, layout, results):
+    for steps in results[layout, name]:
+        assert torch.equal(steps[0]["rewards"], torch.zeros_like(steps[0]["rewards"]))
+        assert steps[0]["metrics"]["ce"] == pytest.approx(math.log(2), abs=1e-7)
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_rewards_come_from_the_promised_prm(name, layout, results):
+    promised = "after" if name.startswith("before") else "before"
+    for steps in results[layout, name]:
+        for step in steps:
+            assert torch.equal(step["result"], step[promised])
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_prm_learns_in_every_order(name, layout, results):
+    for first, second in results[layout, name]:
+        assert not torch.equal(first["before"], first["after"])
+        assert torch.equal(first["after"], second["before"])
+        assert second["rewards"].any()
+        assert first["metrics"]["lr"] == 1e-3
+        assert first["metrics"]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_without_updates_the_prm_stays(layout, results):
+    for first, second in results[layout, "none"]:
+        assert torch.equal(first["before"], second["after"])
+        assert not {"loss", "lr", "grad_norm"} & set(first["metrics"])
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize("suffix", ["", ", many updates"])
+def test_the_order_changes_which_scores_are_used_and_not_the_update(suffix, layout, results):
+    after, reverse, before = (
+        results[layout, f"{order}{suffix}"][0] for order in ("after", "reverse", "before")
+    )
+    for one, two, three in zip(after, reverse, before, strict=True):
+        assert torch.equal(one["after"], two["after"])
+        assert torch.equal(one["after"], three["after"])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_layouts_train_the_same_prm(name, results):
+    expected = results["one", name][0]
+    for layout in ALL_LAYOUTS[1:]:
+        for of_rank in results[layout, name]:
+            for step, reference in zip(of_rank, expected, strict=True):
+                torch.testing.assert_close(step["after"], reference["after"], rtol=0, atol=2e-4)
+                assert step["metrics"] == pytest.approx(reference["metrics"], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["after", "before"])
+def test_cross_entropy_falls(name, results):
+    first, second = results["one", name][0]
+    assert second["metrics"]["ce"] < first["metrics"]["ce"]

@@ -1,0 +1,220 @@
+"""Updates equal plain HF with torch.optim.AdamW in every layout; what is not finite never reaches the weights."""
+
+import copy
+import math
+
+import pytest
+import torch
+import training_worker
+from distributed_runner import run_distributed
+from layout_worker import hf_weights, whole_tensors
+from tiny_models import save_tiny_model
+from training_batches import PLAIN_LOSSES, ragged_batch, score_with_hf
+
+LAYOUTS = {
+    1: ("one",),
+    2: ("tp2", "tp2+sp", "pp2", "dp2"),
+    4: ("tp2 pp2", "tp2 dp2", "pp2 dp2", "tp2+sp pp2"),
+}
+ALL_LAYOUTS = [layout for layouts in LAYOUTS.values() for layout in layouts]
+MINIBATCHES = [[0, 1, 2, 3, 4, 5, 6], [1, 3, 4], [0, 2, 5, 6]]
+NUM_STEPS = 4
+OPTIMIZER = {"lr": 1e-3, "adam_eps": 1e-6, "adam_beta2": 0.95, "lr_decay": "linear", "min_lr": 1e-4}
+JOBS = {
+    "policy": {"model": "qwen2 tied", "weight_decay": 0.0, "grad_clip": 0.3},
+    "prm": {"model": "qwen3", "weight_decay": 0.0, "grad_clip": 1.0},
+    "prm with decay, without clipping": {"model": "llama", "weight_decay": 0.1, "grad_clip": 0.0},
+}
+TOLERANCE = 1e-5
+SCHEDULE_STEPS = 8
+SCHEDULES = {
+    "constant": {},
+    "constant after warm-up": {"lr_warmup_steps": 3},
+    "linear": {"lr_decay": "linear", "min_lr": 2e-4},
+    "cosine after warm-up": {"lr_decay": "cosine", "lr_warmup_steps": 2, "min_lr": 1e-4},
+    "warm-up longer than the run": {"lr_warmup_steps": 50},
+}
+
+
+def kind_of(job):
+    return job.split()[0]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trainable")
+    names = {job["model"] for job in JOBS.values()}
+    return {name: (root / name, save_tiny_model(name, root / name)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def batches(models):
+    return {name: ragged_batch(model) for name, (_, model) in models.items()}
+
+
+@pytest.fixture(scope="module")
+def results(models, batches):
+    """What each layout's ranks report, by job."""
+    jobs = {
+        name: {
+            "folder": models[job["model"]][0],
+            "kind": kind_of(name),
+            "batch": batches[job["model"]],
+            "minibatches": MINIBATCHES,
+            "optimizer": OPTIMIZER | {key: job[key] for key in ("weight_decay", "grad_clip")},
+            "num_steps": NUM_STEPS,
+        }
+        for name, job in JOBS.items()
+    }
+    tied = "qwen2 tied"
+    reports = {"train": {}, "nan": {}}
+    for num_processes, layouts in LAYOUTS.items():
+        by_rank = run_distributed(
+            training_worker.train_and_meet_nan,
+            num_processes,
+            layouts,
+            jobs,
+            models[tied][0],
+            batches[tied],
+            MINIBATCHES[0],
+            SCHEDULES,
+            SCHEDULE_STEPS,
+        )
+        for part in ("train", "nan"):
+            reports[part] |= {key: [of_rank[part][key] for of_rank in by_rank] for key in by_rank[0][part]}
+        reports["schedules"] = reports.get("schedules") or by_rank[0]["schedules"]
+    return reports
+
+
+@pytest.fixture(scope="module")
+def plain(models, batches):
+    """Job -> (weights, losses, gradient norms) of HF and torch alone."""
+    return {
+        name: _train_plainly(
+            copy.deepcopy(models[job["model"]][1]), batches[job["model"]], kind_of(name), job
+        )
+        for name, job in JOBS.items()
+    }
+
+
+def _train_plainly(model, batch, kind, job):
+    parameters = list(model.parameters())
+    # Megatron's rule: vectors (norms and biases) do not decay.
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": job["weight_decay"]},
+            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, OPTIMIZER["adam_beta2"]),
+        eps=OPTIMIZER["adam_eps"],
+    )
+    losses, norms = [], []
+    for step, rows in enumerate(MINIBATCHES):
+        logprobs_BT, entropy_BT = score_with_hf(model, batch["sequences"], batch["mask"].shape[1])
+        loss = PLAIN_LOSSES[kind](batch, rows, logprobs_BT, entropy_BT)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, job["grad_clip"] or math.inf).item())
+        for group in optimizer.param_groups:
+            span = OPTIMIZER["lr"] - OPTIMIZER["min_lr"]
+            group["lr"] = OPTIMIZER["min_lr"] + span * (1 - step / NUM_STEPS)
+        optimizer.step()
+        losses.append(loss.item())
+    return hf_weights(model), losses, norms
+
+
+def weights_of(results, layout, job, like):
+    return whole_tensors([of_rank["weights"] for of_rank in results["train"][layout, job]], like)
+
+
+def largest_difference(weights, others):
+    return max((weights[name] - other).abs().max().item() for name, other in others.items())
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize("job", JOBS)
+def test_three_updates_equal_hf_and_torch(job, layout, results, plain, models):
+    start = hf_weights(models[JOBS[job]["model"]][1])
+    expected = plain[job][0]
+    assert largest_difference(expected, start) > 1e-3, "the updates must be large beside the tolerance"
+    assert largest_difference(weights_of(results, layout, job, expected), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS[1:])
+@pytest.mark.parametrize("job", JOBS)
+def test_three_updates_equal_one_process(job, layout, results, plain):
+    expected = weights_of(results, "one", job, plain[job][0])
+    assert largest_difference(weights_of(results, layout, job, expected), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize("job", JOBS)
+def test_gradient_norms_and_losses_equal_hf_on_every_rank(job, layout, results, plain):
+    _, losses, norms = plain[job]
+    clip = JOBS[job]["grad_clip"]
+    assert not clip or max(norms) > clip, "clipping has to take part"
+    for of_rank in results["train"][layout, job]:
+        assert [metrics["grad_norm"] for metrics in of_rank["metrics"]] == pytest.approx(norms, rel=1e-4)
+        for metrics, loss in zip(of_rank["metrics"], losses, strict=True):
+            assert _loss_of(kind_of(job), metrics) == pytest.approx(loss, abs=1e-5)
+
+
+def _loss_of(kind, metrics):
+    if kind == "prm":
+        return metrics["loss"]
+    return metrics["policy_loss"] - 0.02 * metrics["entropy"] + 0.1 * metrics["ref_kl"]
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize("job", JOBS)
+def test_every_rank_reports_the_same(job, layout, results):
+    first, *others = results["train"][layout, job]
+    for other in others:
+        assert other["metrics"] == first["metrics"]
+        assert other["lr"] == first["lr"]
+        for mine, theirs in zip(other["logprobs"], first["logprobs"], strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_scores_of_an_update_are_those_before_it_and_of_its_rows_alone(layout, results, models, batches):
+    batch = batches["qwen3"]
+    with torch.no_grad():
+        before_BT, _ = score_with_hf(models["qwen3"][1], batch["sequences"], batch["mask"].shape[1])
+    logprobs = results["train"][layout, "prm"][0]["logprobs"]
+    torch.testing.assert_close(logprobs[0], before_BT, rtol=0, atol=1e-5)
+    for rows, scores_BT in zip(MINIBATCHES, logprobs, strict=True):
+        others = [row for row in range(len(before_BT)) if row not in rows]
+        assert not scores_BT[others].any()
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_a_gradient_that_is_not_finite_stops_every_rank_and_leaves_no_trace(layout, results):
+    for of_rank in results["nan"][layout]:
+        assert "the policy's gradient is not finite" in of_rank["message"]
+        assert "policy.lr" in of_rank["message"]
+        assert of_rank["unchanged"]
+        assert of_rank["moved"]
+        assert of_rank["recovers"], "the optimizer's moments were poisoned"
+
+
+def test_learning_rates_follow_the_schedule(results):
+    def warm(step, warmup):
+        return 1e-3 * min(1.0, step / warmup)
+
+    def fraction(step, warmup):
+        return (step - warmup) / (SCHEDULE_STEPS - warmup)
+
+    steps = range(SCHEDULE_STEPS)
+    expected = {
+        "constant": [1e-3] * SCHEDULE_STEPS,
+        "constant after warm-up": [warm(step, 3) for step in steps],
+        "linear": [2e-4 + 8e-4 * (1 - step / SCHEDULE_STEPS) for step in steps],
+        "cosine after warm-up": [
+            warm(step, 2) if step <= 2 else 1e-4 + 9e-4 * (1 + math.cos(math.pi * fraction(step, 2))) / 2
+            for step in steps
+        ],
+        "warm-up longer than the run": [warm(step, SCHEDULE_STEPS - 1) for step in steps],
+    }
+    for name, rates in expected.items():
+        assert results["schedules"][name] == pytest.approx(rates, rel=1e-12), name

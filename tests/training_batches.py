@@ -1,0 +1,76 @@
+"""A ragged batch for the tests of training, and plain HF as its oracle."""
+
+import torch
+
+LENGTHS = [(3, 5), (7, 2), (1, 9), (4, 4), (6, 8), (2, 1), (5, 9)]
+"""Prompt and response tokens: more than two microbatches of 24 tokens."""
+GROUPS = [0, 0, 0, 1, 1, 2, 2]
+LABELS = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+POLICY_SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "entropy_coef": 0.02, "kl_coef": 0.1}
+BETA = 0.5
+
+
+def ragged_batch(model, vocab_size=300, seed=5):
+    """Sequences and every tensor that a loss needs, near the model's own log-probs so that ratios clip now and then."""
+    generator = torch.Generator().manual_seed(seed)
+    sequences = [
+        tuple(torch.randint(0, vocab_size, (length,), generator=generator).tolist() for length in pair)
+        for pair in LENGTHS
+    ]
+    num_columns = max(response for _, response in LENGTHS)
+    mask_BT = torch.arange(num_columns) < torch.tensor([[response] for _, response in LENGTHS])
+    with torch.no_grad():
+        logprobs_BT, _ = score_with_hf(model, sequences, num_columns)
+
+    def near(spread):
+        noise_BT = spread * torch.randn(mask_BT.shape, generator=generator)
+        return torch.where(mask_BT, logprobs_BT + noise_BT, 0.0)
+
+    return {
+        "sequences": sequences,
+        "mask": mask_BT,
+        "old": near(0.2),
+        "ref": near(0.5),
+        "advantages": torch.where(mask_BT, torch.randn(mask_BT.shape, generator=generator), 0.0),
+        "labels": torch.tensor(LABELS),
+        "settings": POLICY_SETTINGS,
+        "beta": BETA,
+    }
+
+
+def score_with_hf(model, sequences, num_columns):
+    """Log-probs and entropies [B, T], one sequence at a time."""
+    logprobs, entropies = [], []
+    for prompt, response in sequences:
+        logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        full = torch.log_softmax(logits, dim=-1)
+        padding = (0, num_columns - len(response))
+        picked = full[range(len(response)), response]
+        logprobs.append(torch.nn.functional.pad(picked, padding))
+        entropies.append(torch.nn.functional.pad(-(full.exp() * full).sum(-1), padding))
+    return torch.stack(logprobs), torch.stack(entropies)
+
+
+def plain_policy_loss(batch, rows, logprobs_BT, entropy_BT):
+    """PPO clip, entropy bonus and k3 as the papers print them, averaged over the minibatch's tokens."""
+    mask = batch["mask"][rows]
+    logprobs, old = logprobs_BT[rows][mask], batch["old"][rows][mask]
+    advantages = batch["advantages"][rows][mask]
+    ratio = (logprobs - old).exp()
+    clipped = ratio.clamp(1 - POLICY_SETTINGS["clip_low"], 1 + POLICY_SETTINGS["clip_high"])
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    gap = logprobs - batch["ref"][rows][mask]
+    k3 = (-gap).exp() - 1 + gap
+    entropy = entropy_BT[rows][mask]
+    return (-surrogate - POLICY_SETTINGS["entropy_coef"] * entropy + POLICY_SETTINGS["kl_coef"] * k3).mean()
+
+
+def plain_prm_loss(batch, rows, logprobs_BT, entropy_BT):
+    """Cross-entropy of sigmoid(beta * sum of log-ratios), averaged over the minibatch's responses."""
+    ratios_BT = torch.where(batch["mask"], logprobs_BT - batch["ref"], 0.0)[rows]
+    probability = torch.sigmoid(BETA * ratios_BT.sum(dim=1).double())
+    labels = batch["labels"][rows].double()
+    return -(labels * probability.log() + (1 - labels) * (1 - probability).log()).mean()
+
+
+PLAIN_LOSSES = {"policy": plain_policy_loss, "prm": plain_prm_loss}

@@ -1,0 +1,203 @@
+"""What one rank does in the tests of tests/training."""
+
+import torch
+import torch.distributed as dist
+from layout_worker import topology_of, weight_blocks
+from training_batches import BETA
+
+from megatron_prime.algorithm.implicit_reward import process_rewards_BT
+from megatron_prime.algorithm.policy_loss import PolicyLossSettings
+from megatron_prime.config.schema import OptimizerConfig, PRMConfig
+from megatron_prime.models.builder import build_model
+from megatron_prime.models.forward import ScoringSettings
+from megatron_prime.training.export import export_hf
+from megatron_prime.training.losses import PolicyRowLoss, PRMRowLoss, minibatch_weights_BT
+from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.trainable import Scorer, Trainable
+
+SETTINGS = ScoringSettings(max_tokens_per_microbatch=24, chunk_tokens=5)
+"""Small enough that the tests' rows need several microbatches."""
+
+
+def make_trainable(folder, topology, num_steps=10, load_weights=True, role="policy", **optimizer):
+    """A role with an optimizer that is set in a few words."""
+    config = OptimizerConfig(**{"lr": 1e-3, "adam_eps": 1e-6} | optimizer)
+    return Trainable(role, folder, topology, SETTINGS, config, num_steps, load_weights)
+
+
+def policy_loss(batch, rows):
+    """PPO clip with entropy bonus and KL, over the rows of a minibatch."""
+    return PolicyRowLoss(
+        settings=PolicyLossSettings(**batch["settings"]),
+        weights_BT=minibatch_weights_BT(batch["mask"], rows, "token"),
+        old_logprobs_BT=batch["old"],
+        advantages_BT=batch["advantages"],
+        rollout_logprobs_BT=batch["old"],
+        ref_logprobs_BT=batch["ref"],
+    )
+
+
+def prm_loss(batch, rows):
+    """Cross-entropy of the implicit reward over the rows of a minibatch."""
+    return PRMRowLoss(
+        kind="ce",
+        beta=batch["beta"],
+        num_rows=len(rows),
+        ref_logprobs_BT=batch["ref"],
+        response_mask_BT=batch["mask"],
+        outcome_rewards_B=batch["labels"],
+    )
+
+
+LOSSES = {"policy": policy_loss, "prm": prm_loss}
+
+
+def poisoned_loss(rows_b, logprobs_bT, entropy_bT):
+    """Not finite on the microbatch that holds row 0 alone."""
+    value = logprobs_bT.sum()
+    return (value * torch.nan if 0 in rows_b.tolist() else value), {}
+
+
+def train(layouts, jobs):
+    """Each job in each layout: metrics of each update and the final weights."""
+    return {
+        (layout, name): _train(topology_of(layout), **job) for layout in layouts for name, job in jobs.items()
+    }
+
+
+def _train(topology, folder, kind, batch, minibatches, optimizer, num_steps):
+    trainable = make_trainable(folder, topology, num_steps, **optimizer)
+    report = {"metrics": [], "lr": [], "logprobs": []}
+    for rows in minibatches:
+        report["lr"].append(trainable.lr)
+        scores, metrics = trainable.update(batch["sequences"], rows, LOSSES[kind](batch, rows))
+        report["metrics"].append(metrics)
+        report["logprobs"].append(scores.logprobs_BT)
+        trainable.advance_schedule()
+    report["weights"] = weight_blocks(trainable.built, topology)
+    return report
+
+
+def schedules(folder, configs, num_steps):
+    """Learning rates of one trainer step after another."""
+    topology = topology_of("one")
+    rates = {}
+    for name, optimizer in configs.items():
+        trainable = make_trainable(folder, topology, num_steps, **optimizer)
+        rates[name] = []
+        for _ in range(num_steps):
+            rates[name].append(trainable.lr)
+            trainable.advance_schedule()
+    return rates
+
+
+def meet_nan(layouts, folder, batch, rows):
+    """A gradient that is not finite, then a good update of the same model and of one that met no NaN."""
+    report = {}
+    for layout in layouts:
+        topology = topology_of(layout)
+        poisoned, clean = (make_trainable(folder, topology) for _ in range(2))
+        before = weight_blocks(poisoned.built, topology)
+        try:
+            poisoned.update(batch["sequences"], rows, poisoned_loss)
+        except FloatingPointError as error:
+            message = str(error)
+        else:
+            message = None
+        after = weight_blocks(poisoned.built, topology)
+        for trainable in (poisoned, clean):
+            trainable.update(batch["sequences"], rows, policy_loss(batch, rows))
+        report[layout] = {
+            "message": message,
+            "unchanged": _same(before, after),
+            "recovers": _same(weight_blocks(poisoned.built, topology), weight_blocks(clean.built, topology)),
+            "moved": not _same(before, weight_blocks(poisoned.built, topology)),
+        }
+    return report
+
+
+def _same(blocks, others):
+    return all(
+        torch.equal(tensor, other) for (_, _, _, tensor), (_, _, _, other) in zip(blocks, others, strict=True)
+    )
+
+
+def train_and_meet_nan(layouts, jobs, folder, batch, rows, configs, num_steps):
+    """All that test_trainable.py asks of one start of the processes."""
+    return {
+        "train": train(layouts, jobs),
+        "nan": meet_nan(layouts, folder, batch, rows),
+        "schedules": schedules(folder, configs, num_steps) if layouts == ("one",) else None,
+    }
+
+
+def run_prm_phases(layouts, folder, batch, rollout_batch, cases, num_steps):
+    """Each case in each layout: the phase's results, and the PRM's scores taken on their own before and after."""
+    report = {}
+    for layout in layouts:
+        topology = topology_of(layout)
+        reference = Scorer("reference", folder, topology, SETTINGS)
+        ref_logprobs_BT = reference.score(batch["sequences"]).logprobs_BT
+        for name, options in cases.items():
+            config = PRMConfig(**{"lr": 1e-3, "adam_eps": 1e-6, "beta": BETA} | options)
+            if config.update_order == "none":
+                prm = Scorer("prm", folder, topology, SETTINGS)
+            else:
+                prm = Trainable("prm", folder, topology, SETTINGS, config, num_steps=10)
+            phase = PRMPhase(prm, config, seed=3)
+            report[layout, name] = [
+                _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step)
+                for step in range(num_steps)
+            ]
+    return report
+
+
+def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step):
+    before_BT = prm.score(batch["sequences"]).logprobs_BT
+    result = phase.run(rollout_batch, batch["sequences"], ref_logprobs_BT, step)
+    mask_BT = rollout_batch.response_mask_BT
+    return {
+        "before": before_BT,
+        "result": result.logprobs_BT,
+        "after": prm.score(batch["sequences"]).logprobs_BT,
+        "metrics": result.metrics,
+        "rewards": process_rewards_BT(result.logprobs_BT, ref_logprobs_BT, mask_BT, BETA),
+    }
+
+
+def export(layouts, folders, root):
+    """Export each model from each layout, and the faults of rank 0's file system as every rank sees them."""
+    report = {}
+    for layout in layouts:
+        for dtype in ("fp32", "bf16"):
+            topology = topology_of(layout, dtype)
+            for name, folder in folders.items():
+                built = build_model(folder, topology)
+                destination = root / f"{layout} {name} {dtype}"
+                export_hf(built, topology, folder, destination)
+        topology = topology_of(layout)
+        old = build_model(folders["qwen3"], topology)
+        new = build_model(folders["qwen3 other"], topology)
+        source, place = folders["qwen3"], root / f"{layout} again"
+        blocked = root / f"{layout} file"
+        blocked.write_text("not a folder") if topology.rank == 0 else None
+        export_hf(old, topology, source, place)
+        no_config = root / f"{layout} none"
+        report[layout] = {
+            "exists": _fault(lambda: export_hf(new, topology, source, place)),  # noqa: B023
+            "under a file": _fault(lambda: export_hf(new, topology, source, blocked / "deep" / "hf")),  # noqa: B023
+            "no companions": _fault(lambda: export_hf(new, topology, no_config, root / f"{layout} lost")),  # noqa: B023
+        }
+        kept = (place / "model.safetensors").read_bytes()
+        dist.barrier()
+        export_hf(new, topology, source, place, replace=True)
+        report[layout]["replaced"] = kept != (place / "model.safetensors").read_bytes()
+    return report
+
+
+def _fault(action):
+    try:
+        action()
+    except (OSError, ValueError) as error:
+        return type(error).__name__, str(error)
+    return None
