@@ -112,8 +112,8 @@ def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
         return probs_BV
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
     mass_before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+    # Nothing comes before the likeliest token, so it stays for any top_p above 0.
     outside_BV = mass_before_BV >= top_p
-    outside_BV[:, 0] = False
     return torch.zeros_like(probs_BV).scatter(1, order_BV, sorted_BV.masked_fill(outside_BV, 0))
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import FinishReason, Prompt, Rollout
 
+BUILDING = threading.Lock()
+"""Held while an HF model is built: transformers patches torch.nn.init and the default dtype of the whole process."""
+
 
 def run_on_ranks(num_ranks, function):
     """function(Ranks) on num_ranks threads whose gather is a real exchange; the results by rank."""

@@ -7,6 +7,7 @@ import torch
 from rollout_doubles import (
     BAD,
     BROKEN,
+    BUILDING,
     GOOD,
     CountingStream,
     ScriptedEngine,
@@ -209,9 +210,10 @@ def verify_parity(pairs):
 
 
 def collect_with_real_model(folder, ranks, stream):
-    engine = LocalEngine(
-        folder, device=torch.device("cpu"), dtype=torch.float32, seed=0, max_batch_size=8, ranks=ranks
-    )
+    with BUILDING:
+        engine = LocalEngine(
+            folder, device=torch.device("cpu"), dtype=torch.float32, seed=0, max_batch_size=8, ranks=ranks
+        )
     engine.load_from_hf(folder, policy_version=1)
     vocabulary = {f"w{token}": token for token in range(300)}
     tokenizer = PreTrainedTokenizerFast(

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from rollout_doubles import run_on_ranks
+from rollout_doubles import BUILDING, run_on_ranks
 from tiny_models import BUILDERS, ragged_sequences, save_tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -36,7 +36,8 @@ def checkpoints(tmp_path_factory):
 
 def make_engine(folder, loaded=True, **changes):
     arguments = {"device": torch.device("cpu"), "dtype": torch.float32, "seed": 0, "max_batch_size": 64}
-    engine = LocalEngine(folder, **{**arguments, **changes})
+    with BUILDING:
+        engine = LocalEngine(folder, **{**arguments, **changes})
     if loaded:
         engine.load_from_hf(folder)
     return engine
