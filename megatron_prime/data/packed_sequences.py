@@ -1,0 +1,136 @@
+"""One microbatch in the packed (thd) layout: sequences end to end, no padding between them."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+IGNORED_LABEL = 0
+"""Label of positions that predict nothing; a valid token id, because losses gather by `predict_positions_R`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSequences:
+    """Tensors of one microbatch. S packed tokens, R response tokens, N sequences.
+
+    Response token j of sequence i is scored by the logits at the position before it: for every r in R,
+    `labels_S[predict_positions_R[r]]` is the token at column `cols_R[r]` of the response of `rows_R[r]`.
+    """
+
+    token_ids_S: torch.Tensor
+    """int64 [S]."""
+    labels_S: torch.Tensor
+    """int64 [S] the next token inside the same sequence; 0 at the last one of each and on padding."""
+    position_ids_S: torch.Tensor
+    """int64 [S], restarting at 0 with every sequence."""
+    cu_seqlens: torch.Tensor
+    """int32 [N + 1] (N + 2 with padding): where each sequence starts, S last. Padding is one more sequence."""
+    predict_positions_R: torch.Tensor
+    """int64 [R] position in S of the token before each response token."""
+    rows_R: torch.Tensor
+    """int64 [R] which sequence of the microbatch, 0 .. N - 1, nondecreasing."""
+    cols_R: torch.Tensor
+    """int64 [R] index within its response, from 0."""
+    max_seqlen: int
+    """Tokens of the longest sequence, padding included."""
+    num_sequences: int
+    """N, without padding."""
+    num_padding: int
+    """Tokens of padding, at the end and behind the sequences."""
+
+    @property
+    def num_tokens(self) -> int:
+        """S."""
+        return self.token_ids_S.numel()
+
+    @property
+    def num_response_tokens(self) -> int:
+        """R."""
+        return self.predict_positions_R.numel()
+
+    def to(self, device: torch.device | str) -> "PackedSequences":
+        """The same microbatch with its tensors on `device`."""
+        return PackedSequences(
+            token_ids_S=self.token_ids_S.to(device),
+            labels_S=self.labels_S.to(device),
+            position_ids_S=self.position_ids_S.to(device),
+            cu_seqlens=self.cu_seqlens.to(device),
+            predict_positions_R=self.predict_positions_R.to(device),
+            rows_R=self.rows_R.to(device),
+            cols_R=self.cols_R.to(device),
+            max_seqlen=self.max_seqlen,
+            num_sequences=self.num_sequences,
+            num_padding=self.num_padding,
+        )
+
+    def scatter(self, values_R: torch.Tensor, num_columns: int) -> torch.Tensor:
+        """Response-token values as [N, num_columns], zero elsewhere; differentiable."""
+        out_NT = values_R.new_zeros(self.num_sequences, num_columns)
+        return out_NT.index_put((self.rows_R, self.cols_R), values_R)
+
+
+def pack_sequences(
+    prompt_and_response_ids: Sequence[tuple[Sequence[int], Sequence[int]]],
+    pad_to: int = 1,
+    pad_token_id: int = 0,
+    pad_sequences_to: int = 1,
+) -> PackedSequences:
+    """Lay sequences end to end.
+
+    Args:
+        prompt_and_response_ids: token ids of each prompt and its response; a prompt is never empty (its last token
+            predicts the first response token), a response may be.
+        pad_to: S is a multiple of this. Sequence parallelism needs the tensor-parallel size, FP8 16. Padding forms
+            one more sequence, so that no real token attends to it, and no sequence at all gives one of `pad_to`
+            padding tokens: what an empty microbatch runs.
+        pad_token_id: token of the padding.
+        pad_sequences_to: every sequence is padded behind its response to a multiple of this, which must divide
+            pad_to. Context parallelism needs twice its size. Causal attention keeps such padding from being seen.
+
+    Raises:
+        ValueError: an empty prompt, or pad_to below 1 or no multiple of pad_sequences_to.
+    """
+    if pad_to < 1 or pad_sequences_to < 1 or pad_to % pad_sequences_to:
+        raise ValueError(
+            f"pad_to must be a positive multiple of pad_sequences_to, got {pad_to} and {pad_sequences_to}"
+        )
+    token_ids: list[int] = []
+    labels: list[int] = []
+    position_ids: list[int] = []
+    cu_seqlens = [0]
+    predict_positions: list[int] = []
+    rows: list[int] = []
+    cols: list[int] = []
+    for row, (prompt_ids, response_ids) in enumerate(prompt_and_response_ids):
+        if not prompt_ids:
+            raise ValueError(f"sequence {row} has an empty prompt: nothing predicts its first response token")
+        sequence = [*prompt_ids, *response_ids]
+        filling = -len(sequence) % pad_sequences_to
+        first = len(token_ids) + len(prompt_ids) - 1
+        predict_positions.extend(range(first, first + len(response_ids)))
+        rows.extend([row] * len(response_ids))
+        cols.extend(range(len(response_ids)))
+        token_ids.extend([*sequence, *[pad_token_id] * filling])
+        labels.extend([*sequence[1:], *[IGNORED_LABEL] * (filling + 1)])
+        position_ids.extend(range(len(sequence) + filling))
+        cu_seqlens.append(len(token_ids))
+    num_at_end = -len(token_ids) % pad_to if token_ids else pad_to
+    if num_at_end:
+        token_ids.extend([pad_token_id] * num_at_end)
+        labels.extend([IGNORED_LABEL] * num_at_end)
+        position_ids.extend(range(num_at_end))
+        cu_seqlens.append(len(token_ids))
+    num_real = sum(len(prompt) + len(response) for prompt, response in prompt_and_response_ids)
+    return PackedSequences(
+        token_ids_S=torch.tensor(token_ids, dtype=torch.int64),
+        labels_S=torch.tensor(labels, dtype=torch.int64),
+        position_ids_S=torch.tensor(position_ids, dtype=torch.int64),
+        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
+        predict_positions_R=torch.tensor(predict_positions, dtype=torch.int64),
+        rows_R=torch.tensor(rows, dtype=torch.int64),
+        cols_R=torch.tensor(cols, dtype=torch.int64),
+        max_seqlen=max(end - start for start, end in itertools.pairwise(cu_seqlens)),
+        num_sequences=len(prompt_and_response_ids),
+        num_padding=len(token_ids) - num_real,
+    )

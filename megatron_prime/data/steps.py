@@ -1,0 +1,103 @@
+"""Reasoning steps of a response: lines, and sentences inside a line.
+
+Used for step granularity, step scores and reports. Sentences come from nltk's Punkt without trained data, which needs
+no download: it splits at sentence-final punctuation followed by a capital or an opening, and so keeps "3.14" and most
+formulas whole.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+_LINE = re.compile(r"[^\n]*\n*")
+_REPLACEMENT = "\ufffd"
+MAX_TOKENS_PER_CHARACTER = 4
+"""UTF-8 has at most four bytes a character, so a longer wait means that the bytes are really invalid."""
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that turns tokens into text."""
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """Text of token_ids."""
+        ...
+
+
+def step_spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each step, in characters.
+
+    The spans cover `text` without gaps: white space belongs to the step before it, blank lines too, and leading white
+    space to the first step. Text without anything but white space is one step; empty text has none.
+    """
+    starts: list[int] = []
+    for line in _LINE.finditer(text):
+        starts.extend(line.start() + start for start, _ in _punkt().span_tokenize(line[0]))
+    if not text:
+        return []
+    if not starts:
+        return [(0, len(text))]
+    starts[0] = 0
+    return list(zip(starts, [*starts[1:], len(text)], strict=True))
+
+
+def step_ids(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
+    """Step of each token, from 0, nondecreasing.
+
+    A token belongs to the step of the first character that is complete after it and was not before; a token that
+    completes none (part of a multi-byte character, a special token without text) goes with the text that follows it,
+    or, at the end, with the last step. A token that spans a boundary belongs to the step it begins in. Steps that own
+    no token get no number: the ids that occur are 0, 1, 2, ... without holes.
+    """
+    ends = _decoded_lengths(tokenizer, response_ids)
+    text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
+    spans = step_spans(text)
+    ids: list[int] = []
+    current = -1
+    span = 0
+    last_span = -1
+    start = 0
+    for end in ends:
+        # Leading white space of a token (" Then") already belongs to the step before; judge by what it says.
+        visible = start
+        while visible < end and visible < len(text) and text[visible].isspace():
+            visible += 1
+        place = visible if visible < end else start
+        while span + 1 < len(spans) and place >= spans[span][1]:
+            span += 1
+        if span != last_span:
+            current += 1
+            last_span = span
+        ids.append(current)
+        start = end
+    return ids
+
+
+def _decoded_lengths(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
+    """Characters of text complete after each token.
+
+    Decodes a short window that moves along, as streaming servers do, so that the cost is linear. A window whose text
+    ends in the replacement character stops inside a multi-byte character, and its length is not trusted: the token
+    counts for nothing yet. A response that really contains that character is settled when the window closes.
+    """
+    lengths: list[int] = []
+    complete = 0
+    prefix = 0
+    read = 0
+    for position in range(1, len(response_ids) + 1):
+        # Text of [prefix, read) is known; the difference is what the tokens since `read` add, with their spacing.
+        known = tokenizer.decode(list(response_ids[prefix:read]), skip_special_tokens=True)
+        window = tokenizer.decode(list(response_ids[prefix:position]), skip_special_tokens=True)
+        is_cut = window.endswith(_REPLACEMENT) and position - read < MAX_TOKENS_PER_CHARACTER
+        if len(window) > len(known) and not is_cut:
+            complete += len(window) - len(known)
+            prefix, read = read, position
+        lengths.append(complete)
+    return lengths
+
+
+@lru_cache(maxsize=1)
+def _punkt() -> PunktSentenceTokenizer:
+    return PunktSentenceTokenizer()

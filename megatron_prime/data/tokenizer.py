@@ -1,0 +1,74 @@
+"""The tokenizer of a checkpoint and the tokens that end a response."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved in a checkpoint directory; never asks a hub.
+
+    Raises:
+        ValueError: no such directory, no tokenizer in it, one that transformers cannot load, or one without an
+            end-of-sequence token.
+    """
+    if not path.is_dir():
+        raise ValueError(
+            f"model.path {path} is not a directory: give a local HF checkpoint with its tokenizer"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = sorted(entry.name for entry in path.iterdir())
+        raise ValueError(
+            f"no tokenizer can be loaded from {path}: {error}. It holds {names}; copy tokenizer.json and "
+            "tokenizer_config.json there"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer in {path} has no end-of-sequence token: set eos_token in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the tokenizer's end-of-sequence token. Raises ValueError when it has none."""
+    token_id = tokenizer.eos_token_id
+    if not isinstance(token_id, int):
+        raise ValueError(
+            f"the tokenizer's end-of-sequence token has id {token_id}: set eos_token in tokenizer_config.json"
+        )
+    return token_id
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[int, ...]:
+    """Tokens that end a response, ascending: the tokenizer's EOS and those of generation_config.json in `path`.
+
+    Chat models name more than one (Qwen2.5: `<|im_end|>` and `<|endoftext|>`).
+
+    Raises:
+        ValueError: generation_config.json is there and does not hold integer eos_token_id values.
+    """
+    stop = {end_of_sequence(tokenizer)}
+    generation_config = path / "generation_config.json"
+    if generation_config.is_file():
+        stop.update(_eos_of(generation_config))
+    return tuple(sorted(stop))
+
+
+def _eos_of(generation_config: Path) -> list[int]:
+    try:
+        fields: Any = json.loads(generation_config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{generation_config} is not JSON: {error}") from error
+    value = fields.get("eos_token_id") if isinstance(fields, dict) else None
+    if value is None:
+        return []
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in values):
+        raise ValueError(
+            f"{generation_config}: eos_token_id = {value!r} is neither an integer nor a list of integers"
+        )
+    return values

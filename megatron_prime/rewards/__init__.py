@@ -1,0 +1,28 @@
+"""Outcome rewards: verifiers by name, and the process pool that runs them.
+
+Importing the package registers the built-in verifiers. It imports no torch, and must not: worker processes import it.
+"""
+
+from megatron_prime.rewards import exact_match, math_answer
+from megatron_prime.rewards.pool import VerifierPool
+from megatron_prime.rewards.verifier import (
+    VerificationOutcome,
+    VerificationStatus,
+    Verifier,
+    get,
+    names,
+    register,
+)
+
+register("exact_match", exact_match.ExactMatch)
+register("math", math_answer.MathAnswer)
+
+__all__ = [
+    "VerificationOutcome",
+    "VerificationStatus",
+    "Verifier",
+    "VerifierPool",
+    "get",
+    "names",
+    "register",
+]

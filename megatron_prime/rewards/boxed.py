@@ -1,0 +1,73 @@
+r"""The final answer of a response: its last `\boxed{}` or `\fbox{}`, braces counted."""
+
+import re
+
+_OPENING = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$.,;:]|\\[,;:!() \[\]]|\\quad|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*"
+)
+
+MAX_TAIL_CHARS = 20_000
+"""Only so much of the end of a response is searched; a final answer that is not near the end is none."""
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Contents of the last complete box, or None when there is none.
+
+    Boxes that stand side by side, with nothing but punctuation, "and" or "or" between them, are one answer of several
+    parts: they come joined as they were separated (`\boxed{2} or \boxed{3}` gives `2 or 3`, others `2, 3`), so that
+    offering two answers to a question that has one is not better than offering one.
+    """
+    boxes = _complete_boxes(text[-MAX_TAIL_CHARS:])
+    if not boxes:
+        return None
+    tail = text[-MAX_TAIL_CHARS:]
+    start, answer = boxes[-1][0], boxes[-1][2]
+    for previous_start, previous_end, content in reversed(boxes[:-1]):
+        between = tail[previous_end:start]
+        if _BETWEEN_BOXES.fullmatch(between) is None or "\n\n" in between:
+            break
+        separator = " or " if re.search(r"\bor\b", between) else ", "
+        start, answer = previous_start, content + separator + answer
+    return answer
+
+
+def unwrap_boxed(text: str) -> str:
+    """The contents when all of `text` is one box, as ground truths sometimes are; otherwise `text`."""
+    stripped = text.strip().strip("$").strip()
+    boxes = _complete_boxes(stripped)
+    if len(boxes) == 1 and boxes[0][0] == 0 and boxes[0][1] == len(stripped):
+        return boxes[0][2]
+    return text
+
+
+def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, contents) of outermost boxes whose brace closes."""
+    boxes = []
+    position = 0
+    while (opening := _OPENING.search(text, position)) is not None:
+        end = closing_brace(text, opening.end())
+        if end is None:
+            position = opening.end()
+            continue
+        content = text[opening.end() : end]
+        inner = _complete_boxes(content)
+        boxes.append((opening.start(), end + 1, inner[-1][2] if inner else content))
+        position = end + 1
+    return boxes
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    r"""Index of the brace that closes the one opened just before `start`; `\{` and `\}` do not count."""
+    depth = 1
+    index = start
+    while index < len(text):
+        character = text[index]
+        if character == "\\":
+            index += 2
+            continue
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return index
+        index += 1
+    return None

@@ -1,0 +1,298 @@
+"""Verification in processes that can be killed: a deadline holds whatever the verifier does.
+
+    verify_all -> one thread a worker -> frames over pipes -> worker process -> frames -> outcomes in order
+
+Workers are separate programs, not forks: torch's threads and a GPU context live in the parent. Each is a leader of its
+own process group, so killing it takes what it started along.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus, get, judge
+from megatron_prime.rewards.worker import HEADER, MAX_FRAME_BYTES, encode_frame
+
+WORKER_PROGRAM = "from megatron_prime.rewards.worker import main; main()"
+BACKSTOP_S = 10.0
+"""A worker ends itself so long after the deadline at which its pool should have killed it."""
+STARTUP_TIMEOUT_S = 120.0
+"""For a worker to import its verifier; generous, because a cold shared file system is slow."""
+NUM_ATTEMPTS = 2
+"""A response whose worker dies is tried on a new worker once: the death may have been another's fault (memory)."""
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerDiedError(Exception):
+    """The worker's process ended, or it wrote something that is no verdict."""
+
+
+class WorkerTimeoutError(Exception):
+    """No verdict by the deadline."""
+
+
+class WorkerProcess:
+    """One verifier process, owned by one thread at a time."""
+
+    def __init__(self, verifier_name: str, module: str, timeout_s: float) -> None:
+        """Start the process and wait until its verifier is loaded.
+
+        Raises:
+            WorkerDiedError: it ended before that; the reason is on stderr.
+            WorkerTimeoutError: STARTUP_TIMEOUT_S passed.
+        """
+        self._timeout_s = timeout_s
+        self._process = subprocess.Popen(
+            # -P: the working directory is searched only if it was in the parent.
+            [sys.executable, "-P", "-c", WORKER_PROGRAM, verifier_name, module, str(timeout_s + BACKSTOP_S)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_worker_environment(),
+            start_new_session=True,
+        )
+        try:
+            self._receive(time.monotonic() + STARTUP_TIMEOUT_S)
+        except (WorkerDiedError, WorkerTimeoutError):
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id, equal to its process group."""
+        return self._process.pid
+
+    def verify(self, response_text: str, answer: str) -> VerificationOutcome:
+        """One verdict. Raises WorkerDiedError or WorkerTimeoutError, after which only `kill` may be called."""
+        deadline = time.monotonic() + self._timeout_s
+        self._send(encode_frame({"response_text": response_text, "answer": answer}), deadline)
+        try:
+            reply = self._receive(deadline)
+            reward = math.nan if reply["reward"] is None else float(reply["reward"])
+            return VerificationOutcome(reward, VerificationStatus(reply["status"]), reply["detail"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkerDiedError(f"the worker wrote no verdict: {error}") from error
+
+    def kill(self) -> None:
+        """SIGKILL to the whole process group, and reap."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process.wait()
+
+    def _send(self, frame: bytes, deadline: float) -> None:
+        """Write without blocking past the deadline: a worker that hangs never drains its pipe."""
+        assert self._process.stdin is not None
+        descriptor = self._process.stdin.fileno()
+        os.set_blocking(descriptor, False)
+        view = memoryview(frame)
+        while view:
+            _wait_for(descriptor, select.POLLOUT, deadline)
+            try:
+                view = view[os.write(descriptor, view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise WorkerDiedError(f"the worker no longer reads: {error}") from error
+
+    def _receive(self, deadline: float) -> Any:  # noqa: ANN401 - JSON values
+        header = self._read_exactly(HEADER.size, deadline)
+        (length,) = HEADER.unpack(header)
+        if length > MAX_FRAME_BYTES:
+            raise WorkerDiedError(f"the worker announced {length} bytes: its output is not a verdict")
+        return json.loads(self._read_exactly(length, deadline))
+
+    def _read_exactly(self, num_bytes: int, deadline: float) -> bytes:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        chunks: list[bytes] = []
+        while num_bytes > 0:
+            _wait_for(descriptor, select.POLLIN, deadline)
+            chunk = os.read(descriptor, num_bytes)
+            if not chunk:
+                raise WorkerDiedError(f"the worker {self._exit_reason()}")
+            chunks.append(chunk)
+            num_bytes -= len(chunk)
+        return b"".join(chunks)
+
+    def _exit_reason(self) -> str:
+        try:
+            code = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "closed its output"
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+class VerifierPool:
+    """Verifies batches of responses under a deadline each, in `num_workers` processes.
+
+    A verifier that declares `in_process` runs in the caller instead, and no process is started.
+    Close the pool, or use it as a context manager. Not for use from several threads at once.
+    """
+
+    def __init__(
+        self, name: str, num_workers: int, timeout_s: float, module: str = "megatron_prime.rewards"
+    ) -> None:
+        """Start the workers and wait until they are ready.
+
+        Args:
+            name: registered verifier.
+            num_workers: processes; as many responses are verified at once.
+            timeout_s: seconds from handing a response to a worker until the worker is killed.
+            module: what a worker imports to have `name` registered; a verifier of your own needs its own module here.
+
+        Raises:
+            ValueError: unknown name, or num_workers or timeout_s not positive.
+            RuntimeError: a worker does not start; its standard error says why.
+        """
+        if num_workers < 1 or timeout_s <= 0:
+            raise ValueError(
+                f"reward.num_workers = {num_workers} and reward.timeout_s = {timeout_s} must both be positive"
+            )
+        verifier = get(name)
+        self._in_process_verifier = verifier if verifier.in_process else None
+        self._worker_arguments = (name, module, timeout_s)
+        self._counts: Counter[VerificationStatus] = Counter()
+        self._num_restarts = 0
+        self._workers: list[WorkerProcess | None] = []
+        self._threads: ThreadPoolExecutor | None = None
+        if self._in_process_verifier is None:
+            self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="verifier")
+            self._workers = [None] * num_workers
+            try:
+                list(self._threads.map(self._start_worker, range(num_workers)))
+            except (WorkerDiedError, WorkerTimeoutError, OSError) as error:
+                self.close()
+                raise RuntimeError(f"a process of verifier {name!r} does not start: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers alive now."""
+        return tuple(worker.pid for worker in self._workers if worker is not None)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Outcomes by status since the pool was made, and `restarts` of workers; for metrics."""
+        counts = {status.value: self._counts[status] for status in VerificationStatus}
+        return counts | {"restarts": self._num_restarts}
+
+    def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
+        """Verify pairs of (response text, answer).
+
+        Returns:
+            One outcome a pair, in order. NaN with status timeout for one killed at its deadline; NaN with status
+            error when the verifier raised or its process died twice. Nothing a response does raises here.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        if self._in_process_verifier is not None:
+            outcomes = [judge(self._in_process_verifier, text, answer) for text, answer in responses]
+        else:
+            outcomes = self._verify_in_workers(responses)
+        self._report(outcomes)
+        return outcomes
+
+    def close(self) -> None:
+        """Kill the workers; harmless when done already."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        for slot, worker in enumerate(self._workers):
+            if worker is not None:
+                worker.kill()
+                self._workers[slot] = None
+
+    def _verify_in_workers(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
+        assert self._threads is not None
+        places: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for place in range(len(responses)):
+            places.put(place)
+
+        def drain(slot: int) -> list[tuple[int, VerificationOutcome]]:
+            done = []
+            while True:
+                try:
+                    place = places.get_nowait()
+                except queue.Empty:
+                    return done
+                done.append((place, self._verify_one(slot, *responses[place])))
+
+        outcomes: dict[int, VerificationOutcome] = {}
+        for done in self._threads.map(drain, range(len(self._workers))):
+            outcomes.update(done)
+        return [outcomes[place] for place in range(len(responses))]
+
+    def _verify_one(self, slot: int, response_text: str, answer: str) -> VerificationOutcome:
+        """One outcome by the worker in `slot`, which is replaced when it dies or has to be killed."""
+        detail = ""
+        for _ in range(NUM_ATTEMPTS):
+            try:
+                worker = self._workers[slot] or self._restart_worker(slot)
+            except (WorkerDiedError, WorkerTimeoutError, OSError) as error:
+                detail = f"no worker starts: {error}"
+                continue
+            try:
+                return worker.verify(response_text, answer)
+            except WorkerTimeoutError as error:
+                self._discard_worker(slot)
+                return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, str(error))
+            except WorkerDiedError as error:
+                self._discard_worker(slot)
+                detail = str(error)
+        return VerificationOutcome(math.nan, VerificationStatus.ERROR, detail)
+
+    def _start_worker(self, slot: int) -> WorkerProcess:
+        worker = WorkerProcess(*self._worker_arguments)
+        self._workers[slot] = worker
+        return worker
+
+    def _restart_worker(self, slot: int) -> WorkerProcess:
+        worker = self._start_worker(slot)
+        self._num_restarts += 1
+        return worker
+
+    def _discard_worker(self, slot: int) -> None:
+        worker = self._workers[slot]
+        assert worker is not None
+        self._workers[slot] = None
+        worker.kill()
+
+    def _report(self, outcomes: Iterable[VerificationOutcome]) -> None:
+        for outcome in outcomes:
+            self._counts[outcome.status] += 1
+            if outcome.status is not VerificationStatus.OK:
+                logger.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
+
+
+def _wait_for(descriptor: int, event: int, deadline: float) -> None:
+    """Until the pipe can be read or written, or has ended. Raises WorkerTimeoutError at the deadline."""
+    poller = select.poll()  # unlike select.select, right for descriptors above 1023
+    poller.register(descriptor, event)
+    if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise WorkerTimeoutError("no verdict by the deadline")
+
+
+def _worker_environment() -> dict[str, str]:
+    """The parent's environment, with the parent's import path: a worker finds what the parent finds."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}

@@ -1,0 +1,74 @@
+"""The process that verifies for a `VerifierPool`: started afresh, imports no torch, is killed from outside.
+
+    main() with arguments VERIFIER MODULE TIMEOUT_S
+
+Requests come on stdin and verdicts go to stdout as frames: a 4-byte big-endian length and that many bytes of JSON.
+The first frame out says that the verifier is loaded. The worker ends when stdin closes, and by an alarm of the kernel
+when one verification takes longer than TIMEOUT_S, so that it does not outlive a pool that was itself killed.
+"""
+
+import importlib
+import json
+import math
+import os
+import resource
+import signal
+import struct
+import sys
+from typing import IO, Any
+
+HEADER = struct.Struct(">I")
+MAX_FRAME_BYTES = 64 * 2**20
+MAX_MEMORY_BYTES = 8 * 2**30
+"""Address space of a worker: a response that makes a verifier ask for more gets a MemoryError, not the machine."""
+
+
+def encode_frame(message: Any) -> bytes:  # noqa: ANN401 - JSON values
+    """One message with its length in front."""
+    body = json.dumps(message).encode()
+    return HEADER.pack(len(body)) + body
+
+
+def read_frame(stream: IO[bytes]) -> Any | None:  # noqa: ANN401 - JSON values
+    """The next message, or None at the end of the stream."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    (length,) = HEADER.unpack(header)
+    body = stream.read(length)
+    return json.loads(body) if len(body) == length else None
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    verifier_name, module, timeout_s = sys.argv[1:4]
+    _limit_memory()
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb")
+    # A verifier that prints would corrupt the frames, and one that reads would eat them.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+
+    importlib.import_module(module)
+    from megatron_prime.rewards import verifier as registry
+
+    verifier = registry.get(verifier_name)
+    replies.write(encode_frame({"ready": os.getpid()}))
+    replies.flush()
+    while (request := read_frame(requests)) is not None:
+        # The default action ends the process even inside C code, where a Python handler would wait.
+        signal.setitimer(signal.ITIMER_REAL, float(timeout_s))
+        outcome = registry.judge(verifier, request["response_text"], request["answer"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # NaN is not JSON; the status says the same.
+        reward = None if math.isnan(outcome.reward) else outcome.reward
+        replies.write(
+            encode_frame({"reward": reward, "status": outcome.status.value, "detail": outcome.detail})
+        )
+        replies.flush()
+
+
+def _limit_memory() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
