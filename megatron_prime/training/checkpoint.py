@@ -9,6 +9,7 @@ run_dir/checkpoints/.step_00000020.partial/     a save that is under way, or tha
 
 import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Mapping
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
 from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
@@ -80,7 +83,7 @@ class CheckpointStore:
     def load(self, checkpoint: Path, roles: Mapping[str, Trainable]) -> RunState:
         """Bring every role to the checkpoint's state, and this rank's random streams when the job has the same size.
 
-        Raises ValueError when the checkpoint lacks a role or its run.json is unreadable.
+        Raises ValueError when the checkpoint lacks a role or is damaged.
         """
         run = _read_run(checkpoint)
         missing = sorted(set(roles) - set(run["roles"]))
@@ -91,7 +94,10 @@ class CheckpointStore:
             )
         for role, trainable in roles.items():
             _restore(trainable, checkpoint / role)
-        states = torch.load(checkpoint / "rng.pt", weights_only=False)
+        try:
+            states = torch.load(checkpoint / "rng.pt", weights_only=False)
+        except (OSError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
+            raise _damaged(checkpoint / "rng.pt", error) from error
         if len(states) == self._topology.world_size:
             _set_rng_state(states[self._topology.rank])
         return RunState(run["step_index"], run["prompt_stream"], run["seed"])
@@ -189,9 +195,21 @@ def _restore(trainable: Trainable, folder: Path) -> None:
 
 
 def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
-    state = dist_checkpointing.load(template, str(folder))
+    try:
+        state = dist_checkpointing.load(template, str(folder))
+    except CheckpointingException as error:
+        raise _damaged(folder, error) from error
+    except CheckpointException as error:  # what torch makes of the faults of all ranks
+        first_error, _ = next(iter(error.failures.values()))
+        raise _damaged(folder, first_error) from error
     assert isinstance(state, dict)  # a second value comes only for strict modes that return mismatches
     return state
+
+
+def _damaged(path: Path, error: BaseException) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: remove the checkpoint to resume from the one before ({type(error).__name__}: {error})"
+    )
 
 
 def _rng_state() -> dict[str, Any]:

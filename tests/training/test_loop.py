@@ -1,0 +1,120 @@
+"""What happens around the steps, and in which order."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
+
+from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.observability import Metrics, Progress
+from megatron_prime.rollout.evaluation import EvaluationResult
+from megatron_prime.training.loop import Loop, Surroundings, save_resolved_config
+
+
+class Recorder:
+    """Trainer, store, stream, evaluator and logger in one: writes down who was called when."""
+
+    def __init__(self, step_index: int = 0) -> None:
+        self.step_index = step_index
+        self.calls: list[str] = []
+
+    def step(self) -> Metrics:
+        self.step_index += 1
+        self.calls.append(f"step {self.step_index}")
+        return Metrics({"time/step_s": 1.0})
+
+    def save(self, roles: object, state) -> Path:
+        assert (state.prompt_stream, state.seed, roles) == ({"offset": self.step_index}, 3, {})
+        self.calls.append(f"save {state.step_index}")
+        return Path("somewhere")
+
+    def state_dict(self) -> dict[str, int]:
+        return {"offset": self.step_index}
+
+    def evaluate(self, step_index: int) -> EvaluationResult:
+        self.calls.append(f"evaluate {step_index}")
+        return EvaluationResult(1, 1, 0.5, {1: 0.5}, 0, 0, 0.0, 1.0)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self.calls.append(f"log {step}{' with eval' if 'eval/accuracy' in metrics else ''}")
+
+
+def configured(**sections: dict) -> PrimeConfig:
+    minimal = {"run_dir": "runs/a", "seed": 3, "model": {"path": "m"}, "trainer": {"num_steps": 3}}
+    return PrimeConfig.model_validate(
+        {**minimal, **{name: {**minimal.get(name, {}), **values} for name, values in sections.items()}}
+    )
+
+
+def calls_of(config: PrimeConfig, step_index: int = 0, evaluates: bool = True) -> list[str]:
+    recorder = Recorder(step_index)
+    around = Surroundings(
+        store=recorder,
+        roles={},
+        prompt_stream=recorder,
+        evaluate=recorder.evaluate if evaluates else None,
+        logger=recorder,
+        progress=Progress(enabled=False),
+    )
+    Loop(config, recorder, around).run()
+    return recorder.calls
+
+
+def test_by_default_a_run_evaluates_at_both_ends_and_saves_at_the_end():
+    assert calls_of(configured()) == [
+        *("evaluate 0", "log 0 with eval"),
+        *("step 1", "log 1", "step 2", "log 2"),
+        *("step 3", "evaluate 3", "log 3 with eval", "save 3"),
+    ]
+
+
+def test_a_step_is_logged_before_it_is_saved_so_that_a_resumed_run_lacks_nothing():
+    calls = calls_of(configured(trainer={"eval_every": 2}, checkpoint={"save_every": 1}), evaluates=True)
+    assert calls[2:] == [
+        *("step 1", "log 1", "save 1"),
+        *("step 2", "evaluate 2", "log 2 with eval", "save 2"),
+        *("step 3", "evaluate 3", "log 3 with eval", "save 3"),
+    ]
+
+
+def test_without_evaluation_data_nothing_is_logged_under_step_0():
+    assert calls_of(configured(), evaluates=False)[0] == "step 1"
+
+
+def test_a_resumed_loop_does_the_rest_and_no_first_evaluation():
+    assert calls_of(configured(), step_index=2) == ["step 3", "evaluate 3", "log 3 with eval", "save 3"]
+
+
+def test_a_finished_loop_does_nothing():
+    assert calls_of(configured(), step_index=3) == []
+
+
+def test_a_real_run_evaluates_and_saves_when_it_is_due(toy: Toy):
+    history = records(toy.run_dir("single"))
+    assert [record["step"] for record in history] == list(range(NUM_STEPS + 1))
+    assert [record["step"] for record in history if "eval/accuracy" in record] == [0, 2, 4]
+    saved = sorted(path.name for path in (toy.run_dir("single") / "checkpoints").iterdir())
+    assert saved == [f"step_{step:08d}" for step in (SAVE_EVERY, NUM_STEPS)]
+
+
+def test_the_resolved_configuration_makes_the_same_run_again(tmp_path):
+    config = configured(policy={"lr": 2e-6}).model_copy(update={"run_dir": tmp_path / "new" / "run"})
+    save_resolved_config(config)
+    written = json.loads((tmp_path / "new/run/config.json").read_text())
+    assert written["policy"]["lr"] == 2e-6
+    assert PrimeConfig.model_validate(written) == config
+
+
+@pytest.mark.parametrize("step_index", [0, 1])
+def test_a_fault_of_the_trainer_is_not_hidden_and_nothing_is_saved(step_index):
+    recorder = Recorder(step_index)
+
+    def fail() -> Metrics:
+        raise FloatingPointError("gradient")
+
+    recorder.step = fail
+    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=False))
+    with pytest.raises(FloatingPointError):
+        Loop(configured(), recorder, around).run()
+    assert recorder.calls == []

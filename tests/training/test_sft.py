@@ -1,0 +1,31 @@
+"""The warm-up is token-averaged likelihood with AdamW, as plain Hugging Face would do it."""
+
+import pytest
+import toy_worker
+from distributed_runner import run_distributed
+from toy_runs import Toy
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def histories(toy: Toy) -> list[dict[str, list[float]]]:
+    """Of each rank: its own losses, and the losses and norms of the same steps in plain Hugging Face."""
+    return run_distributed(toy_worker.sft_steps, 2, str(toy.folder), STEPS)
+
+
+def test_every_step_equals_plain_hf(histories):
+    for history in histories:
+        assert history["loss"] == pytest.approx(history["hf_loss"], abs=1e-5)
+        assert history["grad_norm"] == pytest.approx(history["hf_grad_norm"], rel=1e-4)
+
+
+def test_all_ranks_see_the_same_numbers(histories):
+    assert histories[0] == histories[1]
+
+
+def test_the_learning_rate_warms_up_and_is_the_one_that_was_used(histories):
+    assert histories[0]["lr"] == pytest.approx([0.0, 1.5e-3, 3e-3])
+
+    assert histories[0]["num_tokens"] == [6 * 9] * STEPS
+    assert histories[0]["done"] == [1, 2, 3]
