@@ -3,8 +3,6 @@
 Less than torchrun, on purpose: no rendezvous and no restarts, so that a fault is told once and in plain words.
 """
 
-import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -13,10 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 
+from megatron_prime.parallel.lifeline import die_with_parent
+
 LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
 GRACE_S = 10.0
 """What ranks get between SIGTERM and SIGKILL once another rank has failed."""
-PR_SET_PDEATHSIG = 1
 
 
 def is_rank() -> bool:
@@ -52,12 +51,8 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 def die_with_launcher() -> None:
     """In a rank that `launch` started: end when the launcher does, however it ends, so that no orphan trains on."""
     launcher = os.environ.get(LAUNCHER)
-    if launcher is None:
-        return
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has prctl
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):
-        sys.exit("the launcher is gone")
+    if launcher is not None:
+        die_with_parent(int(launcher))
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:

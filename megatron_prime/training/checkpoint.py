@@ -8,12 +8,14 @@ run_dir/checkpoints/.step_00000020.partial/     a save that is under way, or tha
 """
 
 import json
+import multiprocessing
 import os
 import pickle
 import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,14 @@ import numpy as np
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
 from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
 from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
+from megatron_prime.parallel.lifeline import die_with_parent
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.trainable import Trainable
 
@@ -74,6 +78,7 @@ class CheckpointStore:
         name = f"step_{state.step_index:08d}"
         partial, final = self._folder / f".{name}.partial", self._folder / name
         self._on_first_rank(lambda: _make_empty(partial, [*roles]))
+        _keep_writers_on_a_lifeline()
         for role, trainable in roles.items():
             dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(partial / role))
         rng = [of_rank[0] for of_rank in all_gather_lists([_rng_state()], self._topology)]
@@ -149,6 +154,19 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     template = {"model": built.module.sharded_state_dict()}
     state = _load(template, checkpoint / role)
     built.module.load_state_dict(state["model"])
+
+
+def _keep_writers_on_a_lifeline() -> None:
+    """Start the manager process of Megatron's checkpoint writer ourselves, so that it ends when this rank does.
+
+    Megatron starts it at the first save and relies on an orderly exit: after a kill it would stay for ever.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(initializer=die_with_parent, initargs=(os.getpid(),))
+        filesystem_async._results_queue = manager.Queue()
+        # The queue is a proxy; the manager must live as long.
+        filesystem_async._results_queue.manager = manager  # type: ignore[attr-defined]
 
 
 def _complete(folder: Path) -> list[Path]:

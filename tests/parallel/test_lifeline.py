@@ -1,0 +1,44 @@
+"""A child on a lifeline ends with its parent, even when the parent is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHILD = "import os, time; from megatron_prime.parallel.lifeline import die_with_parent as d; d({parent}); time.sleep(60)"
+PARENT = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1].format(parent=os.getpid())])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_parent_takes_its_child_along():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1.0)
+    assert _is_alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while _is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_alive(child)
+
+
+def test_a_child_whose_parent_is_gone_already_exits():
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.format(parent=os.getpid() + 1_000_000)], capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "is gone" in done.stderr
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
