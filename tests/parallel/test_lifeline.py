@@ -7,7 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-CHILD = "import os, time; from megatron_prime.parallel.lifeline import die_with_parent as d; d({parent}); time.sleep(60)"
+CHILD = """
+import time
+from megatron_prime.parallel.lifeline import die_with_parent
+die_with_parent({parent})
+time.sleep(60)
+"""
 PARENT = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1].format(parent=os.getpid())])
