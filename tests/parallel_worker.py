@@ -80,7 +80,7 @@ def use_shim():
     }
 
 
-def use_topologies(layouts):
+def _use_topologies(layouts):
     """Coordinates and groups of each (tensor, pipeline)."""
     platform = select_platform("cpu", timeout_s=90)
     platform.start_process_group()
@@ -121,9 +121,13 @@ def _draw_from_parallel_stream(platform, seed):
         return torch.rand(4)
 
 
-def score_and_share(tensor_sizes, cases, layouts):
-    """Both halves of the tests of collectives, in one start of the processes."""
-    return _score_shards(tensor_sizes, cases), _share_results(layouts)
+def four_processes(grids, tensor_sizes, cases, layouts):
+    """All that the tests of topology and collectives ask, in one start of the processes."""
+    return {
+        "topologies": _use_topologies(grids),
+        "scores": _score_shards(tensor_sizes, cases),
+        "shared": _share_results(layouts),
+    }
 
 
 def _score_shards(tensor_sizes, cases):

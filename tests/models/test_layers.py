@@ -1,14 +1,21 @@
 """Attention and norm against their definitions, in float64."""
 
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_prime.models.layers import PackedAttention, RMSNorm
 
 HEAD_DIM = 6
+ALONE = ProcessGroupCollection(
+    cp=dist.ProcessGroupGloo(dist.HashStore(), 0, 1, timedelta(seconds=60))  # test_forward.py has the others
+)
 
 
 def make_config(**changes):
@@ -17,7 +24,12 @@ def make_config(**changes):
 
 def make_attention(**options):
     return PackedAttention(
-        make_config(), layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self", **options
+        make_config(),
+        layer_number=1,
+        attn_mask_type=AttnMaskType.causal,
+        attention_type="self",
+        pg_collection=ALONE,
+        **options,
     )
 
 
@@ -83,7 +95,7 @@ def test_attention_refuses_what_it_cannot_mask():
     with pytest.raises(AssertionError, match="packed"):
         make_attention()(*draw(4, 4, 4))
     with pytest.raises(AssertionError):
-        PackedAttention(make_config(), 1, AttnMaskType.padding, "self")
+        PackedAttention(make_config(), 1, AttnMaskType.padding, "self", pg_collection=ALONE)
 
 
 @pytest.mark.parametrize("shape", [(24,), (7, 24), (3, 1, 24)])

@@ -1,20 +1,17 @@
 """Every rank's place, against the order that Megatron documents: tensor fastest, then data, then pipeline."""
 
-import parallel_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
-
-LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
-WORLD_SIZE = 4
+from parallel_cases import GRIDS
+from parallel_cases import NUM_RANKS as WORLD_SIZE
 
 
 @pytest.fixture(scope="module")
-def reports():
-    return run_distributed(parallel_worker.use_topologies, WORLD_SIZE, LAYOUTS)
+def reports(four_processes):
+    return [report["topologies"] for report in four_processes]
 
 
-@pytest.mark.parametrize(("tensor", "pipeline"), LAYOUTS)
+@pytest.mark.parametrize(("tensor", "pipeline"), GRIDS)
 def test_coordinates_and_groups(tensor, pipeline, reports):
     data = WORLD_SIZE // (tensor * pipeline)
     place_of = {

@@ -1,0 +1,47 @@
+"""What the four processes of the tests of topology and collectives are given."""
+
+import torch
+
+GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
+"""Tensor and pipeline sizes."""
+NUM_RANKS = 4
+TENSOR_SIZES = (1, 2, 4)
+SHARING_LAYOUTS = ("tp2 pp2", "tp2 dp2", "tp4", "dp4", "pp2 dp2")
+NUM_REAL, NUM_PADDED, HIDDEN, NUM_TOKENS = 37, 64, 12, 10
+"""On 4 ranks of 16 rows each, the third holds 5 real rows and the last none."""
+
+
+def make_case(num_tokens=NUM_TOKENS, temperature=1.0, chunk_tokens=4, dtype=torch.float32, scale=1.0, **more):
+    generator = torch.Generator().manual_seed(7)
+    weight_VH = torch.full((NUM_PADDED, HIDDEN), torch.nan)  # a padding row that is read poisons everything
+    weight_VH[:NUM_REAL] = torch.randn(NUM_REAL, HIDDEN, generator=generator) * scale
+    labels_R = torch.randint(0, NUM_REAL, (num_tokens,), generator=generator)
+    labels_R[:5] = torch.tensor([0, 15, 16, 32, 36])[:num_tokens]  # the borders of the shards
+    case = {
+        "hidden_RH": torch.randn(num_tokens, HIDDEN, generator=generator).to(dtype),
+        "weight_VH": weight_VH.to(dtype),
+        "labels_R": labels_R,
+        "num_real": NUM_REAL,
+        "upstream_2R": torch.randn(2, num_tokens, generator=generator),
+        "temperature": temperature,
+        "chunk_tokens": chunk_tokens,
+        "gathered": False,
+    }
+    return case | more
+
+
+CASES = {
+    "chunks of 4": make_case(),
+    "chunks of 1": make_case(chunk_tokens=1),
+    "one chunk exactly": make_case(chunk_tokens=NUM_TOKENS),
+    "chunk larger than R": make_case(chunk_tokens=1000),
+    "cold": make_case(temperature=0.3),
+    "hot": make_case(temperature=2.5, chunk_tokens=3),
+    "large logits": make_case(scale=60.0),
+    "log-probs alone": make_case(upstream_2R=torch.stack([torch.ones(NUM_TOKENS), torch.zeros(NUM_TOKENS)])),
+    "entropy alone": make_case(upstream_2R=torch.stack([torch.zeros(NUM_TOKENS), torch.ones(NUM_TOKENS)])),
+    "no tokens": make_case(num_tokens=0),
+    "one token": make_case(num_tokens=1),
+    "gathered hidden": make_case(gathered=True),
+    "bf16": make_case(dtype=torch.bfloat16),
+}
