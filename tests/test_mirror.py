@@ -37,24 +37,24 @@ def other_modules() -> set[str]:
     }
 
 
-def tests_as_modules() -> set[str]:
+def modules_of_tests() -> set[str]:
     """`tests/a/test_b.py` as `a/b`."""
     paths = (path.relative_to(TESTS) for path in TESTS.rglob("test_*.py"))
     return {path.with_name(path.stem.removeprefix("test_")).as_posix() for path in paths}
 
 
 def test_every_module_has_its_test_file():
-    untested = package_modules() - tests_as_modules() - set(MODULES_WITHOUT_TESTS)
+    untested = package_modules() - modules_of_tests() - set(MODULES_WITHOUT_TESTS)
     missing = sorted(f"tests/{Path(name).parent}/test_{Path(name).name}.py" for name in untested)
     assert not missing, f"write these, or give a reason in MODULES_WITHOUT_TESTS: {missing}"
 
 
 def test_every_test_file_has_its_module():
     excused = {name.replace("test_", "") for name in TESTS_WITHOUT_MODULE}
-    orphans = sorted(tests_as_modules() - package_modules() - other_modules() - excused)
+    orphans = sorted(modules_of_tests() - package_modules() - other_modules() - excused)
     assert not orphans, f"tests of no module, rename them or give a reason in TESTS_WITHOUT_MODULE: {orphans}"
 
 
 def test_the_lists_of_exceptions_hold_nothing_stale():
-    assert set(MODULES_WITHOUT_TESTS) <= package_modules() - tests_as_modules()
+    assert set(MODULES_WITHOUT_TESTS) <= package_modules() - modules_of_tests()
     assert all((TESTS / f"{name}.py").exists() for name in TESTS_WITHOUT_MODULE)

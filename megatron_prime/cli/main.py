@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_prime import __version__
 from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.checks import check_run
+from megatron_prime.config.checks import check_convert, check_run
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.models.hf_tables import FAMILIES
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         if options.command == "convert":
+            check_convert(config, options.role, options.checkpoint, options.output)
             return _convert(config, options)
         num_processes = _num_processes(config)
         arithmetic = check_run(
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model_types=tuple(FAMILIES),
         )
     except ConfigError as error:
-        print(f"megatron-prime: {error}", file=sys.stderr)  # noqa: T201
+        # Under torchrun every rank gets here; one a node tells it (a file may be missing on one node alone).
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"megatron-prime: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
     if options.command == "check":
         print("\n".join([*arithmetic.lines(), "the configuration is sound"]))  # noqa: T201

@@ -2,6 +2,7 @@
 
 from megatron_prime.cli.assemble import scoring_settings, start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.checks import sft_output
 from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.data.sft import SFTDataset, SFTStream
 from megatron_prime.data.tokenizer import load_tokenizer
@@ -17,9 +18,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     """Train the policy on demonstrations and write it to sft.output (default run_dir/sft) as an HF checkpoint."""
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
-    output = config.sft.output or config.run_dir / "sft"
-    if output.exists():
-        raise ValueError(f"{output} exists already: remove it, or set sft.output to another folder")
+    output = sft_output(config)
     tokenizer = load_tokenizer(config.model.path)
     max_tokens = config.trainer.max_tokens_per_microbatch
     dataset = SFTDataset.read(config.sft.data, config.data, config.sft.response_field, tokenizer, max_tokens)

@@ -40,6 +40,7 @@ def check_run(
         *_data_faults(config, command),
         *_process_faults(config, arithmetic, command),
         *_run_dir_faults(config.run_dir),
+        *_output_faults(config, command),
     ]
     if verifiers is not None and command != "sft" and config.reward.verifier not in verifiers:
         faults.append(
@@ -48,6 +49,36 @@ def check_run(
     if faults:
         raise ConfigError(f"{command} on {num_processes} processes", faults)
     return arithmetic
+
+
+def sft_output(config: PrimeConfig) -> Path:
+    """Where `sft` writes its HF checkpoint."""
+    return config.sft.output or config.run_dir / "sft"
+
+
+def check_convert(config: PrimeConfig, role: str, checkpoint: Path | None, output: Path) -> None:
+    """Check that a checkpoint's role can be written to `output`. Raises ConfigError with every fault.
+
+    `checkpoint` None stands for the newest complete one of run_dir.
+    """
+    faults: list[str] = []
+    source_key = "prm.path" if role == "prm" and config.prm.path is not None else "model.path"
+    source = (
+        config.prm.path if source_key == "prm.path" and config.prm.path is not None else config.model.path
+    )
+    try:
+        _read_model_config(source)
+    except ValueError as error:
+        faults.append(f"{source_key} = {source}: {error}")
+    folder = config.run_dir / "checkpoints"
+    if checkpoint is None and not any(folder.glob("step_*/run.json")):
+        faults.append(f"{folder} holds no complete checkpoint; train first, or name one with --checkpoint")
+    if checkpoint is not None and not (checkpoint / "run.json").is_file():
+        faults.append(f"--checkpoint {checkpoint} is not a complete checkpoint: it has no run.json")
+    if output.exists():
+        faults.append(f"--output {output} exists already: remove it, or choose another folder")
+    if faults:
+        raise ConfigError("convert", faults)
 
 
 def _model_faults(config: PrimeConfig, command: str, model_types: Collection[str] | None) -> Iterator[str]:
@@ -189,3 +220,9 @@ def _run_dir_faults(run_dir: Path) -> Iterator[str]:
         yield f"run_dir = {run_dir}: {existing} is not a folder"
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield f"run_dir = {run_dir}: {existing} is not writable"
+
+
+def _output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    output = sft_output(config)
+    if command == "sft" and output.exists():
+        yield f"{output} exists already: remove it, or set sft.output to another folder"

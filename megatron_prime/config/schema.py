@@ -232,8 +232,8 @@ class AdvantageConfig(Section):
     """From rewards to advantages (Eq. 4-8)."""
 
     estimator: Literal["rloo", "grpo", "reinforce", "prm_value"] = "rloo"
-    process_baseline: Literal["sequence_sum", "token_mean", "released"] = "released"
-    """Form of the process baseline: Eq. 5 as printed, Eq. 5 averaged, the released code."""
+    process_baseline: Literal["sequence_sum", "sequence_spread", "token_mean", "released"] = "released"
+    """Form of the process baseline: Eq. 5 as printed, the same once a response, Eq. 5 averaged, the released code."""
     process_normalization: Literal["none", "batch_max"] = "batch_max"
     whitening: Literal["none", "joint", "per_source"] = "joint"
     gamma_outcome: UnitInterval = 1.0
@@ -297,6 +297,12 @@ class SFTConfig(OptimizerConfig):
     output: UserPath | None = None
     """Where the HF checkpoint goes; default run_dir/sft."""
 
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.lr_warmup_steps >= self.num_steps:
+            raise ValueError(_warmup_fault(self.lr_warmup_steps, "num_steps", self.num_steps))
+        return self
+
 
 class PrimeConfig(Section):
     """A whole run."""
@@ -322,7 +328,11 @@ class PrimeConfig(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:
-        faults = [*self._faults_of_the_algorithm(), *self._faults_of_the_batch()]
+        faults = [
+            *self._faults_of_the_algorithm(),
+            *self._faults_of_the_schedules(),
+            *self._faults_of_the_batch(),
+        ]
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -342,8 +352,26 @@ class PrimeConfig(Section):
                 f"rollout.temperature = {self.rollout.temperature}; the PRM is scored at 1: "
                 "set the temperature to 1"
             )
-        if not self.prm.enabled and self.advantage.estimator == "prm_value":
-            yield "advantage.estimator = 'prm_value' needs the PRM: set prm.enabled = true"
+        if self.policy.kl_coef > 0 and self.rollout.temperature != 1.0:
+            yield (
+                f"policy.kl_coef = {self.policy.kl_coef} compares the policy, whose log-probs are taken at "
+                f"rollout.temperature = {self.rollout.temperature}, with a reference at 1: "
+                "set the temperature to 1, or the coefficient to 0"
+            )
+        if self.advantage.estimator == "prm_value":
+            if not self.prm.enabled:
+                yield "advantage.estimator = 'prm_value' needs the PRM: set prm.enabled = true"
+            if self.advantage.gamma_process != 1.0:
+                yield (
+                    f"advantage.gamma_process = {self.advantage.gamma_process}: 'prm_value' needs 1, "
+                    "its value is a plain sum"
+                )
+
+    def _faults_of_the_schedules(self) -> Iterator[str]:
+        num_steps = self.trainer.num_steps
+        for name, role in (("policy", self.policy), ("prm", self.prm)):
+            if role.lr_warmup_steps >= num_steps:
+                yield f"{name}." + _warmup_fault(role.lr_warmup_steps, "trainer.num_steps", num_steps)
 
     def _faults_of_the_batch(self) -> Iterator[str]:
         num_responses = self.trainer.prompts_per_step * self.rollout.group_size
@@ -360,3 +388,10 @@ class PrimeConfig(Section):
                 "more than trainer.max_tokens_per_microbatch = "
                 f"{self.trainer.max_tokens_per_microbatch}: raise the latter"
             )
+
+
+def _warmup_fault(warmup_steps: int, name: str, num_steps: int) -> str:
+    return (
+        f"lr_warmup_steps = {warmup_steps} must be less than {name} = {num_steps}: "
+        "the learning rate would never reach its peak"
+    )

@@ -90,7 +90,7 @@ class Trainable(Scorer):
             init_lr=0.0,
             max_lr=optimizer_config.lr,
             min_lr=optimizer_config.min_lr,
-            lr_warmup_steps=min(optimizer_config.lr_warmup_steps, num_steps - 1),
+            lr_warmup_steps=optimizer_config.lr_warmup_steps,
             lr_decay_steps=num_steps,
             lr_decay_style=optimizer_config.lr_decay,
             start_wd=optimizer_config.weight_decay,

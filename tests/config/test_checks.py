@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.config import ConfigError, load_config
-from megatron_prime.config.checks import check_run
+from megatron_prime.config.checks import check_convert, check_run, sft_output
 
 SHAPE = {
     "model_type": "qwen2",
@@ -180,3 +180,33 @@ def test_all_faults_come_together(workspace):
         "model.path=x", "data.train=[]", "parallel.tensor=2", "reward.verifier=y", verifiers=()
     )
     assert len(faults) == 4
+
+
+def test_an_sft_output_that_exists_is_refused_and_nothing_else_minds_it(workspace):
+    data = "sft.data=['train.jsonl']"
+    assert faults_of(data, "sft.output=model", command="sft") == (
+        "model exists already: remove it, or set sft.output to another folder",
+    )
+    (workspace / "runs/a/sft").mkdir(parents=True)
+    assert sft_output(load_config(Path("run.toml"))) == Path("runs/a/sft")
+    assert faults_of(data, command="sft")[0].startswith("runs/a/sft exists already")
+    check("sft.output=model")
+
+
+def test_a_conversion_needs_a_checkpoint_a_model_and_a_new_folder(workspace):
+    def faults(*overrides: str, role: str = "policy", checkpoint: Path | None = None, output: str = "new"):
+        with pytest.raises(ConfigError) as caught:
+            check_convert(load_config(Path("run.toml"), overrides), role, checkpoint, Path(output))
+        return caught.value.faults
+
+    assert faults()[0].startswith("runs/a/checkpoints holds no complete checkpoint")
+    checkpoint = workspace / "runs/a/checkpoints/step_00000001"
+    checkpoint.mkdir(parents=True)
+    assert len(faults()) == 1
+    (checkpoint / "run.json").write_text("{}")
+    check_convert(load_config(Path("run.toml")), "policy", None, Path("new"))
+    check_convert(load_config(Path("run.toml")), "policy", checkpoint, Path("new"))
+    assert "has no run.json" in faults(checkpoint=workspace / "model")[0]
+    assert faults(output="model")[0].startswith("--output model exists already")
+    assert faults("prm.path=nowhere", role="prm")[0].startswith("prm.path = nowhere: no such folder")
+    check_convert(load_config(Path("run.toml"), ["prm.path=nowhere"]), "policy", None, Path("new"))

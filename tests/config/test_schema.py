@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
+from megatron_prime.algorithm.advantage import ProcessBaseline
 from megatron_prime.config.faults import dotted_keys, section_of
 from megatron_prime.config.schema import PrimeConfig
 
@@ -25,6 +28,23 @@ def build(**sections: dict) -> PrimeConfig:
         ({"rollout": {"group_size": 1}, "prm": {"loss": "dpo"}}, "prm.loss = 'dpo' compares"),
         ({"rollout": {"temperature": 0.5}, "reference": {"mode": "policy"}}, "set the temperature to 1"),
         ({"prm": {"enabled": False}, "advantage": {"estimator": "prm_value"}}, "set prm.enabled = true"),
+        (
+            {"advantage": {"estimator": "prm_value", "gamma_process": 0.9}},
+            "gamma_process = 0.9: 'prm_value' needs 1",
+        ),
+        (
+            {"policy": {"kl_coef": 0.1}, "rollout": {"temperature": 0.5}},
+            "kl_coef = 0.1 compares the policy, whose log-probs are taken at rollout.temperature = 0.5",
+        ),
+        (
+            {"policy": {"lr_warmup_steps": 1}},
+            "policy.lr_warmup_steps = 1 must be less than trainer.num_steps = 1",
+        ),
+        ({"prm": {"lr_warmup_steps": 2}}, "prm.lr_warmup_steps = 2 must be less than trainer.num_steps = 1"),
+        (
+            {"sft": {"lr_warmup_steps": 9, "num_steps": 9}},
+            "lr_warmup_steps = 9 must be less than num_steps = 9",
+        ),
         ({"policy": {"num_minibatches": 5}}, "policy.num_minibatches = 5 does not divide the batch"),
         ({"prm": {"num_minibatches": 5}}, "prm.num_minibatches = 5 does not divide the batch"),
         ({"rollout": {"max_response_tokens": 20000}}, "21024 tokens, more than"),
@@ -61,3 +81,8 @@ def _field(path: str):
     for table in tables:
         section = section_of(section.model_fields[table].annotation)
     return section.model_fields[name]
+
+
+def test_the_baselines_are_those_of_the_algorithm():
+    annotation = PrimeConfig.model_fields["advantage"].annotation.model_fields["process_baseline"].annotation
+    assert set(get_args(annotation)) == set(get_args(ProcessBaseline))

@@ -1,17 +1,14 @@
 """The warm-up is token-averaged likelihood with AdamW, as plain Hugging Face would do it."""
 
 import pytest
-import toy_worker
-from distributed_runner import run_distributed
-from toy_runs import Toy
 
 STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def histories(toy: Toy) -> list[dict[str, list[float]]]:
+@pytest.fixture
+def histories(two_processes: list[dict[str, list[float]]]) -> list[dict[str, list[float]]]:
     """Of each rank: its own losses, and the losses and norms of the same steps in plain Hugging Face."""
-    return run_distributed(toy_worker.sft_steps, 2, str(toy.folder), STEPS)
+    return two_processes
 
 
 def test_every_step_equals_plain_hf(histories):

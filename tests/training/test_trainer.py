@@ -54,18 +54,22 @@ OTHER_VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def steps(toy: Toy) -> dict[str, dict[str, float] | str]:
-    """The first step's metrics under every variant, on small batches."""
+def first_steps(toy: Toy) -> tuple[dict[str, dict[str, float] | str], dict]:
+    """The first step's metrics under every variant, on small batches; a batch's outcome-only advantages."""
     small = ["trainer.prompts_per_step=4"]
     variants = {name: [*small, *overrides] for name, overrides in {**PRM_VARIANTS, **OTHER_VARIANTS}.items()}
     (results,) = run_distributed(toy_worker.one_step_each, 1, str(toy.folder), variants)
     return results
 
 
-@pytest.fixture(scope="module")
-def outcome_only(toy: Toy) -> dict:
-    (result,) = run_distributed(toy_worker.outcome_only_advantages, 1, str(toy.folder))
-    return result
+@pytest.fixture
+def steps(first_steps) -> dict[str, dict[str, float] | str]:
+    return first_steps[0]
+
+
+@pytest.fixture
+def outcome_only(first_steps) -> dict:
+    return first_steps[1]
 
 
 @pytest.mark.parametrize("variant", [*PRM_VARIANTS, *OTHER_VARIANTS])

@@ -1,0 +1,34 @@
+"""The parts that a configuration names; the worker of the session built them."""
+
+import pytest
+from toy_runs import Toy
+
+
+@pytest.fixture
+def parts(toy: Toy) -> dict:
+    return toy.facts["parts"]
+
+
+def test_sampling_follows_the_configuration_and_stops_at_the_models_eos(parts):
+    sampling = parts["sampling"]
+    assert (sampling.max_response_tokens, sampling.temperature, sampling.top_p) == (12, 1.0, 1.0)
+    assert sampling.stop_token_ids == (14,)
+
+
+def test_scoring_follows_the_configuration(parts):
+    settings = parts["settings"]
+    assert (settings.max_tokens_per_microbatch, settings.chunk_tokens, settings.temperature) == (
+        256,
+        1024,
+        0.5,
+    )
+
+
+def test_the_configured_verifier_judges_the_text_of_the_response(parts):
+    # Token ids of the ten digits are the digits; the last one before <eos> is the answer.
+    assert len(parts["outcomes"]) == 10
+    for answer, response_ids, outcome in parts["outcomes"]:
+        ended = response_ids[-1] == 14
+        text = [str(token) for token in response_ids[:-1]] if ended else None
+        expected = float(bool(text) and text[-1] == answer)
+        assert not ended or outcome == expected

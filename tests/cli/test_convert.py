@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+import toy_worker
+from distributed_runner import run_distributed
+from toy_runs import Toy, finish, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.fixture(scope="module")
+def converted(toy: Toy, layout_runs: dict[str, Path]) -> Path:
+    """Folder of the roles of the tensor=2 run's checkpoints, converted by one process."""
+    (outcomes,) = run_distributed(toy_worker.convert_roles, 1, str(toy.folder), "tensor=2")
+    for name, (code, output) in outcomes.items():
+        assert code == 0, output
+        assert f"converted/{name}" in output
+    return toy.folder / "converted"
+
+
+def test_the_converted_policy_is_the_runs_own_export_bit_for_bit(converted, layout_runs):
+    assert weights(converted / "policy") == weights(layout_runs["tensor=2"] / "hf")
+
+
+def test_prm_and_older_policy_are_other_weights(converted):
+    states = {
+        name: AutoModelForCausalLM.from_pretrained(converted / name).state_dict()
+        for name in ("policy", "prm", "older")
+    }
+    for name in ("prm", "older"):
+        assert states[name].keys() == states["policy"].keys()
+        assert any((states[name][key] != states["policy"][key]).any() for key in states[name])
+    AutoTokenizer.from_pretrained(converted / "prm")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["run_dir=tensor=2", "--output", "task"], "--output task exists already"),
+        (["run_dir=nowhere", "--output", "new"], "nowhere/checkpoints holds no complete checkpoint"),
+        (
+            ["run_dir=tensor=2", "--checkpoint", "task", "--output", "new"],
+            "task is not a complete checkpoint",
+        ),
+        (
+            ["model.path=nowhere", "run_dir=tensor=2", "--output", "new"],
+            "model.path = nowhere: no such folder",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_before_any_work(toy: Toy, layout_runs, arguments, fault):
+    finished = finish(toy.folder, "convert", "run.toml", *arguments, timeout_s=5)
+    assert finished.returncode == 2
+    assert fault in finished.stderr
+    assert not (toy.folder / "new").exists()

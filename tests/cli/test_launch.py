@@ -1,0 +1,72 @@
+"""The launcher ends with its ranks, and they with it. Ranks are ended while they import: no run has to start."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from toy_runs import Started, Toy, finish
+
+from megatron_prime.cli.launch import LAUNCHER, die_with_launcher, is_rank
+
+
+@pytest.fixture
+def job(toy: Toy, tmp_path) -> Iterator[Started]:
+    """A training job of two ranks that has started both."""
+    with Started(
+        toy.folder, "train", "run.toml", f"run_dir={tmp_path / 'run'}", "parallel.num_processes=2"
+    ) as started:
+        started.wait_until(lambda: len(started.ranks()) == 2)
+        yield started
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.5], ids=["before Python runs", "in the import"])
+def test_ranks_die_with_a_killed_launcher(job: Started, delay_s):
+    time.sleep(delay_s)
+    job.process.kill()
+    assert job.all_gone()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_ends_everything(job: Started, number):
+    time.sleep(0.5)
+    job.process.send_signal(number)
+    assert job.all_gone()
+    assert job.process.returncode not in (0, None)
+
+
+def test_a_killed_rank_ends_the_job_with_its_signal(job: Started):
+    job.ranks()[1].kill()
+    assert job.all_gone()
+    assert job.process.returncode == 128 + signal.SIGKILL
+
+
+def test_a_fault_of_the_run_gives_its_exit_code_and_one_message(tmp_path, toy: Toy):
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\nnot json\n')
+    finished = finish(
+        toy.folder,
+        *("train", "run.toml", f"run_dir={tmp_path / 'run'}", f'data.train=["{tmp_path / "broken.jsonl"}"]'),
+        "parallel.num_processes=2",
+    )
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert "broken.jsonl" in finished.stderr
+    assert finished.stderr.count("shows where") == 1
+
+
+def test_a_rank_is_known_by_its_environment(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_rank()
+    monkeypatch.setenv("RANK", "0")
+    assert is_rank()
+
+
+def test_a_rank_whose_launcher_is_gone_does_not_start(monkeypatch):
+    monkeypatch.delenv(LAUNCHER, raising=False)
+    die_with_launcher()
+    monkeypatch.setenv(LAUNCHER, str(os.getpid()))  # not this process's parent
+    monkeypatch.setattr("ctypes.CDLL", lambda name: (_ for _ in ()).throw(OSError()))
+    with pytest.raises(SystemExit, match="launcher is gone"):
+        die_with_launcher()

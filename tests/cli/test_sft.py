@@ -1,0 +1,30 @@
+import json
+import subprocess
+
+from toy_runs import Toy, finish, records
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_prime.observability.metrics import undocumented
+
+
+def test_the_warm_up_lowers_the_loss_and_logs_in_a_folder_of_its_own(toy: Toy):
+    history = records(toy.run_dir("sft_run") / "sft_log")
+    losses = [record["sft/loss"] for record in history]
+    assert [record["step"] for record in history] == list(range(1, 151))
+    assert losses[-1] < losses[0] - 0.5
+    assert undocumented(history[0].keys() - {"step"}) == []
+    assert not (toy.run_dir("sft_run") / "metrics.jsonl").exists()
+
+
+def test_the_checkpoint_is_an_ordinary_one(toy: Toy):
+    model = AutoModelForCausalLM.from_pretrained(toy.folder / "sft")
+    tokenizer = AutoTokenizer.from_pretrained(toy.folder / "sft")
+    prompt = tokenizer("1 + 2 - 3 x 7 =", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] == 11
+    assert json.loads((toy.folder / "sft/config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_an_existing_output_is_refused_before_any_work(toy: Toy):
+    finished: subprocess.CompletedProcess[str] = finish(toy.folder, "sft", "run.toml", timeout_s=5)
+    assert finished.returncode == 2
+    assert "sft exists already: remove it, or set sft.output to another folder" in finished.stderr

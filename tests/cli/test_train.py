@@ -1,0 +1,115 @@
+"""A killed run that is started again ends with the very numbers of an unbroken one."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy_runs import (
+    LAYOUTS,
+    NUM_STEPS,
+    SAVE_EVERY,
+    Started,
+    Toy,
+    checkpoint_of,
+    finish,
+    is_logged,
+    is_saving,
+    records,
+    weights,
+)
+from transformers import AutoModelForCausalLM
+
+from megatron_prime.observability.metrics import undocumented
+
+Moment = Callable[[Path], bool]
+Ending = Callable[[Started], int]
+
+
+def kill_all(started: Started) -> int:
+    """SIGKILL to the whole tree at once; returns the exit code to expect."""
+    for process in started.family():
+        process.kill()
+    started.process.kill()
+    return -signal.SIGKILL
+
+
+def kill_launcher(started: Started) -> int:
+    started.family()
+    started.process.kill()
+    return -signal.SIGKILL
+
+
+def kill_one_rank(started: Started) -> int:
+    started.ranks()[1].kill()
+    return 128 + signal.SIGKILL
+
+
+def after_save(run_dir: Path) -> bool:
+    return (checkpoint_of(run_dir, SAVE_EVERY) / "run.json").exists()
+
+
+def in_first_save(run_dir: Path) -> bool:
+    return is_saving(run_dir, SAVE_EVERY)
+
+
+def in_last_save(run_dir: Path) -> bool:
+    return is_saving(run_dir, NUM_STEPS)
+
+
+def in_rollout_after_a_save(run_dir: Path) -> bool:
+    if not is_logged(run_dir, SAVE_EVERY + 1):
+        return False
+    time.sleep(0.05)  # into the next step, which begins with its rollout
+    return True
+
+
+SCENARIOS: dict[str, list[tuple[Moment, Ending, int]]] = {
+    # moment, how it ends, steps that the rerun takes over
+    "single": [(after_save, kill_all, SAVE_EVERY), (in_last_save, kill_all, SAVE_EVERY)],
+    "tensor=2": [(in_first_save, kill_launcher, 0)],
+    "data=2": [(in_rollout_after_a_save, kill_one_rank, SAVE_EVERY)],
+}
+
+
+@pytest.mark.parametrize("layout", SCENARIOS)
+def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(toy: Toy, layout_runs, tmp_path, layout):
+    unbroken = layout_runs.get(layout, toy.run_dir("single"))
+    run_dir = tmp_path / "run"
+    arguments = ["train", "run.toml", f"run_dir={run_dir}", *LAYOUTS.get(layout, [])]
+    for moment, end, _ in SCENARIOS[layout]:
+        with Started(toy.folder, *arguments) as started:
+            started.wait_until(lambda moment=moment: moment(run_dir))
+            code = end(started)
+            assert started.all_gone(), started.output()
+            assert started.process.returncode == code, started.output()
+        assert not (run_dir / "hf").exists()
+    finished = finish(toy.folder, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    resumed_step = SCENARIOS[layout][-1][2]
+    assert (f"resuming after step {resumed_step}" in finished.stdout) == bool(resumed_step)
+    assert records(run_dir) == records(unbroken)
+    assert weights(run_dir / "hf") == weights(unbroken / "hf")
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == sorted(
+        path.name for path in (unbroken / "checkpoints").iterdir()
+    )
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(toy: Toy):
+    code, output = toy.facts["again"]
+    assert code == 0
+    assert f"resuming after step {NUM_STEPS}" in output
+    assert [record["step"] for record in records(toy.run_dir("single"))] == list(range(NUM_STEPS + 1))
+
+
+def test_every_metric_is_documented_and_the_export_is_an_ordinary_checkpoint(toy: Toy):
+    for record in records(toy.run_dir("single")):
+        assert undocumented(record.keys() - {"step"}) == []
+    AutoModelForCausalLM.from_pretrained(toy.run_dir("single") / "hf")
+
+
+def test_a_run_that_may_not_resume_refuses_a_used_folder(toy: Toy):
+    code, output = toy.facts["never"]
+    assert code == 1
+    assert "checkpoint.resume = 'never', but single holds step_00000004" in output

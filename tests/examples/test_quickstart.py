@@ -1,0 +1,139 @@
+"""The quickstart as a stranger runs it, on a task that was prepared before; and, slowly, that it learns."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_runs import ROOT, Toy, environment, records
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_prime.observability.metrics import undocumented
+
+SMALL = [
+    "trainer.num_steps=2",
+    "trainer.prompts_per_step=8",
+    "evaluation.max_prompts=32",
+    "parallel.tensor=1",
+    "filter.accuracy_min=0.1",
+]
+DOCUMENTED = (
+    "rollout/outcome_reward",
+    "rollout/accuracy_before_filter",
+    "rollout/mean_response_tokens",
+    "prm/loss",
+    "prm/sign_accuracy",
+    "policy/approx_kl",
+    "policy/entropy",
+    "policy/clip_fraction",
+    "time/step_s",
+    "time/rollout_s",
+    "throughput/response_tokens_per_s",
+    "memory/peak_rss_gib",
+)
+"""What the issue promises on TensorBoard."""
+
+
+def quickstart(root: Path, *arguments: str, timeout_s: float = 300) -> str:
+    """Run it to its end; returns what it printed."""
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "examples/quickstart.py"), "--root", str(root), *arguments],
+        cwd=root.parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:] + finished.stdout[-3000:]
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def prepared(toy: Toy, tmp_path_factory) -> Path:
+    """A quickstart folder whose task and warm-up are there already, as an earlier start leaves them."""
+    root = tmp_path_factory.mktemp("quickstart") / "root"
+    for name in ("task", "sft"):
+        shutil.copytree(toy.folder / name, root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def printed(prepared: Path) -> str:
+    return quickstart(prepared, *SMALL)
+
+
+@pytest.fixture(scope="module")
+def scalars(prepared: Path, printed: str) -> EventAccumulator:
+    accumulator = EventAccumulator(str(prepared / "prime/tensorboard"))
+    accumulator.Reload()
+    return accumulator
+
+
+def row(printed: str, name: str) -> str:
+    """The value beside a name in the closing table."""
+    (line,) = [line for line in printed.splitlines() if name in line and "│" in line]
+    return line.split("│")[2].strip()
+
+
+def test_it_ends_with_a_table_of_its_own_records(prepared, printed):
+    history = records(prepared / "prime")
+    assert row(printed, "accuracy before PRIME") == f"{history[0]['eval/accuracy']:.3f}"
+    assert row(printed, "accuracy after PRIME") == f"{history[-1]['eval/accuracy']:.3f}"
+    assert row(printed, "steps") == "2"
+    assert float(row(printed, "rollouts")) == sum(
+        record.get("rollout/num_rollouts_sampled", 0) for record in history
+    )
+    assert re.fullmatch(r"\d+", row(printed, "seconds"))
+
+
+def test_tensorboard_reads_the_documented_scalars_step_by_step(prepared, scalars):
+    tags = scalars.Tags()["scalars"]
+    assert undocumented(tags) == []
+    assert set(DOCUMENTED) <= set(tags)
+    assert [event.step for event in scalars.Scalars("policy/entropy")] == [1, 2]
+    assert [event.step for event in scalars.Scalars("eval/accuracy")] == [0, 2]
+    for record in records(prepared / "prime")[1:]:
+        (event,) = [event for event in scalars.Scalars("policy/entropy") if event.step == record["step"]]
+        assert event.value == pytest.approx(record["policy/entropy"], rel=1e-6)
+
+
+def test_the_export_is_an_ordinary_checkpoint(prepared, printed):
+    model = AutoModelForCausalLM.from_pretrained(prepared / "prime/hf")
+    tokenizer = AutoTokenizer.from_pretrained(prepared / "prime/hf")
+    prompt = tokenizer("1 + 2 =", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=2, do_sample=False)[0])
+    assert text.startswith("1 + 2 =")
+
+
+def test_a_second_start_goes_on_where_the_first_ended(prepared, printed):
+    before = (prepared / "sft/model.safetensors").stat().st_mtime_ns, records(prepared / "prime")
+    again = quickstart(prepared, *SMALL, "trainer.num_steps=3")
+    assert "resuming after step 2" in again
+    history = records(prepared / "prime")
+    assert (prepared / "sft/model.safetensors").stat().st_mtime_ns == before[0]
+    assert history[:3] == before[1]
+    assert row(again, "steps") == "3"
+    assert json.loads((prepared / "prime/config.json").read_text())["trainer"]["num_steps"] == 3
+
+
+@pytest.fixture(scope="module")
+def warmed_up(tmp_path_factory) -> Path:
+    """What the whole quickstart leaves after one step, warm-up included."""
+    root = tmp_path_factory.mktemp("learning") / "root"
+    quickstart(root, "trainer.num_steps=1", "trainer.prompts_per_step=8", "parallel.tensor=1")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [[], ["prm.enabled=false"]], ids=["PRIME", "outcome only"])
+def test_it_learns(warmed_up, overrides):
+    shutil.rmtree(warmed_up / "prime", ignore_errors=True)
+    printed = quickstart(warmed_up, "trainer.num_steps=12", "parallel.tensor=1", *overrides)
+    before, after = (float(row(printed, f"accuracy {when} PRIME")) for when in ("before", "after"))
+    assert 0.2 < before < 0.5
+    assert after > before + 0.2

@@ -1,0 +1,101 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
+
+PROMPT = Prompt(index=7, token_ids=(1, 2), answer="3", source="toy")
+
+
+def rollout(*response_ids: int, outcome: float = 1.0) -> Rollout:
+    logprobs = tuple(-0.5 * (place + 1) for place in range(len(response_ids)))
+    return Rollout(PROMPT, 0, response_ids, logprobs, FinishReason.STOP, 4).with_outcome(outcome)
+
+
+@pytest.fixture
+def batch() -> RolloutBatch:
+    return RolloutBatch.from_rollouts(
+        [rollout(5, 6, 7), rollout(8, outcome=0.0)],
+        group_ids=[3, 3],
+        step_ids=[[0, 0, 1], [0]],
+        stats={"num_rounds": 2.0},
+    )
+
+
+def test_a_rollout_is_not_verified_until_it_is_and_the_original_stays():
+    fresh = Rollout(PROMPT, 1, (5,), (-0.1,), FinishReason.LENGTH, 0)
+    verified = fresh.with_outcome(0.25)
+    assert math.isnan(fresh.outcome_reward)
+    assert verified == dataclasses.replace(fresh, outcome_reward=0.25)
+
+
+@pytest.mark.parametrize(("response_ids", "logprobs"), [((), ()), ((1, 2), (-0.1,)), ((1,), (-0.1, -0.2))])
+def test_a_rollout_has_tokens_and_a_logprob_for_each(response_ids, logprobs):
+    with pytest.raises(AssertionError):
+        Rollout(PROMPT, 0, response_ids, logprobs, FinishReason.STOP, 0)
+
+
+def test_records_are_frozen(batch):
+    for record, name in ((PROMPT, "answer"), (rollout(1), "policy_version"), (batch, "stats")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, name, None)
+
+
+def test_responses_are_padded_on_the_right(batch):
+    assert batch.response_mask_BT.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.rollout_logprobs_BT.tolist() == [[-0.5, -1.0, -1.5], [-0.5, 0.0, 0.0]]
+    assert batch.outcome_rewards_B.tolist() == [1.0, 0.0]
+    assert batch.group_ids_B.tolist() == [3, 3]
+
+
+def test_step_ids_go_on_over_the_padding_so_that_they_never_decrease(batch):
+    assert batch.step_ids_BT.tolist() == [[0, 0, 1], [0, 0, 0]]
+    longer_first = RolloutBatch.from_rollouts([rollout(1, 2), rollout(1, 2, 3)], [0, 0], [[0, 4], [0, 1, 2]])
+    assert longer_first.step_ids_BT is not None
+    assert longer_first.step_ids_BT.tolist() == [[0, 4, 4], [0, 1, 2]]
+
+
+def test_a_batch_counts_itself(batch):
+    assert (batch.num_rows, batch.num_response_tokens) == (2, 4)
+    assert int(batch.response_mask_BT.sum()) == batch.num_response_tokens
+
+
+def test_types_of_the_tensors(batch):
+    assert batch.response_mask_BT.dtype == torch.bool
+    assert batch.rollout_logprobs_BT.dtype == batch.outcome_rewards_B.dtype == torch.float32
+    assert batch.group_ids_B.dtype == batch.step_ids_BT.dtype == torch.int64
+
+
+def test_without_steps_there_are_no_step_ids():
+    assert RolloutBatch.from_rollouts([rollout(1)], [0]).step_ids_BT is None
+
+
+def test_a_move_takes_every_tensor_along(batch):
+    moved = batch.to(torch.device("meta"))
+    tensors = [
+        value
+        for field in dataclasses.fields(moved)
+        if isinstance(value := getattr(moved, field.name), torch.Tensor)
+    ]
+    assert len(tensors) == 5
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.rollouts == batch.rollouts
+    assert moved.stats == batch.stats
+
+
+def test_the_statistics_are_a_copy():
+    stats = {"num_rounds": 1.0}
+    batch = RolloutBatch.from_rollouts([rollout(1)], [0], stats=stats)
+    stats["num_rounds"] = 9.0
+    assert batch.stats == {"num_rounds": 1.0}
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one rollout"):
+        RolloutBatch.from_rollouts([], [])
+
+
+def test_finish_reasons_read_as_engines_spell_them():
+    assert [FinishReason(word) for word in ("stop", "length", "abort")] == list(FinishReason)
