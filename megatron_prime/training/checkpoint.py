@@ -132,11 +132,11 @@ class CheckpointStore:
 
     def _on_first_rank(self, action: Any) -> None:  # noqa: ANN401
         """Run on rank 0; all ranks wait for it and share its fault."""
-        error: OSError | None = None
+        error: Exception | None = None
         if self._topology.rank == 0:
             try:
                 action()
-            except OSError as caught:
+            except (OSError, ValueError, TypeError) as caught:
                 error = caught
         error = broadcast_object(error, self._topology)
         if error is not None:

@@ -19,9 +19,9 @@ def export_hf(
 ) -> None:
     """Write the model's weights, with config, tokenizer and generation config of `source`, to `destination`.
 
-    An existing destination is an error, or goes away first with `replace`. Tensors stream to rank 0 a bucket at a
-    time, and nothing appears at `destination` before it is complete. Collective over all ranks; a fault of rank 0's
-    file system is raised on every rank, as OSError or ValueError.
+    An existing destination is an error, or with `replace` gives way once the new one is written. Tensors stream to
+    rank 0 a bucket at a time, and nothing appears at `destination` before it is complete. Collective over all ranks;
+    a fault of rank 0's file system is raised on every rank, as OSError or ValueError.
     """
     dtype = topology.platform.dtype
     parameters = dict(built.module.named_parameters())
@@ -51,14 +51,27 @@ def _write(
         for bucket in deliveries
         for block in bucket
     )
+    new = destination.with_name(f".{destination.name}.new") if replace else destination
     try:
-        if replace and destination.exists():
-            shutil.rmtree(destination)
-        with HFCheckpointWriter(destination, specs, companions_from=source) as writer:
+        if replace:
+            shutil.rmtree(new, ignore_errors=True)
+        with HFCheckpointWriter(new, specs, companions_from=source) as writer:
             for name, tensor in assemble_hf(expected, blocks):
                 writer.write(name, tensor)
+        if replace:
+            _take_over(new, destination)
     except (OSError, ValueError) as error:
         for _ in deliveries:
             pass
         return error
     return None
+
+
+def _take_over(new: Path, destination: Path) -> None:
+    """Put a complete folder in the place of another; between the two renames, both are still on disk."""
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        destination.rename(old)
+    new.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
