@@ -22,8 +22,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         names = sorted(entry.name for entry in path.iterdir())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
-            f"no tokenizer can be loaded from {path}: {error}. It holds {names}; copy tokenizer.json and "
+            f"no tokenizer can be loaded from {path}: {reason}. It holds {names}; copy tokenizer.json and "
             "tokenizer_config.json there"
         ) from error
     if tokenizer.eos_token_id is None:

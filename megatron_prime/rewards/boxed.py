@@ -42,18 +42,27 @@ def unwrap_boxed(text: str) -> str:
 
 
 def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, contents) of outermost boxes whose brace closes."""
-    boxes = []
-    position = 0
-    while (opening := _OPENING.search(text, position)) is not None:
-        end = closing_brace(text, opening.end())
-        if end is None:
-            position = opening.end()
-            continue
-        content = text[opening.end() : end]
-        inner = _complete_boxes(content)
-        boxes.append((opening.start(), end + 1, inner[-1][2] if inner else content))
-        position = end + 1
+    """(start, end, contents) of the boxes that close and lie in no other such box; one pass over `text`.
+
+    A box that has a box inside stands for the last one of those.
+    """
+    starts = {opening.end() - 1: opening.start() for opening in _OPENING.finditer(text)}
+    open_braces: list[int] = []
+    boxes: list[tuple[int, int, str]] = []
+    index = 0
+    while index < len(text):
+        if text[index] == "{":
+            open_braces.append(index)
+        elif text[index] == "}" and open_braces:
+            brace = open_braces.pop()
+            if brace in starts:
+                content = text[brace + 1 : index]
+                if boxes and boxes[-1][0] > brace:
+                    content = boxes[-1][2]
+                while boxes and boxes[-1][0] > brace:
+                    boxes.pop()
+                boxes.append((starts[brace], index + 1, content))
+        index += 2 if text[index] == "\\" else 1
     return boxes
 
 

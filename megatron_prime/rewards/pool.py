@@ -169,6 +169,7 @@ class VerifierPool:
         self._worker_arguments = (name, module, timeout_s)
         self._counts: Counter[VerificationStatus] = Counter()
         self._num_restarts = 0
+        self._is_closed = False
         self._workers: list[WorkerProcess | None] = []
         self._threads: ThreadPoolExecutor | None = None
         if self._in_process_verifier is None:
@@ -207,6 +208,8 @@ class VerifierPool:
         Raises:
             RuntimeError: the pool is closed.
         """
+        if self._is_closed:
+            raise RuntimeError("this VerifierPool is closed")
         if self._in_process_verifier is not None:
             outcomes = [judge(self._in_process_verifier, text, answer) for text, answer in responses]
         else:
@@ -216,6 +219,7 @@ class VerifierPool:
 
     def close(self) -> None:
         """Kill the workers; harmless when done already."""
+        self._is_closed = True
         if self._threads is not None:
             self._threads.shutdown()
         for slot, worker in enumerate(self._workers):

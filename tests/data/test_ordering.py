@@ -1,0 +1,67 @@
+import json
+from collections import Counter
+
+import pytest
+
+from megatron_prime.data.ordering import ResumableOrder
+
+
+def order(seed=0, shuffle=True, num_items=7, fingerprint="f"):
+    return ResumableOrder([f"item {index}" for index in range(num_items)], fingerprint, seed, shuffle)
+
+
+def test_an_epoch_visits_every_item_once_and_the_next_in_another_order():
+    visited = order(num_items=50)
+    first, second = visited.next(50), visited.next(50)
+    assert Counter(first) == Counter(second) == Counter(f"item {index}" for index in range(50))
+    assert first != second
+
+
+def test_the_order_depends_on_the_seed_alone():
+    assert order(1, num_items=50).next(120) == order(1, num_items=50).next(120)
+    assert order(1, num_items=50).next(50) != order(2, num_items=50).next(50)
+
+
+def test_without_shuffling_items_come_in_file_order():
+    assert order(shuffle=False, num_items=3).next(5) == ["item 0", "item 1", "item 2", "item 0", "item 1"]
+
+
+def test_how_items_are_asked_for_does_not_change_the_order():
+    one, many = order(), order()
+    assert [item for _ in range(30) for item in one.next(1)] == many.next(13) + many.next(17)
+
+
+@pytest.mark.parametrize("position", [0, 1, 6, 7, 8, 14, 20])
+def test_resuming_anywhere_goes_on_as_if_nothing_had_happened(position):
+    whole = order(seed=3)
+    whole.next(position)
+    state = json.loads(json.dumps(whole.state_dict()))
+    resumed = order(seed=3)
+    resumed.next(5)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == whole.state_dict()
+    assert resumed.next(25) == whole.next(25)
+    assert resumed.epoch == whole.epoch
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"fingerprint": "g"}, "data set"),
+        ({"seed": 1}, "seed"),
+        ({"shuffle": False}, "data.shuffle"),
+    ],
+)
+def test_a_state_of_other_data_is_refused(other, named):
+    with pytest.raises(ValueError, match=f"another {named}"):
+        order().load_state_dict(order(**other).state_dict())
+
+
+def test_a_position_outside_the_data_is_refused():
+    with pytest.raises(ValueError, match="out of range"):
+        order().load_state_dict(order().state_dict() | {"offset": 8})
+
+
+def test_nothing_to_visit_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        ResumableOrder([], "f", 0, True)

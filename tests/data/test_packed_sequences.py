@@ -1,0 +1,110 @@
+import random
+
+import pytest
+import torch
+
+from megatron_prime.data.packed_sequences import pack_sequences
+
+SEQUENCES = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9]), ([10, 11], [])]
+
+
+def test_a_small_case_by_hand():
+    packed = pack_sequences(SEQUENCES)
+    assert packed.token_ids_S.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert packed.labels_S.tolist() == [2, 3, 4, 5, 0, 7, 8, 9, 0, 11, 0]
+    assert packed.position_ids_S.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1]
+    assert packed.cu_seqlens.tolist() == [0, 5, 9, 11]
+    assert packed.cu_seqlens.dtype == torch.int32
+    assert packed.predict_positions_R.tolist() == [2, 3, 5, 6, 7]
+    assert packed.rows_R.tolist() == [0, 0, 1, 1, 1]
+    assert packed.cols_R.tolist() == [0, 1, 0, 1, 2]
+    assert (packed.max_seqlen, packed.num_sequences, packed.num_padding) == (5, 3, 0)
+    assert (packed.num_tokens, packed.num_response_tokens) == (11, 5)
+
+
+@pytest.mark.parametrize(("pad_to", "num_padding"), [(1, 0), (4, 1), (8, 5), (16, 5), (11, 0)])
+def test_padding_is_one_more_sequence_that_nothing_points_at(pad_to, num_padding):
+    plain, padded = pack_sequences(SEQUENCES), pack_sequences(SEQUENCES, pad_to=pad_to, pad_token_id=99)
+    assert padded.num_tokens % pad_to == 0
+    assert padded.num_padding == num_padding
+    assert padded.token_ids_S.tolist() == plain.token_ids_S.tolist() + [99] * num_padding
+    assert padded.cu_seqlens.tolist() == plain.cu_seqlens.tolist() + [11 + num_padding] * (num_padding > 0)
+    assert padded.position_ids_S[11:].tolist() == list(range(num_padding))
+    assert torch.equal(padded.predict_positions_R, plain.predict_positions_R)
+    assert padded.num_sequences == 3
+
+
+def test_the_longest_sequence_may_be_the_padding():
+    assert pack_sequences([([1], [2])], pad_to=16).max_seqlen == 14
+
+
+@pytest.mark.parametrize(("pad_to", "pad_sequences_to"), [(4, 4), (8, 4), (12, 6)])
+def test_sequences_padded_one_by_one_keep_their_tokens(pad_to, pad_sequences_to):
+    packed = pack_sequences(SEQUENCES, pad_to, pad_token_id=99, pad_sequences_to=pad_sequences_to)
+    starts = packed.cu_seqlens.tolist()
+    assert all(start % pad_sequences_to == 0 for start in starts)
+    assert packed.num_tokens % pad_to == 0
+    assert packed.num_padding == packed.num_tokens - 11
+    for row, (prompt, response) in enumerate(SEQUENCES):
+        tokens = packed.token_ids_S[starts[row] : starts[row + 1]].tolist()
+        length = len(prompt) + len(response)
+        assert tokens == prompt + response + [99] * (len(tokens) - length)
+        assert packed.position_ids_S[starts[row] : starts[row + 1]].tolist() == list(range(len(tokens)))
+        assert packed.labels_S[starts[row] + length - 1] == 0
+    assert packed.labels_S[packed.predict_positions_R].tolist() == [4, 5, 7, 8, 9]
+
+
+def test_an_empty_microbatch_is_padding_alone():
+    packed = pack_sequences([], pad_to=4, pad_token_id=7)
+    assert packed.token_ids_S.tolist() == [7, 7, 7, 7]
+    assert packed.cu_seqlens.tolist() == [0, 4]
+    assert packed.num_response_tokens == packed.num_sequences == 0
+    assert packed.predict_positions_R.dtype == packed.rows_R.dtype == packed.cols_R.dtype == torch.int64
+    assert packed.scatter(torch.zeros(0), 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_response_token_is_predicted_from_the_position_before_it(seed):
+    rng = random.Random(seed)
+    sequences = [
+        (
+            [rng.randrange(1, 50) for _ in range(rng.randint(1, 6))],
+            [rng.randrange(1, 50) for _ in range(rng.randint(0, 9))],
+        )
+        for _ in range(rng.randint(1, 7))
+    ]
+    packed = pack_sequences(sequences, pad_to=rng.choice([1, 4, 16]))
+    found = {}
+    for position, row, col in zip(packed.predict_positions_R, packed.rows_R, packed.cols_R, strict=True):
+        prompt, response = sequences[row]
+        start = int(packed.cu_seqlens[row])
+        assert int(position) - start == len(prompt) + int(col) - 1
+        assert int(packed.labels_S[position]) == response[col] == int(packed.token_ids_S[position + 1])
+        found[int(row), int(col)] = int(packed.labels_S[position])
+    assert found == {
+        (row, col): token for row, (_, response) in enumerate(sequences) for col, token in enumerate(response)
+    }
+
+
+def test_scatter_puts_values_at_row_and_column_and_passes_gradients():
+    packed = pack_sequences(SEQUENCES)
+    values_R = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], requires_grad=True)
+    values_NT = packed.scatter(values_R, 4)
+    assert values_NT.tolist() == [[1, 2, 0, 0], [3, 4, 5, 0], [0, 0, 0, 0]]
+    (values_NT * torch.arange(12.0).view(3, 4)).sum().backward()
+    assert values_R.grad.tolist() == [0, 1, 4, 5, 6]
+
+
+def test_moving_keeps_everything():
+    packed = pack_sequences(SEQUENCES, pad_to=4)
+    moved = packed.to("meta")
+    assert moved.token_ids_S.device.type == moved.cols_R.device.type == "meta"
+    assert moved.max_seqlen == packed.max_seqlen
+
+
+def test_what_cannot_be_packed_is_explained():
+    with pytest.raises(ValueError, match="sequence 1 has an empty prompt"):
+        pack_sequences([([1], [2]), ([], [3])])
+    for sizes in ({"pad_to": 0}, {"pad_to": 6, "pad_sequences_to": 4}, {"pad_sequences_to": 0}):
+        with pytest.raises(ValueError, match="pad_to must be"):
+            pack_sequences(SEQUENCES, **sizes)

@@ -1,0 +1,74 @@
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_prime.data.rows import Row, read_rows
+
+
+def test_jsonl_rows_keep_line_numbers_over_blank_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": "zwölf"}\n', encoding="utf-8")
+    assert [(row.number, dict(row.fields)) for row in read_rows(path)] == [(1, {"a": 1}), (3, {"a": "zwölf"})]
+
+
+def test_parquet_gives_nested_values(tmp_path):
+    path = tmp_path / "a.parquet"
+    records = [
+        {"prompt": [{"role": "user", "content": f"q{n}"}], "reward_model": {"ground_truth": str(n)}}
+        for n in range(3)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    rows = list(read_rows(path))
+    assert [dict(row.fields) for row in rows] == records
+    assert [row.number for row in rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl, row 2: not a JSON object"),
+        ("a.jsonl", b"[1]\n", "row 1: a list where a JSON object"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "row 1: not a JSON object"),
+        ("a.parquet", b"no parquet", "not readable as parquet"),
+        ("a.csv", b"a,b\n", "unknown type '.csv'"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        list(read_rows(tmp_path / name))
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        read_rows(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="is a directory"):
+        read_rows(tmp_path)
+
+
+def row(fields, tmp_path):
+    return Row(fields, tmp_path / "a.jsonl", 5)
+
+
+def test_dots_descend_through_objects_and_json_text(tmp_path):
+    fields = {"a": {"b": {"c": 1}}, "text": json.dumps({"b": [2]}), "x.y": 3}
+    assert row(fields, tmp_path).field("a.b.c") == 1
+    assert row(fields, tmp_path).field("text.b") == [2]
+    assert row(fields, tmp_path).field("text") == fields["text"]
+    assert row(fields, tmp_path).field("x.y") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("b", r"row 5: no field 'b' .*there is \['a', 'n', 'text'\]"),
+        ("a.c", r"no field 'c' in 'a'"),
+        ("n.c", "'n' is a int"),
+        ("text.c", "'text' is text that is not JSON"),
+    ],
+)
+def test_a_field_that_is_not_there_is_explained(tmp_path, name, reason):
+    with pytest.raises(ValueError, match=reason):
+        row({"a": {"b": 1}, "n": 2, "text": "{"}, tmp_path).field(name)

@@ -1,0 +1,89 @@
+import pytest
+from data_tokenizers import byte_tokenizer, word_tokenizer
+
+from megatron_prime.data.steps import step_ids, step_spans
+
+EOS = 256
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("First we add. Then we stop.", ["First we add. ", "Then we stop."]),
+        ("Line one\nline two\n\nline three", ["Line one\n", "line two\n\n", "line three"]),
+        ("Pi is 3.14 here. Good!\nIs it? Yes.", ["Pi is 3.14 here. ", "Good!\n", "Is it? ", "Yes."]),
+        ("  \n lead. And on", ["  \n lead. ", "And on"]),
+        ("no end", ["no end"]),
+        ("\n\n", ["\n\n"]),
+        ("", []),
+    ],
+)
+def test_steps_are_lines_and_sentences(text, steps):
+    assert [text[start:end] for start, end in step_spans(text)] == steps
+
+
+def steps_by_bytes(text):
+    """Step of every byte: that of its character, whose bytes complete together at the last of them."""
+    step_of_character = [
+        number for number, (start, end) in enumerate(step_spans(text)) for _ in range(start, end)
+    ]
+    return [step for step, character in zip(step_of_character, text, strict=True) for _ in character.encode()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "First. Then.\nEnd",
+        "Größe: 5 €. Dann weiter.\nπ ≈ 3.14. 次の行\n🙂 ok. 🙂🙂 Done.",
+        "one step only",
+        "a\nb\nc\nd",
+    ],
+)
+def test_multi_byte_characters_keep_their_step(text):
+    tokenizer = byte_tokenizer()
+    response_ids = tokenizer.encode(text)
+    assert len(response_ids) == len(text.encode())
+    assert step_ids(tokenizer, response_ids) == steps_by_bytes(text)
+
+
+def test_end_of_sequence_belongs_to_the_last_step():
+    tokenizer = byte_tokenizer()
+    ids = step_ids(tokenizer, [*tokenizer.encode("One. Two."), EOS])
+    assert ids == [0] * 5 + [1] * 4 + [1]
+
+
+def test_a_response_cut_inside_a_character_is_covered():
+    tokenizer = byte_tokenizer()
+    ids = step_ids(tokenizer, tokenizer.encode("One. 🙂")[:-2])
+    assert len(ids) == 7
+    assert ids[:5] == [0] * 5
+    assert ids == sorted(ids)
+
+
+def test_invalid_bytes_neither_stall_nor_crash():
+    tokenizer = byte_tokenizer()
+    bad = tokenizer.encode("🙂")[:1] * 9
+    ids = step_ids(tokenizer, [*tokenizer.encode("One. "), *bad, *tokenizer.encode(" end.\nTwo.")])
+    assert len(ids) == 5 + 9 + 10
+    assert ids == sorted(ids)
+    assert ids[-1] == ids[4] + 2
+
+
+def test_tokens_with_leading_space_go_with_their_word():
+    tokenizer = word_tokenizer(["We", "add.", "Then", "stop."])
+    assert step_ids(tokenizer, tokenizer.encode("We add. Then stop.")) == [0, 0, 1, 1]
+
+
+def test_ids_have_no_holes_where_one_token_spans_several_steps():
+    class Chunks:
+        pieces = ("One. Two. Three", " end.\n", "Four.")
+
+        def decode(self, token_ids, *, skip_special_tokens):
+            return "".join(self.pieces[token] for token in token_ids)
+
+    assert step_ids(Chunks(), [0, 1, 2]) == [0, 1, 2]
+
+
+def test_no_tokens_no_steps_and_special_tokens_alone_are_one():
+    assert step_ids(byte_tokenizer(), []) == []
+    assert step_ids(byte_tokenizer(), [EOS, EOS]) == [0, 0]

@@ -1,0 +1,159 @@
+"""The arithmetic task: right arithmetic, deterministic files, a tokenizer and model that Hugging Face loads."""
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_prime.config.schema import DataConfig
+from megatron_prime.data.prompts import PromptDataset
+from megatron_prime.data.sft import SFTDataset
+from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
+from megatron_prime.rewards import get
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "arithmetic_task.py"
+FILES = ("sft.jsonl", "train.jsonl", "heldout.jsonl")
+
+
+def load_example():
+    spec = importlib.util.spec_from_file_location("arithmetic_task", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+example = load_example()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    subprocess.run(
+        [sys.executable, str(SCRIPT), "--output", str(folder), "--seed", "3"], check=True, timeout=120
+    )
+    return folder
+
+
+def records(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def by_hand(text):
+    """Running values of a prompt, by an evaluator of its own: fold Python's operators over the words."""
+    operators = {"+": int.__add__, "-": int.__sub__, "x": int.__mul__}
+    start, *rest = text.removesuffix(" =").split()
+    values, value = [], int(start)
+    for operator, operand in zip(rest[::2], rest[1::2], strict=True):
+        value = operators[operator](value, int(operand)) % 10
+        values.append(value)
+    return values
+
+
+def test_answers_are_right(task):
+    for name in ("train.jsonl", "heldout.jsonl"):
+        for row in records(task, name):
+            values = by_hand(row["prompt"])
+            assert len(values) == example.NUM_STEPS == 8
+            assert row["answer"] == str(values[-1])
+
+
+def test_every_step_is_a_bijection():
+    for operator, operands in example.OPERANDS.items():
+        for operand in operands:
+            assert len({example.evaluate(value, operator, operand) for value in range(10)}) == 10
+
+
+def test_sizes_and_no_problem_twice_in_or_across_files(task):
+    prompts = [row["prompt"] for name in FILES for row in records(task, name)]
+    assert [len(records(task, name)) for name in FILES] == [5000, 8192, 512]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_the_demonstrator_is_right_about_three_times_in_ten(task):
+    traces = records(task, "sft.jsonl")
+    right = [trace["response"].split()[-1] == str(by_hand(trace["prompt"])[-1]) for trace in traces]
+    assert 0.27 < sum(right) / len(right) < 0.35
+    steps_right = steps = 0
+    for trace in traces:
+        value = trace["prompt"].split()[0]
+        words = trace["prompt"].split()
+        for place, given in enumerate(trace["response"].split()):
+            (expected,) = by_hand(f"{value} {words[1 + 2 * place]} {words[2 + 2 * place]} =")
+            steps_right += given == str(expected)
+            steps += 1
+            value = given  # an error is carried on
+    assert steps_right / steps == pytest.approx(1 - 0.3 * 0.5, abs=0.03)
+
+
+def test_habits_are_fixed_wrong_values_of_three_tenths_of_each_operator_s_table():
+    habits = example.Demonstrator(seed=1).habits
+    counts = {operator: sum(entry[1] == operator for entry in habits) for operator in example.OPERANDS}
+    assert counts == {"+": 30, "-": 30, "x": 9}
+    assert all(example.evaluate(*entry) != wrong and 0 <= wrong <= 9 for entry, wrong in habits.items())
+    assert habits == example.Demonstrator(seed=1).habits != example.Demonstrator(seed=2).habits
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(task, tmp_path):
+    example.write_all(tmp_path / "same", 3)
+    example.write_all(tmp_path / "other", 4)
+    names = [path.relative_to(task) for path in task.rglob("*") if path.is_file()]
+    assert {"model/config.json", "model/model.safetensors", "sft.jsonl"} <= set(map(str, names))
+    for name in names:
+        assert (task / name).read_bytes() == (tmp_path / "same" / name).read_bytes(), name
+    for name in (*FILES, "model/model.safetensors"):
+        assert (task / name).read_bytes() != (tmp_path / "other" / name).read_bytes(), name
+
+
+def test_writing_the_model_leaves_the_random_state_alone(tmp_path):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    example.write_model(tmp_path, 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_tokenizer_has_one_token_a_word_and_refuses_others(task):
+    tokenizer = load_tokenizer(task / "model")
+    text = example.sample_problem(random.Random(0)).text
+    token_ids = tokenizer.encode(text)
+    assert len(token_ids) == 2 + 2 * example.NUM_STEPS == len(text.split())
+    assert tokenizer.decode(token_ids) == text
+    assert tokenizer.decode([3, tokenizer.eos_token_id], skip_special_tokens=True) == "3"
+    assert stop_token_ids(tokenizer, task / "model") == (tokenizer.eos_token_id,)
+    assert len(tokenizer) == len(example.VOCABULARY) == 16
+    with pytest.raises(Exception, match=r"(?i)unk"):
+        tokenizer.encode("11")
+
+
+def test_the_model_fits_two_tensor_parallel_ranks_and_knows_nothing_yet(task):
+    model = AutoModelForCausalLM.from_pretrained(task / "model")
+    config = model.config
+    assert next(model.parameters()).dtype == torch.float32
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 64)
+    assert config.num_attention_heads % 2 == config.num_key_value_heads % 2 == config.vocab_size % 2 == 0
+    with torch.no_grad():
+        logits = model(torch.tensor([load_tokenizer(task / "model").encode("3 + 4 =")])).logits
+    entropy = torch.distributions.Categorical(logits=logits[0, -1]).entropy()
+    assert entropy > 0.9 * torch.tensor(16.0).log()
+
+
+def test_the_data_reads_as_prompts_and_demonstrations_and_right_traces_verify(task):
+    tokenizer = load_tokenizer(task / "model")
+    config = DataConfig(train=(task / "train.jsonl",))
+    prompts = PromptDataset.read(config.train, config, tokenizer, max_prompt_tokens=32)
+    traces = SFTDataset.read([task / "sft.jsonl"], config, "response", tokenizer, max_tokens=32)
+    assert (len(prompts), prompts.num_dropped, len(traces), traces.num_dropped) == (8192, 0, 5000, 0)
+    assert all(len(example.response_ids) == 9 for example in traces.examples)
+    verifier = get("exact_match")
+    for prompt in prompts.prompts[:200]:
+        values = by_hand(tokenizer.decode(list(prompt.token_ids)))
+        response = " ".join(map(str, values))
+        assert verifier.verify(response, prompt.answer) == 1.0
+        assert verifier.verify(response + f" {(values[-1] + 1) % 10}", prompt.answer) == 0.0

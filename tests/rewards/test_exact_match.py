@@ -1,0 +1,30 @@
+# ruff: noqa: RUF001 - look-alike characters are what is tested
+import pytest
+
+from megatron_prime.rewards.exact_match import ExactMatch
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "reward"),
+    [
+        ("3 5 7", "7", 1.0),
+        ("3 5 7\n", " 7 ", 1.0),
+        ("7", "7", 1.0),
+        ("3 5 17", "7", 0.0),
+        ("7 3", "7", 0.0),
+        ("7.", "7", 0.0),
+        ("", "7", 0.0),
+        ("  \n", "7", 0.0),
+        ("so\nx  =\t7\n", "x = 7", 1.0),
+        ("= 7", "x = 7", 0.0),
+        ("Yes", "yes", 0.0),
+        ("３", "3", 1.0),
+    ],
+)
+def test_the_end_of_the_response_is_the_answer(response, answer, reward):
+    assert ExactMatch().verify(response, answer) == reward
+
+
+def test_a_blank_ground_truth_is_an_error_not_a_gift():
+    with pytest.raises(ValueError, match="blank"):
+        ExactMatch().verify("anything", " ")

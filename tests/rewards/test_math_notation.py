@@ -1,0 +1,86 @@
+# ruff: noqa: RUF001 - look-alike characters are what is tested
+import pytest
+
+from megatron_prime.rewards.math_notation import exact_decimals, is_costly, normalise, squeezed, words
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("４２", "42"),
+        ("½", r"\frac{1}{2}"),
+        ("1½", r"1\frac{1}{2}"),
+        ("x²⁺ⁿ", "x^{2+n}"),
+        ("x₁₂", "x_{12}"),
+        ("√12", r"\sqrt{12}"),
+        ("√(x+1)", r"\sqrt{x+1}"),
+        (r"1\,000", "1000"),
+        ("1,234,567.5", "1234567.5"),
+        ("(1,234)", "(1,234)"),
+        ("3e8", r"3\times 10^{8}"),
+        ("1.5E-3", r"1.5\times 10^{-3}"),
+        ("2e", "2e"),
+        (r"\dfrac12", r"\frac{1}{2}"),
+        (r"\left(1,2\right]", "(1,2]"),
+        (r"x\leqslant 3", r"x\le 3"),
+        (r"x\leq3", r"x\le3"),
+        (r"\varnothing", r"\emptyset"),
+        (r"\{\}", r"\emptyset"),
+        ("No  solution.", r"\emptyset"),
+        (r"$5$", "5"),
+        (r"\mathrm{cm}", r"\text{cm}"),
+        ("90°", r"90\degree"),
+        (r"90^{\circ}", r"90\degree"),
+        ("2 1/2", r"2\frac{1}{2}"),
+        ("42.", "42"),
+        ("−5", "-5"),
+    ],
+)
+def test_one_notation(text, normal):
+    assert squeezed(normalise(text)) == squeezed(normal)
+
+
+@pytest.mark.parametrize(
+    ("text", "exact"),
+    [
+        ("0.50", r"\frac{1}{2}"),
+        ("2.0", "2"),
+        ("x+.25", r"x+\frac{1}{4}"),
+        ("1.5x", r"\frac{3}{2}x"),
+        ("3", "3"),
+    ],
+)
+def test_decimals_become_exact(text, exact):
+    assert exact_decimals(text) == exact
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("East", "east"),
+        (r"\text{East}", "east"),
+        (r"\text{(C)}", "c"),
+        ("(C)", "c"),
+        ("Tuesday morning", "tuesday morning"),
+        ("x", None),
+        ("ab", None),
+        ("2 east", None),
+        (r"\pi", None),
+    ],
+)
+def test_words(text, expected):
+    assert words(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["9^9^9", "9^{9^9}", "2^{100000}", "10!!", "(9!)!", "5000!", "7" * 401, "(2^{999})^{999}"]
+)
+def test_costly(text):
+    assert is_costly(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["2^{10}", "10!", "e^{x^y}", "x^2+y^2", "2^{2019}", "10^{-3}", "x!", "1" * 399]
+)
+def test_not_costly(text):
+    assert not is_costly(text)

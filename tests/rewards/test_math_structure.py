@@ -1,0 +1,101 @@
+import pytest
+
+from megatron_prime.rewards.math_structure import (
+    Quantity,
+    real_set,
+    split_bracketed,
+    split_items,
+    split_unit,
+    strip_assignment,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        (r"5\text{ cm}", "5", "cm"),
+        ("5 centimetres", "5", "cm"),
+        (r"5\text{ cm}^2", "5", "cm2"),
+        ("5 m^{3}", "5", "m3"),
+        (r"50\%", "50", "%"),
+        (r"90\degree", "90", "deg"),
+        ("101_{2}", "101", "base 2"),
+        (r"\frac{1}{2}\text{ hours}", r"\frac{1}{2}", "h"),
+        (r"7\text{ apples}", "7", "apples"),
+        ("5m", "5m", ""),
+        ("5 x", "5 x", ""),
+        ("x_1", "x_1", ""),
+        (r"42\text{ or so}", r"42\text{ or so}", ""),
+        ("42", "42", ""),
+    ],
+)
+def test_units(text, value, unit):
+    assert split_unit(text) == Quantity(value, unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("1, 2; 3", ["1", "2", "3"]),
+        (r"1 \text{ or } 2", ["1", "2"]),
+        ("1, 2, and 3", ["1", "2", "3"]),
+        ("(1,2), (3,4)", ["(1,2)", "(3,4)"]),
+        (r"\pm 2", ["2", "- 2"]),
+        (r"1\pm\sqrt{2}", [r"1+\sqrt{2}", r"1-\sqrt{2}"]),
+        (r"\frac{1,2}{3}", [r"\frac{1,2}{3}"]),
+        ("5", ["5"]),
+    ],
+)
+def test_items(text, items):
+    assert split_items(text) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("(1, 2)", ("(", ["1", "2"], ")")),
+        ("[1,2)", ("[", ["1", "2"], ")")),
+        (r"\{1,2,3\}", (r"\{", ["1", "2", "3"], r"\}")),
+        ("(1,2)+(3,4)", None),
+        (r"(1,2\}", None),
+        ("1,2", None),
+    ],
+)
+def test_brackets(text, parts):
+    assert split_bracketed(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 5", ("x", "5")),
+        ("f(x)=x+1", ("f(x)", "x+1")),
+        ("x=y=2", ("", "x=y=2")),
+        ("2x=4", ("", "2x=4")),
+        ("5", ("", "5")),
+    ],
+)
+def test_assignments(text, expected):
+    assert strip_assignment(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "variable", "intervals"),
+    [
+        ("x<3", "x", [("(", r"-\infty", "3", ")")]),
+        ("3<x", "x", [("(", "3", r"\infty", ")")]),
+        (r"x\ge 3", "x", [("[", "3", r"\infty", ")")]),
+        (r"1<t\le 2", "t", [("(", "1", "2", "]")]),
+        (r"2\ge x>1", "x", [("(", "1", "2", "]")]),
+        ("x<1 or x>2", "x", [("(", r"-\infty", "1", ")"), ("(", "2", r"\infty", ")")]),
+        (r"[1,2)\cup(3,4]", "", [("[", "1", "2", ")"), ("(", "3", "4", "]")]),
+        (r"x\in(1,2)", "", [("(", "1", "2", ")")]),
+    ],
+)
+def test_real_sets(text, variable, intervals):
+    assert real_set(text) == (variable, intervals)
+
+
+@pytest.mark.parametrize("text", ["5", "x=3", "x<y<z<w", "1<2", r"x\in\{1,2\}", "x<1, y<2", "<", "x<", ""])
+def test_what_is_no_set_of_reals(text):
+    assert real_set(text) is None

@@ -1,0 +1,187 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import rewards_doubles  # registers "scripted"
+import torch
+
+from megatron_prime.rewards import VerificationStatus, VerifierPool
+
+OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
+
+
+def scripted(num_workers=1, timeout_s=20.0):
+    return VerifierPool("scripted", num_workers, timeout_s, module=rewards_doubles.__name__)
+
+
+def is_gone(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def eventually(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_rewards_come_in_order_from_several_workers(tmp_path):
+    with scripted(num_workers=2) as pool:
+        assert len(set(pool.worker_pids)) == 2
+        tasks = [(f"reward {n / 100}", "") for n in range(100)]
+        assert [outcome.reward for outcome in pool.verify_all(tasks)] == [n / 100 for n in range(100)]
+        assert pool.verify_all([]) == []
+        # Both must work at once: each holds its task until the other has had time to take one.
+        log = str(tmp_path / "pids")
+        pool.verify_all([("sleep 0.3", ""), ("sleep 0.3", ""), ("pid", log), ("pid", log)])
+        assert pool.counts == {"ok": 104, "timeout": 0, "error": 0, "restarts": 0}
+
+
+def test_a_cheap_verifier_runs_here_without_processes():
+    with VerifierPool("exact_match", 4, 1.0) as pool:
+        assert pool.worker_pids == ()
+        assert [outcome.reward for outcome in pool.verify_all([("1 2", "2"), ("1 2", "1")])] == [1.0, 0.0]
+        (blank,) = pool.verify_all([("1", "")])
+        assert blank.status is ERROR
+        assert pool.counts == {"ok": 2, "timeout": 0, "error": 1, "restarts": 0}
+
+
+def test_math_runs_in_workers():
+    with VerifierPool("math", 1, 30.0) as pool:
+        outcomes = pool.verify_all([(r"\boxed{0.5}", "1/2"), (r"\boxed{5}", "6"), ("none", "6"), ("x", " ")])
+    assert [outcome.status for outcome in outcomes] == [OK, OK, OK, ERROR]
+    assert [outcome.reward for outcome in outcomes[:3]] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("command", ["hang", "stubborn"])
+def test_a_verification_past_its_deadline_is_killed_and_costs_no_other(command):
+    with scripted(timeout_s=1.0) as pool:
+        first_pid = pool.worker_pids[0]
+        start = time.monotonic()
+        outcomes = pool.verify_all([("reward 1", ""), (command, ""), ("reward 0.5", "")])
+        assert [outcome.status for outcome in outcomes] == [OK, TIMEOUT, OK]
+        assert math.isnan(outcomes[1].reward)
+        assert (outcomes[0].reward, outcomes[2].reward) == (1.0, 0.5)
+        assert time.monotonic() - start < 10
+        assert is_gone(first_pid)
+        assert pool.counts == {"ok": 2, "timeout": 1, "error": 0, "restarts": 1}
+
+
+def test_what_a_killed_verification_started_dies_with_it(tmp_path):
+    with scripted(timeout_s=1.0) as pool:
+        (outcome,) = pool.verify_all([("child", str(tmp_path / "pid"))])
+    assert outcome.status is TIMEOUT
+    eventually(lambda: is_gone(int((tmp_path / "pid").read_text())))
+
+
+def test_a_worker_that_dies_costs_one_retry(tmp_path):
+    with scripted() as pool:
+        (outcome,) = pool.verify_all([("crash_once", str(tmp_path / "marker"))])
+        assert (outcome.reward, outcome.status) == (1.0, OK)
+        assert pool.counts["restarts"] == 1
+
+
+def test_a_verification_that_always_kills_its_worker_is_a_counted_error():
+    with scripted() as pool:
+        outcomes = pool.verify_all([("crash", ""), ("reward 1", "")])
+        assert [outcome.status for outcome in outcomes] == [ERROR, OK]
+        assert math.isnan(outcomes[0].reward)
+        assert "exit code 3" in outcomes[0].detail
+        assert pool.counts == {"ok": 1, "timeout": 0, "error": 1, "restarts": 2}
+
+
+def test_a_worker_killed_between_batches_is_replaced():
+    with scripted() as pool:
+        os.kill(pool.worker_pids[0], signal.SIGKILL)
+        assert [outcome.reward for outcome in pool.verify_all([("reward 1", "")])] == [1.0]
+
+
+def test_exceptions_noise_and_greed_stay_inside_the_worker():
+    with scripted() as pool:
+        outcomes = pool.verify_all(
+            [
+                ("reward x", ""),
+                ("reward 7", ""),
+                ("print", ""),
+                ("memory", ""),
+                ("reward 1", ""),
+                ("torch", ""),
+            ]
+        )
+        assert [outcome.status for outcome in outcomes] == [ERROR, ERROR, OK, ERROR, OK, OK]
+        assert outcomes[2].reward == 1.0
+        assert "MemoryError" in outcomes[3].detail
+        assert outcomes[5].reward == 0.0, "a worker imported torch"
+        assert pool.counts["restarts"] == 0
+
+
+def test_texts_larger_than_a_pipe_and_of_any_characters_arrive():
+    text = "é\ud800\0\n" * 100_000
+    with scripted() as pool:
+        outcomes = pool.verify_all([("length " + text, str(len(text)))])
+    assert [outcome.reward for outcome in outcomes] == [1.0]
+
+
+def test_closing_ends_the_workers_and_can_be_repeated():
+    pool = scripted(num_workers=2)
+    pids = pool.worker_pids
+    pool.close()
+    pool.close()
+    assert all(is_gone(pid) for pid in pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.verify_all([("reward 1", "")])
+
+
+def test_workers_do_not_outlive_a_pool_that_was_killed(tmp_path):
+    program = (
+        "import rewards_doubles, json, sys\n"
+        "from megatron_prime.rewards import VerifierPool\n"
+        "pool = VerifierPool('scripted', 1, 60.0, module='rewards_doubles')\n"
+        "print(json.dumps(pool.worker_pids), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    tests = str(Path(rewards_doubles.__file__).parent)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([tests, *filter(None, sys.path)])},
+    )
+    (worker,) = json.loads(parent.stdout.readline())
+    assert not is_gone(worker)
+    parent.kill()
+    parent.communicate()
+    eventually(lambda: is_gone(worker))
+
+
+def test_it_is_safe_beside_a_parent_with_busy_torch_threads():
+    torch.randn(256, 256) @ torch.randn(256, 256)
+    with scripted() as pool:
+        assert pool.verify_all([("reward 1", "")])[0].reward == 1.0
+
+
+@pytest.mark.parametrize(("num_workers", "timeout_s"), [(0, 1.0), (1, 0.0)])
+def test_sizes_must_be_positive(num_workers, timeout_s):
+    with pytest.raises(ValueError, match="must both be positive"):
+        VerifierPool("math", num_workers, timeout_s)
+
+
+def test_an_unknown_verifier_is_refused_before_any_process_starts():
+    with pytest.raises(ValueError, match="unknown verifier"):
+        VerifierPool("none", 1, 1.0)
+
+
+def test_a_worker_that_cannot_start_stops_the_pool(capfd):
+    with pytest.raises(RuntimeError, match="'scripted' does not start"):
+        VerifierPool("scripted", 1, 1.0, module="no_such_module")
+    assert "no_such_module" in capfd.readouterr().err
