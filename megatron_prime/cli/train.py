@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from megatron_prime.cli.assemble import RolloutParts, build_rollout, scoring_settings, start_topology
 from megatron_prime.cli.evaluator import Evaluator
@@ -125,7 +126,8 @@ def _parts(
 ) -> Parts:
     segmenter = None
     if config.prm.enabled and config.prm.granularity == "step":
-        segmenter = partial(step_ids, load_tokenizer(config.model.path))
+        tokenizer: Any = load_tokenizer(config.model.path)
+        segmenter = partial(step_ids, tokenizer)
     minibatch_counts = [config.policy.num_minibatches]
     if config.prm.enabled and config.prm.update_order != "none":
         minibatch_counts.append(config.prm.num_minibatches)

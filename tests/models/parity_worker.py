@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+
 from megatron_prime.config.schema import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.models.hf_convert import export_local
