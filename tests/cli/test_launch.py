@@ -68,5 +68,5 @@ def test_a_rank_whose_launcher_is_gone_does_not_start(monkeypatch):
     die_with_launcher()
     monkeypatch.setenv(LAUNCHER, str(os.getpid()))  # not this process's parent
     monkeypatch.setattr("ctypes.CDLL", lambda name: (_ for _ in ()).throw(OSError()))
-    with pytest.raises(SystemExit, match="launcher is gone"):
+    with pytest.raises(SystemExit, match="which started this one, is gone"):
         die_with_launcher()
