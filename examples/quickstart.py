@@ -24,7 +24,9 @@ CONFIG = HERE / "quickstart.toml"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=Path("runs/quickstart"), help="folder for everything")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier quickstart left")
@@ -38,7 +40,11 @@ def main() -> int:
         make_task(task, options.seed)
     shared = [f"seed={options.seed}"]
     if not warm.exists():
-        warm_up = [f"model.path={task / 'model'}", f"sft.output={warm}", f"run_dir={options.root / 'sft_run'}"]
+        warm_up = [
+            f"model.path={task / 'model'}",
+            f"sft.output={warm}",
+            f"run_dir={options.root / 'sft_run'}",
+        ]
         command("sft", [*shared, *warm_up, f'sft.data=["{task / "sft.jsonl"}"]'])
     command(
         "train",
@@ -67,7 +73,9 @@ def make_task(folder: Path, seed: int) -> None:
 
 def command(name: str, overrides: list[str]) -> None:
     """Run megatron-prime; a failure ends the quickstart with its exit code."""
-    finished = subprocess.run([sys.executable, "-m", "megatron_prime", name, str(CONFIG), *overrides], check=False)
+    finished = subprocess.run(
+        [sys.executable, "-m", "megatron_prime", name, str(CONFIG), *overrides], check=False
+    )
     if finished.returncode:
         sys.exit(finished.returncode)
 

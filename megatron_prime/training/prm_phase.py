@@ -41,7 +41,9 @@ class PRMPhase:
     """
 
     def __init__(self, prm: Scorer, config: PRMConfig, seed: int) -> None:
-        assert isinstance(prm, Trainable) == (config.update_order != "none"), "only a frozen PRM stays as it is"
+        assert isinstance(prm, Trainable) == (config.update_order != "none"), (
+            "only a frozen PRM stays as it is"
+        )
         self._prm = prm
         self._config = config
         self._seed = seed

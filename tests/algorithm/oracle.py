@@ -3,8 +3,6 @@
 A response is a list of floats, one per token; a batch is a list of responses beside a list of group ids.
 """
 
-# ruff: noqa: N802 (properties are named after the tensors they return)
-
 import math
 import random
 
