@@ -1,0 +1,73 @@
+"""Copies between HF tensors and Megatron parameters lose nothing and refuse what does not fit."""
+
+import pytest
+import torch
+from hf_shapes import VARIANTS, import_rank, make_shape, random_hf, slice_reader
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_prime.models.hf_convert import HFBlock, assemble_hf, export_local, import_hf
+from megatron_prime.models.hf_mapping import hf_tensors
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    variant=st.sampled_from(sorted(VARIANTS)),
+    tp_size=st.sampled_from([1, 2]),
+    cut=st.integers(0, 2),
+    norm_style=st.sampled_from(["local", "te"]),
+)
+def test_there_and_back_is_bit_equal(variant, tp_size, cut, norm_style):
+    """One pipeline stage, or two cut anywhere, at any TP: import, export and assemble change nothing."""
+    shape = make_shape(variant)
+    tensors = random_hf(shape)
+    chunks = [range(0, 2)] if cut == 0 else [range(0, cut), range(cut, 2)]
+    blocks: list[HFBlock] = []
+    for stage, layers in enumerate(chunks):
+        for tp_rank in range(tp_size):
+            parameters, named = import_rank(
+                shape,
+                tensors,
+                tp_size=tp_size,
+                tp_rank=tp_rank,
+                layers=layers,
+                is_first_stage=stage == 0,
+                is_last_stage=stage == len(chunks) - 1,
+                norm_style=norm_style,
+            )
+            own = [p for p in parameters if not p.is_tied_copy and not (p.replicated_over_tp and tp_rank)]
+            blocks += export_local({p.megatron_name: named[p.megatron_name] for p in own}, own)
+    back = dict(assemble_hf(hf_tensors(shape), blocks))
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
+def test_assemble_refuses_repeated_missing_and_unknown_blocks():
+    expected, whole = {"a": (2, 2)}, torch.ones(2, 2)
+    with pytest.raises(ValueError, match="a was given more than once"):
+        list(assemble_hf(expected, [HFBlock("a", 0, 0, whole), HFBlock("a", 0, 0, whole)]))
+    with pytest.raises(ValueError, match="1 HF tensors were not exported whole, first of them a"):
+        list(assemble_hf(expected, [HFBlock("a", 1, 0, whole[:, :1])]))
+    with pytest.raises(ValueError, match="b is not a tensor of this model"):
+        list(assemble_hf(expected, [HFBlock("b", 0, 0, whole)]))
+
+
+def test_import_refuses_another_model():
+    shape = make_shape()
+    parameters, named = import_rank(
+        shape,
+        random_hf(shape),
+        tp_size=1,
+        tp_rank=0,
+        layers=range(2),
+        is_first_stage=True,
+        is_last_stage=True,
+    )
+    renamed = {name.replace("final_layernorm", "final_norm"): tensor for name, tensor in named.items()}
+    with pytest.raises(
+        ValueError, match=r"lacks \['decoder.final_layernorm.weight'\].*decoder.final_norm.weight"
+    ):
+        import_hf(renamed, parameters, slice_reader({}))
+    named["decoder.final_layernorm.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"decoder.final_layernorm.weight has shape \(3,\)"):
+        list(export_local(named, parameters))

@@ -1,0 +1,50 @@
+"""The tables are well formed: what the walkers take for granted holds for every row of every family."""
+
+import pytest
+from hf_shapes import VARIANTS, make_shape
+
+from megatron_prime.models.hf_shape import FAMILY_TRAITS
+from megatron_prime.models.hf_tables import FAMILIES, Layout, Place
+
+ROWS = [(family, row) for family, rows in FAMILIES.items() for row in rows]
+
+
+def test_every_family_that_is_read_has_a_table():
+    assert set(FAMILIES) == set(FAMILY_TRAITS)
+
+
+@pytest.mark.parametrize(("family", "row"), ROWS)
+def test_rows_name_attributes_of_the_shape(family, row):
+    shape = make_shape(family)
+    for tensor in row.tensors:
+        assert all(isinstance(getattr(shape, dim), int) for dim in tensor.dims)
+        assert tensor.unit is None or isinstance(getattr(shape, tensor.unit), int)
+        assert tensor.parallel_dim is None or tensor.parallel_dim < len(tensor.dims)
+    if row.when is not None:
+        assert isinstance(getattr(shape, row.when), bool)
+
+
+@pytest.mark.parametrize(("family", "row"), ROWS)
+def test_layer_rows_and_only_they_name_a_layer(family, row):
+    is_layer = row.place is Place.LAYER
+    assert ("{layer}" in row.megatron_name) == is_layer
+    assert all(("{layer}" in tensor.name) == is_layer for tensor in row.tensors)
+
+
+@pytest.mark.parametrize(("family", "row"), ROWS)
+def test_the_layout_fits_its_tensors(family, row):
+    parallel = [tensor.parallel_dim for tensor in row.tensors]
+    if row.layout is Layout.REPLICATED:
+        assert parallel == [None]
+    elif row.layout is Layout.QKV_GROUPS:
+        assert parallel == [0, 0, 0]
+    else:
+        assert None not in parallel and len(set(parallel)) == 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_megatron_parameter_is_made_twice(variant):
+    shape = make_shape(variant)
+    rows = FAMILIES[shape.family]
+    names = [row.megatron_name for row in rows if row.when is None or getattr(shape, row.when)]
+    assert len(names) == len(set(names))

@@ -1,0 +1,42 @@
+"""Buckets hold whole tensors, bound every rank, and keep the order of the plan."""
+
+import pytest
+from plan_shapes import LLAMA_70B, make_shape
+
+from megatron_prime.models.hf_mapping import hf_tensors
+from megatron_prime.resharding.buckets import buckets
+from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
+from megatron_prime.resharding.plan import plan_reshard
+
+
+@pytest.mark.parametrize("max_bytes", [700, 1500, 10**6])
+def test_buckets_bound_every_rank_and_keep_the_order(max_bytes):
+    training = TrainingLayout(tp=2, pp=2, dp=2)
+    plan = plan_reshard(make_shape(), training, EngineLayout.consecutive(2, 4))
+    cut = buckets(plan, max_bytes)
+    assert tuple(t for bucket in cut for t in bucket.transfers) == plan.transfers
+    assert [bucket.index for bucket in cut] == list(range(len(cut)))
+    names = [name for bucket in cut for name in bucket.hf_names]
+    assert sorted(names) == sorted(hf_tensors(plan.shape))
+    for bucket in cut:
+        assert {t.hf_name for t in bucket.transfers} == set(bucket.hf_names)
+        assert bucket.num_bytes == sum(t.num_bytes for t in bucket.transfers)
+        sent, received = {}, {}
+        for t in bucket.transfers:
+            sent[t.source_rank] = sent.get(t.source_rank, 0) + t.num_bytes
+            received[t.engine, t.engine_tp_rank] = received.get((t.engine, t.engine_tp_rank), 0) + t.num_bytes
+        assert max(received.values()) <= max_bytes
+        assert max(sent.values()) <= max_bytes or len(bucket.hf_names) == 1
+
+
+def test_stages_send_at_the_same_time():
+    plan = plan_reshard(LLAMA_70B, TrainingLayout(tp=8, pp=4), EngineLayout.consecutive(4, 8, first_rank=32))
+    cut = buckets(plan, 2 * 10**9)
+    stages = [{t.source_rank // 8 for t in bucket.transfers} for bucket in cut]
+    assert sum(stage == {0, 1, 2, 3} for stage in stages) >= len(cut) - 2
+
+
+def test_a_bucket_too_small_says_how_much_is_needed():
+    plan = plan_reshard(make_shape(), TrainingLayout(), EngineLayout.consecutive(1, 1))
+    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight: allow 606 or more"):
+        buckets(plan, 600)

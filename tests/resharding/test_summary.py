@@ -1,0 +1,41 @@
+"""Counted bytes against a count made here, transfer by transfer."""
+
+from plan_shapes import LLAMA_70B, make_shape
+
+from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
+from megatron_prime.resharding.plan import plan_reshard
+from megatron_prime.resharding.summary import summary
+
+
+def test_replicas_share_the_sending():
+    training = TrainingLayout(tp=8, pp=4, dp=4)
+    counted = summary(plan_reshard(LLAMA_70B, training, EngineLayout.consecutive(16, 8, first_rank=128)))
+    assert len(counted.sent_bytes_by_rank) == 128
+    for pp_rank in range(4):
+        loads = [counted.sent_bytes_by_rank[rank] for rank in range(pp_rank * 32, pp_rank * 32 + 32)]
+        assert max(loads) <= 1.02 * sum(loads) / len(loads)
+
+
+def test_every_byte_is_counted_once():
+    plan = plan_reshard(make_shape(), TrainingLayout(tp=2, pp=2), EngineLayout.consecutive(2, 2))
+    counted = summary(plan)
+    sent, received, local = {}, {}, 0
+    for transfer in plan.transfers:
+        if transfer.source_rank == transfer.target_rank:
+            local += transfer.num_bytes
+        else:
+            sent[transfer.source_rank] = sent.get(transfer.source_rank, 0) + transfer.num_bytes
+            received[transfer.target_rank] = received.get(transfer.target_rank, 0) + transfer.num_bytes
+    assert counted.local_bytes == local
+    assert counted.sent_bytes_by_rank == sent
+    assert counted.received_bytes_by_rank == received
+    assert counted.network_bytes == sum(sent.values()) == counted.lower_bound_bytes
+    assert counted.delivered_bytes == local + counted.network_bytes
+    assert counted.max_sent_bytes == max(sent.values())
+    assert counted.max_received_bytes == max(received.values())
+
+
+def test_equal_layouts_on_the_same_ranks_move_nothing():
+    shape = make_shape(vocab_size=96, vocab_divisor=32)
+    counted = summary(plan_reshard(shape, TrainingLayout(tp=2), EngineLayout.consecutive(1, 2)))
+    assert counted.network_bytes == counted.lower_bound_bytes == counted.max_sent_bytes == 0

@@ -1,0 +1,76 @@
+"""The statistics of a collection against counts made by hand."""
+
+import math
+
+import pytest
+
+from megatron_prime.rollout.collection_stats import CollectionTally, accuracy_by_source, mean, rollout_stats
+from megatron_prime.rollout.group_filter import Verdict
+from megatron_prime.types import FinishReason, Prompt, Rollout
+
+
+def group(index, outcomes, source="", lengths=None, reason=FinishReason.STOP, version=3):
+    prompt = Prompt(index, (1, 2), "7", source)
+    lengths = lengths or [1] * len(outcomes)
+    return [
+        Rollout(prompt, sample, (5,) * length, (-0.5,) * length, reason, version, outcome)
+        for sample, (outcome, length) in enumerate(zip(outcomes, lengths, strict=True))
+    ]
+
+
+KEPT = group(0, [1.0, 0.0], "algebra", [2, 4])
+SURPLUS = group(1, [0.0, 1.0], "algebra")
+EASY = group(2, [1.0, 1.0], "geometry", reason=FinishReason.LENGTH)
+BROKEN = group(3, [math.nan, 1.0])
+
+
+@pytest.fixture
+def tally():
+    tally = CollectionTally()
+    tally.add_round([KEPT, EASY], [Verdict.KEPT, Verdict.TOO_EASY])
+    tally.add_round([SURPLUS, BROKEN], [Verdict.KEPT, Verdict.VERIFIER_ERROR])
+    return tally
+
+
+def test_means_leave_nan_out():
+    assert mean([1.0, math.nan, 0.0]) == 0.5
+    assert math.isnan(mean([])) and math.isnan(mean([math.nan]))
+
+
+def test_lengths_and_truncation():
+    stats = rollout_stats([*KEPT, *EASY])
+    assert stats == {"truncated_fraction": 0.5, "mean_response_tokens": (2 + 4 + 1 + 1) / 4}
+
+
+def test_accuracy_by_source_leaves_errors_and_nameless_sources_out():
+    rollouts = [*KEPT, *EASY, *BROKEN]
+    assert accuracy_by_source(rollouts) == {"algebra": 0.5, "geometry": 1.0}
+
+
+def test_the_stats_of_a_batch(tally):
+    stats = tally.stats([KEPT], num_trimmed=0)
+    assert stats["num_rounds"] == 2
+    assert stats["num_prompts_sampled"] == 4
+    assert stats["num_rollouts_sampled"] == 8
+    assert stats["num_groups_kept"] == 1
+    assert stats["num_groups_surplus"] == 1
+    assert stats["num_groups_dropped_too_easy"] == 1
+    assert stats["num_groups_dropped_verifier_error"] == 1
+    assert stats["num_groups_dropped_too_hard"] == 0
+    assert stats["num_verifier_errors"] == 1
+    assert stats["accuracy"] == 0.5
+    assert stats["accuracy_before_filter"] == pytest.approx((1 + 0 + 1 + 1 + 0 + 1 + 1) / 7)
+    assert stats["policy_version"] == 3
+    assert stats["accuracy_by_source/geometry"] == 1.0
+
+
+def test_the_keep_rate_is_smoothed_and_never_zero(tally):
+    assert CollectionTally().keep_rate == 1.0
+    assert tally.keep_rate == pytest.approx((2 + 1) / (4 + 1))
+
+
+def test_the_explanation_counts_and_says_how_to_mend(tally):
+    text = tally.explain()
+    assert "4 prompts sampled in 2 rounds" in text
+    assert "dropped_too_easy 1" in text
+    assert "filter.max_rounds" in text
