@@ -35,6 +35,10 @@ def main() -> int:
     if options.fresh:
         shutil.rmtree(options.root, ignore_errors=True)
     task, warm, run = options.root / "task", options.root / "sft", options.root / "prime"
+    for override in options.overrides:
+        key, _, value = override.partition("=")
+        if key.strip() == "run_dir":
+            run = Path(value.strip().strip("\"'"))
     started = time.monotonic()
     if not task.exists():
         make_task(task, options.seed)

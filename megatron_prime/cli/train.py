@@ -18,8 +18,9 @@ from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sy
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.training.checkpoint import CheckpointStore
 from megatron_prime.training.export import export_hf
-from megatron_prime.training.loop import Loop, Surroundings, save_resolved_config
+from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.run_lock import RunLock
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.training.trainer import Parts, Trainer
 
@@ -30,15 +31,21 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     progress = Progress(enabled=topology.rank == 0)
     for line in arithmetic.lines():
         progress.line(line)
-    store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep_last, topology)
-    checkpoint = _checkpoint_to_resume(config, store)
-    if topology.rank == 0:
-        save_resolved_config(config)
-    rollout = build_rollout(config, topology)
+    lock = RunLock(config.run_dir, topology)
     try:
-        _train(config, topology, progress, store, checkpoint, rollout)
+        store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep_last, topology)
+        checkpoint = store.newest()
+        if topology.rank == 0:
+            for change in changed_settings(config) if checkpoint is not None else ():
+                progress.line(f"WARNING: changed since this run was last started: {change}")
+            save_resolved_config(config)
+        rollout = build_rollout(config, topology)
+        try:
+            _train(config, topology, progress, store, checkpoint, rollout)
+        finally:
+            rollout.close()
     finally:
-        rollout.close()
+        lock.close()
 
 
 def _train(
@@ -162,13 +169,3 @@ def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
 
 def _evaluator(config: PrimeConfig, rollout: RolloutParts) -> Evaluator | None:
     return Evaluator(config, rollout) if config.data.evaluation else None
-
-
-def _checkpoint_to_resume(config: PrimeConfig, store: CheckpointStore) -> Path | None:
-    newest = store.newest()
-    if newest is not None and config.checkpoint.resume == "never":
-        raise ValueError(
-            f"checkpoint.resume = 'never', but {config.run_dir} holds {newest.name}: choose another run_dir, or "
-            "remove its checkpoints"
-        )
-    return newest

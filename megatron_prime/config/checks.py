@@ -41,6 +41,7 @@ def check_run(
         *_process_faults(config, arithmetic, command),
         *_run_dir_faults(config.run_dir),
         *_output_faults(config, command),
+        *_resume_faults(config, command),
     ]
     if verifiers is not None and command != "sft" and config.reward.verifier not in verifiers:
         faults.append(
@@ -49,6 +50,15 @@ def check_run(
     if faults:
         raise ConfigError(f"{command} on {num_processes} processes", faults)
     return arithmetic
+
+
+def _resume_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    checkpoints = sorted((config.run_dir / "checkpoints").glob("step_*/run.json"))
+    if command == "train" and config.checkpoint.resume == "never" and checkpoints:
+        yield (
+            f"checkpoint.resume = 'never', but run_dir = {config.run_dir} holds {checkpoints[-1].parent.name}: choose "
+            "another run_dir, or remove its checkpoints"
+        )
 
 
 def sft_output(config: PrimeConfig) -> Path:

@@ -119,5 +119,33 @@ def save_resolved_config(config: PrimeConfig) -> None:
     replace_file(config.run_dir / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
 
 
+def changed_settings(config: PrimeConfig) -> list[str]:
+    """What differs from the settings in run_dir/config.json, as `section.key: old -> new`; none without that file.
+
+    A resumed run goes on with the new settings, which may be meant; it is then no longer the run that was begun.
+    """
+    path = config.run_dir / "config.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    old, new = _flat(before), _flat(config.model_dump(mode="json"))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0

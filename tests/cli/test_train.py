@@ -111,5 +111,5 @@ def test_every_metric_is_documented_and_the_export_is_an_ordinary_checkpoint(toy
 
 def test_a_run_that_may_not_resume_refuses_a_used_folder(toy: Toy):
     code, output = toy.facts["never"]
-    assert code == 1
-    assert "checkpoint.resume = 'never', but single holds step_00000004" in output
+    assert code == 2
+    assert "checkpoint.resume = 'never', but run_dir = single holds step_00000004" in output

@@ -9,7 +9,7 @@ from toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.observability import Metrics, Progress
 from megatron_prime.rollout.evaluation import EvaluationResult
-from megatron_prime.training.loop import Loop, Surroundings, save_resolved_config
+from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 
 
 class Recorder:
@@ -118,3 +118,15 @@ def test_a_fault_of_the_trainer_is_not_hidden_and_nothing_is_saved(step_index):
     with pytest.raises(FloatingPointError):
         Loop(configured(), recorder, around).run()
     assert recorder.calls == []
+
+
+def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
+    values = {"run_dir": tmp_path, "model": {"path": "m"}, "trainer": {"num_steps": 3}}
+    assert changed_settings(PrimeConfig.model_validate(values)) == []
+    save_resolved_config(PrimeConfig.model_validate(values))
+    assert changed_settings(PrimeConfig.model_validate(values)) == []
+    other = values | {"policy": {"lr": 0.5}, "prm": {"enabled": False}}
+    assert changed_settings(PrimeConfig.model_validate(other)) == [
+        "policy.lr: 5e-07 -> 0.5",
+        "prm.enabled: True -> False",
+    ]
