@@ -27,7 +27,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `megatron-prime ARGUMENTS` on that many processes of this machine.
 
     Returns 0 when all succeed, else the exit code of the first that failed, after ending the others. SIGTERM and
-    SIGINT go on to the ranks.
+    SIGINT go on to the ranks, and end the job with 128 + signal.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(num_processes)}
     # Ranks meet on this machine alone; gloo would look the host name up, which may resolve to nothing.
@@ -40,10 +40,11 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
         )
         for rank in range(num_processes)
     ]
+    received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: _send(ranks, received))
+        signal.signal(number, lambda number, _frame: received.append(number))
     try:
-        return _wait(ranks)
+        return _wait(ranks, received)
     finally:
         _send(ranks, signal.SIGKILL)
 
@@ -55,8 +56,13 @@ def die_with_launcher() -> None:
         die_with_parent(int(launcher))
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int:
     while True:
+        if received:
+            # A rank may lose the signal (in the middle of an import, say): it is asked once and then ended.
+            _send(ranks, received[0])
+            _end(ranks)
+            return 128 + received[0]
         codes = [rank.poll() for rank in ranks]
         failed = next((code for code in codes if code), 0)
         if failed:

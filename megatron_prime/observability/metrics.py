@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
@@ -96,16 +97,25 @@ def undocumented(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if not any(_covers(pattern, name) for pattern in NAMES))
 
 
+def peak_resident_bytes() -> int:
+    """Most memory that this program ever held in RAM."""
+    try:
+        # getrusage would count what the parent held when it started this process.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        # macOS has no /proc, and reports bytes where Linux reports kibibytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
 def process_memory(device_memory: Callable[[], Mapping[str, float]] | None = None) -> dict[str, float]:
     """Memory metrics of this process in GiB.
 
     `device_memory` returns the device's own numbers in bytes by name (`allocated`, `peak_allocated`...); it
     is passed in because only the platform layer touches a device.
     """
-    # Linux reports kibibytes, macOS bytes.
-    peak_unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * peak_unit
-    memory = {"rss": psutil.Process().memory_info().rss, "peak_rss": peak}
+    memory = {"rss": psutil.Process().memory_info().rss, "peak_rss": peak_resident_bytes()}
     device = {f"device_{name}": size for name, size in device_memory().items()} if device_memory else {}
     return {f"memory/{name}_gib": size / _GIB for name, size in {**memory, **device}.items()}
 

@@ -1,7 +1,6 @@
 """The machine under a run: device, communication backend, number type, memory. The only user of torch.cuda."""
 
 import os
-import resource
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +8,8 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+
+from megatron_prime.observability.metrics import peak_resident_bytes
 
 MEGATRONS_OWN_WARNINGS = (
     r".*full scope is deprecated",
@@ -38,7 +39,7 @@ class Platform:
         """Most memory held so far: allocated on the GPU, or resident in the process on a CPU."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_resident_bytes()
 
     def start_process_group(self) -> None:
         """Join the job that torchrun's (or Slurm's) environment describes; a lone process is a job of one.

@@ -33,7 +33,7 @@ def test_a_signal_to_the_launcher_ends_everything(job: Started, number):
     time.sleep(0.5)
     job.process.send_signal(number)
     assert job.all_gone()
-    assert job.process.returncode not in (0, None)
+    assert job.process.returncode == 128 + number
 
 
 def test_a_killed_rank_ends_the_job_with_its_signal(job: Started):

@@ -20,7 +20,7 @@ def test_the_checkpoint_is_an_ordinary_one(toy: Toy):
     model = AutoModelForCausalLM.from_pretrained(toy.folder / "sft")
     tokenizer = AutoTokenizer.from_pretrained(toy.folder / "sft")
     prompt = tokenizer("1 + 2 - 3 x 7 =", return_tensors="pt")
-    assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] == 11
+    assert model.generate(**prompt, min_new_tokens=3, max_new_tokens=3, do_sample=False).shape[1] == 11
     assert json.loads((toy.folder / "sft/config.json").read_text())["model_type"] == "qwen3"
 
 
