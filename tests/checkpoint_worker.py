@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -163,7 +164,24 @@ def meet_faults(folders, batches, root):
     dist.barrier()
     blocked = CheckpointStore(root / "a file" / "checkpoints", 2, topology)
     report["no folder"] = fault(lambda: blocked.save(policy, RunState(1, STREAM, 0)))
+    report["no room"] = _save_without_room(store, policy)
     return report
+
+
+def _save_without_room(store, roles):
+    """A limit on the size of a file stands for a full disk: the writers, which are forked, inherit it."""
+    before = store.newest()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        told = fault(lambda: store.save(roles, RunState(99, STREAM, 0)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return {
+        "fault": told,
+        "kept": store.newest() == before,
+        "next": fault(lambda: store.save(roles, RunState(99, STREAM, 0))),
+    }
 
 
 DAMAGES = {

@@ -1,4 +1,6 @@
-"""What the four processes of the tests of topology and collectives are given."""
+"""What the four processes of the tests of topology, collectives and context are given."""
+
+from itertools import pairwise
 
 import torch
 
@@ -44,4 +46,30 @@ CASES = {
     "one token": make_case(num_tokens=1),
     "gathered hidden": make_case(gathered=True),
     "bf16": make_case(dtype=torch.bfloat16),
+}
+
+
+CONTEXT_SLOPE = 1.5
+
+
+def make_context_case(size, bounds, num_heads=2, head_dim=4):
+    """Sequences between `bounds` over `size` context ranks; the loss of each rank has weights of its own."""
+    generator = torch.Generator().manual_seed(size)
+    longest = max((stop - start for start, stop in pairwise(bounds)), default=0)
+    angles_TD = torch.arange(longest)[:, None] * torch.tensor([1.0, 0.1], dtype=torch.float64)
+    shape = (bounds[-1], num_heads, head_dim)
+    return {
+        "size": size,
+        "bounds": bounds,
+        "whole_SKD": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "weights_RSKD": torch.randn(size, *shape, generator=generator, dtype=torch.float64),
+        "angles_TD": torch.cat([angles_TD, angles_TD], dim=1),
+    }
+
+
+CONTEXT_CASES = {
+    "one rank": make_context_case(1, [0, 2, 8]),
+    "two ranks": make_context_case(2, [0, 8, 8, 24, 28]),
+    "two ranks, one sequence": make_context_case(2, [0, 12]),
+    "four ranks": make_context_case(4, [0, 16, 24, 24, 64]),
 }

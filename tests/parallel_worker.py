@@ -5,6 +5,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from context_worker import share_tokens
 from layout_worker import topology_of
 
 from megatron_prime.parallel import collectives
@@ -121,12 +122,13 @@ def _draw_from_parallel_stream(platform, seed):
         return torch.rand(4)
 
 
-def four_processes(grids, tensor_sizes, cases, layouts):
-    """All that the tests of topology and collectives ask, in one start of the processes."""
+def four_processes(grids, tensor_sizes, cases, layouts, context_cases):
+    """All that the tests of topology, collectives and context ask, in one start of the processes."""
     return {
         "topologies": _use_topologies(grids),
         "scores": _score_shards(tensor_sizes, cases),
         "shared": _share_results(layouts),
+        "context": share_tokens(_platform(), context_cases),
     }
 
 

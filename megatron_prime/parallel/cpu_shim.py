@@ -7,6 +7,7 @@ never imports this module. The reasons are recorded in docs/adr/0002.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,8 @@ def install() -> None:
         return
     # Megatron fuses bias-dropout-add and friends by torch.compile, which would look for a C++ compiler at run time.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Sound advice for a GPU, and noise on two lines of every rank here.
+    warnings.filterwarnings("ignore", message=r".*CUDA_DEVICE_MAX_CONNECTIONS")
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment]
     torch.cuda.synchronize = lambda *_args, **_kwargs: None
 

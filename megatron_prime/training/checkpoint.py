@@ -73,14 +73,15 @@ class CheckpointStore:
     def save(self, roles: Mapping[str, Trainable], state: RunState) -> Path:
         """Write a checkpoint and drop the ones beyond keep_last; it exists from the final rename on, whole.
 
-        Raises OSError on every rank when rank 0 cannot write.
+        Raises OSError on every rank when a rank cannot write, a full disk among others; the checkpoints that were there
+        before stay.
         """
         name = f"step_{state.step_index:08d}"
         partial, final = self._folder / f".{name}.partial", self._folder / name
         self._on_first_rank(lambda: _make_empty(partial, [*roles]))
         _keep_writers_on_a_lifeline()
         for role, trainable in roles.items():
-            dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(partial / role))
+            _write_role(trainable, partial / role)
         rng = [of_rank[0] for of_rank in all_gather_lists([_rng_state()], self._topology)]
         self._on_first_rank(lambda: self._commit(partial, final, rng, state))
         return final
@@ -154,6 +155,18 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     template = {"model": built.module.sharded_state_dict()}
     state = _load(template, checkpoint / role)
     built.module.load_state_dict(state["model"])
+
+
+def _write_role(trainable: Trainable, folder: Path) -> None:
+    try:
+        dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(folder))
+    except CheckpointException as error:  # what torch makes of the faults of all ranks
+        reasons = sorted({str(fault) for fault, _ in error.failures.values()} - {""})
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(
+            f"the checkpoint could not be written to {folder} ({free:.0f} MiB are free there): {'; '.join(reasons)}. "
+            "The checkpoints before it are whole: mend the file system and start again"
+        ) from error
 
 
 def _keep_writers_on_a_lifeline() -> None:

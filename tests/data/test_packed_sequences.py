@@ -1,7 +1,10 @@
 import random
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_prime.data.packed_sequences import pack_sequences
 
@@ -38,20 +41,48 @@ def test_the_longest_sequence_may_be_the_padding():
     assert pack_sequences([([1], [2])], pad_to=16).max_seqlen == 14
 
 
-@pytest.mark.parametrize(("pad_to", "pad_sequences_to"), [(4, 4), (8, 4), (12, 6)])
-def test_sequences_padded_one_by_one_keep_their_tokens(pad_to, pad_sequences_to):
-    packed = pack_sequences(SEQUENCES, pad_to, pad_token_id=99, pad_sequences_to=pad_sequences_to)
-    starts = packed.cu_seqlens.tolist()
-    assert all(start % pad_sequences_to == 0 for start in starts)
-    assert packed.num_tokens % pad_to == 0
-    assert packed.num_padding == packed.num_tokens - 11
-    for row, (prompt, response) in enumerate(SEQUENCES):
-        tokens = packed.token_ids_S[starts[row] : starts[row + 1]].tolist()
+@given(
+    sequences=st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 50), min_size=1, max_size=6), st.lists(st.integers(1, 50), max_size=9)
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    context=st.integers(1, 4),
+    tensor=st.sampled_from([1, 2, 3]),
+)
+def test_sequences_padded_for_context_parallelism_keep_labels_and_predictions(sequences, context, tensor):
+    plain = pack_sequences(sequences)
+    pad_to = 2 * context * tensor
+    padded = pack_sequences(sequences, pad_to, pad_token_id=99, pad_sequences_to=2 * context)
+    assert padded.num_tokens % pad_to == 0
+    assert padded.num_sequences == len(sequences)
+    assert padded.num_padding == padded.num_tokens - plain.num_tokens
+    assert torch.equal(padded.rows_R, plain.rows_R) and torch.equal(padded.cols_R, plain.cols_R)
+    starts, plain_starts = padded.cu_seqlens.tolist(), plain.cu_seqlens.tolist()
+    predicting = [[], []]
+    for row, (prompt, response) in enumerate(sequences):
         length = len(prompt) + len(response)
-        assert tokens == prompt + response + [99] * (len(tokens) - length)
-        assert packed.position_ids_S[starts[row] : starts[row + 1]].tolist() == list(range(len(tokens)))
-        assert packed.labels_S[starts[row] + length - 1] == 0
-    assert packed.labels_S[packed.predict_positions_R].tolist() == [4, 5, 7, 8, 9]
+        stop = starts[row] + length
+        filling = starts[row + 1] - stop
+        assert 0 <= filling < 2 * context and (length + filling) % (2 * context) == 0
+        inside, before = slice(starts[row], stop), slice(plain_starts[row], plain_starts[row + 1])
+        assert torch.equal(padded.token_ids_S[inside], plain.token_ids_S[before])
+        assert torch.equal(padded.labels_S[inside], plain.labels_S[before])
+        assert padded.token_ids_S[stop : stop + filling].tolist() == [99] * filling
+        assert padded.labels_S[stop : stop + filling].tolist() == [0] * filling
+        positions = padded.position_ids_S[starts[row] : stop + filling].tolist()
+        assert positions == list(range(length + filling))
+        for found, packed, first in zip(predicting, (padded, plain), (starts, plain_starts), strict=True):
+            found += (packed.predict_positions_R[packed.rows_R == row] - first[row]).tolist()
+    assert predicting[0] == predicting[1]
+    num_at_end = padded.num_tokens - starts[len(sequences)]
+    assert 0 <= num_at_end < pad_to
+    assert starts[len(sequences) + 1 :] == [padded.num_tokens] * (num_at_end > 0)
+    assert padded.token_ids_S[starts[len(sequences)] :].tolist() == [99] * num_at_end
+    assert padded.labels_S[starts[len(sequences)] :].tolist() == [0] * num_at_end
+    assert padded.max_seqlen == max(stop - start for start, stop in pairwise(starts))
 
 
 def test_an_empty_microbatch_is_padding_alone():

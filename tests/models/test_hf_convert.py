@@ -6,8 +6,8 @@ from hf_shapes import VARIANTS, import_rank, make_shape, random_hf, slice_reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_prime.models.hf_convert import HFBlock, assemble_hf, export_local, import_hf
-from megatron_prime.models.hf_mapping import hf_tensors
+from megatron_prime.models.hf_convert import HFBlock, assemble_hf, export_local, import_hf, load_parameter
+from megatron_prime.models.hf_mapping import Piece, hf_tensors
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,3 +71,56 @@ def test_import_refuses_another_model():
     named["decoder.final_layernorm.weight"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"decoder.final_layernorm.weight has shape \(3,\)"):
         list(export_local(named, parameters))
+
+
+def test_values_are_cast_to_the_parameters_precision():
+    local = torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.bfloat16))
+    whole = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    load_parameter(local, [Piece("w", 0, 2, 0, 2)], slice_reader({"w": whole}))
+    assert local.dtype == torch.bfloat16 and local.requires_grad
+    assert torch.equal(local.detach(), whole[2:].bfloat16())
+
+
+def test_rows_behind_the_last_piece_become_zero():
+    local = torch.full((5, 2), torch.nan)
+    load_parameter(local, [Piece("w", 0, 0, 0, 3)], slice_reader({"w": torch.ones(3, 2)}))
+    assert local.tolist() == [[1, 1]] * 3 + [[0, 0]] * 2
+
+
+def test_a_block_of_another_shape_is_refused_not_broadcast():
+    with pytest.raises(ValueError, match=r"w: the block read has shape \(1, 3\), \(2, 3\) is needed"):
+        load_parameter(torch.zeros(2, 3), [Piece("w", 0, 0, 0, 2)], lambda *_: torch.ones(1, 3))
+
+
+def test_exported_blocks_are_views_without_gradients():
+    shape = make_shape()
+    where = {"tp_size": 1, "tp_rank": 0, "layers": range(2), "is_first_stage": True, "is_last_stage": True}
+    parameters, named = import_rank(shape, random_hf(shape), **where)
+    named = {name: torch.nn.Parameter(tensor) for name, tensor in named.items()}
+    blocks = list(export_local(named, parameters))
+    storages = {tensor.untyped_storage().data_ptr() for tensor in named.values()}
+    assert {block.tensor.untyped_storage().data_ptr() for block in blocks} == storages
+    assert not any(block.tensor.requires_grad for block in blocks)
+
+
+def test_a_tensor_is_yielded_as_soon_as_it_is_whole_in_a_memory_of_its_own():
+    halves, other = torch.arange(6.0).view(3, 2), torch.ones(2)
+    num_given = 0
+
+    def blocks():
+        nonlocal num_given
+        for block in (
+            HFBlock("a", 0, 2, halves[2:]),
+            HFBlock("a", 0, 0, halves[:2]),
+            HFBlock("b", 0, 0, other),
+        ):
+            num_given += 1
+            yield block
+
+    assembled = assemble_hf({"a": (3, 2), "b": (2,)}, blocks())
+    name, tensor = next(assembled)
+    assert (name, num_given) == ("a", 2)
+    assert torch.equal(tensor, halves)
+    halves.zero_()
+    assert tensor.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert [name for name, _ in assembled] == ["b"]

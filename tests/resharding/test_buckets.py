@@ -1,5 +1,7 @@
 """Buckets hold whole tensors, bound every rank, and keep the order of the plan."""
 
+from itertools import pairwise
+
 import pytest
 from plan_shapes import LLAMA_70B, make_shape
 
@@ -40,3 +42,31 @@ def test_a_bucket_too_small_says_how_much_is_needed():
     plan = plan_reshard(make_shape(), TrainingLayout(), EngineLayout.consecutive(1, 1))
     with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight: allow 606 or more"):
         buckets(plan, 600)
+
+
+def loads(transfers):
+    """Bytes that each rank sends, and that each engine rank gets."""
+    total = {}
+    for t in transfers:
+        for key in (("send", t.source_rank), ("receive", t.engine, t.engine_tp_rank)):
+            total[key] = total.get(key, 0) + t.num_bytes
+    return total
+
+
+@pytest.mark.parametrize("max_bytes", [700, 1000, 1500])
+def test_a_bucket_ends_only_where_the_next_tensor_would_not_fit(max_bytes):
+    plan = plan_reshard(make_shape(), TrainingLayout(tp=2, pp=2, dp=2), EngineLayout.consecutive(2, 4))
+    cut = buckets(plan, max_bytes)
+    assert len(cut) > 1
+    for bucket, following in pairwise(cut):
+        added = loads(t for t in following.transfers if t.hf_name == following.hf_names[0])
+        together = loads(bucket.transfers)
+        assert any(together.get(key, 0) + num_bytes > max_bytes for key, num_bytes in added.items())
+
+
+def test_a_tensor_that_one_rank_sends_to_many_engines_has_a_bucket_to_itself():
+    plan = plan_reshard(make_shape(), TrainingLayout(), EngineLayout.consecutive(4, 1, first_rank=1))
+    cut = buckets(plan, 700)
+    wide = [bucket for bucket in cut if "model.embed_tokens.weight" in bucket.hf_names]
+    assert [bucket.hf_names for bucket in wide] == [("model.embed_tokens.weight",)]
+    assert wide[0].num_bytes == 4 * 101 * 3 * 2

@@ -49,19 +49,43 @@ def test_accuracy_by_source_leaves_errors_and_nameless_sources_out():
 
 def test_the_stats_of_a_batch(tally):
     stats = tally.stats([KEPT], num_trimmed=0)
-    assert stats["num_rounds"] == 2
-    assert stats["num_prompts_sampled"] == 4
-    assert stats["num_rollouts_sampled"] == 8
-    assert stats["num_groups_kept"] == 1
-    assert stats["num_groups_surplus"] == 1
-    assert stats["num_groups_dropped_too_easy"] == 1
-    assert stats["num_groups_dropped_verifier_error"] == 1
-    assert stats["num_groups_dropped_too_hard"] == 0
-    assert stats["num_verifier_errors"] == 1
-    assert stats["accuracy"] == 0.5
-    assert stats["accuracy_before_filter"] == pytest.approx((1 + 0 + 1 + 1 + 0 + 1 + 1) / 7)
-    assert stats["policy_version"] == 3
-    assert stats["accuracy_by_source/geometry"] == 1.0
+    assert all(type(value) is float for value in stats.values())
+    assert stats == {
+        "num_rounds": 2,
+        "num_prompts_sampled": 4,
+        "num_rollouts_sampled": 8,
+        "num_groups_kept": 1,
+        "num_groups_dropped_aborted": 0,
+        "num_groups_dropped_verifier_error": 1,
+        "num_groups_dropped_truncated": 0,
+        "num_groups_dropped_too_hard": 0,
+        "num_groups_dropped_too_easy": 1,
+        "num_groups_surplus": 1,
+        "num_groups_trimmed": 0,
+        "num_verifier_errors": 1,
+        "accuracy_before_filter": pytest.approx((1 + 0 + 1 + 1 + 0 + 1 + 1) / 7),
+        "accuracy": 0.5,
+        "truncated_fraction": 2 / 8,
+        "mean_response_tokens": (2 + 4 + 6 * 1) / 8,
+        "policy_version": 3,
+        "accuracy_by_source/algebra": (1 + 0 + 0 + 1) / 4,
+        "accuracy_by_source/geometry": 1.0,
+    }
+
+
+def test_a_group_is_trained_on_trimmed_or_surplus(tally):
+    tally.add_round([KEPT], [Verdict.KEPT])
+    stats = tally.stats([KEPT], num_trimmed=1)
+    counts = [stats[f"num_groups_{fate}"] for fate in ("kept", "trimmed", "surplus")]
+    assert counts == [1, 1, 1]
+    assert sum(value for name, value in stats.items() if name.startswith("num_groups_")) == 5
+
+
+def test_the_version_of_a_batch_is_its_oldest():
+    older = group(4, [1.0, 0.0], version=1)
+    tally = CollectionTally()
+    tally.add_round([KEPT, older], [Verdict.KEPT, Verdict.KEPT])
+    assert tally.stats([KEPT, older], num_trimmed=0)["policy_version"] == 1
 
 
 def test_the_keep_rate_is_smoothed_and_never_zero(tally):
@@ -74,3 +98,23 @@ def test_the_explanation_counts_and_says_how_to_mend(tally):
     assert "4 prompts sampled in 2 rounds" in text
     assert "dropped_too_easy 1" in text
     assert "filter.max_rounds" in text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "knob"),
+    [
+        (Verdict.TOO_HARD, "filter.accuracy_min"),
+        (Verdict.TOO_EASY, "filter.accuracy_max"),
+        (Verdict.TRUNCATED, "rollout.max_response_tokens"),
+        (Verdict.VERIFIER_ERROR, "reward.timeout_s"),
+        (Verdict.ABORTED, "engine: see its log"),
+        (Verdict.KEPT, "Most were kept"),
+    ],
+)
+def test_the_explanation_follows_the_commonest_reason(verdict, knob):
+    rare = Verdict.TOO_EASY if verdict is Verdict.TOO_HARD else Verdict.TOO_HARD
+    others = [Verdict.KEPT] * 4 + [rare] * (verdict is not Verdict.KEPT)
+    verdicts = [*others, verdict, verdict]
+    tally = CollectionTally()
+    tally.add_round([KEPT] * len(verdicts), verdicts)
+    assert knob in tally.explain()

@@ -8,7 +8,7 @@ from megatron_prime.rollout.stream_keys import MAX_ROUNDS, evaluation_stream_key
 
 
 def test_keys_are_distinct_and_fit_64_bits():
-    steps, rounds = (0, 1, 2, 99, 2**39), (0, 1, 7, MAX_ROUNDS - 1)
+    steps, rounds = (0, 1, 2, 99, 2**39, 2**40 - 1), (0, 1, 7, MAX_ROUNDS - 1)
     keys = [training_stream_key(step, number) for step, number in itertools.product(steps, rounds)]
     keys += [evaluation_stream_key(step) for step in steps]
     assert len(set(keys)) == len(keys)

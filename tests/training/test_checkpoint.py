@@ -120,3 +120,12 @@ def test_a_damaged_checkpoint_is_refused_on_every_rank(damage, results):
 def test_a_folder_that_cannot_be_written_is_an_error_on_every_rank(results):
     for report in results["faults"]:
         assert report["no folder"][0] in ("NotADirectoryError", "FileExistsError")
+
+
+def test_a_full_disk_is_told_on_every_rank_and_costs_nothing_that_was_saved(results):
+    for report in results["faults"]:
+        kind, message = report["no room"]["fault"]
+        assert kind == "OSError"
+        assert "could not be written" in message and "start again" in message
+        assert report["no room"]["kept"], "the checkpoint before it is still the newest"
+        assert report["no room"]["next"] is None, "with room again, the same save succeeds"
