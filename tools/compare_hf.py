@@ -3,7 +3,8 @@
     python tools/compare_hf.py runs/a/hf runs/b/hf [--tolerance 1e-6]
 
 Prints every tensor that is missing on a side, has another shape or type, or differs by more than the tolerance
-(default: any bit), and a closing line. Exit code 0 when the checkpoints agree, 1 when they differ, 2 when one cannot be read.
+(default: any bit), and a closing line. Exit code 0 when the checkpoints agree, 1 when they differ, 2 when one cannot be
+read.
 """
 
 import argparse
