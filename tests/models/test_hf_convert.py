@@ -123,4 +123,7 @@ def test_a_tensor_is_yielded_as_soon_as_it_is_whole_in_a_memory_of_its_own():
     assert torch.equal(tensor, halves)
     halves.zero_()
     assert tensor.tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert [name for name, _ in assembled] == ["b"]
+    name, tensor = next(assembled)  # came as one block
+    other.zero_()
+    assert (name, tensor.tolist()) == ("b", [1, 1])
+    assert next(assembled, None) is None
