@@ -27,6 +27,23 @@ VARIANTS = {
     "qwen3_bias": {"model_type": "qwen3", "attention_bias": True},
     "llama": {"model_type": "llama"},
     "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "norm_topk_prob": True,
+    },
+    "qwen3_moe_mixed": {
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "norm_topk_prob": False,
+        "mlp_only_layers": [1],
+        "tie_word_embeddings": True,
+    },
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "llama_biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
 }
 

@@ -1,6 +1,6 @@
 """The tables: for each model family, which HF tensors make up each Megatron parameter, and how. Stdlib only.
 
-A further family is a further list of rows; the code that walks them is `hf_mapping`.
+A further family is a further list of rows; the code that walks them is `hf_mapping`, laying each out by `hf_layouts`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ class Place(Enum):
 
     FIRST_STAGE = "first stage"
     LAYER = "every layer"
+    DENSE_LAYER = "every layer whose MLP is not a mixture of experts"
+    MOE_LAYER = "every layer with experts, once"
+    EXPERT = "every expert of every layer with experts"
     LAST_STAGE = "last stage"
     LAST_STAGE_COPY = "last stage, unless it is the first too"
 
@@ -43,7 +46,11 @@ class HFTensor:
 
 @dataclass(frozen=True)
 class Row:
-    """One Megatron parameter; `when` names the flag of `ModelShape` that it needs to be present."""
+    """One Megatron parameter; `when` names the flag of `ModelShape` that it needs to be present.
+
+    Names hold `{layer}` and, of an expert's, `{expert}`. `te_name`: where Transformer Engine fuses it into
+    the next linear layer. `grouped_name`: where one module computes all experts by a grouped GEMM.
+    """
 
     place: Place
     megatron_name: str
@@ -51,6 +58,10 @@ class Row:
     tensors: tuple[HFTensor, ...]
     when: str | None = None
     te_name: str | None = None
+    grouped_name: str | None = None
+
+
+LAYER_PLACES = (Place.LAYER, Place.DENSE_LAYER, Place.MOE_LAYER, Place.EXPERT)
 
 
 def _norm(name: str, size: str) -> tuple[HFTensor]:
@@ -122,14 +133,14 @@ _ATTENTION_ROWS = (
 )
 _DENSE_MLP_ROWS = (
     Row(
-        Place.LAYER,
+        Place.DENSE_LAYER,
         f"{_DECODER}.pre_mlp_layernorm.weight",
         Layout.REPLICATED,
         _norm("model.layers.{layer}.post_attention_layernorm.weight", "hidden_size"),
         te_name=f"{_DECODER}.mlp.linear_fc1.layer_norm_weight",
     ),
     Row(
-        Place.LAYER,
+        Place.DENSE_LAYER,
         f"{_DECODER}.mlp.linear_fc1.weight",
         Layout.CONCATENATED,
         (
@@ -138,7 +149,7 @@ _DENSE_MLP_ROWS = (
         ),
     ),
     Row(
-        Place.LAYER,
+        Place.DENSE_LAYER,
         f"{_DECODER}.mlp.linear_fc1.bias",
         Layout.CONCATENATED,
         (
@@ -148,19 +159,59 @@ _DENSE_MLP_ROWS = (
         when="mlp_bias",
     ),
     Row(
-        Place.LAYER,
+        Place.DENSE_LAYER,
         f"{_DECODER}.mlp.linear_fc2.weight",
         Layout.CONCATENATED,
         (HFTensor(f"{_MLP}.down_proj.weight", ("hidden_size", "ffn_hidden_size"), 1, "ffn_hidden_size"),),
     ),
     Row(
-        Place.LAYER,
+        Place.DENSE_LAYER,
         f"{_DECODER}.mlp.linear_fc2.bias",
         Layout.REPLICATED,
         _norm(f"{_MLP}.down_proj.bias", "hidden_size"),
         when="mlp_bias",
     ),
 )
+
+
+def _expert_rows(moe: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+    """Rows of a mixture of experts whose HF tensors go by these names."""
+    expert = f"{moe}.experts.{{expert}}"
+    wide, tall = ("moe_ffn_hidden_size", "hidden_size"), ("hidden_size", "moe_ffn_hidden_size")
+    experts = f"{_DECODER}.mlp.experts"
+    return (
+        Row(
+            Place.MOE_LAYER,
+            f"{_DECODER}.pre_mlp_layernorm.weight",
+            Layout.REPLICATED,
+            _norm("model.layers.{layer}.post_attention_layernorm.weight", "hidden_size"),
+        ),
+        Row(
+            Place.MOE_LAYER,
+            f"{_DECODER}.mlp.router.weight",
+            Layout.REPLICATED,
+            (HFTensor(f"{moe}.gate.weight", ("num_experts", "hidden_size")),),
+        ),
+        Row(
+            Place.EXPERT,
+            f"{experts}.local_experts.{{expert}}.linear_fc1.weight",
+            Layout.CONCATENATED,
+            (
+                HFTensor(f"{expert}.{gate}.weight", wide, 0, "moe_ffn_hidden_size"),
+                HFTensor(f"{expert}.{up}.weight", wide, 0, "moe_ffn_hidden_size"),
+            ),
+            grouped_name=f"{experts}.linear_fc1.weight{{expert}}",
+        ),
+        Row(
+            Place.EXPERT,
+            f"{experts}.local_experts.{{expert}}.linear_fc2.weight",
+            Layout.CONCATENATED,
+            (HFTensor(f"{expert}.{down}.weight", tall, 1, "moe_ffn_hidden_size"),),
+            grouped_name=f"{experts}.linear_fc2.weight{{expert}}",
+        ),
+    )
+
+
 _LAST_ROWS = (
     Row(
         Place.LAST_STAGE,
@@ -179,7 +230,25 @@ _LAST_ROWS = (
 )
 
 _DENSE = (*_FIRST_ROWS, *_ATTENTION_ROWS, *_DENSE_MLP_ROWS, *_LAST_ROWS)
+_QWEN3_MOE = (
+    *_FIRST_ROWS,
+    *_ATTENTION_ROWS,
+    *_DENSE_MLP_ROWS,
+    *_expert_rows("model.layers.{layer}.mlp", "gate_proj", "up_proj", "down_proj"),
+    *_LAST_ROWS,
+)
+_MIXTRAL = (
+    *_FIRST_ROWS,
+    *_ATTENTION_ROWS,
+    *_expert_rows("model.layers.{layer}.block_sparse_moe", "w1", "w3", "w2"),
+    *_LAST_ROWS,
+)
 
-# The dense families differ in flags of the shape alone; an MoE family swaps _DENSE_MLP_ROWS for rows of its
-# own.
-FAMILIES: dict[str, tuple[Row, ...]] = {"qwen2": _DENSE, "qwen3": _DENSE, "llama": _DENSE}
+# The dense families differ in flags of the shape alone.
+FAMILIES: dict[str, tuple[Row, ...]] = {
+    "qwen2": _DENSE,
+    "qwen3": _DENSE,
+    "llama": _DENSE,
+    "qwen3_moe": _QWEN3_MOE,
+    "mixtral": _MIXTRAL,
+}

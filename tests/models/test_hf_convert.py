@@ -1,5 +1,7 @@
 """Copies between HF tensors and Megatron parameters lose nothing and refuse what does not fit."""
 
+import itertools
+
 import pytest
 import torch
 from hf_shapes import VARIANTS, import_rank, make_shape, random_hf, slice_reader
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_prime.models.hf_convert import HFBlock, assemble_hf, export_local, import_hf, load_parameter
-from megatron_prime.models.hf_mapping import Piece, hf_tensors
+from megatron_prime.models.hf_mapping import ExpertShare, Piece, hf_tensors
 
 
 @settings(max_examples=60, deadline=None)
@@ -16,15 +18,20 @@ from megatron_prime.models.hf_mapping import Piece, hf_tensors
     tp_size=st.sampled_from([1, 2]),
     cut=st.integers(0, 2),
     norm_style=st.sampled_from(["local", "te"]),
+    ep_size=st.sampled_from([1, 2, 4]),
 )
-def test_there_and_back_is_bit_equal(variant, tp_size, cut, norm_style):
-    """One pipeline stage, or two cut anywhere, at any TP: import, export and assemble change nothing."""
+def test_there_and_back_is_bit_equal(variant, tp_size, cut, norm_style, ep_size):
+    """One pipeline stage, or two cut anywhere, at any TP and EP: import, export and assemble change nothing.
+
+    Each rank here is both a TP rank and, TP ranks of an expert parallel rank being numbered first, an expert's.
+    """
     shape = make_shape(variant)
     tensors = random_hf(shape)
     chunks = [range(0, 2)] if cut == 0 else [range(0, cut), range(cut, 2)]
     blocks: list[HFBlock] = []
     for stage, layers in enumerate(chunks):
-        for tp_rank in range(tp_size):
+        for tp_rank, ep_rank in itertools.product(range(tp_size), range(ep_size if shape.is_moe else 1)):
+            experts = ExpertShare(ep_size, ep_rank, tp_size, tp_rank) if shape.is_moe else ExpertShare()
             parameters, named = import_rank(
                 shape,
                 tensors,
@@ -34,8 +41,13 @@ def test_there_and_back_is_bit_equal(variant, tp_size, cut, norm_style):
                 is_first_stage=stage == 0,
                 is_last_stage=stage == len(chunks) - 1,
                 norm_style=norm_style,
+                experts=experts,
             )
-            own = [p for p in parameters if not p.is_tied_copy and not (p.replicated_over_tp and tp_rank)]
+            own = [
+                p
+                for p in parameters
+                if not (p.is_tied_copy or (p.replicated_over_tp and tp_rank) or (ep_rank and not p.is_expert))
+            ]
             blocks += export_local({p.megatron_name: named[p.megatron_name] for p in own}, own)
     back = dict(assemble_hf(hf_tensors(shape), blocks))
     assert back.keys() == tensors.keys()

@@ -3,8 +3,8 @@
 import pytest
 from hf_shapes import VARIANTS, make_shape
 
-from megatron_prime.models.hf_shape import FAMILY_TRAITS
-from megatron_prime.models.hf_tables import FAMILIES, Layout, Place
+from megatron_prime.models.hf_config import FAMILY_TRAITS
+from megatron_prime.models.hf_tables import FAMILIES, LAYER_PLACES, Layout, Place
 
 ROWS = [(family, row) for family, rows in FAMILIES.items() for row in rows]
 
@@ -26,9 +26,11 @@ def test_rows_name_attributes_of_the_shape(family, row):
 
 @pytest.mark.parametrize(("family", "row"), ROWS)
 def test_layer_rows_and_only_they_name_a_layer(family, row):
-    is_layer = row.place is Place.LAYER
-    assert ("{layer}" in row.megatron_name) == is_layer
-    assert all(("{layer}" in tensor.name) == is_layer for tensor in row.tensors)
+    is_layer, is_expert = row.place in LAYER_PLACES, row.place is Place.EXPERT
+    for name in (row.megatron_name, *(tensor.name for tensor in row.tensors)):
+        assert ("{layer}" in name) == is_layer
+        assert ("{expert}" in name) == is_expert
+    assert (row.grouped_name is not None) == is_expert
 
 
 @pytest.mark.parametrize(("family", "row"), ROWS)
@@ -43,8 +45,10 @@ def test_the_layout_fits_its_tensors(family, row):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_megatron_parameter_is_made_twice(variant):
+@pytest.mark.parametrize("absent", [Place.DENSE_LAYER, Place.MOE_LAYER])
+def test_no_megatron_parameter_is_made_twice(variant, absent):
+    """A layer is dense or has experts: both name their norm alike."""
     shape = make_shape(variant)
-    rows = FAMILIES[shape.family]
-    names = [row.megatron_name for row in rows if row.when is None or getattr(shape, row.when)]
+    rows = [row for row in FAMILIES[shape.family] if row.when is None or getattr(shape, row.when)]
+    names = [row.megatron_name for row in rows if row.place is not absent]
     assert len(names) == len(set(names))
