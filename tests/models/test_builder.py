@@ -73,7 +73,7 @@ def test_a_broken_config_is_refused(content, tmp_path):
 
 def test_an_unknown_family_is_refused(checkpoint, tmp_path):
     folder = with_config(checkpoint, tmp_path / "m", model_type="mamba")
-    with pytest.raises(ValueError, match=r"'mamba'.*known: llama, qwen2, qwen3"):
+    with pytest.raises(ValueError, match=r"'mamba'.*known: llama, mixtral, qwen2, qwen3"):
         build_model(folder, ONE)
 
 
@@ -81,6 +81,20 @@ def test_an_unknown_family_is_refused(checkpoint, tmp_path):
 def test_output_biases_are_refused(bias, checkpoint, tmp_path):
     folder = with_config(checkpoint, tmp_path / "m", model_type="llama", **{bias: True})
     with pytest.raises(ValueError, match="not supported yet"):
+        build_model(folder, ONE)
+
+
+def test_a_mixture_of_experts_is_refused_though_its_weights_are_mapped(checkpoint, tmp_path):
+    experts = {
+        "model_type": "qwen3_moe",
+        "head_dim": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "norm_topk_prob": True,
+    }
+    folder = with_config(checkpoint, tmp_path / "moe", **experts)
+    with pytest.raises(ValueError, match="qwen3_moe model is a mixture of experts.*use a dense model"):
         build_model(folder, ONE)
 
 
