@@ -98,8 +98,8 @@ def stage_layers(shape: ModelShape, pipeline_size: int, pipeline_rank: int) -> r
 def _build_module(shape: ModelShape, topology: Topology) -> ScoringGPTModel:
     if shape.num_experts:
         raise ValueError(
-            f"the {shape.family} model is a mixture of experts: its weights are mapped, but it cannot be built yet; use a "
-            "dense model (llama, qwen2, qwen3)"
+            f"the {shape.family} model is a mixture of experts: its weights are mapped, but it cannot be built yet; "
+            "use a dense model (llama, qwen2, qwen3)"
         )
     check_tensor_parallel(shape, topology.tensor_size)
     config = transformer_config(shape, topology)
