@@ -94,7 +94,7 @@ def test_a_mixture_of_experts_is_refused_though_its_weights_are_mapped(checkpoin
         "norm_topk_prob": True,
     }
     folder = with_config(checkpoint, tmp_path / "moe", **experts)
-    with pytest.raises(ValueError, match="qwen3_moe model is a mixture of experts.*use a dense model"):
+    with pytest.raises(ValueError, match=r"qwen3_moe model is a mixture of experts.*use a dense model"):
         build_model(folder, ONE)
 
 
