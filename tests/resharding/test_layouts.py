@@ -1,21 +1,27 @@
 """Layouts: who is where, and what is refused."""
 
 import pytest
-from plan_shapes import make_shape
+import torch
+from megatron.core.parallel_state import RankGenerator
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from plan_shapes import make_moe_shape
 
+from megatron_prime.models.hf_mapping import hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrainingLayout(vpp=2), "vpp=2"),
-        (lambda: TrainingLayout(ep=4), "ep=4"),
+        (lambda: TrainingLayout(vpp=2), "vpp=2 needs a pipeline"),
+        (lambda: TrainingLayout(ep=4, tp=2), "etp=1 times ep=4 does not divide the 2 ranks of a stage"),
         (lambda: TrainingLayout(tp=0), "tp must be positive"),
         (lambda: TrainingLayout(pp=3).stage_layers(4), "4 layers cannot be split evenly over 3"),
         (lambda: TrainingLayout(pp=2, layers_per_stage=(1, 2)).stage_layers(4), "does not add up"),
         (lambda: TrainingLayout(pp=2, layers_per_stage=(4,)), "1 entries for 2"),
         (lambda: EngineLayout(0, 1, ()), "must be positive"),
+        (lambda: EngineLayout(1, 2, ((0, 1),), ep=3), "ep=3 must divide its tp=2"),
         (lambda: EngineLayout(2, 2, ((0, 1), (2,))), "2 ranks for each of 2 engines"),
     ],
 )
@@ -24,39 +30,96 @@ def test_layouts_that_cannot_be_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 3, 2), (4, 2, 2, 3), (2, 2, 1, 4)])
+def holders(layout, find):
+    """Coordinates -> ranks, by asking `find` for each rank's coordinates."""
+    found = {}
+    for rank in range(layout.num_ranks):
+        found.setdefault(find(rank), []).append(rank)
+    return found
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"tp": 2, "dp": 3, "pp": 2},
+        {"tp": 4, "cp": 2, "dp": 2, "pp": 3, "ep": 8},
+        {"tp": 2, "cp": 2, "dp": 2, "pp": 4, "ep": 2, "etp": 4},
+        {"tp": 1, "dp": 8, "pp": 2, "ep": 4, "etp": 2},
+    ],
+    ids=str,
+)
 def test_ranks_are_in_megatrons_order(sizes):
-    """Tensor fastest, then context, data, pipeline: the order that nested loops over the axes give."""
-    tp, cp, dp, pp = sizes
-    layout = TrainingLayout(tp=tp, cp=cp, dp=dp, pp=pp)
-    holders, rank = {}, 0
-    for pp_rank in range(pp):
-        for _ in range(dp):
-            for _ in range(cp):
-                for tp_rank in range(tp):
-                    assert layout.coordinates(rank) == (tp_rank, pp_rank)
-                    holders.setdefault((tp_rank, pp_rank), []).append(rank)
-                    rank += 1
-    assert layout.num_ranks == rank
-    for (tp_rank, pp_rank), ranks in holders.items():
-        assert list(layout.replicas(tp_rank, pp_rank)) == ranks
+    """Against the generator that Megatron makes its process groups with, dense and expert."""
+    layout = TrainingLayout(**sizes)
+    order = "tp-cp-ep-dp-pp"
+    dense = RankGenerator(tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=layout.cp, order=order)
+    assert dense.world_size == layout.num_ranks
+    found = holders(layout, layout.coordinates)
+    assert sorted(found.values()) == sorted(dense.get_ranks("dp-cp"))
+    for group in dense.get_ranks("tp"):
+        assert [layout.coordinates(rank)[0] for rank in group] == list(range(layout.tp))
+    for group in dense.get_ranks("pp"):
+        assert [layout.coordinates(rank)[1] for rank in group] == list(range(layout.pp))
+    for coordinates, ranks in found.items():
+        assert list(layout.replicas(*coordinates)) == ranks
+
+    num_replicas = layout.ranks_per_stage // (layout.etp * layout.ep)
+    expert = RankGenerator(tp=layout.etp, ep=layout.ep, dp=num_replicas, pp=layout.pp, cp=1, order=order)
+
+    def expert_coordinates(rank):
+        share = layout.expert_share(rank)
+        return share.etp_rank, share.ep_rank, layout.coordinates(rank)[1]
+
+    found = holders(layout, expert_coordinates)
+    assert sorted(found.values()) == sorted(expert.get_ranks("dp"))
+    for group in expert.get_ranks("ep"):
+        assert [layout.expert_share(rank).ep_rank for rank in group] == list(range(layout.ep))
+    for group in expert.get_ranks("tp"):
+        assert [layout.expert_share(rank).etp_rank for rank in group] == list(range(layout.etp))
+    for coordinates, ranks in found.items():
+        assert list(layout.expert_replicas(*coordinates)) == ranks
 
 
-def test_the_stages_parameters_are_the_models():
-    shape = make_shape()
-    names = [
+@pytest.mark.parametrize(("pp", "vpp", "num_layers"), [(2, 1, 4), (2, 2, 8), (4, 3, 24)])
+def test_layers_go_round_the_stages_as_in_megatron(pp, vpp, num_layers):
+    config = TransformerConfig(
+        num_layers=num_layers,
+        hidden_size=8,
+        num_attention_heads=1,
+        pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=vpp if vpp > 1 else None,
+        pipeline_dtype=torch.float32,
+    )
+    for stage, chunks in enumerate(TrainingLayout(pp=pp, vpp=vpp).stage_layers(num_layers)):
+        for chunk, layers in enumerate(chunks):
+            offset = get_transformer_layer_offset(config, vp_stage=chunk if vpp > 1 else None, pp_rank=stage)
+            assert layers == range(offset, offset + num_layers // (pp * vpp))
+
+
+def test_unequal_chunks_are_given_in_model_order():
+    layout = TrainingLayout(pp=2, vpp=2, layers_per_stage=(1, 2, 3, 0))
+    assert layout.stage_layers(6) == [(range(0, 1), range(3, 6)), (range(1, 3), range(6, 6))]
+
+
+@pytest.mark.parametrize("sizes", [{"pp": 2}, {"pp": 2, "vpp": 2}, {"tp": 2, "dp": 2, "ep": 4}], ids=str)
+def test_the_ranks_parameters_are_the_models(sizes):
+    shape = make_moe_shape()
+    layout = TrainingLayout(**sizes)
+    held = {
         piece.hf_name
-        for stage in range(2)
-        for parameter in local_parameters(shape, TrainingLayout(pp=2), 0, stage)
+        for rank in range(layout.num_ranks)
+        for parameter in local_parameters(shape, layout, rank)
         for piece in parameter.pieces
-    ]
-    assert {name for name in names if ".layers." in name} == {
-        name.replace("layers.0", f"layers.{layer}")
-        for name in names
-        if ".layers.0." in name
-        for layer in range(4)
     }
+    assert held == set(hf_tensors(shape))
+    for rank in range(layout.num_ranks):
+        names = [parameter.megatron_name for parameter in local_parameters(shape, layout, rank)]
+        assert len(names) == len(set(names))
 
 
 def test_consecutive_engines():
     assert EngineLayout.consecutive(2, 2, first_rank=4).ranks == ((4, 5), (6, 7))
+    replicas = EngineLayout.consecutive(2, 2, dp=2, ep=2)
+    assert replicas.ranks == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert (replicas.num_engines, replicas.expert_tp) == (4, 1)
