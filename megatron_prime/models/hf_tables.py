@@ -43,6 +43,11 @@ class HFTensor:
     parallel_dim: int | None = None
     unit: str | None = None
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is the matrix of a linear layer, which engines quantize; embeddings and routers are not."""
+        return len(self.dims) == 2 and self.unit is not None
+
 
 @dataclass(frozen=True)
 class Row:

@@ -52,3 +52,13 @@ def test_no_megatron_parameter_is_made_twice(variant, absent):
     rows = [row for row in FAMILIES[shape.family] if row.when is None or getattr(shape, row.when)]
     names = [row.megatron_name for row in rows if row.place is not absent]
     assert len(names) == len(set(names))
+
+
+def test_what_engines_quantize():
+    linear = {tensor.name.split(".")[-2] for _, row in ROWS for tensor in row.tensors if tensor.is_linear}
+    assert linear == {
+        *(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        "w1",
+        "w2",
+        "w3",
+    }
