@@ -1,0 +1,1 @@
+"""What stock SGLang needs beside it on a machine without a GPU."""
