@@ -15,7 +15,7 @@ TESTS_WITHOUT_MODULE: dict[str, str] = {
 }
 """Test (without .py, relative to tests/) -> what it tests instead of one module of the package."""
 
-OTHER_TREES = ("examples", "tools")
+OTHER_TREES = ("examples", "tools", "benchmarks")
 """Folders of tests/ that mirror a folder beside the package."""
 
 

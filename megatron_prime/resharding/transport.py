@@ -1,7 +1,7 @@
 """Carries out a ReshardPlan between the training ranks themselves: no file, no gather of whole tensors.
 
-Slices that a rank needs from itself are views; the others of a bucket travel as one flat message a pair of ranks, over
-gloo or NCCL.
+Slices that a rank needs from itself are views. Of the others, large ones that are contiguous where they lie travel as
+they are, and all the rest of a bucket as one flat message a pair of ranks, over gloo or NCCL.
 """
 
 from collections import defaultdict
@@ -14,6 +14,9 @@ from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.buckets import Bucket, buckets
 from megatron_prime.resharding.plan import ReshardPlan, Transfer
 from megatron_prime.types import WeightBlock
+
+_DIRECT_BYTES = 1 << 20
+"""From this size on a message of its own costs less than a copy into a shared one."""
 
 
 class RankTransport:
@@ -61,22 +64,28 @@ class RankTransport:
                 outgoing[transfer.target_rank].append(transfer)
             elif transfer.target_rank == self._rank:
                 incoming[transfer.source_rank].append(transfer)
-        messages = {rank: self._pack(transfers) for rank, transfers in outgoing.items()}
-        buffers = {rank: self._empty(transfers) for rank, transfers in incoming.items()}
-        operations = [dist.P2POp(dist.isend, message, rank) for rank, message in messages.items()]
-        operations += [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in buffers.items()]
+        operations: list[dist.P2POp] = []
+        for rank, transfers in outgoing.items():
+            operations += [dist.P2POp(dist.isend, message, rank) for message in self._messages(transfers)]
+        buffers: dict[int, list[torch.Tensor]] = {}
+        for rank, transfers in incoming.items():
+            buffers[rank] = [self._empty(group) for group in _grouped(transfers)]
+            operations += [dist.P2POp(dist.irecv, buffer, rank) for buffer in buffers[rank]]
         for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
         for rank, transfers in incoming.items():
-            blocks += self._unpack(buffers[rank], transfers)
+            for buffer, group in zip(buffers[rank], _grouped(transfers), strict=True):
+                blocks += self._unpack(buffer, group)
         return blocks
 
     def _slice(self, transfer: Transfer) -> torch.Tensor:
         parameter = self._parameters[transfer.source_param].detach()
         return parameter.narrow(transfer.dim, transfer.source_local_start, transfer.length).to(self._dtype)
 
-    def _pack(self, transfers: Sequence[Transfer]) -> torch.Tensor:
-        return torch.cat([self._slice(transfer).reshape(-1) for transfer in transfers])
+    def _messages(self, transfers: Sequence[Transfer]) -> list[torch.Tensor]:
+        """What goes to one rank; a message of one slice is a view unless it must be cast."""
+        slices = [[self._slice(t).reshape(-1) for t in group] for group in _grouped(transfers)]
+        return [group[0] if len(group) == 1 else torch.cat(group) for group in slices]
 
     def _empty(self, transfers: Sequence[Transfer]) -> torch.Tensor:
         num_bytes = sum(transfer.num_bytes for transfer in transfers)
@@ -88,6 +97,13 @@ class RankTransport:
             _block(transfer, flat.view(_block_shape(transfer, flat.numel())))
             for transfer, flat in zip(transfers, buffer.split(sizes), strict=True)
         ]
+
+
+def _grouped(transfers: Sequence[Transfer]) -> list[list[Transfer]]:
+    """The messages that carry the transfers from one rank to another: both of them ask here."""
+    direct = [[t] for t in transfers if t.dim == 0 and t.num_bytes >= _DIRECT_BYTES]
+    packed = [t for t in transfers if t.dim != 0 or t.num_bytes < _DIRECT_BYTES]
+    return [*direct, packed] if packed else direct
 
 
 def _block(transfer: Transfer, tensor: torch.Tensor) -> WeightBlock:

@@ -1,0 +1,129 @@
+"""Seconds of a weight sync on large jobs, from the bytes on each link: our plan, and gathering everything.
+
+Both by one model: links are full duplex, all of them work at the same time, and nothing else costs anything. It is a
+floor for either way, kindest to the one with more steps.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from reshard_layouts import LLAMA_70B, MOE_1T, QWEN3_235B, Case
+
+from megatron_prime.models.hf_mapping import hf_tensors
+from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
+from megatron_prime.resharding.plan import plan_reshard
+from megatron_prime.resharding.summary import PlanSummary, summary
+
+RANKS_PER_NODE = 8
+NVLINK_BYTES_PER_S = 400e9
+NIC_BYTES_PER_S = 46e9
+
+
+def cases() -> Iterator[Case]:
+    """Each model on all its GPUs together, and with half of them for engines alone."""
+    unequal = (15, 15, 15, 16)
+    yield Case("Llama-70B", LLAMA_70B, TrainingLayout(tp=8, pp=4, dp=4), EngineLayout.consecutive(16, 8))
+    yield Case(
+        "Llama-70B",
+        LLAMA_70B,
+        TrainingLayout(tp=8, pp=4, dp=2),
+        EngineLayout.consecutive(8, 8, first_rank=64),
+    )
+    yield Case(
+        "Qwen3-235B-A22B",
+        QWEN3_235B,
+        TrainingLayout(tp=4, pp=2, dp=32, ep=16),
+        EngineLayout.consecutive(32, 8, ep=8),
+    )
+    yield Case(
+        "Qwen3-235B-A22B",
+        QWEN3_235B,
+        TrainingLayout(tp=4, pp=2, dp=16, ep=16),
+        EngineLayout.consecutive(16, 8, ep=8, first_rank=128),
+    )
+    yield Case(
+        "1T MoE",
+        MOE_1T,
+        TrainingLayout(tp=8, pp=4, dp=32, ep=64, layers_per_stage=unequal),
+        EngineLayout.consecutive(32, 32, ep=32),
+    )
+    yield Case(
+        "1T MoE",
+        MOE_1T,
+        TrainingLayout(tp=8, pp=4, dp=16, ep=64, layers_per_stage=unequal),
+        EngineLayout.consecutive(16, 32, ep=32, first_rank=512),
+    )
+
+
+def simulate(case: Case) -> dict[str, Any]:
+    """Planning time, bytes on the links and seconds of one case, bf16 unless said otherwise."""
+    start = time.perf_counter()
+    plan = plan_reshard(case.shape, case.training, case.engines, ranks_per_node=RANKS_PER_NODE)
+    planning_s = time.perf_counter() - start
+    counted = summary(plan)
+    fp8 = plan_reshard(
+        case.shape, case.training, case.engines, bytes_per_element=1, ranks_per_node=RANKS_PER_NODE
+    )
+    gathered = gather_everything(case)
+    num_senders = case.training.num_ranks
+    num_receivers = case.engines.num_engines * case.engines.tp
+    return {
+        "model": case.name,
+        "gpus": case.num_gpus,
+        "placement": "colocated" if case.is_colocated else "disaggregated",
+        "planning_s": planning_s,
+        "transfers": sum(flow.num_slices for flow in plan.flows),
+        "ratio": counted.network_bytes / max(1, counted.lower_bound_bytes),
+        "nic_sent_gb": _max_and_mean(counted.nic_sent_bytes_by_rank, num_senders),
+        "nic_received_gb": _max_and_mean(counted.nic_received_bytes_by_rank, num_receivers),
+        "nvlink_gb": counted.node_bytes / case.num_gpus / 1e9,
+        "local_gb": counted.local_bytes / num_receivers / 1e9,
+        "seconds": _seconds(counted),
+        "seconds_fp8": _seconds(summary(fp8)),
+        "gather": gathered,
+    }
+
+
+def gather_everything(case: Case) -> dict[str, float]:
+    """Every training rank gets the whole model, and every engine GPU the whole tensors.
+
+    PP broadcast of each TP shard between nodes, TP all-gather within them; every expert is broadcast to all ranks.
+    Engines beside the job get all tensors whole, by a pipelined broadcast between nodes.
+    """
+    training = case.training
+    total = 2.0 * sum(math.prod(dims) for dims in hf_tensors(case.shape).values())
+    experts = 2.0 * sum(math.prod(d) for name, d in hf_tensors(case.shape).items() if ".experts." in name)
+    dense = total - experts
+    if case.is_colocated:
+        on_node = min(RANKS_PER_NODE, training.ep * training.etp) / (training.ep * training.etp * training.pp)
+        nic = dense / training.tp * (training.pp - 1) / training.pp + experts * (1 - on_node)
+        nvlink = dense * (training.tp - 1) / training.tp + experts * on_node
+    else:
+        nic, nvlink = total, dense / training.pp
+    return {
+        "nic_received_gb": nic / 1e9,
+        "nvlink_received_gb": nvlink / 1e9,
+        "seconds": max(nic / NIC_BYTES_PER_S, nvlink / NVLINK_BYTES_PER_S),
+    }
+
+
+def _max_and_mean(by_rank: dict[int, int], num_ranks: int) -> tuple[float, float]:
+    return max(by_rank.values(), default=0) / 1e9, sum(by_rank.values()) / num_ranks / 1e9
+
+
+def _seconds(counted: PlanSummary) -> float:
+    nic = max(
+        max(counted.nic_sent_bytes_by_rank.values(), default=0),
+        max(counted.nic_received_bytes_by_rank.values(), default=0),
+    )
+    within = [
+        of_rank[rank] - between.get(rank, 0)
+        for of_rank, between in (
+            (counted.sent_bytes_by_rank, counted.nic_sent_bytes_by_rank),
+            (counted.received_bytes_by_rank, counted.nic_received_bytes_by_rank),
+        )
+        for rank in of_rank
+    ]
+    return max(nic / NIC_BYTES_PER_S, max(within, default=0) / NVLINK_BYTES_PER_S)
