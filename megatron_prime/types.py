@@ -60,9 +60,12 @@ class Rollout:
     """The engine's log-probability of each response token, at the sampling temperature, in nats."""
     finish_reason: FinishReason
     policy_version: int
-    """Number of weight syncs whose weights sampled this response."""
+    """Number of weight syncs whose weights sampled this response; its first token's where version_spans says more."""
     outcome_reward: float = float("nan")
     """Verified outcome in [0, 1]; NaN until verified, and after a verifier error (which never trains)."""
+    version_spans: tuple[tuple[int, int, int], ...] = ()
+    """(policy_version, first token, end token), in order and joining to all tokens, when a weight sync came amid
+    the response; empty when policy_version sampled all of it."""
 
     def __post_init__(self) -> None:
         assert self.response_ids, "a response has at least one token"

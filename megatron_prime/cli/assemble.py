@@ -12,6 +12,7 @@ from megatron_prime.rewards import VerifierPool
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.local_engine import LocalEngine
 from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.sglang_engine import SGLangEngine
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 
@@ -64,14 +65,7 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
     """The engine that the configuration names, without weights, and the verifier."""
     ranks = Ranks(topology.rank, topology.world_size, gather=lambda items: all_gather_lists(items, topology))
     tokenizer = load_tokenizer(config.model.path)
-    engine = LocalEngine(
-        config.model.path,
-        device=topology.platform.device,
-        dtype=topology.platform.dtype,
-        seed=config.seed,
-        max_batch_size=config.rollout.max_batch_size,
-        ranks=ranks,
-    )
+    engine = _build_engine(config, topology, ranks)
     reward = config.reward
     pool = VerifierPool(reward.verifier, reward.num_workers, reward.timeout_s)
     sampling = SamplingParams(
@@ -82,3 +76,25 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
     )
     verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks)  # type: ignore[arg-type]
     return RolloutParts(engine, verifier, pool, sampling)
+
+
+def _build_engine(config: PrimeConfig, topology: Topology, ranks: Ranks) -> LocalEngine | SGLangEngine:
+    platform = topology.platform
+    if config.rollout.engine == "sglang":
+        return SGLangEngine(
+            config.model.path,
+            device="cuda" if platform.is_cuda else "cpu",
+            dtype=config.platform.dtype,
+            seed=config.seed,
+            settings=config.rollout.sglang,
+            run_dir=config.run_dir,
+            ranks=ranks,
+        )
+    return LocalEngine(
+        config.model.path,
+        device=platform.device,
+        dtype=platform.dtype,
+        seed=config.seed,
+        max_batch_size=config.rollout.max_batch_size,
+        ranks=ranks,
+    )

@@ -12,6 +12,7 @@ from megatron_prime.observability import Progress
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.rollout.evaluation import EvaluationResult
 from megatron_prime.rollout.local_engine import LocalEngine
+from megatron_prime.rollout.sglang_engine import SGLangEngine
 
 
 def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
@@ -20,7 +21,7 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
     progress = Progress(enabled=topology.rank == 0)
     rollout = build_rollout(config, topology)
     try:
-        assert isinstance(rollout.engine, LocalEngine)
+        assert isinstance(rollout.engine, LocalEngine | SGLangEngine)
         rollout.engine.load_from_hf(config.model.path)
         result = Evaluator(config, rollout)(0)
     finally:

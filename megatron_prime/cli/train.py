@@ -148,6 +148,7 @@ def _parts(
         group_size=config.rollout.group_size,
         rows_multiple_of=math.lcm(*minibatch_counts),
         step_segmenter=segmenter,
+        allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
     )
     return Parts(
         collector=collector,

@@ -16,6 +16,9 @@ from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Any one of these makes a tokenizer that transformers can read."""
 
+SGLANG_RESERVED_POSITIONS = 2
+"""SGLang cuts a response silently that would come nearer to the end of the context."""
+
 COMMANDS = ("train", "evaluate", "sft")
 """Commands that run a model; each needs other files."""
 
@@ -39,6 +42,7 @@ def check_run(
         *_model_faults(config, command, model_types),
         *_data_faults(config, command),
         *_process_faults(config, arithmetic, command),
+        *_engine_faults(config, command),
         *_run_dir_faults(config.run_dir),
         *_output_faults(config, command),
         *_resume_faults(config, command),
@@ -167,10 +171,12 @@ def _shape_faults(shape: dict[str, Any], config: PrimeConfig) -> Iterator[str]:
             yield f"parallel.{axis} = {size} does not divide {name} = {value}"
     positions = shape.get("max_position_embeddings")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    if isinstance(positions, int) and longest > positions:
+    reserved = SGLANG_RESERVED_POSITIONS if config.rollout.engine == "sglang" else 0
+    if isinstance(positions, int) and longest > positions - reserved:
         yield (
             f"rollout.max_prompt_tokens + max_response_tokens = {longest} exceeds "
             f"max_position_embeddings = {positions}"
+            + (f" less the {reserved} that SGLang reserves" if reserved else "")
         )
 
 
@@ -230,6 +236,17 @@ def _run_dir_faults(run_dir: Path) -> Iterator[str]:
         yield f"run_dir = {run_dir}: {existing} is not a folder"
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield f"run_dir = {run_dir}: {existing} is not writable"
+
+
+def _engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    settings = config.rollout.sglang
+    if command == "sft" or config.rollout.engine != "sglang" or settings.urls:
+        return
+    if not settings.python.is_file():
+        yield (
+            f"rollout.sglang.python = {settings.python} does not exist: build the engine environment with `make "
+            "sglang`, name its interpreter, or attach to servers by rollout.sglang.urls"
+        )
 
 
 def _output_faults(config: PrimeConfig, command: str) -> Iterator[str]:

@@ -97,11 +97,65 @@ class DataConfig(Section):
     """Visit the prompts of each epoch in a seeded random order."""
 
 
+class SGLangConfig(Section):
+    """SGLang servers for the rollouts: started on the node of rank 0, or attached to by URL."""
+
+    python: UserPath = Path(".venv-sglang/bin/python")
+    """Interpreter of the engine environment; `make sglang` builds the default one."""
+    urls: tuple[str, ...] = ()
+    """Servers that run already, such as http://node7:30000; none are started then."""
+    num_servers: Positive = 1
+    """Servers to start."""
+    tensor: Positive = 1
+    """Tensor-parallel size of each server."""
+    gpu_ids: tuple[NonNegative, ...] = ()
+    """GPUs of the servers, num_servers * tensor of them; default 0, 1, 2, ... (shared with the trainer)."""
+    mem_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of a GPU's memory for the server's weights and KV cache."""
+    max_total_tokens: Positive | None = None
+    """Tokens in a server's KV cache; default as mem_fraction allows, and 32768 on a CPU."""
+    concurrency: Positive = 256
+    """Responses in flight a server."""
+    request_timeout_s: PositiveFloat = 1800.0
+    """Deadline of one response, its time in the server's queue included."""
+    control_timeout_s: PositiveFloat = 300.0
+    """Deadline of one control call, such as an update of the weights."""
+    startup_timeout_s: PositiveFloat = 600.0
+    """Deadline for a server to load the model and answer."""
+    max_restarts: NonNegative = 3
+    """Restarts of a server in a row, each within ten minutes of the last, before the run stops."""
+    deterministic: bool = False
+    """Seeded sampling that a resumed run repeats; needs a GPU, and is slower."""
+    allow_mixed_versions: bool = False
+    """Keep groups whose responses were sampled by different weights."""
+    extra_args: tuple[str, ...] = ()
+    """More arguments of `python -m sglang.launch_server`; they override ours."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        num_gpus = self.num_servers * self.tensor
+        if self.gpu_ids and (len(self.gpu_ids) != num_gpus or len(set(self.gpu_ids)) != num_gpus):
+            raise ValueError(
+                f"gpu_ids = {list(self.gpu_ids)} must be num_servers * tensor = {num_gpus} different GPUs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_urls(self) -> Self:
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} in urls must begin with http:// or https://")
+        if len(set(self.urls)) != len(self.urls):
+            raise ValueError("urls names a server twice")
+        return self
+
+
 class RolloutConfig(Section):
     """How responses are sampled from the policy."""
 
-    engine: Literal["local"] = "local"
-    """Rollout engine; local runs inside the training processes."""
+    engine: Literal["local", "sglang"] = "local"
+    """Rollout engine; local runs inside the training processes, sglang in servers beside them."""
+    sglang: SGLangConfig = SGLangConfig()
     group_size: Positive = 4
     """Responses a prompt (the paper's K)."""
     max_prompt_tokens: Positive = 1024

@@ -47,6 +47,7 @@ class Collector:
         group_size: int,
         rows_multiple_of: int = 1,
         step_segmenter: StepSegmenter | None = None,
+        allow_mixed_versions: bool = False,
     ) -> None:
         """Keep the parts.
 
@@ -61,6 +62,7 @@ class Collector:
             rows_multiple_of: the number of responses of every batch is a multiple of this (the least common
                 multiple of the minibatch counts).
             step_segmenter: given for step granularity only; fills RolloutBatch.step_ids_BT.
+            allow_mixed_versions: take groups whose responses were sampled by different weights.
 
         Raises:
             ValueError: a full batch has no multiple of rows_multiple_of responses.
@@ -81,6 +83,7 @@ class Collector:
         self._group_size = group_size
         self._groups_multiple_of = rows_multiple_of // math.gcd(rows_multiple_of, group_size)
         self._step_segmenter = step_segmenter
+        self._allow_mixed_versions = allow_mixed_versions
 
     def collect(self, step_index: int) -> RolloutBatch:
         """Collect the batch of a step; see `CollectionTally.stats` for its stats.
@@ -121,7 +124,9 @@ class Collector:
             raise RuntimeError(
                 f"the engine returned {len(rollouts)} rollouts for {num_prompts} prompts x {self._group_size}"
             )
-        return split_groups(self._verifier(rollouts), self._group_size)
+        return split_groups(
+            self._verifier(rollouts), self._group_size, allow_mixed_versions=self._allow_mixed_versions
+        )
 
     def _cut(self, kept: list[Group], tally: CollectionTally, step_index: int) -> list[Group]:
         """The groups to train on: the first of those kept, never a rejected one to fill up."""

@@ -14,7 +14,11 @@ NO_WEIGHTS = -1
 """policy_version of an engine without a complete set of weights."""
 
 
-class WeightSyncError(RuntimeError):
+class EngineError(RuntimeError):
+    """An engine could not do its work; the message says what failed and how to mend it."""
+
+
+class WeightSyncError(EngineError):
     """A weight sync was used out of order, or left tensors incomplete."""
 
 
@@ -50,6 +54,7 @@ class Engine(Protocol):
         Raises:
             ValueError: params or a prompt that the model can't serve.
             WeightSyncError: there are no complete weights.
+            EngineError: a part of the engine failed and could not be brought back.
         """
         ...
 

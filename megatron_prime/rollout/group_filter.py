@@ -31,11 +31,13 @@ class Verdict(StrEnum):
     """Mean accuracy above the band."""
 
 
-def split_groups(rollouts: Sequence[Rollout], group_size: int) -> list[Group]:
+def split_groups(
+    rollouts: Sequence[Rollout], group_size: int, *, allow_mixed_versions: bool = False
+) -> list[Group]:
     """Cut an engine's answer, which is ordered by prompt and sample, into groups.
 
     Raises:
-        RuntimeError: a group lacks samples, mixes prompts or mixes policy versions.
+        RuntimeError: a group lacks samples, mixes prompts, or mixes policy versions unless that is allowed.
     """
     if len(rollouts) % group_size:
         raise RuntimeError(
@@ -50,10 +52,16 @@ def split_groups(rollouts: Sequence[Rollout], group_size: int) -> list[Group]:
             raise RuntimeError(
                 f"the engine's rollouts of prompt {index} are not ordered by prompt and sample"
             )
-        versions = sorted({rollout.policy_version for rollout in group})
-        if len(versions) > 1:
+        versions = sorted(_versions(group))
+        if len(versions) > 1 and not allow_mixed_versions:
             raise RuntimeError(f"the group of prompt {index} mixes policy versions {versions}")
     return groups
+
+
+def _versions(group: Group) -> set[int]:
+    """All policy versions that sampled a token of the group."""
+    spans = {version for rollout in group for version, _, _ in rollout.version_spans}
+    return spans | {rollout.policy_version for rollout in group}
 
 
 def mean_accuracy(group: Group) -> float:

@@ -210,3 +210,19 @@ def test_a_conversion_needs_a_checkpoint_a_model_and_a_new_folder(workspace):
     assert faults(output="model")[0].startswith("--output model exists already")
     assert faults("prm.path=nowhere", role="prm")[0].startswith("prm.path = nowhere: no such folder")
     check_convert(load_config(Path("run.toml"), ["prm.path=nowhere"]), "policy", None, Path("new"))
+
+
+def test_a_missing_engine_environment_is_noticed_where_it_is_needed(workspace):
+    [fault] = faults_of("rollout.engine=sglang")
+    assert "make sglang" in fault and "rollout.sglang.python" in fault
+    check("rollout.engine=sglang", 'rollout.sglang.urls=["http://node7:30000"]')
+    (workspace / "python").touch()
+    check("rollout.engine=sglang", "rollout.sglang.python=python")
+
+
+def test_sglang_needs_room_at_the_end_of_the_context(workspace):
+    urls = 'rollout.sglang.urls=["http://node7:30000"]'
+    longest = ("rollout.max_prompt_tokens=4096", "rollout.max_response_tokens=4096")
+    check(*longest)
+    [fault] = faults_of(*longest, "rollout.engine=sglang", urls)
+    assert "less the 2 that SGLang reserves" in fault

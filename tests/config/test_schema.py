@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from megatron_prime.algorithm.advantage import ProcessBaseline
 from megatron_prime.config.faults import dotted_keys, section_of
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.schema import PrimeConfig, SGLangConfig
 
 MINIMAL = {"run_dir": "runs/a", "model": {"path": "m"}, "trainer": {"num_steps": 1, "prompts_per_step": 6}}
 
@@ -86,3 +86,17 @@ def _field(path: str):
 def test_the_baselines_are_those_of_the_algorithm():
     annotation = PrimeConfig.model_fields["advantage"].annotation.model_fields["process_baseline"].annotation
     assert set(get_args(annotation)) == set(get_args(ProcessBaseline))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_servers": 2, "tensor": 2, "gpu_ids": (0, 1, 2)}, r"num_servers \* tensor = 4 different GPUs"),
+        ({"num_servers": 2, "gpu_ids": (1, 1)}, "different GPUs"),
+        ({"urls": ("node7:30000",)}, "must begin with http"),
+        ({"urls": ("http://a:1", "http://a:1")}, "twice"),
+    ],
+)
+def test_servers_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SGLangConfig(**settings)

@@ -69,3 +69,22 @@ def test_histogram():
         "groups by mean accuracy from 0.0: 2, from 0.2: 0, from 0.4: 1, from 0.6: 0, from 0.8: 1; "
         "with verifier errors: 1"
     )
+
+
+def test_a_group_whose_members_straddle_a_sync_is_refused_unless_allowed():
+    straddling = [
+        Rollout(
+            Prompt(0, (1,), ""),
+            sample,
+            (1, 2),
+            (-1.0, -1.0),
+            FinishReason.STOP,
+            4,
+            0.5,
+            ((4, 0, 1), (5, 1, 2)),
+        )
+        for sample in range(2)
+    ]
+    with pytest.raises(RuntimeError, match=r"mixes policy versions \[4, 5\]"):
+        split_groups(straddling, 2)
+    assert split_groups(straddling, 2, allow_mixed_versions=True) == [straddling]

@@ -3,10 +3,8 @@
 import torch
 
 
-def _allocate(
-    dims: tuple[int, ...], dtype: torch.dtype, device: str, pin_memory: bool, allocator: object
-) -> torch.Tensor:
-    """Ordinary memory, in the signature of SGLang's allocation functions."""
+def _allocate(dims: tuple[int, ...], dtype: torch.dtype, device: str, **_ignored: object) -> torch.Tensor:
+    """Ordinary memory, where SGLang's own functions take a pinning flag and an allocator too."""
     return torch.empty(dims, dtype=dtype, device=device)
 
 

@@ -1,0 +1,93 @@
+"""The guardian between a trainer and one SGLang server, so that neither a kill nor a crash leaves processes behind.
+
+    trainer --stdin pipe--> guardian --> server and its schedulers: a session (and process group) of their own
+
+Run by path with any Python: `python sglang_child.py GRACE_SECONDS COMMAND...`; standard library only. The kernel closes
+the pipe however the trainer ends. The guardian then ends the server's whole group, as it does when the server's main
+process dies and leaves schedulers. Should the guardian itself be killed, the kernel kills the server's main process,
+whose children watch it in turn.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies. Linux only; elsewhere nothing happens."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def run(command: list[str], grace_s: float) -> int:
+    """Run `command` until it ends or standard input closes; return its exit status, as a shell would say it.
+
+    When standard input closes, its process group gets SIGTERM, and SIGKILL after grace_s seconds.
+    """
+    trainer = os.getppid()
+    # Orphans of the server become children of this process, which can then see them end.
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    told_to_end: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
+    # Standard output is the trainer's pipe, for the pid alone: the server prints where errors go.
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+    os.write(1, f"{server.pid}\n".encode())
+    # A process that the trainer forked may hold the pipe open after its death: so watch the parent, too.
+    while server.poll() is None and not told_to_end and os.getppid() == trainer and not _input_closed():
+        pass
+    if server.poll() is None:
+        _signal_group(server.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while server.poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    _signal_group(server.pid, signal.SIGKILL)
+    status = server.wait()
+    _reap(grace_s)
+    return status if status >= 0 else 128 - status
+
+
+def _input_closed() -> bool:
+    """Wait a moment; whether standard input has come to its end."""
+    try:
+        readable, _, _ = select.select([0], [], [], POLL_S)
+        return bool(readable) and os.read(0, 1) == b""
+    except OSError:
+        return True
+
+
+def _reap(patience_s: float) -> None:
+    """Wait until no child is left."""
+    deadline = time.monotonic() + patience_s
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                time.sleep(POLL_S)
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[2:], float(sys.argv[1])))

@@ -1,0 +1,103 @@
+"""How one SGLang server is started: its command line and its environment. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_prime.config.schema import SGLangConfig
+
+HOST = "127.0.0.1"
+CPU_KV_TOKENS = 32768
+"""KV cache of a server on a CPU, where a share of the whole memory would be far too much."""
+_JOB_PREFIXES = ("TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "NCCL_ASYNC", "TORCH_NCCL_")
+_JOB_NAMES = frozenset(
+    (
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+        *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+        *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TORCHDYNAMO_DISABLE", "SGLANG_RETURN_ORIGINAL_LOGPROB"),
+    )
+)
+"""The training job's own. The last would make the server return log-probs at temperature 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """What the servers of one engine have in common."""
+
+    model_path: Path
+    """HF checkpoint of the architecture; its weights serve until the first sync."""
+    device: str
+    """cpu or cuda."""
+    dtype: str
+    """fp32 or bf16."""
+    seed: int
+    settings: SGLangConfig
+
+    def command(self, server_index: int, port: int) -> list[str]:
+        """The server's command line."""
+        settings = self.settings
+        options = {
+            "--model-path": str(self.model_path),
+            "--host": HOST,
+            "--port": str(port),
+            "--device": self.device,
+            "--dtype": {"fp32": "float32", "bf16": "bfloat16"}[self.dtype],
+            "--tp-size": str(settings.tensor),
+            "--random-seed": str((self.seed + server_index) % (1 << 31)),
+            "--max-running-requests": str(settings.concurrency),
+            "--log-level-http": "warning",
+        }
+        options |= self._device_options()
+        num_kv_tokens = settings.max_total_tokens or (CPU_KV_TOKENS if self.device == "cpu" else None)
+        if num_kv_tokens is not None:
+            options["--max-total-tokens"] = str(num_kv_tokens)
+        switches = ["--skip-tokenizer-init", "--skip-server-warmup"]
+        if self.device == "cpu":
+            switches.append("--disable-overlap-schedule")
+        if settings.deterministic:
+            switches.append("--enable-deterministic-inference")
+        flat = [word for option in options.items() for word in option]
+        python = str(
+            settings.python.absolute()
+        )  # not resolved: a venv's interpreter is a link that must stay one
+        # argparse takes the last of a repeated option, so extra_args override.
+        return [python, "-m", "sglang.launch_server", *flat, *switches, *settings.extra_args]
+
+    def environment(self, server_index: int, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The trainer's environment without what belongs to its job."""
+        environment = {
+            name: value
+            for name, value in inherited.items()
+            if name not in _JOB_NAMES and not name.startswith(_JOB_PREFIXES)
+        }
+        environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if self.device == "cpu":
+            environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+            if self.settings.tensor > 1:
+                # SGLang insists on one binding a rank, and would pin ranks to whole NUMA nodes by itself.
+                environment.setdefault(
+                    "SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(rank) for rank in range(self.settings.tensor))
+                )
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(server_index, inherited))
+        return environment
+
+    def _device_options(self) -> dict[str, str]:
+        if self.device == "cpu":
+            return {
+                "--attention-backend": "torch_native",
+                "--sampling-backend": "pytorch",
+                "--grammar-backend": "none",
+            }
+        return {"--mem-fraction-static": str(self.settings.mem_fraction)}
+
+    def _gpus(self, server_index: int, inherited: Mapping[str, str]) -> list[str]:
+        size = self.settings.tensor
+        places = range(server_index * size, (server_index + 1) * size)
+        if self.settings.gpu_ids:
+            return [str(self.settings.gpu_ids[place]) for place in places]
+        visible = [name for name in inherited.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        # A trainer rank that sees its own GPU alone says nothing about the others of the node.
+        if len(visible) >= self.settings.num_servers * size:
+            return [visible[place] for place in places]
+        return [str(place) for place in places]

@@ -1,0 +1,80 @@
+"""Command line and environment of a server."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.config.schema import SGLangConfig
+from megatron_prime.rollout.sglang_launch import LaunchPlan
+
+
+def plan(device="cpu", **settings):
+    return LaunchPlan(Path("model"), device, "bf16", 7, SGLangConfig(**settings))
+
+
+def value_of(command, option):
+    places = [place for place, word in enumerate(command) if word == option]
+    return command[places[-1] + 1] if places else None
+
+
+def test_the_command_says_what_is_served_and_where():
+    command = plan(concurrency=12, tensor=2).command(1, 4321)
+    assert command[1:3] == ["-m", "sglang.launch_server"]
+    wanted = {
+        "--model-path": "model",
+        "--port": "4321",
+        "--host": "127.0.0.1",
+        "--dtype": "bfloat16",
+        "--tp-size": "2",
+        "--random-seed": "8",
+        "--max-running-requests": "12",
+        "--max-total-tokens": "32768",
+    }
+    assert {option: value_of(command, option) for option in wanted} == wanted
+
+
+def test_a_gpu_sizes_its_cache_by_memory():
+    command = plan("cuda", mem_fraction=0.5).command(0, 1)
+    assert value_of(command, "--mem-fraction-static") == "0.5"
+    assert value_of(command, "--max-total-tokens") is None
+    assert "--disable-overlap-schedule" not in command
+
+
+def test_extra_arguments_come_last_and_so_win():
+    command = plan(extra_args=("--dtype", "float16")).command(0, 1)
+    assert value_of(command, "--dtype") == "float16"
+
+
+def test_deterministic_inference_is_switched_on():
+    assert "--enable-deterministic-inference" in plan("cuda", deterministic=True).command(0, 1)
+
+
+def test_the_interpreter_is_not_resolved_out_of_its_environment(tmp_path):
+    (tmp_path / "python").symlink_to("/usr/bin/env")
+    assert plan(python=tmp_path / "python").command(0, 1)[0] == str(tmp_path / "python")
+
+
+def test_the_training_job_does_not_leak_into_the_server():
+    job = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": "p"}
+    environment = plan().environment(0, job | {"HOME": "/h", "SGLANG_RETURN_ORIGINAL_LOGPROB": "1"})
+    assert not set(job) & set(environment) and environment["HOME"] == "/h"
+    assert "SGLANG_RETURN_ORIGINAL_LOGPROB" not in environment
+    assert environment["SGLANG_USE_CPU_ENGINE"] == "1" and environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_tensor_parallel_ranks_on_a_cpu_are_bound():
+    assert plan(tensor=2).environment(0, {})["SGLANG_CPU_OMP_THREADS_BIND"] == "0|1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "inherited", "gpus"),
+    [
+        ({}, {}, "2,3"),
+        ({"gpu_ids": (4, 5, 6, 7)}, {}, "6,7"),
+        ({}, {"CUDA_VISIBLE_DEVICES": "0,2,4,6"}, "4,6"),
+        ({}, {"CUDA_VISIBLE_DEVICES": "1"}, "2,3"),
+    ],
+)
+def test_each_server_has_its_own_gpus(settings, inherited, gpus):
+    environment = plan("cuda", num_servers=2, tensor=2, **settings).environment(1, inherited)
+    assert environment["CUDA_VISIBLE_DEVICES"] == gpus

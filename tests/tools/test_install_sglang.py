@@ -1,0 +1,89 @@
+"""The engine environment is built once, and again when an input changes; never over something else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import install_sglang  # noqa: E402
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """main() with arguments and an install that only counts; returns (status, output, number of installs)."""
+    installs = []
+
+    def install(venv, gpu):
+        installs.append(gpu)
+        venv.mkdir(exist_ok=True)
+        (venv / "pyvenv.cfg").touch()
+
+    def run_main(venv, install=install, gpu=False):
+        monkeypatch.setattr(install_sglang, "install", install)
+        monkeypatch.setattr(install_sglang, "has_nvidia_gpu", lambda: gpu)
+        monkeypatch.setattr(sys, "argv", ["install_sglang.py", "--venv", str(venv)])
+        status = install_sglang.main()
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err, len(installs)
+
+    return run_main
+
+
+def test_a_second_run_does_nothing_until_the_machine_changes(run, tmp_path):
+    venv = tmp_path / "venv"
+    assert run(venv)[::2] == (0, 1)
+    status, output, num_installs = run(venv)
+    assert (status, num_installs) == (0, 1) and "up to date" in output
+    assert run(venv, gpu=True)[::2] == (0, 2)
+
+
+def test_a_changed_input_builds_again(run, tmp_path, monkeypatch):
+    venv = tmp_path / "venv"
+    run(venv)
+    changed = tmp_path / "requirements.txt"
+    changed.write_text("torch==0")
+    monkeypatch.setattr(install_sglang, "REQUIREMENTS", changed)
+    assert run(venv)[2] == 2
+
+
+def test_a_failed_build_is_not_taken_for_a_good_one(run, tmp_path):
+    def fails(venv, gpu):
+        raise subprocess.CalledProcessError(1, "pip")
+
+    status, output, _ = run(tmp_path / "venv", fails)
+    assert status == 1 and "incomplete" in output
+    assert run(tmp_path / "venv")[2] == 1
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(run, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    status, output, num_installs = run(tmp_path)
+    assert (status, num_installs) == (1, 0) and "no virtual environment" in output
+
+
+def test_every_requirement_is_pinned_and_names_no_place():
+    lines = [
+        line for line in install_sglang.REQUIREMENTS.read_text().splitlines() if not line.startswith("#")
+    ]
+    assert all(line.count("==") == 1 and "/" not in line and "@" not in line for line in lines)
+    assert "torch==2.13.0" in lines
+
+
+def test_the_stand_ins_import_and_refuse_to_compute(tmp_path):
+    """In a process of its own: the package's name is that of the real kernels."""
+    code = (
+        "import sgl_kernel\n"
+        "from sgl_kernel.anything.deep import kernel\n"
+        "import sglang_cpu_standins.torchvision_ops as ops\n"
+        "ops.install()\n"
+        "sgl_kernel.scalar_type.some_constant\n"
+        "try:\n    kernel(1)\nexcept NotImplementedError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=install_sglang.STANDINS, capture_output=True, text=True, check=True
+    )
+    assert "sgl_kernel.anything.deep.kernel needs a GPU" in done.stdout
