@@ -11,10 +11,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from layout_worker import topology_of, weight_blocks
-from training_worker import LOSSES, make_trainable
+from training_worker import LOSSES, make_trainable, poisoned_loss
 
+from megatron_prime.config.schema import GuardsConfig
 from megatron_prime.models.builder import build_model
 from megatron_prime.training.checkpoint import CheckpointStore, RunState, load_weights
+from megatron_prime.training.guards import Guards
 
 UPDATES = ([0, 2, 4, 6], [1, 3, 5], [0, 5])
 STREAM = {"epoch": 1, "position": 5}
@@ -29,8 +31,8 @@ class KilledAfterFirst(dict):
 
 
 def make_roles(folders, topology, load_weights=True):
-    """Policy and PRM with different models, schedules and learning rates."""
-    return {
+    """Policy and PRM with different models, schedules and learning rates, under one pair of guards."""
+    roles = {
         "policy": make_trainable(
             folders["policy"], topology, load_weights=load_weights, lr_decay="cosine", lr_warmup_steps=2
         ),
@@ -38,15 +40,22 @@ def make_roles(folders, topology, load_weights=True):
             folders["prm"], topology, load_weights=load_weights, role="prm", weight_decay=0.1, lr=2e-3
         ),
     }
+    guards = Guards(GuardsConfig(), Path("unused"), False, lambda _: None)
+    for trainable in roles.values():
+        trainable.watch = guards
+    return roles
 
 
 def update(roles, batches):
-    """Three updates of each role."""
+    """Three updates of each role, with skipped ones of the policy before and after them."""
+    policy = roles["policy"]
+    policy.update(batches["policy"]["sequences"], [0, 1], poisoned_loss)
     for rows in UPDATES:
         for role, trainable in roles.items():
             batch = batches[role]
             trainable.update(batch["sequences"], rows, LOSSES[role](batch, rows))
             trainable.advance_schedule()
+    policy.update(batches["policy"]["sequences"], [0, 1], poisoned_loss)
 
 
 def draw():
@@ -101,7 +110,7 @@ def _save_and_resume(layout, dtype, folders, batches, root):
     report = {"newest of nothing": store.newest()}
     roles = make_roles(folders, topology)
     update(roles, batches)
-    report["path"] = store.save(roles, RunState(3, STREAM, seed=8))
+    report["path"] = store.save(roles, RunState(3, STREAM, 8, roles["policy"].watch.state_dict()))
     report["saved"] = weights(roles, topology)
     at_save = {role: optimizer_state(trainable) for role, trainable in roles.items()}
     draws = draw()
@@ -109,12 +118,14 @@ def _save_and_resume(layout, dtype, folders, batches, root):
 
     resumed = make_roles(folders, topology, load_weights=False)
     report["state"] = store.load(store.newest(), resumed)
+    resumed["policy"].watch.load_state_dict(report["state"].guards)
     report["loaded alike"] = same(weights(resumed, topology), report["saved"]) and same(
         {role: optimizer_state(trainable) for role, trainable in resumed.items()}, at_save
     )
     report["draws alike"] = same(draw(), draws)
     update(resumed, batches)
     report["unbroken"] = weights(roles, topology)
+    report["guards"] = [each["policy"].watch.state_dict() for each in (roles, resumed)]
     report["continued alike"] = same(weights(resumed, topology), report["unbroken"]) and same(
         [optimizer_state(trainable) for trainable in resumed.values()],
         [optimizer_state(trainable) for trainable in roles.values()],
@@ -142,7 +153,7 @@ def load_elsewhere(pairs, folders, batches, root):
 def meet_faults(folders, batches, root):
     """What each rank sees of faults, and what a folder holds after several saves."""
     topology = topology_of("tp2")
-    policy = {"policy": make_trainable(folders["policy"], topology)}
+    policy = {"policy": make_roles(folders, topology)["policy"]}
     update(policy, batches)
     store = CheckpointStore(root / "faults", keep_last=2, topology=topology)
     for step in (1, 2, 3):

@@ -7,10 +7,11 @@ from training_batches import BETA
 
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT
 from megatron_prime.algorithm.policy_loss import PolicyLossSettings
-from megatron_prime.config.schema import OptimizerConfig, PRMConfig
+from megatron_prime.config.schema import GuardsConfig, OptimizerConfig, PRMConfig
 from megatron_prime.models.builder import build_model
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.training.export import export_hf
+from megatron_prime.training.guards import Guards
 from megatron_prime.training.losses import PolicyRowLoss, PRMRowLoss, minibatch_weights_BT
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
@@ -91,29 +92,73 @@ def schedules(folder, configs, num_steps):
     return rates
 
 
-def meet_nan(layouts, folder, batch, rows):
-    """A gradient that is not finite, then a good update of the same model and of one that met no NaN."""
-    report = {}
-    for layout in layouts:
-        topology = topology_of(layout)
-        poisoned, clean = (make_trainable(folder, topology) for _ in range(2))
-        before = weight_blocks(poisoned.built, topology)
-        try:
-            poisoned.update(batch["sequences"], rows, poisoned_loss)
-        except FloatingPointError as error:
-            message = str(error)
-        else:
-            message = None
-        after = weight_blocks(poisoned.built, topology)
-        for trainable in (poisoned, clean):
-            trainable.update(batch["sequences"], rows, policy_loss(batch, rows))
-        report[layout] = {
-            "message": message,
-            "unchanged": _same(before, after),
-            "recovers": _same(weight_blocks(poisoned.built, topology), weight_blocks(clean.built, topology)),
-            "moved": not _same(before, weight_blocks(poisoned.built, topology)),
-        }
+def infinite_gradient(rows_b, logprobs_bT, entropy_bT):
+    """A finite loss whose gradient overflows, on the microbatch that holds row 0 alone."""
+    value = logprobs_bT.sum()
+    return (1 / (1e-30 + (value - value.detach()) ** 2).sqrt() if 0 in rows_b.tolist() else value), {}
+
+
+BROKEN_LOSSES = {"loss is NaN": poisoned_loss, "gradient is infinite": infinite_gradient}
+
+
+def moments(trainable):
+    """Adam's moments and step counts on this rank."""
+    (optimizer,) = trainable.optimizer.chained_optimizers
+    inner = optimizer.optimizer
+    tensors = [
+        inner.state[parameter][name].clone()
+        for group in inner.param_groups
+        for parameter in group["params"]
+        for name in ("exp_avg", "exp_avg_sq")
+    ]
+    return tensors, [group["step"] for group in inner.param_groups]
+
+
+def meet_nan(layouts, folder, batch, rows, root):
+    """Updates that are not finite, watched and not, then a good one beside that of a model that met none."""
+    return {layout: _meet_nan(topology_of(layout), folder, batch, rows, root / layout) for layout in layouts}
+
+
+def _meet_nan(topology, folder, batch, rows, root):
+    poisoned, clean = (make_trainable(folder, topology) for _ in range(2))
+    for trainable in (poisoned, clean):
+        trainable.update(batch["sequences"], rows, policy_loss(batch, rows))
+    before, (before_moments, before_steps) = weight_blocks(poisoned.built, topology), moments(poisoned)
+    report = {"message": _told(lambda: poisoned.update(batch["sequences"], rows, poisoned_loss))}
+    warnings = []
+    guards = Guards(GuardsConfig(max_skipped_in_a_row=3), root, topology.rank == 0, warnings.append)
+    poisoned.watch = guards
+    guards.begin_step(7)
+    for name, loss in BROKEN_LOSSES.items():
+        _, report[name] = poisoned.update(batch["sequences"], rows, loss)
+    after_moments, after_steps = moments(poisoned)
+    report["weights unchanged"] = _same(before, weight_blocks(poisoned.built, topology))
+    report["moments unchanged"] = before_steps == after_steps and all(
+        torch.equal(one, other) for one, other in zip(before_moments, after_moments, strict=True)
+    )
+    for trainable in (poisoned, clean):
+        trainable.update(batch["sequences"], rows, policy_loss(batch, rows))
+    report |= {
+        "counted": guards.end_step({"policy/grad_norm": float("nan")}),
+        "warnings": warnings.copy(),
+        "recovers": _same(weight_blocks(poisoned.built, topology), weight_blocks(clean.built, topology)),
+        "moved": not _same(before, weight_blocks(poisoned.built, topology)),
+    }
+    guards.begin_step(8)
+    if topology.tensor_rank == 0 and topology.pipeline_rank == 0 and topology.data_rank == 0:
+        next(iter(poisoned.built.module.parameters())).data[0] = torch.inf
+    report["stops"] = [
+        _told(lambda: poisoned.update(batch["sequences"], rows, poisoned_loss)) for _ in range(3)
+    ]
     return report
+
+
+def _told(action):
+    try:
+        action()
+    except FloatingPointError as error:
+        return str(error)
+    return None
 
 
 def _same(blocks, others):
@@ -122,11 +167,11 @@ def _same(blocks, others):
     )
 
 
-def train_and_meet_nan(layouts, jobs, folder, batch, rows, configs, num_steps):
+def train_and_meet_nan(layouts, jobs, folder, batch, rows, configs, num_steps, root):
     """All that test_trainable.py asks of one start of the processes."""
     return {
         "train": train(layouts, jobs),
-        "nan": {} if dist.get_world_size() > 2 else meet_nan(layouts, folder, batch, rows),
+        "nan": {} if dist.get_world_size() > 2 else meet_nan(layouts, folder, batch, rows, root),
         "schedules": schedules(folder, configs, num_steps) if layouts == ("one",) else None,
     }
 

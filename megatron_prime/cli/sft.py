@@ -8,6 +8,7 @@ from megatron_prime.data.sft import SFTDataset, SFTStream
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Metrics, MetricsLogger, Progress
 from megatron_prime.training.export import export_hf
+from megatron_prime.training.guards import Guards
 from megatron_prime.training.sft import SFTTrainer
 from megatron_prime.training.trainable import Trainable
 
@@ -31,6 +32,10 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         config.sft,
         config.sft.num_steps,
     )
+    policy.watch = guards = Guards(
+        config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")
+    )
+    guards.begin_step(1)
     stream = SFTStream(dataset, config.seed, config.data.shuffle)
     # A folder of its own: train's history in the same run_dir must survive, and the other way round.
     logger = MetricsLogger(config.run_dir / "sft_log") if topology.rank == 0 else None
@@ -39,6 +44,8 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
 
         def after_step(done: int, metrics: Metrics) -> None:
             advance(1)
+            metrics.add("guards", guards.end_step(metrics))
+            guards.begin_step(done + 1)
             if done % every == 0 or done == config.sft.num_steps:
                 progress.step(done, config.sft.num_steps, metrics, {"sft/loss": "loss", "time/step_s": "s"})
             if logger is not None:

@@ -18,6 +18,7 @@ from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sy
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.training.checkpoint import CheckpointStore
 from megatron_prime.training.export import export_hf
+from megatron_prime.training.guards import Guards
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.run_lock import RunLock
@@ -58,10 +59,16 @@ def _train(
 ) -> None:
     models = _build_models(config, topology, load_weights=checkpoint is None)
     stream = _prompt_stream(config, progress)
+    guards = Guards(
+        config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")
+    )
+    for trainable in models.trained.values():
+        trainable.watch = guards
     step_index = 0
     if checkpoint is not None:
         state = store.load(checkpoint, models.trained)
         stream.load_state_dict(state.prompt_stream)
+        guards.load_state_dict(state.guards)
         step_index = state.step_index
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = embedded_weight_sync(
@@ -76,7 +83,7 @@ def _train(
     logger = MetricsLogger(config.run_dir, step_index + bool(step_index)) if topology.rank == 0 else None
     try:
         evaluator = _evaluator(config, rollout)
-        around = Surroundings(store, models.trained, stream, evaluator, logger, progress)
+        around = Surroundings(store, models.trained, stream, evaluator, logger, progress, guards)
         Loop(config, trainer, around).run()
     finally:
         if logger is not None:

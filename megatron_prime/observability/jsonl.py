@@ -72,12 +72,13 @@ def _decode(line: bytes, where: str) -> Record:
     return record
 
 
+def finite_or_none(record: Mapping[str, float | None]) -> Record:
+    """The record with None for what is not finite: NaN and Infinity are no JSON, and readers refuse the whole line."""
+    return {name: value if value is None or math.isfinite(value) else None for name, value in record.items()}
+
+
 def _encode(record: Mapping[str, float | None]) -> str:
-    # NaN and Infinity are no JSON: other readers would refuse the whole line.
-    finite = {
-        name: value if value is None or math.isfinite(value) else None for name, value in record.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite_or_none(record), allow_nan=False) + "\n"
 
 
 def _step_of(record: Record) -> int:

@@ -28,6 +28,7 @@ NAMES: Mapping[str, str] = {
     "policy/*": "policy update, mean over its minibatches: losses, clip and KL figures, grad_norm, lr",
     "advantage/*": "mean and std of the advantages over response tokens",
     "eval/*": "held-out prompts: accuracy (avg@k), pass_at_k, counts, lengths, accuracy by source",
+    "guards/*": "updates skipped in the step and in all; alarms (1 while they last)",
     "sft/*": "supervised warm-up: loss, grad_norm, lr, tokens",
     "throughput/*": "response tokens a second, over the whole job",
     "time/*": "seconds of each phase of a step, and of the whole step (time/step_s)",

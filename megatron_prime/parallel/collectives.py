@@ -158,6 +158,14 @@ def broadcast_object(item: Item | None, topology: Topology) -> Item:
     return box[0]  # type: ignore[return-value]
 
 
+def any_rank(is_so: bool, topology: Topology) -> bool:
+    """True on every rank when it is so on one. Collective over all ranks."""
+    flag = torch.tensor([int(is_so)], dtype=torch.int32, device=topology.platform.device)
+    if topology.world_size > 1:
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def sum_over_data_and_share(tensors: Sequence[torch.Tensor], topology: Topology) -> None:
     """Sum tensors of the last pipeline stages over the data-parallel ranks, then hand the sums to every stage.
 

@@ -14,7 +14,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class RunState:
     prompt_stream: dict[str, Any]
     """state_dict of the prompt stream."""
     seed: int
+    guards: dict[str, Any] = field(default_factory=dict)
+    """state_dict of the guards."""
 
 
 class CheckpointStore:
@@ -106,7 +108,7 @@ class CheckpointStore:
             raise _damaged(checkpoint / "rng.pt", error) from error
         if len(states) == self._topology.world_size:
             _set_rng_state(states[self._topology.rank])
-        return RunState(run["step_index"], run["prompt_stream"], run["seed"])
+        return RunState(run["step_index"], run["prompt_stream"], run["seed"], run.get("guards", {}))
 
     def _commit(self, partial: Path, final: Path, rng: list[dict[str, Any]], state: RunState) -> None:
         torch.save(rng, partial / "rng.pt")
@@ -115,6 +117,7 @@ class CheckpointStore:
             "step_index": state.step_index,
             "seed": state.seed,
             "prompt_stream": state.prompt_stream,
+            "guards": state.guards,
             "roles": roles,
             "world_size": self._topology.world_size,
             "tensor": self._topology.tensor_size,

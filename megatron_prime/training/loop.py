@@ -13,6 +13,7 @@ from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
 from megatron_prime.rollout.evaluation import EvaluationResult
 from megatron_prime.training.checkpoint import CheckpointStore, RunState
+from megatron_prime.training.guards import Guards
 from megatron_prime.training.trainable import Trainable
 from megatron_prime.training.trainer import Trainer
 
@@ -49,6 +50,7 @@ class Surroundings:
     logger: MetricsLogger | None
     """On rank 0 alone."""
     progress: Progress
+    guards: Guards
 
 
 class Loop:
@@ -84,7 +86,9 @@ class Loop:
                 advance(1)
 
     def _step(self) -> None:
+        self._around.guards.begin_step(self._trainer.step_index + 1)
         metrics = self._trainer.step()
+        metrics.add("guards", self._around.guards.end_step(metrics))
         done, num_steps = self._trainer.step_index, self._config.trainer.num_steps
         is_last = done == num_steps
         if self._around.evaluate is not None and (is_last or _is_due(done, self._config.trainer.eval_every)):
@@ -93,7 +97,12 @@ class Loop:
         self._log(metrics)
         # After the log: a resumed run drops what was logged beyond its checkpoint, but cannot invent what is missing.
         if is_last or _is_due(done, self._config.checkpoint.save_every):
-            state = RunState(done, self._around.prompt_stream.state_dict(), self._config.seed)
+            state = RunState(
+                done,
+                self._around.prompt_stream.state_dict(),
+                self._config.seed,
+                self._around.guards.state_dict(),
+            )
             started = time.monotonic()
             path = self._around.store.save(self._around.roles, state)
             self._around.progress.line(f"saved {path} in {time.monotonic() - started:.1f} s")

@@ -6,6 +6,7 @@ Policy and PRM are one class with two losses.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from megatron.core.distributed import (
@@ -20,7 +21,9 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_prime.config.schema import OptimizerConfig
 from megatron_prime.models.builder import BuiltModel, build_model
 from megatron_prime.models.forward import PackedPass, RowLoss, Scores, ScoringSettings, Sequences
+from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.not_finite import SkippedUpdate, WatchedLoss, describe_skipped
 
 
 class Scorer:
@@ -58,6 +61,32 @@ class Scorer:
         return self.built.module
 
 
+class UpdateWatch(Protocol):
+    """Is told of every update, on every rank alike."""
+
+    def stepped(self, role: str) -> None:
+        """It was applied."""
+        ...
+
+    def skipped(self, update: SkippedUpdate) -> None:
+        """It was not finite and left no trace; what this raises ends the update."""
+        ...
+
+
+class StopAtFirst:
+    """The watch of a model that has no other: the first update that is not finite is an error."""
+
+    def stepped(self, role: str) -> None:
+        """See UpdateWatch."""
+
+    def skipped(self, update: SkippedUpdate) -> None:
+        """Raises FloatingPointError."""
+        raise FloatingPointError(
+            f"the {update.role}'s update is not finite (gradient norm {update.grad_norm}): {update.summary()}. Lower "
+            f"{update.role}.lr, or look at the last metrics for a loss that ran away. No weight was changed"
+        )
+
+
 class Trainable(Scorer):
     """A model with gradients, the distributed optimizer and a learning-rate schedule.
 
@@ -82,6 +111,7 @@ class Trainable(Scorer):
         load_weights: bool = True,
     ) -> None:
         super().__init__(role, hf_path, topology, settings, load_weights)
+        self.watch: UpdateWatch = StopAtFirst()
         self.optimizer = get_megatron_optimizer(
             _megatron_optimizer_config(optimizer_config, topology.platform.dtype), [self._ddp]
         )
@@ -112,21 +142,24 @@ class Trainable(Scorer):
         """One optimizer step on some rows (a minibatch).
 
         Returns the scores of the weights before the step, and the loss's metric sums with `grad_norm` (before
-        clipping), equal on every rank. Collective over all ranks. Raises FloatingPointError, before the weights
-        change, when the gradient is not finite.
+        clipping), equal on every rank. Collective over all ranks. A step whose loss or gradient is not finite on any
+        rank is skipped on all: weights, moments and step count stay, and `watch` decides whether that is an error.
         """
         self._ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        scores, metrics = self._pass.backward(sequences, rows, loss)
+        watched = WatchedLoss(loss)
+        scores, metrics = self._pass.backward(sequences, rows, watched)
         found_inf = self.optimizer.prepare_grads()
-        grad_norm = self.optimizer.get_grad_norm()
-        if found_inf or not math.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"the {self.role}'s gradient is not finite (norm {grad_norm}): lower {self.role}.lr, or look at the "
-                "last metrics for a loss that ran away. The newest checkpoint is untouched"
+        metrics["grad_norm"] = grad_norm = float(self.optimizer.get_grad_norm())
+        is_broken = found_inf or not math.isfinite(grad_norm) or not watched.is_finite
+        # Ranks must not differ: one that steps alone would part from the others for good.
+        if any_rank(is_broken, self.topology):
+            self.watch.skipped(
+                describe_skipped(self.role, self.built.module, watched, grad_norm, self.topology)
             )
-        self.optimizer.step()
-        metrics["grad_norm"] = float(grad_norm)
+        else:
+            self.optimizer.step()
+            self.watch.stepped(self.role)
         return scores, metrics
 
     def advance_schedule(self) -> None:

@@ -61,6 +61,16 @@ def test_the_rest_of_the_run_comes_back_on_every_rank(layout, dtype, results):
         assert report["draws alike"]
 
 
+@pytest.mark.parametrize(("layout", "dtype"), ONE + TWO)
+def test_skipped_updates_are_counted_on_after_a_resume(layout, dtype, results):
+    for report in results["same"][layout, dtype]:
+        unbroken, resumed = report["guards"]
+        # Six updates of three rows each, and a skipped one of the policy before and after both halves.
+        assert unbroken == resumed
+        assert unbroken["num_skipped"] == 4
+        assert unbroken["in_a_row"] == {"policy": 1, "prm": 0}
+
+
 @pytest.mark.parametrize(("saved_by", "layout"), PAIRS_OF_TWO + PAIRS_TO_ONE)
 @pytest.mark.parametrize("role", MODELS)
 def test_another_layout_takes_over(role, saved_by, layout, results, setting):

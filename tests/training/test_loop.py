@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.schema import GuardsConfig, PrimeConfig
 from megatron_prime.observability import Metrics, Progress
 from megatron_prime.rollout.evaluation import EvaluationResult
+from megatron_prime.training.guards import Guards
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 
 
@@ -40,6 +41,10 @@ class Recorder:
         self.calls.append(f"log {step}{' with eval' if 'eval/accuracy' in metrics else ''}")
 
 
+def quiet_guards() -> Guards:
+    return Guards(GuardsConfig(), Path("unused"), False, lambda _: None)
+
+
 def configured(**sections: dict) -> PrimeConfig:
     minimal = {"run_dir": "runs/a", "seed": 3, "model": {"path": "m"}, "trainer": {"num_steps": 3}}
     return PrimeConfig.model_validate(
@@ -56,6 +61,7 @@ def calls_of(config: PrimeConfig, step_index: int = 0, evaluates: bool = True) -
         evaluate=recorder.evaluate if evaluates else None,
         logger=recorder,
         progress=Progress(enabled=False),
+        guards=quiet_guards(),
     )
     Loop(config, recorder, around).run()
     return recorder.calls
@@ -114,7 +120,7 @@ def test_a_fault_of_the_trainer_is_not_hidden_and_nothing_is_saved(step_index):
         raise FloatingPointError("gradient")
 
     recorder.step = fail
-    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=False))
+    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards())
     with pytest.raises(FloatingPointError):
         Loop(configured(), recorder, around).run()
     assert recorder.calls == []

@@ -1,6 +1,7 @@
 """Updates equal plain HF with torch.optim.AdamW in every layout; what is not finite never reaches the weights."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -53,7 +54,12 @@ def batches(models):
 
 
 @pytest.fixture(scope="module")
-def results(models, batches):
+def reports_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("reports")
+
+
+@pytest.fixture(scope="module")
+def results(models, batches, reports_folder):
     """What each layout's ranks report, by job."""
     jobs = {
         name: {
@@ -79,6 +85,7 @@ def results(models, batches):
             MINIBATCHES[0],
             SCHEDULES,
             SCHEDULE_STEPS,
+            reports_folder,
         )
         for part in ("train", "nan"):
             reports[part] |= {key: [of_rank[part][key] for of_rank in by_rank] for key in by_rank[0][part]}
@@ -189,13 +196,41 @@ def test_scores_of_an_update_are_those_before_it_and_of_its_rows_alone(layout, r
 
 
 @pytest.mark.parametrize("layout", LAYOUTS_THAT_MEET_NAN)
-def test_a_gradient_that_is_not_finite_stops_every_rank_and_leaves_no_trace(layout, results):
+def test_an_update_that_is_not_finite_leaves_no_trace_on_any_rank(layout, results):
     for of_rank in results["nan"][layout]:
-        assert "the policy's gradient is not finite" in of_rank["message"]
-        assert "policy.lr" in of_rank["message"]
-        assert of_rank["unchanged"]
+        assert of_rank["weights unchanged"]
+        assert of_rank["moments unchanged"]
         assert of_rank["moved"]
-        assert of_rank["recovers"], "the optimizer's moments were poisoned"
+        assert of_rank["recovers"], "as if it had never been"
+        for broken in training_worker.BROKEN_LOSSES:
+            assert not math.isfinite(of_rank[broken]["grad_norm"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_THAT_MEET_NAN)
+def test_without_a_watch_the_first_such_update_is_an_error_on_every_rank(layout, results):
+    for of_rank in results["nan"][layout]:
+        assert "the policy's update is not finite" in of_rank["message"]
+        assert "policy.lr" in of_rank["message"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_THAT_MEET_NAN)
+def test_guards_count_skipped_updates_and_stop_alike_on_every_rank(layout, results, reports_folder):
+    for of_rank in results["nan"][layout]:
+        assert of_rank["counted"]["num_skipped_updates"] == of_rank["counted"]["num_skipped_in_all"] == 2
+        first, second = of_rank["warnings"]
+        assert "step 7, minibatch 1: the policy's update is skipped" in first
+        assert "the loss in microbatches with rows 0" in first
+        assert "step 7, minibatch 2" in second and "the loss" not in second and "gradients of" in second
+        assert of_rank["stops"][:2] == [None, None], "a good update in between starts the count anew"
+        assert "step 8, minibatch 3: 3 updates of the policy in a row" in of_rank["stops"][2]
+        assert of_rank["stops"] == results["nan"][layout][0]["stops"]
+    (path,) = (reports_folder / layout / "reports").iterdir()
+    report = json.loads(path.read_text())
+    assert (report["role"], report["step"], report["minibatch"]) == ("policy", 8, 3)
+    assert report["recent_metrics"] == [{"step": 7, "policy/grad_norm": None}]
+    assert report["by_rank"][0]["parameters"] == ["embedding.word_embeddings.weight"]
+    assert any(of_rank["num_gradients"] for of_rank in report["by_rank"])
+    assert any(0 in of_rank["loss_rows"] for of_rank in report["by_rank"])
 
 
 def test_learning_rates_follow_the_schedule(results):
