@@ -7,12 +7,17 @@ STAMP := $(VENV)/.installed
 # The newest Python is not always the right one: dependencies publish wheels late. 3.11 is what we test.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 PYTEST_ARGS ?=
+# SGLang pins its own torch, so it has an environment of its own; SGLANG_CACHE names a folder to share it from.
+SGLANG_VENV := .venv-sglang
+SGLANG_CACHE ?=
+# What `make test` does without an engine environment: yes builds it, no skips the tests that start servers.
+SGLANG ?= yes
 
 # Nothing here may fetch from a model hub: all data of the tests and examples is made locally.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart sglang test check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,8 +25,18 @@ help: ## List the targets
 quickstart: $(STAMP) ## Train a toy model end to end on this machine
 	$(BIN)/python examples/quickstart.py
 
-test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some of them)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
+	$(BIN)/python tools/install_sglang.py --venv $(SGLANG_VENV) $(if $(SGLANG_CACHE),--cache "$(SGLANG_CACHE)")
+
+# Without the engine environment its tests are skipped, the others run, and the whole fails all the same.
+test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some; SGLANG=no without servers)
+	@status=0; \
+	if [ "$(SGLANG)" = yes ] && [ -z "$$MEGATRON_PRIME_SGLANG_PYTHON" ]; then \
+	    $(MAKE) --no-print-directory sglang || { status=1; echo "ERROR: no SGLang environment: its tests" \
+	        "are skipped, and this run counts as failed (make test SGLANG=no to do without)" >&2; }; \
+	fi; \
+	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=$$?; \
+	exit $$status
 
 check: $(STAMP) ## Lint, format, layers, types, dead code, test tree
 	$(BIN)/ruff check .
@@ -31,8 +46,8 @@ check: $(STAMP) ## Lint, format, layers, types, dead code, test tree
 	$(BIN)/vulture $(wildcard megatron_prime examples tools tests)
 	$(BIN)/python -m pytest --durations=0 tests/test_mirror.py
 
-clean: ## Remove the environment, caches and build leftovers (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
+clean: ## Remove the environments, caches and build leftovers (runs/ stays)
+	rm -rf $(VENV) $(SGLANG_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The build environment that pip isolates for this package holds setuptools alone, so it cannot pull a second torch.

@@ -1,18 +1,23 @@
 """Builds the rollout engine's own Python environment: SGLang pins its torch, so it can't share the training one.
 
-    python tools/install_sglang.py [--venv .venv-sglang]
+    python tools/install_sglang.py [--venv .venv-sglang] [--cache FOLDER]
 
 With an NVIDIA GPU: SGLang with all it asks for. Without one: the CPU build of torch, SGLang without its CUDA
 dependencies, and the stand-ins of tools/sglang_cpu_standins. Running it again does nothing until an input changes.
+With --cache, the environment stands in that folder under a name that changes with its inputs, where other checkouts
+find it too, and --venv becomes a link to it.
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 SGLANG = "sglang==0.5.23"
@@ -58,7 +63,7 @@ def install(venv: Path, gpu: bool) -> None:
             copy = shutil.copytree(STANDINS, Path(folder) / STANDINS.name)
             _pip(python, "--no-deps", str(copy))
     environment = os.environ | ({} if gpu else {"SGLANG_USE_CPU_ENGINE": "1"})
-    subprocess.run([str(python), "-c", PROOF], check=True, timeout=600, env=environment)
+    subprocess.run([str(python), "-W", "ignore", "-c", PROOF], check=True, timeout=600, env=environment)
 
 
 def _pip(python: Path, *arguments: str) -> None:
@@ -68,14 +73,16 @@ def _pip(python: Path, *arguments: str) -> None:
     )
 
 
-def main() -> int:
-    """Command line; the exit status says whether the environment stands."""
-    parser = argparse.ArgumentParser(description="Build the rollout engine's Python environment.")
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv-sglang", help="folder of the environment")
-    venv = parser.parse_args().venv.resolve()
-    gpu = has_nvidia_gpu()
-    stamp, wanted = venv / STAMP, fingerprint(gpu)
-    if stamp.is_file() and stamp.read_text() == wanted:
+def is_built(venv: Path, wanted: str) -> bool:
+    """Whether the environment is complete and of these inputs; not when the Python that it links to is gone."""
+    stamp = venv / STAMP
+    return stamp.is_file() and stamp.read_text() == wanted and (venv / "bin" / "python").exists()
+
+
+def build(venv: Path, gpu: bool) -> int:
+    """Bring `venv`, no link, up to date; the exit status says whether it is."""
+    wanted = fingerprint(gpu)
+    if is_built(venv, wanted):
         print(f"{venv} is up to date")
         return 0
     if venv.exists() and not (venv / "pyvenv.cfg").is_file():
@@ -84,15 +91,61 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"building {venv} with {SGLANG} for {'NVIDIA GPUs' if gpu else 'the CPU'}: a few minutes, 3 GB")
+    print(
+        f"building {venv} with {SGLANG} for {'NVIDIA GPUs' if gpu else 'the CPU'}: a few minutes, 3 GB",
+        flush=True,
+    )
+    (venv / STAMP).unlink(missing_ok=True)
     try:
         install(venv, gpu)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         print(f"{error}\nThe environment is incomplete; mend the cause and run this again.", file=sys.stderr)
         return 1
-    stamp.write_text(wanted)
+    (venv / STAMP).write_text(wanted)
     print(f"done: {venv / 'bin' / 'python'}")
     return 0
+
+
+@contextlib.contextmanager
+def one_at_a_time(venv: Path) -> Iterator[None]:
+    """Hold back others that would build the same folder; the file of the lock stays."""
+    venv.parent.mkdir(parents=True, exist_ok=True)
+    with venv.with_name(f".{venv.name.lstrip('.')}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def link(venv: Path, target: Path) -> None:
+    """Make `venv` a link to `target`, in place of a link or an environment that is there."""
+    aside = venv.with_name(f".{venv.name.lstrip('.')}.link")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target)
+    if venv.is_dir() and not venv.is_symlink():
+        shutil.rmtree(venv)
+    aside.replace(venv)
+
+
+def main() -> int:
+    """Command line; the exit status says whether the environment stands."""
+    parser = argparse.ArgumentParser(description="Build the rollout engine's Python environment.")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv-sglang", help="folder of the environment")
+    parser.add_argument("--cache", type=Path, help="folder that outlives the checkout, for --venv to link to")
+    options = parser.parse_args()
+    # Not resolved: what a link leads to belongs to a cache, which others may use.
+    venv, gpu = options.venv.absolute(), has_nvidia_gpu()
+    wanted = fingerprint(gpu)
+    is_other = venv.exists() and not (venv / "pyvenv.cfg").is_file()
+    if options.cache is not None and not is_other and not is_built(venv, wanted):
+        cached = options.cache.absolute() / f"sglang-{wanted[:16]}"
+        with one_at_a_time(cached):
+            status = build(cached, gpu)
+        if status == 0:
+            link(venv, cached)
+        return status
+    if venv.is_symlink() and not is_built(venv, wanted):
+        venv.unlink()
+    with one_at_a_time(venv):
+        return build(venv, gpu)
 
 
 if __name__ == "__main__":

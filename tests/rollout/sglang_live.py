@@ -17,8 +17,10 @@ ROOT = Path(__file__).parents[2]
 def engine_python() -> Path:
     """The engine environment's interpreter; skips the test where there is none."""
     named = os.environ.get("MEGATRON_PRIME_SGLANG_PYTHON")
-    python = Path(named) if named else ROOT / ".venv-sglang" / "bin" / "python"
-    if not python.is_file():
+    built = ROOT / ".venv-sglang"
+    python = Path(named) if named else built / "bin" / "python"
+    # A build that was broken off leaves an interpreter, too.
+    if not python.is_file() or not (named or (built / ".installed").is_file()):
         pytest.skip(
             f"no SGLang environment at {python}: `make sglang` builds it, or name its interpreter in "
             "MEGATRON_PRIME_SGLANG_PYTHON"

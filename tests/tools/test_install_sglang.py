@@ -19,13 +19,15 @@ def run(monkeypatch, capsys):
 
     def install(venv, gpu):
         installs.append(gpu)
-        venv.mkdir(exist_ok=True)
+        (venv / "bin").mkdir(parents=True, exist_ok=True)
         (venv / "pyvenv.cfg").touch()
+        (venv / "bin" / "python").touch()
 
-    def run_main(venv, install=install, gpu=False):
+    def run_main(venv, install=install, gpu=False, cache=None):
         monkeypatch.setattr(install_sglang, "install", install)
         monkeypatch.setattr(install_sglang, "has_nvidia_gpu", lambda: gpu)
-        monkeypatch.setattr(sys, "argv", ["install_sglang.py", "--venv", str(venv)])
+        arguments = ["--venv", str(venv), *(["--cache", str(cache)] if cache else [])]
+        monkeypatch.setattr(sys, "argv", ["install_sglang.py", *arguments])
         status = install_sglang.main()
         captured = capsys.readouterr()
         return status, captured.out + captured.err, len(installs)
@@ -63,6 +65,46 @@ def test_a_folder_that_is_no_environment_is_left_alone(run, tmp_path):
     (tmp_path / "thesis.txt").touch()
     status, output, num_installs = run(tmp_path)
     assert (status, num_installs) == (1, 0) and "no virtual environment" in output
+
+
+def test_an_environment_whose_python_is_gone_is_built_again(run, tmp_path):
+    run(tmp_path / "venv")
+    (tmp_path / "venv" / "bin" / "python").unlink()
+    assert run(tmp_path / "venv")[::2] == (0, 2)
+
+
+def test_a_cache_serves_every_checkout_and_keeps_what_older_ones_use(run, tmp_path, monkeypatch):
+    cache, first, second = tmp_path / "cache", tmp_path / "first", tmp_path / "second"
+    assert [run(venv, cache=cache)[::2] for venv in (first, second)] == [(0, 1), (0, 1)]
+    assert first.is_symlink() and first.resolve() == second.resolve()
+    old = first.resolve()
+    changed = tmp_path / "requirements.txt"
+    changed.write_text("torch==0")
+    monkeypatch.setattr(install_sglang, "REQUIREMENTS", changed)
+    assert run(first, cache=cache)[::2] == (0, 2)
+    assert first.resolve() != old == second.resolve()
+    # Without the cache the link gives way to a folder: what it led to stays whole.
+    assert run(second)[::2] == (0, 3)
+    assert not second.is_symlink() and (old / "pyvenv.cfg").is_file()
+
+
+def test_a_cache_takes_the_place_of_an_outdated_environment_alone(run, tmp_path):
+    run(tmp_path / "venv")
+    assert run(tmp_path / "venv", cache=tmp_path / "cache")[::2] == (0, 1)
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "venv" / install_sglang.STAMP).write_text("older")
+    assert run(tmp_path / "venv", cache=tmp_path / "cache")[::2] == (0, 2)
+    assert (tmp_path / "venv").is_symlink()
+    (tmp_path / "thesis").mkdir()
+    assert run(tmp_path / "thesis", cache=tmp_path / "cache")[0] == 1
+
+
+def test_a_failed_build_in_the_cache_makes_no_link(run, tmp_path):
+    def fails(venv, gpu):
+        raise subprocess.CalledProcessError(1, "pip")
+
+    assert run(tmp_path / "venv", fails, cache=tmp_path / "cache")[0] == 1
+    assert not (tmp_path / "venv").exists()
 
 
 def test_every_requirement_is_pinned_and_names_no_place():
