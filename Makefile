@@ -10,6 +10,8 @@ PYTEST_ARGS ?=
 # SGLang pins its own torch, so it has an environment of its own; SGLANG_CACHE names a folder to share it from.
 SGLANG_VENV := .venv-sglang
 SGLANG_CACHE ?=
+BUILD_SGLANG = $(BIN)/python tools/install_sglang.py --venv $(SGLANG_VENV) \
+    $(if $(SGLANG_CACHE),--cache "$(SGLANG_CACHE)")
 # What `make test` does without an engine environment: yes builds it, no skips the tests that start servers.
 SGLANG ?= yes
 
@@ -26,13 +28,13 @@ quickstart: $(STAMP) ## Train a toy model end to end on this machine
 	$(BIN)/python examples/quickstart.py
 
 sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
-	$(BIN)/python tools/install_sglang.py --venv $(SGLANG_VENV) $(if $(SGLANG_CACHE),--cache "$(SGLANG_CACHE)")
+	$(BUILD_SGLANG)
 
 # Without the engine environment its tests are skipped, the others run, and the whole fails all the same.
 test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some; SGLANG=no without servers)
 	@status=0; \
 	if [ "$(SGLANG)" = yes ] && [ -z "$$MEGATRON_PRIME_SGLANG_PYTHON" ]; then \
-	    $(MAKE) --no-print-directory sglang || { status=1; echo "ERROR: no SGLang environment: its tests" \
+	    $(BUILD_SGLANG) || { status=1; echo "ERROR: no SGLang environment: its tests" \
 	        "are skipped, and this run counts as failed (make test SGLANG=no to do without)" >&2; }; \
 	fi; \
 	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=$$?; \
