@@ -5,19 +5,24 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from layout_worker import topology_of, weight_blocks
+from megatron.core import dist_checkpointing
 from training_worker import LOSSES, make_trainable, poisoned_loss
 
 from megatron_prime.config.schema import GuardsConfig
 from megatron_prime.models.builder import build_model
-from megatron_prime.training.checkpoint import CheckpointStore, RunState, load_weights
+from megatron_prime.training.checkpoint import CheckpointStore, Keeping, RunState, load_weights
+from megatron_prime.training.checkpoint_folder import ROOM_BYTES
 from megatron_prime.training.guards import Guards
 
+BACKGROUND = ("one", "tp2")
+"""Layouts that save in the background, and train on while files are written."""
 UPDATES = ([0, 2, 4, 6], [1, 3, 5], [0, 5])
 STREAM = {"epoch": 1, "position": 5}
 
@@ -106,15 +111,20 @@ def _save_and_resume(layout, dtype, folders, batches, root):
     torch.manual_seed(topology.rank)
     random.seed(topology.rank)
     np.random.seed(topology.rank)
-    store = CheckpointStore(root / f"{layout} {dtype}", keep_last=2, topology=topology)
+    keeping = Keeping(in_background=layout in BACKGROUND)
+    store = CheckpointStore(root / f"{layout} {dtype}", keeping, topology)
     report = {"newest of nothing": store.newest()}
     roles = make_roles(folders, topology)
     update(roles, batches)
-    report["path"] = store.save(roles, RunState(3, STREAM, 8, roles["policy"].watch.state_dict()))
+    path = store.save(roles, RunState(3, STREAM, 8, roles["policy"].watch.state_dict()))
+    assert (path is None) == keeping.in_background
     report["saved"] = weights(roles, topology)
     at_save = {role: optimizer_state(trainable) for role, trainable in roles.items()}
     draws = draw()
     update(roles, batches)
+    report["path"] = path or store.finish()
+    assert store.finish() is store.poll() is None, "nothing is on its way any more"
+    report["faults"] = store.faults(report["path"])
 
     resumed = make_roles(folders, topology, load_weights=False)
     report["state"] = store.load(store.newest(), resumed)
@@ -140,8 +150,15 @@ def load_elsewhere(pairs, folders, batches, root):
         topology = topology_of(layout)
         checkpoint = root / f"{saved_by} fp32" / "step_00000003"
         roles = make_roles(folders, topology, load_weights=False)
-        CheckpointStore(checkpoint.parent, 2, topology).load(checkpoint, roles)
+        CheckpointStore(checkpoint.parent, Keeping(), topology).load(checkpoint, roles)
         report[saved_by, layout] = {"loaded": weights(roles, topology)}
+        again = CheckpointStore(root / f"{saved_by} again by {layout}", Keeping(), topology).save(
+            roles, RunState(3, STREAM, 0)
+        )
+        for role in roles:
+            report[saved_by, layout][f"saved alike {role}"] = _compare_tensors(
+                checkpoint / role, again / role
+            )
         update(roles, batches)
         report[saved_by, layout]["continued"] = weights(roles, topology)
         alone = build_model(folders["prm"], topology, load_weights=False)
@@ -150,12 +167,20 @@ def load_elsewhere(pairs, folders, batches, root):
     return report
 
 
+def _compare_tensors(one, other):
+    """Number of weights and moments, and names of those that are not bit-equal, of two checkpoints of any layout."""
+    mine, theirs = (dist_checkpointing.load_plain_tensors(str(folder)) for folder in (one, other))
+    moments = [name for name in mine if "exp_avg" in name]
+    different = [name for name in mine if name not in theirs or not torch.equal(mine[name], theirs[name])]
+    return len(mine), len(moments), different + sorted(set(theirs) - set(mine))
+
+
 def meet_faults(folders, batches, root):
     """What each rank sees of faults, and what a folder holds after several saves."""
     topology = topology_of("tp2")
     policy = {"policy": make_roles(folders, topology)["policy"]}
     update(policy, batches)
-    store = CheckpointStore(root / "faults", keep_last=2, topology=topology)
+    store = CheckpointStore(root / "faults", Keeping(), topology)
     for step in (1, 2, 3):
         last = store.save(policy, RunState(step, STREAM, 0))
     report = {"kept": sorted(path.name for path in (root / "faults").iterdir())}
@@ -169,18 +194,99 @@ def meet_faults(folders, batches, root):
             shutil.copytree(last, damaged)
             damage(damaged)
         dist.barrier()
-        report[name] = fault(lambda: store.load(damaged, policy))  # noqa: B023
+        if name not in ONLY_IN_THE_MANIFEST:
+            report[name] = fault(lambda: store.load(damaged, policy))  # noqa: B023
     if topology.rank == 0:
         (root / "a file").write_text("")
     dist.barrier()
-    blocked = CheckpointStore(root / "a file" / "checkpoints", 2, topology)
+    blocked = CheckpointStore(root / "a file" / "checkpoints", Keeping(), topology)
     report["no folder"] = fault(lambda: blocked.save(policy, RunState(1, STREAM, 0)))
+    report["faults of damaged"] = {name: store.faults(root / "faults" / name) for name in DAMAGES}
+    report["sound"] = _look_for_a_sound_one(root / "faults", policy, topology)
+    report["best"] = _keep_the_best(root / "best", policy, topology)
     report["no room"] = _save_without_room(store, policy)
+    report["full disk"] = [
+        _save_to_a_full_disk(root / f"disk {in_background}", policy, topology, in_background)
+        for in_background in (False, True)
+    ]
     return report
 
 
+def _look_for_a_sound_one(folder, roles, topology):
+    """The newest is damaged, then put back by another save; then all are damaged."""
+    store, warnings = CheckpointStore(folder, Keeping(), topology), []
+    newest = store.newest()
+    report = {"before": store.newest_sound(warn=warnings.append) == newest and not warnings}
+    _on_rank_0(topology, lambda: flip_a_byte(newest))
+    report["stop"] = fault(lambda: store.newest_sound("stop"))
+    report["found"] = store.newest_sound(warn=warnings.append).name
+    report["warnings"] = warnings
+    report["aside"] = (folder / "damaged_step_00000003" / "run.json").is_file()
+    report["saved again"] = store.save(roles, RunState(3, STREAM, 0)) == store.newest_sound() == newest
+    _on_rank_0(topology, lambda: [flip_a_byte(path) for path in folder.glob("step_*")])
+    report["none"] = fault(lambda: store.newest_sound())
+    report["left"] = sorted(path.name for path in folder.glob("step_*"))
+    return report
+
+
+def _keep_the_best(folder, roles, topology):
+    store = CheckpointStore(folder, Keeping(last=1, best=1), topology)
+    kept = []
+    for step, accuracy in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.9)):
+        store.save(roles, RunState(step, STREAM, 0, accuracy=accuracy))
+        kept.append(sorted(int(path.name[-2:]) for path in folder.iterdir()))
+    return kept
+
+
+def _on_rank_0(topology, action):
+    dist.barrier()
+    if topology.rank == 0:
+        action()
+    dist.barrier()
+
+
+def _save_to_a_full_disk(folder, roles, topology, in_background):
+    """A file system with room for the first checkpoint and not for the second; None where we may not mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
+    folder.mkdir(exist_ok=True)
+    may_mount = [None]
+    if topology.rank == 0:
+        may_mount[0] = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    dist.broadcast_object_list(may_mount)
+    if not may_mount[0]:
+        return None
+    try:
+        store = CheckpointStore(folder / "checkpoints", Keeping(in_background=in_background), topology)
+        store.save(roles, RunState(1, STREAM, 0))
+        first = store.finish() or store.newest()
+        # What remains: the room that is held for small files, and too little for the rest.
+        free = shutil.disk_usage(folder).free
+        _on_rank_0(topology, lambda: (folder / "other").write_bytes(bytes(free - ROOM_BYTES - 2**17)))
+
+        def save():
+            store.save(roles, RunState(2, STREAM, 0))
+            store.finish()
+
+        told = fault(save)
+        report = {"fault": told, "sound": store.newest_sound() == first}
+        report["left"] = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        _on_rank_0(topology, (folder / "other").unlink)
+        report["next"] = fault(save)
+    finally:
+        _on_rank_0(topology, lambda: subprocess.run(["umount", "--lazy", str(folder)], check=True))
+    return report
+
+
+def flip_a_byte(checkpoint):
+    """Rot in the middle of a shard."""
+    path = sorted((checkpoint / "policy").glob("*.distcp"))[-1]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def _save_without_room(store, roles):
-    """A limit on the size of a file stands for a full disk: the writers, which are forked, inherit it."""
+    """A limit on the size of a file stands for a full disk."""
     before = store.newest()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -202,8 +308,14 @@ DAMAGES = {
     "shard cut short": lambda folder: _cut(next((folder / "policy").glob("*.distcp"))),
     "random states removed": lambda folder: (folder / "rng.pt").unlink(),
     "random states cut short": lambda folder: _cut(folder / "rng.pt"),
+    "byte flipped": lambda folder: flip_a_byte(folder),
+    "manifest removed": lambda folder: (folder / "manifest.json").unlink(),
     "run.json empty": lambda folder: (folder / "run.json").write_text(""),
 }
+
+
+ONLY_IN_THE_MANIFEST = ("byte flipped", "manifest removed")
+"""Damages that a load alone does not notice."""
 
 
 def _cut(path: Path):
@@ -223,13 +335,18 @@ def die_while_saving(moment, folders, batches, root):
     topology = topology_of("one")
     roles = make_roles(folders, topology)
     update(roles, batches)
-    store = CheckpointStore(root / moment, keep_last=2, topology=topology)
+    store = CheckpointStore(root / moment, Keeping(), topology)
     store.save(roles, RunState(3, STREAM, 0))
     torch.save(weights(roles, topology), root / f"{moment}.pt")
     update(roles, batches)
     if moment == "between the roles":
         roles = KilledAfterFirst(roles)
     stream = KilledAfterFirst(STREAM) if moment == "before run.json" else STREAM
+    if moment == "in the background":
+        CheckpointStore(root / moment, Keeping(in_background=True), topology).save(
+            roles, RunState(6, stream, 0)
+        )
+        os.kill(os.getpid(), signal.SIGKILL)
     store.save(roles, RunState(6, stream, 0))
     raise AssertionError("the process should be dead")
 
@@ -239,7 +356,7 @@ def resume_after_death(moments, folders, root):
     topology = topology_of("one")
     report = {}
     for moment in moments:
-        store = CheckpointStore(root / moment, keep_last=2, topology=topology)
+        store = CheckpointStore(root / moment, Keeping(), topology)
         found = sorted(path.name for path in (root / moment).iterdir())
         roles = make_roles(folders, topology, load_weights=False)
         newest = store.newest()
@@ -257,6 +374,14 @@ def two_processes(layouts, pairs, folders, batches, root):
         "same": save_and_resume(layouts, folders, batches, root),
         "elsewhere": load_elsewhere(pairs, folders, batches, root),
         "faults": meet_faults(folders, batches, root),
+    }
+
+
+def four_processes(pair, folders, batches, root):
+    """A pair of layouts of four processes."""
+    return {
+        "same": save_and_resume([(pair[0], "fp32")], folders, batches, root),
+        "elsewhere": load_elsewhere([pair], folders, batches, root),
     }
 
 

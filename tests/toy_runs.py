@@ -205,7 +205,7 @@ def checkpoint_of(run_dir: Path, step: int) -> Path:
 
 def is_saving(run_dir: Path, step: int) -> bool:
     final = checkpoint_of(run_dir, step)
-    return final.with_name(f".{final.name}.partial").exists()
+    return any(final.parent.glob(f".{final.name}.life*.partial"))
 
 
 def is_logged(run_dir: Path, step: int) -> bool:

@@ -6,7 +6,7 @@ from megatron_prime.cli.assemble import start_topology
 from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.models.builder import build_model
 from megatron_prime.observability import Progress
-from megatron_prime.training.checkpoint import CheckpointStore, load_weights
+from megatron_prime.training.checkpoint import CheckpointStore, Keeping, load_weights
 from megatron_prime.training.export import export_hf
 
 
@@ -16,7 +16,7 @@ def convert(config: PrimeConfig, role: str, checkpoint: Path | None, output: Pat
     Raises ValueError when there is no such checkpoint or role, or `output` exists.
     """
     topology = start_topology(config, data_parallel_only=True)
-    store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep_last, topology)
+    store = CheckpointStore(config.run_dir / "checkpoints", Keeping(), topology)
     checkpoint = checkpoint or store.newest()
     if checkpoint is None:
         raise ValueError(f"{config.run_dir / 'checkpoints'} holds no complete checkpoint")

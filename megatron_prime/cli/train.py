@@ -16,7 +16,7 @@ from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync
 from megatron_prime.rollout.collector import Collector
-from megatron_prime.training.checkpoint import CheckpointStore
+from megatron_prime.training.checkpoint import CheckpointStore, Keeping
 from megatron_prime.training.export import export_hf
 from megatron_prime.training.guards import Guards
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
@@ -34,15 +34,19 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         progress.line(line)
     lock = RunLock(config.run_dir, topology)
     try:
-        store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep_last, topology)
-        checkpoint = store.newest()
+        settings = config.checkpoint
+        keeping = Keeping(settings.keep_last, settings.keep_best, settings.async_save, lock.life, lock.fence)
+        store = CheckpointStore(config.run_dir / "checkpoints", keeping, topology)
+        checkpoint = store.newest_sound(
+            settings.on_damage, warn=lambda text: progress.line(f"WARNING: {text}")
+        )
         if topology.rank == 0:
             for change in changed_settings(config) if checkpoint is not None else ():
                 progress.line(f"WARNING: changed since this run was last started: {change}")
             save_resolved_config(config)
         rollout = build_rollout(config, topology)
         try:
-            _train(config, topology, progress, store, checkpoint, rollout)
+            _train(config, topology, progress, store, checkpoint, rollout, lock)
         finally:
             rollout.close()
     finally:
@@ -56,6 +60,7 @@ def _train(
     store: CheckpointStore,
     checkpoint: Path | None,
     rollout: RolloutParts,
+    lock: RunLock,
 ) -> None:
     models = _build_models(config, topology, load_weights=checkpoint is None)
     stream = _prompt_stream(config, progress)
@@ -83,7 +88,7 @@ def _train(
     logger = MetricsLogger(config.run_dir, step_index + bool(step_index)) if topology.rank == 0 else None
     try:
         evaluator = _evaluator(config, rollout)
-        around = Surroundings(store, models.trained, stream, evaluator, logger, progress, guards)
+        around = Surroundings(store, models.trained, stream, evaluator, logger, progress, guards, lock.fence)
         Loop(config, trainer, around).run()
     finally:
         if logger is not None:

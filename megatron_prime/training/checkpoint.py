@@ -3,41 +3,53 @@
 run_dir/checkpoints/step_00000010/
     policy/  prm/       weights, optimizer moments and LR schedule of each role, sharded
     rng.pt              random states of every rank
-    run.json            steps done, data position, versions; written last before the rename
-run_dir/checkpoints/.step_00000020.partial/     a save that is under way, or that a kill interrupted
+    run.json            steps done, data position, guards' counters, held-out accuracy
+    manifest.json       size and checksum of every file; written last before the rename
+run_dir/checkpoints/.step_00000020.life3.partial/   a save that is under way, or that a kill interrupted
+run_dir/checkpoints/damaged_step_00000030/          one that was found damaged, and passed over
 """
 
 import json
-import multiprocessing
-import os
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from multiprocessing.managers import SyncManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
 from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
-from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
-from megatron_prime.parallel.lifeline import die_with_parent
+from megatron_prime.parallel.collectives import all_gather_lists, any_rank, broadcast_object
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.checkpoint_folder import (
+    complete,
+    hold_room,
+    make_partial,
+    name_of,
+    partial_of,
+    prune,
+    publish,
+    read_run,
+    release_room,
+    set_aside,
+)
+from megatron_prime.training.manifest import faults, read_manifest, share, write_manifest
+from megatron_prime.training.role_writer import OPTIMIZER_FORMAT, RoleWriter
 from megatron_prime.training.trainable import Trainable
 
-OPTIMIZER_FORMAT = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": False,
-}
+POLL_S = 0.02
+"""Between two looks at a write that is waited for."""
+FAULTS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,35 @@ class RunState:
     seed: int
     guards: dict[str, Any] = field(default_factory=dict)
     """state_dict of the guards."""
+    accuracy: float | None = None
+    """Held-out accuracy after these steps, where it was measured."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How checkpoints are written, which are kept, and in whose name."""
+
+    last: int = 2
+    """Newest ones to keep."""
+    best: int = 0
+    """Ones of the highest held-out accuracy to keep besides."""
+    in_background: bool = False
+    """Write while training goes on."""
+    life: int = 0
+    """Number of this life of the run."""
+    fence: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Rank 0 enters it around every change of the folder; it raises when another life has taken over."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A save on its way."""
+
+    partial: Path
+    final: Path
+    writers: list[RoleWriter]
+    rng: list[dict[str, Any]]
+    state: RunState
 
 
 class CheckpointStore:
@@ -58,42 +99,112 @@ class CheckpointStore:
 
     Args:
         folder: run_dir/checkpoints.
-        keep_last: complete checkpoints to keep.
+        keeping: what to keep, and how to write.
         topology: the layout.
     """
 
-    def __init__(self, folder: Path, keep_last: int, topology: Topology) -> None:
+    def __init__(self, folder: Path, keeping: Keeping, topology: Topology) -> None:
         self._folder = folder
-        self._keep_last = keep_last
+        self._keeping = keeping
         self._topology = topology
+        self._pending: _Pending | None = None
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, as rank 0 sees the file system."""
-        found = _complete(self._folder) if self._topology.rank == 0 else []
-        return broadcast_object(found[-1] if found else None, self._topology)
+        found = self._complete()
+        return found[-1] if found else None
 
-    def save(self, roles: Mapping[str, Trainable], state: RunState) -> Path:
-        """Write a checkpoint and drop the ones beyond keep_last; it exists from the final rename on, whole.
+    def newest_sound(
+        self,
+        on_damage: Literal["fallback", "stop"] = "fallback",
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> Path | None:
+        """The newest checkpoint whose files are all as they were written; None where there is no checkpoint.
 
-        Raises OSError on every rank when a rank cannot write, a full disk among others; the checkpoints that were there
-        before stay.
+        Damaged ones that are newer are told by `warn` and set aside, never removed. Raises ValueError for a damaged one
+        with on_damage = "stop", and when every one is damaged: to start from nothing is for the user to decide.
         """
-        name = f"step_{state.step_index:08d}"
-        partial, final = self._folder / f".{name}.partial", self._folder / name
-        self._on_first_rank(lambda: _make_empty(partial, [*roles]))
-        _keep_writers_on_a_lifeline()
-        for role, trainable in roles.items():
-            _write_role(trainable, partial / role)
-        rng = [of_rank[0] for of_rank in all_gather_lists([_rng_state()], self._topology)]
-        self._on_first_rank(lambda: self._commit(partial, final, rng, state))
-        return final
+        damaged: dict[Path, str] = {}
+        for checkpoint in reversed(self._complete()):
+            found = self.faults(checkpoint)
+            if not found:
+                self._set_aside(damaged, checkpoint, warn)
+                return checkpoint
+            more = f" and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
+            damaged[checkpoint] = f"{checkpoint} is damaged: {'; '.join(found[:FAULTS_SHOWN])}{more}"
+            if on_damage == "stop":
+                raise ValueError(
+                    f"{damaged[checkpoint]}. Restore the file, or set checkpoint.on_damage = 'fallback' to resume from "
+                    "the checkpoint before"
+                )
+        if damaged:
+            raise ValueError(
+                "\n".join(damaged.values())
+                + "\nno checkpoint is sound: restore the files, or choose another run_dir to start anew"
+            )
+        return None
+
+    def faults(self, checkpoint: Path) -> list[str]:
+        """What is wrong with a checkpoint's files, by its manifest; the ranks share the reading."""
+        try:
+            entries = read_manifest(checkpoint)
+        except ValueError as error:
+            mine = [str(error)]
+        else:
+            mine = faults(checkpoint, share(entries, self._topology.world_size, self._topology.rank))
+        return sorted({line for of_rank in all_gather_lists(mine, self._topology) for line in of_rank})
+
+    def save(self, roles: Mapping[str, Trainable], state: RunState) -> Path | None:
+        """Write a checkpoint and drop the ones beyond those to keep; it exists from the final rename on, whole.
+
+        Returns it, or None when it is written in the background: `poll` or `finish` returns it then. One that is still
+        on its way is waited for first. Raises OSError on every rank when a rank cannot write, a full disk among others;
+        the checkpoints that were there before stay. Raises FencedError when another life of the run has taken over.
+        """
+        self.finish()
+        keeping = self._keeping
+        final = self._folder / name_of(state.step_index)
+        partial = partial_of(final, keeping.life)
+        self._on_first_rank(lambda: make_partial(partial, [*roles], keeping.life))
+        self._pending = _Pending(partial, final, [], [], state)
+        try:
+            # Planning both roles at once would hold both in memory; in the background they are there together anyway.
+            for group in [[*roles]] if keeping.in_background else [[role] for role in roles]:
+                self._write({role: roles[role] for role in group})
+        except OSError:
+            self._abandon()
+            raise
+        self._pending.rng.extend(of_rank[0] for of_rank in all_gather_lists([_rng_state()], self._topology))
+        return None if keeping.in_background else self.finish()
+
+    def poll(self) -> Path | None:
+        """Complete the save on its way if every rank has written its part; the checkpoint, or None. Raises as save."""
+        if self._pending is None or any_rank(not self._is_done(), self._topology):
+            return None
+        return self._complete_pending()
+
+    def finish(self) -> Path | None:
+        """Wait for the save on its way and complete it; None without one. Raises as save."""
+        if self._pending is None:
+            return None
+        # Ranks that are done wait in a collective, whose deadline is platform.timeout_s.
+        deadline = time.monotonic() + 0.8 * self._topology.platform.timeout.total_seconds()
+        while not self._is_done() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if any_rank(not self._is_done(), self._topology):
+            self._abandon()
+            raise OSError(
+                f"the checkpoint could not be written to {self._folder}: a writer did not end within "
+                "platform.timeout_s. The checkpoints before it are whole"
+            )
+        return self._complete_pending()
 
     def load(self, checkpoint: Path, roles: Mapping[str, Trainable]) -> RunState:
         """Bring every role to the checkpoint's state, and this rank's random streams when the job has the same size.
 
         Raises ValueError when the checkpoint lacks a role or is damaged.
         """
-        run = _read_run(checkpoint)
+        run = read_run(checkpoint)
         missing = sorted(set(roles) - set(run["roles"]))
         if missing:
             raise ValueError(
@@ -108,38 +219,94 @@ class CheckpointStore:
             raise _damaged(checkpoint / "rng.pt", error) from error
         if len(states) == self._topology.world_size:
             _set_rng_state(states[self._topology.rank])
-        return RunState(run["step_index"], run["prompt_stream"], run["seed"], run.get("guards", {}))
+        return RunState(
+            run["step_index"], run["prompt_stream"], run["seed"], run.get("guards", {}), run.get("accuracy")
+        )
 
-    def _commit(self, partial: Path, final: Path, rng: list[dict[str, Any]], state: RunState) -> None:
-        torch.save(rng, partial / "rng.pt")
-        roles = [path.name for path in sorted(partial.iterdir()) if path.is_dir()]
+    def _complete(self) -> list[Path]:
+        return broadcast_object(complete(self._folder) if self._topology.rank == 0 else None, self._topology)
+
+    def _set_aside(self, damaged: Mapping[Path, str], sound: Path, warn: Callable[[str], None]) -> None:
+        for checkpoint, told in damaged.items():
+            # Its name is needed again: the run will come by this step once more.
+            self._on_first_rank(lambda checkpoint=checkpoint: set_aside(checkpoint))
+            warn(f"{told}. It is set aside as damaged_{checkpoint.name}; going back to {sound.name}")
+
+    def _write(self, roles: Mapping[str, Trainable]) -> None:
+        """Plan, then write, some roles of the save on its way.
+
+        Small files are written by rank 0 alone, inside Megatron, where a fault would leave the other ranks waiting. So
+        while large files are being written, room for the small ones is held.
+        """
+        pending = self._pending
+        assert pending is not None
+        self._on_first_rank(lambda: release_room(pending.partial))
+        writers = [
+            RoleWriter(
+                _sharded_state(trainable, is_loading=False), pending.partial / role, self._topology.rank
+            )
+            for role, trainable in roles.items()
+        ]
+        pending.writers.extend(writers)
+        self._on_first_rank(lambda: hold_room(pending.partial))
+        for writer in writers:
+            writer.write(self._keeping.in_background)
+        any_rank(False, self._topology)  # no rank goes on before all have written, or have forked
+
+    def _is_done(self) -> bool:
+        assert self._pending is not None
+        return all(writer.is_done() for writer in self._pending.writers)
+
+    def _complete_pending(self) -> Path:
+        pending, keeping = self._pending, self._keeping
+        assert pending is not None
+        try:
+            self._on_first_rank(lambda: release_room(pending.partial))
+            for writer in pending.writers:
+                writer.finish()
+            self._on_first_rank(lambda: self._commit(pending))
+        except (OSError, ValueError):
+            self._abandon()
+            raise
+        self._pending = None
+        self._on_first_rank(lambda: prune(self._folder, keeping.last, keeping.best, keeping.life))
+        return pending.final
+
+    def _commit(self, pending: _Pending) -> None:
+        partial, state = pending.partial, pending.state
+        torch.save(pending.rng, partial / "rng.pt")
         run = {
             "step_index": state.step_index,
             "seed": state.seed,
             "prompt_stream": state.prompt_stream,
             "guards": state.guards,
-            "roles": roles,
+            "accuracy": state.accuracy,
+            "roles": [path.name for path in sorted(partial.iterdir()) if path.is_dir()],
             "world_size": self._topology.world_size,
             "tensor": self._topology.tensor_size,
             "pipeline": self._topology.pipeline_size,
             "megatron_prime": __version__,
         }
         (partial / "run.json").write_text(json.dumps(run, indent=1))
-        _sync_tree(partial)
-        partial.rename(final)
-        _sync(self._folder)
-        for old in _complete(self._folder)[: -self._keep_last]:
-            # Out of sight first: a kill in the middle of the removal must not leave half a checkpoint behind.
-            doomed = old.with_name(f".{old.name}.removed")
-            old.rename(doomed)
-            shutil.rmtree(doomed)
+        write_manifest(partial)
+        publish(partial, pending.final)
 
-    def _on_first_rank(self, action: Any) -> None:  # noqa: ANN401
-        """Run on rank 0; all ranks wait for it and share its fault."""
+    def _abandon(self) -> None:
+        """Give up the save on its way; its files go, a full disk needs the room. Not collective."""
+        assert self._pending is not None
+        for writer in self._pending.writers:
+            writer.abandon()
+        if self._topology.rank == 0:
+            shutil.rmtree(self._pending.partial, ignore_errors=True)
+        self._pending = None
+
+    def _on_first_rank(self, action: Callable[[], object]) -> None:
+        """Change the folder on rank 0; all ranks wait for it and share its fault."""
         error: Exception | None = None
         if self._topology.rank == 0:
             try:
-                action()
+                with self._keeping.fence():
+                    action()
             except (OSError, ValueError, TypeError) as caught:
                 error = caught
         error = broadcast_object(error, self._topology)
@@ -150,60 +317,14 @@ class CheckpointStore:
 def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     """Fill a model with a role's weights alone, in whatever layout it is built. Collective over all ranks.
 
-    Raises ValueError when the checkpoint is incomplete or lacks the role.
+    Raises ValueError when the checkpoint is incomplete, damaged or lacks the role.
     """
-    roles = _read_run(checkpoint)["roles"]
+    roles = read_run(checkpoint)["roles"]
     if role not in roles:
         raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
     template = {"model": built.module.sharded_state_dict()}
     state = _load(template, checkpoint / role)
     built.module.load_state_dict(state["model"])
-
-
-def _write_role(trainable: Trainable, folder: Path) -> None:
-    try:
-        dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(folder))
-    except CheckpointException as error:  # what torch makes of the faults of all ranks
-        reasons = sorted({str(fault) for fault, _ in error.failures.values()} - {""})
-        free = shutil.disk_usage(folder).free / 2**20
-        raise OSError(
-            f"the checkpoint could not be written to {folder} ({free:.0f} MiB are free there): {'; '.join(reasons)}. "
-            "The checkpoints before it are whole: mend the file system and start again"
-        ) from error
-
-
-def _keep_writers_on_a_lifeline() -> None:
-    """Start the manager process of Megatron's checkpoint writer ourselves, so that it ends when this rank does.
-
-    Megatron starts it at the first save and relies on an orderly exit: after a kill it would stay for ever.
-    """
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        manager.start(initializer=die_with_parent, initargs=(os.getpid(),))
-        filesystem_async._results_queue = manager.Queue()
-        # The queue is a proxy; the manager must live as long.
-        filesystem_async._results_queue.manager = manager  # type: ignore[attr-defined]
-
-
-def _complete(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if (path / "run.json").is_file())
-
-
-def _make_empty(partial: Path, roles: list[str]) -> None:
-    """Clear away what an interrupted save or removal left, and make the new folders."""
-    if partial.parent.is_dir():
-        for stale in partial.parent.glob(".step_*"):
-            shutil.rmtree(stale)
-    for role in roles:
-        (partial / role).mkdir(parents=True)
-
-
-def _read_run(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return json.loads((checkpoint / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} is not a complete checkpoint: {error}") from error
 
 
 def _sharded_state(trainable: Trainable, is_loading: bool) -> dict[str, Any]:
@@ -264,18 +385,3 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     _parallel_streams().set_states(state["parallel"])
-
-
-def _sync_tree(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

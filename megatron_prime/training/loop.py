@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_prime.config.schema import PrimeConfig
@@ -51,6 +53,8 @@ class Surroundings:
     """On rank 0 alone."""
     progress: Progress
     guards: Guards
+    fence: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around what the logger writes; raises when another life of the run has taken over."""
 
 
 class Loop:
@@ -79,11 +83,16 @@ class Loop:
             if self._around.evaluate is not None:
                 self._evaluate(metrics)
                 self._log(metrics)
-        with self._around.progress.phase("prime", num_steps) as advance:
-            advance(self._trainer.step_index)
-            while self._trainer.step_index < num_steps:
-                self._step()
-                advance(1)
+        try:
+            with self._around.progress.phase("prime", num_steps) as advance:
+                advance(self._trainer.step_index)
+                while self._trainer.step_index < num_steps:
+                    self._step()
+                    advance(1)
+        except FloatingPointError:
+            # It meets all ranks alike, and what was to be saved before it is good.
+            self._complete_save(self._around.store.finish, is_last=False)
+            raise
 
     def _step(self) -> None:
         self._around.guards.begin_step(self._trainer.step_index + 1)
@@ -95,6 +104,7 @@ class Loop:
             self._evaluate(metrics)
         self._around.progress.step(done, num_steps, metrics, SHOWN)
         self._log(metrics)
+        self._complete_save(self._around.store.poll, is_last)
         # After the log: a resumed run drops what was logged beyond its checkpoint, but cannot invent what is missing.
         if is_last or _is_due(done, self._config.checkpoint.save_every):
             state = RunState(
@@ -102,10 +112,24 @@ class Loop:
                 self._around.prompt_stream.state_dict(),
                 self._config.seed,
                 self._around.guards.state_dict(),
+                metrics.get("eval/accuracy"),
             )
-            started = time.monotonic()
-            path = self._around.store.save(self._around.roles, state)
-            self._around.progress.line(f"saved {path} in {time.monotonic() - started:.1f} s")
+            self._complete_save(lambda: self._around.store.save(self._around.roles, state), is_last)
+        if is_last:
+            self._complete_save(self._around.store.finish, is_last)
+
+    def _complete_save(self, action: Callable[[], Path | None], is_last: bool) -> None:
+        """Do a part of a save that may complete a checkpoint; tell of it, or of the fault when it need not stop us."""
+        started = time.monotonic()
+        try:
+            path = action()
+        except OSError as error:
+            if is_last or self._config.checkpoint.on_write_error == "stop":
+                raise
+            self._around.progress.line(f"WARNING: {error}. Training goes on (checkpoint.on_write_error)")
+        else:
+            if path is not None:
+                self._around.progress.line(f"saved {path}, {time.monotonic() - started:.1f} s waited")
 
     def _evaluate(self, metrics: Metrics) -> None:
         assert self._around.evaluate is not None
@@ -119,7 +143,8 @@ class Loop:
 
     def _log(self, metrics: Metrics) -> None:
         if self._around.logger is not None:
-            self._around.logger.log(self._trainer.step_index, metrics)
+            with self._around.fence():
+                self._around.logger.log(self._trainer.step_index, metrics)
 
 
 def save_resolved_config(config: PrimeConfig) -> None:

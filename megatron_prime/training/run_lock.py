@@ -1,34 +1,104 @@
-"""One job a run_dir: two that write the same checkpoints and logs would destroy each other's."""
+"""One job a run_dir: two that write the same checkpoints and logs would destroy each other's.
 
+Two things keep a second one out. A lock of the kernel (flock) refuses to start beside a job that lives. A lease, in
+run_dir/lease.json, names the life of the run that may write; each new life takes it over with the next number, and an
+older one that lives on (its node was given up, the job was requeued, the file system's locks do not reach across
+machines) finds out before it writes anything.
+"""
+
+import contextlib
+import errno
 import fcntl
+import json
 import os
 import socket
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from megatron_prime.observability.durable import replace_file
 from megatron_prime.parallel.collectives import broadcast_object
 from megatron_prime.parallel.topology import Topology
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer; the lease alone guards those."""
+
+
+class FencedError(ValueError):
+    """A later life of the run has taken run_dir over: this process must not write there any more."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Which life of a run may write."""
+
+    life: int
+    """Counts the starts of the run, from 1."""
+    token: str
+    """Unique to the life, so that two that raced for a number are told apart."""
+    holder: str
+    job: str = ""
+    """Slurm's job id; empty elsewhere."""
+    restart_count: int = 0
+    """How often Slurm has requeued the job."""
+    lock: str = ".lock"
+    """File in run_dir that the life holds locked."""
+
+    @staticmethod
+    def read(run_dir: Path) -> "Lease | None":
+        """None where no life began, or the file cannot be understood."""
+        try:
+            return Lease(**json.loads((run_dir / "lease.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
 
 class RunLock:
-    """Holds run_dir/.lock on rank 0 until it is closed or the process ends, however it ends.
+    """Holds run_dir on rank 0 until it is closed or the process ends, however it ends.
 
-    The lock is the kernel's (flock), so a kill leaves none behind. File systems that do not support it across machines
-    guard against a second job on the same machine only. Collective over all ranks; raises ValueError on every rank
-    when another job holds the lock, and OSError when run_dir cannot be written.
+    Collective over all ranks; raises ValueError on every rank when another job holds run_dir, and OSError when it
+    cannot be written. A job that Slurm requeued (same job id, higher restart count) takes run_dir over from its former
+    life even when that one still holds the lock.
     """
 
     def __init__(self, run_dir: Path, topology: Topology) -> None:
+        self._run_dir = run_dir
         self._file: IO[str] | None = None
+        self._lease: Lease | None = None
         error: Exception | None = None
         if topology.rank == 0:
             try:
-                self._file = _lock(run_dir)
+                self._lease, self._file = acquire(run_dir)
             except (OSError, ValueError) as caught:
                 error = caught
-        error = broadcast_object(error, topology)
+        error, lease = broadcast_object((error, self._lease), topology)
         if error is not None:
             raise error
+        assert lease is not None
+        self.life = lease.life
+
+    @contextlib.contextmanager
+    def fence(self) -> Iterator[None]:
+        """Around everything that rank 0 writes to run_dir, so that no later life can begin in between.
+
+        Raises FencedError before the block when a later life has begun.
+        """
+        assert self._lease is not None, "rank 0 alone writes to run_dir"
+        with _critical_section(self._run_dir):
+            now = Lease.read(self._run_dir)
+            if now is None or now.token != self._lease.token:
+                by = (
+                    "it has no lease any more"
+                    if now is None
+                    else f"{now.holder} (life {now.life}) has it now"
+                )
+                raise FencedError(
+                    f"this is life {self._lease.life} of the run in {self._run_dir}, and {by}: nothing more is written "
+                    "from here. If that other job is the one to keep, there is nothing to mend"
+                )
+            yield
 
     def close(self) -> None:
         """Let the next job in."""
@@ -36,19 +106,61 @@ class RunLock:
             self._file.close()
 
 
-def _lock(run_dir: Path) -> IO[str]:
+def acquire(run_dir: Path) -> tuple[Lease, IO[str]]:
+    """Begin a new life of the run: its lease, and the locked file, which must stay open.
+
+    Raises ValueError when another job holds run_dir.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
-    file = (run_dir / ".lock").open("a+")
+    job, restart_count = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    with _critical_section(run_dir):
+        before = Lease.read(run_dir)
+        name = before.lock if before else ".lock"
+        life = before.life + 1 if before else 1
+        is_same_job = bool(job) and before is not None and before.job == job
+        if is_same_job and before is not None and before.restart_count > restart_count:
+            raise ValueError(
+                f"{run_dir} belongs to {before.holder}, a later life (restart {before.restart_count}) of this very job "
+                f"{job} (restart {restart_count}): this one must not go on"
+            )
+        file = _try_lock(run_dir / name)
+        if file is None and is_same_job and before is not None and before.restart_count < restart_count:
+            # The former life is an orphan: its lock is left to it, and the lease is taken away.
+            name = f".lock.{life}"
+            file = _try_lock(run_dir / name)
+        if file is None:
+            holder = before.holder if before else "another job"
+            raise ValueError(
+                f"{run_dir} is in use by {holder}: wait for it, end it, or choose another run_dir"
+            )
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        lease = Lease(life, uuid.uuid4().hex, holder, job, restart_count, name)
+        replace_file(run_dir / "lease.json", json.dumps(asdict(lease), indent=1) + "\n")
+    # A forked child would hold the lock on after this process was killed.
+    os.register_at_fork(after_in_child=file.close)
+    return lease, file
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another job"
         file.close()
-        raise ValueError(
-            f"{run_dir} is in use by {holder}: wait for it, end it, or choose another run_dir"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+        return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     return file
+
+
+@contextlib.contextmanager
+def _critical_section(run_dir: Path) -> Iterator[None]:
+    """One process at a time, for as long as it takes to look at the lease and act on it."""
+    with (run_dir / ".lease.lock").open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield

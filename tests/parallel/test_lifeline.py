@@ -42,6 +42,36 @@ def test_a_child_whose_parent_is_gone_already_exits():
     assert done.returncode != 0 and "is gone" in done.stderr
 
 
+FORKER = """
+import multiprocessing, os, time
+from megatron_prime.parallel.lifeline import tie_forked_children
+tie_forked_children()
+context = multiprocessing.get_context("fork")
+def below():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+def child():
+    print(os.getpid(), flush=True)
+    context.Process(target=below).start()
+    time.sleep(60)
+context.Process(target=child).start()
+time.sleep(60)
+"""
+
+
+def test_forks_and_their_forks_end_with_the_process_that_was_killed():
+    parent = subprocess.Popen([sys.executable, "-c", FORKER], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    below = [int(parent.stdout.readline()) for _ in range(2)]
+    assert all(_is_alive(pid) for pid in below)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(_is_alive(pid) for pid in below) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_is_alive(pid) for pid in below)
+
+
 def _is_alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()

@@ -1,5 +1,6 @@
 """What happens around the steps, and in which order."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from megatron_prime.observability import Metrics, Progress
 from megatron_prime.rollout.evaluation import EvaluationResult
 from megatron_prime.training.guards import Guards
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
+from megatron_prime.training.run_lock import FencedError
 
 
 class Recorder:
@@ -29,6 +31,11 @@ class Recorder:
         assert (state.prompt_stream, state.seed, roles) == ({"offset": self.step_index}, 3, {})
         self.calls.append(f"save {state.step_index}")
         return Path("somewhere")
+
+    def poll(self) -> None:
+        return None
+
+    finish = poll
 
     def state_dict(self) -> dict[str, int]:
         return {"offset": self.step_index}
@@ -136,3 +143,54 @@ def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
         "policy.lr: 5e-07 -> 0.5",
         "prm.enabled: True -> False",
     ]
+
+
+@pytest.mark.parametrize("choice", ["stop", "continue"])
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_not(choice, capsys):
+    recorder = Recorder()
+    save = recorder.save
+
+    def fail_at_first(roles: object, state) -> Path:
+        if state.step_index == 1:
+            raise OSError("no space left")
+        return save(roles, state)
+
+    recorder.save = fail_at_first
+    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=True), quiet_guards())
+    loop = Loop(configured(checkpoint={"save_every": 1, "on_write_error": choice}), recorder, around)
+    if choice == "stop":
+        with pytest.raises(OSError, match="no space"):
+            loop.run()
+        assert recorder.calls == ["step 1", "log 1"]
+    else:
+        loop.run()
+        assert recorder.calls == ["step 1", "log 1", "step 2", "log 2", "save 2", "step 3", "log 3", "save 3"]
+        assert "WARNING: no space left. Training goes on" in capsys.readouterr().out
+
+
+def test_the_last_checkpoint_must_be_written(capsys):
+    recorder = Recorder(step_index=2)
+
+    def fail() -> None:
+        raise OSError("no space left")
+
+    recorder.finish = fail
+    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards())
+    with pytest.raises(OSError, match="no space"):
+        Loop(configured(checkpoint={"on_write_error": "continue"}), recorder, around).run()
+
+
+def test_a_fenced_run_logs_nothing():
+    recorder = Recorder()
+
+    @contextlib.contextmanager
+    def fence():
+        raise FencedError("another life")
+        yield
+
+    around = Surroundings(
+        recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards(), fence
+    )
+    with pytest.raises(FencedError):
+        Loop(configured(), recorder, around).run()
+    assert recorder.calls == ["step 1"]

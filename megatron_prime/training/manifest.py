@@ -1,0 +1,83 @@
+"""manifest.json: size and SHA-256 of every file of a checkpoint, so that damage is known before it is used.
+
+The rank that wrote a large file takes its checksum at once, in the process that wrote it, and leaves it beside the file
+in a `*.sums` file; rank 0 gathers those into the manifest and adds the small files.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
+
+MANIFEST = "manifest.json"
+SUMS_SUFFIX = ".sums"
+
+
+class Entry(TypedDict):
+    """What is known of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def entry_of(path: Path) -> Entry:
+    """Read a file through."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def write_sums(files: Iterable[Path], path: Path) -> None:
+    """Leave the entries of some files of path's folder in `path`, whose name must end in SUMS_SUFFIX."""
+    assert path.suffix == SUMS_SUFFIX
+    path.write_text(json.dumps({file.name: entry_of(file) for file in sorted(files)}))
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of everything in a checkpoint's folder; the sums files are used up."""
+    entries: dict[str, Entry] = {}
+    for sums in sorted(folder.rglob(f"*{SUMS_SUFFIX}")):
+        at = sums.parent.relative_to(folder)
+        entries |= {str(at / name): entry for name, entry in json.loads(sums.read_text()).items()}
+        sums.unlink()
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    assert entries.keys() <= files.keys()
+    entries |= {name: entry_of(path) for name, path in files.items() if name not in entries}
+    (folder / MANIFEST).write_text(json.dumps({"files": dict(sorted(entries.items()))}, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """File -> entry. Raises ValueError when the manifest is missing or cannot be understood."""
+    path = folder / MANIFEST
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {
+            str(name): {"bytes": int(e["bytes"]), "sha256": str(e["sha256"])} for name, e in entries.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path.name} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def share(entries: dict[str, Entry], num_shares: int, index: int) -> dict[str, Entry]:
+    """This share of the files to check, about equal in bytes."""
+    by_size = sorted(entries.items(), key=lambda item: (-item[1]["bytes"], item[0]))
+    return dict(by_size[index::num_shares])
+
+
+def faults(folder: Path, entries: dict[str, Entry]) -> list[str]:
+    """What is wrong with these files, one line each; empty when nothing is."""
+    found = []
+    for name, expected in sorted(entries.items()):
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                found.append(f"{name} has {size} bytes instead of {expected['bytes']}")
+            elif entry_of(path)["sha256"] != expected["sha256"]:
+                found.append(f"{name} has another checksum than when it was written")
+        except FileNotFoundError:
+            found.append(f"{name} is missing")
+        except OSError as error:
+            found.append(f"{name} cannot be read: {error.strerror}")
+    return found
