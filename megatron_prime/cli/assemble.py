@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
+from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.rewards import VerifierPool
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.local_engine import LocalEngine
@@ -24,10 +25,8 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         settings.device, settings.dtype, settings.threads_per_process, settings.timeout_s
     )
     platform.start_process_group()
-    if data_parallel_only:
-        return build_topology(platform, seed=config.seed)
-    parallel = config.parallel
-    return build_topology(
+    parallel = ParallelConfig() if data_parallel_only else config.parallel
+    topology = build_topology(
         platform,
         parallel.tensor,
         parallel.pipeline,
@@ -35,6 +34,10 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         config.seed,
         context=parallel.context,
     )
+    start_watchdog(
+        topology.rank, topology.world_size, settings.timeout_s, config.run_dir / "reports", platform.is_cuda
+    )
+    return topology
 
 
 def scoring_settings(config: PrimeConfig, temperature: float = 1.0) -> ScoringSettings:

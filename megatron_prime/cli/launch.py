@@ -66,12 +66,21 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> 
         codes = [rank.poll() for rank in ranks]
         failed = next((code for code in codes if code), 0)
         if failed:
+            _tell_killed(codes)
             _end(ranks)
             # A rank that a signal ended has a negative code; shells report those as 128 + signal.
             return failed if failed > 0 else 128 - failed
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.05)
+
+
+def _tell_killed(codes: Sequence[int | None]) -> None:
+    """Name the ranks that a signal ended: they had no chance to say so themselves."""
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            reason = signal.strsignal(-code) or f"signal {-code}"
+            print(f"megatron-prime: rank {rank} was ended from outside: {reason}", file=sys.stderr)  # noqa: T201
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

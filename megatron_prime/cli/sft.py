@@ -7,6 +7,8 @@ from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.data.sft import SFTDataset, SFTStream
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Metrics, MetricsLogger, Progress
+from megatron_prime.observability.heartbeat import begin_step
+from megatron_prime.parallel.watchdog import stop_watchdog
 from megatron_prime.training.export import export_hf
 from megatron_prime.training.guards import Guards
 from megatron_prime.training.sft import SFTTrainer
@@ -46,6 +48,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
             advance(1)
             metrics.add("guards", guards.end_step(metrics))
             guards.begin_step(done + 1)
+            begin_step(done + 1)
             if done % every == 0 or done == config.sft.num_steps:
                 progress.step(done, config.sft.num_steps, metrics, {"sft/loss": "loss", "time/step_s": "s"})
             if logger is not None:
@@ -56,3 +59,4 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         logger.close()
     export_hf(policy.built, topology, config.model.path, output)
     progress.line(f"HF checkpoint after SFT: {output}")
+    stop_watchdog()

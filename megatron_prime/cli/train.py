@@ -14,6 +14,7 @@ from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.parallel.watchdog import stop_watchdog
 from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.training.checkpoint import CheckpointStore, Keeping
@@ -51,6 +52,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
             rollout.close()
     finally:
         lock.close()
+        stop_watchdog()
 
 
 def _train(

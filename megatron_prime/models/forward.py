@@ -18,6 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_prime.data.packed_sequences import PackedSequences, pack_sequences
 from megatron_prime.data.packing import pack
 from megatron_prime.models.gpt import ScoreRequest
+from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
 from megatron_prime.parallel.context import local_tokens, sum_context
 from megatron_prime.parallel.topology import Topology
@@ -132,6 +133,7 @@ class PackedPass:
         self, microbatches: Iterator[Microbatch], model: torch.nn.Module, sink: "_Sink", loss: RowLoss | None
     ) -> tuple[torch.Tensor, Any]:
         microbatch = next(microbatches)
+        beat("microbatch")
         packed = microbatch.packed.to(self._topology.platform.device)
         share = _Share.of(packed, self._topology)
         output = model(

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from megatron_prime.observability import heartbeat
+
 NAMES: Mapping[str, str] = {
     "rollout/outcome_reward": "mean verified outcome of the responses trained on, in [0, 1]",
     "rollout/accuracy": "mean outcome of the batch; verifier errors left out",
@@ -85,7 +87,8 @@ class Metrics(MutableMapping[str, float]):
             synchronize()
         start = time.perf_counter()
         try:
-            yield
+            with heartbeat.phase(phase):
+                yield
         finally:
             if synchronize is not None:
                 synchronize()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.topology import Topology
 
 Item = TypeVar("Item")
@@ -145,6 +146,7 @@ def all_gather_lists(items: list[Item], topology: Topology) -> list[list[Item]]:
     """Every rank's list, by rank. Collective over all ranks; the items are pickled."""
     if topology.world_size == 1:
         return [items]
+    beat("gathering of lists")
     gathered: list[Any] = [None] * topology.world_size
     dist.all_gather_object(gathered, items)
     return gathered
@@ -153,6 +155,7 @@ def all_gather_lists(items: list[Item], topology: Topology) -> list[list[Item]]:
 def broadcast_object(item: Item | None, topology: Topology) -> Item:
     """Rank 0's item, on every rank. Collective over all ranks."""
     box = [item]
+    beat("broadcast of an object")
     if topology.world_size > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
@@ -160,6 +163,7 @@ def broadcast_object(item: Item | None, topology: Topology) -> Item:
 
 def any_rank(is_so: bool, topology: Topology) -> bool:
     """True on every rank when it is so on one. Collective over all ranks."""
+    beat("vote of all ranks")
     flag = torch.tensor([int(is_so)], dtype=torch.int32, device=topology.platform.device)
     if topology.world_size > 1:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)

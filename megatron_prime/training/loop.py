@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.heartbeat import begin_step, phase
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
@@ -95,6 +96,7 @@ class Loop:
             raise
 
     def _step(self) -> None:
+        begin_step(self._trainer.step_index + 1)
         self._around.guards.begin_step(self._trainer.step_index + 1)
         metrics = self._trainer.step()
         metrics.add("guards", self._around.guards.end_step(metrics))
@@ -122,7 +124,8 @@ class Loop:
         """Do a part of a save that may complete a checkpoint; tell of it, or of the fault when it need not stop us."""
         started = time.monotonic()
         try:
-            path = action()
+            with phase("checkpoint"):
+                path = action()
         except OSError as error:
             if is_last or self._config.checkpoint.on_write_error == "stop":
                 raise

@@ -1,0 +1,316 @@
+"""A hang ends the job, and names who did not arrive.
+
+Each rank tells the job's store every few seconds where it is (observability/heartbeat.py). A rank that waits for others
+beyond the deadline reads what all of them said, decides who is missing, prints the table and ends its process; the
+launcher, torchrun or Slurm then ends the rest. The deadline is a little shorter than that of the collectives, whose own
+error would name nobody.
+"""
+
+import atexit
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_prime.observability import heartbeat
+from megatron_prime.observability.durable import replace_file
+
+DEADLINE = 0.8
+"""Of the collectives' timeout."""
+LONGEST_INTERVAL_S = 5.0
+EXIT_CODE = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank says of itself."""
+
+    rank: int
+    step: int
+    phase: str
+    event: str
+    count: int
+    since_s: float
+    """Seconds since its last sign of progress."""
+    is_waiting: bool
+    doing: str
+    machine: str
+    tick: int
+    """Grows while the process lives and its interpreter runs."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Who did not arrive, and what everyone was doing."""
+
+    missing: dict[int, str]
+    """Rank -> why it is held to be missing; empty when nothing tells the ranks apart."""
+    reports: list[Report]
+    silent_s: dict[int, float]
+    """Rank -> seconds since it was last heard of, for those that have fallen silent."""
+
+    def lines(self) -> list[str]:
+        """A headline and the table."""
+        names = ", ".join(str(rank) for rank in self.missing)
+        who = (
+            f"rank{'s' if len(self.missing) > 1 else ''} {names} did not arrive"
+            if self.missing
+            else ("every rank waits in the same place: the network, or the backend of the collectives")
+        )
+        rows = [["rank", "step", "phase", "last event", "since", "doing"]]
+        for report in self.reports:
+            silent = self.silent_s.get(report.rank)
+            doing = (
+                f"silent for {silent:.0f} s"
+                if silent is not None
+                else (f"waits in {report.doing}" if report.is_waiting else f"is in {report.doing}")
+            )
+            rows.append(
+                [
+                    str(report.rank),
+                    str(report.step),
+                    report.phase,
+                    report.event,
+                    f"{report.since_s:.0f} s",
+                    doing,
+                ]
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        table = [
+            "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]])
+            for row in rows
+        ]
+        return [f"stuck: {who}", *(f"  rank {rank} {why}" for rank, why in self.missing.items()), *table]
+
+
+def diagnose(reports: list[Report], silent_s: Mapping[int, float]) -> Diagnosis:
+    """Decide from what all ranks say, one of which is stuck, who keeps the others waiting.
+
+    Those that have fallen silent (stopped, swapped out, gone) and those that are not in a collective at all; without
+    any, those that have made fewer signs of progress; else the fewest that wait in another place than the rest.
+    """
+    silent = dict.fromkeys(
+        sorted(silent_s),
+        "does not answer: it is stopped, its machine is gone, or it is stuck in a call that holds the interpreter",
+    )
+    elsewhere = {
+        report.rank: f"is not in a collective but in {report.doing}, phase {report.phase}, step {report.step}, "
+        f"last event: {report.event}"
+        for report in reports
+        if not report.is_waiting and report.rank not in silent
+    }
+    missing = silent | elsewhere
+    if not missing:
+        missing = _behind(reports) or _apart(reports)
+    return Diagnosis(missing, reports, dict(silent_s))
+
+
+def _behind(reports: list[Report]) -> dict[int, str]:
+    counts = [report.count for report in reports]
+    return {
+        report.rank: f"is behind: phase {report.phase}, step {report.step}, last event: {report.event}"
+        for report in reports
+        if report.count == min(counts) < max(counts)
+    }
+
+
+def _apart(reports: list[Report]) -> dict[int, str]:
+    places: dict[str, list[Report]] = {}
+    for report in reports:
+        places.setdefault(report.doing, []).append(report)
+    fewest = min(places.values(), key=len)
+    if len(places) == 1:
+        return {}
+    return {report.rank: f"waits elsewhere than the others: {report.doing}" for report in fewest}
+
+
+class Watchdog:
+    """Watches the thread that makes it, for as long as it is open.
+
+    Args:
+        rank: of this process.
+        world_size: processes of the job; at least 2.
+        timeout_s: deadline of the collectives.
+        reports: folder for stuck_*.json; made when it is needed.
+        is_cuda: waits for a GPU count as waits for other ranks.
+        end: called when the job must end, after everything was told.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        timeout_s: float,
+        reports: Path,
+        is_cuda: bool = False,
+        end: Callable[[], None] = lambda: os._exit(EXIT_CODE),
+    ) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._deadline_s = DEADLINE * timeout_s
+        self._interval_s = min(LONGEST_INTERVAL_S, self._deadline_s / 10)
+        self._reports = reports
+        self._is_cuda = is_cuda
+        self._end = end
+        self._watched = threading.get_ident()
+        self._machine = f"{socket.gethostname()}, process {os.getpid()}"
+        self._ticks = 0
+        self._waiting_since: float | None = None
+        self._waiting_count = -1
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._table: tuple[float, list[Report]] | None = None
+        self._closing = threading.Event()
+        self._store = _own_connection(self._interval_s)
+        self._threads = [
+            threading.Thread(target=target, name=f"watchdog {name}", daemon=True)
+            for name, target in (("watch", self._watch), ("talk", self._talk))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closing.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(2 * self._interval_s)
+
+    def _key(self, rank: int) -> str:
+        return f"megatron_prime/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
+
+    def _stuck_s(self) -> float:
+        """Seconds that the watched thread has been waiting for other ranks without a sign of progress."""
+        beats, now = heartbeat.current(), time.monotonic()
+        if (
+            not heartbeat.place_of(self._watched, self._is_cuda).is_waiting
+            or beats.count != self._waiting_count
+        ):
+            self._waiting_since, self._waiting_count = now, beats.count
+        assert self._waiting_since is not None
+        return now - max(self._waiting_since, beats.at)
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self._interval_s):
+            stuck_s = self._stuck_s()
+            if stuck_s > self._deadline_s:
+                self._tell()
+                self._closing.set()
+                self._end()
+
+    def _talk(self) -> None:
+        """Tell the store of this rank; while this rank is stuck, listen to the others as well.
+
+        A store that does not answer blocks this thread and no other.
+        """
+        while not self._closing.is_set():
+            try:
+                self._store.set(self._key(self._rank), json.dumps(asdict(self._own_report())))
+                if self._stuck_s() > self._deadline_s / 3:
+                    self._listen()
+            except (dist.DistError, RuntimeError):  # the store is gone, and with it the job's first process
+                self._table = None
+            self._closing.wait(self._interval_s)
+
+    def _listen(self) -> None:
+        said = self._store.multi_get([self._key(rank) for rank in range(self._world_size)])
+        reports, now = [Report(**json.loads(text)) for text in said], time.monotonic()
+        for report in reports:
+            if report.rank not in self._heard or self._heard[report.rank][0] != report.tick:
+                self._heard[report.rank] = report.tick, now
+        self._table = now, reports
+
+    def _own_report(self) -> Report:
+        beats, place = heartbeat.current(), heartbeat.place_of(self._watched, self._is_cuda)
+        self._ticks += 1
+        since_s = time.monotonic() - beats.at
+        return Report(
+            rank=self._rank,
+            step=beats.step,
+            phase=beats.phase,
+            event=beats.event,
+            count=beats.count,
+            since_s=since_s,
+            is_waiting=place.is_waiting,
+            doing=place.text,
+            machine=self._machine,
+            tick=self._ticks,
+        )
+
+    def _tell(self) -> None:
+        """Print who is missing: the first of the ranks that wait does, or each when the store is out of reach."""
+        now = time.monotonic()
+        if self._table is None or now - self._table[0] > 4 * self._interval_s:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            alone = Diagnosis({}, [self._own_report()], {}).lines()[1:]
+            self._print(
+                [
+                    f"stuck: the job's store at {where} does not answer: rank 0, which holds it unless torchrun "
+                    "does, is stopped, or its machine is gone",
+                    *alone,
+                ]
+            )
+            return
+        _, reports = self._table
+        silent_s = {
+            rank: now - at for rank, (_, at) in self._heard.items() if now - at > 4 * self._interval_s
+        }
+        waiting = [r.rank for r in reports if r.is_waiting and r.rank not in silent_s]
+        if waiting and self._rank != waiting[0]:
+            time.sleep(1.0)  # for the one that tells
+            return
+        diagnosis = diagnose(reports, silent_s)
+        self._print(diagnosis.lines())
+        step = heartbeat.current().step
+        content = json.dumps({"text": diagnosis.lines(), **asdict(diagnosis)}, indent=1)
+        try:
+            self._reports.mkdir(parents=True, exist_ok=True)
+            replace_file(self._reports / f"stuck_step_{step:08d}.json", content + "\n")
+        except OSError as error:
+            self._print([f"the report could not be written: {error}"])
+
+    def _print(self, lines: list[str]) -> None:
+        sys.stderr.write("".join(f"megatron-prime, rank {self._rank}: {line}\n" for line in lines))
+        sys.stderr.flush()
+
+
+_current: Watchdog | None = None
+
+
+def start_watchdog(
+    rank: int, world_size: int, timeout_s: float, reports: Path, is_cuda: bool = False
+) -> None:
+    """Watch this thread until the process ends, or until the next call; a job of one process has nobody to wait for."""
+    global _current
+    stop_watchdog()
+    if world_size > 1:
+        _current = Watchdog(rank, world_size, timeout_s, reports, is_cuda)
+
+
+def stop_watchdog() -> None:
+    """End the watch, if there is one."""
+    global _current
+    if _current is not None:
+        _current.close()
+        _current = None
+
+
+# Threads inside the store's code must be gone before the interpreter is.
+atexit.register(stop_watchdog)
+
+
+def _own_connection(timeout_s: float) -> dist.TCPStore:
+    """A connection of its own: what blocks here must not block the process groups."""
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=max(timeout_s, 1.0)),
+    )
