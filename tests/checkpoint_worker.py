@@ -30,6 +30,14 @@ STREAM = {"epoch": 1, "position": 5}
 class KilledAfterFirst(dict):
     """A mapping whose reader dies by SIGKILL when it asks for the second item."""
 
+    num_read = 0
+
+    def __getitem__(self, key):
+        self.num_read += 1
+        if self.num_read > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
     def items(self):
         yield from list(super().items())[:1]
         os.kill(os.getpid(), signal.SIGKILL)
@@ -361,10 +369,18 @@ def resume_after_death(moments, folders, root):
         roles = make_roles(folders, topology, load_weights=False)
         newest = store.newest()
         state = store.load(newest, roles)
+        store.tidy()
+        tidied = sorted(path.name for path in (root / moment).iterdir())
         alike = same(weights(roles, topology), torch.load(root / f"{moment}.pt"))
         store.save(roles, RunState(6, STREAM, 0))
         left = sorted(path.name for path in (root / moment).iterdir())
-        report[moment] = {"found": found, "step": state.step_index, "alike": alike, "left": left}
+        report[moment] = {
+            "found": found,
+            "tidied": tidied,
+            "step": state.step_index,
+            "alike": alike,
+            "left": left,
+        }
     return report
 
 

@@ -41,6 +41,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         checkpoint = store.newest_sound(
             settings.on_damage, warn=lambda text: progress.line(f"WARNING: {text}")
         )
+        store.tidy()
         if topology.rank == 0:
             for change in changed_settings(config) if checkpoint is not None else ():
                 progress.line(f"WARNING: changed since this run was last started: {change}")

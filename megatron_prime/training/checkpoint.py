@@ -32,6 +32,7 @@ from megatron_prime.models.builder import BuiltModel
 from megatron_prime.parallel.collectives import all_gather_lists, any_rank, broadcast_object
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint_folder import (
+    clear_leftovers,
     complete,
     hold_room,
     make_partial,
@@ -143,6 +144,16 @@ class CheckpointStore:
                 + "\nno checkpoint is sound: restore the files, or choose another run_dir to start anew"
             )
         return None
+
+    def tidy(self) -> None:
+        """Finish what a kill interrupted: leftovers go, and checkpoints beyond those to keep. Call it at the start."""
+        keeping = self._keeping
+
+        def tidy() -> None:
+            clear_leftovers(self._folder, keeping.life)
+            prune(self._folder, keeping.last, keeping.best, keeping.life)
+
+        self._on_first_rank(tidy)
 
     def faults(self, checkpoint: Path) -> list[str]:
         """What is wrong with a checkpoint's files, by its manifest; the ranks share the reading."""

@@ -39,13 +39,17 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
     return run
 
 
+def clear_leftovers(folder: Path, life: int) -> None:
+    """Remove what interrupted saves and removals of this and earlier lives left."""
+    for stale in folder.glob(".step_*"):
+        match = LEFT_OVER.fullmatch(stale.name)
+        if match and int(match[1]) <= life:
+            shutil.rmtree(stale)
+
+
 def make_partial(partial: Path, roles: list[str], life: int) -> None:
-    """Clear away what interrupted saves and removals of this and earlier lives left, and make the new folders."""
-    if partial.parent.is_dir():
-        for stale in partial.parent.glob(".step_*"):
-            match = LEFT_OVER.fullmatch(stale.name)
-            if match and int(match[1]) <= life:
-                shutil.rmtree(stale)
+    """Make the folders of a save, with room held for its small files."""
+    clear_leftovers(partial.parent, life)
     partial.mkdir(parents=True)
     for role in roles:
         (partial / role).mkdir()
