@@ -10,6 +10,7 @@ differs.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -44,6 +45,8 @@ class Tally:
     num_runs: int = 0
     num_lives: int = 0
     faults: list[str] = field(default_factory=list)
+    deck: list[tuple[str, str]] = field(default_factory=list)
+    """Moments and victims that are still to come before any comes again."""
 
     @property
     def num_kills(self) -> int:
@@ -115,7 +118,10 @@ def _live_and_die(
         process = setting.start(run_dir, log)
         tally.num_lives += 1
         is_last = done == num_kills
-        moment, victim = chance.choice(MOMENTS), chance.choice(VICTIMS)
+        if not tally.deck:
+            tally.deck = list(itertools.product(MOMENTS, VICTIMS))
+            chance.shuffle(tally.deck)
+        moment, victim = tally.deck.pop()
         if is_last or not _wait_for(moment, run_dir, process, chance):
             code = process.wait()
             # A life that reached its end before its moment came needs no other.
@@ -234,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--unbroken", type=Path, help="run_dir of an unbroken run; made by default")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     setting = Setting(options.config, options.overrides, options.work)

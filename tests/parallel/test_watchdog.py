@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from toy_runs import Started, Toy, is_logged
@@ -36,72 +38,83 @@ for step in range(1, 4):
             if case == "is stopped":
                 time.sleep(1.5)  # until it has told where it is
                 os.kill(os.getpid(), signal.SIGSTOP)
-            if case == "takes another way":
-                dist.barrier()
         dist.all_reduce(torch.ones(1))
 """
 
 
-def run_ranks(case: str, culprit: int, folder, port: int) -> list[str]:
-    """Two ranks; what each wrote to stderr. The ones that wait must end by themselves, with exit code 1."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", RANK, case, str(culprit), str(folder)],
-            env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        waiting = [
-            rank for index, rank in enumerate(ranks) if case == "takes another way" or index != culprit
+CASES = (("sleeps", 1), ("is stopped", 1), ("is stopped", 0))
+
+
+class Job:
+    """Two ranks, one of which does not arrive in step 3."""
+
+    def __init__(self, case: str, culprit: int, folder: Path) -> None:
+        self.folder, self.culprit = folder, culprit
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        self._ranks = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", RANK, case, str(culprit), str(folder)],
+                env=os.environ
+                | address
+                | {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
         ]
-        codes = [rank.wait(90) for rank in waiting]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    told = [rank.communicate()[1] for rank in ranks]
-    assert codes == [1] * len(codes), told
-    return told
+
+    def finish(self) -> None:
+        """The rank that waits must end by itself, with exit code 1; then the culprit is ended."""
+        try:
+            self.code = self._ranks[1 - self.culprit].wait(90)
+        finally:
+            for rank in self._ranks:
+                rank.kill()
+        self.told = self._ranks[1 - self.culprit].communicate()[1]
+        self._ranks[self.culprit].communicate()
 
 
-@pytest.fixture
-def port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """All cases at once: they wait most of the time."""
+    started = {case: Job(*case, tmp_path_factory.mktemp("stuck")) for case in CASES}
+    for job in started.values():
+        job.finish()
+    return started
 
 
 @pytest.mark.parametrize(
     ("case", "why"),
     [("sleeps", "is not in a collective but in oversleep"), ("is stopped", "does not answer")],
 )
-def test_a_rank_that_did_not_arrive_is_named_with_phase_step_and_last_event(case, why, tmp_path, port):
-    told = run_ranks(case, 1, tmp_path, port)[0]
-    assert "stuck: rank 1 did not arrive" in told
-    assert f"rank 1 {why}" in told
-    rows = [
-        line.split(": ", 1)[1].split()
-        for line in told.splitlines()
-        if "policy" in line and " microbatch " in line
+def test_a_rank_that_did_not_arrive_is_named_with_phase_step_and_last_event(case, why, jobs):
+    job = jobs[case, 1]
+    assert job.code == 1, job.told
+    assert "stuck: rank 1 did not arrive" in job.told
+    assert f"rank 1 {why}" in job.told
+    lines = [
+        line.split(": ", 1)[1]
+        for line in job.told.splitlines()
+        if " microbatch " in line and "policy " in line
     ]
-    assert [row[:4] for row in rows[-2:]] == [[str(rank), "3", "policy", "microbatch"] for rank in range(2)]
-    assert "waits in all_reduce" in told
-    (path,) = tmp_path.glob("stuck_step_00000003.json")
-    report = json.loads(path.read_text())
-    assert list(report["missing"]) == ["1"]
-    assert [rank["step"] for rank in report["reports"]] == [3, 3]
+    assert [line.split()[:4] for line in lines[-2:]] == [
+        [str(rank), "3", "policy", "microbatch"] for rank in range(2)
+    ]
+    assert "waits in all_reduce" in job.told
+    (path,) = job.folder.glob("stuck_step_00000003.json")
+    written = json.loads(path.read_text())
+    assert list(written["missing"]) == ["1"]
+    assert [rank["step"] for rank in written["reports"]] == [3, 3]
 
 
-def test_a_stopped_rank_0_which_holds_the_store_is_named_too(tmp_path, port):
-    told = run_ranks("is stopped", 0, tmp_path, port)[1]
-    assert f"the job's store at 127.0.0.1:{port} does not answer: rank 0" in told
-    assert "waits in all_reduce" in told
+def test_a_stopped_rank_0_which_holds_the_store_is_named_too(jobs):
+    job = jobs["is stopped", 0]
+    assert job.code == 1, job.told
+    assert f"the job's store at 127.0.0.1:{job.port} does not answer: rank 0" in job.told
+    assert "waits in all_reduce" in job.told
 
 
 def report(rank: int, **changes) -> Report:
@@ -141,7 +154,7 @@ def test_a_stopped_rank_ends_a_training_run_and_is_named(toy: Toy, tmp_path):
         "run.toml",
         f"run_dir={run_dir}",
         "parallel.num_processes=2",
-        "platform.timeout_s=20",
+        "platform.timeout_s=12",
     ]
     with Started(toy.folder, *arguments, "trainer.num_steps=1000", "data.evaluation=[]") as started:
         started.wait_until(lambda: is_logged(run_dir, 1))
