@@ -185,7 +185,8 @@ def test_a_fenced_run_logs_nothing():
 
     @contextlib.contextmanager
     def fence():
-        raise FencedError("another life")
+        if recorder.calls:
+            raise FencedError("another life")
         yield
 
     around = Surroundings(
