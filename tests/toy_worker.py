@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -64,7 +65,10 @@ def convert_roles(folder: str, run_dir: str) -> dict[str, tuple[int, str]]:
         "policy": ["--output", "converted/policy"],
         "prm": ["--role", "prm", "--output", "converted/prm"],
         "older": ["--checkpoint", older, "--output", "converted/older"],
+        "damaged": ["--checkpoint", "damaged", "--output", "converted/damaged"],
     }
+    shutil.copytree(older, "damaged")
+    next(Path("damaged/policy").glob("*.distcp")).open("ab").write(b"more")
     return {
         name: run("convert", "run.toml", f"run_dir={run_dir}", *arguments)
         for name, arguments in commands.items()

@@ -13,13 +13,16 @@ from megatron_prime.training.export import export_hf
 def convert(config: PrimeConfig, role: str, checkpoint: Path | None, output: Path) -> None:
     """Write a role of a training checkpoint as an HF checkpoint.
 
-    Raises ValueError when there is no such checkpoint or role, or `output` exists.
+    Raises ValueError when there is no such checkpoint or role, when it is damaged, or when `output` exists.
     """
     topology = start_topology(config, data_parallel_only=True)
     store = CheckpointStore(config.run_dir / "checkpoints", Keeping(), topology)
     checkpoint = checkpoint or store.newest()
     if checkpoint is None:
         raise ValueError(f"{config.run_dir / 'checkpoints'} holds no complete checkpoint")
+    faults = store.faults(checkpoint)
+    if faults:
+        raise ValueError(f"{checkpoint} is damaged: {'; '.join(faults[:5])}; name another with --checkpoint")
     source = (config.prm.path if role == "prm" else None) or config.model.path
     built = build_model(source, topology, load_weights=False)
     load_weights(built, checkpoint, role)

@@ -133,7 +133,7 @@ class PackedPass:
         self, microbatches: Iterator[Microbatch], model: torch.nn.Module, sink: "_Sink", loss: RowLoss | None
     ) -> tuple[torch.Tensor, Any]:
         microbatch = next(microbatches)
-        beat("microbatch")
+        beat("microbatch", is_common=False)  # data ranks may have other numbers of them
         packed = microbatch.packed.to(self._topology.platform.device)
         share = _Share.of(packed, self._topology)
         output = model(

@@ -28,7 +28,7 @@ class Heartbeat:
     phase: str = "start"
     event: str = "start"
     count: int = 0
-    """Signs so far. Ranks run the same program, so the one with fewer is behind."""
+    """Common signs so far. Ranks run the same program, so the one with fewer is behind."""
     at: float = 0.0
     """time.monotonic() of the sign."""
 
@@ -41,10 +41,10 @@ def current() -> Heartbeat:
     return _own
 
 
-def beat(event: str) -> None:
-    """Something has been reached, such as a microbatch or a collective."""
+def beat(event: str, is_common: bool = True) -> None:
+    """Something has been reached, such as a microbatch or a collective; common is what every rank reaches as often."""
     _own.event = event
-    _own.count += 1
+    _own.count += is_common
     _own.at = time.monotonic()
 
 

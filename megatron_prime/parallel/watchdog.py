@@ -163,7 +163,7 @@ class Watchdog:
         self._machine = f"{socket.gethostname()}, process {os.getpid()}"
         self._ticks = 0
         self._waiting_since: float | None = None
-        self._waiting_count = -1
+        self._last_beat_at = 0.0
         self._heard: dict[int, tuple[int, float]] = {}
         self._table: tuple[float, list[Report]] | None = None
         self._closing = threading.Event()
@@ -188,11 +188,8 @@ class Watchdog:
     def _stuck_s(self) -> float:
         """Seconds that the watched thread has been waiting for other ranks without a sign of progress."""
         beats, now = heartbeat.current(), time.monotonic()
-        if (
-            not heartbeat.place_of(self._watched, self._is_cuda).is_waiting
-            or beats.count != self._waiting_count
-        ):
-            self._waiting_since, self._waiting_count = now, beats.count
+        if not heartbeat.place_of(self._watched, self._is_cuda).is_waiting or beats.at != self._last_beat_at:
+            self._waiting_since, self._last_beat_at = now, beats.at
         assert self._waiting_since is not None
         return now - max(self._waiting_since, beats.at)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.buckets import Bucket, buckets
 from megatron_prime.resharding.plan import ReshardPlan, Transfer
@@ -51,6 +52,7 @@ class RankTransport:
         which must all exhaust the iterator.
         """
         for bucket in self._buckets:
+            beat("bucket of weights")
             yield self._deliver_bucket(bucket)
 
     def _deliver_bucket(self, bucket: Bucket) -> list[WeightBlock]:

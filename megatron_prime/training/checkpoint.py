@@ -328,7 +328,7 @@ class CheckpointStore:
 def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     """Fill a model with a role's weights alone, in whatever layout it is built. Collective over all ranks.
 
-    Raises ValueError when the checkpoint is incomplete, damaged or lacks the role.
+    Raises ValueError when the checkpoint is incomplete or lacks the role.
     """
     roles = read_run(checkpoint)["roles"]
     if role not in roles:

@@ -71,6 +71,8 @@ class Loop:
         self._config = config
         self._trainer = trainer
         self._around = surroundings
+        self._waited_s = 0.0
+        """For the save on its way."""
 
     def run(self) -> None:
         """Train until num_steps, saving and evaluating on the way. Collective over all ranks.
@@ -116,6 +118,7 @@ class Loop:
                 self._around.guards.state_dict(),
                 metrics.get("eval/accuracy"),
             )
+            self._complete_save(self._around.store.finish, is_last=False)  # the one before, told by itself
             self._complete_save(lambda: self._around.store.save(self._around.roles, state), is_last)
         if is_last:
             self._complete_save(self._around.store.finish, is_last)
@@ -131,8 +134,10 @@ class Loop:
                 raise
             self._around.progress.line(f"WARNING: {error}. Training goes on (checkpoint.on_write_error)")
         else:
+            self._waited_s += time.monotonic() - started
             if path is not None:
-                self._around.progress.line(f"saved {path}, {time.monotonic() - started:.1f} s waited")
+                self._around.progress.line(f"saved {path}; training waited {self._waited_s:.1f} s")
+                self._waited_s = 0.0
 
     def _evaluate(self, metrics: Metrics) -> None:
         assert self._around.evaluate is not None

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def converted(toy: Toy, layout_runs: dict[str, Path]) -> Path:
     """Folder of the roles of the tensor=2 run's checkpoints, converted by one process."""
     (outcomes,) = run_distributed(toy_worker.convert_roles, 1, str(toy.folder), "tensor=2")
+    code, output = outcomes.pop("damaged")
+    assert code == 1
+    assert "damaged is damaged: policy/__" in output and "bytes instead of" in output
     for name, (code, output) in outcomes.items():
         assert code == 0, output
         assert f"converted/{name}" in output

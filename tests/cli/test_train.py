@@ -1,5 +1,6 @@
 """A killed run that is started again ends with the very numbers of an unbroken one."""
 
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -94,6 +95,30 @@ def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(toy: Toy, la
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == sorted(
         path.name for path in (unbroken / "checkpoints").iterdir()
     )
+
+
+def test_a_run_whose_newest_checkpoint_rotted_goes_back_one_and_ends_the_same(toy: Toy, tmp_path):
+    unbroken, run_dir = toy.run_dir("single"), tmp_path / "run"
+    shutil.copytree(unbroken, run_dir)
+    shard = next((checkpoint_of(run_dir, NUM_STEPS) / "prm").glob("*.distcp"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    refused = finish(toy.folder, "train", "run.toml", f"run_dir={run_dir}", "checkpoint.on_damage=stop")
+    assert refused.returncode == 1
+    assert f"prm/{shard.name} has another checksum" in refused.stderr
+    assert records(run_dir) == records(unbroken)
+    finished = finish(toy.folder, "train", "run.toml", f"run_dir={run_dir}")
+    assert finished.returncode == 0, finished.stderr
+    assert f"WARNING: {checkpoint_of(run_dir, NUM_STEPS)} is damaged: prm/{shard.name}" in finished.stdout
+    assert f"resuming after step {SAVE_EVERY}" in finished.stdout
+    assert records(run_dir) == records(unbroken)
+    assert weights(run_dir / "hf") == weights(unbroken / "hf")
+    kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert kept == [
+        f"damaged_step_{NUM_STEPS:08d}",
+        *(f"step_{step:08d}" for step in (SAVE_EVERY, NUM_STEPS)),
+    ]
 
 
 def test_a_finished_run_that_is_started_again_changes_nothing(toy: Toy):

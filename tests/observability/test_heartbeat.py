@@ -13,6 +13,8 @@ def test_signs_count_up_and_name_the_last_event():
     now = current()
     assert (now.step, now.event, now.count) == (4, "microbatch", before + 1)
     assert now.at >= at
+    beat("microbatch of this rank", is_common=False)
+    assert (current().event, current().count) == ("microbatch of this rank", before + 1)
 
 
 def test_phases_nest_and_end_when_the_block_fails():
