@@ -28,6 +28,7 @@ def make_case(num_tokens=NUM_TOKENS, temperature=1.0, chunk_tokens=4, dtype=torc
         "temperature": temperature,
         "chunk_tokens": chunk_tokens,
         "gathered": False,
+        "tile_columns": 5,
     }
     return case | more
 
@@ -35,6 +36,8 @@ def make_case(num_tokens=NUM_TOKENS, temperature=1.0, chunk_tokens=4, dtype=torc
 CASES = {
     "chunks of 4": make_case(),
     "chunks of 1": make_case(chunk_tokens=1),
+    "one tile": make_case(chunk_tokens=1000, tile_columns=1000),
+    "tiles of one column": make_case(tile_columns=1),
     "one chunk exactly": make_case(chunk_tokens=NUM_TOKENS),
     "chunk larger than R": make_case(chunk_tokens=1000),
     "cold": make_case(temperature=0.3),

@@ -8,10 +8,10 @@ import torch.distributed as dist
 from context_worker import share_tokens
 from layout_worker import topology_of
 
-from megatron_prime.parallel import collectives
-from megatron_prime.parallel.collectives import VocabShard, output_logprobs
+from megatron_prime.parallel import collectives, vocab_logprobs
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
+from megatron_prime.parallel.vocab_logprobs import VocabShard, output_logprobs
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -149,8 +149,19 @@ def _platform():
 
 
 def _score_shard(
-    topology, hidden_RH, weight_VH, labels_R, num_real, upstream_2R, temperature, chunk_tokens, gathered
+    topology,
+    hidden_RH,
+    weight_VH,
+    labels_R,
+    num_real,
+    upstream_2R,
+    temperature,
+    chunk_tokens,
+    gathered,
+    tile_columns,
 ):
+    vocab_logprobs.FEWEST_COLUMNS = tile_columns
+    vocab_logprobs.TILE_ELEMENTS["cpu"] = tile_columns * chunk_tokens
     rows = len(weight_VH) // topology.tensor_size
     first_row = topology.tensor_rank * rows
     hidden_RH = hidden_RH.clone().requires_grad_()

@@ -3,7 +3,7 @@
 from megatron_prime.cli.assemble import scoring_settings, start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.checks import sft_output
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.schema import MemoryConfig, PrimeConfig
 from megatron_prime.data.sft import SFTDataset, SFTStream
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Metrics, MetricsLogger, Progress
@@ -33,6 +33,8 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         scoring_settings(config),
         config.sft,
         config.sft.num_steps,
+        # Nothing is offloaded: every phase of the warm-up is an update.
+        memory=MemoryConfig(recompute=config.memory.recompute),
     )
     policy.watch = guards = Guards(
         config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")

@@ -125,17 +125,24 @@ def _build_models(config: PrimeConfig, topology: Topology, load_weights: bool) -
         config.policy,
         num_steps,
         load_weights,
+        config.memory,
     )
     prm: Scorer | None = None
     prm_path = config.prm.path or config.model.path
     if config.prm.enabled and config.prm.update_order == "none":
-        prm = Scorer("prm", prm_path, topology, settings)
+        prm = Scorer("prm", prm_path, topology, settings, memory=config.memory)
     elif config.prm.enabled:
-        prm = Trainable("prm", prm_path, topology, settings, config.prm, num_steps, load_weights)
+        prm = Trainable(
+            "prm", prm_path, topology, settings, config.prm, num_steps, load_weights, config.memory
+        )
     reference: Scorer | None = None
     if config.reference.mode == "freeze" and (config.prm.enabled or config.policy.kl_coef > 0):
-        reference = Scorer("reference", config.reference.path or prm_path, topology, settings)
-    return _Models(policy, prm, reference)
+        path = config.reference.path or prm_path
+        reference = Scorer("reference", path, topology, settings, memory=config.memory)
+    models = _Models(policy, prm, reference)
+    for role in filter(None, (policy, prm, reference)):
+        role.residency.park()
+    return models
 
 
 def _parts(

@@ -169,6 +169,12 @@ def _shape_faults(shape: dict[str, Any], config: PrimeConfig) -> Iterator[str]:
             yield f"config.json has no whole number {name}"
         elif value % size:
             yield f"parallel.{axis} = {size} does not divide {name} = {value}"
+    recompute, layers = config.memory.recompute, shape.get("num_hidden_layers")
+    if isinstance(layers, int) and recompute.num_layers > layers // parallel.pipeline:
+        yield (
+            f"memory.recompute.num_layers = {recompute.num_layers} exceeds the {layers // parallel.pipeline} layers "
+            "of a pipeline stage"
+        )
     positions = shape.get("max_position_embeddings")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     reserved = SGLANG_RESERVED_POSITIONS if config.rollout.engine == "sglang" else 0

@@ -349,6 +349,50 @@ class GuardsConfig(Section):
     """The same for the policy's entropy."""
 
 
+class RecomputeConfig(Section):
+    """Activations that Megatron computes again in the backward pass instead of keeping them."""
+
+    granularity: Literal["none", "selective", "full"] = "none"
+    """selective recomputes `modules` inside each layer, full whole layers: the least memory, a third more compute."""
+    modules: tuple[Literal["core_attn", "mlp", "moe", "layernorm"], ...] = ("core_attn", "mlp")
+    """What selective recomputes."""
+    method: Literal["uniform", "block"] = "uniform"
+    """full: uniform recomputes all layers, num_layers at a time; block only the first num_layers of each stage."""
+    num_layers: Positive = 1
+    """Layers of one unit (uniform), or layers that are recomputed (block)."""
+
+    @model_validator(mode="after")
+    def _check_granularity(self) -> Self:
+        if self.granularity == "selective" and not self.modules:
+            raise ValueError("granularity = 'selective' recomputes nothing with modules = []: name some")
+        if self.granularity != "full" and (self.method, self.num_layers) != ("uniform", 1):
+            raise ValueError(
+                f"method and num_layers belong to granularity = 'full', but it is {self.granularity!r}: "
+                "set it, or leave them out"
+            )
+        return self
+
+
+class MemoryConfig(Section):
+    """What leaves device memory in the phases that do not need it, and what is recomputed."""
+
+    offload_reference: bool = False
+    """The reference's weights are in host memory outside the log-prob phase."""
+    offload_prm: bool = False
+    """The PRM's weights and optimizer states are in host memory outside its phase; its gradients are freed."""
+    offload_policy_optimizer: bool = False
+    """The policy's optimizer states are in host memory outside its update; its gradients are freed."""
+    recompute: RecomputeConfig = RecomputeConfig()
+
+    def offloaded_parts(self, role: str) -> frozenset[Literal["weights", "gradients", "optimizer"]]:
+        """What of a role (policy, prm, reference) leaves between its uses."""
+        if role == "policy" and self.offload_policy_optimizer:
+            return frozenset({"gradients", "optimizer"})
+        if (role == "prm" and self.offload_prm) or (role == "reference" and self.offload_reference):
+            return frozenset({"weights", "gradients", "optimizer"})
+        return frozenset()
+
+
 class EvaluationConfig(Section):
     """Sampling on the held-out prompts."""
 
@@ -403,6 +447,7 @@ class PrimeConfig(Section):
     trainer: TrainerConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     guards: GuardsConfig = GuardsConfig()
+    memory: MemoryConfig = MemoryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()
 
@@ -412,6 +457,7 @@ class PrimeConfig(Section):
             *self._faults_of_the_algorithm(),
             *self._faults_of_the_schedules(),
             *self._faults_of_the_batch(),
+            *self._faults_of_the_memory(),
         ]
         if faults:
             raise ValueError("\n".join(faults))
@@ -446,6 +492,13 @@ class PrimeConfig(Section):
                     f"advantage.gamma_process = {self.advantage.gamma_process}: 'prm_value' needs 1, "
                     "its value is a plain sum"
                 )
+
+    def _faults_of_the_memory(self) -> Iterator[str]:
+        has_reference = self.reference.mode == "freeze" and (self.prm.enabled or self.policy.kl_coef > 0)
+        if self.memory.offload_reference and not has_reference:
+            yield "memory.offload_reference = true, but this run holds no reference model: leave it out"
+        if self.memory.offload_prm and not self.prm.enabled:
+            yield "memory.offload_prm = true, but prm.enabled = false: leave it out"
 
     def _faults_of_the_schedules(self) -> Iterator[str]:
         num_steps = self.trainer.num_steps

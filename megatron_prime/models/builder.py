@@ -15,6 +15,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_prime.config.schema import RecomputeConfig
 from megatron_prime.models.gpt import ScoringGPTModel
 from megatron_prime.models.hf_checkpoint import HFCheckpointReader
 from megatron_prime.models.hf_convert import import_hf
@@ -56,20 +57,23 @@ def read_shape(hf_path: Path) -> ModelShape:
     return ModelShape.from_hf_config(hf_config)
 
 
-def build_model(hf_path: Path, topology: Topology, load_weights: bool = True) -> BuiltModel:
+def build_model(
+    hf_path: Path, topology: Topology, load_weights: bool = True, recompute: RecomputeConfig | None = None
+) -> BuiltModel:
     """Build this rank's part of the model and fill it from the checkpoint's safetensors, a slice at a time.
 
     Args:
         hf_path: HF checkpoint directory.
         topology: the layout; tensor must divide heads, KV heads and FFN, pipeline the layers.
         load_weights: False leaves random weights, for a checkpoint that is loaded afterwards.
+        recompute: activations that the backward pass computes again; default none.
 
     Raises ValueError for an unsupported model, a layout that does not divide it, or missing, extra or misshapen
     tensors.
     """
     shape = read_shape(hf_path)
     layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank)
-    module = _build_module(shape, topology)
+    module = _build_module(shape, topology, recompute or RecomputeConfig())
     parameters = parameters_of(
         shape,
         tp_size=topology.tensor_size,
@@ -95,14 +99,14 @@ def stage_layers(shape: ModelShape, pipeline_size: int, pipeline_rank: int) -> r
     return range(pipeline_rank * per_stage, (pipeline_rank + 1) * per_stage)
 
 
-def _build_module(shape: ModelShape, topology: Topology) -> ScoringGPTModel:
+def _build_module(shape: ModelShape, topology: Topology, recompute: RecomputeConfig) -> ScoringGPTModel:
     if shape.num_experts:
         raise ValueError(
             f"the {shape.family} model is a mixture of experts: its weights are mapped, but it cannot be built yet; "
             "use a dense model (llama, qwen2, qwen3)"
         )
     check_tensor_parallel(shape, topology.tensor_size)
-    config = transformer_config(shape, topology)
+    config = transformer_config(shape, topology, recompute)
     module = ScoringGPTModel(
         config=config,
         transformer_layer_spec=_layer_specs(shape, topology),  # type: ignore[arg-type]
@@ -128,8 +132,11 @@ def _build_module(shape: ModelShape, topology: Topology) -> ScoringGPTModel:
     return module.to(device=topology.platform.device, dtype=topology.platform.dtype)
 
 
-def transformer_config(shape: ModelShape, topology: Topology) -> TransformerConfig:
+def transformer_config(
+    shape: ModelShape, topology: Topology, recompute: RecomputeConfig | None = None
+) -> TransformerConfig:
     """Megatron's configuration of the model in this layout."""
+    recompute = recompute or RecomputeConfig()
     dtype = topology.platform.dtype
     settings: dict[str, Any] = {
         "num_layers": shape.num_layers,
@@ -160,6 +167,12 @@ def transformer_config(shape: ModelShape, topology: Topology) -> TransformerConf
         "variable_seq_lengths": True,
         "moe_token_dispatcher_type": "alltoall",  # Megatron asks this of every model with variable lengths
     }
+    if recompute.granularity != "none":
+        settings["recompute_granularity"] = recompute.granularity
+    if recompute.granularity == "selective":
+        settings["recompute_modules"] = list(recompute.modules)
+    if recompute.granularity == "full":
+        settings |= {"recompute_method": recompute.method, "recompute_num_layers": recompute.num_layers}
     if not topology.platform.is_cuda:
         settings |= {
             "use_cpu_initialization": True,

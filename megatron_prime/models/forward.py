@@ -16,7 +16,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_prime.data.packed_sequences import PackedSequences, pack_sequences
-from megatron_prime.data.packing import pack
+from megatron_prime.data.packing import Padding, RowCosts, pack
 from megatron_prime.models.gpt import ScoreRequest
 from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
@@ -64,19 +64,31 @@ class Microbatch:
     packed: PackedSequences
 
 
+def padding_of(topology: Topology) -> Padding:
+    """What the layout asks of packed sequences."""
+    sequences_to = 2 * topology.context_size if topology.context_size > 1 else 1
+    return Padding(sequences_to, sequences_to * (topology.tensor_size if topology.sequence_parallel else 1))
+
+
 def this_ranks_microbatches(
-    sequences: Sequences, rows: Sequence[int], settings: ScoringSettings, topology: Topology
+    sequences: Sequences, rows: Sequence[int], settings: ScoringSettings, costs: RowCosts, topology: Topology
 ) -> list[Microbatch]:
     """Pack some rows of the batch; the same arguments give the same packing for every model and on every rank."""
-    lengths = [len(sequences[row][0]) + len(sequences[row][1]) for row in rows]
-    packing = pack(lengths, settings.max_tokens_per_microbatch, topology.data_size)
-    pad_sequences_to = 2 * topology.context_size if topology.context_size > 1 else 1
-    pad_to = pad_sequences_to * (topology.tensor_size if topology.sequence_parallel else 1)
+    padding = padding_of(topology)
+    packing = pack(
+        [len(sequences[row][0]) + len(sequences[row][1]) for row in rows],
+        settings.max_tokens_per_microbatch,
+        topology.data_size,
+        [costs(len(sequences[row][0]) + len(sequences[row][1]), len(sequences[row][1])) for row in rows],
+        padding,
+    )
     return [
         Microbatch(
             rows_b=torch.tensor([rows[place] for place in places], dtype=torch.int64),
             packed=pack_sequences(
-                [sequences[rows[place]] for place in places], pad_to=pad_to, pad_sequences_to=pad_sequences_to
+                [sequences[rows[place]] for place in places],
+                pad_to=padding.microbatch_to,
+                pad_sequences_to=padding.sequences_to,
             ),
         )
         for places in packing.rows[topology.data_rank]
@@ -90,12 +102,16 @@ class PackedPass:
         model: this rank's ScoringGPTModel, or Megatron's DDP around it.
         topology: the layout.
         settings: packing and temperature.
+        costs: of this model's rows.
     """
 
-    def __init__(self, model: torch.nn.Module, topology: Topology, settings: ScoringSettings) -> None:
+    def __init__(
+        self, model: torch.nn.Module, topology: Topology, settings: ScoringSettings, costs: RowCosts
+    ) -> None:
         self._model = model
         self._topology = topology
         self._settings = settings
+        self._costs = costs
 
     @torch.no_grad()
     def score(self, sequences: Sequences, rows: Sequence[int] | None = None) -> Scores:
@@ -115,7 +131,7 @@ class PackedPass:
         self, sequences: Sequences, rows: Sequence[int] | None, loss: RowLoss | None
     ) -> tuple[Scores, dict[str, float]]:
         rows = range(len(sequences)) if rows is None else rows
-        microbatches = this_ranks_microbatches(sequences, rows, self._settings, self._topology)
+        microbatches = this_ranks_microbatches(sequences, rows, self._settings, self._costs, self._topology)
         num_columns = max(len(response) for _, response in sequences)
         sink = _Sink(len(sequences), num_columns, self._topology.platform.device)
         get_forward_backward_func()(

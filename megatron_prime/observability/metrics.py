@@ -34,13 +34,15 @@ NAMES: Mapping[str, str] = {
     "sft/*": "supervised warm-up: loss, grad_norm, lr, tokens",
     "throughput/*": "response tokens a second, over the whole job",
     "time/*": "seconds of each phase of a step, and of the whole step (time/step_s)",
-    "memory/*": "GiB of this process (rss, peak_rss) and of its device",
+    "memory/*": "GiB of this process (rss, peak_rss) and of its device; memory/<phase>/<role>_gib: the most that the "
+    "role's weights, gradients and optimizer states took in the phase; host_copies_gib: what is offloaded",
 }
 """Name, or prefix ending in `*`, -> meaning and unit."""
 
 # What follows the group may hold the name of a data source, which is the user's to choose.
 _VALID_NAME = re.compile(r"[a-z0-9_]+/\S[^\n]*")
-_GIB = 1024.0**3
+GIB = 1024.0**3
+"""Bytes."""
 
 
 class Metrics(MutableMapping[str, float]):
@@ -121,7 +123,7 @@ def process_memory(device_memory: Callable[[], Mapping[str, float]] | None = Non
     """
     memory = {"rss": psutil.Process().memory_info().rss, "peak_rss": peak_resident_bytes()}
     device = {f"device_{name}": size for name, size in device_memory().items()} if device_memory else {}
-    return {f"memory/{name}_gib": size / _GIB for name, size in {**memory, **device}.items()}
+    return {f"memory/{name}_gib": size / GIB for name, size in {**memory, **device}.items()}
 
 
 def _covers(pattern: str, name: str) -> bool:

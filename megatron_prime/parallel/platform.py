@@ -41,6 +41,15 @@ class Platform:
             return torch.cuda.max_memory_allocated(self.device)
         return peak_resident_bytes()
 
+    def reset_peak_memory(self) -> None:
+        """Begin `peak_memory_bytes` anew, on a GPU; a process cannot forget what it held."""
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def host_buffer(self, num_bytes: int) -> torch.Tensor:
+        """Host memory as a flat uint8 tensor: pinned on a GPU platform, so that copies run beside the host."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.is_cuda)
+
     def start_process_group(self) -> None:
         """Join the job that torchrun's (or Slurm's) environment describes; a lone process is a job of one.
 

@@ -15,7 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -252,16 +252,19 @@ class CheckpointStore:
         pending = self._pending
         assert pending is not None
         self._on_first_rank(lambda: release_room(pending.partial))
-        writers = [
-            RoleWriter(
-                _sharded_state(trainable, is_loading=False), pending.partial / role, self._topology.rank
-            )
-            for role, trainable in roles.items()
-        ]
-        pending.writers.extend(writers)
-        self._on_first_rank(lambda: hold_room(pending.partial))
-        for writer in writers:
-            writer.write(self._keeping.in_background)
+        with ExitStack() as held:
+            for trainable in roles.values():
+                held.enter_context(trainable.residency.hold("weights", "optimizer"))
+            writers = [
+                RoleWriter(
+                    _sharded_state(trainable, is_loading=False), pending.partial / role, self._topology.rank
+                )
+                for role, trainable in roles.items()
+            ]
+            pending.writers.extend(writers)
+            self._on_first_rank(lambda: hold_room(pending.partial))
+            for writer in writers:
+                writer.write(self._keeping.in_background)
         any_rank(False, self._topology)  # no rank goes on before all have written, or have forked
 
     def _is_done(self) -> bool:
@@ -354,10 +357,11 @@ def _restore(trainable: Trainable, folder: Path) -> None:
         raise ValueError(
             f"{folder} is missing: the checkpoint is damaged; remove it to resume from the one before"
         )
-    state = _load(_sharded_state(trainable, is_loading=True), folder)
-    trainable.built.module.load_state_dict(state["model"])
-    trainable.optimizer.load_state_dict(state["optimizer"])
-    trainable.schedule.load_state_dict(state["schedule"])
+    with trainable.residency.hold("weights", "optimizer"):
+        state = _load(_sharded_state(trainable, is_loading=True), folder)
+        trainable.built.module.load_state_dict(state["model"])
+        trainable.optimizer.load_state_dict(state["optimizer"])
+        trainable.schedule.load_state_dict(state["schedule"])
 
 
 def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:

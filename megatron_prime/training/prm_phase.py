@@ -44,7 +44,7 @@ class PRMPhase:
         assert isinstance(prm, Trainable) == (config.update_order != "none"), (
             "only a frozen PRM stays as it is"
         )
-        self._prm = prm
+        self.prm = prm
         self._config = config
         self._seed = seed
 
@@ -52,6 +52,12 @@ class PRMPhase:
         self, batch: RolloutBatch, sequences: Sequences, ref_logprobs_BT: torch.Tensor, step_index: int
     ) -> PRMResult:
         """One step's phase. Collective over all ranks."""
+        with self.prm.resident():
+            return self._run(batch, sequences, ref_logprobs_BT, step_index)
+
+    def _run(
+        self, batch: RolloutBatch, sequences: Sequences, ref_logprobs_BT: torch.Tensor, step_index: int
+    ) -> PRMResult:
         config = self._config
         single_forward = (
             config.update_order == "after"
@@ -61,16 +67,16 @@ class PRMPhase:
         needs_scores_first = config.update_order != "before" or config.loss != "ce"
         scores: Scores | None = None
         if needs_scores_first and not single_forward:
-            scores = self._prm.score(sequences)
+            scores = self.prm.score(sequences)
         metrics: dict[str, float] = {}
-        if isinstance(self._prm, Trainable):
+        if isinstance(self.prm, Trainable):
             first_scores, metrics = self._update(
-                self._prm, batch, sequences, ref_logprobs_BT, scores, step_index
+                self.prm, batch, sequences, ref_logprobs_BT, scores, step_index
             )
             if single_forward:
                 scores = first_scores
             elif config.update_order == "before":
-                scores = self._prm.score(sequences)
+                scores = self.prm.score(sequences)
         assert scores is not None
         scores_B = sequence_scores_B(scores.logprobs_BT, ref_logprobs_BT, batch.response_mask_BT, config.beta)
         metrics |= prm_metrics(scores_B, batch.outcome_rewards_B, batch.group_ids_B)

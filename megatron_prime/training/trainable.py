@@ -4,7 +4,8 @@ Policy and PRM are one class with two losses.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +19,14 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_prime.config.schema import OptimizerConfig
+from megatron_prime.config.schema import MemoryConfig, OptimizerConfig
 from megatron_prime.models.builder import BuiltModel, build_model
+from megatron_prime.models.costs import row_costs
 from megatron_prime.models.forward import PackedPass, RowLoss, Scores, ScoringSettings, Sequences
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.not_finite import SkippedUpdate, WatchedLoss, describe_skipped
+from megatron_prime.training.residency import Part, PartName, Residency
 
 
 class Scorer:
@@ -35,6 +38,7 @@ class Scorer:
         topology: the layout.
         settings: packing, chunking and temperature.
         load_weights: False when a checkpoint is loaded right after.
+        memory: what of the role leaves for host memory between its uses, and what is recomputed.
     """
 
     def __init__(
@@ -44,21 +48,33 @@ class Scorer:
         topology: Topology,
         settings: ScoringSettings,
         load_weights: bool = True,
+        memory: MemoryConfig | None = None,
     ) -> None:
+        memory = memory or MemoryConfig()
         self.role = role
         self.topology = topology
-        self.built: BuiltModel = build_model(hf_path, topology, load_weights)
+        self.built: BuiltModel = build_model(hf_path, topology, load_weights, memory.recompute)
         # The reference's weights ask for gradients too, though it never gets any: torch and Megatron multiply by frozen
         # weights with other kernels, and PRM and reference must agree to the last bit before the first update.
         self.built.module.requires_grad_(True)
-        self._pass = PackedPass(self._wrap(), topology, settings)
+        self._pass = PackedPass(self._wrap(), topology, settings, row_costs(self.built.shape))
+        parts = self._parts()
+        self.residency = Residency(topology.platform, parts, memory.offloaded_parts(role) & set(parts))
 
     def score(self, sequences: Sequences) -> Scores:
         """Log-probs and entropies of all rows, equal on every rank. Collective over all ranks."""
-        return self._pass.score(sequences)
+        with self.residency.hold("weights"):
+            return self._pass.score(sequences)
+
+    def resident(self) -> AbstractContextManager[None]:
+        """Everything of the role on the device for the block: for phases that use it several times."""
+        return self.residency.hold()
 
     def _wrap(self) -> torch.nn.Module:
         return self.built.module
+
+    def _parts(self) -> dict[PartName, Part]:
+        return {"weights": Part(self.built.module.parameters, content="constant")}
 
 
 class UpdateWatch(Protocol):
@@ -98,6 +114,7 @@ class Trainable(Scorer):
         optimizer_config: learning rate, schedule, AdamW, clipping.
         num_steps: trainer steps of the whole run: the length of a decaying schedule.
         load_weights: as in Scorer.
+        memory: as in Scorer.
     """
 
     def __init__(
@@ -109,8 +126,9 @@ class Trainable(Scorer):
         optimizer_config: OptimizerConfig,
         num_steps: int,
         load_weights: bool = True,
+        memory: MemoryConfig | None = None,
     ) -> None:
-        super().__init__(role, hf_path, topology, settings, load_weights)
+        super().__init__(role, hf_path, topology, settings, load_weights, memory)
         self.watch: UpdateWatch = StopAtFirst()
         self.optimizer = get_megatron_optimizer(
             _megatron_optimizer_config(optimizer_config, topology.platform.dtype), [self._ddp]
@@ -145,6 +163,12 @@ class Trainable(Scorer):
         clipping), equal on every rank. Collective over all ranks. A step whose loss or gradient is not finite on any
         rank is skipped on all: weights, moments and step count stay, and `watch` decides whether that is an error.
         """
+        with self.residency.hold():
+            return self._update(sequences, rows, loss)
+
+    def _update(
+        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss
+    ) -> tuple[Scores, dict[str, float]]:
         self._ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         watched = WatchedLoss(loss)
@@ -177,6 +201,31 @@ class Trainable(Scorer):
         )
         config.finalize_model_grads_func = finalize_model_grads
         return self._ddp
+
+    def _parts(self) -> dict[PartName, Part]:
+        return {
+            "weights": Part(self.built.module.parameters),
+            "gradients": Part(self._gradients, content="dropped"),
+            "optimizer": Part(self._optimizer_tensors),
+        }
+
+    def _gradients(self) -> Iterator[torch.Tensor]:
+        for buffer in [*self._ddp.buffers, *self._ddp.expert_parallel_buffers]:
+            yield buffer.grad_data
+
+    def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
+        """Moments, and fp32 masters where they are not the weights themselves."""
+        others = [*self.built.module.parameters(), *self._gradients()]
+        shared = {tensor.untyped_storage()._cdata for tensor in others}
+        for megatron_optimizer in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            inner = megatron_optimizer.optimizer
+            if inner is None:  # a rank without parameters of this kind
+                continue
+            masters = (parameter for group in inner.param_groups for parameter in group["params"])
+            moments = (value for state in inner.state.values() for value in state.values())
+            for tensor in [*masters, *moments]:
+                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in shared:
+                    yield tensor
 
 
 def _megatron_optimizer_config(config: OptimizerConfig, dtype: torch.dtype) -> MegatronOptimizerConfig:

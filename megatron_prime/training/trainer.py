@@ -19,6 +19,7 @@ from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import minibatches
+from megatron_prime.training.phase_memory import PhaseMemory
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
@@ -52,6 +53,15 @@ class Trainer:
         self.step_index = step_index
         self._parts = parts
         self._advantage_settings = AdvantageSettings(**config.advantage.model_dump())
+        roles: dict[str, Scorer | None] = {
+            "policy": parts.policy,
+            "prm": parts.prm_phase and parts.prm_phase.prm,
+            "reference": parts.reference,
+        }
+        self._memory = PhaseMemory(
+            {name: role.residency for name, role in roles.items() if role is not None},
+            parts.policy.topology.platform,
+        )
         policy = config.policy
         self._loss_settings = PolicyLossSettings(
             clip_low=policy.clip_low,
@@ -65,23 +75,23 @@ class Trainer:
 
     def step(self) -> Metrics:
         """One iteration of Algorithm 1. Collective over all ranks."""
-        metrics, parts = Metrics(), self._parts
+        metrics, parts, memory = Metrics(), self._parts, self._memory
         with metrics.timed("step"):
-            with metrics.timed("rollout"):
+            with memory.phase(metrics, "rollout"):
                 batch = self._on_device(parts.collector.collect(self.step_index))
             sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
-            with metrics.timed("logprobs"):
+            with memory.phase(metrics, "logprobs"):
                 old = parts.policy.score(sequences)
                 ref_logprobs_BT = self._ref_logprobs(sequences, old)
-            with metrics.timed("prm"):
+            with memory.phase(metrics, "prm"):
                 rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
-            with metrics.timed("advantage"):
+            with memory.phase(metrics, "advantage"):
                 advantages_BT = self._advantages(batch, rewards_BT)
-            with metrics.timed("policy"):
+            with memory.phase(metrics, "policy"):
                 metrics.add(
                     "policy", self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
                 )
-            with metrics.timed("weight_sync"):
+            with memory.phase(metrics, "weight_sync"):
                 parts.weight_sync.push(self.step_index + 1)
         self._describe(metrics, batch, old, advantages_BT)
         self.step_index += 1
@@ -156,20 +166,22 @@ class Trainer:
         totals: dict[str, float] = {}
         lr = policy.lr
         num_updates = config.num_minibatches * config.num_epochs
-        for rows in minibatches(
+        rows_of_updates = minibatches(
             batch.num_rows, config.num_minibatches, config.num_epochs, self.config.seed, self.step_index
-        ):
-            loss = PolicyRowLoss(
-                settings=self._loss_settings,
-                weights_BT=minibatch_weights_BT(batch.response_mask_BT, rows, config.aggregation),
-                old_logprobs_BT=old.logprobs_BT,
-                advantages_BT=advantages_BT,
-                rollout_logprobs_BT=batch.rollout_logprobs_BT,
-                ref_logprobs_BT=ref_logprobs_BT,
-            )
-            _, metrics = policy.update(sequences, rows, loss)
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value / num_updates
+        )
+        with policy.resident():
+            for rows in rows_of_updates:
+                loss = PolicyRowLoss(
+                    settings=self._loss_settings,
+                    weights_BT=minibatch_weights_BT(batch.response_mask_BT, rows, config.aggregation),
+                    old_logprobs_BT=old.logprobs_BT,
+                    advantages_BT=advantages_BT,
+                    rollout_logprobs_BT=batch.rollout_logprobs_BT,
+                    ref_logprobs_BT=ref_logprobs_BT,
+                )
+                _, metrics = policy.update(sequences, rows, loss)
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + value / num_updates
         policy.advance_schedule()
         return totals | {"lr": lr}
 
@@ -186,7 +198,7 @@ class Trainer:
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
-        metrics.update(process_memory())
+        metrics.update(process_memory() | self._memory.host_copies())
         if not gap.mean().item() <= self.config.rollout.logprob_alarm or not math.isfinite(gap.max().item()):
             self._parts.warn(
                 f"step {self.step_index + 1}: training and rollout log-probs differ by {gap.mean().item():.3g} nats on "

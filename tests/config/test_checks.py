@@ -61,6 +61,15 @@ def test_a_run_that_can_start_gives_its_arithmetic_and_writes_nothing(workspace)
         ({"intermediate_size": 63}, ["parallel.tensor=2"], "does not divide intermediate_size = 63"),
         ({"num_hidden_layers": 3}, ["parallel.pipeline=2"], "does not divide num_hidden_layers = 3"),
         ({"num_hidden_layers": None}, [], "config.json has no whole number num_hidden_layers"),
+        (
+            {"num_hidden_layers": 4},
+            [
+                "parallel.pipeline=2",
+                "memory.recompute.granularity=full",
+                "memory.recompute.num_layers=3",
+            ],
+            "memory.recompute.num_layers = 3 exceeds the 2 layers of a pipeline stage",
+        ),
         ({"max_position_embeddings": 4095}, [], "= 4096 exceeds max_position_embeddings = 4095"),
         ({"model_type": "gpt2"}, [], "model_type 'gpt2'; known are llama, qwen2"),
     ],

@@ -48,6 +48,27 @@ def build(**sections: dict) -> PrimeConfig:
         ({"policy": {"num_minibatches": 5}}, "policy.num_minibatches = 5 does not divide the batch"),
         ({"prm": {"num_minibatches": 5}}, "prm.num_minibatches = 5 does not divide the batch"),
         ({"rollout": {"max_response_tokens": 20000}}, "21024 tokens, more than"),
+        ({"memory": {"recompute": {"num_layers": 2}}}, "belong to granularity = 'full', but it is 'none'"),
+        (
+            {"memory": {"recompute": {"granularity": "selective", "method": "block"}}},
+            "belong to granularity = 'full', but it is 'selective'",
+        ),
+        (
+            {"memory": {"recompute": {"granularity": "selective", "modules": []}}},
+            "recomputes nothing with modules = ",
+        ),
+        (
+            {"memory": {"offload_reference": True}, "reference": {"mode": "policy"}},
+            "offload_reference = true, but this run holds no reference",
+        ),
+        (
+            {"memory": {"offload_reference": True}, "prm": {"enabled": False}},
+            "offload_reference = true, but this run holds no reference",
+        ),
+        (
+            {"memory": {"offload_prm": True}, "prm": {"enabled": False}},
+            "offload_prm = true, but prm.enabled = false",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(sections, message):

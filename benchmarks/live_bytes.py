@@ -1,0 +1,59 @@
+"""Counts the bytes of tensors that are alive, operation by operation: the same figure on every machine."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within the block, follows every storage that an operation returns until it is freed.
+
+    `peak` is the most bytes alive at one time, `largest` the most elements that any one tensor had. Storages that
+    existed before count only from an operation that returns them (an in-place one) and not at all if `known`.
+
+    Args:
+        known: tensors whose storages are not counted, such as the inputs.
+    """
+
+    def __init__(self, known: list[torch.Tensor] | None = None) -> None:
+        super().__init__()
+        self.live = self.peak = self.largest = 0
+        self._sizes: dict[int, int] = {}
+        self._watchers: dict[int, weakref.ref[Any]] = {}
+        self._known = {tensor.untyped_storage()._cdata for tensor in known or []}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation and count what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._follow(leaf)
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self.largest = max(self.largest, tensor.numel())
+        if key in self._sizes:
+            self.live += storage.nbytes() - self._sizes[key]
+        else:
+            self._watchers[key] = weakref.ref(storage, lambda _, key=key: self._forget(key))
+            self.live += storage.nbytes()
+        self._sizes[key] = storage.nbytes()
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+        del self._watchers[key]

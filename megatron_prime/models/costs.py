@@ -1,0 +1,28 @@
+"""What a row costs in this model: the linear layers, attention's quadratic term and the output layer, in FLOPs."""
+
+from megatron_prime.data.packing import RowCosts
+from megatron_prime.models.hf_shape import ModelShape
+
+
+def row_costs(shape: ModelShape) -> RowCosts:
+    """Costs of a model's rows for balanced packing, relative to the linear layers' work on one token.
+
+    With n weights met by a token in a layer, a token costs 2 n in a layer's linear parts, and causal attention over L
+    tokens costs 2 L^2 * query_size (half of the scores and half of the weighted sum, 2 * L^2 * query_size each). They
+    are equal at L = n / query_size. The output layer adds 2 * vocab_size * hidden_size for each scored token.
+    """
+    layers = [_weights_met(shape, layer) for layer in range(shape.num_layers)]
+    met = sum(layers)
+    return RowCosts(
+        attention_tokens=met / (shape.num_layers * shape.query_size),
+        output_share=shape.vocab_size * shape.hidden_size / met,
+    )
+
+
+def _weights_met(shape: ModelShape, layer: int) -> int:
+    """Weights of a layer's matrices that take part in one token."""
+    attention = 2 * shape.hidden_size * (shape.query_size + shape.kv_size)
+    if not shape.has_experts(layer):
+        return attention + 3 * shape.hidden_size * shape.ffn_hidden_size
+    experts = 3 * shape.hidden_size * shape.moe_ffn_hidden_size * shape.num_experts_per_tok
+    return attention + experts + shape.hidden_size * shape.num_experts

@@ -1,0 +1,132 @@
+"""What of a role lies in device memory, and when: parts that are not needed leave for host memory and come back.
+
+A part is a set of tensors (weights, gradients, optimizer). Leaving empties the tensors' storages in place, so that
+every view of them (Megatron's parameters are views of one buffer) is whole again when the part comes back, bit for bit.
+
+    with residency.hold("weights"):         # comes back on entering, if it had left
+        ...
+                                            # leaves again, if the configuration says so
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from megatron_prime.parallel.platform import Platform
+
+PartName = Literal["weights", "gradients", "optimizer"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors that come and go together."""
+
+    tensors: Callable[[], Iterable[torch.Tensor]]
+    """Asked each time the part leaves: an optimizer makes its moments at the first step. Views count once."""
+    content: Literal["kept", "constant", "dropped"] = "kept"
+    """constant is copied to the host once (frozen weights); dropped comes back as zeros (gradients between updates)."""
+
+
+class Residency:
+    """The parts of one role.
+
+    Args:
+        platform: where host copies lie.
+        parts: by name; parts share no storage.
+        offloaded: the parts that leave when nobody holds them. They do so only from the first `hold` or `park` on.
+    """
+
+    def __init__(
+        self, platform: Platform, parts: Mapping[PartName, Part], offloaded: Collection[PartName]
+    ) -> None:
+        assert set(offloaded) <= set(parts)
+        self._platform = platform
+        self._parts = parts
+        self._offloaded = frozenset(offloaded)
+        self._holders = dict.fromkeys(parts, 0)
+        self._away: dict[PartName, list[_Parked]] = {}
+        self._host_copies: dict[PartName, dict[int, torch.Tensor]] = {name: {} for name in parts}
+        self.most_bytes = 0
+        """Most that was held at one time; set it to `bytes_here()` to begin anew."""
+
+    @contextmanager
+    def hold(self, *names: PartName) -> Iterator[None]:
+        """Bring parts (all by default) to the device for the block; blocks may be nested."""
+        held = names or tuple(self._parts)
+        for name in held:
+            self._holders[name] += 1
+            self._come(name)
+        self.most_bytes = max(self.most_bytes, self.bytes_here())
+        try:
+            yield
+        finally:
+            # What grew inside the block, such as an optimizer's first moments
+            self.most_bytes = max(self.most_bytes, self.bytes_here())
+            for name in held:
+                self._holders[name] -= 1
+            self.park()
+
+    def park(self) -> None:
+        """Let every part go that leaves and that nobody holds."""
+        for name in self._offloaded:
+            if not self._holders[name] and name not in self._away:
+                self._leave(name)
+
+    def bytes_of(self, name: PartName) -> int:
+        """Bytes of a part on the device."""
+        if name in self._away:
+            return 0
+        return sum(storage.nbytes() for storage in self._storages(name).values())
+
+    def bytes_here(self) -> int:
+        """Bytes of all parts on the device."""
+        return sum(self.bytes_of(name) for name in self._parts)
+
+    def host_bytes(self) -> int:
+        """Bytes of the host copies, which are kept while their part is on the device."""
+        return sum(copy.numel() for copies in self._host_copies.values() for copy in copies.values())
+
+    def _storages(self, name: PartName) -> dict[int, torch.UntypedStorage]:
+        storages = (tensor.untyped_storage() for tensor in self._parts[name].tensors())
+        return {storage._cdata: storage for storage in storages}
+
+    def _leave(self, name: PartName) -> None:
+        content, copies = self._parts[name].content, self._host_copies[name]
+        parked, storages = [], self._storages(name)
+        for gone in set(copies) - set(storages):  # moments that a checkpoint replaced
+            del copies[gone]
+        for key, storage in storages.items():
+            num_bytes = storage.nbytes()
+            if content != "dropped" and (key not in copies or content == "kept"):
+                if key not in copies or copies[key].numel() != num_bytes:
+                    copies[key] = self._platform.host_buffer(num_bytes)
+                # In stream order on a GPU: the memory is given away only behind the copy.
+                copies[key].copy_(_bytes_of(storage), non_blocking=True)
+            storage.resize_(0)
+            parked.append(_Parked(storage, num_bytes, copies.get(key)))
+        self._away[name] = parked
+
+    def _come(self, name: PartName) -> None:
+        for parked in self._away.pop(name, []):
+            parked.storage.resize_(parked.num_bytes)
+            if parked.host_copy is None:
+                _bytes_of(parked.storage).zero_()
+            else:
+                _bytes_of(parked.storage).copy_(parked.host_copy, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Parked:
+    """A storage that was emptied."""
+
+    storage: torch.UntypedStorage
+    num_bytes: int
+    host_copy: torch.Tensor | None
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    """The storage as a flat uint8 tensor."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

@@ -1,0 +1,27 @@
+"""Phases are timed, and what a role held at most inside is told, not what is left behind."""
+
+import torch
+
+from megatron_prime.observability.metrics import Metrics, undocumented
+from megatron_prime.parallel.platform import Platform
+from megatron_prime.training.phase_memory import PhaseMemory
+from megatron_prime.training.residency import Part, Residency
+
+PLATFORM = Platform(torch.device("cpu"), "gloo", torch.float32, None)
+
+
+def test_each_phase_tells_its_own_most():
+    tensors = [torch.ones(1 << 10)]
+    role = Residency(PLATFORM, {"weights": Part(lambda: tensors)}, ("weights",))
+    role.park()
+    memory, metrics = PhaseMemory({"prm": role}, PLATFORM), Metrics()
+    with memory.phase(metrics, "prm"), role.hold():
+        tensors.append(torch.ones(1 << 10))
+    with memory.phase(metrics, "policy"):
+        pass
+    metrics.update(memory.host_copies())
+    assert metrics["memory/prm/prm_gib"] == 2 * 4 / 2**20
+    assert metrics["memory/policy/prm_gib"] == 0.0
+    assert metrics["memory/host_copies_gib"] == 2 * 4 / 2**20
+    assert {"time/prm_s", "time/policy_s"} < set(metrics)
+    assert undocumented(metrics) == []
