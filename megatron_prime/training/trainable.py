@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from megatron.core.distributed import (
@@ -210,7 +210,8 @@ class Trainable(Scorer):
         }
 
     def _gradients(self) -> Iterator[torch.Tensor]:
-        for buffer in [*self._ddp.buffers, *self._ddp.expert_parallel_buffers]:
+        ddp: Any = self._ddp  # its `buffers` hides torch's method of that name
+        for buffer in [*ddp.buffers, *ddp.expert_parallel_buffers]:
             yield buffer.grad_data
 
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
