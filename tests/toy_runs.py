@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -93,6 +94,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 def two_processes(toy: Toy) -> list[dict[str, list[float]]]:
     """Unbroken runs in each layout of two processes; the history of a few SFT steps on each rank."""
     return run_distributed(toy_worker.train_layouts, 2, str(toy.folder), LAYOUTS)
+
+
+@pytest.fixture(scope="session")
+def stale_step(toy: Toy) -> dict[str, Any]:
+    """A watched step whose policy is not what the engine got; see toy_worker.stale_step."""
+    (found,) = run_distributed(toy_worker.stale_step, 1, str(toy.folder))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,54 @@ def one_step_each(
     return results, outcome_only_advantages()
 
 
+def stale_step(folder: str) -> dict[str, Any]:
+    """A step whose policy changed after the last sync: metrics, warnings, order of the engine's calls, and the gap."""
+    import torch
+
+    os.chdir(folder)
+    warnings: list[str] = []
+    with _trainer(["trainer.prompts_per_step=4", "rollout.logprob_alarm=0.05"], warnings) as (
+        trainer,
+        collector,
+    ):
+        parts, scored, calls = trainer._parts, [], []
+        score = parts.policy.score
+
+        def watched_score(sequences: Any) -> Any:
+            calls.append("score")
+            scored.append((sequences, score(sequences)))
+            return scored[-1][1]
+
+        parts.policy.score = watched_score
+        parts.engine.__dict__ |= {
+            name: partial(_watched, calls, name, getattr(parts.engine, name))
+            for name in ("generate", "release_memory", "begin_weight_update", "end_weight_update")
+        }
+        collected: list[Any] = []
+        collect = collector.collect
+        collector.collect = lambda step: collected.append(collect(step)) or collected[0]
+        with torch.no_grad():
+            for parameter in parts.policy.built.module.parameters():
+                parameter.mul_(1.5)
+        metrics = dict(trainer.step())
+        batch, mask = collected[0], collected[0].response_mask_BT
+        gap = (scored[0][1].logprobs_BT - batch.rollout_logprobs_BT).double()
+        total = sum(abs(value) for value in gap[mask].tolist())
+        for name in ("generate", "release_memory", "begin_weight_update", "end_weight_update"):
+            del parts.engine.__dict__[name]
+    return {
+        "metrics": metrics,
+        "warnings": warnings,
+        "calls": calls,
+        "expected_mean": total / int(mask.sum()),
+    }
+
+
+def _watched(calls: list[str], name: str, call: Any, *arguments: Any) -> Any:
+    calls.append(name)
+    return call(*arguments)
+
+
 def outcome_only_advantages() -> dict[str, Any]:
     """A batch's outcomes and groups with the advantages of a trainer that has no PRM."""
     with _trainer(["prm.enabled=false", "advantage.whitening=none"]) as (trainer, collector):
@@ -135,8 +184,8 @@ def _first_step(overrides: Sequence[str]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _trainer(overrides: Sequence[str]):
-    """A trainer as `train` builds it, with its collector."""
+def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = None):
+    """A trainer as `train` builds it, with its collector. Warnings go to the list given; without one there are none."""
     from megatron_prime.cli import train
     from megatron_prime.config.loading import load_config
     from megatron_prime.observability import Progress
@@ -152,10 +201,10 @@ def _trainer(overrides: Sequence[str]):
     parameters = dict(built.module.named_parameters())
     sync = embedded_weight_sync(rollout.engine, built.shape, parameters, topology, topology.platform.dtype)
     sync.push(0)
-    warnings: list[str] = []
+    warnings: list[str] = [] if expected_warnings is None else expected_warnings
     parts = replace(train._parts(config, models, stream, sync, rollout, progress), warn=warnings.append)
     yield Trainer(config, parts), parts.collector
-    assert not warnings, warnings
+    assert expected_warnings is not None or not warnings, warnings
 
 
 _ROLLOUT_PARTS: dict[str, Any] = {}

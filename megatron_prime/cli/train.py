@@ -173,6 +173,7 @@ def _parts(
         allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
     )
     return Parts(
+        engine=rollout.engine,
         collector=collector,
         policy=models.policy,
         prm_phase=None if models.prm is None else PRMPhase(models.prm, config.prm, config.seed),

@@ -110,6 +110,8 @@ class SGLangConfig(Section):
     """Tensor-parallel size of each server."""
     gpu_ids: tuple[NonNegative, ...] = ()
     """GPUs of the servers, num_servers * tensor of them; default 0, 1, 2, ... (shared with the trainer)."""
+    colocated: bool | None = None
+    """Servers give their memory up while the trainer trains; default: those that we start on GPUs of training ranks."""
     mem_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of a GPU's memory for the server's weights and KV cache."""
     max_total_tokens: Positive | None = None

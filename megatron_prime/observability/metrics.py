@@ -25,7 +25,7 @@ NAMES: Mapping[str, str] = {
     "rollout/truncated_fraction": "share of responses that reached rollout.max_response_tokens",
     "rollout/policy_version": "weight syncs behind the weights that sampled the batch",
     "rollout/num_*": "counts of the collection: rounds, prompts, groups by verdict, verifier errors",
-    "rollout/logprob_gap*": "mean (or max) |old - rollout| log-prob over response tokens, in nats",
+    "rollout/logprob_gap*": "mean (or max) |old - rollout| log-prob over response tokens, in nats; 1 while it alarms",
     "prm/*": "PRM update: loss, accuracies, grad_norm, lr; process rewards' mean and largest size",
     "policy/*": "policy update, mean over its minibatches: losses, clip and KL figures, grad_norm, lr",
     "advantage/*": "mean and std of the advantages over response tokens",

@@ -1,8 +1,8 @@
 """What the trainer asks of a rollout engine, whichever it is.
 
 serving --begin_weight_update--> updating --load_weights...--> updating --end_weight_update--> serving
-                                                                  |
-                                                                  +-- a tensor is incomplete --> no weights
+   |                                                              |
+   +--release_memory--> serving or, where that costs the weights, none      +-- a tensor is incomplete --> no weights
 """
 
 from collections.abc import Sequence
@@ -55,6 +55,17 @@ class Engine(Protocol):
             ValueError: params or a prompt that the model can't serve.
             WeightSyncError: there are no complete weights.
             EngineError: a part of the engine failed and could not be brought back.
+        """
+        ...
+
+    def release_memory(self) -> None:
+        """Say that nothing will be sampled before the next weight sync, which takes back what is given up here.
+
+        An engine that shares GPUs with the trainer gives all its memory up, weights included, and then refuses to
+        generate; others may do nothing.
+
+        Raises:
+            EngineError: a server is in an unknown state that it can't be brought out of.
         """
         ...
 

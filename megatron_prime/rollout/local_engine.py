@@ -81,6 +81,9 @@ class LocalEngine:
         by_place = dict(zip(order, rollouts, strict=True))
         return [by_place[place] for place in range(len(requests))]
 
+    def release_memory(self) -> None:
+        """See `Engine.release_memory`. Nothing: a KV cache lives no longer than its batch, and the weights are kept."""
+
     def begin_weight_update(self, policy_version: int) -> None:
         """See `Engine.begin_weight_update`."""
         self._open_model()

@@ -256,12 +256,18 @@ class SGLangClient:
     # -- memory ----------------------------------------------------------------------------------------------------
 
     async def release_memory_occupation(self, tags: Sequence[str] | None = None) -> None:
-        """Give GPU memory back, by tag (weights, kv_cache, cuda_graph) or all. Server idle. No-op on a CPU."""
-        await self._call("/release_memory_occupation", _tags(tags), empty_answer=True)
+        """Give GPU memory back, by tag (weights, kv_cache, cuda_graph) or all. No-op on a CPU.
+
+        The server ends unless it is idle; `pause_generation` by retraction makes it so. Not repeated.
+        """
+        await self._call("/release_memory_occupation", _tags(tags), retry=ONCE, empty_answer=True)
 
     async def resume_memory_occupation(self, tags: Sequence[str] | None = None) -> None:
-        """Take it again. Weights come back without content: update them before the next request."""
-        await self._call("/resume_memory_occupation", _tags(tags), empty_answer=True)
+        """Take it again. Weights come back without content: update them before the next request.
+
+        The server ends over a tag that it has not given back. Not repeated.
+        """
+        await self._call("/resume_memory_occupation", _tags(tags), retry=ONCE, empty_answer=True)
 
     # -- the wire --------------------------------------------------------------------------------------------------
 

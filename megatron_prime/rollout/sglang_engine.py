@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from megatron_prime.rollout.sglang_driver import Driver
 from megatron_prime.rollout.sglang_fleet import Fleet
 from megatron_prime.rollout.sglang_generation import Generation, GenerationSettings
 from megatron_prime.rollout.sglang_launch import LaunchPlan
+from megatron_prime.rollout.sglang_memory import ServerMemory, is_colocated
 from megatron_prime.rollout.sglang_sampling import ModelLimits, check_request
 from megatron_prime.rollout.sglang_server import SupervisedServer
 from megatron_prime.rollout.sglang_weights import (
@@ -112,10 +113,13 @@ class SGLangEngine:
         self._is_closed = False
         self.fleet: Fleet | None = None
         """The servers, on rank 0; None elsewhere."""
+        self._memory: ServerMemory | None = None
         if self._driver.is_driver:
             plan = LaunchPlan(self._model_path, device, dtype, seed, settings)
+            plan = replace(plan, is_colocated=is_colocated(plan))
             self._supervised = Fleet.start(plan, folder, _LOG.warning)
             self.fleet = Fleet(self._supervised, settings, self._driver.ask_for_resync)
+            self._memory = ServerMemory(self.fleet, plan.is_colocated)
         make_weights = weights or self._disk_weights(folder, dtype)
         self._weights: WeightPath = make_weights(self._driver, self.fleet)
 
@@ -156,6 +160,12 @@ class SGLangEngine:
         if generation is not None and loop_thread is not None:
             loop_thread.loop.call_soon_threadsafe(generation.abort)
 
+    def release_memory(self) -> None:
+        """See `Engine.release_memory`. Servers give it up where they share GPUs with the trainer."""
+        self._require_open()
+        if self._incoming_version is None and self._driver.run(lambda: self._server_memory().release()):
+            self._policy_version = NO_WEIGHTS
+
     def begin_weight_update(self, policy_version: int) -> None:
         """See `Engine.begin_weight_update`."""
         self._require_open()
@@ -165,6 +175,7 @@ class SGLangEngine:
             raise WeightSyncError(f"the weight sync to version {self._incoming_version} is still open")
         self._incoming_version = policy_version
         self._policy_version = NO_WEIGHTS
+        self._driver.run(lambda: self._server_memory().wake_for_weights())
         self._weights.begin(policy_version)
 
     def load_weights(self, bucket: WeightBucket) -> None:
@@ -180,6 +191,7 @@ class SGLangEngine:
             raise WeightSyncError("no weight sync is open; call begin_weight_update first")
         self._incoming_version = None
         self._weights.end(version)
+        self._driver.run(lambda: self._server_memory().wake())
         self._loaded_from = None
         self._adopt(version)
 
@@ -193,6 +205,7 @@ class SGLangEngine:
         self._require_open()
         path, before = Path(model_path), self._policy_version
         self._policy_version = NO_WEIGHTS
+        self._driver.run(lambda: self._server_memory().wake())
         try:
             self._driver.run(lambda: update_all_from_disk(self._open_fleet(), path, policy_version))
         except WeightSyncError:
@@ -277,6 +290,10 @@ class SGLangEngine:
     def _open_fleet(self) -> Fleet:
         assert self.fleet is not None, "coroutines run on the driver"
         return self.fleet
+
+    def _server_memory(self) -> ServerMemory:
+        assert self._memory is not None, "coroutines run on the driver"
+        return self._memory
 
     def _require_open(self) -> None:
         if self._is_closed:

@@ -90,6 +90,22 @@ class Fleet:
             raise ServerUnreachableError(f"SGLang server {server} is down")
         return client
 
+    def last_client(self, server: int) -> SGLangClient | None:
+        """The client that last reached the server; None when it was never reached, or was started again since."""
+        client = self._clients.get(server)
+        return client if client is not None and self._url(server) == client.url else None
+
+    async def restart(self, server: int, client: SGLangClient) -> bool:
+        """End a server of ours that `client` can't rely on; its supervisor starts it again. Whether it is ours.
+
+        One that was started again already is left alone.
+        """
+        if not self._supervised:
+            return False
+        if self._supervised[server].url == client.url:
+            await asyncio.to_thread(self._supervised[server].restart)
+        return True
+
     async def clients(self) -> list[SGLangClient]:
         """Clients of all servers, once all answer."""
         return list(await asyncio.gather(*(self.client(server) for server in range(self.num_servers))))

@@ -1,6 +1,6 @@
 """How one SGLang server is started: its command line and its environment. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class LaunchPlan:
     """fp32 or bf16."""
     seed: int
     settings: SGLangConfig
+    is_colocated: bool = False
+    """Servers on a GPU must be able to give their memory up."""
 
     def command(self, server_index: int, port: int) -> list[str]:
         """The server's command line."""
@@ -56,6 +58,8 @@ class LaunchPlan:
             switches.append("--disable-overlap-schedule")
         if settings.deterministic:
             switches.append("--enable-deterministic-inference")
+        if self.is_colocated and self.device == "cuda":
+            switches.append("--enable-memory-saver")
         flat = [word for option in options.items() for word in option]
         python = str(
             settings.python.absolute()
@@ -79,7 +83,7 @@ class LaunchPlan:
                     "SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(rank) for rank in range(self.settings.tensor))
                 )
         else:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(server_index, inherited))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus(server_index, inherited))
         return environment
 
     def _device_options(self) -> dict[str, str]:
@@ -91,13 +95,22 @@ class LaunchPlan:
             }
         return {"--mem-fraction-static": str(self.settings.mem_fraction)}
 
-    def _gpus(self, server_index: int, inherited: Mapping[str, str]) -> list[str]:
+    def gpus(self, server_index: int, inherited: Mapping[str, str]) -> list[str]:
+        """The GPUs of one server, as CUDA_VISIBLE_DEVICES names them."""
         size = self.settings.tensor
         places = range(server_index * size, (server_index + 1) * size)
         if self.settings.gpu_ids:
             return [str(self.settings.gpu_ids[place]) for place in places]
-        visible = [name for name in inherited.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         # A trainer rank that sees its own GPU alone says nothing about the others of the node.
-        if len(visible) >= self.settings.num_servers * size:
-            return [visible[place] for place in places]
-        return [str(place) for place in places]
+        num_needed = self.settings.num_servers * size
+        return gpu_names(places, inherited, num_needed)
+
+
+def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed: int = 1) -> list[str]:
+    """Names of the GPUs at `places` among those that a process with this environment sees.
+
+    Where CUDA_VISIBLE_DEVICES has fewer than num_needed, a place is its own name.
+    """
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    is_known = len(visible) >= num_needed
+    return [visible[place] if is_known and place < len(visible) else str(place) for place in places]

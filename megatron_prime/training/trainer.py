@@ -3,7 +3,6 @@
 prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy -> sync
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +16,10 @@ from megatron_prime.models.forward import Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
 from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
+from megatron_prime.rollout.engine import Engine
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import minibatches
+from megatron_prime.training.mismatch import Mismatch, MismatchAlarm
 from megatron_prime.training.phase_memory import PhaseMemory
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
@@ -29,6 +30,8 @@ from megatron_prime.types import RolloutBatch
 class Parts:
     """What a trainer drives; built once, by the command line."""
 
+    engine: Engine
+    """Of the collector; told when a step's sampling is over."""
     collector: Collector
     policy: Trainable
     prm_phase: PRMPhase | None
@@ -52,6 +55,7 @@ class Trainer:
         self.config = config
         self.step_index = step_index
         self._parts = parts
+        self._mismatch_alarm = MismatchAlarm(config.rollout.logprob_alarm, config.policy.tis_cap)
         self._advantage_settings = AdvantageSettings(**config.advantage.model_dump())
         roles: dict[str, Scorer | None] = {
             "policy": parts.policy,
@@ -79,6 +83,7 @@ class Trainer:
         with metrics.timed("step"):
             with memory.phase(metrics, "rollout"):
                 batch = self._on_device(parts.collector.collect(self.step_index))
+                parts.engine.release_memory()
             sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
             with memory.phase(metrics, "logprobs"):
                 old = parts.policy.score(sequences)
@@ -190,18 +195,16 @@ class Trainer:
     ) -> None:
         """Add what is known of the batch as a whole."""
         mask_BT = batch.response_mask_BT
-        gap = (old.logprobs_BT - batch.rollout_logprobs_BT)[mask_BT].abs()
+        mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
+        warning = self._mismatch_alarm.look(mismatch, self.step_index + 1)
         metrics.add("rollout", batch.stats)
         metrics["rollout/outcome_reward"] = batch.outcome_rewards_B.mean().item()
-        metrics["rollout/logprob_gap"] = gap.mean().item()
-        metrics["rollout/logprob_gap_max"] = gap.max().item()
+        metrics["rollout/logprob_gap"] = mismatch.mean
+        metrics["rollout/logprob_gap_max"] = mismatch.max
+        metrics["rollout/logprob_gap_alarm"] = self._mismatch_alarm.is_on
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
         metrics.update(process_memory() | self._memory.host_copies())
-        if not gap.mean().item() <= self.config.rollout.logprob_alarm or not math.isfinite(gap.max().item()):
-            self._parts.warn(
-                f"step {self.step_index + 1}: training and rollout log-probs differ by {gap.mean().item():.3g} nats on "
-                f"average (alarm at rollout.logprob_alarm = {self.config.rollout.logprob_alarm}): a stale or broken "
-                "weight sync, or numerics that differ between engine and trainer"
-            )
+        if warning is not None:
+            self._parts.warn(warning)

@@ -25,6 +25,8 @@ DOCUMENTED = (
     "rollout/outcome_reward",
     "rollout/accuracy_before_filter",
     "rollout/mean_response_tokens",
+    "rollout/logprob_gap",
+    "rollout/logprob_gap_max",
     "prm/loss",
     "prm/sign_accuracy",
     "policy/approx_kl",

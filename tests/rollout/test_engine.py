@@ -14,6 +14,7 @@ def test_the_protocol_is_what_the_trainer_uses():
     assert set(MEMBERS) == {
         "policy_version",
         "generate",
+        "release_memory",
         "begin_weight_update",
         "load_weights",
         "end_weight_update",

@@ -4,9 +4,11 @@ python tiny_server.py PORT [dies | never-ready]
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 from megatron_prime.config.schema import SGLangConfig
 from megatron_prime.rollout.sglang_launch import LaunchPlan
@@ -31,14 +33,28 @@ def tiny_plan(mode="", **settings):
 
 class Handler(BaseHTTPRequestHandler):
     version = "default"
+    calls: ClassVar[list] = []
+    """Every POST: path and tags."""
+    given_up: ClassVar[set] = set()
 
     def do_GET(self):
-        self.answer({"weight_version": Handler.version})
+        self.answer({"weight_version": Handler.version, "calls": Handler.calls})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Handler.version = body["weight_version"]
+        Handler.calls.append([self.path, *body.get("tags", [])])
+        Handler.version = body.get("weight_version", Handler.version)
+        self.change_memory(set(body.get("tags", [])))
         self.answer({"success": True})
+
+    def change_memory(self, tags):
+        """As SGLang does: a tag that was not given up ends the whole server."""
+        if self.path == "/release_memory_occupation":
+            Handler.given_up |= tags
+        elif self.path == "/resume_memory_occupation":
+            if not tags <= Handler.given_up:
+                os._exit(1)
+            Handler.given_up -= tags
 
     def answer(self, fields):
         content = json.dumps(fields).encode()

@@ -128,3 +128,10 @@ def test_outcome_only_training_logs_no_prm_and_equals_a_process_weight_of_zero(s
     for name, value in alone.items():
         if name.startswith(("policy/", "advantage/", "rollout/")):
             assert weightless[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_the_engine_is_told_when_sampling_is_over_and_before_anything_is_scored(stale_step):
+    calls = stale_step["calls"]
+    last_sampled, first_scored = len(calls) - 1 - calls[::-1].index("generate"), calls.index("score")
+    assert calls[last_sampled + 1 : first_scored] == ["release_memory"]
+    assert calls[-2:] == ["begin_weight_update", "end_weight_update"] and calls.count("release_memory") == 1

@@ -1,0 +1,55 @@
+"""How far the trainer's log-probs are from those that the rollout engine reported, and when that is alarming.
+
+Both are of the same tokens under what should be the same weights. Any difference makes the update off-policy unseen.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """|old - rollout| log-prob over the response tokens of a batch, in nats."""
+
+    mean: float
+    max: float
+
+    @staticmethod
+    def of(
+        old_logprobs_BT: torch.Tensor, rollout_logprobs_BT: torch.Tensor, response_mask_BT: torch.Tensor
+    ) -> "Mismatch":
+        """Of a batch with at least one response token. A number that is not finite makes mean or max so."""
+        gap = (old_logprobs_BT - rollout_logprobs_BT)[response_mask_BT].abs()
+        return Mismatch(gap.mean().item(), gap.max().item())
+
+
+class MismatchAlarm:
+    """Warns when the mean exceeds a threshold or a log-prob is not finite: once an episode, like the other alarms."""
+
+    def __init__(self, threshold: float, tis_cap: float | None) -> None:
+        """threshold: rollout.logprob_alarm, in nats. tis_cap: policy.tis_cap."""
+        self._threshold = threshold
+        self._tis_cap = tis_cap
+        self.is_on = False
+        """Whether the last look was alarming."""
+
+    def look(self, mismatch: Mismatch, step: int) -> str | None:
+        """Take in a step's mismatch; the warning, where an episode begins with it."""
+        was_on = self.is_on
+        self.is_on = not mismatch.mean <= self._threshold or not math.isfinite(mismatch.max)
+        if was_on or not self.is_on:
+            return None
+        advice = (
+            "policy.tis_cap = 2.0 bounds what it does to the update, "
+            if self._tis_cap is None
+            else "policy.tis_cap corrects for it as far as it goes, "
+        )
+        return (
+            f"step {step}: training and rollout log-probs differ by {mismatch.mean:.3g} nats on average and "
+            f"{mismatch.max:.3g} at most (alarm at rollout.logprob_alarm = {self._threshold:g}). A jump from one step "
+            "to the next is a stale or broken weight sync: go back to the checkpoint before it. A gap "
+            "from the first step on, or one that grows, is numerics: serve the dtype that trains (platform.dtype); "
+            f"{advice}and docs/placement.md has the rest"
+        )
