@@ -49,6 +49,24 @@ def test_make_targets_in_the_documents_exist():
             assert set(words.split()) <= targets, f"{document.name}: make {words}"
 
 
+def test_the_errors_that_the_placement_page_explains_are_those_of_the_code():
+    sources = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")]
+    # A message is written as several literals: join them, and drop what is filled in.
+    code = re.sub(r"\{[^{}]*\}", "@", re.sub(r'"\s*\n\s*f?r?"', "", "\n".join(sources)))
+    page = (ROOT / "docs" / "placement.md").read_text(encoding="utf-8")
+    messages = re.findall(
+        r"^\| `([^`|]+)` \|", page.partition("\n## When a weight sync fails\n")[2], flags=re.MULTILINE
+    )
+    assert len(messages) > 15
+    unknown = []
+    for message in messages:
+        parts = re.split(r"\.\.\.|\b[A-Z]\b|\b\d+\b", message)
+        unknown += [
+            part.strip() for part in parts if len(part.strip(" :'")) > 3 and part.strip(" :'") not in code
+        ]
+    assert unknown == []
+
+
 def test_every_decision_is_listed():
     listing = (ROOT / "docs" / "adr" / "README.md").read_text(encoding="utf-8")
     files = [path.name for path in (ROOT / "docs" / "adr").glob("[0-9]*.md")]
