@@ -10,11 +10,13 @@ differs.
 """
 
 import argparse
+import atexit
 import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -114,6 +116,9 @@ def _live_and_die(
 ) -> list[str]:
     """Kill a run so many times, then let it come to its end; faults on the way."""
     done = 0
+    process: subprocess.Popen[bytes] | None = None
+    # An interrupted tool must not leave a run behind; its ranks end with their launcher.
+    atexit.register(lambda: process and process.kill())
     while True:
         process = setting.start(run_dir, log)
         tally.num_lives += 1
@@ -241,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unbroken", type=Path, help="run_dir of an unbroken run; made by default")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     setting = Setting(options.config, options.overrides, options.work)
