@@ -108,7 +108,8 @@ def _write(function: Any, arguments: list[Any], keywords: dict[str, Any], folder
 
 def _could_not_write(folder: Path, error: CheckpointException) -> OSError:
     reasons = sorted({str(fault) for fault, _ in error.failures.values()} - {""})
-    free = shutil.disk_usage(folder).free / 2**20
+    # Rank 0 may be removing the save's folder by now, as it gives up too: the one above all saves stays.
+    free = shutil.disk_usage(folder.absolute().parents[1]).free / 2**20
     return OSError(
         f"the checkpoint could not be written to {folder} ({free:.0f} MiB are free there): {'; '.join(reasons)}. "
         "The checkpoints before it are whole: mend the file system and start again"

@@ -1,5 +1,7 @@
 """A write in the background holds what was there when it began; whole checkpoints are in test_checkpoint.py."""
 
+import shutil
+
 import pytest
 import torch
 from megatron.core import dist_checkpointing
@@ -41,12 +43,15 @@ def test_two_roles_on_their_way_at_once_keep_what_they_were_given(tmp_path, in_b
     assert sum(name.endswith(".distcp") for name in read_manifest(tmp_path)) >= 2
 
 
-def test_an_abandoned_write_fails_to_finish(tmp_path):
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_an_abandoned_write_fails_to_finish(tmp_path, is_removed):
     (tmp_path / "policy").mkdir()
     state = {"weight": ShardedTensor.from_rank_offsets("weight", torch.ones(4_000_000))}
     writer = RoleWriter(state, tmp_path / "policy", rank=0)
     writer.write(in_background=True)
     writer.abandon()
     assert writer.is_done()
+    if is_removed:  # by rank 0, while this rank still looks for words
+        shutil.rmtree(tmp_path / "policy")
     with pytest.raises(OSError, match="could not be written"):
         writer.finish()
