@@ -1,6 +1,7 @@
 """`megatron-prime train`."""
 
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _train(
         topology,
         topology.platform.dtype,
     )
-    sync.push(step_index)
+    _first_sync(config, sync, step_index, progress)
     trainer = Trainer(config, _parts(config, models, stream, sync, rollout, progress), step_index)
     logger = MetricsLogger(config.run_dir, step_index + bool(step_index)) if topology.rank == 0 else None
     try:
@@ -101,6 +102,21 @@ def _train(
         export_hf(models.policy.built, topology, config.model.path, destination, replace=True)
         progress.line(f"HF checkpoint of the policy: {destination}")
     progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
+
+
+def _first_sync(config: PrimeConfig, sync: WeightSync, step_index: int, progress: Progress) -> None:
+    """Push the starting weights; servers take their time to start, so a person is told what is waited for."""
+    if config.rollout.engine != "sglang":
+        sync.push(step_index)
+        return
+    settings, started = config.rollout.sglang, time.monotonic()
+    servers = (
+        ", ".join(settings.urls)
+        or f"{settings.num_servers} started here, logs in {config.run_dir / 'sglang'}"
+    )
+    progress.line(f"waiting for the SGLang servers ({servers})")
+    sync.push(step_index)
+    progress.line(f"SGLang serves the policy, {time.monotonic() - started:.0f} s later")
 
 
 class _Models:
