@@ -65,7 +65,7 @@ class ScoringGPTModel(GPTModel):
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.pg_collection.tp)
         return torch.stack(
             output_logprobs(
-                hidden_states.squeeze(1)[request.positions_R],
+                hidden_states.squeeze(1).index_select(0, request.positions_R),
                 self.output_weight(),
                 request.labels_R,
                 self.vocab_shard(),

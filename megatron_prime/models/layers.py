@@ -5,7 +5,7 @@ heads on this rank, D head size, H hidden size.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -61,18 +61,24 @@ class PackedAttention(MegatronModule):
             value_SKD = gather_context(value_LKD, bounds, self._context_group)
         else:
             key_SKD, value_SKD = key_LKD, value_LKD
-        parts, places = [], []
-        for chunk in _query_chunks(bounds, size, rank):
-            queries = (torch.tensor(chunk.query_starts)[:, None] + torch.arange(chunk.num_queries)).to(
-                query_LND.device
+        # Sequences lie end to end, so that splitting and joining copies nothing but the result: an index would copy
+        # queries, keys and values, and gather their gradients one by one.
+        runs = _runs(bounds, size, rank)
+        queries = query_LND.split([run.num_sequences * run.num_queries for run in runs])
+        # Under context parallelism both halves of a sequence's queries see the same keys.
+        lengths = [run.num_sequences * run.num_tokens for run in (runs if size == 1 else runs[::2])]
+        keys, values = key_SKD.split(lengths), value_SKD.split(lengths)
+        parts = []
+        for index, (run, query) in enumerate(zip(runs, queries, strict=True)):
+            place = index if size == 1 else index // 2
+            shape = (run.num_sequences, run.num_tokens)
+            attended = self._attend(
+                query.unflatten(0, (run.num_sequences, run.num_queries)),
+                keys[place].unflatten(0, shape)[:, : run.num_keys],
+                values[place].unflatten(0, shape)[:, : run.num_keys],
             )
-            keys = (torch.tensor(chunk.key_starts)[:, None] + torch.arange(chunk.num_keys)).to(
-                query_LND.device
-            )
-            attended = self._attend(query_LND[queries], key_SKD[keys], value_SKD[keys])
-            parts.append(attended.reshape(queries.numel(), -1))
-            places.append(queries.flatten())
-        return torch.cat(parts)[torch.cat(places).argsort()]
+            parts.append(attended.flatten(2).flatten(0, 1))
+        return torch.cat(parts)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Causal attention of the last tokens: [n, q, N, D], [n, k, K, D], [n, k, K, D] -> [n, q, N, D]; q <= k."""
@@ -95,38 +101,31 @@ class PackedAttention(MegatronModule):
 
 
 @dataclass(frozen=True)
-class _QueryChunk:
-    """Equally long runs of queries and the keys that they see, of several sequences."""
+class _Run:
+    """Queries that attend in one kernel call: of neighbouring sequences of one length, or half of one sequence's."""
 
+    num_sequences: int
+    num_tokens: int
+    """Of each sequence."""
     num_queries: int
+    """Of each sequence, on this rank."""
     num_keys: int
-    query_starts: list[int]
-    """In this rank's tokens."""
-    key_starts: list[int]
-    """In the whole microbatch's tokens."""
+    """First keys of each sequence that the last query sees."""
 
 
-def _query_chunks(bounds: list[int], context_size: int, context_rank: int) -> list[_QueryChunk]:
-    """One chunk a sequence without context parallelism, two with it (see parallel.context)."""
-    chunks: dict[tuple[int, int], _QueryChunk] = {}
-    for start, stop in pairwise(bounds):
-        length = stop - start
-        if context_size == 1:
-            pieces = [(start, length, length)]
-        else:
-            size = length // (2 * context_size)
-            first = start // context_size
-            late = 2 * context_size - 1 - context_rank
-            pieces = [
-                (first, size, (context_rank + 1) * size),
-                (first + size, size, (late + 1) * size),
-            ]
-        for query_start, num_queries, num_keys in pieces:
-            if num_queries:
-                chunk = chunks.setdefault((num_queries, num_keys), _QueryChunk(num_queries, num_keys, [], []))
-                chunk.query_starts.append(query_start)
-                chunk.key_starts.append(start)
-    return list(chunks.values())
+def _runs(bounds: list[int], context_size: int, context_rank: int) -> list[_Run]:
+    """In the order of this rank's tokens; two a sequence under context parallelism (see parallel.context)."""
+    lengths = [stop - start for start, stop in pairwise(bounds) if stop > start]
+    if context_size == 1:
+        counted = ((length, sum(1 for _ in same)) for length, same in groupby(lengths))
+        return [_Run(count, length, length, length) for length, count in counted]
+    runs = []
+    for length in lengths:
+        size = length // (2 * context_size)
+        late = 2 * context_size - 1 - context_rank
+        runs.append(_Run(1, length, size, (context_rank + 1) * size))
+        runs.append(_Run(1, length, size, (late + 1) * size))
+    return runs
 
 
 class RMSNorm(torch.nn.Module):

@@ -41,20 +41,38 @@ class CpuForCuda(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Handle one torch call."""
-        if func is torch.Tensor.cuda:
-            return args[0]
-        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return CUDA_TYPE_NAMES.get(args[0].dtype) or func(*args)
-        if func is torch.Tensor.pin_memory:
-            return args[0]
-        if kwargs:
-            if _names_cuda(kwargs.get("device")):
-                kwargs = {**kwargs, "device": torch.device("cpu")}
-            if kwargs.get("pin_memory"):
-                kwargs = {**kwargs, "pin_memory": False}
-        if func is torch.Tensor.to and any(_names_cuda(arg) for arg in args[1:]):
-            args = tuple(torch.device("cpu") if _names_cuda(arg) else arg for arg in args)
-        return func(*args, **(kwargs or {}))
+        # This runs at every torch call of a process, so the common case comes first and looks up one hash.
+        if func in _TAKEN_OVER:
+            return _take_over(func, args, kwargs or {})
+        if not kwargs:
+            return func(*args)
+        if "device" in kwargs or "pin_memory" in kwargs:
+            kwargs = _on_cpu(kwargs)
+        return func(*args, **kwargs)
+
+
+_TAKEN_OVER = frozenset(
+    {torch.Tensor.cuda, torch.Tensor.type, torch.Tensor.pin_memory, torch.Tensor.to},
+)
+
+
+def _take_over(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
+        return args[0]
+    if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+        return CUDA_TYPE_NAMES.get(args[0].dtype) or func(*args)
+    if func is torch.Tensor.to:
+        args = tuple(torch.device("cpu") if _names_cuda(arg) else arg for arg in args)
+    return func(*args, **_on_cpu(kwargs))
+
+
+def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that ask for no CUDA device and no pinned memory."""
+    if _names_cuda(kwargs.get("device")):
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    if kwargs.get("pin_memory"):
+        kwargs = {**kwargs, "pin_memory": False}
+    return kwargs
 
 
 class CpuRNGStatesTracker:
