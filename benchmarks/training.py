@@ -1,0 +1,156 @@
+"""Training speed beside the equal HF model, and the share of a step that is not model compute.
+
+    python benchmarks/training.py [--quick]      # about two minutes on two cores
+
+1. Tokens a second of scoring and of forward + backward, on one process and on two: this project packed,
+   and transformers with sdpa on the same weights and tokens. The ways take turns within one run.
+2. A toy run through the command line: seconds of each phase by the trainer's own timers, and within them what is spent
+   in the models (sampling, forward and backward passes, optimizer steps).
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training_ways import run_ranks
+
+ROOT = Path(__file__).parents[1]
+TOY_STEPS = 8
+PHASES = ("rollout", "logprobs", "prm", "advantage", "policy", "weight_sync")
+COMPUTE_PHASES = ("rollout", "logprobs", "prm", "policy")
+
+
+def main() -> None:
+    """Run both parts and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one repeat, a shorter toy run")
+    parser.add_argument("--toy", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.toy:
+        sys.exit(_toy_run(options.toy, TOY_STEPS // 2 if options.quick else TOY_STEPS))
+    for num_processes in (1, 2):
+        found = run_ranks(num_processes, repeats=1 if options.quick else 5)
+        print(speed_table(num_processes, found), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "ignore", __file__, "--toy", folder, *["--quick"] * options.quick]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        records = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        inside = json.loads(Path(folder, "inside.json").read_text())
+        print(overhead_table(records[1:], inside[1:]))  # the first step warms up
+
+
+def speed_table(num_processes: int, found: dict[str, Any]) -> str:
+    """Medians; HF on the same number of processes, one sequence at a time, is 1."""
+    base = found["ways"]["HF, one sequence at a time"]
+    lines = [
+        f"\n## {num_processes} process{'es' * (num_processes > 1)}: {found['num_rows']} rows, {found['tokens']} tokens "
+        f"({found['padded_tokens']} padded in eights)\n",
+        "| way | scoring tokens/s | of HF | forward + backward tokens/s | of HF |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for way, seconds in found["ways"].items():
+        figures = (
+            f"{found['tokens'] / seconds[kind]:,.0f} | {base[kind] / seconds[kind]:.2f}"
+            for kind in ("score", "train")
+        )
+        lines.append(f"| {way} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def overhead_table(records: list[dict[str, float]], inside: list[dict[str, float]]) -> str:
+    """Mean seconds of a step by phase, and how much of each is inside the models."""
+    step = statistics.mean(record["time/step_s"] for record in records)
+    lines = [
+        f"\n## A step of the toy run ({step:.3f} s, mean of {len(records)} steps)\n",
+        "| phase | s | of the step | in the models s |",
+        "| --- | --- | --- | --- |",
+    ]
+    total = total_inside = compute = 0.0
+    for phase in PHASES:
+        seconds = statistics.mean(record[f"time/{phase}_s"] for record in records)
+        within = statistics.mean(step_inside.get(phase, 0.0) for step_inside in inside)
+        lines.append(f"| {phase} | {seconds:.4f} | {seconds / step:.1%} | {within:.4f} |")
+        total, total_inside = total + seconds, total_inside + within
+        compute += seconds if phase in COMPUTE_PHASES else 0.0
+    lines.append(f"| between phases | {step - total:.4f} | {1 - total / step:.1%} | |")
+    lines += [
+        "",
+        f"Outside rollout, logprobs, prm and policy phases: {1 - compute / step:.1%} of the step.",
+        f"Outside the models, those phases' own overhead counted: {1 - total_inside / step:.1%} of the step.",
+    ]
+    return "\n".join(lines)
+
+
+def _toy_run(folder: Path, num_steps: int) -> int:
+    """Train on the arithmetic task in this process, timing what happens inside the models."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from arithmetic_task import write_all
+
+    from megatron_prime.cli import main as command_line
+    from megatron_prime.models import forward
+    from megatron_prime.observability import heartbeat
+    from megatron_prime.rollout.local_engine import LocalEngine
+    from megatron_prime.training.trainable import Trainable
+    from megatron_prime.training.trainer import Trainer
+
+    steps: list[dict[str, float]] = []
+    depth = 0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            start, depth = time.perf_counter(), depth + 1
+            phase = heartbeat.current().phase
+            try:
+                return function(*args, **kwargs)
+            finally:
+                depth -= 1
+                if steps and not depth:
+                    steps[-1][phase] = steps[-1].get(phase, 0.0) + time.perf_counter() - start
+
+        return run
+
+    step, build = Trainer.step, Trainable.__init__
+
+    def counted_step(self):
+        steps.append({})
+        return step(self)
+
+    def build_timed(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        self.optimizer.step = timed(self.optimizer.step)
+
+    schedule = forward.get_forward_backward_func
+    forward.get_forward_backward_func = lambda: timed(schedule())
+    LocalEngine.generate = timed(LocalEngine.generate)
+    Trainer.step, Trainable.__init__ = counted_step, build_timed
+    write_all(folder / "task", seed=0)
+    code = command_line(
+        [
+            "train",
+            str(ROOT / "examples" / "quickstart.toml"),
+            f"run_dir={folder / 'run'}",
+            f"model.path={folder / 'task' / 'model'}",
+            f'data.train=["{folder / "task" / "train.jsonl"}"]',
+            "data.evaluation=[]",
+            "parallel.tensor=1",
+            "filter.enabled=false",
+            f"trainer.num_steps={num_steps}",
+            "checkpoint.export_hf=false",
+        ]
+    )
+    (folder / "inside.json").write_text(json.dumps(steps))
+    return code
+
+
+if __name__ == "__main__":
+    main()

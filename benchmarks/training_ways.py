@@ -1,0 +1,262 @@
+"""The ways that benchmarks/training.py compares, in real processes over gloo.
+
+Run by itself it is one rank (torch's variables in the environment); `run_ranks` starts the ranks.
+"""
+
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SIZES = {
+    "vocab_size": 8192,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+"""A Qwen3: 13M parameters."""
+LAYOUTS = {1: ("one",), 2: ("dp2", "tp2")}
+NUM_ROWS, PADDED_ROWS = 24, 8
+MAX_TOKENS = 4096
+
+
+def rows() -> list[tuple[list[int], list[int]]]:
+    """Prompts of 20 to 60 tokens, log-normal responses of 8 to 400."""
+    rng = random.Random(0)
+
+    def draw(num_tokens: int) -> list[int]:
+        return [rng.randrange(SIZES["vocab_size"]) for _ in range(num_tokens)]
+
+    return [
+        (draw(rng.randint(20, 60)), draw(min(400, max(8, int(rng.lognormvariate(4.6, 0.7))))))
+        for _ in range(NUM_ROWS)
+    ]
+
+
+def run_ranks(num_processes: int, repeats: int, timeout_s: float = 300) -> dict[str, Any]:
+    """Median seconds of every way on so many processes."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        shared = {
+            "WORLD_SIZE": str(num_processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", __file__, folder, str(repeats)],
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.DEVNULL,
+            )
+            for rank in range(num_processes)
+        ]
+        try:
+            codes = [rank.wait(timeout_s) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        if any(codes):
+            raise RuntimeError(f"the ranks ended with {codes}")
+        return json.loads(Path(folder, "result.json").read_text())
+
+
+def rank_main(folder: Path, repeats: int) -> None:
+    """Check that the ways agree, then time them in turns; rank 0 writes the result."""
+    import torch.distributed as dist
+
+    from megatron_prime.parallel.platform import select_platform
+
+    platform = select_platform("cpu")
+    platform.start_process_group()
+    model = _hf_model(folder)
+    sequences = rows()
+    ways = {
+        "HF, one sequence at a time": HuggingFace(model, sequences, 1),
+        f"HF, padded in {PADDED_ROWS}s": HuggingFace(model, sequences, PADDED_ROWS),
+        **{
+            f"ours, {layout}": Ours(folder, platform, layout, sequences)
+            for layout in LAYOUTS[dist.get_world_size()]
+        },
+    }
+    losses = {}
+    for name, way in ways.items():
+        way.prepare()
+        losses[name] = way.train()
+    reference = next(iter(losses.values()))
+    assert all(abs(loss - reference) < 1e-4 * abs(reference) for loss in losses.values()), losses
+    times: dict[str, dict[str, list[float]]] = {name: {"score": [], "train": []} for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            way.prepare()
+            times[name]["score"].append(_timed(way.score))
+            times[name]["train"].append(_timed(way.train))
+    if dist.get_rank() == 0:
+        lengths = [len(prompt) + len(response) for prompt, response in sequences]
+        result = {
+            "num_rows": len(sequences),
+            "tokens": sum(lengths),
+            "padded_tokens": sum(
+                len(part) * max(lengths[i] for i in part) for part in _parts(range(NUM_ROWS), 8)
+            ),
+            "ways": {
+                name: {kind: statistics.median(values) for kind, values in by_kind.items()}
+                for name, by_kind in times.items()
+            },
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class Ours:
+    """Packed sequences through Megatron's schedule, without the optimizer step."""
+
+    def __init__(self, folder: Path, platform: Any, layout: str, sequences: Sequence[Any]) -> None:
+        from megatron_prime.config.schema import PolicyConfig
+        from megatron_prime.models.forward import ScoringSettings
+        from megatron_prime.parallel.topology import build_topology
+        from megatron_prime.training.trainable import Trainable
+
+        self._tensor = 2 if layout == "tp2" else 1
+        self._build = lambda: build_topology(platform, self._tensor)
+        settings = ScoringSettings(max_tokens_per_microbatch=MAX_TOKENS, chunk_tokens=1024)
+        self._model = Trainable("policy", folder / "model", self._build(), settings, PolicyConfig(), 10)
+        self._sequences = sequences
+
+    def prepare(self) -> None:
+        """Take up the layout: several take turns in one process."""
+        self._build()
+
+    def score(self) -> None:
+        """Log-probs and entropies of all responses."""
+        self._model.score(self._sequences)
+
+    def train(self) -> float:
+        """Gradients, summed over the ranks; returns the loss."""
+
+        def loss(rows_b, logprobs_bT, entropy_bT):
+            value = -(logprobs_bT.sum() + 0.01 * entropy_bT.sum()) / 1000
+            return value, {"loss": value}
+
+        self._model._ddp.zero_grad_buffer()
+        _, metrics = self._model._pass.backward(self._sequences, range(len(self._sequences)), loss)
+        return metrics["loss"]
+
+
+class HuggingFace:
+    """The transformers model with sdpa; several processes share the rows and sum their gradients.
+
+    Both forms score responses alone, as ours does: the output layer runs on the response's positions where one sequence
+    is taken at a time, and on every position of a padded batch, as its `logits_to_keep` cannot name rows.
+    """
+
+    def __init__(self, model: Any, sequences: Sequence[Any], rows_at_once: int) -> None:
+        import torch.distributed as dist
+
+        self._model = model
+        size, rank = dist.get_world_size(), dist.get_rank()
+        # Longest first, dealt in turns: even shares, and little padding within a batch
+        order = sorted(sequences, key=lambda row: -len(row[0]) - len(row[1]))[rank::size]
+        self._batches = [list(part) for part in _parts(order, rows_at_once)]
+
+    def prepare(self) -> None:
+        """Nothing to do."""
+
+    def score(self) -> None:
+        """Log-probs and entropies of this rank's responses."""
+        import torch
+
+        with torch.no_grad():
+            for batch in self._batches:
+                self._logprobs_and_entropy(batch)
+
+    def train(self) -> float:
+        """Gradients, summed over the ranks; returns the loss."""
+        import torch
+        import torch.distributed as dist
+
+        self._model.zero_grad()
+        total = torch.zeros(())
+        for batch in self._batches:
+            logprobs, entropy = self._logprobs_and_entropy(batch)
+            loss = -(logprobs.sum() + 0.01 * entropy.sum()) / 1000
+            loss.backward()
+            total += loss.detach()
+        if dist.get_world_size() > 1:
+            flat = torch.cat([parameter.grad.flatten() for parameter in self._model.parameters()])
+            dist.all_reduce(flat)
+            dist.all_reduce(total)
+        return total.item()
+
+    def _logprobs_and_entropy(self, batch: list[Any]) -> tuple[Any, Any]:
+        import torch
+
+        if len(batch) == 1:
+            (prompt, response) = batch[0]
+            keep = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
+            logits = self._model(torch.tensor([prompt + response]), logits_to_keep=keep).logits[0]
+            labels = torch.tensor(response)
+        else:
+            longest = max(len(prompt) + len(response) for prompt, response in batch)
+            ids, mask = (torch.zeros(len(batch), longest, dtype=torch.int64) for _ in range(2))
+            picked = torch.zeros(len(batch), longest, dtype=torch.bool)
+            for row, (prompt, response) in enumerate(batch):
+                length = len(prompt) + len(response)
+                ids[row, :length] = torch.tensor(prompt + response)
+                mask[row, :length] = 1
+                picked[row, len(prompt) - 1 : length - 1] = True
+            logits = self._model(ids, attention_mask=mask).logits[picked]
+            labels = torch.cat([torch.tensor(response) for _, response in batch])
+        full = torch.log_softmax(logits, dim=-1)
+        return full.gather(1, labels[:, None])[:, 0], -(full.exp() * full).sum(dim=-1)
+
+
+def _hf_model(folder: Path) -> Any:
+    """The same random weights on every rank; rank 0 saves them."""
+    import torch
+    import torch.distributed as dist
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM._from_config(Qwen3Config(**SIZES), attn_implementation="sdpa").float()
+    if dist.get_rank() == 0:
+        model.save_pretrained(folder / "model")
+    dist.barrier()
+    return model
+
+
+def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    import torch.distributed as dist
+
+    dist.barrier()
+    start = time.perf_counter()
+    function()
+    dist.barrier()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    rank_main(Path(sys.argv[1]), int(sys.argv[2]))
