@@ -4,16 +4,22 @@ from dataclasses import dataclass
 
 from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
+from megatron_prime.models.builder import BuiltModel
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
 from megatron_prime.parallel.watchdog import start_watchdog
+from megatron_prime.resharding.layouts import EngineLayout
+from megatron_prime.resharding.sglang_path import ShardWeights, shard_weight_sync
+from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync, gathered_weight_sync
 from megatron_prime.rewards import VerifierPool
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.local_engine import LocalEngine
 from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.sglang_driver import Driver
 from megatron_prime.rollout.sglang_engine import SGLangEngine
+from megatron_prime.rollout.sglang_fleet import Fleet
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 
@@ -57,6 +63,8 @@ class RolloutParts:
     verifier: RolloutVerifier
     pool: VerifierPool
     sampling: SamplingParams
+    shard_weights: ShardWeights | None = None
+    """How the engine gets weights from the training ranks' memory, where it is not in there itself."""
 
     def close(self) -> None:
         """End the engine and the verifier's processes."""
@@ -68,7 +76,8 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
     """The engine that the configuration names, without weights, and the verifier."""
     ranks = Ranks(topology.rank, topology.world_size, gather=lambda items: all_gather_lists(items, topology))
     tokenizer = load_tokenizer(config.model.path)
-    engine = _build_engine(config, topology, ranks)
+    shard_weights: list[ShardWeights] = []
+    engine = _build_engine(config, topology, ranks, shard_weights)
     reward = config.reward
     pool = VerifierPool(reward.verifier, reward.num_workers, reward.timeout_s)
     sampling = SamplingParams(
@@ -78,12 +87,51 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
         stop_token_ids=stop_token_ids(tokenizer, config.model.path),
     )
     verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks)  # type: ignore[arg-type]
-    return RolloutParts(engine, verifier, pool, sampling)
+    return RolloutParts(engine, verifier, pool, sampling, *shard_weights)
 
 
-def _build_engine(config: PrimeConfig, topology: Topology, ranks: Ranks) -> LocalEngine | SGLangEngine:
+def build_weight_sync(
+    config: PrimeConfig, topology: Topology, rollout: RolloutParts, policy: BuiltModel
+) -> WeightSync:
+    """From the policy's parameters to the engine's."""
+    parameters = dict(policy.module.named_parameters())
+    shape, dtype = policy.shape, topology.platform.dtype
+    if config.rollout.engine == "local":
+        return embedded_weight_sync(rollout.engine, shape, parameters, topology, dtype)
+    if rollout.shard_weights is None:
+        return gathered_weight_sync(rollout.engine, shape, parameters, topology, dtype)
+    settings = config.rollout.sglang
+    engines = EngineLayout.consecutive(
+        len(settings.urls) or settings.num_servers,
+        settings.tensor,
+        ep=settings.expert,
+        first_rank=topology.world_size,
+    )
+    return shard_weight_sync(
+        rollout.engine,
+        rollout.shard_weights,
+        shape,
+        parameters,
+        topology,
+        dtype,
+        engines,
+        max_bucket_bytes=settings.weight_bucket_mib << 20,
+    )
+
+
+def _build_engine(
+    config: PrimeConfig, topology: Topology, ranks: Ranks, shard_weights: list[ShardWeights]
+) -> LocalEngine | SGLangEngine:
     platform = topology.platform
     if config.rollout.engine == "sglang":
+        settings = config.rollout.sglang
+
+        def make_shard_weights(driver: Driver, fleet: Fleet | None) -> ShardWeights:
+            shard_weights.append(
+                ShardWeights(driver, fleet, ranks=ranks, timeout_s=settings.control_timeout_s)
+            )
+            return shard_weights[0]
+
         return SGLangEngine(
             config.model.path,
             device="cuda" if platform.is_cuda else "cpu",
@@ -92,6 +140,7 @@ def _build_engine(config: PrimeConfig, topology: Topology, ranks: Ranks) -> Loca
             settings=config.rollout.sglang,
             run_dir=config.run_dir,
             ranks=ranks,
+            weights=make_shard_weights if settings.weight_transport == "shards" else None,
         )
     return LocalEngine(
         config.model.path,

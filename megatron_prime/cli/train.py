@@ -6,7 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.cli.assemble import RolloutParts, build_rollout, scoring_settings, start_topology
+from megatron_prime.cli.assemble import (
+    RolloutParts,
+    build_rollout,
+    build_weight_sync,
+    scoring_settings,
+    start_topology,
+)
 from megatron_prime.cli.evaluator import Evaluator
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.schema import PrimeConfig
@@ -16,7 +22,7 @@ from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync
+from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.training.checkpoint import CheckpointStore, Keeping
 from megatron_prime.training.export import export_hf
@@ -80,13 +86,7 @@ def _train(
         guards.load_state_dict(state.guards)
         step_index = state.step_index
         progress.line(f"resuming after step {step_index} from {checkpoint}")
-    sync = embedded_weight_sync(
-        rollout.engine,
-        models.policy.built.shape,
-        dict(models.policy.built.module.named_parameters()),
-        topology,
-        topology.platform.dtype,
-    )
+    sync = build_weight_sync(config, topology, rollout, models.policy.built)
     _first_sync(config, sync, step_index, progress)
     trainer = Trainer(config, _parts(config, models, stream, sync, rollout, progress), step_index)
     logger = MetricsLogger(config.run_dir, step_index + bool(step_index)) if topology.rank == 0 else None

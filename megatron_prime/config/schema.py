@@ -107,7 +107,13 @@ class SGLangConfig(Section):
     num_servers: Positive = 1
     """Servers to start."""
     tensor: Positive = 1
-    """Tensor-parallel size of each server."""
+    """Tensor-parallel size of each server, attached ones included."""
+    expert: Positive = 1
+    """Expert-parallel size of each server: divides its tensor-parallel size."""
+    weight_transport: Literal["shards", "disk"] = "shards"
+    """How new weights travel: slices from the training ranks' memory (gloo or NCCL), or an HF checkpoint on disk."""
+    weight_bucket_mib: Positive = 256
+    """Most MiB of weights that a server's rank gets at a time."""
     gpu_ids: tuple[NonNegative, ...] = ()
     """GPUs of the servers, num_servers * tensor of them; default 0, 1, 2, ... (shared with the trainer)."""
     colocated: bool | None = None
@@ -140,6 +146,12 @@ class SGLangConfig(Section):
             raise ValueError(
                 f"gpu_ids = {list(self.gpu_ids)} must be num_servers * tensor = {num_gpus} different GPUs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_expert(self) -> Self:
+        if self.tensor % self.expert:
+            raise ValueError(f"expert = {self.expert} must divide tensor = {self.tensor}")
         return self
 
     @model_validator(mode="after")

@@ -30,10 +30,10 @@ class WeightSync:
 
     Args:
         engine: what samples; its tensors are HF-named.
-        transport: from the policy's parameters to the engine's ranks.
+        transport: from the policy's parameters to the engine's ranks; None when the engine's own path fetches them.
     """
 
-    def __init__(self, engine: Engine, transport: RankTransport) -> None:
+    def __init__(self, engine: Engine, transport: RankTransport | None) -> None:
         self._engine = engine
         self._transport = transport
 
@@ -44,7 +44,7 @@ class WeightSync:
         valid weights and refuses to sample.
         """
         self._engine.begin_weight_update(version)
-        for blocks in self._transport.deliver():
+        for blocks in self._transport.deliver() if self._transport is not None else ():
             self._engine.load_weights(WeightBucket(tuple(blocks), version))
         self._engine.end_weight_update()
 
@@ -60,3 +60,23 @@ def embedded_weight_sync(
     engines = EngineLayout.consecutive(topology.world_size, tp=1)
     plan = plan_for(shape, topology, engines, dtype)
     return WeightSync(engine, RankTransport(plan, parameters, topology, dtype))
+
+
+def gathered_weight_sync(
+    engine: Engine,
+    shape: ModelShape,
+    parameters: Mapping[str, torch.Tensor],
+    topology: Topology,
+    dtype: torch.dtype,
+) -> WeightSync:
+    """The sync into an engine that takes whole tensors on training rank 0 alone, to write them to files."""
+    return WeightSync(engine, to_rank_0(shape, parameters, topology, dtype))
+
+
+def to_rank_0(
+    shape: ModelShape, parameters: Mapping[str, torch.Tensor], topology: Topology, dtype: torch.dtype
+) -> RankTransport:
+    """Whole tensors on training rank 0 alone; the dear way, for files and for full checks."""
+    return RankTransport(
+        plan_for(shape, topology, EngineLayout(1, 1, ((0,),)), dtype), parameters, topology, dtype
+    )

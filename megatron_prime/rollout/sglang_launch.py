@@ -1,5 +1,6 @@
-"""How one SGLang server is started: its command line and its environment. Pure."""
+"""How one SGLang server is started: its command line, its environment, and the weight loader that it is given."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from megatron_prime.config.schema import SGLangConfig
 
 HOST = "127.0.0.1"
+_RECEIVER = "megatron_prime_receiver"
+LOADER = f"{_RECEIVER}.receive"
+"""What a server's --custom-weight-loader must name, for weights to come from the trainer's memory."""
 CPU_KV_TOKENS = 32768
 """KV cache of a server on a CPU, where a share of the whole memory would be far too much."""
 _JOB_PREFIXES = ("TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "NCCL_ASYNC", "TORCH_NCCL_")
@@ -34,6 +38,8 @@ class LaunchPlan:
     settings: SGLangConfig
     is_colocated: bool = False
     """Servers on a GPU must be able to give their memory up."""
+    loader_folder: Path | None = None
+    """What `install_receiver` filled; None for servers that load weights from files alone."""
 
     def command(self, server_index: int, port: int) -> list[str]:
         """The server's command line."""
@@ -45,6 +51,7 @@ class LaunchPlan:
             "--device": self.device,
             "--dtype": {"fp32": "float32", "bf16": "bfloat16"}[self.dtype],
             "--tp-size": str(settings.tensor),
+            "--ep-size": str(settings.expert),
             "--random-seed": str((self.seed + server_index) % (1 << 31)),
             "--max-running-requests": str(settings.concurrency),
             "--log-level-http": "warning",
@@ -55,11 +62,14 @@ class LaunchPlan:
             options["--max-total-tokens"] = str(num_kv_tokens)
         switches = ["--skip-tokenizer-init", "--skip-server-warmup"]
         if self.device == "cpu":
-            switches.append("--disable-overlap-schedule")
+            # Idle schedulers spin otherwise, and take a core each from the trainer.
+            switches += ["--disable-overlap-schedule", "--sleep-on-idle"]
         if settings.deterministic:
             switches.append("--enable-deterministic-inference")
         if self.is_colocated and self.device == "cuda":
             switches.append("--enable-memory-saver")
+        if self.loader_folder is not None:
+            switches += ["--custom-weight-loader", LOADER]
         flat = [word for option in options.items() for word in option]
         python = str(
             settings.python.absolute()
@@ -75,6 +85,8 @@ class LaunchPlan:
             if name not in _JOB_NAMES and not name.startswith(_JOB_PREFIXES)
         }
         environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if self.loader_folder is not None:
+            environment["PYTHONPATH"] = str(self.loader_folder.absolute())
         if self.device == "cpu":
             environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
             if self.settings.tensor > 1:
@@ -114,3 +126,17 @@ def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed:
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     is_known = len(visible) >= num_needed
     return [visible[place] if is_known and place < len(visible) else str(place) for place in places]
+
+
+def install_receiver(folder: Path) -> Path:
+    """Put the receiver of weights, a file of its own, where servers can import it as `LOADER` says; returns `folder`.
+
+    Nothing else is there: the engine environment must not see the trainer's packages.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{_RECEIVER}.py"
+    # Servers of an earlier start may be importing it: replace it at once.
+    aside = folder / f".{_RECEIVER}.py"
+    shutil.copyfile(Path(__file__).with_name("sglang_receiver.py"), aside)
+    aside.replace(target)
+    return folder

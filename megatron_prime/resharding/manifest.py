@@ -1,0 +1,88 @@
+"""What each end of a weight sync is told, from a `ReshardPlan`: who sends which slices in which bucket. Pure.
+
+A training rank walks `outgoing`, an engine's TP rank `incoming`; both hold the same slices of a pair in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_prime.resharding.plan import ReshardPlan, Transfer
+
+Target = tuple[int, int]
+"""(engine, TP rank in it)."""
+
+
+def bucket_of_names(plan: ReshardPlan, max_bytes: int) -> dict[str, int]:
+    """The bucket of each HF tensor: no engine rank gets more than max_bytes in one, larger single shards excepted.
+
+    Equal on every rank that has an equal plan. Raises ValueError unless max_bytes is positive.
+    """
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes = {max_bytes} must be positive")
+    shard_bytes: dict[str, list[int]] = {}
+    for group in plan.groups:
+        sizes = []
+        for tp_rank in range(plan.engines.tp):
+            shard = group.engine_shard(plan.shape, plan.engines, tp_rank)
+            rows = 0 if shard is None else shard.length
+            sizes.append(rows * group.slice_elements * plan.bytes_per_element)
+        for member in group.members:
+            shard_bytes[member.hf_name(group.tensor.name)] = sizes
+    buckets: dict[str, int] = {}
+    loads, index = [0] * plan.engines.tp, 0
+    for name in plan.hf_names:
+        loads = [load + size for load, size in zip(loads, shard_bytes[name], strict=True)]
+        if max(loads) > max_bytes and buckets:
+            index, loads = index + 1, list(shard_bytes[name])
+        buckets[name] = index
+    return buckets
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """The parts of one plan's syncs, cut into buckets once and used for every sync.
+
+    Args:
+        plan: targets are engines' TP ranks outside of the training job.
+        max_bucket_bytes: most bytes that an engine rank gets at a time, larger single shards excepted.
+        dtype: of all slices, as torch names it without the module.
+    """
+
+    plan: ReshardPlan
+    max_bucket_bytes: int
+    dtype: str
+    _buckets: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_buckets", bucket_of_names(self.plan, self.max_bucket_bytes))
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets of a sync."""
+        return max(self._buckets.values()) + 1
+
+    def outgoing(self, rank: int) -> list[dict[Target, list[Transfer]]]:
+        """Of each bucket, what a training rank sends to each target, in order."""
+        buckets: list[dict[Target, list[Transfer]]] = [defaultdict(list) for _ in range(self.num_buckets)]
+        for transfer in self.plan.sent_by(rank):
+            target = (transfer.engine, transfer.engine_tp_rank)
+            buckets[self._buckets[transfer.hf_name]][target].append(transfer)
+        return [dict(bucket) for bucket in buckets]
+
+    def incoming(self, engine: int, tp_rank: int) -> dict[str, Any]:
+        """What a target gets, as `rollout.sglang_receiver`'s `body` has it: ready for JSON."""
+        names: dict[str, int] = {}
+        buckets: list[dict[int, list[list[int]]]] = [defaultdict(list) for _ in range(self.num_buckets)]
+        for transfer in self.plan.received_by(engine, tp_rank):
+            name = names.setdefault(transfer.hf_name, len(names))
+            num_elements = transfer.num_bytes // self.plan.bytes_per_element
+            row = [name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0]
+            buckets[self._buckets[transfer.hf_name]][transfer.source_rank].append(row)
+        return {
+            "names": list(names),
+            "dtypes": [self.dtype],
+            "buckets": [list(bucket.items()) for bucket in buckets if bucket],
+        }

@@ -1,0 +1,214 @@
+"""Weights from the training ranks' memory into SGLang servers: no file, no gather, proven by checksums each time.
+
+One attempt, for the servers that still lack the version:
+
+    driver      pause (retract), begin, POST the manifests; wait for every receiver's hello; say go
+    all ranks   send their slices; the receivers write, read back, compare
+    driver      compare the receivers' sums with the senders'; name the version; let it sample
+
+A server that fails in any of these is given everything again. The version is named last, so that a half-written server
+never passes for one that serves it, and it stays paused.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.resharding.layouts import EngineLayout
+from megatron_prime.resharding.manifest import Manifests
+from megatron_prime.resharding.sglang_attempt import Conductor, Fault, Opened
+from megatron_prime.resharding.transport_shards import SendReport, ShardSender
+from megatron_prime.resharding.weight_sync import WeightSync, plan_for, to_rank_0
+from megatron_prime.rollout.engine import Engine, WeightSyncError
+from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.sglang_client import ServerUnreachableError
+from megatron_prime.rollout.sglang_driver import Driver
+from megatron_prime.rollout.sglang_fleet import Fleet
+from megatron_prime.rollout.sglang_weights import MAX_TRIES
+from megatron_prime.rollout.weight_intake import tensor_checksum
+from megatron_prime.types import WeightBlock, WeightBucket
+
+_LOG = logging.getLogger(__name__)
+_STEP_SHARE = 0.8
+"""Of the deadline of a control call, for each step inside of it."""
+
+
+@dataclass(slots=True)
+class SyncStats:
+    """Counts since the engine was made."""
+
+    num_attempts: int = 0
+    num_repeats: int = 0
+    """Attempts that a failed one made necessary."""
+    num_bytes_sent: int = 0
+    """By this rank."""
+    last_fault: str = ""
+    """Of a server that had to be given its weights again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights come from: the policy's parameters on every training rank."""
+
+    sender: ShardSender
+    manifests: Manifests
+    checksums: Callable[[], dict[str, str]]
+    """`tensor_checksum` of every tensor by HF name, on every rank. Collective, and as dear as a gather."""
+
+
+class ShardWeights:
+    """Shard-to-shard weight syncs; see the module, and `rollout.sglang_weights.WeightPath`.
+
+    Servers must run `sglang_launch.LOADER` as a custom weight loader; those that the engine starts itself do.
+    """
+
+    def __init__(self, driver: Driver, fleet: Fleet | None, *, ranks: Ranks, timeout_s: float) -> None:
+        """Keep the parts; `bind` must follow before the first sync.
+
+        Args:
+            driver: of the engine.
+            fleet: of the engine; None where this is not the driver.
+            ranks: the training ranks.
+            timeout_s: deadline of a control call.
+        """
+        self._driver = driver
+        self._fleet = fleet
+        self.ranks = ranks
+        self._timeout_s = timeout_s * _STEP_SHARE
+        self._source: Source | None = None
+        self._conductor: Conductor | None = None
+        self.stats = SyncStats()
+
+    def bind(self, source: Source) -> None:
+        """Name the parameters to send. Once, when the policy has been built."""
+        self._source = source
+        if self._fleet is not None:
+            self._conductor = Conductor(
+                self._fleet, source.manifests, self.ranks.world_size, source.sender.backend, self._timeout_s
+            )
+
+    def begin(self, policy_version: int) -> None:
+        """See `WeightPath.begin`."""
+        self._bound()
+
+    def load(self, bucket: WeightBucket) -> None:
+        """Never called by `WeightSync`: the slices do not pass through the engine. Raises WeightSyncError."""
+        raise WeightSyncError(f"{len(bucket.blocks)} blocks were given to a path that sends shards by itself")
+
+    def end(self, policy_version: int) -> None:
+        """See `WeightPath.end`. Here everything happens."""
+        waiting: Sequence[int] = range(self._bound().manifests.plan.engines.num_engines)
+        faults: dict[int, Fault] = {}
+        for num_failed in range(MAX_TRIES):
+            self.stats.num_repeats += bool(num_failed)
+            faults = self._attempt(waiting, policy_version)
+            if not faults:
+                return
+            waiting = sorted(faults)
+        raise WeightSyncError(
+            f"version {policy_version} did not reach every server in {MAX_TRIES} tries: {_listed(faults)}. Servers "
+            "with half-written weights stay paused until a sync succeeds; see docs/placement.md"
+        )
+
+    def resync(self, server: int) -> None:
+        """See `WeightPath.resync`. Sends the parameters as they are now: those of the last sync.
+
+        They are, since the policy learns only while nothing is sampled.
+        """
+        version = self._driver.run(self._served_version)
+        faults = self._attempt([server], version)
+        if faults:
+            # Whatever it was: the fleet tries again, a bounded number of times.
+            raise ServerUnreachableError(f"resync to version {version} failed: {_listed(faults)}")
+
+    def checksums(self) -> dict[str, str]:
+        """See `WeightPath.checksums`. Of what the training ranks hold, gathered."""
+        return self._bound().checksums()
+
+    def close(self) -> None:
+        """See `WeightPath.close`."""
+        if self._source is not None:
+            self._source.sender.drop_groups()
+
+    def _attempt(self, servers: Sequence[int], version: int) -> dict[int, Fault]:
+        """One attempt for some servers; returns what failed, equal on every rank."""
+        sender = self._bound().sender
+        self.stats.num_attempts += 1
+        kept_groups = sender.groups
+        opened: Opened = self._driver.run(lambda: self._lead().open(servers, version, kept_groups))
+        reports: list[SendReport] = []
+        if opened.meeting is not None:
+            reports = self.ranks.gather_all([sender.send(opened.meeting)])
+            self.stats.num_bytes_sent += reports[self.ranks.rank].num_bytes
+            if any(report.faults for report in reports):
+                # Closes connections: receivers that wait for what will not come give up.
+                sender.drop_groups()
+        faults = self._driver.run(lambda: self._lead().close(opened, reports, version))
+        if faults:
+            self.stats.last_fault = _listed(faults)
+            if self._driver.is_driver:
+                _LOG.warning("weight sync to version %d, to be repeated: %s", version, self.stats.last_fault)
+        return faults
+
+    async def _served_version(self) -> int:
+        assert self._fleet is not None, "coroutines run on the driver"
+        return self._fleet.policy_version
+
+    def _lead(self) -> Conductor:
+        assert self._conductor is not None, "coroutines run on the driver"
+        return self._conductor
+
+    def _bound(self) -> Source:
+        if self._source is None:
+            raise WeightSyncError("the servers' weights have no source yet: build the weight sync first")
+        return self._source
+
+
+def shard_weight_sync(
+    engine: Engine,
+    weights: ShardWeights,
+    shape: ModelShape,
+    parameters: Mapping[str, torch.Tensor],
+    topology: Topology,
+    dtype: torch.dtype,
+    engines: EngineLayout,
+    *,
+    max_bucket_bytes: int = 256 << 20,
+) -> WeightSync:
+    """The sync of an engine's `weights`: from each training rank's memory to that of engines in other processes.
+
+    `engines` must be on ranks beyond the training job's, in the order of the engine's servers. Raises ValueError when
+    the shape cannot be divided so.
+    """
+    manifests = Manifests(
+        plan_for(shape, topology, engines, dtype), max_bucket_bytes, str(dtype).removeprefix("torch.")
+    )
+    sender = ShardSender(manifests, parameters, topology, dtype)
+
+    def checksums() -> dict[str, str]:
+        mine: list[tuple[str, str]] = []
+        for blocks in to_rank_0(shape, parameters, topology, dtype).deliver():
+            mine += [(name, tensor_checksum(tensor)) for name, tensor in joined_blocks(blocks).items()]
+        return dict(weights.ranks.gather_all(mine))
+
+    weights.bind(Source(sender, manifests, checksums))
+    return WeightSync(engine, None)
+
+
+def joined_blocks(blocks: Iterable[WeightBlock]) -> dict[str, torch.Tensor]:
+    """Whole tensors by HF name, of blocks that make them up."""
+    by_name: dict[str, list[WeightBlock]] = {}
+    for block in blocks:
+        by_name.setdefault(block.hf_name, []).append(block)
+    return {
+        name: torch.cat([block.tensor for block in sorted(parts, key=lambda p: p.start)], dim=parts[0].dim)
+        for name, parts in by_name.items()
+    }
+
+
+def _listed(faults: dict[int, Fault]) -> str:
+    return "; ".join(f"server {server}: {fault.message}" for server, fault in sorted(faults.items()))

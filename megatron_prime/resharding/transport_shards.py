@@ -1,0 +1,183 @@
+"""The training ranks' end of a weight sync into separate engines: each sends its own slices to those that need them.
+
+`rollout.sglang_receiver` is the other end.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.resharding.manifest import Manifests, Target
+from megatron_prime.resharding.plan import Transfer
+from megatron_prime.rollout.sglang_receiver import ProcessGroup, checksum, exchange, grouped, make_group
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where training ranks and receivers meet for one attempt."""
+
+    attempt: str
+    """Prefix of its keys in the store."""
+    store: tuple[str, int]
+    group: str
+    """Name of the process group: one of this name is used again."""
+    size: int
+    """Ranks of the group: the training job's come first."""
+    members: tuple[tuple[Target, int], ...]
+    """Each receiver and its rank in the group."""
+    timeout_s: float
+
+
+@dataclass
+class SendReport:
+    """How a training rank's part went."""
+
+    faults: dict[int, str] = field(default_factory=dict)
+    """By engine."""
+    digests: dict[Target, tuple[int, int]] = field(default_factory=dict)
+    """Sum of the checksums of all slices to a target, modulo 2**64."""
+    num_bytes: int = 0
+
+
+class ShardSender:
+    """Sends a training rank's slices to receivers in other processes.
+
+    Args:
+        manifests: of a plan whose engine ranks are outside of the training job.
+        parameters: this rank's Megatron parameters by name.
+        topology: the layout that the plan was made for.
+        dtype: what travels; the cast happens here.
+    """
+
+    def __init__(
+        self,
+        manifests: Manifests,
+        parameters: Mapping[str, torch.Tensor],
+        topology: Topology,
+        dtype: torch.dtype,
+    ) -> None:
+        self._parameters = parameters
+        self._topology = topology
+        self._dtype = dtype
+        self._buckets = manifests.outgoing(topology.rank)
+        self._kept: dict[str, ProcessGroup] = {}
+
+    @property
+    def backend(self) -> str:
+        """What the slices travel by."""
+        return "nccl" if self._topology.platform.is_cuda else "gloo"
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the process groups that can be used again."""
+        return list(self._kept)
+
+    def drop_groups(self) -> None:
+        """Close the connections to all receivers, which unblocks those that wait."""
+        self._kept.clear()
+
+    @torch.no_grad()
+    def send(self, meeting: Meeting) -> SendReport:
+        """Send everything that this rank holds for the members of a meeting. Collective with the receivers.
+
+        Never raises for a receiver's or a connection's fault: it is in the report.
+        """
+        report = SendReport()
+        ranks = dict(meeting.members)
+        try:
+            group = self._group(meeting)
+            for bucket in self._buckets:
+                self._send_bucket(group, meeting, {t: s for t, s in bucket.items() if t in ranks}, report)
+        except (RuntimeError, OSError) as error:
+            # The group itself is lost.
+            report.faults |= {engine: f"rank {self._topology.rank}: {error}" for (engine, _) in ranks}
+        if report.faults:
+            self.drop_groups()
+        return report
+
+    def _group(self, meeting: Meeting) -> ProcessGroup:
+        if meeting.group not in self._kept:
+            self._kept.clear()
+            host, port = meeting.store
+            timeout = datetime.timedelta(seconds=meeting.timeout_s)
+            store: dist.Store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+            store = dist.PrefixStore(f"{meeting.attempt}/{meeting.group}", store)
+            self._kept[meeting.group] = make_group(
+                self.backend, store, self._topology.rank, meeting.size, meeting.timeout_s
+            )
+        return self._kept[meeting.group]
+
+    def _send_bucket(
+        self,
+        group: ProcessGroup,
+        meeting: Meeting,
+        bucket: Mapping[Target, Sequence[Transfer]],
+        report: SendReport,
+    ) -> None:
+        ranks = dict(meeting.members)
+        sums: dict[tuple[str, int, int, int], torch.Tensor] = {}
+        outgoing: list[tuple[int, torch.Tensor]] = []
+        for target, transfers in bucket.items():
+            if target[0] in report.faults:
+                continue
+            slices = [(t.dim, self._slice(t)) for t in transfers]
+            for transfer, (_, tensor) in zip(transfers, slices, strict=True):
+                key = _place(transfer)
+                if key not in sums:
+                    sums[key] = checksum(tensor)
+            messages = self.messages(slices, torch.stack([sums[_place(t)] for t in transfers]))
+            outgoing += [(ranks[target], message) for message in messages]
+            report.num_bytes += sum(t.num_bytes for t in transfers)
+            before = report.digests.get(target, (0, 0))
+            added = torch.stack([sums[_place(t)] for t in transfers]).sum(0).tolist()
+            report.digests[target] = ((before[0] + added[0]) % (1 << 64), (before[1] + added[1]) % (1 << 64))
+        engines = {rank: target[0] for target, rank in meeting.members}
+        faults = exchange(group, outgoing, [], self.backend, meeting.timeout_s)
+        report.faults |= {
+            engines[rank]: f"rank {self._topology.rank}: {fault}" for rank, fault in faults.items()
+        }
+
+    def messages(
+        self, slices: Sequence[tuple[int, torch.Tensor]], checksums: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """What goes to one receiver for one bucket, in order; views where nothing must be cast or packed."""
+        direct, packed = grouped(slices)
+        joined = [torch.cat([tensor.reshape(-1) for tensor in part]) for part in packed]
+        return [*(tensor.reshape(-1) for tensor in direct), *joined, checksums]
+
+    def _slice(self, transfer: Transfer) -> torch.Tensor:
+        parameter = self._parameters[transfer.source_param].detach()
+        return parameter.narrow(transfer.dim, transfer.source_local_start, transfer.length).to(self._dtype)
+
+
+def _place(transfer: Transfer) -> tuple[str, int, int, int]:
+    return (transfer.source_param, transfer.dim, transfer.source_local_start, transfer.length)
+
+
+class RendezvousStore:
+    """The store in which training ranks and receivers meet; lives on the driver. Values are JSON."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """Listen on a free port of all interfaces."""
+        timeout = datetime.timedelta(seconds=timeout_s)
+        self._store = dist.TCPStore("0.0.0.0", 0, None, True, timeout, wait_for_workers=False)
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return self._store.port
+
+    def set(self, prefix: str, key: str, value: object) -> None:
+        """Write a value."""
+        self._store.set(f"{prefix}/{key}", json.dumps(value))
+
+    def get(self, prefix: str, key: str) -> dict[str, Any] | None:
+        """A value, or None when nobody has written it yet. Never waits."""
+        name = f"{prefix}/{key}"
+        return json.loads(self._store.get(name)) if self._store.check([name]) else None
