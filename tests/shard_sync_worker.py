@@ -1,5 +1,8 @@
 """What the training ranks do in the tests of shard-to-shard syncs into real servers, to which they attach by URL."""
 
+import json
+from functools import partial
+
 import torch
 from layout_worker import topology_of
 
@@ -18,59 +21,59 @@ SMALL_BUCKET = 24 << 10
 """Bytes: the tiny models then travel in several buckets, the embedding in one of its own."""
 
 
-def make_engine(folder, urls, engine_tp, ranks, run_dir, timeout_s=60.0):
-    """An engine attached to servers, and its weight path."""
+def sync_layouts(layouts, folders, urls, engine_tp, prompts, run_dir):
+    """Of each layout, what the servers hold and answer after a sync of each of the folders' weights."""
+    return {layout: _sync(layout, folders, urls, engine_tp, prompts, run_dir) for layout in layouts}
+
+
+def _sync(layout, folders, urls, engine_tp, prompts, run_dir):
+    topology = topology_of(layout)
+    ranks = Ranks(topology.rank, topology.world_size, partial(all_gather_lists, topology=topology))
+    settings = SGLangConfig(urls=tuple(urls), tensor=engine_tp, control_timeout_s=60, startup_timeout_s=60)
     paths = []
 
     def make_path(driver, fleet):
-        paths.append(ShardWeights(driver, fleet, ranks=ranks, timeout_s=timeout_s))
+        paths.append(ShardWeights(driver, fleet, ranks=ranks, timeout_s=60, full_check_every=2))
         return paths[0]
 
     engine = SGLangEngine(
-        folder,
+        folders[0],
         device="cpu",
         dtype="fp32",
         seed=0,
-        settings=SGLangConfig(
-            urls=tuple(urls), tensor=engine_tp, control_timeout_s=timeout_s, startup_timeout_s=60
-        ),
+        settings=settings,
         run_dir=run_dir,
         ranks=ranks,
         weights=make_path,
     )
-    return engine, paths[0]
-
-
-def sync_layouts(layouts, folders, urls, engine_tp, prompts, run_dir):
-    """Of each layout, what the servers answer after a sync of each of the folders' weights."""
-    reports = {}
-    for layout in layouts:
-        topology = topology_of(layout)
-        gather = lambda items, topology=topology: all_gather_lists(items, topology)  # noqa: E731
-        ranks = Ranks(topology.rank, topology.world_size, gather)
-        engine, path = make_engine(folders[0], urls, engine_tp, ranks, run_dir)
-        built = build_model(folders[0], topology)
-        parameters = dict(built.module.named_parameters())
-        engines = EngineLayout.consecutive(len(urls), engine_tp, first_rank=topology.world_size)
-        sync = shard_weight_sync(
-            engine,
-            path,
-            built.shape,
-            parameters,
-            topology,
-            torch.float32,
-            engines,
-            max_bucket_bytes=SMALL_BUCKET,
-        )
-        report = {"rollouts": [], "checksums": [], "served": []}
-        for version, folder in enumerate(folders, start=3):
-            import_hf(parameters, built.parameters, HFCheckpointReader(folder).read_slice)
-            sync.push(version)
-            params = SamplingParams(max_response_tokens=6, temperature=0.0)
-            report["rollouts"].append(engine.generate(prompts, params, group_size=1, stream_key=0))
-            report["checksums"].append(engine.weight_checksums())
-            report["served"].append(engine._driver.run(engine._weights._conductor._fleet.clients and served(engine)))
-        report["stats"] = path.stats
-        engine.close()
-        reports[layout] = report
-    return reports
+    built = build_model(folders[0], topology)
+    parameters = dict(built.module.named_parameters())
+    engines = EngineLayout.consecutive(len(urls), engine_tp, first_rank=topology.world_size)
+    sync = shard_weight_sync(
+        engine,
+        paths[0],
+        built.shape,
+        parameters,
+        topology,
+        torch.float32,
+        engines,
+        max_bucket_bytes=SMALL_BUCKET,
+    )
+    report = {"rollouts": [], "checksums": [], "full_checks": []}
+    params = SamplingParams(max_response_tokens=6, temperature=0.0)
+    for version, folder in enumerate(folders, start=3):
+        import_hf(parameters, built.parameters, HFCheckpointReader(folder).read_slice)
+        sync.push(version)
+        report["rollouts"].append(engine.generate(prompts, params, group_size=1, stream_key=0))
+        report["checksums"].append(engine.weight_checksums())
+        report["full_checks"].append(paths[0].full_check())
+    if topology.is_last_stage:
+        with torch.no_grad():
+            parameters["decoder.final_layernorm.weight"][-1] += 1
+    report["foreign"] = paths[0].full_check()
+    report["stats"] = json.loads(
+        json.dumps({n: getattr(paths[0].stats, n) for n in paths[0].stats.__slots__})
+    )
+    report["num_needed"] = sum(t.num_bytes for t in paths[0]._bound().manifests.plan.transfers)
+    engine.close()
+    return report

@@ -128,7 +128,13 @@ def _build_engine(
 
         def make_shard_weights(driver: Driver, fleet: Fleet | None) -> ShardWeights:
             shard_weights.append(
-                ShardWeights(driver, fleet, ranks=ranks, timeout_s=settings.control_timeout_s)
+                ShardWeights(
+                    driver,
+                    fleet,
+                    ranks=ranks,
+                    timeout_s=settings.control_timeout_s,
+                    full_check_every=settings.weight_full_check_every,
+                )
             )
             return shard_weights[0]
 

@@ -112,6 +112,8 @@ class SGLangConfig(Section):
     """Expert-parallel size of each server: divides its tensor-parallel size."""
     weight_transport: Literal["shards", "disk"] = "shards"
     """How new weights travel: slices from the training ranks' memory (gloo or NCCL), or an HF checkpoint on disk."""
+    weight_full_check_every: NonNegative = 0
+    """Every so many syncs each parameter is compared with SGLang's /weights_checker; 0: our checksums alone, always."""
     weight_bucket_mib: Positive = 256
     """Most MiB of weights that a server's rank gets at a time."""
     gpu_ids: tuple[NonNegative, ...] = ()

@@ -10,6 +10,7 @@ A server that fails in any of these is given everything again. The version is na
 never passes for one that serves it, and it stays paused.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout
 from megatron_prime.resharding.manifest import Manifests
 from megatron_prime.resharding.sglang_attempt import Conductor, Fault, Opened
+from megatron_prime.resharding.sglang_expected import differing, expected_checksums
 from megatron_prime.resharding.transport_shards import SendReport, ShardSender
 from megatron_prime.resharding.weight_sync import WeightSync, plan_for, to_rank_0
 from megatron_prime.rollout.engine import Engine, WeightSyncError
@@ -56,8 +58,8 @@ class Source:
 
     sender: ShardSender
     manifests: Manifests
-    checksums: Callable[[], dict[str, str]]
-    """`tensor_checksum` of every tensor by HF name, on every rank. Collective, and as dear as a gather."""
+    gather: Callable[[], dict[str, torch.Tensor]]
+    """Whole tensors by HF name in the dtype that is sent, on rank 0 alone. Collective, and dear."""
 
 
 class ShardWeights:
@@ -66,7 +68,15 @@ class ShardWeights:
     Servers must run `sglang_launch.LOADER` as a custom weight loader; those that the engine starts itself do.
     """
 
-    def __init__(self, driver: Driver, fleet: Fleet | None, *, ranks: Ranks, timeout_s: float) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        fleet: Fleet | None,
+        *,
+        ranks: Ranks,
+        timeout_s: float,
+        full_check_every: int = 0,
+    ) -> None:
         """Keep the parts; `bind` must follow before the first sync.
 
         Args:
@@ -74,7 +84,10 @@ class ShardWeights:
             fleet: of the engine; None where this is not the driver.
             ranks: the training ranks.
             timeout_s: deadline of a control call.
+            full_check_every: every so many syncs `full_check` follows; 0 for never.
         """
+        self._full_check_every = full_check_every
+        self._num_syncs = 0
         self._driver = driver
         self._fleet = fleet
         self.ranks = ranks
@@ -103,9 +116,13 @@ class ShardWeights:
         """See `WeightPath.end`. Here everything happens."""
         waiting: Sequence[int] = range(self._bound().manifests.plan.engines.num_engines)
         faults: dict[int, Fault] = {}
+        self._num_syncs += 1
+        is_checked = bool(self._full_check_every) and self._num_syncs % self._full_check_every == 0
         for num_failed in range(MAX_TRIES):
             self.stats.num_repeats += bool(num_failed)
             faults = self._attempt(waiting, policy_version)
+            if not faults and is_checked:
+                faults = {server: Fault(text) for server, text in self.full_check().items()}
             if not faults:
                 return
             waiting = sorted(faults)
@@ -127,7 +144,30 @@ class ShardWeights:
 
     def checksums(self) -> dict[str, str]:
         """See `WeightPath.checksums`. Of what the training ranks hold, gathered."""
-        return self._bound().checksums()
+        whole = self._bound().gather()
+        mine = [(name, tensor_checksum(tensor)) for name, tensor in whole.items()]
+        return dict(self.ranks.gather_all(mine))
+
+    def full_check(self) -> dict[int, str]:
+        """Compare every parameter of every server, by SGLang's own `/weights_checker`, with what it should hold.
+
+        Collective; gathers all weights on rank 0. Servers must be on CPUs: on GPUs SGLang hashes otherwise. Returns
+        what is wrong by server, equal on every rank; nothing when all is well.
+        """
+        whole, plan = self._bound().gather(), self._bound().manifests.plan
+
+        async def compare() -> dict[int, str]:
+            assert self._fleet is not None
+            expected = await asyncio.to_thread(expected_checksums, whole, plan.shape, plan.engines)
+            answers = [await client.weight_checksums() for client in await self._fleet.clients()]
+            return {
+                server: f"TP rank {tp_rank} holds other weights than were sent: {', '.join(names[:8])}"
+                for server, answered in enumerate(answers)
+                for tp_rank, (wanted, got) in enumerate(zip(expected, answered, strict=True))
+                if (names := differing(wanted, got))
+            }
+
+        return self._driver.run(compare)
 
     def close(self) -> None:
         """See `WeightPath.close`."""
@@ -189,13 +229,13 @@ def shard_weight_sync(
     )
     sender = ShardSender(manifests, parameters, topology, dtype)
 
-    def checksums() -> dict[str, str]:
-        mine: list[tuple[str, str]] = []
+    def gather() -> dict[str, torch.Tensor]:
+        whole: dict[str, torch.Tensor] = {}
         for blocks in to_rank_0(shape, parameters, topology, dtype).deliver():
-            mine += [(name, tensor_checksum(tensor)) for name, tensor in joined_blocks(blocks).items()]
-        return dict(weights.ranks.gather_all(mine))
+            whole |= {name: tensor.cpu() for name, tensor in joined_blocks(blocks).items()}
+        return whole
 
-    weights.bind(Source(sender, manifests, checksums))
+    weights.bind(Source(sender, manifests, gather))
     return WeightSync(engine, None)
 
 

@@ -11,7 +11,7 @@ import torch
 from megatron_prime.config.schema import SGLangConfig
 from megatron_prime.types import Prompt
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def engine_python() -> Path:
@@ -30,7 +30,7 @@ def engine_python() -> Path:
 
 def sglang_settings(**changes: Any) -> SGLangConfig:
     return SGLangConfig(
-        python=engine_python(), concurrency=32, max_restarts=20, startup_timeout_s=120, control_timeout_s=60
+        python=engine_python(), concurrency=32, max_restarts=20, startup_timeout_s=400, control_timeout_s=60
     ).model_copy(update=changes)
 
 
