@@ -118,6 +118,8 @@ class Conductor:
         try:
             await self._each(servers, self._end_transfer, faults)
             if meeting is not None:
+                # A receiver that gave up tells why; its senders only saw the connection close.
+                faults |= self._told_faults(meeting)
                 sound = [server for server in servers if server not in faults]
                 await self._each(sound, lambda server: self._prove(server, meeting, reports, version), faults)
         finally:
@@ -227,10 +229,19 @@ class Conductor:
         size = self._num_senders + len(targets)
         return Meeting(attempt, (host, self._store.port), group, size, members, self._timeout_s)
 
+    def _told_faults(self, meeting: Meeting) -> dict[int, Fault]:
+        faults: dict[int, Fault] = {}
+        for (server, tp_rank), _ in meeting.members:
+            report = self._store.get(meeting.attempt, f"report/{self._index((server, tp_rank))}")
+            if report is not None and "error" in report:
+                faults[server] = Fault(f"TP rank {tp_rank}: {report['error']}")
+        return faults
+
     async def _end_transfer(self, server: int) -> None:
         """The receivers are done, well or not; close the server's session."""
         await self._posts[server]
-        await self._fleet.client_now(server).end_weight_update()
+        client = await self._fleet.client(server)
+        await client.end_weight_update()
 
     async def _prove(
         self, server: int, meeting: Meeting, reports: Sequence[SendReport], version: int
@@ -252,8 +263,6 @@ class Conductor:
         report = self._store.get(attempt, f"report/{self._index(target)}")
         if report is None:
             raise ServerRefusedError(f"{who} gave no report of the sync")
-        if "error" in report:
-            raise ServerRefusedError(f"{who}: {report['error']}")
         digests = [r.digests.get(target, (0, 0)) for r in reports]
         sent = [sum(digest[part] for digest in digests) % (1 << 64) for part in (0, 1)]
         if report["digest"] != sent:

@@ -96,4 +96,4 @@ def _padded(rows: torch.Tensor, shape: ModelShape, engines: EngineLayout) -> tor
 def _sglang_hash(tensor: torch.Tensor) -> str:
     """The first 64 bits of SHA-256 of the bytes, as SGLang takes it of CPU tensors."""
     raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(memoryview(raw)).hexdigest()[:16]
+    return hashlib.sha256(raw.tobytes()).hexdigest()[:16]

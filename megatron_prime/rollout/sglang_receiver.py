@@ -69,8 +69,8 @@ class Slice(NamedTuple):
 class ProcessGroup(Protocol):
     """What is used of torch's ProcessGroupGloo and ProcessGroupNCCL."""
 
-    def send(self, tensors: list[torch.Tensor], dst_rank: int, tag: int) -> dist.Work: ...  # noqa: D102
-    def recv(self, tensors: list[torch.Tensor], src_rank: int, tag: int) -> dist.Work: ...  # noqa: D102
+    def send(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
+    def recv(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
     def _start_coalescing(self) -> None: ...
     def _end_coalescing(self) -> dist.Work: ...
 
