@@ -25,7 +25,7 @@ from megatron_prime.rollout.sglang_client import ServerUnreachableError
 from megatron_prime.rollout.sglang_driver import Driver
 from megatron_prime.rollout.sglang_fleet import Fleet
 from megatron_prime.rollout.sglang_generation import Generation, GenerationSettings
-from megatron_prime.rollout.sglang_launch import LaunchPlan, install_receiver
+from megatron_prime.rollout.sglang_launch import LaunchPlan, check_transport, install_receiver
 from megatron_prime.rollout.sglang_memory import ServerMemory, is_colocated
 from megatron_prime.rollout.sglang_sampling import ModelLimits, check_request
 from megatron_prime.rollout.sglang_server import SupervisedServer
@@ -118,6 +118,8 @@ class SGLangEngine:
             loader_folder = install_receiver(folder / "loader")
             plan = LaunchPlan(self._model_path, device, dtype, seed, settings, loader_folder=loader_folder)
             plan = replace(plan, is_colocated=is_colocated(plan))
+            if settings.weight_transport == "shards":
+                check_transport(plan)
             self._supervised = Fleet.start(plan, folder, _LOG.warning)
             self.fleet = Fleet(self._supervised, settings, self._driver.ask_for_resync)
             self._memory = ServerMemory(self.fleet, plan.is_colocated)

@@ -128,6 +128,15 @@ def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed:
     return [visible[place] if is_known and place < len(visible) else str(place) for place in places]
 
 
+def check_transport(plan: LaunchPlan) -> None:
+    """Raise ValueError when weights cannot go to these servers by shards."""
+    if plan.is_colocated and plan.device == "cuda":
+        raise ValueError(
+            "rollout.sglang.weight_transport = 'shards' travels by NCCL, which refuses two ranks on one GPU: set it to "
+            "'disk', or give the servers GPUs of their own by rollout.sglang.gpu_ids"
+        )
+
+
 def install_receiver(folder: Path) -> Path:
     """Put the receiver of weights, a file of its own, where servers can import it as `LOADER` says; returns `folder`.
 

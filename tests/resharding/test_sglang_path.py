@@ -143,7 +143,7 @@ def test_a_group_of_connections_is_kept_from_sync_to_sync(bench, live_models):
 @pytest.mark.parametrize("harm", ["corrupted", "lost", "half done"])
 def test_a_bad_transfer_is_detected_and_repeated(bench, live_models, monkeypatch, harm):
     if harm == "lost":  # it takes the deadline to see that
-        bench = _Bench(bench.engine, live_models[0], timeout_s=8.0)
+        bench = _Bench(bench.engine, live_models[0], timeout_s=5.0)
     original, num_calls = ShardSender.messages, []
 
     def harmed(self, slices, checksums):

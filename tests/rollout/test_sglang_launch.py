@@ -1,11 +1,14 @@
 """Command line and environment of a server."""
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_prime.config.schema import SGLangConfig
-from megatron_prime.rollout.sglang_launch import LaunchPlan
+from megatron_prime.rollout.sglang_launch import LOADER, LaunchPlan, check_transport, install_receiver
 
 
 def plan(device="cpu", **settings):
@@ -78,3 +81,22 @@ def test_tensor_parallel_ranks_on_a_cpu_are_bound():
 def test_each_server_has_its_own_gpus(settings, inherited, gpus):
     environment = plan("cuda", num_servers=2, tensor=2, **settings).environment(1, inherited)
     assert environment["CUDA_VISIBLE_DEVICES"] == gpus
+
+
+def test_the_receiver_stands_alone_where_servers_import_it(tmp_path):
+    folder = install_receiver(tmp_path / "loader")
+    assert install_receiver(folder) == folder
+    assert [path.name for path in folder.iterdir()] == [f"{LOADER.partition('.')[0]}.py"]
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import {LOADER.partition('.')[0]} as r; print(r.receive)"
+    output = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.startswith("<function receive")
+    told = replace(plan(), loader_folder=folder)
+    assert value_of(told.command(0, 1), "--custom-weight-loader") == LOADER
+    assert told.environment(0, {"PYTHONPATH": "the trainer's"})["PYTHONPATH"] == str(folder)
+
+
+def test_nccl_is_refused_on_a_shared_gpu():
+    check_transport(replace(plan(), is_colocated=True))
+    check_transport(plan("cuda"))
+    with pytest.raises(ValueError, match=r"'shards' travels by NCCL.*gpu_ids"):
+        check_transport(replace(plan("cuda"), is_colocated=True))
