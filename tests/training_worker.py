@@ -246,3 +246,42 @@ def _fault(action):
     except (OSError, ValueError) as error:
         return type(error).__name__, str(error)
     return None
+
+
+def moments_of_buckets():
+    """Moments as a checkpoint has them, and as Adam has them, of two buckets of which the first is padded."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from megatron_prime.training.trainable import _megatron_optimizer_config, keep_padding_between_buckets
+
+    topology_of("one")
+    module = torch.nn.Module()
+    for name, size in (("embedding", 7), ("layer", 5)):
+        setattr(module, name, torch.nn.Parameter(torch.randn(size)))
+    module.embedding.shared_embedding = True
+    config = TransformerConfig(num_layers=1, hidden_size=1, num_attention_heads=1)
+    settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    ddp = DistributedDataParallel(config, settings, module)
+    keep_padding_between_buckets(ddp)
+    optimizer = get_megatron_optimizer(
+        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), torch.float32), [ddp]
+    )
+    for parameter in module.parameters():
+        parameter.main_grad.copy_(torch.randn_like(parameter))
+    optimizer.step()
+    one = optimizer.chained_optimizers[0] if hasattr(optimizer, "chained_optimizers") else optimizer
+    [saved] = one.get_parameter_state_dp_zero(use_gloo_comm=False, return_on_all_ranks=True)[0].values()
+    [buffer] = ddp.buffers
+    return (
+        len(buffer.buckets),
+        [
+            (
+                saved[key][start:end].tolist(),
+                one._get_main_param_and_optimizer_states(parameter)[key].tolist(),
+            )
+            for parameter, (start, end, _) in buffer.param_index_map.items()
+            for key in ("param", "exp_avg", "exp_avg_sq")
+        ],
+    )

@@ -200,6 +200,7 @@ class Trainable(Scorer):
             self.built.module,
         )
         config.finalize_model_grads_func = finalize_model_grads
+        keep_padding_between_buckets(self._ddp)
         return self._ddp
 
     def _parts(self) -> dict[PartName, Part]:
@@ -227,6 +228,20 @@ class Trainable(Scorer):
             for tensor in [*masters, *moments]:
                 if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in shared:
                     yield tensor
+
+
+def keep_padding_between_buckets(ddp: DistributedDataParallel) -> None:
+    """Make a checkpoint of the distributed optimizer right where a buffer has several buckets.
+
+    A shared embedding of a pipeline has a bucket of its own, and every bucket is padded at its end. When megatron-core
+    0.16.1 saves, it joins the buckets without that padding, but looks parameters up by places that count it: moments
+    would be saved shifted. Counting the padding between buckets as content makes both the same.
+    """
+    buffers: Any = [*ddp.buffers, *ddp.expert_parallel_buffers]  # type: ignore[misc]
+    for buffer in buffers:
+        for bucket in buffer.buckets[:-1]:
+            bucket.numel_unpadded = bucket.grad_data.numel()
+        buffer.numel_unpadded = sum(bucket.numel_unpadded for bucket in buffer.buckets)
 
 
 def _megatron_optimizer_config(config: OptimizerConfig, dtype: torch.dtype) -> MegatronOptimizerConfig:

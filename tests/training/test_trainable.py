@@ -252,3 +252,10 @@ def test_learning_rates_follow_the_schedule(results):
     }
     for name, rates in expected.items():
         assert results["schedules"][name] == pytest.approx(rates, rel=1e-12), name
+
+
+def test_a_shared_embeddings_own_bucket_does_not_shift_the_moments_of_a_checkpoint():
+    [(num_buckets, moments)] = run_distributed(training_worker.moments_of_buckets, 1)
+    assert num_buckets == 2 and len(moments) == 6
+    for saved, held in moments:
+        assert saved == held and any(saved)
