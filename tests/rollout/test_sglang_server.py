@@ -35,7 +35,7 @@ def start(tmp_path, monkeypatch):
         server.close()
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "waited in vain"
