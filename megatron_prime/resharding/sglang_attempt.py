@@ -1,6 +1,7 @@
 """The driver's part in one attempt to give SGLang servers new weights: control calls, and the proof at the end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pickle
@@ -124,6 +125,10 @@ class Conductor:
                 await self._each(sound, lambda server: self._prove(server, meeting, reports, version), faults)
         finally:
             await self._drop_posts()
+        for server in opened.faults:
+            # It took no part; what it may have opened must not stay open for other clients.
+            with contextlib.suppress(EngineError):
+                await self._fleet.client_now(server).end_weight_update()
         return faults
 
     async def _each(

@@ -28,7 +28,7 @@ class TinyPlan(LaunchPlan):
 
 
 def tiny_plan(mode="", **settings):
-    return TinyPlan("model", "cpu", "fp32", 0, SGLangConfig(**settings), mode)
+    return TinyPlan("model", "cpu", "fp32", 0, SGLangConfig(**settings), mode=mode)
 
 
 class Handler(BaseHTTPRequestHandler):
