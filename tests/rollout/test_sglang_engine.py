@@ -174,7 +174,8 @@ def test_abort_keeps_what_there_is(live_engine):
     reasons = [rollout.finish_reason for rollout in rollouts]
     assert len(rollouts) == 240 and reasons.count(FinishReason.ABORT) > 100, seconds
     aborted = [rollout for rollout in rollouts if rollout.finish_reason is FinishReason.ABORT]
-    assert all(1 <= len(rollout.response_ids) < 120 for rollout in aborted)
+    # One may be caught at its very last token.
+    assert all(1 <= len(rollout.response_ids) <= 120 for rollout in aborted)
     assert any(len(rollout.response_ids) > 1 for rollout in aborted)
     assert live_engine.stats.num_replayed == before
     again = live_engine.generate(live_prompts(2), SamplingParams(8), 1, 0)
