@@ -131,11 +131,12 @@ class ShardSender:
                 key = _place(transfer)
                 if key not in sums:
                     sums[key] = checksum(tensor)
-            messages = self.messages(slices, torch.stack([sums[_place(t)] for t in transfers]))
+            checksums = torch.stack([sums[_place(t)] for t in transfers])
+            messages = self.messages(slices, checksums)
             outgoing += [(ranks[target], message) for message in messages]
             report.num_bytes += sum(t.num_bytes for t in transfers)
             before = report.digests.get(target, (0, 0))
-            added = torch.stack([sums[_place(t)] for t in transfers]).sum(0).tolist()
+            added = checksums.sum(0).tolist()
             report.digests[target] = ((before[0] + added[0]) % (1 << 64), (before[1] + added[1]) % (1 << 64))
         engines = {rank: target[0] for target, rank in meeting.members}
         faults = exchange(group, outgoing, [], self.backend, meeting.timeout_s)
