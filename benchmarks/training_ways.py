@@ -157,7 +157,8 @@ class Ours:
             value = -(logprobs_bT.sum() + 0.01 * entropy_bT.sum()) / 1000
             return value, {"loss": value}
 
-        self._model._ddp.zero_grad_buffer()
+        for chunk in self._model._ddp:
+            chunk.zero_grad_buffer()
         _, metrics = self._model._pass.backward(self._sequences, range(len(self._sequences)), loss)
         return metrics["loss"]
 

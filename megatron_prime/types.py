@@ -66,6 +66,9 @@ class Rollout:
     version_spans: tuple[tuple[int, int, int], ...] = ()
     """(policy_version, first token, end token), in order and joining to all tokens, when a weight sync came amid
     the response; empty when policy_version sampled all of it."""
+    routed_experts: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """Integers [tokens - 1, layers, K]: the experts that the engine chose for each token of prompt and response but the
+    last; None unless rollout.sglang.routing_replay asked for them."""
 
     def __post_init__(self) -> None:
         assert self.response_ids, "a response has at least one token"

@@ -29,6 +29,17 @@ VOCAB_SIZE = 300
 STREAM = {"epoch": 1, "position": 5}
 
 
+EXPERTS = "experts "
+"""Before a layout: with the models that are mixtures of experts."""
+
+
+def of_models(layout, by_role):
+    """What belongs to the models of a layout, by role."""
+    if not layout.startswith(EXPERTS):
+        return by_role
+    return {role: by_role[EXPERTS + role] for role in ("policy", "prm")}
+
+
 class KilledAfterFirst(dict):
     """A mapping whose reader dies by SIGKILL when it asks for the second item."""
 
@@ -84,17 +95,17 @@ def weights(roles, topology):
 
 def optimizer_state(trainable):
     """Everything that the next update depends on besides the weights, on this rank."""
-    (optimizer,) = trainable.optimizer.chained_optimizers
-    inner = optimizer.optimizer
-    moments = [
-        inner.state[parameter][name].clone()
-        for group in inner.param_groups
-        for parameter in group["params"]
-        for name in ("exp_avg", "exp_avg_sq")
-    ]
-    settings = [
-        {key: value for key, value in group.items() if key != "params"} for group in inner.param_groups
-    ]
+    moments, settings = [], []
+    for inner in (optimizer.optimizer for optimizer in trainable.optimizer.chained_optimizers):
+        moments += [
+            inner.state[parameter][name].clone()
+            for group in inner.param_groups
+            for parameter in group["params"]
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        settings += [
+            {key: value for key, value in group.items() if key != "params"} for group in inner.param_groups
+        ]
     return moments, settings, trainable.schedule.state_dict()
 
 
@@ -117,7 +128,8 @@ def save_and_resume(layouts, folders, batches, root):
 
 
 def _save_and_resume(layout, dtype, folders, batches, root):
-    topology = topology_of(layout, dtype)
+    folders, batches = of_models(layout, folders), of_models(layout, batches)
+    topology = topology_of(layout.removeprefix(EXPERTS), dtype)
     torch.manual_seed(topology.rank)
     random.seed(topology.rank)
     np.random.seed(topology.rank)
@@ -157,9 +169,10 @@ def load_elsewhere(pairs, folders, batches, root):
     """Load what another layout saved: the weights right away, and after three more updates; the weights alone too."""
     report = {}
     for saved_by, layout in pairs:
-        topology = topology_of(layout)
+        topology = topology_of(layout.removeprefix(EXPERTS))
         checkpoint = root / f"{saved_by} fp32" / "step_00000003"
-        roles = make_roles(folders, topology, load_weights=False)
+        models = of_models(layout, folders)
+        roles = make_roles(models, topology, load_weights=False)
         CheckpointStore(checkpoint.parent, Keeping(), topology).load(checkpoint, roles)
         report[saved_by, layout] = {"loaded": weights(roles, topology)}
         again = CheckpointStore(root / f"{saved_by} again by {layout}", Keeping(), topology).save(
@@ -169,9 +182,9 @@ def load_elsewhere(pairs, folders, batches, root):
             report[saved_by, layout][f"saved alike {role}"] = _compare_tensors(
                 checkpoint / role, again / role
             )
-        update(roles, batches)
+        update(roles, of_models(layout, batches))
         report[saved_by, layout]["continued"] = weights(roles, topology)
-        alone = build_model(folders["prm"], topology, load_weights=False)
+        alone = build_model(models["prm"], topology, load_weights=False)
         load_weights(alone, checkpoint, "prm")
         report[saved_by, layout]["alone"] = weight_blocks(alone, topology)
     return report

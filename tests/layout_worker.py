@@ -3,25 +3,74 @@
 Several layouts of the same number of processes are tried one after another in the same processes.
 """
 
-import torch
-from parity_worker import LAYOUTS, blocks_of
+from typing import Any
 
+import torch
+from tiny_models import as_in_checkpoint
+
+from megatron_prime.models.hf_convert import export_local
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
 
-ALL_LAYOUTS = LAYOUTS | {
-    "dp4": (4, 1, 1, False, 1),
-    "pp2 dp2": (4, 1, 2, False, 1),
-    "tp2+sp pp2": (4, 2, 2, True, 1),
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {}),
+    "tp2": (2, {"tensor": 2}),
+    "tp2+sp": (2, {"tensor": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pipeline": 2}),
+    "pp2 vpp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "dp2": (2, {}),
+    "cp2": (2, {"context": 2}),
+    "ep2": (2, {"expert": 2}),
+    "etp2": (2, {"expert_tensor": 2}),
+    "tp2+sp ep2": (2, {"tensor": 2, "sequence_parallel": True, "expert": 2}),
+    "tp2+sp etp2": (2, {"tensor": 2, "sequence_parallel": True, "expert_tensor": 2}),
+    "cp2 ep2": (2, {"context": 2, "expert": 2}),
+    "tp4": (4, {"tensor": 4}),
+    "dp4": (4, {}),
+    "tp2 pp2": (4, {"tensor": 2, "pipeline": 2}),
+    "tp2 dp2": (4, {"tensor": 2}),
+    "pp2 dp2": (4, {"pipeline": 2}),
+    "tp2+sp pp2": (4, {"tensor": 2, "sequence_parallel": True, "pipeline": 2}),
+    "tp2+sp cp2": (4, {"tensor": 2, "sequence_parallel": True, "context": 2}),
+    "tp2 pp2 vpp2": (4, {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2}),
+    "pp2 cp2": (4, {"pipeline": 2, "context": 2}),
+    "ep2 etp2": (4, {"expert": 2, "expert_tensor": 2}),
+    "ep2 dp2": (4, {"expert": 2}),
+    "pp2 ep2": (4, {"pipeline": 2, "expert": 2}),
+    "pp2 vpp2 ep2": (4, {"pipeline": 2, "virtual_pipeline": 2, "expert": 2}),
+    "tp2+sp ep2 etp2": (4, {"tensor": 2, "sequence_parallel": True, "expert": 2, "expert_tensor": 2}),
+    "cp2 dp2": (4, {"context": 2}),
 }
+"""Name -> processes and sizes; what is left is data parallelism."""
+
+
+def layouts_of(names) -> dict[int, list[str]]:
+    """Number of processes -> the layouts that it can try one after another."""
+    by_size: dict[int, list[str]] = {}
+    for name in names:
+        by_size.setdefault(LAYOUTS[name][0], []).append(name)
+    return by_size
 
 
 def topology_of(layout: str, dtype: str = "fp32", timeout_s: float = 120.0) -> Topology:
-    """Join the job and take up a layout of ALL_LAYOUTS."""
-    _, tensor, pipeline, sequence_parallel, context = ALL_LAYOUTS[layout]
+    """Join the job and take up a layout of LAYOUTS."""
     platform = select_platform("cpu", dtype, timeout_s=timeout_s)
     platform.start_process_group()
-    return build_topology(platform, tensor, pipeline, sequence_parallel, context=context)
+    return build_topology(platform, **LAYOUTS[layout][1])
+
+
+def blocks_of(named: dict[str, torch.Tensor], parameters, topology) -> list[Any]:
+    """HF blocks of this rank, replicas over tensor-parallel ranks left out."""
+    kept = [
+        p
+        for p in parameters
+        if not p.is_tied_copy and (topology.tensor_rank == 0 or not p.replicated_over_tp)
+    ]
+    names = {p.megatron_name for p in kept}
+    return [
+        (block.hf_name, block.dim, block.hf_start, block.tensor.clone())
+        for block in export_local({n: t for n, t in named.items() if n in names}, kept)
+    ]
 
 
 def weight_blocks(built, topology):
@@ -40,4 +89,5 @@ def whole_tensors(blocks_by_rank, like: dict[str, torch.Tensor]) -> dict[str, to
 
 def hf_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Tensors of an HF checkpoint, the tied output layer left out."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return as_in_checkpoint(model, named)

@@ -181,7 +181,8 @@ def recompute(layout, folder, options):
     def loss(rows_b, logprobs_bT, entropy_bT):
         return (logprobs_bT.sum() + entropy_bT.sum() / 10) / 1000, {}
 
-    trainable._ddp.zero_grad_buffer()
+    for chunk in trainable._ddp:
+        chunk.zero_grad_buffer()
     known = [*trainable.built.module.parameters(), *trainable._gradients()]
     with LiveBytes(known) as counted:
         scores, _ = trainable._pass.backward(sequences, range(len(sequences)), loss)

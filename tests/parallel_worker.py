@@ -122,6 +122,29 @@ def _draw_from_parallel_stream(platform, seed):
         return torch.rand(4)
 
 
+def use_uneven_ranks():
+    """Different numbers of tokens on each rank: gathered for all, and gradients brought back."""
+    from megatron.core.tensor_parallel import mappings
+
+    topology = topology_of("tp4")
+    sizes = [3, 0, 5, 1]
+    rank, group = topology.rank, topology.tensor_group
+    whole = torch.arange(18.0).view(9, 2)
+    mine = whole.split(sizes)[rank].clone().requires_grad_()
+    gathered = mappings.gather_from_sequence_parallel_region(mine, group=group, output_split_sizes=sizes)
+    weights = (rank + 1) * whole.cos()
+    (weights * gathered).sum().backward()
+    scattered = mappings.reduce_scatter_to_sequence_parallel_region(
+        weights, group=group, input_split_sizes=sizes
+    )
+    total = (10 * whole.cos()).split(sizes)[rank]
+    return {
+        "gathered": torch.equal(gathered, whole),
+        "gradient": torch.allclose(mine.grad, total),
+        "scattered": torch.allclose(scattered, total),
+    }
+
+
 def four_processes(grids, tensor_sizes, cases, layouts, context_cases):
     """All that the tests of topology, collectives and context ask, in one start of the processes."""
     return {
@@ -129,6 +152,7 @@ def four_processes(grids, tensor_sizes, cases, layouts, context_cases):
         "scores": _score_shards(tensor_sizes, cases),
         "shared": _share_results(layouts),
         "context": share_tokens(_platform(), context_cases),
+        "uneven": use_uneven_ranks(),
     }
 
 

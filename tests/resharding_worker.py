@@ -14,23 +14,30 @@ from megatron_prime.rollout.local_engine import LocalEngine
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import Prompt, SamplingParams
 
+CASES = [
+    *((layout, name) for layout in ("tp2", "pp2", "dp2", "tp2 pp2") for name in ("qwen2 tied", "qwen3")),
+    ("pp2 vpp2", "qwen2 tied"),
+    ("ep2", "qwen3 moe"),
+    ("tp2+sp etp2", "mixtral"),
+    ("pp2 vpp2 ep2", "mixtral"),
+]
+"""Which layout is tried with which model."""
 LARGEST_TENSOR_BYTES = 300 * 32 * 4
 """The embedding of the tiny models in fp32: the smallest bucket that is allowed."""
 
 
-def reshard(layouts, checkpoints, prompts, num_tokens):
-    """Deliveries and syncs of each model in each layout.
+def reshard(cases, checkpoints, prompts, num_tokens):
+    """Deliveries and syncs of each (layout, model) of `cases`.
 
     Args:
         checkpoints: name -> (folder, folder of the same model with other weights).
     """
     return {
         (layout, name): {
-            "deliveries": _deliveries(layout, folders[0]),
-            "syncs": _syncs(layout, folders, prompts, num_tokens),
+            "deliveries": _deliveries(layout, checkpoints[name][0]),
+            "syncs": _syncs(layout, checkpoints[name], prompts, num_tokens),
         }
-        for layout in layouts
-        for name, folders in checkpoints.items()
+        for layout, name in cases
     }
 
 

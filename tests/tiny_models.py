@@ -6,11 +6,15 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SIZES = {
@@ -30,7 +34,15 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-BUILDERS = {
+EXPERTS = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
+
+
+def _qwen3_moe(**changes) -> PreTrainedModel:
+    sizes = SIZES | EXPERTS | {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes | {"norm_topk_prob": True} | changes))
+
+
+DENSE_BUILDERS = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)),
     "qwen2 tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=12, tie_word_embeddings=False)),
@@ -40,6 +52,42 @@ BUILDERS = {
         LlamaConfig(**SIZES, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE)
     ),
 }
+
+
+MOE_BUILDERS = {
+    "qwen3 moe": _qwen3_moe,
+    "qwen3 moe mixed": lambda: _qwen3_moe(norm_topk_prob=False, mlp_only_layers=[1]),
+    "mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**SIZES | EXPERTS, num_local_experts=4, sliding_window=None)
+    ),
+}
+BUILDERS = DENSE_BUILDERS | MOE_BUILDERS
+FUSED_EXPERTS = {
+    # model_type: (what the checkpoint calls the MLP, its gate, up and down projections)
+    "qwen3_moe": (".mlp.", "gate_proj", "up_proj", "down_proj"),
+    "mixtral": (".block_sparse_moe.", "w1", "w3", "w2"),
+}
+
+
+def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names of a checkpoint, where each expert has its own; transformers fuses them in memory."""
+    if model.config.model_type not in FUSED_EXPERTS:
+        return dict(named)
+    mlp, gate, up, down = FUSED_EXPERTS[model.config.model_type]
+    tensors = {}
+    for name, tensor in named.items():
+        stem, _, kind = name.rpartition(".")
+        if ".mlp.experts." not in name:
+            is_router = name.endswith(".mlp.gate.weight")
+            tensors[name.replace(".mlp.", mlp) if is_router else name] = tensor
+            continue
+        for expert, matrix in enumerate(tensor):
+            prefix = f"{stem.replace('.mlp.', mlp)}.{expert}"
+            if kind == "down_proj":
+                tensors[f"{prefix}.{down}.weight"] = matrix
+            else:
+                tensors[f"{prefix}.{gate}.weight"], tensors[f"{prefix}.{up}.weight"] = matrix.chunk(2)
+    return tensors
 
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:

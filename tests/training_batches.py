@@ -65,6 +65,23 @@ def plain_policy_loss(batch, rows, logprobs_BT, entropy_BT):
     return (-surrogate - POLICY_SETTINGS["entropy_coef"] * entropy + POLICY_SETTINGS["kl_coef"] * k3).mean()
 
 
+def plain_load_balance_loss(model, sequences, rows):
+    """DeepSeek-V3's sequence-wise loss, Eq. 17-20, a mean over the rows; every layer counts."""
+    num_experts, num_chosen = model.config.num_local_experts, model.config.num_experts_per_tok
+    losses = []
+    for row in rows:
+        prompt, response = sequences[row]
+        output = model(torch.tensor([[*prompt, *response]]), output_router_logits=True)
+        for logits in output.router_logits:
+            probs = torch.softmax(logits, dim=-1)
+            chosen = torch.zeros_like(probs)
+            for token, experts in enumerate(probs.topk(num_chosen, dim=-1).indices):
+                chosen[token, experts] = 1.0
+            frequencies = num_experts / num_chosen * chosen.mean(dim=0)
+            losses.append((frequencies * probs.mean(dim=0)).sum() / len(rows))
+    return sum(losses)
+
+
 def plain_prm_loss(batch, rows, logprobs_BT, entropy_BT):
     """Cross-entropy of sigmoid(beta * sum of log-ratios), averaged over the minibatch's responses."""
     ratios_BT = torch.where(batch["mask"], logprobs_BT - batch["ref"], 0.0)[rows]

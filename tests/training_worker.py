@@ -60,13 +60,16 @@ def poisoned_loss(rows_b, logprobs_bT, entropy_bT):
 
 
 def train(layouts, jobs):
-    """Each job in each layout: metrics of each update and the final weights."""
+    """Each job in each of its layouts: metrics of each update and the final weights."""
     return {
-        (layout, name): _train(topology_of(layout), **job) for layout in layouts for name, job in jobs.items()
+        (layout, name): _train(topology_of(layout), **job)
+        for layout in layouts
+        for name, job in jobs.items()
+        if layout in job["layouts"]
     }
 
 
-def _train(topology, folder, kind, batch, minibatches, optimizer, num_steps):
+def _train(topology, layouts, folder, kind, batch, minibatches, optimizer, num_steps):
     trainable = make_trainable(folder, topology, num_steps, **optimizer)
     report = {"metrics": [], "lr": [], "logprobs": []}
     for rows in minibatches:
@@ -167,11 +170,11 @@ def _same(blocks, others):
     )
 
 
-def train_and_meet_nan(layouts, jobs, folder, batch, rows, configs, num_steps, root):
+def train_and_meet_nan(layouts, nan_layouts, jobs, folder, batch, rows, configs, num_steps, root):
     """All that test_trainable.py asks of one start of the processes."""
     return {
         "train": train(layouts, jobs),
-        "nan": {} if dist.get_world_size() > 2 else meet_nan(layouts, folder, batch, rows, root),
+        "nan": meet_nan([layout for layout in layouts if layout in nan_layouts], folder, batch, rows, root),
         "schedules": schedules(folder, configs, num_steps) if layouts == ("one",) else None,
     }
 
@@ -210,16 +213,19 @@ def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step):
     }
 
 
-def export(layouts, folders, root):
-    """Export each model from each layout, and the faults of rank 0's file system as every rank sees them."""
+def export(layouts, cases, folders, root):
+    """Export each (layout, model) of `cases`, and the faults of rank 0's file system as every rank sees them."""
     report = {}
-    for layout in layouts:
+    for layout, name in cases:
         for dtype in ("fp32", "bf16"):
             topology = topology_of(layout, dtype)
-            for name, folder in folders.items():
-                built = build_model(folder, topology)
-                destination = root / f"{layout} {name} {dtype}"
-                export_hf(built, topology, folder, destination)
+            export_hf(
+                build_model(folders[name], topology),
+                topology,
+                folders[name],
+                root / f"{layout} {name} {dtype}",
+            )
+    for layout in layouts:
         topology = topology_of(layout)
         old = build_model(folders["qwen3"], topology)
         new = build_model(folders["qwen3 other"], topology)

@@ -39,6 +39,9 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         parallel.sequence_parallel,
         config.seed,
         context=parallel.context,
+        virtual_pipeline=parallel.virtual_pipeline,
+        expert=parallel.expert,
+        expert_tensor=parallel.expert_tensor,
     )
     start_watchdog(
         topology.rank, topology.world_size, settings.timeout_s, config.run_dir / "reports", platform.is_cuda

@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_processes,
             CHECKED_AS[options.command],
             verifiers=verifier_names(),
-            # The tables know mixtures of experts, which cannot be built yet.
-            model_types=tuple(name for name, traits in FAMILY_TRAITS.items() if not traits.is_moe),
+            model_types=tuple(FAMILY_TRAITS),
         )
     except ConfigError as error:
         # Under torchrun every rank gets here; one a node tells it (a file may be missing on one node alone).
@@ -102,7 +101,7 @@ def _num_processes(config: PrimeConfig) -> int:
     """Processes of the job: torchrun's or Slurm's word first, then the configuration's."""
     if is_rank():
         return int(os.environ["WORLD_SIZE"])
-    return config.parallel.num_processes or config.parallel.model_size
+    return config.parallel.num_processes or config.parallel.min_processes
 
 
 def _parser() -> argparse.ArgumentParser:

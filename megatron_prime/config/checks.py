@@ -108,6 +108,8 @@ def _model_faults(config: PrimeConfig, command: str, model_types: Collection[str
             known = ", ".join(sorted(model_types))
             yield f"{where}: config.json has model_type {shape.get('model_type')!r}; known are {known}"
         yield from (f"{where}: {fault}" for fault in _shape_faults(shape, config))
+        if _num_experts(shape) is None:
+            yield from (f"{where}: {fault}" for fault in _dense_faults(config, key, command))
         vocab_sizes[key] = shape.get("vocab_size")
     if len(set(vocab_sizes.values())) > 1:
         sizes = ", ".join(f"{key}: {size}" for key, size in vocab_sizes.items())
@@ -157,13 +159,23 @@ def _read_model_config(folder: Path) -> dict[str, Any]:
 
 def _shape_faults(shape: dict[str, Any], config: PrimeConfig) -> Iterator[str]:
     parallel: ParallelConfig = config.parallel
+    num_chunks = parallel.pipeline * parallel.virtual_pipeline
+    chunks = "pipeline * virtual_pipeline" if parallel.virtual_pipeline > 1 else "pipeline"
     heads = shape.get("num_attention_heads")
     divisions = [
         ("tensor", parallel.tensor, "num_attention_heads", heads),
         ("tensor", parallel.tensor, "num_key_value_heads", shape.get("num_key_value_heads", heads)),
-        ("tensor", parallel.tensor, "intermediate_size", shape.get("intermediate_size")),
-        ("pipeline", parallel.pipeline, "num_hidden_layers", shape.get("num_hidden_layers")),
+        (chunks, num_chunks, "num_hidden_layers", shape.get("num_hidden_layers")),
     ]
+    num_experts = _num_experts(shape)
+    if num_experts is None:
+        divisions.append(("tensor", parallel.tensor, "intermediate_size", shape.get("intermediate_size")))
+    else:
+        ffn_key = "moe_intermediate_size" if "moe_intermediate_size" in shape else "intermediate_size"
+        divisions += [
+            ("expert", parallel.expert, "the number of experts", num_experts),
+            ("expert_tensor", parallel.expert_tensor, ffn_key, shape.get(ffn_key)),
+        ]
     for axis, size, name, value in divisions:
         if not isinstance(value, int):
             yield f"config.json has no whole number {name}"
@@ -175,6 +187,7 @@ def _shape_faults(shape: dict[str, Any], config: PrimeConfig) -> Iterator[str]:
             f"memory.recompute.num_layers = {recompute.num_layers} exceeds the {layers // parallel.pipeline} layers "
             "of a pipeline stage"
         )
+    yield from _expert_faults(num_experts, parallel)
     positions = shape.get("max_position_embeddings")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     reserved = SGLANG_RESERVED_POSITIONS if config.rollout.engine == "sglang" else 0
@@ -183,6 +196,38 @@ def _shape_faults(shape: dict[str, Any], config: PrimeConfig) -> Iterator[str]:
             f"rollout.max_prompt_tokens + max_response_tokens = {longest} exceeds "
             f"max_position_embeddings = {positions}"
             + (f" less the {reserved} that SGLang reserves" if reserved else "")
+        )
+
+
+def _num_experts(shape: dict[str, Any]) -> object:
+    """Experts of a layer; None of a dense model."""
+    return shape.get("num_experts") or shape.get("num_local_experts")
+
+
+def _dense_faults(config: PrimeConfig, model_key: str, command: str) -> Iterator[str]:
+    """What is asked of experts that a dense model does not have."""
+    rollout = config.rollout
+    replays = command == "train" and rollout.engine == "sglang" and rollout.sglang.routing_replay
+    if replays and model_key == "model.path":
+        yield "rollout.sglang.routing_replay = true: the model has no experts, set it to false"
+    roles = {"policy": config.policy, "prm": config.prm} if command == "train" else {}
+    roles |= {"sft": config.sft} if command == "sft" else {}
+    for name, role in roles.items():
+        starts_from = "prm.path" if name == "prm" and config.prm.path is not None else "model.path"
+        if role.load_balance_coef > 0 and starts_from == model_key:
+            yield f"{name}.load_balance_coef = {role.load_balance_coef}: the model has no experts, set it to 0"
+
+
+def _expert_faults(num_experts: object, parallel: ParallelConfig) -> Iterator[str]:
+    if num_experts is None and parallel.expert * parallel.expert_tensor > 1:
+        yield (
+            f"parallel.expert = {parallel.expert}, expert_tensor = {parallel.expert_tensor}: the model has no experts, "
+            "set both to 1"
+        )
+    if num_experts is not None and parallel.tensor > 1 and not parallel.sequence_parallel:
+        yield (
+            f"parallel.tensor = {parallel.tensor}: a mixture of experts needs parallel.sequence_parallel = true with "
+            "it, because each tensor-parallel rank routes its own tokens"
         )
 
 
@@ -220,6 +265,11 @@ def _process_faults(config: PrimeConfig, arithmetic: BatchArithmetic, command: s
             f"{arithmetic.num_processes} processes are not a multiple of "
             f"parallel.tensor * pipeline * context = {parallel.tensor} * {parallel.pipeline} * "
             f"{parallel.context} = {parallel.model_size}"
+        )
+    elif arithmetic.num_processes % parallel.min_processes:
+        yield (
+            f"{arithmetic.num_processes} processes are not a multiple of parallel.pipeline * expert * expert_tensor = "
+            f"{parallel.pipeline} * {parallel.expert} * {parallel.expert_tensor}"
         )
     if command == "train":
         for role in arithmetic.roles:

@@ -4,6 +4,7 @@ This package imports neither torch nor Megatron, so a configuration can be check
 milliseconds. Each section is one TOML table; the string below a field is its documentation.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -41,26 +42,45 @@ class ParallelConfig(Section):
     """Tensor-parallel size: must divide attention heads, KV heads and the FFN."""
     pipeline: Positive = 1
     """Pipeline-parallel size: must divide the number of layers."""
+    virtual_pipeline: Positive = 1
+    """Chunks of layers a pipeline stage: smaller bubbles, more messages (interleaved schedule); needs pipeline > 1."""
     context: Positive = 1
     """Context-parallel size: ranks that share each sequence."""
+    expert: Positive = 1
+    """Expert-parallel size: must divide the experts; it re-uses the tensor, context and data-parallel ranks."""
+    expert_tensor: Positive = 1
+    """Tensor-parallel size of each expert; expert * expert_tensor must divide the processes of a pipeline stage."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel ranks."""
     num_processes: Positive | None = None
-    """Processes to start when not under torchrun; default one copy of the model: tensor * pipeline * context."""
+    """Processes to start when not under torchrun; default the fewest that hold the model."""
 
     @property
     def model_size(self) -> int:
         """Processes of one data-parallel replica."""
         return self.tensor * self.pipeline * self.context
 
+    @property
+    def min_processes(self) -> int:
+        """Fewest processes: whole replicas of the model that hold all experts."""
+        expert_size = self.pipeline * self.expert * self.expert_tensor
+        return math.lcm(self.model_size, expert_size)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence_parallel needs tensor > 1; set parallel.sequence_parallel = false")
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise ValueError(f"virtual_pipeline = {self.virtual_pipeline} needs pipeline > 1")
         if self.num_processes is not None and self.num_processes % self.model_size:
             raise ValueError(
                 f"num_processes = {self.num_processes} is not a multiple of tensor * pipeline * context = "
                 f"{self.tensor} * {self.pipeline} * {self.context}"
+            )
+        if self.num_processes is not None and self.num_processes % self.min_processes:
+            raise ValueError(
+                f"num_processes = {self.num_processes} is not a multiple of pipeline * expert * expert_tensor = "
+                f"{self.pipeline} * {self.expert} * {self.expert_tensor}"
             )
         return self
 
@@ -136,6 +156,8 @@ class SGLangConfig(Section):
     """Restarts of a server in a row, each within ten minutes of the last, before the run stops."""
     deterministic: bool = False
     """Seeded sampling that a resumed run repeats; needs a GPU, and is slower."""
+    routing_replay: bool = False
+    """Train the policy with the experts that the servers chose for each token; a mixture of experts alone."""
     allow_mixed_versions: bool = False
     """Keep groups whose responses were sampled by different weights."""
     extra_args: tuple[str, ...] = ()
@@ -237,6 +259,8 @@ class OptimizerConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     grad_clip: NonNegativeFloat = 1.0
     """Clip the global gradient norm to this; 0 switches it off."""
+    load_balance_coef: NonNegativeFloat = 0.0
+    """Weight of the load-balancing loss of a mixture of experts, a mean over sequences; off by default."""
     num_minibatches: Positive = 1
     """Optimizer steps in one pass over the batch."""
     num_epochs: Positive = 1

@@ -6,22 +6,27 @@ Policy, PRM and reference come from here alone. Every argument follows from the 
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_prime.config.schema import RecomputeConfig
+from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer, expert_settings
 from megatron_prime.models.gpt import ScoringGPTModel
 from megatron_prime.models.hf_checkpoint import HFCheckpointReader
 from megatron_prime.models.hf_convert import import_hf
 from megatron_prime.models.hf_mapping import (
+    ExpertShare,
     ModelShape,
     ParameterPieces,
+    check_expert_parallel,
     check_tensor_parallel,
     hf_tensors,
     parameters_of,
@@ -34,10 +39,16 @@ from megatron_prime.parallel.topology import Topology
 class BuiltModel:
     """This rank's part of one model."""
 
-    module: ScoringGPTModel
+    chunks: tuple[ScoringGPTModel, ...]
+    """One, or one for each virtual stage of the pipeline."""
     shape: ModelShape
     parameters: tuple[ParameterPieces, ...]
     """How each local parameter is made of HF tensors: the way in and the way out."""
+
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        """All chunks as one module; of several, parameter names begin with the chunk's index, as in `parameters`."""
+        return self.chunks[0] if len(self.chunks) == 1 else torch.nn.ModuleList(self.chunks)
 
 
 def read_shape(hf_path: Path) -> ModelShape:
@@ -72,52 +83,117 @@ def build_model(
     tensors.
     """
     shape = read_shape(hf_path)
-    layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank)
-    module = _build_module(shape, topology, recompute or RecomputeConfig())
+    layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank, topology.virtual_size)
+    chunks = _build_chunks(shape, topology, layers, recompute or RecomputeConfig())
     parameters = parameters_of(
         shape,
         tp_size=topology.tensor_size,
         tp_rank=topology.tensor_rank,
-        layers=layers,
+        layers=layers if topology.virtual_size > 1 else layers[0],
         is_first_stage=topology.is_first_stage,
         is_last_stage=topology.is_last_stage,
+        experts=ExpertShare(
+            topology.expert_size,
+            topology.expert_rank,
+            topology.expert_tensor_size,
+            topology.expert_tensor_rank,
+        ),
     )
+    built = BuiltModel(chunks, shape, parameters)
+    _mark_experts(built)
     if load_weights:
         reader = HFCheckpointReader(hf_path)
         reader.check_against(hf_tensors(shape))
-        import_hf(dict(module.named_parameters()), parameters, reader.read_slice)
-    return BuiltModel(module, shape, parameters)
+        import_hf(dict(built.module.named_parameters()), parameters, reader.read_slice)
+    return built
 
 
-def stage_layers(shape: ModelShape, pipeline_size: int, pipeline_rank: int) -> range:
-    """HF layers of a pipeline stage. Raises ValueError when the stages would be unequal."""
-    if shape.num_layers % pipeline_size:
+def _mark_experts(built: BuiltModel) -> None:
+    """Have the gradients of experts reduced over the ranks that hold the same ones, by an optimizer of their own.
+
+    Megatron does so by itself for expert parallelism alone: replicas over tensor-parallel ranks would drift apart, and
+    a checkpoint of one expert-parallel size would not load in another.
+    """
+    named = dict(built.module.named_parameters())
+    for parameter in built.parameters:
+        if parameter.is_expert:
+            named[parameter.megatron_name].allreduce = False  # type: ignore[attr-defined]
+
+
+def stage_layers(
+    shape: ModelShape, pipeline_size: int, pipeline_rank: int, virtual_size: int = 1
+) -> tuple[range, ...]:
+    """HF layers of each chunk of a pipeline stage; chunks go round the stages.
+
+    Raises ValueError when the chunks would be unequal.
+    """
+    num_chunks = pipeline_size * virtual_size
+    if shape.num_layers % num_chunks:
+        chunks = f" * virtual_pipeline = {pipeline_size} * {virtual_size}" if virtual_size > 1 else ""
         raise ValueError(
-            f"parallel.pipeline = {pipeline_size} does not divide the model's {shape.num_layers} layers"
+            f"parallel.pipeline{chunks or f' = {pipeline_size}'} does not divide the model's {shape.num_layers} layers"
         )
-    per_stage = shape.num_layers // pipeline_size
-    return range(pipeline_rank * per_stage, (pipeline_rank + 1) * per_stage)
+    size = shape.num_layers // num_chunks
+    return tuple(
+        range(index * size, (index + 1) * size) for index in range(pipeline_rank, num_chunks, pipeline_size)
+    )
 
 
-def _build_module(shape: ModelShape, topology: Topology, recompute: RecomputeConfig) -> ScoringGPTModel:
-    if shape.num_experts:
-        raise ValueError(
-            f"the {shape.family} model is a mixture of experts: its weights are mapped, but it cannot be built yet; "
-            "use a dense model (llama, qwen2, qwen3)"
-        )
+def _check_experts_of_stages(shape: ModelShape, topology: Topology) -> None:
+    """Experts have an optimizer of their own, and a checkpoint needs the same ones of every stage."""
+    for rank in range(topology.pipeline_size) if shape.is_moe else ():
+        chunks = stage_layers(shape, topology.pipeline_size, rank, topology.virtual_size)
+        if not any(shape.has_experts(layer) for chunk in chunks for layer in chunk):
+            raise ValueError(
+                f"pipeline stage {rank} would have no layer with experts, only dense ones of the {shape.family} model: "
+                "choose a smaller parallel.pipeline"
+            )
+
+
+def _build_chunks(
+    shape: ModelShape, topology: Topology, layers: tuple[range, ...], recompute: RecomputeConfig
+) -> tuple[ScoringGPTModel, ...]:
     check_tensor_parallel(shape, topology.tensor_size)
+    check_expert_parallel(shape, topology.expert_size, topology.expert_tensor_size)
+    _check_experts_of_stages(shape, topology)
     config = transformer_config(shape, topology, recompute)
+    last = len(layers) - 1
+    return tuple(
+        _build_chunk(
+            shape,
+            topology,
+            config,
+            chunk_layers,
+            pre_process=topology.is_first_stage and index == 0,
+            post_process=topology.is_last_stage and index == last,
+            vp_stage=index if last else None,
+        )
+        for index, chunk_layers in enumerate(layers)
+    )
+
+
+def _build_chunk(
+    shape: ModelShape,
+    topology: Topology,
+    config: TransformerConfig,
+    layers: range,
+    *,
+    pre_process: bool,
+    post_process: bool,
+    vp_stage: int | None,
+) -> ScoringGPTModel:
     module = ScoringGPTModel(
         config=config,
-        transformer_layer_spec=_layer_specs(shape, topology),  # type: ignore[arg-type]
+        transformer_layer_spec=_layer_specs(shape, layers),  # type: ignore[arg-type]
         vocab_size=shape.padded_vocab_size(topology.tensor_size),
         max_sequence_length=shape.max_position_embeddings,
-        pre_process=topology.is_first_stage,
-        post_process=topology.is_last_stage,
+        pre_process=pre_process,
+        post_process=post_process,
         share_embeddings_and_output_weights=shape.tied,
         position_embedding_type="rope",
         rotary_base=shape.rope_theta,  # type: ignore[arg-type]
         pg_collection=topology.process_groups,
+        vp_stage=vp_stage,
     )
     module.num_real_tokens = shape.vocab_size
     if shape.rope_scaling is not None:
@@ -156,6 +232,7 @@ def transformer_config(
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": topology.tensor_size,
         "pipeline_model_parallel_size": topology.pipeline_size,
+        "virtual_pipeline_model_parallel_size": topology.virtual_size if topology.virtual_size > 1 else None,
         "context_parallel_size": topology.context_size,
         "sequence_parallel": topology.sequence_parallel,
         "params_dtype": dtype,
@@ -184,6 +261,12 @@ def transformer_config(
             "apply_rope_fusion": False,
             "gradient_accumulation_fusion": False,
         }
+    if shape.is_moe:
+        settings |= expert_settings(shape, topology)
+    if topology.virtual_size > 1:
+        # One direction a call. With two stages, a call of both directions would pair a shape that is sent forward with
+        # the one awaited from behind: both come from the same rank.
+        settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     if shape.attention_out_bias or shape.mlp_bias:
         raise ValueError(
             f"this {shape.family} model has a bias in the attention output or the MLP (attention_bias or mlp_bias in "
@@ -192,9 +275,25 @@ def transformer_config(
     return TransformerConfig(**settings)
 
 
-def _layer_specs(shape: ModelShape, topology: Topology) -> TransformerBlockSubmodules:
-    layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+def _layer_specs(shape: ModelShape, layers: range) -> TransformerBlockSubmodules:
+    norm: Any = RMSNorm  # Megatron's annotation leaves classes out
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(shape, shape.has_experts(layer)) for layer in layers], layer_norm=norm
+    )
+
+
+def _layer_spec(shape: ModelShape, has_experts: bool) -> ModuleSpec:
+    layer = get_gpt_layer_local_spec(
+        num_experts=shape.num_experts if has_experts else None,
+        qk_layernorm=shape.qk_norm,
+        normalization="RMSNorm",
+    )
     submodules: Any = layer.submodules
+    if has_experts:
+        layer.module = RoutedTransformerLayer
+        submodules.mlp.submodules.router = PackedRouter
+        # Transformer Engine fuses no norm into experts, so a checkpoint of its layers keeps the name.
+        del submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     submodules.input_layernorm = RMSNorm
     submodules.pre_mlp_layernorm = RMSNorm
     attention: Any = submodules.self_attention
@@ -202,6 +301,4 @@ def _layer_specs(shape: ModelShape, topology: Topology) -> TransformerBlockSubmo
     if shape.qk_norm:
         attention.submodules.q_layernorm = RMSNorm
         attention.submodules.k_layernorm = RMSNorm
-    num_layers = len(stage_layers(shape, topology.pipeline_size, topology.pipeline_rank))
-    norm: Any = RMSNorm  # Megatron's annotation leaves classes out
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
+    return layer

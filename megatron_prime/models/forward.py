@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 
 from megatron_prime.data.packed_sequences import PackedSequences, pack_sequences
 from megatron_prime.data.packing import Padding, RowCosts, pack
+from megatron_prime.models.experts import RoutedSeqParams, TokenRouting, check_routing, replay_tensor
 from megatron_prime.models.gpt import ScoreRequest
 from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
@@ -25,6 +26,8 @@ from megatron_prime.parallel.topology import Topology
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 """Prompt and response token ids of each row."""
+Routing = Sequence[torch.Tensor | None]
+"""Experts to replay for each row, as `Rollout.routed_experts` has them; None where the router chooses."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ class Microbatch:
     """One forward pass of this data rank."""
 
     rows_b: torch.Tensor
+    lengths_b: torch.Tensor
+    """int64: tokens of each sequence, prompt and response."""
     packed: PackedSequences
+    routing: list[torch.Tensor | None] | None = None
+    """Of each sequence; None replays nothing."""
 
 
 def padding_of(topology: Topology) -> Padding:
@@ -71,27 +78,37 @@ def padding_of(topology: Topology) -> Padding:
 
 
 def this_ranks_microbatches(
-    sequences: Sequences, rows: Sequence[int], settings: ScoringSettings, costs: RowCosts, topology: Topology
+    sequences: Sequences,
+    rows: Sequence[int],
+    settings: ScoringSettings,
+    costs: RowCosts,
+    topology: Topology,
+    routing: Routing | None = None,
 ) -> list[Microbatch]:
     """Pack some rows of the batch; the same arguments give the same packing for every model and on every rank."""
     padding = padding_of(topology)
+    lengths = [len(sequences[row][0]) + len(sequences[row][1]) for row in rows]
     packing = pack(
-        [len(sequences[row][0]) + len(sequences[row][1]) for row in rows],
+        lengths,
         settings.max_tokens_per_microbatch,
         topology.data_size,
-        [costs(len(sequences[row][0]) + len(sequences[row][1]), len(sequences[row][1])) for row in rows],
+        [costs(length, len(sequences[row][1])) for length, row in zip(lengths, rows, strict=True)],
         padding,
     )
+    # The interleaved schedule takes the microbatches in groups of as many as there are stages.
+    num_empty = -packing.num_microbatches % topology.pipeline_size if topology.virtual_size > 1 else 0
     return [
         Microbatch(
             rows_b=torch.tensor([rows[place] for place in places], dtype=torch.int64),
+            lengths_b=torch.tensor([lengths[place] for place in places], dtype=torch.int64),
             packed=pack_sequences(
                 [sequences[rows[place]] for place in places],
                 pad_to=padding.microbatch_to,
                 pad_sequences_to=padding.sequences_to,
             ),
+            routing=None if routing is None else [routing[rows[place]] for place in places],
         )
-        for places in packing.rows[topology.data_rank]
+        for places in (*packing.rows[topology.data_rank], *[()] * num_empty)
     ]
 
 
@@ -99,45 +116,70 @@ class PackedPass:
     """Runs rows of a batch through one model, forward alone or with a loss.
 
     Args:
-        model: this rank's ScoringGPTModel, or Megatron's DDP around it.
+        chunks: this rank's ScoringGPTModels, or Megatron's DDP around each: one, or one a virtual pipeline stage.
         topology: the layout.
         settings: packing and temperature.
         costs: of this model's rows.
+        load_balance_coef: weight of the load-balancing loss of experts in `backward`, a mean over sequences (see
+            models.experts.PackedRouter).
     """
 
     def __init__(
-        self, model: torch.nn.Module, topology: Topology, settings: ScoringSettings, costs: RowCosts
+        self,
+        chunks: Sequence[torch.nn.Module],
+        topology: Topology,
+        settings: ScoringSettings,
+        costs: RowCosts,
+        load_balance_coef: float = 0.0,
     ) -> None:
-        self._model = model
+        self._chunks = list(chunks)
+        self._load_balance_coef = load_balance_coef
         self._topology = topology
         self._settings = settings
         self._costs = costs
 
     @torch.no_grad()
-    def score(self, sequences: Sequences, rows: Sequence[int] | None = None) -> Scores:
-        """Log-probs and entropies of rows, the same on every rank. Collective over all ranks."""
-        return self._run(sequences, rows, loss=None)[0]
+    def score(
+        self, sequences: Sequences, rows: Sequence[int] | None = None, routing: Routing | None = None
+    ) -> Scores:
+        """Log-probs and entropies of rows, the same on every rank. Collective over all ranks.
+
+        With `routing`, tokens go to the experts that it names; raises ValueError when it does not fit the model.
+        """
+        return self._run(sequences, rows, None, routing)[0]
 
     def backward(
-        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss
+        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None = None
     ) -> tuple[Scores, dict[str, float]]:
         """Accumulate the loss's gradients, reduced over data ranks; return scores and metrics, equal on every rank.
 
         The scores are those of the weights before any update. Collective over all ranks.
         """
-        return self._run(sequences, rows, loss)
+        return self._run(sequences, rows, loss, routing)
 
     def _run(
-        self, sequences: Sequences, rows: Sequence[int] | None, loss: RowLoss | None
+        self,
+        sequences: Sequences,
+        rows: Sequence[int] | None,
+        loss: RowLoss | None,
+        routing: Routing | None,
     ) -> tuple[Scores, dict[str, float]]:
         rows = range(len(sequences)) if rows is None else rows
-        microbatches = this_ranks_microbatches(sequences, rows, self._settings, self._costs, self._topology)
+        if routing is not None:
+            check_routing(routing, sequences, get_model_config(self._chunks[0]))
+        microbatches = this_ranks_microbatches(
+            sequences, rows, self._settings, self._costs, self._topology, routing
+        )
         num_columns = max(len(response) for _, response in sequences)
         sink = _Sink(len(sequences), num_columns, self._topology.platform.device)
+        balance_weight = self._load_balance_coef / len(rows) if loss is not None and len(rows) else 0.0
+        iterators = [iter(microbatches) for _ in self._chunks]
         get_forward_backward_func()(
-            forward_step_func=partial(self._forward_step, sink=sink, loss=loss),
-            data_iterator=iter(microbatches),
-            model=[self._model],
+            forward_step_func=partial(
+                self._forward_step, sink=sink, loss=loss, balance_weight=balance_weight
+            ),
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self._chunks,
             num_microbatches=len(microbatches),
             seq_length=self._settings.max_tokens_per_microbatch,
             micro_batch_size=1,
@@ -146,7 +188,12 @@ class PackedPass:
         return sink.share(self._topology)
 
     def _forward_step(
-        self, microbatches: Iterator[Microbatch], model: torch.nn.Module, sink: "_Sink", loss: RowLoss | None
+        self,
+        microbatches: Iterator[Microbatch],
+        model: torch.nn.Module,
+        sink: "_Sink",
+        loss: RowLoss | None,
+        balance_weight: float,
     ) -> tuple[torch.Tensor, Any]:
         microbatch = next(microbatches)
         beat("microbatch", is_common=False)  # data ranks may have other numbers of them
@@ -155,12 +202,13 @@ class PackedPass:
         output = model(
             token_ids_S=packed.token_ids_S[share.tokens_L],
             position_ids_S=packed.position_ids_S[share.tokens_L],
-            packed_seq_params=PackedSeqParams(
+            packed_seq_params=RoutedSeqParams(
                 qkv_format="thd",
                 cu_seqlens_q=packed.cu_seqlens,
                 cu_seqlens_kv=packed.cu_seqlens,
                 max_seqlen_q=packed.max_seqlen,
                 max_seqlen_kv=packed.max_seqlen,
+                routing=self._token_routing(microbatch, packed, share, balance_weight),
             ),
             request=ScoreRequest(
                 positions_R=share.positions_R,
@@ -172,6 +220,25 @@ class PackedPass:
         return output, partial(
             self._apply_loss, rows_b=microbatch.rows_b, packed=packed, share=share, sink=sink, loss=loss
         )
+
+    def _token_routing(
+        self, microbatch: Microbatch, packed: PackedSequences, share: "_Share", balance_weight: float
+    ) -> TokenRouting | None:
+        """What routers are told of the tokens of this context rank; None when they need nothing."""
+        if not balance_weight and microbatch.routing is None:
+            return None
+        device = packed.token_ids_S.device
+        starts, lengths = packed.cu_seqlens.tolist(), microbatch.lengths_b.tolist()
+        sequences_S = torch.full((packed.num_tokens,), -1, device=device)
+        for sequence, (start, length) in enumerate(zip(starts, lengths, strict=False)):
+            sequences_S[start : start + length] = sequence
+        replay = None
+        if microbatch.routing is not None:
+            config = get_model_config(self._chunks[0])
+            replay = replay_tensor(microbatch.routing, starts, packed.num_tokens, config)
+            replay = replay.to(device)[:, share.tokens_L]
+        lengths_b = microbatch.lengths_b.to(device)
+        return TokenRouting(sequences_S[share.tokens_L], lengths_b, balance_weight, replay)
 
     def _apply_loss(
         self,

@@ -12,6 +12,12 @@ from megatron_prime.parallel.topology import Topology
 Item = TypeVar("Item")
 
 
+def sum_in_place(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> None:
+    """Sum a tensor over the ranks of a group, on each of them; without a group it stays."""
+    if group is not None and group.size() > 1:
+        dist.all_reduce(tensor, group=group)
+
+
 def all_gather_lists(items: list[Item], topology: Topology) -> list[list[Item]]:
     """Every rank's list, by rank. Collective over all ranks; the items are pickled."""
     if topology.world_size == 1:

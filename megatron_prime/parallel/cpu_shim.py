@@ -8,10 +8,11 @@ never imports this module. The reasons are recorded in docs/adr/0002.
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
 CUDA_TYPE_NAMES = {
@@ -120,6 +121,54 @@ class CpuRNGStatesTracker:
             torch.set_rng_state(kept)
 
 
+def _splits_as_numbers(dispatcher: Any, point: str, tokens_per_expert: Any = None) -> Any:  # noqa: ANN401
+    """Stands for `MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize`, which copies from the GPU on a stream."""
+    if point == dispatcher.cuda_dtoh_point:
+        for name in ("input_splits", "output_splits", "output_splits_tp"):
+            splits = getattr(dispatcher, name)
+            if isinstance(splits, torch.Tensor):
+                setattr(dispatcher, name, splits.numpy())
+    return tokens_per_expert
+
+
+def _gather_first_dim(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Gloo gathers equal sizes alone: tokens of expert-parallel ranks come padded to the longest."""
+
+    def gather(
+        tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        output_split_sizes: Sequence[int] | None = None,
+        use_global_buffer: bool = False,
+    ) -> torch.Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            return original(tensor, group, output_split_sizes, use_global_buffer)
+        padded = tensor.new_zeros(max(output_split_sizes), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        gathered = [torch.empty_like(padded) for _ in output_split_sizes]
+        dist.all_gather(gathered, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(gathered, output_split_sizes, strict=True)])
+
+    return gather
+
+
+def _reduce_scatter_first_dim(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The way back of `_gather_first_dim`: gloo scatters equal sizes alone."""
+
+    def reduce_scatter(
+        tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        input_split_sizes: Sequence[int] | None = None,
+        use_global_buffer: bool = False,
+    ) -> torch.Tensor:
+        if input_split_sizes is None or group.size() == 1:
+            return original(tensor, group, input_split_sizes, use_global_buffer)
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total.split(list(input_split_sizes))[group.rank()].clone()
+
+    return reduce_scatter
+
+
 _installed: CpuForCuda | None = None
 
 
@@ -137,13 +186,22 @@ def install() -> None:
 
     from megatron.core import optimizer as megatron_optimizer
     from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.tensor_parallel import mappings
     from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     from megatron_prime.parallel.adam import Adam
 
     megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker  # type: ignore[assignment, misc]
     megatron_random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+    dispatcher: Any = MoEAlltoAllTokenDispatcher
+    dispatcher.cuda_dtoh_stream = object()  # else it makes a CUDA stream
+    dispatcher._maybe_dtoh_and_synchronize = _splits_as_numbers
+    mappings._gather_along_first_dim = _gather_first_dim(mappings._gather_along_first_dim)
+    mappings._reduce_scatter_along_first_dim = _reduce_scatter_first_dim(
+        mappings._reduce_scatter_along_first_dim
+    )
     # The torch fallback keeps `step` per parameter, which the distributed optimizer cannot load back (it expects
     # TE's and apex's layout, step in the parameter group): give it an Adam of that layout.
     megatron_optimizer.Adam = Adam  # type: ignore[assignment, misc]

@@ -1,4 +1,4 @@
-"""Where this process stands in the grid of tensor, pipeline, context and data parallelism.
+"""Where this process stands in the grid of tensor, pipeline, context, expert and data parallelism.
 
 The only user of Megatron's parallel_state: the rest of the project asks a Topology.
 """
@@ -17,7 +17,8 @@ from megatron_prime.parallel.platform import Platform
 class Topology:
     """Sizes and this rank's coordinates.
 
-    Rank order is Megatron's default: tensor fastest, then context, data, pipeline.
+    Rank order is Megatron's default: tensor fastest, then context, data, pipeline. Experts divide the ranks of a stage
+    anew: expert tensor fastest, then expert, then replicas.
     """
 
     platform: Platform
@@ -32,6 +33,12 @@ class Topology:
     sequence_parallel: bool
     context_size: int = 1
     context_rank: int = 0
+    virtual_size: int = 1
+    """Chunks of layers that a pipeline stage holds; they go round the stages."""
+    expert_size: int = 1
+    expert_rank: int = 0
+    expert_tensor_size: int = 1
+    expert_tensor_rank: int = 0
 
     @property
     def is_first_stage(self) -> bool:
@@ -86,10 +93,15 @@ def build_topology(
     sequence_parallel: bool = False,
     seed: int = 0,
     context: int = 1,
+    *,
+    virtual_pipeline: int = 1,
+    expert: int = 1,
+    expert_tensor: int = 1,
 ) -> Topology:
     """Create Megatron's process groups over the running job and seed the parallel random streams.
 
-    Raises ValueError when the number of processes is not a multiple of tensor * pipeline * context.
+    Raises ValueError when the number of processes is not a multiple of tensor * pipeline * context, when
+    expert * expert_tensor does not divide the processes of a stage, or for a virtual pipeline without a pipeline.
     """
     world_size = dist.get_world_size()
     if world_size % (tensor * pipeline * context):
@@ -97,12 +109,22 @@ def build_topology(
             f"{world_size} processes are not a multiple of parallel.tensor * pipeline * context = "
             f"{tensor} * {pipeline} * {context}"
         )
+    if world_size // pipeline % (expert * expert_tensor):
+        raise ValueError(
+            f"parallel.expert * expert_tensor = {expert} * {expert_tensor} does not divide the "
+            f"{world_size // pipeline} processes of a pipeline stage"
+        )
+    if virtual_pipeline > 1 and pipeline == 1:
+        raise ValueError(f"parallel.virtual_pipeline = {virtual_pipeline} needs parallel.pipeline > 1")
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=virtual_pipeline if virtual_pipeline > 1 else None,
         context_parallel_size=context,
+        expert_model_parallel_size=expert,
+        expert_tensor_parallel_size=expert_tensor,
         distributed_timeout_minutes=math.ceil(platform.timeout.total_seconds() / 60),
         create_gloo_process_groups=True,
     )
@@ -120,4 +142,9 @@ def build_topology(
         sequence_parallel=sequence_parallel,
         context_size=context,
         context_rank=parallel_state.get_context_parallel_rank(),
+        virtual_size=virtual_pipeline,
+        expert_size=expert,
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
+        expert_tensor_size=expert_tensor,
+        expert_tensor_rank=_group(parallel_state.get_expert_tensor_parallel_group()).rank(),
     )

@@ -16,7 +16,13 @@ from megatron_prime.types import WeightBucket
 def training_layout(topology: Topology) -> TrainingLayout:
     """The part of a topology that decides who holds which weights."""
     return TrainingLayout(
-        tp=topology.tensor_size, pp=topology.pipeline_size, dp=topology.data_size, cp=topology.context_size
+        tp=topology.tensor_size,
+        pp=topology.pipeline_size,
+        dp=topology.data_size,
+        cp=topology.context_size,
+        vpp=topology.virtual_size,
+        ep=topology.expert_size,
+        etp=topology.expert_tensor_size,
     )
 
 

@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from megatron_prime.rollout.decoding import Request, decode_batch
 from megatron_prime.rollout.engine import WeightSyncError
+from megatron_prime.rollout.expert_views import checkpoint_views
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.sampling import StreamKey, check_sampling
 from megatron_prime.rollout.weight_intake import WeightIntake
@@ -198,7 +199,7 @@ def _intake_of(model: PreTrainedModel) -> WeightIntake:
     """One entry for each distinct tensor of the state dict; further names of a tied tensor are aliases."""
     name_of_tensor: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    state = model.state_dict(keep_vars=True)
+    state = checkpoint_views(model.state_dict(keep_vars=True), model.config.model_type)
     for name, tensor in state.items():
         first_name = name_of_tensor.setdefault(id(tensor), name)
         if first_name != name:

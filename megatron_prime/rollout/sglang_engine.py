@@ -27,6 +27,7 @@ from megatron_prime.rollout.sglang_fleet import Fleet
 from megatron_prime.rollout.sglang_generation import Generation, GenerationSettings
 from megatron_prime.rollout.sglang_launch import LaunchPlan, check_transport, install_receiver
 from megatron_prime.rollout.sglang_memory import ServerMemory, is_colocated
+from megatron_prime.rollout.sglang_routing import RoutingReader
 from megatron_prime.rollout.sglang_sampling import ModelLimits, check_request
 from megatron_prime.rollout.sglang_server import SupervisedServer
 from megatron_prime.rollout.sglang_weights import (
@@ -96,6 +97,7 @@ class SGLangEngine:
         self._seed = seed
         self._settings = settings
         self._limits = ModelLimits.of(self._model_path)
+        self._routing = RoutingReader.of(self._model_path) if settings.routing_replay else None
         if not settings.urls and not settings.python.is_file():
             raise ValueError(
                 f"rollout.sglang.python = {settings.python} does not exist: build the engine environment with "
@@ -151,6 +153,7 @@ class SGLangEngine:
             stream_key,
             self._settings.deterministic,
             self._settings.allow_mixed_versions,
+            self._routing,
         )
         return self._driver.run(lambda: self._generate(prompts, settings))
 

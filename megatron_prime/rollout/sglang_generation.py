@@ -7,12 +7,13 @@ until all of the group has been answered by one set of weights.
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.rollout.sampling import StreamKey
 from megatron_prime.rollout.sglang_client import ServerUnreachableError, SGLangClient
 from megatron_prime.rollout.sglang_fleet import Fleet, cancel
+from megatron_prime.rollout.sglang_routing import RoutingReader
 from megatron_prime.rollout.sglang_sampling import Completion, parse_completion, request_body, seed_of
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 
@@ -33,6 +34,8 @@ class GenerationSettings:
     stream_key: int
     deterministic: bool = False
     allow_mixed_versions: bool = False
+    routing: RoutingReader | None = None
+    """Reads the experts of each token, where they are asked for."""
 
 
 class Generation:
@@ -148,8 +151,7 @@ class Generation:
             request_id = self._next_id()
             self._in_flight[request_id] = client
             try:
-                body = request_body(prompt, settings.params, request_id, seed=seed)
-                completion = parse_completion(await client.generate(body))
+                completion = await self._complete(client, prompt, request_id, seed=seed)
             finally:
                 del self._in_flight[request_id]
             if completion.token_ids:
@@ -158,15 +160,21 @@ class Generation:
             if self._aborter is None:
                 raise ServerUnreachableError(f"{client.url} ended a response before its first token")
         # Aborted before the first token: a rollout has at least one, so sample just that.
-        body = request_body(prompt, settings.params, self._next_id(), max_response_tokens=1, seed=seed)
-        completion = parse_completion(await client.generate(body))
+        completion = await self._complete(client, prompt, self._next_id(), max_response_tokens=1, seed=seed)
         if not completion.token_ids:
             raise ServerUnreachableError(f"{client.url} ended a response before its first token")
         if completion.finish_reason is FinishReason.STOP or settings.params.max_response_tokens == 1:
             return completion
-        return Completion(
-            completion.token_ids, completion.logprobs, FinishReason.ABORT, completion.version_spans
+        return replace(completion, finish_reason=FinishReason.ABORT)
+
+    async def _complete(
+        self, client: SGLangClient, prompt: Prompt, request_id: str, **options: int | None
+    ) -> Completion:
+        routing = self._settings.routing
+        body = request_body(
+            prompt, self._settings.params, request_id, return_routing=routing is not None, **options
         )
+        return parse_completion(await client.generate(body), len(prompt.token_ids), routing)
 
     def _check_length(self, completion: Completion, client: SGLangClient) -> None:
         """A response cut before its limit would count as truncated, though the model was not at fault."""

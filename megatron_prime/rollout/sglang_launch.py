@@ -64,6 +64,8 @@ class LaunchPlan:
         if self.device == "cpu":
             # Idle schedulers spin otherwise, and take a core each from the trainer.
             switches += ["--disable-overlap-schedule", "--sleep-on-idle"]
+        if settings.routing_replay:
+            switches.append("--enable-return-routed-experts")
         if settings.deterministic:
             switches.append("--enable-deterministic-inference")
         if self.is_colocated and self.device == "cuda":

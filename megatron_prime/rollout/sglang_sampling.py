@@ -5,13 +5,16 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from megatron_prime.config.checks import SGLANG_RESERVED_POSITIONS
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 from megatron_prime.rollout.sampling import StreamKey, check_sampling
+from megatron_prime.rollout.sglang_routing import RoutingReader
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 
 
@@ -74,6 +77,7 @@ def request_body(
     *,
     max_response_tokens: int | None = None,
     seed: int | None = None,
+    return_routing: bool = False,
 ) -> dict[str, Any]:
     """Body of POST /generate for one response.
 
@@ -83,6 +87,7 @@ def request_body(
         request_id: for aborts.
         max_response_tokens: instead of that of params.
         seed: in [0, 2**31), for servers with deterministic inference.
+        return_routing: ask for the experts of each token.
     """
     sampling: dict[str, Any] = {
         "max_new_tokens": max_response_tokens or params.max_response_tokens,
@@ -92,12 +97,13 @@ def request_body(
     }
     if seed is not None:
         sampling["sampling_seed"] = seed
-    return {
+    body = {
         "rid": request_id,
         "input_ids": list(prompt.token_ids),
         "sampling_params": sampling,
         "return_logprob": True,
     }
+    return body | {"return_routed_experts": True} if return_routing else body
 
 
 def seed_of(key: StreamKey) -> int:
@@ -115,6 +121,8 @@ class Completion:
     finish_reason: FinishReason
     version_spans: tuple[tuple[int, int, int], ...]
     """(version, first token, end token); NO_WEIGHTS for weights that no sync of ours has named."""
+    routed_experts: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """See Rollout.routed_experts."""
 
     @property
     def versions(self) -> frozenset[int]:
@@ -131,11 +139,14 @@ class Completion:
             finish_reason=self.finish_reason,
             policy_version=self.version_spans[0][0],
             version_spans=self.version_spans if len(self.version_spans) > 1 else (),
+            routed_experts=self.routed_experts,
         )
 
 
-def parse_completion(answer: Mapping[str, Any]) -> Completion:
-    """Read an answer of POST /generate.
+def parse_completion(
+    answer: Mapping[str, Any], num_prompt_tokens: int = 0, routing: RoutingReader | None = None
+) -> Completion:
+    """Read an answer of POST /generate, with the experts of its tokens and the prompt's where there is a reader.
 
     Raises EngineError when it is not what we asked for, so that no wrong number reaches the trainer.
     """
@@ -145,6 +156,9 @@ def parse_completion(answer: Mapping[str, Any]) -> Completion:
         pairs = [(float(entry[0]), int(entry[1])) for entry in meta.get("output_token_logprobs") or []]
         finish_type = str(meta["finish_reason"]["type"])
         spans = _version_spans(meta, len(token_ids))
+        experts = None
+        if routing is not None and token_ids:
+            experts = routing.read(meta, num_prompt_tokens + len(token_ids))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise EngineError(
             f"an answer of SGLang lacks what we asked for ({error!r}): {str(answer)[:300]}"
@@ -155,7 +169,8 @@ def parse_completion(answer: Mapping[str, Any]) -> Completion:
         raise EngineError("SGLang returned log-probs that are no log-probs: the served weights are broken")
     if finish_type not in set(FinishReason):
         raise EngineError(f"SGLang ended a response for an unknown reason {finish_type!r}")
-    return Completion(token_ids, tuple(logprob for logprob, _ in pairs), FinishReason(finish_type), spans)
+    logprobs = tuple(logprob for logprob, _ in pairs)
+    return Completion(token_ids, logprobs, FinishReason(finish_type), spans, experts)
 
 
 def _version_spans(meta: Mapping[str, Any], num_tokens: int) -> tuple[tuple[int, int, int], ...]:

@@ -336,20 +336,27 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     roles = read_run(checkpoint)["roles"]
     if role not in roles:
         raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
-    template = {"model": built.module.sharded_state_dict()}
-    state = _load(template, checkpoint / role)
-    built.module.load_state_dict(state["model"])
+    _take_weights(built, _load(_model_state(built), checkpoint / role))
 
 
 def _sharded_state(trainable: Trainable, is_loading: bool) -> dict[str, Any]:
-    model = trainable.built.module.sharded_state_dict()
-    return {
-        "model": model,
+    model = _model_state(trainable.built)
+    return model | {
         "optimizer": trainable.optimizer.sharded_state_dict(
             model, is_loading=is_loading, metadata=OPTIMIZER_FORMAT
         ),
         "schedule": trainable.schedule.state_dict(),
     }
+
+
+def _model_state(built: BuiltModel) -> dict[str, Any]:
+    """Sharded tensors of each chunk; how they are named in the checkpoint depends on no layout."""
+    return {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(built.chunks)}
+
+
+def _take_weights(built: BuiltModel, state: dict[str, Any]) -> None:
+    for index, chunk in enumerate(built.chunks):
+        chunk.load_state_dict(state[f"model{index}"])
 
 
 def _restore(trainable: Trainable, folder: Path) -> None:
@@ -359,7 +366,7 @@ def _restore(trainable: Trainable, folder: Path) -> None:
         )
     with trainable.residency.hold("weights", "optimizer"):
         state = _load(_sharded_state(trainable, is_loading=True), folder)
-        trainable.built.module.load_state_dict(state["model"])
+        _take_weights(trainable.built, state)
         trainable.optimizer.load_state_dict(state["optimizer"])
         trainable.schedule.load_state_dict(state["schedule"])
 

@@ -44,7 +44,7 @@ def _write(
     """Rank 0's part; a fault is returned, for the others to hear of, after every bucket has been received."""
     deliveries = transport.deliver()
     expected = hf_tensors(built.shape)
-    dtype = built.module.config.params_dtype
+    dtype = built.chunks[0].config.params_dtype
     specs = {name: TensorSpec(shape, dtype) for name, shape in expected.items()}
     blocks = (
         HFBlock(block.hf_name, block.dim, block.start, block.tensor.cpu())

@@ -22,7 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_prime.config.schema import MemoryConfig, OptimizerConfig
 from megatron_prime.models.builder import BuiltModel, build_model
 from megatron_prime.models.costs import row_costs
-from megatron_prime.models.forward import PackedPass, RowLoss, Scores, ScoringSettings, Sequences
+from megatron_prime.models.forward import PackedPass, Routing, RowLoss, Scores, ScoringSettings, Sequences
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.not_finite import SkippedUpdate, WatchedLoss, describe_skipped
@@ -39,6 +39,7 @@ class Scorer:
         settings: packing, chunking and temperature.
         load_weights: False when a checkpoint is loaded right after.
         memory: what of the role leaves for host memory between its uses, and what is recomputed.
+        load_balance_coef: of a role that learns; see PackedPass.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Scorer:
         settings: ScoringSettings,
         load_weights: bool = True,
         memory: MemoryConfig | None = None,
+        load_balance_coef: float = 0.0,
     ) -> None:
         memory = memory or MemoryConfig()
         self.role = role
@@ -57,21 +59,22 @@ class Scorer:
         # The reference's weights ask for gradients too, though it never gets any: torch and Megatron multiply by frozen
         # weights with other kernels, and PRM and reference must agree to the last bit before the first update.
         self.built.module.requires_grad_(True)
-        self._pass = PackedPass(self._wrap(), topology, settings, row_costs(self.built.shape))
+        costs = row_costs(self.built.shape)
+        self._pass = PackedPass(self._wrap(), topology, settings, costs, load_balance_coef)
         parts = self._parts()
         self.residency = Residency(topology.platform, parts, memory.offloaded_parts(role) & set(parts))
 
-    def score(self, sequences: Sequences) -> Scores:
-        """Log-probs and entropies of all rows, equal on every rank. Collective over all ranks."""
+    def score(self, sequences: Sequences, routing: Routing | None = None) -> Scores:
+        """Log-probs and entropies of all rows, equal on every rank; see PackedPass. Collective over all ranks."""
         with self.residency.hold("weights"):
-            return self._pass.score(sequences)
+            return self._pass.score(sequences, routing=routing)
 
     def resident(self) -> AbstractContextManager[None]:
         """Everything of the role on the device for the block: for phases that use it several times."""
         return self.residency.hold()
 
-    def _wrap(self) -> torch.nn.Module:
-        return self.built.module
+    def _wrap(self) -> Sequence[torch.nn.Module]:
+        return self.built.chunks
 
     def _parts(self) -> dict[PartName, Part]:
         return {"weights": Part(self.built.module.parameters, content="constant")}
@@ -128,10 +131,12 @@ class Trainable(Scorer):
         load_weights: bool = True,
         memory: MemoryConfig | None = None,
     ) -> None:
-        super().__init__(role, hf_path, topology, settings, load_weights, memory)
+        super().__init__(
+            role, hf_path, topology, settings, load_weights, memory, optimizer_config.load_balance_coef
+        )
         self.watch: UpdateWatch = StopAtFirst()
         self.optimizer = get_megatron_optimizer(
-            _megatron_optimizer_config(optimizer_config, topology.platform.dtype), [self._ddp]
+            _megatron_optimizer_config(optimizer_config, topology.platform.dtype), [*self._ddp]
         )
         self.schedule = OptimizerParamScheduler(
             self.optimizer,
@@ -155,7 +160,7 @@ class Trainable(Scorer):
         return self.optimizer.param_groups[0]["lr"]
 
     def update(
-        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss
+        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None = None
     ) -> tuple[Scores, dict[str, float]]:
         """One optimizer step on some rows (a minibatch).
 
@@ -164,15 +169,16 @@ class Trainable(Scorer):
         rank is skipped on all: weights, moments and step count stay, and `watch` decides whether that is an error.
         """
         with self.residency.hold():
-            return self._update(sequences, rows, loss)
+            return self._update(sequences, rows, loss, routing)
 
     def _update(
-        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss
+        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None
     ) -> tuple[Scores, dict[str, float]]:
-        self._ddp.zero_grad_buffer()
+        for chunk in self._ddp:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         watched = WatchedLoss(loss)
-        scores, metrics = self._pass.backward(sequences, rows, watched)
+        scores, metrics = self._pass.backward(sequences, rows, watched, routing)
         found_inf = self.optimizer.prepare_grads()
         metrics["grad_norm"] = grad_norm = float(self.optimizer.get_grad_norm())
         is_broken = found_inf or not math.isfinite(grad_norm) or not watched.is_finite
@@ -190,17 +196,15 @@ class Trainable(Scorer):
         """Move the learning rate on by one trainer step."""
         self.schedule.step(increment=1)
 
-    def _wrap(self) -> torch.nn.Module:
-        config = self.built.module.config
-        self._ddp = DistributedDataParallel(
-            config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
-            ),
-            self.built.module,
+    def _wrap(self) -> Sequence[torch.nn.Module]:
+        config = self.built.chunks[0].config
+        settings = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
         )
+        self._ddp = [DistributedDataParallel(config, settings, chunk) for chunk in self.built.chunks]
         config.finalize_model_grads_func = finalize_model_grads
-        keep_padding_between_buckets(self._ddp)
+        for chunk in self._ddp:
+            keep_padding_between_buckets(chunk)
         return self._ddp
 
     def _parts(self) -> dict[PartName, Part]:
@@ -211,9 +215,10 @@ class Trainable(Scorer):
         }
 
     def _gradients(self) -> Iterator[torch.Tensor]:
-        ddp: Any = self._ddp  # its `buffers` hides torch's method of that name
-        for buffer in [*ddp.buffers, *ddp.expert_parallel_buffers]:
-            yield buffer.grad_data
+        for chunk in self._ddp:
+            ddp: Any = chunk  # its `buffers` hides torch's method of that name
+            for buffer in [*ddp.buffers, *ddp.expert_parallel_buffers]:
+                yield buffer.grad_data
 
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
         """Moments, and fp32 masters where they are not the weights themselves."""

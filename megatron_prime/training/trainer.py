@@ -12,7 +12,7 @@ from megatron_prime.algorithm.advantage import AdvantageSettings, prime_advantag
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
 from megatron_prime.algorithm.policy_loss import PolicyLossSettings
 from megatron_prime.config.schema import PrimeConfig
-from megatron_prime.models.forward import Scores, Sequences
+from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
 from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
@@ -86,7 +86,7 @@ class Trainer:
                 parts.engine.release_memory()
             sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
             with memory.phase(metrics, "logprobs"):
-                old = parts.policy.score(sequences)
+                old = parts.policy.score(sequences, self._routing(batch))
                 ref_logprobs_BT = self._ref_logprobs(sequences, old)
             with memory.phase(metrics, "prm"):
                 rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
@@ -104,6 +104,13 @@ class Trainer:
 
     def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
         return batch.to(self._parts.policy.topology.platform.device)
+
+    def _routing(self, batch: RolloutBatch) -> Routing | None:
+        """What the policy alone replays: PRM and reference have other weights, and their ratio must start at 0."""
+        rollout = self.config.rollout
+        if rollout.engine != "sglang" or not rollout.sglang.routing_replay:
+            return None
+        return [rollout.routed_experts for rollout in batch.rollouts]
 
     def _ref_logprobs(self, sequences: Sequences, old: Scores) -> torch.Tensor | None:
         if self._parts.reference is not None:
@@ -174,6 +181,7 @@ class Trainer:
         rows_of_updates = minibatches(
             batch.num_rows, config.num_minibatches, config.num_epochs, self.config.seed, self.step_index
         )
+        routing = self._routing(batch)
         with policy.resident():
             for rows in rows_of_updates:
                 loss = PolicyRowLoss(
@@ -184,7 +192,7 @@ class Trainer:
                     rollout_logprobs_BT=batch.rollout_logprobs_BT,
                     ref_logprobs_BT=ref_logprobs_BT,
                 )
-                _, metrics = policy.update(sequences, rows, loss)
+                _, metrics = policy.update(sequences, rows, loss, routing)
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + value / num_updates
         policy.advance_schedule()

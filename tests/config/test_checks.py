@@ -81,6 +81,49 @@ def test_a_model_that_does_not_fit_the_layout_is_refused(workspace, changes, ove
     assert fault in line
 
 
+EXPERTS = {"model_type": "qwen3_moe", "num_experts": 6, "moe_intermediate_size": 30, "intermediate_size": 63}
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "fault"),
+    [
+        (
+            {"num_hidden_layers": 6},
+            ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+            "parallel.pipeline * virtual_pipeline = 4 does not divide num_hidden_layers = 6",
+        ),
+        ({}, ["parallel.expert=2"], "parallel.expert = 2, expert_tensor = 1: the model has no experts"),
+        ({}, ["policy.load_balance_coef=0.1"], "policy.load_balance_coef = 0.1: the model has no experts"),
+        (
+            {"max_position_embeddings": 8192},
+            [
+                "rollout.engine=sglang",
+                "rollout.sglang.urls=['http://a:1']",
+                "rollout.sglang.routing_replay=true",
+            ],
+            "rollout.sglang.routing_replay = true: the model has no experts",
+        ),
+        (EXPERTS, ["parallel.expert=4"], "parallel.expert = 4 does not divide the number of experts = 6"),
+        (EXPERTS, ["parallel.expert_tensor=4"], "does not divide moe_intermediate_size = 30"),
+        (EXPERTS, ["parallel.tensor=2"], "needs parallel.sequence_parallel = true"),
+    ],
+)
+def test_experts_and_chunks_that_do_not_fit_the_layout_are_refused(workspace, changes, overrides, fault):
+    write_model(workspace / "model", **changes)
+    (line,) = faults_of(*overrides, processes=4)
+    assert line.startswith("model.path = model: ")
+    assert fault in line
+
+
+def test_experts_need_no_tensor_parallel_ffn_and_reuse_the_data_parallel_ranks(workspace):
+    write_model(workspace / "model", **EXPERTS)
+    layout = ["parallel.tensor=2", "parallel.sequence_parallel=true", "parallel.expert=2"]
+    assert check(*layout, processes=4).data == 2
+    assert faults_of(*layout, "parallel.expert_tensor=3", processes=2) == (
+        "2 processes are not a multiple of parallel.pipeline * expert * expert_tensor = 1 * 2 * 3",
+    )
+
+
 def test_key_value_heads_default_to_the_attention_heads(workspace):
     write_model(workspace / "model", num_key_value_heads=None)
     check("parallel.tensor=4", processes=4)

@@ -22,6 +22,8 @@ def build(**sections: dict) -> PrimeConfig:
     [
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel needs tensor > 1"),
         ({"parallel": {"tensor": 2, "num_processes": 3}}, "not a multiple of tensor"),
+        ({"parallel": {"virtual_pipeline": 2}}, "virtual_pipeline = 2 needs pipeline > 1"),
+        ({"parallel": {"expert": 2, "num_processes": 3}}, "not a multiple of pipeline"),
         ({"filter": {"accuracy_min": 0.9}}, "accuracy_min = 0.9 exceeds accuracy_max = 0.8"),
         ({"policy": {"min_lr": 1.0}}, "min_lr = 1.0 exceeds lr = 5e-07"),
         ({"rollout": {"group_size": 1}}, "estimator = 'rloo' compares the responses of a group"),

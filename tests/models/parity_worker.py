@@ -5,64 +5,82 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from layout_worker import blocks_of, topology_of
 from megatron.core import parallel_state
+from tiny_models import DENSE_BUILDERS, MOE_BUILDERS
 
 from megatron_prime.config.schema import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
-from megatron_prime.models.hf_convert import export_local
-from megatron_prime.parallel.platform import select_platform
-from megatron_prime.parallel.topology import build_topology
 from megatron_prime.training.trainable import Trainable
 
-LAYOUTS = {
-    # name: (processes, tensor, pipeline, sequence parallel, context)
-    "one": (1, 1, 1, False, 1),
-    "tp2": (2, 2, 1, False, 1),
-    "tp2+sp": (2, 2, 1, True, 1),
-    "pp2": (2, 1, 2, False, 1),
-    "dp2": (2, 1, 1, False, 1),
-    "tp4": (4, 4, 1, False, 1),
-    "tp2 pp2": (4, 2, 2, False, 1),
-    "tp2 dp2": (4, 2, 1, False, 1),
-    "cp2": (2, 1, 1, False, 2),
-    "tp2+sp cp2": (4, 2, 1, True, 2),
-    "pp2 cp2": (4, 1, 2, False, 2),
-    "cp2 dp2": (4, 1, 1, False, 2),
-}
-
-
-def topology_of(layout: str):
-    _, tensor, pipeline, sequence_parallel, context = LAYOUTS[layout]
-    platform = select_platform("cpu")
-    platform.start_process_group()
-    return build_topology(platform, tensor, pipeline, sequence_parallel, context=context)
-
-
-def blocks_of(named: dict[str, torch.Tensor], parameters, topology) -> list[Any]:
-    """HF blocks of this rank, replicas left out."""
-    kept = [
-        p
-        for p in parameters
-        if not p.is_tied_copy and (topology.tensor_rank == 0 or not p.replicated_over_tp)
-    ]
-    names = {p.megatron_name for p in kept}
-    return [
-        (block.hf_name, block.dim, block.hf_start, block.tensor.clone())
-        for block in export_local({n: t for n, t in named.items() if n in names}, kept)
-    ]
+DENSE_LAYOUTS = (
+    "one",
+    "tp2",
+    "tp2+sp",
+    "pp2",
+    "pp2 vpp2",
+    "dp2",
+    "cp2",
+    "tp4",
+    "tp2 pp2",
+    "tp2 dp2",
+    "tp2+sp cp2",
+    "tp2 pp2 vpp2",
+    "pp2 cp2",
+    "cp2 dp2",
+)
+MOE_LAYOUTS = (
+    "one",
+    "tp2+sp",
+    "pp2",
+    "pp2 vpp2",
+    "dp2",
+    "cp2",
+    "ep2",
+    "etp2",
+    "tp2+sp ep2",
+    "tp2+sp etp2",
+    "cp2 ep2",
+    "ep2 etp2",
+    "ep2 dp2",
+    "pp2 ep2",
+    "pp2 vpp2 ep2",
+    "tp2+sp ep2 etp2",
+)
+CASES = [
+    *((layout, name) for layout in DENSE_LAYOUTS for name in DENSE_BUILDERS),
+    *((layout, name) for layout in MOE_LAYOUTS for name in MOE_BUILDERS),
+]
+"""Which layout is tried with which model."""
 
 
 def score_and_differentiate(
-    layout: str, model_dirs: list[str], sequences, weights_BT: torch.Tensor, max_tokens: int
+    layouts: list[str], model_dirs: dict[str, str], sequences, weights_BT: torch.Tensor, max_tokens: int
 ):
-    """For each model: scores, and blocks of weights and of the gradient of sum(w * (logprob + entropy / 10))."""
-    topology = topology_of(layout)
-    return [
-        _one_model(Path(model_dir), topology, sequences, weights_BT, max_tokens) for model_dir in model_dirs
-    ]
+    """(layout, model) -> scores, and blocks of weights and of the gradient of sum(w * (logprob + entropy / 10))."""
+    report = {}
+    for layout in layouts:
+        topology = topology_of(layout)
+        for name in (model for of_layout, model in CASES if of_layout == layout):
+            report[layout, name] = _one_model(
+                Path(model_dirs[name]), topology, sequences, weights_BT, max_tokens
+            )
+    return report
 
 
-def _one_model(model_dir: Path, topology, sequences, weights_BT, max_tokens: int) -> dict[str, Any]:
+def replay(layouts, model_dirs, sequences, weights_BT, max_tokens, routing):
+    """As `score_and_differentiate`, with experts to replay; `free`: the log-probs without them, afterwards."""
+    report = {}
+    for layout in layouts:
+        topology = topology_of(layout)
+        for name, folder in model_dirs.items():
+            report[layout, name] = _one_model(folder, topology, sequences, weights_BT, max_tokens, routing)
+    return report
+
+
+def _one_model(
+    model_dir: Path, topology, sequences, weights_BT, max_tokens: int, routing=None
+) -> dict[str, Any]:
     trainable = Trainable(
         "policy",
         model_dir,
@@ -71,18 +89,27 @@ def _one_model(model_dir: Path, topology, sequences, weights_BT, max_tokens: int
         PolicyConfig(),
         num_steps=10,
     )
-    scores = trainable.score(sequences)
+    scores = trainable.score(sequences, routing)
 
     def loss(rows_b, logprobs_bT, entropy_bT):
         value = (weights_BT[rows_b] * (logprobs_bT + entropy_bT / 10)).sum()
         return value, {"value": value}
 
-    trainable._ddp.zero_grad_buffer()
-    again, metrics = trainable._pass.backward(sequences, range(len(sequences)), loss)
-    _gather_gradient_shards(trainable._ddp, topology)
+    for chunk in trainable._ddp:
+        chunk.zero_grad_buffer()
+    again, metrics = trainable._pass.backward(sequences, range(len(sequences)), loss, routing)
+    _gather_gradient_shards(trainable._ddp)
     named = dict(trainable.built.module.named_parameters())
     gradients = {name: parameter.main_grad for name, parameter in named.items()}
-    return {
+    replayed = {}
+    if routing is not None:
+        replayed["free"] = trainable.score(sequences).logprobs_BT
+        replayed["refused"] = _refused(
+            lambda: trainable.score(
+                sequences, [None if e is None else e[..., :1] for e in [None, *routing[1:]]]
+            )
+        )
+    return replayed | {
         "logprobs": scores.logprobs_BT,
         "entropy": scores.entropy_BT,
         "logprobs_in_backward": again.logprobs_BT,
@@ -92,11 +119,22 @@ def _one_model(model_dir: Path, topology, sequences, weights_BT, max_tokens: int
     }
 
 
-def _gather_gradient_shards(ddp, topology) -> None:
+def _refused(action) -> str | None:
+    try:
+        action()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _gather_gradient_shards(chunks) -> None:
     """Undo the distributed optimizer's reduce-scatter, so that whole gradients can be compared."""
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    for bucket in (bucket for buffer in ddp.buffers for bucket in buffer.buckets):
-        shards = bucket.grad_data.chunk(group.size())
-        gathered = [torch.empty_like(shard) for shard in shards]
-        dist.all_gather(gathered, shards[group.rank()].clone(), group=group)
-        bucket.grad_data.copy_(torch.cat(gathered))
+    dense = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    experts = parallel_state.get_expert_data_parallel_group()
+    for chunk in chunks:
+        for buffers, group in ((chunk.buffers, dense), (chunk.expert_parallel_buffers, experts)):
+            for bucket in (bucket for buffer in buffers for bucket in buffer.buckets):
+                shards = bucket.grad_data.chunk(group.size())
+                gathered = [torch.empty_like(shard) for shard in shards]
+                dist.all_gather(gathered, shards[group.rank()].clone(), group=group)
+                bucket.grad_data.copy_(torch.cat(gathered))

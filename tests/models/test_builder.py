@@ -84,18 +84,35 @@ def test_output_biases_are_refused(bias, checkpoint, tmp_path):
         build_model(folder, ONE)
 
 
-def test_a_mixture_of_experts_is_refused_though_its_weights_are_mapped(checkpoint, tmp_path):
-    experts = {
-        "model_type": "qwen3_moe",
-        "head_dim": 4,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "norm_topk_prob": True,
-    }
-    folder = with_config(checkpoint, tmp_path / "moe", **experts)
-    with pytest.raises(ValueError, match=r"qwen3_moe model is a mixture of experts.*use a dense model"):
-        build_model(folder, ONE)
+EXPERTS = {
+    "model_type": "qwen3_moe",
+    "head_dim": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "norm_topk_prob": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "words"),
+    [
+        ({}, {"tensor_size": 2}, "needs parallel.sequence_parallel = true"),
+        ({"num_experts": 9}, {"expert_size": 2}, "9 experts of 16 columns cannot be divided over ep=2"),
+        ({"moe_intermediate_size": 15}, {"expert_tensor_size": 2}, "split over etp=2"),
+        ({"mlp_only_layers": [0, 1]}, {"pipeline_size": 2}, "stage 0 would have no layer with experts"),
+        ({"num_experts_per_tok": 1}, {}, "chooses one expert a token and normalises"),
+    ],
+)
+def test_experts_that_a_layout_cannot_hold_are_refused(config, layout, words, checkpoint, tmp_path):
+    folder = with_config(checkpoint, tmp_path / "moe", **EXPERTS | config)
+    with pytest.raises(ValueError, match=words):
+        build_model(folder, replace(ONE, world_size=2, **layout))
+
+
+def test_expert_parallelism_of_a_dense_model_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="the qwen2 model has no experts"):
+        build_model(checkpoint[0], replace(ONE, world_size=2, expert_size=2))
 
 
 def test_a_pipeline_that_does_not_divide_the_layers_is_refused(checkpoint):
@@ -108,12 +125,18 @@ def test_tensor_parallelism_that_does_not_divide_the_heads_is_refused(checkpoint
         build_model(checkpoint[0], replace(ONE, world_size=8, tensor_size=8))
 
 
-@pytest.mark.parametrize("pipeline_size", [1, 2, 4])
-def test_stages_share_the_layers_in_order(pipeline_size, checkpoint):
+def test_chunks_that_do_not_divide_the_layers_are_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"pipeline \* virtual_pipeline = 2 \* 3 does not divide"):
+        build_model(checkpoint[0], replace(ONE, world_size=2, pipeline_size=2, virtual_size=3))
+
+
+@pytest.mark.parametrize(("pipeline_size", "virtual_size"), [(1, 1), (2, 1), (4, 1), (2, 2)])
+def test_chunks_share_the_layers_in_order_and_go_round_the_stages(pipeline_size, virtual_size, checkpoint):
     shape = read_shape(checkpoint[0])
-    stages = [stage_layers(shape, pipeline_size, rank) for rank in range(pipeline_size)]
-    assert [layer for stage in stages for layer in stage] == [0, 1, 2, 3]
-    assert {len(stage) for stage in stages} == {4 // pipeline_size}
+    stages = [stage_layers(shape, pipeline_size, rank, virtual_size) for rank in range(pipeline_size)]
+    in_order = [stages[rank][index] for index in range(virtual_size) for rank in range(pipeline_size)]
+    assert [layer for chunk in in_order for layer in chunk] == [0, 1, 2, 3]
+    assert {len(chunk) for chunk in in_order} == {4 // (pipeline_size * virtual_size)}
 
 
 @pytest.fixture(scope="module")

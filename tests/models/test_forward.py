@@ -4,7 +4,8 @@ import parity_worker
 import pytest
 import torch
 from distributed_runner import run_distributed
-from tiny_models import BUILDERS, ragged_sequences, save_tiny_model
+from layout_worker import hf_weights, layouts_of, whole_tensors
+from tiny_models import BUILDERS, as_in_checkpoint, ragged_sequences, save_tiny_model
 
 NAMES = list(BUILDERS)
 SEQUENCES = ragged_sequences()
@@ -40,62 +41,52 @@ def oracle(models, weights_BT):
         model.zero_grad()
         value = (weights_BT * (logprobs_BT + entropy_BT / 10)).sum()
         value.backward()
-        gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        gradients = as_in_checkpoint(model, {n: p.grad.clone() for n, p in model.named_parameters()})
         expected[name] = (logprobs_BT.detach(), entropy_BT.detach(), value.item(), gradients)
     return expected
 
 
-@pytest.fixture(scope="module", params=parity_worker.LAYOUTS)
-def results(request, models, weights_BT):
-    num_processes = parity_worker.LAYOUTS[request.param][0]
-    folders = [str(folder) for folder, _ in models.values()]
-    by_rank = run_distributed(
-        parity_worker.score_and_differentiate,
-        num_processes,
-        request.param,
-        folders,
-        SEQUENCES,
-        weights_BT,
-        30,
-    )
-    return {name: [rank[index] for rank in by_rank] for index, name in enumerate(NAMES)}
+@pytest.fixture(scope="module")
+def results(models, weights_BT):
+    """(layout, model) -> what each rank reports; layouts of as many processes share them."""
+    folders = {name: str(folder) for name, (folder, _) in models.items()}
+    reports = {}
+    for num_processes, layouts in layouts_of(dict(parity_worker.CASES)).items():
+        by_rank = run_distributed(
+            parity_worker.score_and_differentiate, num_processes, layouts, folders, SEQUENCES, weights_BT, 30
+        )
+        reports |= {key: [of_rank[key] for of_rank in by_rank] for key in by_rank[0]}
+    return reports
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_scores_equal_hf(name, results, oracle):
+@pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)
+def test_scores_equal_hf(layout, name, results, oracle):
     logprobs_BT, entropy_BT, value, _ = oracle[name]
-    for of_rank in results[name]:
+    for of_rank in results[layout, name]:
         torch.testing.assert_close(of_rank["logprobs"], logprobs_BT, rtol=0, atol=1e-5)
         torch.testing.assert_close(of_rank["entropy"], entropy_BT, rtol=0, atol=1e-5)
         assert of_rank["value"] == pytest.approx(value, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_backward_scores_what_score_scores(name, results):
+@pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)
+def test_backward_scores_what_score_scores(layout, name, results):
     """The process reward of step 0 is exactly 0 only if both passes agree to the last bit."""
-    for of_rank in results[name]:
+    for of_rank in results[layout, name]:
         assert torch.equal(of_rank["logprobs_in_backward"], of_rank["logprobs"])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_equal_hf(name, results, oracle):
+@pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)
+def test_gradients_equal_hf(layout, name, results, oracle):
     gradients = oracle[name][3]
-    assembled = _assemble(results[name], "gradients", gradients)
+    assembled = whole_tensors([of_rank["gradients"] for of_rank in results[layout, name]], gradients)
     for parameter, expected in gradients.items():
         error = (assembled[parameter] - expected).abs().max() / expected.abs().max()
         assert error < 1e-5, f"{parameter}: {error}"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_hf_to_megatron_to_hf_is_bit_equal(name, results, models):
-    weights = dict(models[name][1].named_parameters())
-    for parameter, tensor in _assemble(results[name], "weights", weights).items():
+@pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)
+def test_hf_to_megatron_to_hf_is_bit_equal(layout, name, results, models):
+    weights = hf_weights(models[name][1])
+    assembled = whole_tensors([of_rank["weights"] for of_rank in results[layout, name]], weights)
+    for parameter, tensor in assembled.items():
         assert torch.equal(tensor, weights[parameter]), parameter
-
-
-def _assemble(of_ranks, key, like):
-    whole = {name: torch.full_like(tensor, torch.nan) for name, tensor in like.items()}
-    for of_rank in of_ranks:
-        for name, dim, start, block in of_rank[key]:
-            whole[name].narrow(dim, start, block.shape[dim]).copy_(block)
-    return whole

@@ -113,3 +113,8 @@ def test_install_redirects_megatron_for_the_rest_of_the_process():
     assert report["meta"] == "meta"
     assert report["adam"]
     assert report["tracker"]
+
+
+def test_ranks_with_different_numbers_of_tokens_gather_and_scatter_them(four_processes):
+    for report in four_processes:
+        assert report["uneven"] == {"gathered": True, "gradient": True, "scattered": True}

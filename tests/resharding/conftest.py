@@ -4,10 +4,10 @@ import pytest
 import resharding_worker
 import torch
 from distributed_runner import run_distributed
+from layout_worker import layouts_of
+from resharding_worker import CASES
 from tiny_models import save_tiny_model
 
-NAMES = ("qwen2 tied", "qwen3")
-LAYOUTS = {2: ("tp2", "pp2", "dp2"), 4: ("tp2 pp2",)}
 PROMPTS = [[5, 17, 250], [9], [44, 2, 3, 4, 101], [7, 7], [299, 0, 12, 13]]
 NUM_TOKENS = 6
 
@@ -20,7 +20,7 @@ def resharded_models(tmp_path_factory):
         name: [
             (root / f"{name}{seed}", save_tiny_model(name, root / f"{name}{seed}", seed)) for seed in range(2)
         ]
-        for name in NAMES
+        for name in {name for _, name in CASES}
     }
 
 
@@ -29,9 +29,10 @@ def resharded(resharded_models):
     """(layout, model name) -> each rank's report."""
     folders = {name: [folder for folder, _ in versions] for name, versions in resharded_models.items()}
     reports = {}
-    for num_processes, layouts in LAYOUTS.items():
+    for num_processes, layouts in layouts_of(layout for layout, _ in CASES).items():
+        cases = [case for case in CASES if case[0] in layouts]
         by_rank = run_distributed(
-            resharding_worker.reshard, num_processes, layouts, folders, PROMPTS, NUM_TOKENS
+            resharding_worker.reshard, num_processes, cases, folders, PROMPTS, NUM_TOKENS
         )
         reports |= {key: [of_rank[key] for of_rank in by_rank] for key in by_rank[0]}
     return reports

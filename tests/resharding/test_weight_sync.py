@@ -3,12 +3,12 @@
 import pytest
 import torch
 from layout_worker import hf_weights
+from resharding_worker import CASES
 
 from megatron_prime.rollout.weight_intake import tensor_checksum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-KEYS = [(layout, name) for layout in ("tp2", "pp2", "dp2", "tp2 pp2") for name in ("qwen2 tied", "qwen3")]
-each_layout_and_model = pytest.mark.parametrize("key", KEYS, ids=": ".join)
+each_layout_and_model = pytest.mark.parametrize("key", CASES, ids=": ".join)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 

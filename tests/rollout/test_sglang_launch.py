@@ -52,6 +52,12 @@ def test_deterministic_inference_is_switched_on():
     assert "--enable-deterministic-inference" in plan("cuda", deterministic=True).command(0, 1)
 
 
+def test_experts_are_returned_where_training_replays_them():
+    switch = "--enable-return-routed-experts"
+    assert switch in plan(routing_replay=True).command(0, 1)
+    assert switch not in plan().command(0, 1)
+
+
 def test_the_interpreter_is_not_resolved_out_of_its_environment(tmp_path):
     (tmp_path / "python").symlink_to("/usr/bin/env")
     assert plan(python=tmp_path / "python").command(0, 1)[0] == str(tmp_path / "python")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 from megatron_prime.rollout.sampling import StreamKey
@@ -91,6 +92,26 @@ def test_an_answer_becomes_a_rollout():
     assert (rollout.response_ids, rollout.rollout_logprobs) == ((5, 7), (-0.5, -1.5))
     assert (rollout.policy_version, rollout.version_spans, rollout.sample_index) == (4, (), 2)
     assert rollout.finish_reason is FinishReason.STOP
+
+
+class EveryToken:
+    """Stands for a RoutingReader: one number a token."""
+
+    def read(self, meta, num_tokens):
+        if "routed_experts" not in meta:
+            raise KeyError("routed_experts")
+        return torch.arange(num_tokens - 1)
+
+
+def test_routing_is_asked_for_and_kept_for_prompt_and_response():
+    prompt = Prompt(3, (1, 2, 3), "")
+    assert request_body(prompt, SamplingParams(5), "id", return_routing=True)["return_routed_experts"] is True
+    assert "return_routed_experts" not in request_body(prompt, SamplingParams(5), "id")
+    completion = parse_completion(answer(routed_experts="..."), 3, EveryToken())
+    assert completion.rollout(prompt, 0).routed_experts.tolist() == [0, 1, 2, 3]
+    assert parse_completion(answer()).rollout(prompt, 0).routed_experts is None
+    with pytest.raises(EngineError, match="lacks what we asked for"):
+        parse_completion(answer(), 3, EveryToken())
 
 
 def test_a_straddling_answer_says_which_token_is_whose():

@@ -9,14 +9,29 @@ from tiny_models import save_tiny_model
 from training_batches import ragged_batch
 
 MODELS = {"policy": "qwen2 tied", "prm": "qwen3"}
-TWO = (("tp2", "fp32"), ("pp2", "fp32"), ("dp2", "fp32"), ("dp2", "bf16"))
+EXPERTS = {"experts policy": "qwen3 moe", "experts prm": "mixtral"}
+TWO = (
+    ("tp2", "fp32"),
+    ("pp2", "fp32"),
+    ("pp2 vpp2", "fp32"),
+    ("dp2", "fp32"),
+    ("dp2", "bf16"),
+    *((f"experts {layout}", "fp32") for layout in ("ep2", "etp2", "pp2 vpp2")),
+)
 ONE = (("one", "fp32"),)
 FOUR = (("tp2 pp2", "fp32"),)
 EVERY = ONE + TWO + FOUR
-PAIRS_OF_TWO = (("tp2", "pp2"), ("pp2", "cp2"), ("dp2", "tp2"))
+PAIRS_OF_TWO = (
+    ("tp2", "pp2 vpp2"),
+    ("pp2 vpp2", "cp2"),
+    ("dp2", "tp2"),
+    ("experts ep2", "experts pp2 vpp2"),
+    ("experts pp2 vpp2", "experts tp2+sp etp2"),
+    ("experts etp2", "experts tp2+sp ep2"),
+)
 PAIR_OF_FOUR = ("tp2 pp2", "cp2 dp2")
-"""Tensor, pipeline, context and data parallelism all change; a layout with experts or virtual stages can join here."""
-PAIRS_TO_ONE = (("tp2", "one"), ("dp2", "one"))
+"""Tensor, pipeline, context and data parallelism all change."""
+PAIRS_TO_ONE = (("tp2", "one"), ("dp2", "one"), ("experts ep2", "experts one"))
 PAIRS = (*PAIRS_OF_TWO, *PAIRS_TO_ONE, PAIR_OF_FOUR)
 MOMENTS = ("between the roles", "before run.json", "in the background")
 
@@ -24,8 +39,8 @@ MOMENTS = ("between the roles", "before run.json", "in the background")
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoint")
-    models = {role: save_tiny_model(name, root / role) for role, name in MODELS.items()}
-    folders = {role: root / role for role in MODELS}
+    models = {role: save_tiny_model(name, root / role) for role, name in (MODELS | EXPERTS).items()}
+    folders = {role: root / role for role in models}
     return root, models, folders, {role: ragged_batch(model) for role, model in models.items()}
 
 
@@ -82,7 +97,7 @@ def test_skipped_updates_are_counted_on_after_a_resume(layout, dtype, results):
 @pytest.mark.parametrize("role", MODELS)
 def test_another_layout_takes_over(role, saved_by, layout, results, setting):
     """Weights are equal at once; moments and schedule are, if three more updates end where they ended at home."""
-    like = hf_weights(setting[1][role])
+    like = hf_weights(checkpoint_worker.of_models(layout, setting[1])[role])
     home, away = results["same"][saved_by, "fp32"], results["elsewhere"][saved_by, layout]
     saved = whole_tensors([of_rank["saved"][role] for of_rank in home], like)
     unbroken = whole_tensors([of_rank["unbroken"][role] for of_rank in home], like)
@@ -106,7 +121,7 @@ def test_weights_and_moments_come_through_another_layout_bit_for_bit(role, saved
 
 @pytest.mark.parametrize(("saved_by", "layout"), PAIRS)
 def test_weights_can_be_loaded_without_an_optimizer(saved_by, layout, results, setting):
-    like = hf_weights(setting[1]["prm"])
+    like = hf_weights(checkpoint_worker.of_models(layout, setting[1])["prm"])
     saved = whole_tensors([of_rank["saved"]["prm"] for of_rank in results["same"][saved_by, "fp32"]], like)
     away = results["elsewhere"][saved_by, layout]
     for name, tensor in whole_tensors([of_rank["alone"] for of_rank in away], like).items():

@@ -5,36 +5,40 @@ import torch
 import training_worker
 from distributed_runner import run_distributed
 from safetensors.torch import load_file
-from tiny_models import save_tiny_model
+from tiny_models import as_in_checkpoint, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 NAMES = ("qwen2 tied", "qwen3")
-LAYOUTS = ("tp2", "pp2", "dp2")
+LAYOUTS = ("tp2", "pp2", "pp2 vpp2", "dp2")
+CASES = [
+    *((layout, name) for layout in LAYOUTS for name in NAMES),
+    *((layout, name) for layout in ("ep2", "pp2 vpp2") for name in ("qwen3 moe", "mixtral")),
+]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
-    models = {name: save_tiny_model(name, root / name) for name in NAMES}
+    models = {name: save_tiny_model(name, root / name) for name in dict.fromkeys(name for _, name in CASES)}
     models["qwen3 other"] = save_tiny_model("qwen3", root / "qwen3 other", seed=1)
     folders = {name: root / name for name in models}
-    reports = run_distributed(training_worker.export, 2, LAYOUTS, folders, root)
+    reports = run_distributed(training_worker.export, 2, LAYOUTS, CASES, folders, root)
     return root, models, reports
 
 
 @pytest.mark.parametrize(("dtype_name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("layout", "name"), CASES)
 def test_the_export_is_bit_equal_and_loads_in_transformers(name, layout, dtype_name, dtype, exported):
     root, models, _ = exported
-    expected = {key: tensor.to(dtype) for key, tensor in models[name].state_dict().items()}
+    state = as_in_checkpoint(models[name], models[name].state_dict())
+    expected = {key: tensor.to(dtype) for key, tensor in state.items()}
     folder = root / f"{layout} {name} {dtype_name}"
     tensors = load_file(folder / "model.safetensors")
     tied = {"lm_head.weight"} if "tied" in name else set()
     assert set(tensors) == set(expected) - tied
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.dtype == dtype
-    for key, tensor in loaded.state_dict().items():
+    for key, tensor in as_in_checkpoint(loaded, loaded.state_dict()).items():
         assert torch.equal(tensor, expected[key]), key
         assert key in tied or torch.equal(tensors[key], expected[key]), key
 

@@ -1,0 +1,205 @@
+"""Routing of a mixture of experts in packed batches: Megatron's router, told what each token is.
+
+Megatron's MoE layers see tokens without the sequences that they belong to. Here a layer hands its router the
+`TokenRouting` of the microbatch, which load balancing and routing replay need; routers of plain passes need nothing.
+
+Shape legend: L tokens of this context rank, of which a router sees its tensor-parallel rank's share under sequence
+parallelism; E experts, K experts a token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.moe.router_replay import RouterReplay
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+
+from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.parallel.collectives import sum_in_place
+from megatron_prime.parallel.topology import Topology
+
+if not hasattr(moe_utils, "te_general_gemm"):
+    # Megatron imports the name from Transformer Engine, and asks whether it is None without having it.
+    moe_utils.te_general_gemm = None  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class TokenRouting:
+    """What routers may want to know of the tokens of one microbatch."""
+
+    sequences_L: torch.Tensor
+    """int64: which sequence of the microbatch a token belongs to, -1 of padding."""
+    lengths_b: torch.Tensor
+    """int64: tokens of each sequence, over all ranks that share it."""
+    balance_weight: float = 0.0
+    """Weight of one sequence's load-balancing loss."""
+    replay: torch.Tensor | None = None
+    """int64 [layers of the model, L, K]: experts to take, -1 where the router chooses."""
+
+
+@dataclass
+class RoutedSeqParams(PackedSeqParams):
+    """Megatron's description of a packed batch, with the routing of its tokens."""
+
+    routing: TokenRouting | None = None
+
+
+class PartialReplay(RouterReplay):
+    """Megatron's replay of given experts, for some of the tokens: the others keep the router's choice.
+
+    Their probabilities are the router's in either case, and so are the gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Megatron lists every replay for ever, and sets all of them at once: here each layer sets its own.
+        RouterReplay.global_router_replay_instances.remove(self)
+
+    def get_replay_topk(
+        self,
+        scores: torch.Tensor,
+        topk: int,
+        num_groups: int | None = None,
+        group_topk: int | None = None,
+        default_compute_topk: Any = None,  # noqa: ANN401
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and indices [tokens, K]."""
+        values, chosen = default_compute_topk(scores, topk, num_groups=num_groups, group_topk=group_topk)
+        if self.target_topk_idx is None:
+            return values, chosen
+        taken = torch.where(self.target_topk_idx < 0, chosen, self.target_topk_idx)
+        return scores.gather(1, taken), taken
+
+
+class PackedRouter(TopKRouter):
+    """Megatron's top-k router with the sequence-wise load-balancing loss and with replay.
+
+    The loss of one sequence of T tokens in one layer is that of DeepSeek-V3 (arXiv 2412.19437, Eq. 17-20):
+    sum over experts of f_i * P_i, with f_i = E / (K T) * (tokens that chose expert i) and P_i = the mean over the
+    tokens of the softmax of the router's logits. Megatron's own is taken over a microbatch, and so depends on the
+    packing.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None = None
+    ) -> None:
+        super().__init__(config=config, pg_collection=pg_collection)
+        self.token_routing: TokenRouting | None = None
+        self.router_replay = PartialReplay()
+
+    def routing(
+        self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities [tokens, E] of the chosen experts, 0 elsewhere, and who was chosen."""
+        tokens = self.token_routing
+        self._prepare_replay(tokens, logits.device)
+        probs_LE, chosen_LE = super().routing(logits, padding_mask)
+        if tokens is not None and tokens.balance_weight and torch.is_grad_enabled():
+            probs_LE = self._add_balance_loss(tokens, logits.flatten(0, -2), probs_LE, chosen_LE)
+        return probs_LE, chosen_LE
+
+    def _prepare_replay(self, tokens: TokenRouting | None, device: torch.device) -> None:
+        assert self.layer_number is not None
+        target = None if tokens is None or tokens.replay is None else tokens.replay[self.layer_number - 1]
+        self.router_replay.target_topk_idx = None if target is None else self._own(target).to(device)
+
+    def _own(self, values_L: torch.Tensor) -> torch.Tensor:
+        """This tensor-parallel rank's share of values of all L tokens."""
+        if not self.config.sequence_parallel:
+            return values_L
+        return values_L.chunk(self.tp_group.size())[self.tp_group.rank()]
+
+    def _add_balance_loss(
+        self, tokens: TokenRouting, logits_LE: torch.Tensor, probs_LE: torch.Tensor, chosen_LE: torch.Tensor
+    ) -> torch.Tensor:
+        """The probabilities, whose backward pass adds the gradient of this rank's part of the loss."""
+        sequences_L = self._own(tokens.sequences_L)
+        real_L = sequences_L >= 0
+        rows = sequences_L[real_L]
+        num_experts = logits_LE.shape[1]
+        counts_bE = logits_LE.new_zeros(len(tokens.lengths_b), num_experts, dtype=torch.float32)
+        counts_bE.index_add_(0, rows, chosen_LE[real_L].float())
+        sum_in_place(counts_bE, self.tp_cp_group)
+        means_LE = torch.softmax(logits_LE.float(), dim=-1)[real_L] / tokens.lengths_b[rows, None]
+        shares_bE = counts_bE * num_experts / (self.topk * tokens.lengths_b[:, None])
+        loss = tokens.balance_weight * (shares_bE[rows] * means_LE).sum()
+        return MoEAuxLossAutoScaler.apply(probs_LE, loss)  # type: ignore[return-value]
+
+
+class RoutedTransformerLayer(TransformerLayer):
+    """A layer that tells its router of the tokens, in a recomputed forward pass too."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """As TransformerLayer.forward."""
+        packed = kwargs.get("packed_seq_params")
+        router: Any = self.mlp.router  # type: ignore[attr-defined]
+        router.token_routing = packed.routing if isinstance(packed, RoutedSeqParams) else None
+        return super().forward(*args, **kwargs)
+
+
+def check_routing(
+    routing: Sequence[torch.Tensor | None],
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    config: TransformerConfig,
+) -> None:
+    """Raise ValueError unless the experts to replay are those of these sequences in a model of this kind."""
+    if config.num_moe_experts is None:
+        raise ValueError(
+            "there are no experts to replay in a dense model: set rollout.sglang.routing_replay = false"
+        )
+    for row, ((prompt, response), experts) in enumerate(zip(sequences, routing, strict=True)):
+        dims = (len(prompt) + len(response) - 1, config.num_layers, config.moe_router_topk)
+        if experts is not None and tuple(experts.shape) != dims:
+            raise ValueError(
+                f"row {row}: experts to replay have shape {tuple(experts.shape)}, {dims} is needed"
+            )
+
+
+def replay_tensor(
+    routing: Sequence[torch.Tensor | None], starts: Sequence[int], num_tokens: int, config: TransformerConfig
+) -> torch.Tensor:
+    """`TokenRouting.replay` of all tokens of a microbatch, whose sequences begin at `starts`."""
+    replay = torch.full((config.num_layers, num_tokens, config.moe_router_topk), -1)
+    for experts, start in zip(routing, starts, strict=False):
+        if experts is not None:
+            replay[:, start : start + len(experts)] = experts.transpose(0, 1).to(torch.int64)
+    return replay
+
+
+def expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
+    """What a mixture of experts adds to Megatron's configuration.
+
+    No token is dropped. Raises ValueError for a layout or a router that Megatron cannot run.
+    """
+    if topology.tensor_size > 1 and not topology.sequence_parallel:
+        raise ValueError(
+            f"the {shape.family} model is a mixture of experts: with parallel.tensor = {topology.tensor_size} it needs "
+            "parallel.sequence_parallel = true"
+        )
+    if shape.num_experts_per_tok == 1 and shape.norm_topk_prob:
+        raise ValueError(
+            f"the {shape.family} model chooses one expert a token and normalises its weight, which is then 1 whatever "
+            "the router says (num_experts_per_tok, norm_topk_prob in its config.json): this is not supported"
+        )
+    settings: dict[str, Any] = {
+        "num_moe_experts": shape.num_experts,
+        "moe_ffn_hidden_size": shape.moe_ffn_hidden_size,
+        "moe_router_topk": shape.num_experts_per_tok,
+        # Softmax over the chosen experts alone is softmax over all, normalised over the chosen.
+        "moe_router_pre_softmax": not shape.norm_topk_prob,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_grouped_gemm": False,
+        "expert_model_parallel_size": topology.expert_size,
+        "expert_tensor_parallel_size": topology.expert_tensor_size,
+    }
+    if shape.dense_layers:
+        settings["moe_layer_freq"] = [int(shape.has_experts(layer)) for layer in range(shape.num_layers)]
+    return settings
