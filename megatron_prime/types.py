@@ -35,6 +35,8 @@ class Prompt:
     """Ground truth, handed to the verifier as it stands in the data."""
     source: str = ""
     """Name of the data source, for metrics by source."""
+    ability: str = ""
+    """What it asks for, as the data names it ("math", "code"), for verifiers that go by it; "" where unsaid."""
 
 
 @dataclass(frozen=True, slots=True)

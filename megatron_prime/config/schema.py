@@ -9,23 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
-
-
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-"""Relative to the working directory of the command; a leading ~ is the home folder."""
-
-
-class Section(BaseModel):
-    """A frozen table of the configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+from megatron_prime.config.data_schema import DataConfig, EvaluationConfig, FilterConfig
+from megatron_prime.config.section import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    UnitInterval,
+    UserPath,
+)
 
 
 class ModelConfig(Section):
@@ -96,25 +91,6 @@ class PlatformConfig(Section):
     """CPU threads a process (torch.set_num_threads)."""
     timeout_s: PositiveFloat = 600.0
     """Deadline of every collective, in seconds."""
-
-
-class DataConfig(Section):
-    """Prompts to train and evaluate on."""
-
-    train: tuple[UserPath, ...] = ()
-    """jsonl or parquet files with training prompts."""
-    evaluation: tuple[UserPath, ...] = ()
-    """jsonl or parquet files with held-out prompts."""
-    prompt_field: str = "prompt"
-    """Column with a string or a list of chat messages; dots descend."""
-    answer_field: str = "answer"
-    """Column with the ground truth; dots descend."""
-    source_field: str | None = None
-    """Column that names where a row comes from, for metrics."""
-    chat_template: Literal["auto", "always", "never"] = "auto"
-    """auto applies the tokenizer's template to lists of messages only."""
-    shuffle: bool = True
-    """Visit the prompts of each epoch in a seeded random order."""
 
 
 class SGLangConfig(Section):
@@ -219,28 +195,6 @@ class RewardConfig(Section):
     """Verifier processes a training process."""
     timeout_s: PositiveFloat = 5.0
     """A verification that takes longer is killed and counted."""
-
-
-class FilterConfig(Section):
-    """Online prompt filtering (Algorithm 1, line 5)."""
-
-    enabled: bool = True
-    accuracy_min: UnitInterval = 0.2
-    """Lowest mean accuracy of a kept group, inclusive."""
-    accuracy_max: UnitInterval = 0.8
-    """Highest mean accuracy of a kept group, inclusive."""
-    max_truncated_fraction: UnitInterval = 1.0
-    """Drop a group with a larger truncated share."""
-    max_rounds: Positive = 4
-    """Sampling rounds a step may take to fill its batch."""
-    on_shortage: Literal["partial", "error"] = "partial"
-    """When the rounds are used up: train on what was kept, or stop with an explanation."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.accuracy_min > self.accuracy_max:
-            raise ValueError(f"accuracy_min = {self.accuracy_min} exceeds accuracy_max = {self.accuracy_max}")
-        return self
 
 
 class OptimizerConfig(Section):
@@ -431,18 +385,6 @@ class MemoryConfig(Section):
         if (role == "prm" and self.offload_prm) or (role == "reference" and self.offload_reference):
             return frozenset({"weights", "gradients", "optimizer"})
         return frozenset()
-
-
-class EvaluationConfig(Section):
-    """Sampling on the held-out prompts."""
-
-    samples_per_prompt: Positive = 1
-    """Responses a prompt; the accuracy reported is their mean."""
-    temperature: NonNegativeFloat = 1.0
-    """0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_prompts: Positive | None = None
-    """Use the first so many prompts only."""
 
 
 class SFTConfig(OptimizerConfig):

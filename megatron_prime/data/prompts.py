@@ -29,7 +29,7 @@ class PromptDataset:
     num_dropped: int
     """Rows left out because the prompt was longer than max_prompt_tokens."""
     fingerprint: str
-    """Hash of all prompts (index, tokens, answer, source)."""
+    """Hash of all prompts (index, tokens, answer, source, ability)."""
 
     def __len__(self) -> int:
         """Prompts kept."""
@@ -57,13 +57,14 @@ class PromptDataset:
             if len(token_ids) > max_prompt_tokens:
                 num_dropped += 1
                 continue
-            prompts.append(Prompt(index, token_ids, _answer(row, config), source_of(row, config)))
+            answer, source, ability = _answer(row, config), source_of(row, config), ability_of(row, config)
+            prompts.append(Prompt(index, token_ids, answer, source, ability))
         if not prompts:
             reason = "it has no rows"
             if num_dropped:
                 reason = f"all its {num_dropped} prompts are longer than {max_prompt_tokens} tokens"
             raise ValueError(f"the data set {_names(paths)} is empty: {reason}")
-        parts = ((p.index, p.token_ids, p.answer, p.source) for p in prompts)
+        parts = ((p.index, p.token_ids, p.answer, p.source, p.ability) for p in prompts)
         return PromptDataset(tuple(prompts), num_dropped, fingerprint(parts))
 
 
@@ -132,6 +133,11 @@ def prompt_token_ids(row: Row, config: DataConfig, tokenizer: PreTrainedTokenize
 def source_of(row: Row, config: DataConfig) -> str:
     """Name of the row's data source, or "" when no field is configured for it."""
     return "" if config.source_field is None else str(row.field(config.source_field))
+
+
+def ability_of(row: Row, config: DataConfig) -> str:
+    """What the row asks for ("math", "code"), or "" when no field is configured for it."""
+    return "" if config.ability_field is None else str(row.field(config.ability_field))
 
 
 def fingerprint(parts: Iterable[tuple[Any, ...]]) -> str:

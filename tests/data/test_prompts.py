@@ -42,9 +42,15 @@ def test_text_prompts_are_tokenised_as_they_stand(tmp_path):
 def test_the_released_data_set_s_form_is_read_from_parquet(tmp_path):
     path = tmp_path / "eurus.parquet"
     rows = [
-        {"data_source": "numina", "prompt": MESSAGES, "reward_model": {"style": "rule", "ground_truth": "4"}},
+        {
+            "data_source": "numina",
+            "ability": "math",
+            "prompt": MESSAGES,
+            "reward_model": {"style": "rule", "ground_truth": "4"},
+        },
         {
             "data_source": "code",
+            "ability": "code",
             "prompt": MESSAGES,
             "reward_model": {"style": "rule", "ground_truth": '{"a": [1]}'},
         },
@@ -55,7 +61,9 @@ def test_the_released_data_set_s_form_is_read_from_parquet(tmp_path):
         byte_tokenizer(CHAT_TEMPLATE),
         answer_field="reward_model.ground_truth",
         source_field="data_source",
+        ability_field="ability",
     )
+    assert [prompt.ability for prompt in dataset.prompts] == ["math", "code"]
     assert [prompt.answer for prompt in dataset.prompts] == ["4", '{"a": [1]}']
     assert [prompt.source for prompt in dataset.prompts] == ["numina", "code"]
     assert text_of(dataset.prompts[0]) == RENDERED
