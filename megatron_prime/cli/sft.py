@@ -24,8 +24,17 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     output = sft_output(config)
     tokenizer = load_tokenizer(config.model.path)
     max_tokens = config.trainer.max_tokens_per_microbatch
-    dataset = SFTDataset.read(config.sft.data, config.data, config.sft.response_field, tokenizer, max_tokens)
+    dataset = SFTDataset.read(
+        config.sft.data,
+        config.data,
+        config.sft.response_field,
+        tokenizer,
+        max_tokens,
+        config.sft.messages_field,
+    )
     progress.line(f"{len(dataset)} demonstrations, {dataset.num_dropped} longer than {max_tokens} tokens")
+    for line in dataset.notes:
+        progress.line(line)
     policy = Trainable(
         "policy",
         config.model.path,
@@ -40,7 +49,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")
     )
     guards.begin_step(1)
-    stream = SFTStream(dataset, config.seed, config.data.shuffle)
+    stream = SFTStream(dataset, config.seed, config.data.shuffle, config.data.weights)
     # A folder of its own: train's history in the same run_dir must survive, and the other way round.
     logger = MetricsLogger(config.run_dir / "sft_log") if topology.rank == 0 else None
     every = max(1, config.sft.num_steps // LINES_A_RUN)

@@ -202,9 +202,9 @@ def _parts(
 def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
     tokenizer = load_tokenizer(config.model.path)
     dataset = PromptDataset.read(config.data.train, config.data, tokenizer, config.rollout.max_prompt_tokens)
-    dropped = f", {dataset.num_dropped} too long" if dataset.num_dropped else ""
-    progress.line(f"{len(dataset)} training prompts{dropped}")
-    return PromptStream(dataset, config.seed, config.data.shuffle)
+    for line in (f"{len(dataset)} training prompts", *dataset.notes):
+        progress.line(line)
+    return PromptStream(dataset, config.seed, config.data.shuffle, config.data.weights)
 
 
 def _evaluator(config: PrimeConfig, rollout: RolloutParts) -> Evaluator | None:

@@ -239,7 +239,11 @@ def _data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         "sft.data": config.sft.data,
     }
     if not files[needed]:
-        yield f"{needed} is empty: name at least one jsonl or parquet file"
+        yield f"{needed} is empty: name at least one jsonl, parquet or csv file"
+    if config.data.chat_template_file is not None:
+        fault = _file_fault(config.data.chat_template_file)
+        if fault:
+            yield f"data.chat_template_file = {config.data.chat_template_file} {fault}"
     used = {needed, "data.evaluation"} if command == "train" else {needed}
     for key in sorted(used):
         for path in files[key]:

@@ -401,6 +401,8 @@ class SFTConfig(OptimizerConfig):
     """Responses in one optimizer step, over all ranks."""
     output: UserPath | None = None
     """Where the HF checkpoint goes; default run_dir/sft."""
+    messages_field: str | None = None
+    """Column with whole conversations, the assistant's message last; replaces data.prompt_field and response_field."""
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:

@@ -15,7 +15,9 @@ class ResumableOrder(Generic[Item]):
     carried: the position is two numbers, and it is the same on every machine.
     """
 
-    def __init__(self, items: Sequence[Item], fingerprint: str, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, items: Sequence[Item], fingerprint: str, seed: int, shuffle: bool, stream: int = 0
+    ) -> None:
         """Start at epoch 0, row 0.
 
         Args:
@@ -23,6 +25,7 @@ class ResumableOrder(Generic[Item]):
             fingerprint: identifies the contents of `items`; checked on resuming.
             seed: of the permutations, 0 or more.
             shuffle: False visits rows in file order every epoch.
+            stream: data sets that are visited side by side shuffle alike unless this differs.
         """
         if not items:
             raise ValueError("there is nothing to visit: the data set is empty")
@@ -30,6 +33,7 @@ class ResumableOrder(Generic[Item]):
         self._fingerprint = fingerprint
         self._seed = seed
         self._shuffle = shuffle
+        self._stream = stream
         self._seek(0, 0)
 
     @property
@@ -43,7 +47,7 @@ class ResumableOrder(Generic[Item]):
         for _ in range(num_items):
             if self._offset == len(self._items):
                 self._seek(self._epoch + 1, 0)
-            chosen.append(self._items[self._permutation[self._offset]])
+            chosen.append(self._items[int(self._permutation[self._offset])])
             self._offset += 1
         return chosen
 
@@ -70,9 +74,9 @@ class ResumableOrder(Generic[Item]):
             ("seed", "seed"),
             ("shuffle", "data.shuffle setting"),
         ):
-            if state[name] != mine[name]:
+            if state.get(name) != mine[name]:
                 raise ValueError(
-                    f"this checkpoint was written with another {meaning} ({state[name]}, now {mine[name]}), so the "
+                    f"this checkpoint was written with another {meaning} ({state.get(name)}, now {mine[name]}), so the "
                     "data position cannot be resumed: restore it, or start afresh in a new run_dir"
                 )
         if not 0 <= state["offset"] <= len(self._items) or state["epoch"] < 0:
@@ -83,7 +87,8 @@ class ResumableOrder(Generic[Item]):
         self._epoch = epoch
         self._offset = offset
         if self._shuffle:
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-            self._permutation = generator.permutation(len(self._items)).tolist()
+            entropy = [self._seed, epoch, *([self._stream] if self._stream else [])]
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+            self._permutation: Sequence[int] | np.ndarray = generator.permutation(len(self._items))
         else:
             self._permutation = range(len(self._items))

@@ -1,17 +1,23 @@
-"""Rows of jsonl and parquet files, and the fields inside them, with errors that name the file and the row.
+"""Rows of jsonl, parquet and csv files, and the fields inside them, with errors that name the file and the row.
 
 pyarrow and json read the files directly, not `datasets`: nothing is cached on disk (many ranks read at once), nothing
 is asked of a hub, and a bad row keeps its number.
 """
 
+import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+
+PARQUET_BATCH_ROWS = 512
+"""Rows that are Python objects at one time; a row of code problems can hold megabytes of tests."""
+OnBadRow = Callable[[ValueError], None]
+"""Is told of a row that is none; what it raises ends the reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +27,7 @@ class Row:
     fields: Mapping[str, Any]
     path: Path
     number: int
-    """From 1; the line number of a jsonl file, the record number of a parquet file."""
+    """From 1; the line number of a jsonl file, the record number of a parquet or csv file."""
 
     def error(self, reason: str) -> ValueError:
         """An error that says which row of which file does not fit."""
@@ -63,45 +69,72 @@ class Row:
         return value
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, on_bad_row: OnBadRow | None = None) -> Iterator[Row]:
     """Rows of one file, in order; blank lines of a jsonl file are passed over.
+
+    Args:
+        path: ends in .jsonl, .json (one object a line), .parquet or .csv (a line of column names first).
+        on_bad_row: is given the error of a line that holds no record; without it, the error is raised.
 
     Raises:
         ValueError: missing, of an unknown type, unreadable, or a line that is not a JSON object.
     """
+    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}
     if not path.is_file():
         what = "is a directory, not a file" if path.is_dir() else "does not exist"
         raise ValueError(f"data file {path} {what} (working directory {Path.cwd()})")
-    if path.suffix in (".jsonl", ".json"):
-        return _read_jsonl(path)
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    raise ValueError(f"data file {path} has unknown type {path.suffix!r}: use .jsonl or .parquet")
+    if path.suffix not in readers:
+        raise ValueError(f"data file {path} has unknown type {path.suffix!r}: use .jsonl, .parquet or .csv")
+    return readers[path.suffix](path, on_bad_row or _raise)
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _raise(error: ValueError) -> None:
+    raise error
+
+
+def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            where = f"{path}, row {number}"
             try:
                 fields = json.loads(line)
             except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-                raise ValueError(f"{path}, row {number}: not a JSON object ({error})") from error
-            if not isinstance(fields, dict):
-                raise ValueError(
-                    f"{path}, row {number}: a {type(fields).__name__} where a JSON object should be"
-                )
-            yield Row(fields, path, number)
+                on_bad_row(ValueError(f"{where}: not a JSON object ({error})"))
+                continue
+            if isinstance(fields, dict):
+                yield Row(fields, path, number)
+            else:
+                on_bad_row(ValueError(f"{where}: a {type(fields).__name__} where a JSON object should be"))
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
+    del on_bad_row  # A record that parquet can read at all is an object.
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             number = 0
-            for batch in table.iter_batches():
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(fields, path, number)
     except pyarrow.ArrowException as error:
         raise ValueError(f"data file {path} is not readable as parquet: {error}") from error
+
+
+def _read_csv(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for number, fields in enumerate(reader, start=1):
+                if None in fields or None in fields.values():
+                    count = sum(value is not None for name, value in fields.items() if name is not None)
+                    count += len(fields.get(None) or ())
+                    reason = (
+                        f"{count} values for the {len(reader.fieldnames or ())} columns of the first line"
+                    )
+                    on_bad_row(ValueError(f"{path}, row {number}: {reason}"))
+                else:
+                    yield Row(fields, path, number)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"data file {path} is not readable as csv: {error}") from error

@@ -180,7 +180,7 @@ def test_a_kl_term_needs_the_reference_even_without_a_prm(workspace, key):
 )
 def test_each_command_needs_its_data(workspace, command, key):
     assert faults_of(f"{key}=[]", command=command) == (
-        f"{key} is empty: name at least one jsonl or parquet file",
+        f"{key} is empty: name at least one jsonl, parquet or csv file",
     )
     assert f"{key}: absent.jsonl does not exist" in faults_of(f"{key}=['absent.jsonl']", command=command)[0]
     check(f"{key}=['train.jsonl']", command=command)
@@ -191,6 +191,8 @@ def test_empty_files_and_folders_are_no_data(workspace):
     faults = faults_of("data.evaluation=['empty.jsonl', 'model']")
     assert faults[0] == "data.evaluation: empty.jsonl is empty"
     assert faults[1].startswith("data.evaluation: model cannot be read")
+    (fault,) = faults_of("data.chat_template_file=none.jinja")
+    assert fault.startswith("data.chat_template_file = none.jinja does not exist")
 
 
 def test_processes_must_divide_into_the_layout(workspace):

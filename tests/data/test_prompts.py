@@ -127,7 +127,7 @@ def test_a_row_that_does_not_fit_is_named(tmp_path, row, reason):
 def test_an_empty_data_set_is_explained(tmp_path):
     with pytest.raises(ValueError, match="no rows"):
         read(write(tmp_path / "a.jsonl", []))
-    with pytest.raises(ValueError, match="all its 1 prompts are longer than 2 tokens"):
+    with pytest.raises(ValueError, match="of its 1 rows none is left: 1 longer than 2 tokens"):
         read(write(tmp_path / "b.jsonl", [{"prompt": "long", "answer": "1"}]), max_prompt_tokens=2)
     with pytest.raises(ValueError, match=r"data\.train"):
         read([])
@@ -154,3 +154,80 @@ def test_one_changed_answer_is_another_data_set(tmp_path):
     state = PromptStream(dataset_of(tmp_path, ["1", "2"]), seed=0).state_dict()
     with pytest.raises(ValueError, match="another data set"):
         PromptStream(dataset_of(tmp_path, ["1", "3"]), seed=0).load_state_dict(state)
+
+
+def test_bad_rows_are_skipped_counted_and_told(tmp_path):
+    rows = [{"prompt": "q0", "answer": "0"}, {"prompt": "q1"}, {"prompt": "q2", "answer": "2"}]
+    path = write(tmp_path / "a.jsonl", rows)
+    path.write_text(path.read_text() + "{no json\n" + json.dumps({"prompt": "q4", "answer": "4"}) + "\n")
+    with pytest.raises(ValueError, match=r"row 2: no field 'answer'.*data.on_bad_row = 'skip'"):
+        read(path)
+    dataset = read(path, on_bad_row="skip")
+    assert [(prompt.index, prompt.answer) for prompt in dataset.prompts] == [(0, "0"), (2, "2"), (4, "4")]
+    assert dataset.num_bad_rows == 2
+    assert "2 rows do not fit" in dataset.notes[0]
+    assert "row 2: no field" in dataset.notes[1] and "row 4: not a JSON object" in dataset.notes[2]
+    with pytest.raises(ValueError, match=r"none is left: 1 that do not fit, such as .*row 1"):
+        read(write(tmp_path / "b.jsonl", [{"prompt": "q"}]), on_bad_row="skip")
+
+
+def test_duplicates_are_left_out_over_files(tmp_path):
+    first = write(tmp_path / "a.jsonl", [{"prompt": "What is  1+1?", "answer": "2"}])
+    second = write(
+        tmp_path / "b.jsonl",
+        [
+            {"prompt": "what is 1+1?", "answer": "3"},
+            {"prompt": "What is  1+1?", "answer": "2"},
+            {"prompt": [{"role": "user", "content": "new"}], "answer": "1"},
+        ],
+    )
+    counts = {}
+    for mode in ("none", "exact", "normalized"):
+        dataset = read([first, second], byte_tokenizer(CHAT_TEMPLATE), dedup=mode)
+        counts[mode] = ([prompt.index for prompt in dataset.prompts], dataset.num_duplicates)
+    assert counts == {
+        "none": ([0, 1, 2, 3], 0),
+        "exact": ([0, 1, 3], 1),
+        "normalized": ([0, 3], 2),
+    }
+
+
+def test_weights_by_source_and_file_and_exact_resume_in_mid_epoch(tmp_path):
+    rows = [{"prompt": f"m{n}", "answer": str(n), "from": "maths"} for n in range(6)]
+    paths = [
+        write(tmp_path / "a.jsonl", rows),
+        write(tmp_path / "b.jsonl", [{"prompt": f"o{n}", "answer": str(n), "from": "x"} for n in range(4)]),
+    ]
+    weights = {"maths": 3.0, "b.jsonl": 1.0}
+
+    def stream():
+        dataset = read(paths, source_field="from", weights=weights)
+        return PromptStream(dataset, seed=3, weights=weights)
+
+    whole = stream()
+    taken = [text_of(prompt) for prompt in whole.next(17)]
+    assert sum(text.startswith("m") for text in taken[:16]) == 12
+    assert len(set(taken[:8])) == 8, "no prompt twice before its own source is through"
+    state = json.loads(json.dumps(whole.state_dict()))
+    resumed = stream()
+    resumed.load_state_dict(state)
+    assert resumed.next(23) == whole.next(23)
+    with pytest.raises(ValueError, match=r"other data.weights"):
+        even = {"maths": 1, "b.jsonl": 1}
+        PromptStream(read(paths, source_field="from", weights=even), 3, weights=even).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"b\.jsonl, row 1: data\.weights has neither the source 'x'"):
+        read(paths, source_field="from", weights={"maths": 1}, on_bad_row="skip")
+    with pytest.raises(ValueError, match="names ghost, but no prompt"):
+        PromptStream(read(paths[0]), 0, weights={"": 1, "ghost": 1})
+
+
+def test_the_table_is_compact_and_a_sequence(tmp_path):
+    rows = [{"prompt": "x" * 100, "answer": "\ud800" if n == 1 else "1"} for n in range(200)]
+    prompts = read(write(tmp_path / "a.jsonl", rows)).prompts
+    assert len(prompts) == 200
+    assert prompts[-1] == prompts[199]
+    assert prompts[1].answer == "\ud800"
+    assert prompts[3:9:2] == [prompts[3], prompts[5], prompts[7]]
+    with pytest.raises(IndexError):
+        prompts[200]
+    assert prompts.num_bytes / 200 < 4 * 100 + 64

@@ -32,13 +32,38 @@ def test_parquet_gives_nested_values(tmp_path):
         ("a.jsonl", b"[1]\n", "row 1: a list where a JSON object"),
         ("a.jsonl", b'{"a": "\xff"}\n', "row 1: not a JSON object"),
         ("a.parquet", b"no parquet", "not readable as parquet"),
-        ("a.csv", b"a,b\n", "unknown type '.csv'"),
+        ("a.tsv", b"a,b\n", "unknown type '.tsv'"),
+        ("a.csv", b"a,b\n1\n", "row 1: 1 values for the 2 columns"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "row 2: 3 values for the 2 columns"),
+        ("a.csv", b'a,b\n"1"2,3\n', "not readable as csv"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         list(read_rows(tmp_path / name))
+
+
+def test_csv_rows_are_text_and_may_hold_line_breaks(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbfproblem,answer\n"one,\ntwo",7\nthree,8\n')
+    assert [(row.number, dict(row.fields)) for row in read_rows(path)] == [
+        (1, {"problem": "one,\ntwo", "answer": "7"}),
+        (2, {"problem": "three", "answer": "8"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "good"),
+    [("a.jsonl", b'{"a": 1}\n{\n[2]\n{"a": 3}\n', [1, 4]), ("a.csv", b"a\n1\n2,2\n3\n", [1, 3])],
+)
+def test_lines_that_are_no_record_are_told_and_reading_goes_on(tmp_path, name, content, good):
+    (tmp_path / name).write_bytes(content)
+    told = []
+    assert [row.number for row in read_rows(tmp_path / name, told.append)] == good
+    assert [str(error).partition(":")[0].rpartition(" ")[2] for error in told] == [
+        str(number) for number in range(1, good[-1]) if number not in good
+    ]
 
 
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):

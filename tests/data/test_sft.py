@@ -58,3 +58,50 @@ def test_the_stream_resumes(tmp_path):
     resumed.load_state_dict(whole.state_dict())
     assert resumed.next(9) == whole.next(9)
     assert whole.epoch == 3
+
+
+def test_conversations_give_prompt_and_last_answer(tmp_path):
+    turns = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "and 2+2?"},
+        {"role": "assistant", "content": "4"},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    (example,) = SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages").examples
+    assert tokenizer.decode(list(example.prompt_ids)) == (
+        "<|user|>1+1?<|assistant|>2<|user|>and 2+2?<|assistant|>"
+    )
+    assert tokenizer.decode(list(example.response_ids), skip_special_tokens=True) == "4"
+    path.write_text(json.dumps({"messages": turns[:3]}) + "\n")
+    with pytest.raises(ValueError, match=r"row 1: 'messages' must hold .*\['user', 'assistant', 'user'\]"):
+        SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages")
+
+
+def test_bad_rows_and_duplicates_are_left_out_and_told(tmp_path):
+    rows = [
+        {"prompt": "q", "response": "r"},
+        {"prompt": "q", "response": "other"},
+        {"prompt": "w", "response": " "},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(on_bad_row="skip", dedup="exact")
+    dataset = SFTDataset.read([path], config, "response", byte_tokenizer(), 20)
+    assert len(dataset) == 1
+    assert "1 duplicates" in dataset.notes[0] and "1 of them have another answer" in dataset.notes[0]
+    assert "row 3" in dataset.notes[2]
+
+
+def test_demonstrations_are_mixed_by_file(tmp_path):
+    for name, count in (("a", 8), ("b", 2)):
+        lines = [json.dumps({"prompt": name, "response": f"{name}{n}"}) + "\n" for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    weights = {"a.jsonl": 1, "b.jsonl": 3}
+    config, tokenizer = DataConfig(weights=weights), byte_tokenizer()
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    stream = SFTStream(SFTDataset.read(paths, config, "response", tokenizer, 20), 0, weights=weights)
+    names = [tokenizer.decode(list(example.prompt_ids)) for example in stream.next(40)]
+    assert (names.count("a"), names.count("b")) == (10, 30)

@@ -1,0 +1,109 @@
+"""From a problem's text or messages to the token ids that a model is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.data.layouts import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt as text."""
+
+    text: str
+    has_special_tokens: bool
+    """Written by the chat template: adding them again would double BOS."""
+
+
+class PromptRenderer:
+    """Applies system prompt, instruction and chat template.
+
+    Args:
+        config: system_prompt, instruction, chat_template and chat_template_file.
+        tokenizer: of the policy.
+
+    Raises:
+        ValueError: the template file cannot be read.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        own: Any = tokenizer.chat_template
+        self._template = _template(config.chat_template_file) or own
+
+    def render(self, prompt: str | Sequence[Message], is_question: bool) -> Rendered:
+        """The prompt as the model sees it.
+
+        Args:
+            prompt: text or chat messages.
+            is_question: text that "auto" shows as a user's message to a tokenizer with a chat template.
+
+        Raises:
+            ValueError: messages, and neither a template nor data.chat_template = "never"; or a template that fails.
+        """
+        config = self._config
+        is_chat = not isinstance(prompt, str) or config.system_prompt is not None
+        messages = self._messages(prompt)
+        as_chat = config.chat_template == "always" or (
+            config.chat_template == "auto" and (is_chat or (is_question and self._template is not None))
+        )
+        if not as_chat:
+            return Rendered("\n".join(message["content"] for message in messages), False)
+        if self._template is None:
+            raise ValueError(
+                "the tokenizer has no chat template for this prompt: name one by data.chat_template_file, or set "
+                "data.chat_template = 'never' to join the messages' text instead"
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of the user's and raises what it likes
+            raise ValueError(f"the chat template refuses this prompt: {error}") from error
+        return Rendered(str(text), True)
+
+    def tokenize(self, prompts: Sequence[Rendered]) -> list[list[int]]:
+        """Token ids of each, all at once, which uses the tokenizer's threads."""
+        token_ids: list[list[int]] = [[] for _ in prompts]
+        for has_special_tokens in (False, True):
+            places = [
+                place
+                for place, prompt in enumerate(prompts)
+                if prompt.has_special_tokens is has_special_tokens
+            ]
+            if places:
+                texts = [prompts[place].text for place in places]
+                # Truncation and padding stay off: a tokenizer file may carry settings of its own.
+                batch = self._tokenizer(
+                    texts, add_special_tokens=not has_special_tokens, truncation=False, padding=False
+                )
+                for place, ids in zip(places, batch["input_ids"], strict=True):
+                    token_ids[place] = list(ids)
+        return token_ids
+
+    def _messages(self, prompt: str | Sequence[Message]) -> list[Message]:
+        config = self._config
+        messages = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        )
+        if config.instruction is not None:
+            last = messages[-1]
+            messages[-1] = last | {"content": f"{last['content']}\n\n{config.instruction}"}
+        if config.system_prompt is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": config.system_prompt})
+        return messages
+
+
+def _template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.chat_template_file = {path} cannot be read: {error}") from error

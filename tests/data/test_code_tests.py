@@ -1,0 +1,110 @@
+import base64
+import json
+import os
+import pickle
+import zlib
+
+import pytest
+
+from megatron_prime.data import code_tests
+from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
+
+
+def packed(value):
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+
+CASES = [
+    {"input": "1\n", "output": "2\n", "testtype": "stdin"},
+    {"input": "5", "output": "6", "testtype": "stdin"},
+]
+CALLS = [{"input": '[1]\n"k"', "output": "null", "testtype": "functional"}]
+
+
+@pytest.mark.parametrize(
+    "private", [json.dumps(CASES[1:]), CASES[1:], packed(json.dumps(CASES[1:])), packed(CASES[1:])]
+)
+def test_streams_from_every_form_of_the_columns(private):
+    assert json.loads(livecodebench_tests(json.dumps(CASES[:1]), private, "{}")) == {
+        "inputs": ["1\n", "5"],
+        "outputs": ["2\n", "6"],
+    }
+
+
+def test_calls():
+    truth = json.loads(livecodebench_tests(CALLS, "", '{"func_name": "f"}'))
+    assert truth == {"fn_name": "f", "inputs": [[[1], "k"]], "outputs": [[None]]}
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize(
+    ("public", "private", "metadata", "reason"),
+    [
+        ("[]", None, "{}", "0 tests"),
+        (CASES, CALLS, "{}", r"kinds \['functional', 'stdin'\]"),
+        (CALLS, None, "{}", "no func_name"),
+        (CALLS, None, "{", "'metadata' is not JSON"),
+        (CASES, "not packed", "{}", "'private_test_cases' is neither JSON nor packed"),
+        (CASES, "{}", "{}", "no list of tests"),
+        ([{"testtype": "stdin"}], None, "{}", "not of LiveCodeBench's form"),
+    ],
+)
+def test_what_does_not_fit_is_explained(public, private, metadata, reason):
+    with pytest.raises(ValueError, match=reason):
+        livecodebench_tests(public, private, metadata)
+
+
+def test_a_pickle_never_runs_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"asks for \w+\.system"):
+        livecodebench_tests(CASES, packed(Attack()), "{}")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_bomb_is_not_unpacked(monkeypatch):
+    monkeypatch.setattr(code_tests, "MAX_TESTS_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match="over 1 MiB"):
+        livecodebench_tests(CASES, packed("x" * (1 << 22)), "{}")
+
+
+LEETCODE = """
+my_solution = Solution()
+test_input = {"nums": [3, 1], "k": 2}
+assert my_solution.top(**test_input) == [3]
+test_input = {"nums": [], "k": 0}
+assert my_solution.top(**test_input) == []
+"""
+
+
+def test_leetcode_asserts_are_read_in_their_order():
+    assert json.loads(leetcode_tests(LEETCODE)) == {
+        "fn_name": "top",
+        "inputs": [[[3, 1], 2], [[], 0]],
+        "outputs": [[[3]], [[]]],
+    }
+    check = "def check(candidate):\n    assert candidate(n = -1, s = 'a') == True\n    assert candidate(2, 'b') == None"
+    assert json.loads(leetcode_tests(check, "Solution().find")) == {
+        "fn_name": "find",
+        "inputs": [[-1, "a"], [2, "b"]],
+        "outputs": [[True], [None]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("assert f(1) == g(2)", "line 1 .* literals"),
+        ("assert f(1)", "line 1 does not compare"),
+        ("assert f(**unknown) == 1", "unknown is not known"),
+        ("assert f(1) == 1\nassert g(1) == 1", r"call \['f', 'g'\]"),
+        ("x = 1", r"call \[\]"),
+        ("assert (", "not Python"),
+    ],
+)
+def test_other_asserts_are_refused(source, reason):
+    with pytest.raises(ValueError, match=reason):
+        leetcode_tests(source)

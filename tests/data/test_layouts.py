@@ -1,0 +1,98 @@
+"""Each layout on the sample files that ship with the examples, whose answers are known by hand."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from megatron_prime.config.data_schema import DataConfig, LayoutName
+from megatron_prime.data.layouts import LAYOUTS, layout
+from megatron_prime.data.rows import Row, read_rows
+
+SAMPLES = Path(__file__).parents[2] / "examples" / "data"
+
+
+def read(name, file):
+    found = layout(name, DataConfig())
+    return [
+        (found.prompt(row), found.answer(row), found.source(row), found.ability(row))
+        for row in read_rows(SAMPLES / file)
+    ]
+
+
+def test_every_name_of_the_configuration_has_a_layout():
+    assert {*LAYOUTS, "columns"} == set(get_args(LayoutName))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "answers", "source"),
+    [
+        ("gsm8k", "gsm8k.jsonl", ["43", "1200", "4"], "gsm8k"),
+        ("math", "math.jsonl", ["15", r"\frac{1}{2}", r"\{-3, 3\}"], "math"),
+        ("math", "math500.jsonl", ["120", r"\frac{1}{3}"], "math"),
+        ("math", "aime24.jsonl", ["400", "1"], "math"),
+        ("math", "amc.csv", ["132", "9"], "math"),
+        ("math", "minerva.jsonl", ["2.5", "9"], "math"),
+        ("olympiadbench", "olympiadbench.jsonl", ["0, 4", "2"], "olympiadbench"),
+    ],
+)
+def test_mathematics(name, file, answers, source):
+    rows = read(name, file)
+    assert [answer for _, answer, _, _ in rows] == answers
+    assert {(where, ability) for _, _, where, ability in rows} == {(source, "math")}
+    assert all(isinstance(prompt, str) and prompt.endswith(("?", ".", "$")) for prompt, _, _, _ in rows)
+
+
+def test_the_context_of_an_olympiad_question_comes_first():
+    assert read("olympiadbench", "olympiadbench.jsonl")[1][0].startswith("A circle has radius 1.\n\nWhat")
+
+
+def test_eurus():
+    rows = read("eurus", "eurus.jsonl")
+    assert [answer for _, answer, _, _ in rows[:3]] == ["7", r"\frac{3}{4}", "9"]
+    assert json.loads(rows[4][1])["fn_name"] == "double"
+    assert [(source, ability) for _, _, source, ability in rows] == [
+        ("sample_algebra", "math"),
+        ("sample_algebra", "math"),
+        ("sample_counting", "math"),
+        ("sample_code", "code"),
+        ("sample_code", "code"),
+    ]
+    assert [message["role"] for message in rows[0][0]] == ["system", "user"]
+
+
+def test_code():
+    (by_streams, answer, _, ability), (by_call, call, _, _) = read("livecodebench", "livecodebench.jsonl")
+    assert ability == "code"
+    assert by_streams.endswith("standard output.")
+    assert json.loads(answer) == {"inputs": ["1\n2\n", "10\n20\n"], "outputs": ["3\n", "30\n"]}
+    assert "class Solution" in by_call
+    assert json.loads(call)["fn_name"] == "scale"
+    rows = read("leetcode", "leetcode.jsonl")
+    assert [json.loads(answer)["fn_name"] for _, answer, _, _ in rows] == ["largestGap", "flipWords"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("gsm8k", {"question": "q", "answer": "7"}, "no '#### '"),
+        ("gsm8k", {"answer": "#### 7"}, "none of the columns question"),
+        ("gsm8k", {"question": "  ", "answer": "#### 7"}, "'question' is '  '"),
+        ("math", {"problem": "p", "solution": "none"}, r"no \\boxed\{answer\}"),
+        ("math", {"problem": "p"}, "none of the columns solution"),
+        ("olympiadbench", {"question": "q", "final_answer": None}, "proofs have none"),
+        ("olympiadbench", {"question": "q", "final_answer": ["1", 2]}, r"\['1', 2\]"),
+        ("leetcode", {"question": "q", "test": "x"}, r"row 9: the asserts call \[\]"),
+        ("leetcode", {"question": "q"}, "row 9: none of the columns test"),
+        ("livecodebench", {"question_content": "q"}, "row 9: 0 tests"),
+        ("eurus", {"prompt": "q", "data_source": "s", "ability": "math"}, "no field 'reward_model'"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(name, fields, reason):
+    row = Row(fields, Path("a.jsonl"), 9)
+    found = layout(name, DataConfig())
+    with pytest.raises(
+        ValueError, match=rf"a\.jsonl, row 9: .*{reason}" if "row 9" not in reason else reason
+    ):
+        found.prompt(row), found.answer(row)

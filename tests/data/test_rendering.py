@@ -1,0 +1,59 @@
+import pytest
+from data_tokenizers import CHAT_TEMPLATE, byte_tokenizer
+
+from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.data.rendering import PromptRenderer
+
+USER = [{"role": "user", "content": "q"}]
+WITH_SYSTEM = [{"role": "system", "content": "own"}, *USER]
+
+
+def render(prompt, is_question=False, template=CHAT_TEMPLATE, **config):
+    return PromptRenderer(DataConfig(**config), byte_tokenizer(template)).render(prompt, is_question).text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "config", "text"),
+    [
+        ("q", {}, "q"),
+        ("q", {"instruction": "Box it."}, "q\n\nBox it."),
+        ("q", {"system_prompt": "s"}, "<|system|>s<|user|>q<|assistant|>"),
+        (USER, {"instruction": "Box it."}, "<|user|>q\n\nBox it.<|assistant|>"),
+        (WITH_SYSTEM, {"system_prompt": "s"}, "<|system|>own<|user|>q<|assistant|>"),
+        (USER, {"system_prompt": "s", "chat_template": "never"}, "s\nq"),
+    ],
+)
+def test_system_prompt_and_instruction(prompt, config, text):
+    assert render(prompt, **config) == text
+
+
+def test_a_question_is_shown_as_a_message_where_there_is_a_template():
+    assert render("q", is_question=True) == "<|user|>q<|assistant|>"
+    assert render("q", is_question=True, template=None) == "q"
+    assert render("q", is_question=True, chat_template="never") == "q"
+
+
+def test_a_template_of_the_user_s(tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}>")
+    assert render(USER, template=None, chat_template_file=path) == "[q]>"
+    assert render(WITH_SYSTEM, chat_template_file=path) == "[own][q]>"
+    with pytest.raises(ValueError, match=r"chat_template_file = .*none\.jinja cannot be read"):
+        render(USER, chat_template_file=tmp_path / "none.jinja")
+    path.write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ValueError, match="roles must alternate"):
+        render(USER, chat_template_file=path)
+
+
+def test_messages_without_any_template_are_refused():
+    with pytest.raises(ValueError, match=r"no chat template .*data\.chat_template_file"):
+        render(USER, template=None)
+
+
+def test_tokens_of_many_prompts_are_those_of_each():
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    renderer = PromptRenderer(DataConfig(), tokenizer)
+    prompts = [renderer.render(prompt, False) for prompt in ("plain é", USER, "", WITH_SYSTEM, "x" * 50)]
+    assert renderer.tokenize(prompts) == [
+        tokenizer.encode(prompt.text, add_special_tokens=not prompt.has_special_tokens) for prompt in prompts
+    ]

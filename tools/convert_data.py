@@ -1,0 +1,178 @@
+"""Convert data files of known layouts into the schema of Eurus-2-RL-Data, or into SFT demonstrations.
+
+    python tools/convert_data.py train.jsonl --layout gsm8k --output gsm8k.parquet
+    python tools/convert_data.py aime.csv --layout math --source aime24 --output aime24.jsonl
+    python tools/convert_data.py rows.jsonl --prompt-field q --answer-field a --ability math --output rows.parquet
+    python tools/convert_data.py train.jsonl --layout math --sft --response-field solution --output sft.jsonl
+
+Rows stream through: memory does not grow with the files. The output appears whole or not at all. What does not fit is
+told with file and row; --on-bad-row skip goes on without it, counted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow
+import pyarrow.parquet
+
+from megatron_prime.config.data_schema import DataConfig, LayoutName
+from megatron_prime.data.bad_rows import BadRows
+from megatron_prime.data.duplicates import DuplicateFinder
+from megatron_prime.data.layouts import Message, layout
+from megatron_prime.data.reading import plain_text
+from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.sft import response_text
+
+MESSAGES = pyarrow.list_(pyarrow.struct([("content", pyarrow.string()), ("role", pyarrow.string())]))
+RL_SCHEMA = pyarrow.schema(
+    [
+        ("data_source", pyarrow.string()),
+        ("prompt", MESSAGES),
+        ("ability", pyarrow.string()),
+        ("reward_model", pyarrow.struct([("style", pyarrow.string()), ("ground_truth", pyarrow.string())])),
+        ("extra_info", pyarrow.struct([("split", pyarrow.string()), ("index", pyarrow.int64())])),
+    ]
+)
+SFT_SCHEMA = pyarrow.schema(
+    [("data_source", pyarrow.string()), ("prompt", MESSAGES), ("response", pyarrow.string())]
+)
+ROW_GROUP = 4096
+"""Records in memory before they are written."""
+
+
+class Converter:
+    """One conversion: options in, records and counts out."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        config = DataConfig(
+            prompt_field=options.prompt_field,
+            answer_field=options.answer_field,
+            source_field=options.source_field,
+            ability_field=options.ability_field,
+        )
+        self._layout = layout(options.layout, config)
+        self.bad_rows = BadRows(options.on_bad_row)
+        self.duplicates = DuplicateFinder(options.dedup)
+        self.num_written = 0
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Converted rows of all inputs, in order."""
+        for path in self._options.inputs:
+            for row in read_rows(path, self.bad_rows.refuse):
+                try:
+                    record = self._record(row)
+                except ValueError as error:
+                    self.bad_rows.refuse(error)
+                    continue
+                if record is not None:
+                    self.num_written += 1
+                    yield record
+
+    def _record(self, row: Row) -> dict[str, Any] | None:
+        prompt = self._layout.prompt(row)
+        options = self._options
+        target = response_text(row, options.response_field) if options.sft else self._layout.answer(row)
+        if self.duplicates.is_duplicate(plain_text(prompt), target):
+            return None
+        source = options.source or self._layout.source(row) or row.path.stem
+        record = {"data_source": source, "prompt": self._messages(prompt)}
+        if options.sft:
+            return record | {"response": target}
+        ability = options.ability or self._layout.ability(row)
+        if not ability:
+            raise row.error("what it asks for is unknown: give --ability or --ability-field")
+        return record | {
+            "ability": ability,
+            "reward_model": {"style": "rule", "ground_truth": target},
+            "extra_info": {"split": options.split, "index": self.num_written},
+        }
+
+    def _messages(self, prompt: str | list[Message]) -> list[Message]:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if self._options.instruction:
+            last = messages[-1]
+            content = f"{last['content']}\n\n{self._options.instruction}"
+            messages = [*messages[:-1], last | {"content": content}]
+        if self._options.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._options.system_prompt}, *messages]
+        return messages
+
+
+def write(records: Iterator[dict[str, Any]], output: Path, schema: pyarrow.Schema) -> None:
+    """Write jsonl or parquet aside, then rename."""
+    aside = output.with_name(f".{output.name}.partial")
+    try:
+        if output.suffix == ".parquet":
+            _write_parquet(records, aside, schema)
+        else:
+            with aside.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_parquet(records: Iterator[dict[str, Any]], path: Path, schema: pyarrow.Schema) -> None:
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for record in records:
+            batch.append(record)
+            if len(batch) == ROW_GROUP:
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+                batch = []
+        if batch:
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Options of the command line; ends the program for ones that cannot be."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="jsonl, parquet or csv")
+    parser.add_argument("--output", type=Path, required=True, help=".parquet or .jsonl; must not exist")
+    parser.add_argument("--layout", choices=get_args(LayoutName), default="columns")
+    for field, default in (("prompt", "prompt"), ("answer", "answer"), ("source", None), ("ability", None)):
+        parser.add_argument(f"--{field}-field", default=default, help="of the columns layout; dots descend")
+    parser.add_argument(
+        "--source", help="data_source of all rows; default: the row's own, or the file's name"
+    )
+    parser.add_argument("--ability", help="of all rows; default: that of the layout")
+    parser.add_argument("--split", default="train", help="extra_info.split")
+    parser.add_argument("--system-prompt", help="system message put before prompts that have none")
+    parser.add_argument("--instruction", help="text put after the question")
+    parser.add_argument("--sft", action="store_true", help="write prompt and response instead")
+    parser.add_argument("--response-field", default="response", help="column of the response, with --sft")
+    parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
+    parser.add_argument("--dedup", choices=("none", "exact", "normalized"), default="none")
+    options = parser.parse_args(arguments)
+    if options.output.suffix not in (".parquet", ".jsonl"):
+        parser.error(f"--output {options.output}: use .parquet or .jsonl")
+    if options.output.exists():
+        parser.error(f"--output {options.output} exists already: remove it, or choose another file")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert; returns the exit code."""
+    options = parse(arguments)
+    converter = Converter(options)
+    try:
+        write(converter.records(), options.output, SFT_SCHEMA if options.sft else RL_SCHEMA)
+    except ValueError as error:
+        # "data.on_bad_row" is what it is called in a configuration; here it is an option.
+        print(f"convert_data: {str(error).replace('data.on_bad_row = ', '--on-bad-row ')}", file=sys.stderr)
+        return 1
+    for line in (*converter.duplicates.lines(), *converter.bad_rows.lines()):
+        print(line)
+    print(f"{converter.num_written} rows written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
