@@ -79,7 +79,19 @@ def _command(name: str) -> Callable[[PrimeConfig, BatchArithmetic], None]:
 def _convert(config: PrimeConfig, options: argparse.Namespace) -> int:
     from megatron_prime.cli.convert import convert
 
-    return _guarded(lambda: convert(config, options.role, options.checkpoint, options.output))
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # one process reads and writes, or starts workers of its own
+    return _guarded(
+        lambda: convert(
+            config,
+            options.role,
+            options.checkpoint,
+            options.output,
+            options.dtype,
+            options.workers,
+            options.compare_logits,
+        )
+    )
 
 
 def _guarded(run: Callable[[], None]) -> int:
@@ -125,5 +137,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--checkpoint", type=Path, help="default: the newest complete one of run_dir"
             )
             command.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+            command.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
+            command.add_argument("--workers", type=int, default=1, help="processes; each holds one tensor")
+            command.add_argument(
+                "--compare-logits", action="store_true", help="run both models on a short sequence, in memory"
+            )
         command.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser

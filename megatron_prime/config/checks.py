@@ -16,6 +16,9 @@ from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Any one of these makes a tokenizer that transformers can read."""
 
+MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
+"""A folder that has it holds its weights in Megatron's format (tools/hf_to_megatron.py)."""
+
 SGLANG_RESERVED_POSITIONS = 2
 """SGLang cuts a response silently that would come nearer to the end of the context."""
 
@@ -152,7 +155,7 @@ def _read_model_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"config.json is not valid JSON: {error}") from error
     if not isinstance(shape, dict):
         raise ValueError("config.json does not hold an object")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")) and not (folder / MEGATRON_TRACKER).is_file():
         raise ValueError("no *.safetensors file; convert other weight formats to safetensors first")
     return shape
 

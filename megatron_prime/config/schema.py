@@ -27,7 +27,8 @@ class ModelConfig(Section):
     """The HF checkpoint from which policy, PRM and reference start."""
 
     path: UserPath
-    """HF checkpoint directory (config.json, safetensors, tokenizer) of the policy."""
+    """HF checkpoint directory (config.json, safetensors, tokenizer) of the policy; or what tools/hf_to_megatron.py
+    wrote of one, for the training models alone: an engine that reads weights from disk needs safetensors."""
 
 
 class ParallelConfig(Section):

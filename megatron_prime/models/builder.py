@@ -32,6 +32,7 @@ from megatron_prime.models.hf_mapping import (
     parameters_of,
 )
 from megatron_prime.models.layers import PackedAttention, RMSNorm
+from megatron_prime.models.megatron_folder import load_megatron_weights, megatron_weights
 from megatron_prime.parallel.topology import Topology
 
 
@@ -74,7 +75,7 @@ def build_model(
     """Build this rank's part of the model and fill it from the checkpoint's safetensors, a slice at a time.
 
     Args:
-        hf_path: HF checkpoint directory.
+        hf_path: HF checkpoint directory, or one with weights in Megatron's format (see models.megatron_folder).
         topology: the layout; tensor must divide heads, KV heads and FFN, pipeline the layers.
         load_weights: False leaves random weights, for a checkpoint that is loaded afterwards.
         recompute: activations that the backward pass computes again; default none.
@@ -101,7 +102,10 @@ def build_model(
     )
     built = BuiltModel(chunks, shape, parameters)
     _mark_experts(built)
-    if load_weights:
+    weights = megatron_weights(hf_path) if load_weights else None
+    if weights is not None:
+        load_megatron_weights(chunks, weights)
+    elif load_weights:
         reader = HFCheckpointReader(hf_path)
         reader.check_against(hf_tensors(shape))
         import_hf(dict(built.module.named_parameters()), parameters, reader.read_slice)

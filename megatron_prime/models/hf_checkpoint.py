@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -186,7 +186,7 @@ class HFCheckpointWriter:
         self._tensors = dict(tensors)
         self._companions_from = None if companions_from is None else Path(companions_from)
         self._missing = set(tensors)
-        self._shards = _assign_shards(self._tensors, max_shard_bytes)
+        self._shards = assign_files(self._tensors, max_shard_bytes)
         self._slots: dict[str, _Slot] = {}
         self._files: dict[str, BinaryIO] = {}
         self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
@@ -236,22 +236,11 @@ class HFCheckpointWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _begin_file(self, file_name: str, names: list[str]) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name in names:
-            spec = self._tensors[name]
-            begin, end = end, end + spec.num_bytes
-            code = _DTYPE_CODES[spec.dtype]
-            header[name] = {"dtype": code, "shape": list(spec.shape), "data_offsets": [begin, end]}
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
+        header, offsets = file_layout({name: self._tensors[name] for name in names})
         file = (self._partial / file_name).open("wb")
         self._files[file_name] = file
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        offset = 8 + len(encoded)
-        for name in names:
-            self._slots[name] = _Slot(file_name, offset)
-            offset += self._tensors[name].num_bytes
+        file.write(header)
+        self._slots |= {name: _Slot(file_name, offset) for name, offset in offsets.items()}
 
     def _commit(self) -> None:
         if self._missing:
@@ -262,39 +251,69 @@ class HFCheckpointWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        if set(self._shards) != {SINGLE_NAME}:
-            total = sum(spec.num_bytes for spec in self._tensors.values())
-            weight_map = {name: file_name for file_name, names in self._shards.items() for name in names}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            _write_synced(self._partial / INDEX_NAME, json.dumps(index, indent=2).encode())
+        write_index(self._partial, self._tensors, self._shards)
         if self._companions_from is not None:
-            self._copy_companions(self._companions_from)
+            copy_companions(self._companions_from, self._partial, {s.dtype for s in self._tensors.values()})
         _sync_directory(self._partial)
         self._partial.rename(self.path)
         _sync_directory(self.path.parent)
 
-    def _copy_companions(self, source: Path) -> None:
-        if not (source / "config.json").is_file():
-            raise ValueError(f"{source} has no config.json to copy beside the weights")
-        for name in COMPANION_FILES:
-            if (source / name).is_file():
-                content = (source / name).read_bytes()
-                if name == "config.json":
-                    content = self._config_with_dtype(content)
-                _write_synced(self._partial / name, content)
 
-    def _config_with_dtype(self, content: bytes) -> bytes:
-        # transformers casts the weights to the config's dtype: a stale one would silently round what is here.
-        dtypes = {str(spec.dtype).removeprefix("torch.") for spec in self._tensors.values()}
-        config = json.loads(content)
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        if len(dtypes) != 1 or config.get(key) in dtypes:
-            return content
-        config[key] = dtypes.pop()
-        return json.dumps(config, indent=2).encode()
+def write_index(folder: Path, tensors: Mapping[str, TensorSpec], files: Mapping[str, Sequence[str]]) -> None:
+    """Write the index of a checkpoint of several files (`files`: name -> its tensors); one file needs none."""
+    if set(files) == {SINGLE_NAME}:
+        return
+    total = sum(spec.num_bytes for spec in tensors.values())
+    weight_map = {name: file_name for file_name, names in files.items() for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_synced(folder / INDEX_NAME, json.dumps(index, indent=2).encode())
 
 
-def _assign_shards(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> dict[str, list[str]]:
+def copy_companions(source: Path, destination: Path, dtypes: Collection[torch.dtype]) -> None:
+    """Copy config, generation config and tokenizer; the config is told the dtype of the weights, if there is one.
+
+    Raises ValueError when `source` has no config.json.
+    """
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source} has no config.json to copy beside the weights")
+    for name in COMPANION_FILES:
+        if (source / name).is_file():
+            content = (source / name).read_bytes()
+            if name == "config.json":
+                content = _config_with_dtype(content, dtypes)
+            _write_synced(destination / name, content)
+
+
+def _config_with_dtype(content: bytes, dtypes: Collection[torch.dtype]) -> bytes:
+    # transformers casts the weights to the config's dtype: a stale one would silently round what is here.
+    names = {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    config = json.loads(content)
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    if len(names) != 1 or config.get(key) in names:
+        return content
+    config[key] = names.pop()
+    return json.dumps(config, indent=2).encode()
+
+
+def file_layout(tensors: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
+    """Head of a safetensors file with these tensors in this order, and the offset in the file of each."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, spec in tensors.items():
+        begin, end = end, end + spec.num_bytes
+        code = _DTYPE_CODES[spec.dtype]
+        header[name] = {"dtype": code, "shape": list(spec.shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
+    offset = 8 + len(encoded)
+    offsets = {}
+    for name, spec in tensors.items():
+        offsets[name] = offset
+        offset += spec.num_bytes
+    return len(encoded).to_bytes(8, "little") + encoded, offsets
+
+
+def assign_files(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> dict[str, list[str]]:
     """Fill files in order up to `max_shard_bytes`; a tensor larger than that has a file to itself."""
     groups: list[list[str]] = [[]]
     size = 0

@@ -1,0 +1,86 @@
+"""A conversion judged by what the models say: transformers' model and Megatron's on the same tokens.
+
+Both are in memory whole, so this is for models that fit this machine.
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_prime.data.packed_sequences import pack_sequences
+from megatron_prime.models.builder import build_model
+from megatron_prime.models.experts import RoutedSeqParams
+from megatron_prime.models.gpt import ScoreRequest
+from megatron_prime.models.megatron_folder import load_megatron_weights
+from megatron_prime.parallel.platform import select_platform
+from megatron_prime.parallel.topology import build_topology
+
+NUM_TOKENS = 24
+TOLERANCE = 1e-4
+"""Of float32 log-probs; a tensor that went to the wrong place moves them by far more."""
+CAST_TOLERANCE = 0.3
+"""Where one side was rounded to another dtype: tells right from wrong, and no more."""
+
+
+def compare_logits(hf_folder: Path, weights: Path, tolerance: float = TOLERANCE) -> float:
+    """Largest difference of next-token log-probs, over the whole vocabulary, on a short made-up sequence.
+
+    `weights` is a folder of format torch_dist. Everything is computed in float32. Raises ValueError when the models
+    differ by more than `tolerance`.
+    """
+    _join_alone()
+    platform = select_platform("cpu", "fp32", 1, 600.0)
+    platform.start_process_group()
+    built = build_model(hf_folder, build_topology(platform), load_weights=False)
+    load_megatron_weights(built.chunks, weights)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, built.shape.vocab_size, (NUM_TOKENS,), generator=generator)
+    ours = _megatron_logprobs(built.chunks[0], built.shape.vocab_size, tokens)
+    del built
+    theirs_model: Any = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = torch.log_softmax(theirs_model(tokens[None]).logits[0], -1)
+    difference = float((ours - theirs).abs().max())
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{hf_folder} and {weights} are different models: log-probs differ by up to {difference:.3g}"
+        )
+    return difference
+
+
+def _join_alone() -> None:
+    """A process group of one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**alone, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}.items():
+        os.environ.setdefault(name, value)
+
+
+@torch.no_grad()
+def _megatron_logprobs(model: Any, vocab_size: int, tokens: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """[tokens, vocabulary], from the hidden states before the output layer."""
+    hidden: list[torch.Tensor] = []
+    handle = model.decoder.register_forward_hook(lambda _module, _inputs, output: hidden.append(output))
+    packed = pack_sequences([(tokens[:-1].tolist(), tokens[-1:].tolist())])
+    positions = torch.zeros(1, dtype=torch.int64)
+    parameters = RoutedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=packed.cu_seqlens,
+        cu_seqlens_kv=packed.cu_seqlens,
+        max_seqlen_q=packed.max_seqlen,
+        max_seqlen_kv=packed.max_seqlen,
+        routing=None,
+    )
+    request = ScoreRequest(positions, positions, 1.0, 1)
+    try:
+        model.eval()(packed.token_ids_S, packed.position_ids_S, parameters, request)
+    finally:
+        handle.remove()
+    logits = hidden[0].reshape(len(tokens), -1) @ model.output_weight()[:vocab_size].T
+    return torch.log_softmax(logits, -1)

@@ -1,0 +1,180 @@
+"""HF checkpoint -> Megatron checkpoint, a cell at a time.
+
+    output/config.json, tokenizer ...              as the HF checkpoint has them
+    output/latest_checkpointed_iteration.txt       "release", as Megatron-LM looks for it
+    output/release/                                weights, format torch_dist, for any layout; manifest.json: checksums
+
+Each data file is written, read back and compared with the source bit for bit before it counts as done. Memory: one cell
+(the embedding, or a fused gate and up projection), and a block of rows for the comparison.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_prime.conversion.cells import Cell, cells_of, extra_states
+from megatron_prime.conversion.dist_files import (
+    Chunk,
+    append_chunk,
+    append_empty_state,
+    load_chunk,
+    write_metadata,
+)
+from megatron_prime.conversion.hf_rows import RowReader, bytes_of
+from megatron_prime.conversion.units import Done, Job, Unit, manifest_of, run_job
+from megatron_prime.models.builder import read_shape
+from megatron_prime.models.hf_checkpoint import HFCheckpointReader, copy_companions
+from megatron_prime.models.hf_mapping import ModelShape, Piece, hf_tensors
+from megatron_prime.models.megatron_folder import RELEASE, TRACKER
+from megatron_prime.observability.progress import Progress
+
+BLOCK_BYTES = 32 << 20
+"""Of the source that are in memory for a comparison."""
+
+
+def hf_to_megatron(
+    source: Path, output: Path, *, num_workers: int, max_file_bytes: int, progress: Progress
+) -> None:
+    """Write the Megatron form of an HF checkpoint; dtypes and values stay as they are.
+
+    Raises ValueError for an architecture that is not supported, for tensors that are missing, unexpected or of another
+    shape (all named), when `output` exists, or when what was written reads back otherwise.
+    """
+    shape = read_shape(source)
+    HFCheckpointReader(source).check_against(hf_tensors(shape))
+    reader = RowReader(source)
+    dtypes = {key: _dtype_of(reader, cell) for key, cell in _first_cells(shape).items()}
+    groups = _groups(shape, dtypes, max_file_bytes)
+    units = [
+        Unit(
+            f"{RELEASE}/__{index}_0.distcp",
+            partial(_write_file, source, cells, tuple(states), dtypes),
+            sum(_num_bytes(cell, dtypes) for cell in cells),
+        )
+        for index, (cells, states) in enumerate(groups)
+    ]
+    identity = {
+        "from": str(source.resolve()),
+        "files": sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir()),
+        "max_file_bytes": max_file_bytes,
+        "to": "torch_dist",
+    }
+    run_job(Job(output, identity, units, partial(_finish, source, shape, dtypes)), num_workers, progress)
+
+
+def _first_cells(shape: ModelShape) -> dict[str, Cell]:
+    """One cell of each tensor."""
+    result: dict[str, Cell] = {}
+    for cell in cells_of(shape):
+        result.setdefault(cell.key, cell)
+    return result
+
+
+def _dtype_of(reader: RowReader, cell: Cell) -> torch.dtype:
+    """The one dtype of what a tensor is made of; `_fill` checks the other cells."""
+    return reader.dtype_of(cell.pieces[0].hf_name)
+
+
+def _num_bytes(cell: Cell, dtypes: dict[str, torch.dtype]) -> int:
+    return torch.Size(cell.shape).numel() * dtypes[cell.key].itemsize
+
+
+def _groups(
+    shape: ModelShape, dtypes: dict[str, torch.dtype], max_file_bytes: int
+) -> list[tuple[list[Cell], Sequence[str]]]:
+    """Cells of each file; the first holds the empty states too."""
+    groups: list[list[Cell]] = [[]]
+    size = 0
+    for cell in cells_of(shape):
+        num_bytes = _num_bytes(cell, dtypes)
+        if groups[-1] and size + num_bytes > max_file_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(cell)
+        size += num_bytes
+    return [(cells, extra_states(shape) if index == 0 else ()) for index, cells in enumerate(groups)]
+
+
+def _write_file(
+    source: Path, cells: Sequence[Cell], states: Sequence[str], dtypes: dict[str, torch.dtype], path: Path
+) -> list[dict[str, Any]]:
+    """Write and check one data file; returns its chunks."""
+    reader = RowReader(source)
+    chunks: list[Chunk] = []
+    with path.open("wb") as file:
+        for cell in cells:
+            tensor = torch.empty(cell.shape, dtype=dtypes[cell.key])
+            _fill(reader, cell, tensor)
+            chunks.append(append_chunk(file, cell.key, cell.offsets, tensor, len(cell.leading)))
+            del tensor
+        chunks += [append_empty_state(file, key) for key in states]
+    with path.open("rb") as file:
+        for cell, chunk in zip(cells, chunks, strict=False):
+            _compare(reader, cell, load_chunk(file, chunk).reshape(cell.shape))
+    return [asdict(chunk) for chunk in chunks]
+
+
+def _fill(reader: RowReader, cell: Cell, tensor: torch.Tensor) -> None:
+    num_rows = 0
+    for piece in cell.pieces:
+        found = reader.dtype_of(piece.hf_name)
+        if found != tensor.dtype:
+            raise ValueError(
+                f"{piece.hf_name} is {found}, but {cell.key}, of which it is a part, is {tensor.dtype}: "
+                "convert the checkpoint to one dtype first"
+            )
+        start, length, hf_start = _rows(piece, cell)
+        reader.read_rows(piece.hf_name, hf_start, tensor[start : start + length])
+        num_rows += length
+    tensor[num_rows:].zero_()  # padding of the vocabulary is at the end
+
+
+def _compare(reader: RowReader, cell: Cell, written: torch.Tensor) -> None:
+    num_rows = 0
+    for piece in cell.pieces:
+        start, length, hf_start = _rows(piece, cell)
+        num_rows += length
+        for first, count in _blocks(length, written):
+            rows = written[start + first : start + first + count]
+            expected = torch.empty_like(rows)
+            reader.read_rows(piece.hf_name, hf_start + first, expected)
+            if bytes_of(rows) != bytes_of(expected):
+                raise ValueError(f"{cell.key} {cell.index} reads back otherwise than {piece.hf_name} is")
+    if written[num_rows:].any():
+        raise ValueError(f"{cell.key} {cell.index}: the padding of the vocabulary does not read back as zero")
+
+
+def _blocks(num_rows: int, tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
+    row_bytes = max(1, tensor[:1].numel() * tensor.element_size())
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for first in range(0, num_rows, step):
+        yield first, min(step, num_rows - first)
+
+
+def _rows(piece: Piece, cell: Cell) -> tuple[int, int, int]:
+    """A piece as rows: (first row of the cell, how many, first row of the HF tensor)."""
+    if piece.dim == 0:
+        return piece.local_start, piece.length, piece.hf_start
+    # Without tensor parallelism, what is split along another dim is whole.
+    assert (piece.hf_start, piece.local_start, piece.length) == (0, 0, cell.shape[piece.dim])
+    return 0, cell.shape[0], 0
+
+
+def _finish(
+    source: Path, shape: ModelShape, dtypes: dict[str, torch.dtype], folder: Path, done: Mapping[str, Done]
+) -> None:
+    chunks = [
+        Chunk(**entry | {"offsets": tuple(entry["offsets"]), "sizes": tuple(entry["sizes"])})
+        for unit in done.values()
+        for entry in unit.result
+    ]
+    specs = {key: (cell.whole_shape, dtypes[key]) for key, cell in _first_cells(shape).items()}
+    release = folder / RELEASE
+    write_metadata(release, chunks, specs, {"checkpoint_version": 3.0, "iteration": 0})
+    manifest_of(release, {Path(path).name: unit for path, unit in done.items()})
+    (folder / TRACKER).write_text(RELEASE)
+    copy_companions(source, folder, set(dtypes.values()))

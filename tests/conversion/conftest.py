@@ -1,0 +1,41 @@
+"""Tiny models of every family, converted once a session, and what Megatron says of them."""
+
+import conversion_worker
+import pytest
+from distributed_runner import run_distributed
+from tiny_models import save_tiny_model
+
+from megatron_prime.conversion.to_megatron import hf_to_megatron
+from megatron_prime.observability.progress import Progress
+
+FAMILIES = ("qwen2 tied", "qwen3", "llama rope", "qwen3 moe", "qwen3 moe mixed", "mixtral")
+
+
+@pytest.fixture(scope="session")
+def hf_models(tmp_path_factory):
+    """(folder, name -> model): HF checkpoints."""
+    root = tmp_path_factory.mktemp("hf")
+    return root, {name: save_tiny_model(name, root / name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def converted(hf_models, tmp_path_factory):
+    """Folder of name -> Megatron form, in files of about 20 kB."""
+    root = tmp_path_factory.mktemp("megatron")
+    for name in FAMILIES:
+        hf_to_megatron(
+            hf_models[0] / name,
+            root / name,
+            num_workers=1,
+            max_file_bytes=20_000,
+            progress=Progress(enabled=False),
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def megatron(hf_models, converted, tmp_path_factory):
+    """(what Megatron itself saves of the models, what two processes load of the converted ones, by rank)."""
+    saved = tmp_path_factory.mktemp("saved")
+    loaded = run_distributed(conversion_worker.load_and_save, 2, hf_models[0], converted, saved)
+    return saved, loaded

@@ -1,0 +1,11 @@
+"""The comparison accepts the same model and refuses one with two tensors exchanged."""
+
+import conversion_logits_worker
+from distributed_runner import run_distributed
+
+
+def test_equal_models_agree_and_others_do_not(hf_models, converted):
+    (report,) = run_distributed(conversion_logits_worker.compare, 1, hf_models[0], converted)
+    assert all(difference < 1e-5 for difference in report["same"].values()), report
+    assert len(report["same"]) == 2
+    assert "are different models: log-probs differ by up to" in report["other"]
