@@ -194,8 +194,8 @@ class RewardConfig(Section):
     """Name in the verifier registry: exact_match, math."""
     num_workers: Positive = 1
     """Verifier processes a training process."""
-    timeout_s: PositiveFloat = 5.0
-    """A verification that takes longer is killed and counted."""
+    timeout_s: PositiveFloat = 2.0
+    """A verification that takes longer is killed and counted; code has limits of its own."""
 
 
 class OptimizerConfig(Section):

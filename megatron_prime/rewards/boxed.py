@@ -16,13 +16,15 @@ def last_boxed(text: str) -> str | None:
 
     Boxes that stand side by side, with nothing but punctuation, "and" or "or" between them, are one answer of several
     parts: they come joined as they were separated (`\boxed{2} or \boxed{3}` gives `2 or 3`, others `2, 3`), so that
-    offering two answers to a question that has one is not better than offering one.
+    offering two answers to a question that has one is not better than offering one. An empty last box is no answer.
     """
     boxes = _complete_boxes(text[-MAX_TAIL_CHARS:])
     if not boxes:
         return None
     tail = text[-MAX_TAIL_CHARS:]
     start, answer = boxes[-1][0], boxes[-1][2]
+    if not answer.strip():
+        return answer
     for previous_start, previous_end, content in reversed(boxes[:-1]):
         between = tail[previous_end:start]
         if _BETWEEN_BOXES.fullmatch(between) is None or "\n\n" in between:

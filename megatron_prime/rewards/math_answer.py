@@ -15,18 +15,32 @@ and this verifier runs in a `VerifierPool`, which kills it from outside.
 """
 
 import logging
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from megatron_prime.rewards.boxed import last_boxed, unwrap_boxed
-from megatron_prime.rewards.math_notation import exact_decimals, is_costly, normalise, squeezed, words
+from megatron_prime.rewards.math_cost import is_costly
+from megatron_prime.rewards.math_equations import (
+    difference_of,
+    names_a_quantity,
+    ratio_terms,
+    sides_of,
+    strip_assignment,
+)
+from megatron_prime.rewards.math_intervals import Interval, real_set
+from megatron_prime.rewards.math_notation import (
+    chosen_letter,
+    exact_decimals,
+    normalise,
+    squeezed,
+    words,
+)
 from megatron_prime.rewards.math_structure import (
-    Interval,
     Quantity,
-    real_set,
     split_bracketed,
     split_items,
     split_unit,
-    strip_assignment,
 )
 
 MAX_ITEMS = 64
@@ -37,6 +51,10 @@ class MathAnswer:
     """See the module's contract."""
 
     in_process = False
+
+    def warm_up(self) -> None:
+        """Load sympy and the parser's grammar: seconds on a cold file system."""
+        values_equal("1", r"\frac{2}{2}")
 
     def verify(self, response_text: str, answer: str) -> float:
         """1.0 when the boxed answer equals the ground truth, else 0.0.
@@ -62,11 +80,17 @@ def answers_equal(gold: str, given: str) -> bool:
 
 
 def _equal(gold: str, given: str) -> bool:
+    if r"\ldots" in gold + given:
+        return False  # only what is written out can be compared
+    if len(gold_letter := chosen_letter(gold) or "") == 1:
+        return gold_letter == chosen_letter(given)
     gold_words, given_words = words(gold), words(given)
     if gold_words is not None or given_words is not None:
         return _words_equal(gold, given, gold_words, given_words)
     if (as_sets := _real_sets_equal(gold, given)) is not None:
         return as_sets
+    if _is_set(gold) and split_bracketed(given) is not None and not _is_set(given):
+        return False
     gold_items, given_items = _items(gold), _items(given)
     if len(gold_items) == 1 and len(given_items) == 1:
         return _single_equal(gold_items[0], given_items[0])
@@ -78,10 +102,20 @@ def _equal(gold: str, given: str) -> bool:
 
 def _items(text: str) -> list[str]:
     r"""Parts of a list or of a `\{\}` set, whose order does not count."""
-    bracketed = split_bracketed(text)
-    if bracketed is not None and bracketed[0] == r"\{":
-        text = ",".join(bracketed[1])
+    if _is_set(text):
+        text = ",".join(part for piece in text.split(r"\cup") for part in _bracketed_parts(piece))
     return split_items(text)
+
+
+def _is_set(text: str) -> bool:
+    r"""`\{1,2\}`, or a union of such."""
+    pieces = [split_bracketed(piece) for piece in text.split(r"\cup")]
+    return all(piece is not None and piece[0] == r"\{" for piece in pieces)
+
+
+def _bracketed_parts(text: str) -> list[str]:
+    bracketed = split_bracketed(text)
+    return [] if bracketed is None else bracketed[1]
 
 
 def _words_equal(gold: str, given: str, gold_words: str | None, given_words: str | None) -> bool:
@@ -110,14 +144,50 @@ def _single_equal(gold: str, given: str) -> bool:
     """One value, tuple or word."""
     if squeezed(gold) == squeezed(given):
         return True
-    gold_name, gold_value = strip_assignment(gold)
-    given_name, given_value = strip_assignment(given)
-    if bool(gold_name) != bool(given_name) or (gold_name and gold_name == given_name):
-        gold, given = gold_value, given_value
+    if len(sides_of(gold)) + len(sides_of(given)) > 2:
+        return _equations_equal(gold, given)
+    if len(ratio_terms(gold)) + len(ratio_terms(given)) > 2:
+        return _ratios_equal(ratio_terms(gold), ratio_terms(given))
     gold_tuple, given_tuple = split_bracketed(gold), split_bracketed(given)
     if any(part is not None and len(part[1]) > 1 for part in (gold_tuple, given_tuple)):
         return _tuples_equal(gold_tuple, given_tuple)
     return _quantities_equal(split_unit(gold), split_unit(given))
+
+
+def _equations_equal(gold: str, given: str) -> bool:
+    """At least one side is an equation; a name may be left out, but not be another one."""
+    (gold_name, gold_value), (given_name, given_value) = strip_assignment(gold), strip_assignment(given)
+    if gold_name and gold_name == given_name:
+        return _single_equal(gold_value, given_value)
+    gold_sides, given_sides = sides_of(gold), sides_of(given)
+    if len(gold_sides) == 1:
+        if not re.search("[A-Za-z]", given_sides[0]):  # 41 = 42 claims more than it answers
+            return all(_single_equal(gold, side) for side in given_sides)
+        claims = [given_value] if given_name else given_sides[1:]
+        return all(_single_equal(gold, claim) for claim in claims)
+    if len(given_sides) == 1:
+        return names_a_quantity(gold_sides[0]) and _single_equal(
+            gold_value if gold_name else gold_sides[-1], given
+        )
+    if len(gold_sides) != 2 or len(given_sides) != 2:
+        return False
+    difference, other = difference_of(gold_sides), difference_of(given_sides)
+    return values_equal(difference, other) or values_equal(difference, f"-({other})")
+
+
+def _ratios_equal(gold: Sequence[str], given: Sequence[str]) -> bool:
+    """Terms in the same proportion; a ratio of two is also a fraction."""
+    if {len(gold), len(given)} == {1, 2}:
+        gold, given = (
+            [rf"\frac{{{terms[0]}}}{{{terms[1]}}}"] if len(terms) == 2 else terms for terms in (gold, given)
+        )
+    if len(gold) != len(given):
+        return False
+    if len(gold) == 1:
+        return _single_equal(gold[0], given[0])
+    return all(
+        values_equal(f"({a})*({given[0]})", f"({gold[0]})*({b})") for a, b in zip(gold, given, strict=True)
+    )
 
 
 def _tuples_equal(gold: tuple[str, list[str], str] | None, given: tuple[str, list[str], str] | None) -> bool:
@@ -165,7 +235,28 @@ def values_equal(gold: str, given: str) -> bool:
         )
         for text in (gold, given)
     ]
-    return bool(parsed[0] and parsed[1] and verify(parsed[0], parsed[1], timeout_seconds=None))
+    if not (parsed[0] and parsed[1]):
+        return False
+    if verify(parsed[0], parsed[1], timeout_seconds=None):
+        return True
+    if not _has_imaginary_unit(gold + given):
+        return False
+    complex_gold, complex_given = ([_with_imaginary_unit(form) for form in forms] for forms in parsed)
+    return bool(verify(complex_gold, complex_given, timeout_seconds=None))
+
+
+def _has_imaginary_unit(text: str) -> bool:
+    return re.search(r"(?<![A-Za-z\\])i(?![A-Za-z_])", text) is not None
+
+
+def _with_imaginary_unit(expression: Any) -> Any:  # noqa: ANN401 - a sympy expression or text
+    """math-verify reads `i` as a variable like any other."""
+    import sympy
+
+    if not isinstance(expression, sympy.Basic):
+        return expression
+    units = [symbol for symbol in expression.free_symbols if str(symbol) == "i"]
+    return expression.subs(dict.fromkeys(units, sympy.I))
 
 
 def _all_equal(gold: Sequence[str], given: Sequence[str]) -> bool:

@@ -5,42 +5,54 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from megatron_prime.rewards.boxed import closing_brace
-
-MAX_CHARS = 400
-"""Longer answers are compared as written only."""
-MAX_POWERS = 40
-MAX_EXPONENT_PRODUCT = 10**5
-"""Of all numeric exponents: bounds the digits of nested powers and the terms of expanded ones."""
-
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
     "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ",
     "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "°": r"^{\circ}",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ℝ": r"\mathbb{R}", "′": "'", "∣": "|",
+    "｛": r"\{", "｝": r"\}", "…": r"\ldots ",
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+
+def _numeral_base(index: re.Match[str]) -> str:
+    base = _BASES.get(index[1].lower())
+    return index[0] if base is None else f"_{{{base}}}"
+
+
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![A-Za-z])\.?", ""),
+        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|bf|rm|it)(?![A-Za-z])\.?", ""),
+        (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+        # Euler's number and the imaginary unit set upright
+        (r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:varnothing|empty)(?![A-Za-z])", r"\\emptyset"),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
+        (r"\\neq(?![A-Za-z])", r"\\ne"),
+        (r"\\[lc]?dots(?![A-Za-z])|\.\.\.+", r"\\ldots "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
         (
             r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol)\s*\{\s*([^{}]*?)\s*\}",
             r"\\text{\1}",
         ),
+        (
+            r"_\s*\{?\s*\\text\{(\w+)\}\s*\}?",
+            _numeral_base,
+        ),
         (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"\\degree "),
         (r"\\degrees?(?![A-Za-z])\s*", r"\\degree "),
         (r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)+(?=\d{3}(?!\d))", ""),
-        (r"\\(?:[,!;: ]|quad|qquad)|~", " "),
+        # A dollar sign with its backslash is money. Two backslashes end a row and leave the next character alone.
+        (r"\\\$\s*(\d[\d,]*(?:\.\d+)?)", lambda match: match[1].replace(",", "") + r"\text{ dollars}"),
+        (r"(?<!\\)\\(?:[,!;: ]|quad|qquad)|~", " "),
         (r"\\\$|\$|\\\(|\\\)|\\\[|\\\]", " "),
         (r"\\[lr]brace(?![A-Za-z])", lambda match: "\\{" if match[0][1] == "l" else "\\}"),
         # A mantissa and an exponent, but not Euler's number in 2e or an identifier in x1e5.
@@ -54,14 +66,16 @@ _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\w.]*\.)|(?<=[A-Za-z}])(\d+)\.(\d+)")
 _WORD = re.compile(r"\\text\{([^{}]*)\}|([A-Za-z][A-Za-z .'-]*[A-Za-z]|[A-Za-z])")
+_CHOICE = re.compile(r"\(?\s*(?P<closed>[A-J])\s*[).:](?P<rest>.*)|(?P<alone>[A-Ja-j])", flags=re.DOTALL)
+_ARTICLE = re.compile(r"(?:a|an|the) (?=\w\w)")
 
 NO_SOLUTION = {
     "no solution",
     "no solutions",
     "none",
     "empty set",
-    "the empty set",
     "no real solution",
+    "no real solutions",
     "null set",
 }
 
@@ -96,9 +110,26 @@ def words(text: str) -> str | None:
         choice = re.fullmatch(r"\(?\s*([A-Z])\s*\)?", text.strip())
         return choice[1].lower() if choice and "(" in text else None
     if match[1] is not None:
-        return re.sub(r"\s+", " ", match[1].strip().strip("().")).lower()
+        return _ARTICLE.sub("", re.sub(r"\s+", " ", match[1].strip().strip("().")).lower(), count=1)
     letters = match[2]
-    return re.sub(r"\s+", " ", letters).lower() if max(map(len, letters.split())) > 2 else None
+    return (
+        _ARTICLE.sub("", re.sub(r"\s+", " ", letters).lower(), count=1)
+        if max(map(len, letters.split())) > 2
+        else None
+    )
+
+
+def chosen_letter(text: str) -> str | None:
+    r"""The option of a multiple choice that `text` names, lower case: `A`, `(A)`, `A) 12`, `\text{(A) }12`, `Option A`.
+
+    None when it names none, or another one besides.
+    """
+    plain = re.sub(r"\\text\{([^{}]*)\}", r"\1 ", text).strip()
+    plain = re.sub(r"^(?:option|choice|answer)\b:?\s*", "", plain, flags=re.IGNORECASE)
+    match = _CHOICE.fullmatch(plain)
+    if match is None or re.search(r"\b(?:[A-J]|or|and|not)\b", match["rest"] or ""):
+        return None
+    return (match["closed"] or match["alone"]).lower()
 
 
 def exact_decimals(text: str) -> str:
@@ -140,42 +171,3 @@ def _bracket_roots(text: str) -> str:
     r"""`\sqrt 12` (from the root sign) takes the whole number, `\sqrt (x+1)` the bracket."""
     text = re.sub(r"\\sqrt (\d+|[A-Za-z])", r"\\sqrt{\1}", text)
     return re.sub(r"\\sqrt \(([^()]*)\)", r"\\sqrt{\1}", text)
-
-
-def is_costly(text: str) -> bool:
-    """Whether evaluating `text` could take more than moments: huge powers, power towers, factorials.
-
-    A cheap guard in front of the deadline, not a proof: what slips through is killed there.
-    """
-    if len(text) > MAX_CHARS or text.count("^") > MAX_POWERS or len(re.findall(r"\d{400,}", text)):
-        return True
-    if re.search(r"!\s*!|!\s*[)}\]]*\s*!", text):
-        return True
-    if any(len(digits) > 3 for digits in re.findall(r"(\d+)\s*[)}]*\s*!", text)):
-        return True
-    exponents = _exponents(text)
-    product = 1
-    for exponent in exponents:
-        if "^" in exponent and re.search(r"\d", exponent):
-            return True
-        for digits in re.findall(r"\d+", exponent):
-            product *= max(1, int(digits[:9]))
-            if len(digits) > 4 or product > MAX_EXPONENT_PRODUCT:
-                return True
-    return False
-
-
-def _exponents(text: str) -> list[str]:
-    """What stands above each ^, a tower as one."""
-    exponents = []
-    for match in re.finditer(r"\^\s*", text):
-        rest = match.end()
-        if text[rest : rest + 1] == "{":
-            end = closing_brace(text, rest + 1)
-            end = len(text) if end is None else end + 1
-        else:
-            plain = re.compile(r"[({]?[-+]?\d*[A-Za-z]?").match(text, rest)
-            end = rest + (len(plain[0]) if plain else 1)
-        tower = re.compile(r"\s*\^").match(text, end)
-        exponents.append(text[rest:end] + (tower[0] if tower else ""))
-    return exponents

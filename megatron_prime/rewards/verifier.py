@@ -23,6 +23,15 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
+class WarmsUp(Protocol):
+    """A verifier with something slow to load, which must not count against the first response's deadline."""
+
+    def warm_up(self) -> None:
+        """Called once in each worker, before the first response."""
+        ...
+
+
 class VerificationStatus(StrEnum):
     """How a verification ended."""
 

@@ -53,6 +53,8 @@ def main() -> None:
     from megatron_prime.rewards import verifier as registry
 
     verifier = registry.get(verifier_name)
+    if isinstance(verifier, registry.WarmsUp):
+        verifier.warm_up()
     replies.write(encode_frame({"ready": os.getpid()}))
     replies.flush()
     while (request := read_frame(requests)) is not None:

@@ -19,6 +19,7 @@ from megatron_prime.rewards.boxed import MAX_TAIL_CHARS, closing_brace, last_box
         (r"\boxed{\boxed{1}\boxed{2}} or \fbox{3}", "2 or 3"),
         (r"\boxed{1 \boxed{2}", "2"),
         (r"\boxed{}", ""),
+        (r"\boxed{42}\boxed{}", ""),
         (r"\boxed{2} cut: \boxed{\frac{1}{", "2"),
         (r"\boxed{2", None),
         ("42", None),

@@ -1,7 +1,13 @@
 # ruff: noqa: RUF001 - look-alike characters are what is tested
 import pytest
 
-from megatron_prime.rewards.math_notation import exact_decimals, is_costly, normalise, squeezed, words
+from megatron_prime.rewards.math_notation import (
+    chosen_letter,
+    exact_decimals,
+    normalise,
+    squeezed,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,13 @@ from megatron_prime.rewards.math_notation import exact_decimals, is_costly, norm
         ("2 1/2", r"2\frac{1}{2}"),
         ("42.", "42"),
         ("−5", "-5"),
+        (r"\begin{pmatrix}1\\ 2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        (r"3+2\mathrm{i}", "3+2i"),
+        (r"\$1,234.50", r"1234.50\text{ dollars}"),
+        (r"101_{\text{two}}", "101_{2}"),
+        (r"x_{\text{max}}", r"x_{\text{max}}"),
+        (r"\color{red}{4}", "{4}"),
+        ("1, 2, …", r"1, 2, \ldots"),
     ],
 )
 def test_one_notation(text, normal):
@@ -60,6 +73,8 @@ def test_decimals_become_exact(text, exact):
         ("East", "east"),
         (r"\text{East}", "east"),
         (r"\text{(C)}", "c"),
+        (r"\text{an Ellipse}", "ellipse"),
+        ("a", None),
         ("(C)", "c"),
         ("Tuesday morning", "tuesday morning"),
         ("x", None),
@@ -73,14 +88,21 @@ def test_words(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["9^9^9", "9^{9^9}", "2^{100000}", "10!!", "(9!)!", "5000!", "7" * 401, "(2^{999})^{999}"]
+    ("text", "letter"),
+    [
+        ("A", "a"),
+        ("(B)", "b"),
+        (r"\text{(B) }12", "b"),
+        ("C) 15", "c"),
+        ("D.", "d"),
+        (r"\text{Option D}", "d"),
+        ("A or B", None),
+        ("(A) or (B)", None),
+        ("A) B) C)", None),
+        ("ABC", None),
+        ("x", None),
+        ("12", None),
+    ],
 )
-def test_costly(text):
-    assert is_costly(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["2^{10}", "10!", "e^{x^y}", "x^2+y^2", "2^{2019}", "10^{-3}", "x!", "1" * 399]
-)
-def test_not_costly(text):
-    assert not is_costly(text)
+def test_chosen_letters(text, letter):
+    assert chosen_letter(text) == letter

@@ -1,0 +1,125 @@
+"""The math verifier beside plain math-verify: accuracy by kind, answers a second, worst times.
+
+`PYTHONPATH=. python benchmarks/verifiers.py`, about two minutes. Both judge the same hand-made cases
+(tests/rewards/math_cases.toml) in the same run; math-verify as its documentation shows it, with its own time limits.
+"""
+
+import logging
+import statistics
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from math_verify import parse, verify
+
+from megatron_prime.rewards import VerifierPool
+from megatron_prime.rewards.math_answer import MathAnswer
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from pathological_answers import ANSWERS  # noqa: E402 - it lies beside the tests
+
+DEADLINE_S = 2.0
+NUM_ROUNDS = 6
+
+Judge = Callable[[str, str], float]
+"""Response and ground truth to 0 or 1."""
+
+
+def cases() -> dict[str, list[tuple[str, str, bool]]]:
+    """Kind -> (response, ground truth, is it right)."""
+    table = tomllib.loads((ROOT / "tests" / "rewards" / "math_cases.toml").read_text(encoding="utf-8"))
+    return {
+        kind: [
+            (text if kind == "responses" else rf"Thus $\boxed{{{text}}}$.", answer, verdict == "right")
+            for verdict, pairs in verdicts.items()
+            for answer, text in pairs
+        ]
+        for kind, verdicts in table.items()
+    }
+
+
+def plain(response: str, answer: str) -> float:
+    """math-verify's documented use; an exception is no reward."""
+    try:
+        return float(verify(parse(f"${answer}$"), parse(response)))
+    except Exception:  # noqa: BLE001 - whatever it raises
+        return 0.0
+
+
+def mistakes(judge: Judge, of_kind: list[tuple[str, str, bool]]) -> tuple[int, int]:
+    """Right answers that were rejected, wrong ones that were accepted."""
+    verdicts = [(judge(response, answer) == 1.0, is_right) for response, answer, is_right in of_kind]
+    return sum(r and not v for v, r in verdicts), sum(v and not r for v, r in verdicts)
+
+
+def print_accuracy() -> None:
+    print("| kind | cases | ours | plain | plain rejects right | plain accepts wrong |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    totals = [0] * 5
+    for kind, of_kind in cases().items():
+        rejected, accepted = mistakes(MathAnswer().verify, of_kind)
+        plain_rejected, plain_accepted = mistakes(plain, of_kind)
+        row = [len(of_kind), rejected, accepted, plain_rejected, plain_accepted]
+        totals = [a + b for a, b in zip(totals, row, strict=True)]
+        print(accuracy_row(kind.replace("_", " "), row))
+    print(accuracy_row("all", totals))
+
+
+def accuracy_row(name: str, counts: list[int]) -> str:
+    total, rejected, accepted, plain_rejected, plain_accepted = counts
+    return (
+        f"| {name} | {total} | {1 - (rejected + accepted) / total:.1%} "
+        f"| {1 - (plain_rejected + plain_accepted) / total:.1%} | {plain_rejected} | {plain_accepted} |"
+    )
+
+
+def speeds(num_workers: int) -> tuple[float, float]:
+    """Answers a second (the best round) and a CPU second of the workers, which were started before."""
+    pairs = [case[:2] for of_kind in cases().values() for case in of_kind]
+    seconds = []
+    with VerifierPool("math", num_workers, 30.0) as pool:
+        before = cpu_seconds(pool)
+        for _ in range(NUM_ROUNDS):
+            start = time.perf_counter()
+            pool.verify_all(pairs)
+            seconds.append(time.perf_counter() - start)
+        used = cpu_seconds(pool) - before
+    return len(pairs) / min(seconds), NUM_ROUNDS * len(pairs) / used
+
+
+def cpu_seconds(pool: VerifierPool) -> float:
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pool.worker_pids)
+
+
+def pathological_seconds() -> tuple[list[float], int]:
+    """Seconds of each answer, without the restart of a killed worker, which the next one pays; and timeouts."""
+    seconds = []
+    with VerifierPool("math", 1, DEADLINE_S) as pool:
+        for answer, text in ANSWERS:
+            start = time.perf_counter()
+            pool.verify_all([(rf"\boxed{{{text}}}", answer)])
+            seconds.append(time.perf_counter() - start)
+            pool.verify_all([(r"\boxed{1}", "1")])
+        return seconds, pool.counts["timeout"]
+
+
+def main() -> None:
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    logging.getLogger("megatron_prime").setLevel(logging.ERROR)
+    print_accuracy()
+    (one, one_cpu), (two, two_cpu) = speeds(1), speeds(2)
+    print(f"\n{one:.0f} answers/s with one worker, {two:.0f} with two: {two / one:.2f}x")
+    print(f"{one_cpu:.0f} answers a CPU second of the workers with one, {two_cpu:.0f} with two")
+    seconds, num_timeouts = pathological_seconds()
+    print(
+        f"{len(seconds)} pathological answers: median {statistics.median(seconds):.3f} s, worst {max(seconds):.2f} s, "
+        f"{num_timeouts} ended at the deadline of {DEADLINE_S} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

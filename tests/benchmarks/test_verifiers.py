@@ -1,0 +1,24 @@
+"""The verifier benchmark counts mistakes of both kinds, for both judges on the same cases."""
+
+import verifiers
+
+from megatron_prime.rewards.math_answer import MathAnswer
+
+
+def test_mistakes_are_counted_by_direction():
+    always_right = verifiers.mistakes(lambda response, answer: 1.0, [("a", "b", True), ("c", "d", False)])
+    always_wrong = verifiers.mistakes(lambda response, answer: 0.0, [("a", "b", True), ("c", "d", True)])
+    assert always_right == (0, 1)
+    assert always_wrong == (2, 0)
+
+
+def test_both_judges_see_the_same_cases():
+    of_kind = verifiers.cases()["multiple_choice"]
+    assert {is_right for _, _, is_right in of_kind} == {True, False}
+    assert verifiers.mistakes(MathAnswer().verify, of_kind) == (0, 0)
+    assert verifiers.plain(r"$\boxed{\frac{1}{2}}$", "0.5") == 1.0
+    assert verifiers.plain(r"$\boxed{2}$", "0.5") == 0.0
+
+
+def test_a_row_of_the_table():
+    assert verifiers.accuracy_row("sets", [10, 1, 1, 2, 3]) == "| sets | 10 | 80.0% | 50.0% | 2 | 3 |"
