@@ -1,18 +1,46 @@
-"""Reasoning steps of a response: lines, and sentences inside a line.
+"""Reasoning steps of a response: lines, and sentences inside a line, but never a part of a formula or of code.
 
 Used for step granularity, step scores and reports. Sentences come from nltk's Punkt without trained data, which needs
-no download: it splits at sentence-final punctuation followed by a capital or an opening, and so keeps "3.14" and most
-formulas whole.
+no download: it splits at sentence-final punctuation followed by a capital or an opening, and so keeps "3.14" whole.
+What it does not know is added here: abbreviations of mathematical prose, enumerators ("Step 3.", "2)", "Case (b):"),
+formulas and code blocks.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
-from nltk.tokenize.punkt import PunktSentenceTokenizer
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+from megatron_prime.data.whole_spans import whole_spans
 
 _LINE = re.compile(r"[^\n]*\n*")
+_ENUMERATOR = re.compile(
+    r"[\s#*_>(\[-]*(?:(?:step|case|part|claim|lemma|theorem|proposition|problem|question|example|method|solution)\s*)?"
+    r"[(\[]?(?:\d{1,3}|[ivx]{1,4}|[a-z])(?:\.\d{1,3})*[)\]]?[.:)]?[\s*_:]*",
+    re.IGNORECASE,
+)
+"""All of a step that only numbers what follows."""
+_ABBREVIATIONS = (
+    "e.g",
+    "i.e",
+    "cf",
+    "eq",
+    "eqs",
+    "fig",
+    "no",
+    "vs",
+    "resp",
+    "approx",
+    "w.r.t",
+    "s.t",
+    "dr",
+    "mr",
+    "mrs",
+    "st",
+)
 _REPLACEMENT = "\ufffd"
 MAX_TOKENS_PER_CHARACTER = 4
 """UTF-8 has at most four bytes a character, so a longer wait means that the bytes are really invalid."""
@@ -30,13 +58,21 @@ def step_spans(text: str) -> list[tuple[int, int]]:
     """(start, end) of each step, in characters.
 
     The spans cover `text` without gaps: white space belongs to the step before it, blank lines too, and leading white
-    space to the first step. Text without anything but white space is one step; empty text has none.
+    space to the first step. Text without anything but white space is one step; empty text has none. No span begins
+    inside a formula or a code block (`whole_spans`), nor right behind an enumerator.
     """
-    starts: list[int] = []
-    for line in _LINE.finditer(text):
-        starts.extend(line.start() + start for start, _ in _punkt().span_tokenize(line[0]))
     if not text:
         return []
+    whole = whole_spans(text)
+    whole_starts = [start for start, _ in whole]
+    starts: list[int] = []
+    for line in _LINE.finditer(text):
+        for start, _ in _punkt().span_tokenize(line[0]):
+            place = line.start() + start
+            around = bisect_right(whole_starts, place) - 1
+            is_inside = around >= 0 and whole[around][0] < place < whole[around][1]
+            if not is_inside and not (starts and _ENUMERATOR.fullmatch(text, starts[-1], place)):
+                starts.append(place)
     if not starts:
         return [(0, len(text))]
     starts[0] = 0
@@ -100,4 +136,6 @@ def _decoded_lengths(tokenizer: Decoder, response_ids: Sequence[int]) -> list[in
 
 @lru_cache(maxsize=1)
 def _punkt() -> PunktSentenceTokenizer:
-    return PunktSentenceTokenizer()
+    parameters = PunktParameters()
+    parameters.abbrev_types.update(_ABBREVIATIONS)
+    return PunktSentenceTokenizer(parameters)

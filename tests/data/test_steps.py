@@ -1,7 +1,12 @@
+import time
+
 import pytest
 from data_tokenizers import byte_tokenizer, word_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_prime.data.steps import step_ids, step_spans
+from megatron_prime.data.whole_spans import whole_spans
 
 EOS = 256
 
@@ -14,6 +19,25 @@ EOS = 256
         ("Pi is 3.14 here. Good!\nIs it? Yes.", ["Pi is 3.14 here. ", "Good!\n", "Is it? ", "Yes."]),
         ("  \n lead. And on", ["  \n lead. ", "And on"]),
         ("no end", ["no end"]),
+        ("Step 3. We add. Done.", ["Step 3. We add. ", "Done."]),
+        ("1. First this. 2. Then that.", ["1. First this. ", "2. Then that."]),
+        ("**Step 2:**\nWe add.\nStop", ["**Step 2:**\nWe add.\n", "Stop"]),
+        ("(b) It holds. QED", ["(b) It holds. ", "QED"]),
+        ("See Eq. 3 and e.g. Fig. 2. Next.", ["See Eq. 3 and e.g. Fig. 2. ", "Next."]),
+        ("So $f(x) = 2.\\ A$ holds. Yes.", ["So $f(x) = 2.\\ A$ holds. ", "Yes."]),
+        ("Let $x = 1. Y = 2$. Then stop.", ["Let $x = 1. Y = 2$. ", "Then stop."]),
+        ("It costs $5. Then $6. End.", ["It costs $5. ", "Then $6. ", "End."]),
+        ("We get\n\\[\na. B\n\n= c\n\\]\nDone.", ["We get\n", "\\[\na. B\n\n= c\n\\]\n", "Done."]),
+        (
+            "\\begin{align}\nx &= 1. \\\\\nY &= 2\n\\end{align}\nDone.",
+            ["\\begin{align}\nx &= 1. \\\\\nY &= 2\n\\end{align}\n", "Done."],
+        ),
+        (
+            "Code:\n```python\na = 1. \nB = 2\n\nprint(a)\n```\nDone. Ok.",
+            ["Code:\n", "```python\na = 1. \nB = 2\n\nprint(a)\n```\n", "Done. ", "Ok."],
+        ),
+        ("Cut:\n```\na. B\nc", ["Cut:\n", "```\na. B\nc"]),
+        ("Open \\[ we. Yes\nz", ["Open \\[ we. ", "Yes\n", "z"]),
         ("\n\n", ["\n\n"]),
         ("", []),
     ],
@@ -87,3 +111,43 @@ def test_ids_have_no_holes_where_one_token_spans_several_steps():
 def test_no_tokens_no_steps_and_special_tokens_alone_are_one():
     assert step_ids(byte_tokenizer(), []) == []
     assert step_ids(byte_tokenizer(), [EOS, EOS]) == [0, 0]
+
+
+PIECES = [
+    "a",
+    ". ",
+    "A",
+    "\n",
+    "$",
+    "$$",
+    "\\[",
+    "\\]",
+    "\\(",
+    "\\)",
+    "```",
+    "\\begin{x}",
+    "\\end{x}",
+    "3.",
+    " ",
+    "\\$",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
+def test_steps_cover_any_text_and_never_begin_inside_a_formula(text):
+    spans = step_spans(text)
+    assert "".join(text[start:end] for start, end in spans) == text
+    assert all(start < end for start, end in spans)
+    for start, _ in spans[1:]:
+        assert not any(inside < start < end for inside, end in whole_spans(text))
+
+
+@pytest.mark.parametrize(
+    "piece", ["$5 ", "\\[ ", "\\begin{a} ", "\\begin{a}\\begin{a}\\end{a} ", "```\n", "Step 1. "]
+)
+def test_no_text_takes_long(piece):
+    text = piece * (60_000 // len(piece))
+    begin = time.process_time()
+    step_spans(text)
+    assert time.process_time() - begin < 20  # seconds; quadratic time would take minutes
