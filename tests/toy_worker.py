@@ -130,9 +130,9 @@ def stale_step(folder: str) -> dict[str, Any]:
         parts, scored, calls = trainer._parts, [], []
         score = parts.policy.score
 
-        def watched_score(sequences: Any) -> Any:
+        def watched_score(sequences: Any, routing: Any = None) -> Any:
             calls.append("score")
-            scored.append((sequences, score(sequences)))
+            scored.append((sequences, score(sequences, routing)))
             return scored[-1][1]
 
         parts.policy.score = watched_score
