@@ -28,6 +28,7 @@ timeout_s = 120.0
 [data]
 train = ["task/train.jsonl"]
 evaluation = ["task/heldout.jsonl"]
+instruction = ""
 [reward]
 verifier = "exact_match"
 [rollout]
@@ -47,6 +48,12 @@ save_every = {SAVE_EVERY}
 max_prompts = 32
 samples_per_prompt = 2
 temperature = 0.0
+[evaluation.benchmarks.toy]
+path = "benchmark.jsonl"
+format = "math500"
+samples_per_prompt = 4
+temperature = 0.7
+max_prompts = 8
 [policy]
 lr = 1e-3
 num_minibatches = 2

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import io
+import json
 import os
 import shutil
 import sys
@@ -35,6 +36,9 @@ def prepare(folder: str) -> dict[str, Any]:
     for name, num_rows in (("train", 256), ("heldout", 64)):
         path = Path("task", f"{name}.jsonl")
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_rows]))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    problems = [{"problem": row["prompt"], "answer": row["answer"]} for row in rows]
+    Path("benchmark.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     facts: dict[str, Any] = {
         "sft": run("sft", "run.toml", "model.path=task/model", "run_dir=sft_run"),
         "train": run("train", "run.toml", "run_dir=single"),
@@ -88,10 +92,16 @@ def parts_of() -> dict[str, Any]:
     try:
         rollout.engine.load_from_hf(config.model.path)
         evaluator = Evaluator(config, rollout)
-        results = [evaluator(step_index) for step_index in (0, 0, 1)]
+        reports = [evaluator(step_index) for step_index in (0, 0, 1)]
     finally:
         rollout.close()
+    results = [report.results[""] for report in reports]
+    benchmark = reports[0].results["toy"]
     return {
+        "benchmark": (benchmark.num_prompts, benchmark.samples_per_prompt, benchmark.rollouts[0].prompt),
+        "benchmark responses": [
+            [rollout.response_ids for rollout in report.results["toy"].rollouts] for report in reports
+        ],
         "sampling": rollout.sampling,
         "settings": scoring_settings(config, 0.5),
         "responses": [[rollout.response_ids for rollout in result.rollouts] for result in results],

@@ -1,37 +1,94 @@
 """`megatron-prime eval`."""
 
 import json
+import math
 
 from rich.table import Table
 
 from megatron_prime.cli.assemble import build_rollout, start_topology
-from megatron_prime.cli.evaluator import Evaluator
+from megatron_prime.cli.evaluator import EvaluationSet, Evaluator
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Progress
 from megatron_prime.observability.durable import replace_file
-from megatron_prime.rollout.evaluation import EvaluationResult
+from megatron_prime.observability.tensorboard import TensorBoardWriter
+from megatron_prime.rollout.evaluation import EvaluationReport, EvaluationResult
 from megatron_prime.rollout.local_engine import LocalEngine
+from megatron_prime.rollout.saved_responses import write_responses
 from megatron_prime.rollout.sglang_engine import SGLangEngine
 
 
 def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
-    """Sample on data.evaluation from the HF checkpoint model.path; print a table, write run_dir/evaluation.json."""
+    """Sample on data.evaluation and the benchmarks from the HF checkpoint model.path.
+
+    Prints tables, and writes below run_dir: evaluation.json, eval_tensorboard/ and responses/.
+    """
     topology = start_topology(config, data_parallel_only=True)
     progress = Progress(enabled=topology.rank == 0)
     rollout = build_rollout(config, topology)
     try:
+        # Before the weights are loaded: a row that does not fit should not cost the wait.
+        evaluator = Evaluator(config, rollout)
+        for prompts in evaluator.sets:
+            for note in prompts.notes:
+                progress.line(f"{prompts.name or 'data.evaluation'}: {note}")
         assert isinstance(rollout.engine, LocalEngine | SGLangEngine)
         rollout.engine.load_from_hf(config.model.path)
-        result = Evaluator(config, rollout)(0)
+        report = evaluator(0)
     finally:
         rollout.close()
     if topology.rank == 0:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        path = config.run_dir / "evaluation.json"
-        replace_file(path, json.dumps(result.metrics(), indent=2) + "\n")
-        progress.table(_table(config, result))
-        progress.line(f"written to {path}")
+        _write(config, report, progress)
+        progress.table(summary_table(config, evaluator.sets, report))
+        if "" in report.results:
+            progress.table(_table(config, report.results[""]))
+        progress.line(f"written to {config.run_dir / 'evaluation.json'}")
+
+
+def _write(config: PrimeConfig, report: EvaluationReport, progress: Progress) -> None:
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    metrics = report.metrics()
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    replace_file(config.run_dir / "evaluation.json", json.dumps(finite, indent=2) + "\n")
+    writer = TensorBoardWriter(config.run_dir / "eval_tensorboard")
+    writer.log(0, {f"eval/{name}": value for name, value in metrics.items()})
+    writer.close()
+    if config.evaluation.save_responses:
+        tokenizer = load_tokenizer(config.model.path)
+        folder = config.run_dir / "responses"
+        folder.mkdir(exist_ok=True)
+        for name, result in report.results.items():
+            path = folder / f"{name or 'evaluation'}.jsonl"
+            write_responses(path, result.rollouts, result.samples_per_prompt, tokenizer)  # type: ignore[arg-type]
+            progress.line(f"responses: {path}")
+
+
+def summary_table(config: PrimeConfig, sets: list[EvaluationSet], report: EvaluationReport) -> Table:
+    """A row a set of prompts: problems, samples, avg@k and pass@k with their intervals."""
+    level = f"{config.evaluation.confidence:.0%}"
+    table = Table("set", "problems", "k", "T", f"avg@k ({level})", f"pass@k ({level})", "truncated", "errors")
+    table.title = f"{config.model.path}"
+    for prompts in sets:
+        result = report.results[prompts.name]
+        k = result.samples_per_prompt
+        table.add_row(
+            prompts.name or "data.evaluation",
+            str(result.num_prompts),
+            str(k),
+            f"{prompts.sampling.temperature:g}",
+            _with_interval(result.accuracy, result.intervals.get("accuracy")),
+            _with_interval(result.pass_at_k[k], result.intervals.get(f"pass_at_{k}")),
+            f"{result.truncated_fraction:.3f}",
+            str(result.num_verifier_errors),
+        )
+    if sum(bool(prompts.name) for prompts in sets) > 1:
+        table.add_row("mean of benchmarks", "", "", "", f"{report.benchmark_average:.4f}", "", "", "")
+    return table
+
+
+def _with_interval(value: float, bounds: tuple[float, float] | None) -> str:
+    return f"{value:.4f}" if bounds is None else f"{value:.4f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
 def _table(config: PrimeConfig, result: EvaluationResult) -> Table:

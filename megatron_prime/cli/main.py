@@ -21,7 +21,13 @@ from megatron_prime.rewards import names as verifier_names
 
 USAGE_ERROR = 2
 RUN_ERROR = 1
-CHECKED_AS = {"train": "train", "sft": "sft", "eval": "evaluate", "check": "train"}
+CHECKED_AS = {
+    "train": "train",
+    "sft": "sft",
+    "eval": "evaluate",
+    "eval-prm": "evaluate_prm",
+    "check": "train",
+}
 """Command -> what config.checks calls it."""
 
 
@@ -71,6 +77,10 @@ def _command(name: str) -> Callable[[PrimeConfig, BatchArithmetic], None]:
         from megatron_prime.cli.sft import sft
 
         return sft
+    if name == "eval-prm":
+        from megatron_prime.cli.evaluate_prm import evaluate_prm
+
+        return evaluate_prm
     from megatron_prime.cli.evaluate import evaluate_checkpoint
 
     return evaluate_checkpoint
@@ -125,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("train", "run PRIME; continues by itself from the newest checkpoint of run_dir"),
         ("sft", "warm the policy up on demonstrations and write an HF checkpoint"),
-        ("eval", "sample on the held-out prompts from model.path and report accuracy"),
+        ("eval", "sample on the held-out prompts and benchmarks from model.path and report accuracy"),
+        ("eval-prm", "judge prm.path against reference.path: best of N, ProcessBench, pairs"),
         ("check", "find every fault of a training configuration, and print its batch arithmetic"),
         ("convert", "write a model of a training checkpoint as an HF checkpoint"),
     ):

@@ -208,4 +208,4 @@ def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
 
 
 def _evaluator(config: PrimeConfig, rollout: RolloutParts) -> Evaluator | None:
-    return Evaluator(config, rollout) if config.data.evaluation else None
+    return Evaluator(config, rollout) if config.data.evaluation or config.evaluation.benchmarks else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.data_schema import CODE_BENCHMARKS
 from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 
@@ -22,7 +23,10 @@ MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 SGLANG_RESERVED_POSITIONS = 2
 """SGLang cuts a response silently that would come nearer to the end of the context."""
 
-COMMANDS = ("train", "evaluate", "sft")
+TEXT_VERIFIERS = ("exact_match", "math")
+"""Verifiers that judge text alone."""
+
+COMMANDS = ("train", "evaluate", "sft", "evaluate_prm")
 """Commands that run a model; each needs other files."""
 
 
@@ -44,13 +48,18 @@ def check_run(
     faults = [
         *_model_faults(config, command, model_types),
         *_data_faults(config, command),
+        *_benchmark_faults(config, command),
         *_process_faults(config, arithmetic, command),
         *_engine_faults(config, command),
         *_run_dir_faults(config.run_dir),
         *_output_faults(config, command),
         *_resume_faults(config, command),
     ]
-    if verifiers is not None and command != "sft" and config.reward.verifier not in verifiers:
+    if (
+        verifiers is not None
+        and command not in ("sft", "evaluate_prm")
+        and config.reward.verifier not in verifiers
+    ):
         faults.append(
             f"reward.verifier = {config.reward.verifier!r}: known are {', '.join(sorted(verifiers))}"
         )
@@ -126,6 +135,9 @@ def _model_faults(config: PrimeConfig, command: str, model_types: Collection[str
 def _models_used(config: PrimeConfig, command: str) -> dict[str, Path]:
     """Configuration key -> folder of every distinct checkpoint that the command loads."""
     models = {"model.path": config.model.path}
+    if command == "evaluate_prm":
+        roles = {"prm.path": config.prm.path, "reference.path": config.reference.path}
+        models |= {key: path for key, path in roles.items() if path is not None}
     if command == "train":
         has_reference = config.reference.mode == "freeze" and (
             config.prm.enabled or config.policy.kl_coef > 0
@@ -235,24 +247,66 @@ def _expert_faults(num_experts: object, parallel: ParallelConfig) -> Iterator[st
 
 
 def _data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    if config.data.chat_template_file is not None:
+        fault = _file_fault(config.data.chat_template_file)
+        if fault:
+            yield f"data.chat_template_file = {config.data.chat_template_file} {fault}"
+    if command == "evaluate_prm":
+        yield from _prm_data_faults(config)
+        return
     needed = {"train": "data.train", "evaluate": "data.evaluation", "sft": "sft.data"}[command]
     files = {
         "data.train": config.data.train,
         "data.evaluation": config.data.evaluation,
         "sft.data": config.sft.data,
     }
-    if not files[needed]:
+    if not files[needed] and not (command == "evaluate" and config.evaluation.benchmarks):
         yield f"{needed} is empty: name at least one jsonl, parquet or csv file"
-    if config.data.chat_template_file is not None:
-        fault = _file_fault(config.data.chat_template_file)
-        if fault:
-            yield f"data.chat_template_file = {config.data.chat_template_file} {fault}"
     used = {needed, "data.evaluation"} if command == "train" else {needed}
     for key in sorted(used):
         for path in files[key]:
             fault = _file_fault(path)
             if fault:
                 yield f"{key}: {path} {fault}"
+
+
+def _prm_data_faults(config: PrimeConfig) -> Iterator[str]:
+    settings = config.prm_evaluation
+    files = [
+        *((f"prm_evaluation.responses: {path}", path) for path in settings.responses),
+        *(
+            (f"prm_evaluation.processbench.{split}: {path}", path)
+            for split, path in settings.processbench.items()
+        ),
+        *((f"prm_evaluation.pairs: {path}", path) for path in settings.pairs),
+    ]
+    if not files:
+        yield "prm_evaluation is empty: name responses, processbench or pairs"
+    for where, path in files:
+        fault = _file_fault(path)
+        if fault:
+            yield f"{where} {fault}"
+    prm, reference = (role or config.model.path for role in (config.prm.path, config.reference.path))
+    if prm.absolute() == reference.absolute():
+        yield (
+            f"prm.path and reference.path are both {prm} (model.path is the default of each): every score would be 0; "
+            "name the PRM and what it started from"
+        )
+
+
+def _benchmark_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    if command not in ("train", "evaluate"):
+        return
+    for name, benchmark in config.evaluation.benchmarks.items():
+        key = f"evaluation.benchmarks.{name}"
+        fault = _file_fault(benchmark.path)
+        if fault:
+            yield f"{key}.path: {benchmark.path} {fault}"
+        if (benchmark.format or name) in CODE_BENCHMARKS and config.reward.verifier in TEXT_VERIFIERS:
+            yield (
+                f"{key} asks for programs, but reward.verifier = {config.reward.verifier!r} does not run any: choose a "
+                "verifier that does"
+            )
 
 
 def _file_fault(path: Path) -> str | None:
@@ -303,7 +357,7 @@ def _run_dir_faults(run_dir: Path) -> Iterator[str]:
 
 def _engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     settings = config.rollout.sglang
-    if command == "sft" or config.rollout.engine != "sglang" or settings.urls:
+    if command in ("sft", "evaluate_prm") or config.rollout.engine != "sglang" or settings.urls:
         return
     if not settings.python.is_file():
         yield (

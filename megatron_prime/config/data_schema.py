@@ -1,10 +1,11 @@
 """The knobs of what a run reads and judges itself by: data, the online filter, evaluation."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from megatron_prime.config.section import (
+    NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -15,6 +16,12 @@ from megatron_prime.config.section import (
 
 LayoutName = Literal["columns", "eurus", "gsm8k", "math", "olympiadbench", "leetcode", "livecodebench"]
 """How the rows of a file say what the problem and its answer are; see data/layouts.py."""
+BenchmarkName = Literal[
+    "aime24", "amc", "math500", "minerva", "olympiadbench", "leetcode", "livecodebench", "gsm8k"
+]
+"""Benchmarks whose format and settings are known; see data/benchmarks.py."""
+CODE_BENCHMARKS = ("leetcode", "livecodebench")
+"""Their answers are programs."""
 
 
 class DataConfig(Section):
@@ -41,7 +48,7 @@ class DataConfig(Section):
     system_prompt: str | None = None
     """System message put before prompts that have none; makes chat messages of text."""
     instruction: str | None = None
-    """Text put after the question, such as how to give the answer."""
+    """Text put after the question, such as how to give the answer; "" also takes that of the benchmarks away."""
     chat_template_file: UserPath | None = None
     """Jinja file used instead of the tokenizer's own chat template."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -74,6 +81,22 @@ class FilterConfig(Section):
         return self
 
 
+class BenchmarkConfig(Section):
+    """One benchmark: a file, and what differs from the benchmark's usual settings."""
+
+    path: UserPath
+    """Its jsonl, parquet or csv file."""
+    format: BenchmarkName | None = None
+    """Which benchmark it is; default: the key of this table."""
+    samples_per_prompt: Positive | None = None
+    """Responses a problem; default as the paper has it (16 for AIME and AMC, else 1)."""
+    temperature: NonNegativeFloat | None = None
+    """0 is greedy; default as the paper has it (0.3 for AIME and AMC, else 0)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_prompts: Positive | None = None
+    """Use the first so many problems only."""
+
+
 class EvaluationConfig(Section):
     """Sampling on the held-out prompts."""
 
@@ -84,3 +107,43 @@ class EvaluationConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_prompts: Positive | None = None
     """Use the first so many prompts only."""
+    benchmarks: dict[str, BenchmarkConfig] = Field(default={})
+    """Benchmarks by name, evaluated besides data.evaluation: [evaluation.benchmarks.aime24] with a path."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the confidence intervals."""
+    num_resamples: NonNegative = 1000
+    """Bootstrap resamples, over problems, behind the intervals; 0 leaves them out."""
+    save_responses: bool = True
+    """`eval` writes every response with its outcome to run_dir/responses, which `eval-prm` reads."""
+
+    @model_validator(mode="after")
+    def _check_benchmarks(self) -> Self:
+        for name, benchmark in self.benchmarks.items():
+            if benchmark.format is None and name not in get_args(BenchmarkName):
+                known = ", ".join(get_args(BenchmarkName))
+                raise ValueError(f"benchmarks.{name} needs a format, because its name is none of {known}")
+        return self
+
+
+class PRMEvaluationConfig(Section):
+    """What `eval-prm` judges the PRM by: prm.path against reference.path."""
+
+    responses: tuple[UserPath, ...] = ()
+    """Files that `eval` wrote below run_dir/responses: for best-of-N, weighted vote and pairs of a group."""
+    processbench: dict[str, UserPath] = Field(default={})
+    """ProcessBench by split: {gsm8k = "gsm8k.jsonl", math = "math.jsonl"}."""
+    tune_on: str = "gsm8k"
+    """The split that the threshold on step scores is chosen on."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """A step whose sigmoid(score) is below this is the first wrong one; default: the best on tune_on."""
+    pairs: tuple[UserPath, ...] = ()
+    """jsonl, parquet or csv files of prompt, chosen, rejected."""
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Self:
+        if self.processbench and self.threshold is None and self.tune_on not in self.processbench:
+            raise ValueError(
+                f"processbench has no split {self.tune_on!r} to choose the threshold on: add it, name another split by "
+                "tune_on, or give the threshold"
+            )
+        return self

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -60,13 +60,20 @@ def _describe_missing(location: tuple[str | int, ...], root: type[BaseModel]) ->
     """Name each required key that is absent, with its documentation; for a table, all those in it."""
     section = root
     for name in location[:-1]:
-        section = section_of(section.model_fields[str(name)].annotation) or section
+        # A table of tables with free names: its names are no fields, its values are all of one section.
+        field = section.model_fields.get(str(name))
+        section = section_of(_value_type(field.annotation)) or section if field else section
     field = section.model_fields[str(location[-1])]
     inner = section_of(field.annotation)
     if inner is None:
         return [f"{_dotted(location)} is missing: {field.description or 'it has no default'}"]
     required = [name for name, member in inner.model_fields.items() if member.is_required()]
     return [line for name in required for line in _describe_missing((*location, name), root)]
+
+
+def _value_type(annotation: object) -> object:
+    """What a dictionary holds; any other type, itself."""
+    return get_args(annotation)[1] if get_origin(annotation) is dict else annotation
 
 
 def _suggestion(key: str, known: set[str]) -> str:

@@ -11,7 +11,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megatron_prime.config.data_schema import DataConfig, EvaluationConfig, FilterConfig
+from megatron_prime.config.data_schema import (
+    DataConfig,
+    EvaluationConfig,
+    FilterConfig,
+    PRMEvaluationConfig,
+)
 from megatron_prime.config.section import (
     NonNegative,
     NonNegativeFloat,
@@ -435,6 +440,7 @@ class PrimeConfig(Section):
     memory: MemoryConfig = MemoryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()
+    prm_evaluation: PRMEvaluationConfig = PRMEvaluationConfig()
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:

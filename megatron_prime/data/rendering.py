@@ -92,7 +92,7 @@ class PromptRenderer:
         messages = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
         )
-        if config.instruction is not None:
+        if config.instruction:
             last = messages[-1]
             messages[-1] = last | {"content": f"{last['content']}\n\n{config.instruction}"}
         if config.system_prompt is not None and messages[0]["role"] != "system":

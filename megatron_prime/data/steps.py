@@ -80,20 +80,34 @@ def step_spans(text: str) -> list[tuple[int, int]]:
 
 
 def step_ids(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
-    """Step of each token, from 0, nondecreasing.
+    """Step of each token, from 0, nondecreasing; see `token_spans` for the tokens at a boundary.
 
-    A token belongs to the step of the first character that is complete after it and was not before; a token that
+    Steps that own no token get no number: the ids that occur are 0, 1, 2, ... without holes.
+    """
+    text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
+    spans = token_spans(tokenizer, response_ids, step_spans(text))
+    numbers = {span: number for number, span in enumerate(sorted(set(spans)))}
+    return [numbers[span] for span in spans]
+
+
+def token_spans(
+    tokenizer: Decoder, response_ids: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Which of the spans of its text each token belongs to, nondecreasing.
+
+    A token belongs to the span of the first character that is complete after it and was not before; a token that
     completes none (part of a multi-byte character, a special token without text) goes with the text that follows it,
-    or, at the end, with the last step. A token that spans a boundary belongs to the step it begins in. Steps that own
-    no token get no number: the ids that occur are 0, 1, 2, ... without holes.
+    or, at the end, with the last span. A token that lies over a boundary belongs to the span it begins in.
+
+    Args:
+        tokenizer: turns tokens into text.
+        response_ids: tokens of the response.
+        spans: (start, end) in characters, covering the text without gaps.
     """
     ends = _decoded_lengths(tokenizer, response_ids)
     text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
-    spans = step_spans(text)
-    ids: list[int] = []
-    current = -1
+    found: list[int] = []
     span = 0
-    last_span = -1
     start = 0
     for end in ends:
         # Leading white space of a token (" Then") already belongs to the step before; judge by what it says.
@@ -103,12 +117,9 @@ def step_ids(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
         place = visible if visible < end else start
         while span + 1 < len(spans) and place >= spans[span][1]:
             span += 1
-        if span != last_span:
-            current += 1
-            last_span = span
-        ids.append(current)
+        found.append(span)
         start = end
-    return ids
+    return found
 
 
 def _decoded_lengths(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:

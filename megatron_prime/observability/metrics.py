@@ -29,7 +29,9 @@ NAMES: Mapping[str, str] = {
     "prm/*": "PRM update: loss, accuracies, grad_norm, lr; process rewards' mean and largest size",
     "policy/*": "policy update, mean over its minibatches: losses, clip and KL figures, grad_norm, lr",
     "advantage/*": "mean and std of the advantages over response tokens",
-    "eval/*": "held-out prompts: accuracy (avg@k), pass_at_k, counts, lengths, accuracy by source",
+    "eval/*": "held-out prompts, and eval/<name>/* of benchmarks: accuracy (avg@k), pass_at_k, their confidence "
+    "intervals (*_ci_low, *_ci_high), counts, lengths, accuracy by source; benchmark_average",
+    "prm_eval/*": "eval-prm: outcome by way of choosing among N responses, ProcessBench, accuracy on pairs",
     "guards/*": "updates skipped in the step and in all; alarms (1 while they last)",
     "sft/*": "supervised warm-up: loss, grad_norm, lr, tokens",
     "throughput/*": "response tokens a second, over the whole job",

@@ -5,6 +5,7 @@ A key says where in the run it stands, not what ran before, so that a resumed ru
 
 MAX_ROUNDS = 1 << 16
 _MAX_STEPS = 1 << 40
+_MAX_SETS = 1 << 20
 _EVALUATION = 1 << 62
 
 
@@ -15,8 +16,11 @@ def training_stream_key(step_index: int, round_index: int) -> int:
     return step_index * MAX_ROUNDS + round_index
 
 
-def evaluation_stream_key(step_index: int) -> int:
-    """Key of the evaluation after step_index steps, unlike all training keys. ValueError out of range."""
-    if not 0 <= step_index < _MAX_STEPS:
-        raise ValueError(f"no stream key for an evaluation at step {step_index}")
-    return _EVALUATION + step_index
+def evaluation_stream_key(step_index: int, set_index: int = 0) -> int:
+    """Key of the evaluation of one set of prompts after step_index steps, unlike all training keys.
+
+    Raises ValueError out of range.
+    """
+    if not 0 <= step_index < _MAX_STEPS or not 0 <= set_index < _MAX_SETS:
+        raise ValueError(f"no stream key for an evaluation at step {step_index}, set {set_index}")
+    return _EVALUATION + set_index * _MAX_STEPS + step_index

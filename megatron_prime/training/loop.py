@@ -14,7 +14,7 @@ from megatron_prime.observability.heartbeat import begin_step, phase
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
-from megatron_prime.rollout.evaluation import EvaluationResult
+from megatron_prime.rollout.evaluation import EvaluationReport
 from megatron_prime.training.checkpoint import CheckpointStore, RunState
 from megatron_prime.training.guards import Guards
 from megatron_prime.training.trainable import Trainable
@@ -48,7 +48,7 @@ class Surroundings:
     roles: Mapping[str, Trainable]
     """What a checkpoint holds."""
     prompt_stream: ResumableStream
-    evaluate: Callable[[int], EvaluationResult] | None
+    evaluate: Callable[[int], EvaluationReport] | None
     """Held-out accuracy after so many steps; None without evaluation data."""
     logger: MetricsLogger | None
     """On rank 0 alone."""
@@ -145,8 +145,7 @@ class Loop:
             result = self._around.evaluate(self._trainer.step_index)
         metrics.add("eval", result.metrics())
         self._around.progress.line(
-            f"held-out accuracy after {self._trainer.step_index} steps: {result.accuracy:.3f} "
-            f"({result.num_prompts} prompts x {result.samples_per_prompt})"
+            f"held-out accuracy after {self._trainer.step_index} steps: {result.summary()}"
         )
 
     def _log(self, metrics: Metrics) -> None:

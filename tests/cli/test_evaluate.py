@@ -1,5 +1,7 @@
 import json
 
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_runs import NUM_STEPS, Toy, records
 
 
@@ -25,3 +27,25 @@ def test_eval_prints_a_table_and_where_it_wrote(toy: Toy):
     assert "sft, temperature 0" in output
     for name in ("accuracy", "pass_at_2", "mean_response_tokens", "eval_start/evaluation.json"):
         assert name in output
+    for words in ("avg@k (95%)", "data.evaluation", "toy", "responses/toy.jsonl"):
+        assert words in output
+
+
+def test_the_responses_written_give_the_accuracies_of_the_table(toy: Toy):
+    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
+    lines = (toy.run_dir("eval_end") / "responses" / "toy.jsonl").read_text().splitlines()
+    outcomes = [[response["outcome"] for response in json.loads(line)["responses"]] for line in lines]
+    assert [len(group) for group in outcomes] == [4] * 8
+    assert written["toy/accuracy"] == pytest.approx(sum(map(sum, outcomes)) / 32)
+    assert written["toy/pass_at_4"] == pytest.approx(sum(map(max, outcomes)) / 8)
+    assert written["toy/accuracy_ci_low"] <= written["toy/accuracy"] <= written["toy/accuracy_ci_high"]
+    assert written["benchmark_average"] == written["toy/accuracy"]
+
+
+def test_tensorboard_has_every_score(toy: Toy):
+    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
+    events = EventAccumulator(str(toy.run_dir("eval_end") / "eval_tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {f"eval/{name}" for name in written}
+    (event,) = events.Scalars("eval/toy/accuracy")
+    assert event.value == pytest.approx(written["toy/accuracy"])

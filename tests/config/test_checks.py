@@ -186,6 +186,17 @@ def test_each_command_needs_its_data(workspace, command, key):
     check(f"{key}=['train.jsonl']", command=command)
 
 
+def test_benchmarks_are_data_too_and_need_their_files_and_a_verifier_that_can(workspace):
+    table = "evaluation.benchmarks"
+    check("data.evaluation=[]", f"{table}.aime24.path=train.jsonl", command="evaluate")
+    for command in ("evaluate", "train"):
+        (fault,) = faults_of(f"{table}.aime24.path=absent.jsonl", command=command)
+        assert fault.startswith(f"{table}.aime24.path: absent.jsonl does not exist")
+        code = [f"{table}.mine.path=train.jsonl", f"{table}.mine.format=leetcode", "reward.verifier=math"]
+        (fault,) = faults_of(*code, command=command)
+        assert fault.startswith(f"{table}.mine asks for programs, but reward.verifier = 'math'")
+
+
 def test_empty_files_and_folders_are_no_data(workspace):
     (workspace / "empty.jsonl").touch()
     faults = faults_of("data.evaluation=['empty.jsonl', 'model']")

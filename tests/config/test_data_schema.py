@@ -1,7 +1,12 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_prime.config.data_schema import DataConfig, EvaluationConfig, FilterConfig
+from megatron_prime.config.data_schema import (
+    DataConfig,
+    EvaluationConfig,
+    FilterConfig,
+    PRMEvaluationConfig,
+)
 
 
 def test_the_defaults_are_the_paper_s_filter_and_plain_columns():
@@ -17,3 +22,18 @@ def test_the_defaults_are_the_paper_s_filter_and_plain_columns():
 def test_an_empty_band_is_refused():
     with pytest.raises(ValidationError, match="exceeds accuracy_max"):
         FilterConfig(accuracy_min=0.9)
+
+
+def test_benchmarks_are_known_by_name_or_by_format():
+    path = {"path": "a.jsonl"}
+    EvaluationConfig(benchmarks={"aime24": path, "mine": path | {"format": "math500"}})
+    with pytest.raises(ValidationError, match=r"benchmarks.mine needs a format, .* none of aime24, amc"):
+        EvaluationConfig(benchmarks={"mine": path})
+
+
+def test_a_threshold_needs_a_split_or_a_number():
+    files = {"math": "a.jsonl"}
+    with pytest.raises(ValidationError, match="no split 'gsm8k' to choose the threshold on"):
+        PRMEvaluationConfig(processbench=files)
+    PRMEvaluationConfig(processbench=files, threshold=0.4)
+    PRMEvaluationConfig(processbench=files, tune_on="math")

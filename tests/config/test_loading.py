@@ -43,6 +43,19 @@ def test_an_override_may_open_a_table_that_the_file_lacks(minimal_toml):
     assert load_config(minimal_toml, ["evaluation.max_prompts=7"]).evaluation.max_prompts == 7
 
 
+def test_tables_with_free_names_are_checked_too(minimal_toml):
+    table = "evaluation.benchmarks.aime24"
+    config = load_config(minimal_toml, [f"{table}.path=a.jsonl", f"{table}.samples_per_prompt=4"])
+    assert config.evaluation.benchmarks["aime24"].samples_per_prompt == 4
+    (fault,) = faults_of(minimal_toml, f"{table}.temperature=0.0")
+    assert fault.startswith(f"{table}.path is missing: Its jsonl")
+    (fault,) = faults_of(minimal_toml, f"{table}.path=a.jsonl", f"{table}.pth=a.jsonl")
+    assert fault.startswith(f"unknown key {table}.pth")
+    assert load_config(minimal_toml, ["data.weights.code=2"]).data.weights == {"code": 2.0}
+    (fault,) = faults_of(minimal_toml, "data.weights.code=0")
+    assert fault.startswith("data.weights.code = 0: must be greater than 0")
+
+
 @pytest.mark.parametrize(
     "text", ["run_dir=2024", "run_dir=true", "run_dir=a#b", "run_dir=a=b", "run_dir=1\nx = 2"]
 )

@@ -7,7 +7,14 @@ import pytest
 from rollout_doubles import BAD, BROKEN, GOOD, CountingStream, ScriptedEngine, WordTokenizer, verify_words
 
 from megatron_prime.config.schema import EvaluationConfig
-from megatron_prime.rollout.evaluation import evaluate, evaluation_sampling, pass_at_k
+from megatron_prime.rollout.confidence import bootstrap_interval
+from megatron_prime.rollout.evaluation import (
+    EvaluationReport,
+    Intervals,
+    evaluate,
+    evaluation_sampling,
+    pass_at_k,
+)
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 
@@ -71,3 +78,27 @@ def test_sampling_and_empty_data():
             samples_per_prompt=1,
             stream_key=0,
         )
+
+
+def test_intervals_are_those_of_the_problems_means():
+    result = evaluate_scripts(intervals=Intervals(0.9, 200, seed=4))
+    assert result.intervals == {
+        "accuracy": bootstrap_interval([0.5, 0.0, 0.25], 0.9, 200, 4),
+        "pass_at_1": bootstrap_interval([0.5, 0.0, 0.25], 0.9, 200, 4),
+        "pass_at_2": bootstrap_interval([5 / 6, 0.0, 1 / 2], 0.9, 200, 4),
+        "pass_at_4": bootstrap_interval([1.0, 0.0, 1.0], 0.9, 200, 4),
+    }
+    assert result.metrics()["pass_at_2_ci_high"] == result.intervals["pass_at_2"][1]
+    assert evaluate_scripts(intervals=Intervals(num_resamples=0)).intervals == {}
+
+
+def test_a_report_joins_held_out_prompts_and_benchmarks():
+    one, two = evaluate_scripts(), evaluate_scripts(samples_per_prompt=1)
+    report = EvaluationReport({"": one, "aime24": two})
+    metrics = report.metrics()
+    assert report.accuracy == metrics["accuracy"] == one.accuracy
+    assert metrics["aime24/accuracy"] == metrics["benchmark_average"] == two.accuracy
+    assert report.summary() == "0.250 (3 prompts x 4), aime24 0.333 (3 prompts x 1)"
+    alone = EvaluationReport({"amc": one, "aime24": two})
+    assert alone.accuracy == alone.metrics()["accuracy"] == pytest.approx((1 / 4 + 1 / 3) / 2)
+    assert "benchmark_average" not in EvaluationReport({"": one}).metrics()

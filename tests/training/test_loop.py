@@ -9,7 +9,7 @@ from toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 
 from megatron_prime.config.schema import GuardsConfig, PrimeConfig
 from megatron_prime.observability import Metrics, Progress
-from megatron_prime.rollout.evaluation import EvaluationResult
+from megatron_prime.rollout.evaluation import EvaluationReport, EvaluationResult
 from megatron_prime.training.guards import Guards
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 from megatron_prime.training.run_lock import FencedError
@@ -40,9 +40,9 @@ class Recorder:
     def state_dict(self) -> dict[str, int]:
         return {"offset": self.step_index}
 
-    def evaluate(self, step_index: int) -> EvaluationResult:
+    def evaluate(self, step_index: int) -> EvaluationReport:
         self.calls.append(f"evaluate {step_index}")
-        return EvaluationResult(1, 1, 0.5, {1: 0.5}, 0, 0, 0.0, 1.0)
+        return EvaluationReport({"": EvaluationResult(1, 1, 0.5, {1: 0.5}, 0, 0, 0.0, 1.0)})
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.calls.append(f"log {step}{' with eval' if 'eval/accuracy' in metrics else ''}")
