@@ -65,30 +65,30 @@ def _write(config: PrimeConfig, report: EvaluationReport, progress: Progress) ->
 
 
 def summary_table(config: PrimeConfig, sets: list[EvaluationSet], report: EvaluationReport) -> Table:
-    """A row a set of prompts: problems, samples, avg@k and pass@k with their intervals."""
-    level = f"{config.evaluation.confidence:.0%}"
-    table = Table("set", "problems", "k", "T", f"avg@k ({level})", f"pass@k ({level})", "truncated", "errors")
-    table.title = f"{config.model.path}"
+    """A row a set of prompts: problems x samples, and in percent avg@k and pass@k with their intervals."""
+    table = Table("set", "n x k", "T", "avg@k, %", "pass@k, %", "cut, %", "err", box=None, pad_edge=False)
+    level = f", {config.evaluation.confidence:.0%} intervals" if config.evaluation.num_resamples else ""
+    table.title = f"{config.model.path}{level}"
     for prompts in sets:
         result = report.results[prompts.name]
         k = result.samples_per_prompt
         table.add_row(
-            prompts.name or "data.evaluation",
-            str(result.num_prompts),
-            str(k),
+            prompts.name or "held-out",
+            f"{result.num_prompts} x {k}",
             f"{prompts.sampling.temperature:g}",
-            _with_interval(result.accuracy, result.intervals.get("accuracy")),
-            _with_interval(result.pass_at_k[k], result.intervals.get(f"pass_at_{k}")),
-            f"{result.truncated_fraction:.3f}",
+            _percent(result.accuracy, result.intervals.get("accuracy")),
+            _percent(result.pass_at_k[k], result.intervals.get(f"pass_at_{k}")),
+            _percent(result.truncated_fraction, None),
             str(result.num_verifier_errors),
         )
     if sum(bool(prompts.name) for prompts in sets) > 1:
-        table.add_row("mean of benchmarks", "", "", "", f"{report.benchmark_average:.4f}", "", "", "")
+        table.add_row("mean", "", "", _percent(report.benchmark_average, None), "", "", "")
     return table
 
 
-def _with_interval(value: float, bounds: tuple[float, float] | None) -> str:
-    return f"{value:.4f}" if bounds is None else f"{value:.4f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
+def _percent(value: float, bounds: tuple[float, float] | None) -> str:
+    interval = "" if bounds is None else f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+    return f"{100 * value:.1f}{interval}"
 
 
 def _table(config: PrimeConfig, result: EvaluationResult) -> Table:
