@@ -13,7 +13,7 @@ from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.resharding.layouts import EngineLayout
 from megatron_prime.resharding.sglang_path import ShardWeights, shard_weight_sync
 from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync, gathered_weight_sync
-from megatron_prime.rewards import VerifierPool
+from megatron_prime.rewards import RewardPools
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.local_engine import LocalEngine
 from megatron_prime.rollout.ranks import Ranks
@@ -64,7 +64,7 @@ class RolloutParts:
 
     engine: Engine
     verifier: RolloutVerifier
-    pool: VerifierPool
+    pool: RewardPools
     sampling: SamplingParams
     shard_weights: ShardWeights | None = None
     """How the engine gets weights from the training ranks' memory, where it is not in there itself."""
@@ -81,8 +81,7 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
     tokenizer = load_tokenizer(config.model.path)
     shard_weights: list[ShardWeights] = []
     engine = _build_engine(config, topology, ranks, shard_weights)
-    reward = config.reward
-    pool = VerifierPool(reward.verifier, reward.num_workers, reward.timeout_s)
+    pool = RewardPools(config.reward)
     sampling = SamplingParams(
         max_response_tokens=config.rollout.max_response_tokens,
         temperature=config.rollout.temperature,

@@ -12,6 +12,7 @@ from typing import Any
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.data_schema import CODE_BENCHMARKS
 from megatron_prime.config.loading import ConfigError
+from megatron_prime.config.reward_checks import reward_faults
 from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -55,14 +56,8 @@ def check_run(
         *_output_faults(config, command),
         *_resume_faults(config, command),
     ]
-    if (
-        verifiers is not None
-        and command not in ("sft", "evaluate_prm")
-        and config.reward.verifier not in verifiers
-    ):
-        faults.append(
-            f"reward.verifier = {config.reward.verifier!r}: known are {', '.join(sorted(verifiers))}"
-        )
+    if verifiers is not None and command not in ("sft", "evaluate_prm"):
+        faults += reward_faults(config.reward, verifiers)
     if faults:
         raise ConfigError(f"{command} on {num_processes} processes", faults)
     return arithmetic

@@ -17,6 +17,7 @@ from megatron_prime.config.data_schema import (
     FilterConfig,
     PRMEvaluationConfig,
 )
+from megatron_prime.config.reward_schema import RewardConfig
 from megatron_prime.config.section import (
     NonNegative,
     NonNegativeFloat,
@@ -190,17 +191,6 @@ class RolloutConfig(Section):
     """Sequences that the embedded engine decodes at once."""
     logprob_alarm: PositiveFloat = 1.0
     """Warn when the mean |train - rollout| log-prob of a step exceeds this (nats)."""
-
-
-class RewardConfig(Section):
-    """The outcome verifier."""
-
-    verifier: str = "math"
-    """Name in the verifier registry: exact_match, math."""
-    num_workers: Positive = 1
-    """Verifier processes a training process."""
-    timeout_s: PositiveFloat = 2.0
-    """A verification that takes longer is killed and counted; code has limits of its own."""
 
 
 class OptimizerConfig(Section):

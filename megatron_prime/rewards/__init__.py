@@ -3,8 +3,9 @@
 Importing the package registers the built-in verifiers. It imports no torch, and must not: worker processes import it.
 """
 
-from megatron_prime.rewards import exact_match, math_answer
+from megatron_prime.rewards import code_tests, exact_match, math_answer, user_function
 from megatron_prime.rewards.pool import VerifierPool
+from megatron_prime.rewards.selection import RewardPools
 from megatron_prime.rewards.verifier import (
     VerificationOutcome,
     VerificationStatus,
@@ -16,8 +17,11 @@ from megatron_prime.rewards.verifier import (
 
 register("exact_match", exact_match.ExactMatch)
 register("math", math_answer.MathAnswer)
+register("code", code_tests.CodeTests)
+register("function", user_function.UserFunction)
 
 __all__ = [
+    "RewardPools",
     "VerificationOutcome",
     "VerificationStatus",
     "Verifier",

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -47,7 +47,7 @@ class WorkerTimeoutError(Exception):
 class WorkerProcess:
     """One verifier process, owned by one thread at a time."""
 
-    def __init__(self, verifier_name: str, module: str, timeout_s: float) -> None:
+    def __init__(self, verifier_name: str, module: str, timeout_s: float, settings: str = "{}") -> None:
         """Start the process and wait until its verifier is loaded.
 
         Raises:
@@ -55,9 +55,10 @@ class WorkerProcess:
             WorkerTimeoutError: STARTUP_TIMEOUT_S passed.
         """
         self._timeout_s = timeout_s
+        # -P: the working directory is searched only if it was in the parent.
+        program = [sys.executable, "-P", "-c", WORKER_PROGRAM]
         self._process = subprocess.Popen(
-            # -P: the working directory is searched only if it was in the parent.
-            [sys.executable, "-P", "-c", WORKER_PROGRAM, verifier_name, module, str(timeout_s + BACKSTOP_S)],
+            [*program, verifier_name, module, str(timeout_s + BACKSTOP_S), settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_worker_environment(),
@@ -146,7 +147,12 @@ class VerifierPool:
     """
 
     def __init__(
-        self, name: str, num_workers: int, timeout_s: float, module: str = "megatron_prime.rewards"
+        self,
+        name: str,
+        num_workers: int,
+        timeout_s: float,
+        module: str = "megatron_prime.rewards",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Start the workers and wait until they are ready.
 
@@ -155,6 +161,7 @@ class VerifierPool:
             num_workers: processes; as many responses are verified at once.
             timeout_s: seconds from handing a response to a worker until the worker is killed.
             module: what a worker imports to have `name` registered; a verifier of your own needs its own module here.
+            settings: keyword arguments of the verifier, JSON values.
 
         Raises:
             ValueError: unknown name, or num_workers or timeout_s not positive.
@@ -164,9 +171,9 @@ class VerifierPool:
             raise ValueError(
                 f"reward.num_workers = {num_workers} and reward.timeout_s = {timeout_s} must both be positive"
             )
-        verifier = get(name)
+        verifier = get(name, settings)
         self._in_process_verifier = verifier if verifier.in_process else None
-        self._worker_arguments = (name, module, timeout_s)
+        self._worker_arguments = (name, module, timeout_s, json.dumps(dict(settings or {})))
         self._counts: Counter[VerificationStatus] = Counter()
         self._num_restarts = 0
         self._is_closed = False

@@ -1,10 +1,10 @@
 """What a verifier is, and the names under which a configuration finds one."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -57,11 +57,11 @@ class VerificationOutcome:
         assert math.isnan(self.reward) == (self.status is not VerificationStatus.OK)
 
 
-_FACTORIES: dict[str, Callable[[], Verifier]] = {}
+_FACTORIES: dict[str, Callable[..., Verifier]] = {}
 
 
-def register(name: str, factory: Callable[[], Verifier]) -> None:
-    """Make `factory()` reachable as `reward.verifier = name`.
+def register(name: str, factory: Callable[..., Verifier]) -> None:
+    """Make `factory(**settings)` reachable as `reward.verifier = name`.
 
     For a verifier that runs in worker processes, `name` must be registered by importing a module that the worker can
     import too: see `VerifierPool`.
@@ -74,15 +74,15 @@ def register(name: str, factory: Callable[[], Verifier]) -> None:
         raise ValueError(f"verifier name {name!r} is taken by {known!r}: choose another")
 
 
-def get(name: str) -> Verifier:
-    """A new verifier of that name.
+def get(name: str, settings: Mapping[str, Any] | None = None) -> Verifier:
+    """A new verifier of that name, made with `settings`.
 
     Raises:
         ValueError: nothing is registered under it; lists what is.
     """
     if name not in _FACTORIES:
         raise ValueError(f"unknown verifier {name!r}: known are {', '.join(names())}")
-    return _FACTORIES[name]()
+    return _FACTORIES[name](**(settings or {}))
 
 
 def names() -> tuple[str, ...]:

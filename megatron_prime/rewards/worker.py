@@ -1,6 +1,6 @@
 """The process that verifies for a `VerifierPool`: started afresh, imports no torch, is killed from outside.
 
-    main() with arguments VERIFIER MODULE TIMEOUT_S
+    main() with arguments VERIFIER MODULE TIMEOUT_S SETTINGS (JSON)
 
 Requests come on stdin and verdicts go to stdout as frames: a 4-byte big-endian length and that many bytes of JSON.
 The first frame out says that the verifier is loaded. The worker ends when stdin closes, and by an alarm of the kernel
@@ -41,7 +41,7 @@ def read_frame(stream: IO[bytes]) -> Any | None:  # noqa: ANN401 - JSON values
 
 def main() -> None:
     """Serve until stdin closes."""
-    verifier_name, module, timeout_s = sys.argv[1:4]
+    verifier_name, module, timeout_s, settings = sys.argv[1:5]
     _limit_memory()
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
@@ -52,7 +52,7 @@ def main() -> None:
     importlib.import_module(module)
     from megatron_prime.rewards import verifier as registry
 
-    verifier = registry.get(verifier_name)
+    verifier = registry.get(verifier_name, json.loads(settings))
     if isinstance(verifier, registry.WarmsUp):
         verifier.warm_up()
     replies.write(encode_frame({"ready": os.getpid()}))

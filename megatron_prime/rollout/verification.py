@@ -24,8 +24,8 @@ class Decoder(Protocol):
         ...
 
 
-Verify = Callable[[Sequence[tuple[str, str]]], Sequence[Outcome]]
-"""Pairs of (response text, ground truth) -> one outcome a pair, in order."""
+Verify = Callable[[Sequence[tuple[str, str, str, str]]], Sequence[Outcome]]
+"""(response text, ground truth, data source, ability) of each response -> one outcome each, in order."""
 
 
 class RolloutVerifier:
@@ -45,10 +45,10 @@ class RolloutVerifier:
         # Strided, not contiguous: neighbours share a prompt, and the responses to a hard one verify slowly.
         num_ranks = self._ranks.world_size
         order = [row for first in range(num_ranks) for row in range(first, len(rollouts), num_ranks)]
-        pairs = [(self._text(rollouts[row]), rollouts[row].prompt.answer) for row in self._ranks.share(order)]
-        outcomes = self._verify(pairs)
-        if len(outcomes) != len(pairs):
-            raise RuntimeError(f"the verifier returned {len(outcomes)} outcomes for {len(pairs)} responses")
+        share = [rollouts[row] for row in self._ranks.share(order)]
+        outcomes = self._verify([self._response(rollout) for rollout in share])
+        if len(outcomes) != len(share):
+            raise RuntimeError(f"the verifier returned {len(outcomes)} outcomes for {len(share)} responses")
         rewards = self._ranks.gather_all([float(outcome.reward) for outcome in outcomes])
         outside = [reward for reward in rewards if reward < 0 or reward > 1]
         if outside:
@@ -56,5 +56,6 @@ class RolloutVerifier:
         reward_of_row = dict(zip(order, rewards, strict=True))
         return [rollout.with_outcome(reward_of_row[row]) for row, rollout in enumerate(rollouts)]
 
-    def _text(self, rollout: Rollout) -> str:
-        return self._tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
+    def _response(self, rollout: Rollout) -> tuple[str, str, str, str]:
+        text = self._tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
+        return text, rollout.prompt.answer, rollout.prompt.source, rollout.prompt.ability

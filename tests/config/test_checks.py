@@ -225,7 +225,8 @@ def test_a_minibatch_must_reach_every_data_parallel_rank(workspace):
 def test_an_unknown_verifier_is_refused_where_one_is_used(workspace):
     names = {"verifiers": ("math", "exact_match")}
     assert faults_of("reward.verifier=maths", **names) == (
-        "reward.verifier = 'maths': known are exact_match, math",
+        "reward.verifier = 'maths': known are exact_match, math; a function is package.module:function, a reward "
+        "server http://...",
     )
     check("sft.data=['train.jsonl']", "reward.verifier=maths", command="sft", **names)
 

@@ -27,6 +27,7 @@ def test_a_worker_answers_and_ends_when_its_input_closes():
             "exact_match",
             "megatron_prime.rewards",
             "5",
+            "{}",
         ],
         input=b"".join(encode_frame(request) for request in requests),
         capture_output=True,

@@ -56,7 +56,7 @@ class Verdict:
 def verify_words(pairs):
     """The last word decides; `broken` is a verifier error."""
     scores = {"good": 1.0, "broken": math.nan}
-    return [Verdict(scores.get(text.split()[-1], 0.0)) for text, _ in pairs]
+    return [Verdict(scores.get(text.split()[-1], 0.0)) for text, *_ in pairs]
 
 
 class CountingStream:

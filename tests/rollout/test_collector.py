@@ -206,7 +206,7 @@ def test_stream_keys_differ_and_are_bounded():
 
 def verify_parity(pairs):
     """A task that a random model solves half the time: the first word is even."""
-    return [Verdict(float(int(text.split()[0][1:]) % 2 == 0) if text else math.nan) for text, _ in pairs]
+    return [Verdict(float(int(text.split()[0][1:]) % 2 == 0) if text else math.nan) for text, *_ in pairs]
 
 
 def collect_with_real_model(folder, ranks, stream):

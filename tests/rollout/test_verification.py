@@ -35,8 +35,8 @@ def test_every_rank_gets_every_outcome_and_each_is_verified_once(num_ranks):
         assert [reward for reward in rewards if not math.isnan(reward)] == [1, 0, 1, 1, 0, 0]
         assert math.isnan(rewards[2])
         assert [rollout.prompt.index for rollout in verified] == list(range(7))
-    assert sorted(answer for _, answer in seen) == [f"answer {place}" for place in range(7)]
-    assert ("7 good", "answer 3") in seen
+    assert sorted(answer for _, answer, _, _ in seen) == [f"answer {place}" for place in range(7)]
+    assert ("7 good", "answer 3", "", "") in seen
 
 
 def test_a_verifier_that_breaks_its_contract_is_reported():

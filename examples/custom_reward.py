@@ -1,0 +1,55 @@
+"""A reward of your own: right answers count, and a little less when the response rambles.
+
+    PYTHONPATH=examples megatron-prime train run.toml reward.verifier=custom_reward:concise_match
+
+or as a server, which other languages and machines can be too (its protocol is in docs/rewards.md):
+
+    python examples/custom_reward.py --port 8000
+    megatron-prime train run.toml reward.verifier=http://127.0.0.1:8000/verify
+"""
+
+import argparse
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FREE_WORDS = 200
+
+
+def concise_match(response_text: str, answer: str) -> float:
+    """1 when the last word is the answer, down to 0.5 as the response grows to twice FREE_WORDS; otherwise 0."""
+    words = response_text.split()
+    if not words or words[-1] != answer.strip():
+        return 0.0
+    excess = max(0, len(words) - FREE_WORDS) / FREE_WORDS
+    return 1.0 - 0.5 * min(1.0, excess)
+
+
+class RewardHandler(BaseHTTPRequestHandler):
+    """POST {"response": ..., "answer": ...} -> {"reward": ...}."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Answer one request."""
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.dumps({"reward": concise_match(request["response"], request["answer"])}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
+        """Not a line for each request."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="serve concise_match")
+    parser.add_argument("--port", type=int, default=8000)
+    with ThreadingHTTPServer(("127.0.0.1", parser.parse_args().port), RewardHandler) as server:
+        print(f"http://127.0.0.1:{server.server_port}/verify", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""When an output of a program, or a function's result, is the expected one. Runs outside the sandbox, on plain data."""
+
+import json
+import math
+from typing import Any
+
+RELATIVE_TOLERANCE = 1e-5
+ABSOLUTE_TOLERANCE = 1e-8
+"""Of decimal numbers, as in numpy.allclose: rounding differs with the order of summation. Whole numbers are exact."""
+
+
+def outputs_equal(expected: str, printed: str) -> bool:
+    """Line by line, white space at the ends of lines and after the last line aside; decimals within the tolerance."""
+    expected_lines, lines = _lines(expected), _lines(printed)
+    if expected_lines == lines:
+        return True
+    if len(expected_lines) != len(lines):
+        return False
+    return all(_lines_equal(a, b) for a, b in zip(expected_lines, lines, strict=True))
+
+
+def results_equal(expected: object, printed: str) -> bool:
+    """Whether the JSON text `printed` is the value `expected`, or the item of a list of one (Eurus wraps so)."""
+    try:
+        result = json.loads(printed)
+        if _values_equal(expected, result):
+            return True
+        return isinstance(expected, list) and len(expected) == 1 and _values_equal(expected[0], result)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # no JSON, digits past the limit of int(), nesting past that of the parser
+        return False
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _lines_equal(expected: str, printed: str) -> bool:
+    expected_words, words = expected.split(), printed.split()
+    if len(expected_words) != len(words):
+        return False
+    return all(_words_equal(a, b) for a, b in zip(expected_words, words, strict=True))
+
+
+def _words_equal(expected: str, printed: str) -> bool:
+    if expected == printed:
+        return True
+    if not any(character in expected for character in ".eE"):
+        return False
+    try:
+        return _close(float(expected), float(printed))
+    except ValueError:
+        return False
+
+
+def _values_equal(expected: Any, result: Any) -> bool:  # noqa: ANN401 - JSON values
+    if isinstance(expected, float) and isinstance(result, float | int):
+        return _close(expected, result)
+    if isinstance(expected, list) and isinstance(result, list):
+        return len(expected) == len(result) and all(map(_values_equal, expected, result))
+    if isinstance(expected, dict) and isinstance(result, dict):
+        return expected.keys() == result.keys() and all(
+            _values_equal(expected[k], result[k]) for k in expected
+        )
+    return bool(expected == result)
+
+
+def _close(expected: float, value: float) -> bool:
+    if not math.isfinite(expected):
+        return expected == value
+    try:
+        return abs(value - expected) <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * abs(expected)
+    except OverflowError:  # a whole number past the largest float
+        return False

@@ -1,0 +1,144 @@
+r"""A reward server of the user's: `reward.verifier = "http://host:8000/verify"`.
+
+    POST {"response": "... \\boxed{42}", "answer": "42"}  ->  200 {"reward": 1.0}
+
+One request a response, reward.http.max_concurrency at a time, each with a deadline over all its tries. A connection
+that fails, 429 and 5xx are tried again with growing pauses; any other status, or an answer without a number in [0, 1],
+is an `error` outcome at once. {"error": "why"} says that no reward can be given. Errors and timeouts are counted and
+never trained on. The server must be deterministic: a try may be repeated after its answer was lost.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Self
+
+import httpx
+
+from megatron_prime.config.reward_schema import HttpRewardConfig
+from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus
+
+FIRST_PAUSE_S = 0.2
+MAX_PAUSE_S = 5.0
+MAX_REPLY_BYTES = 1 << 20
+RETRIED_STATUSES = {429, 500, 502, 503, 504}
+
+logger = logging.getLogger(__name__)
+
+
+class _TryAgainError(Exception):
+    """A failure that may pass."""
+
+
+class HttpEndpoint:
+    """Verifies batches of responses by a server; the interface of `VerifierPool`, without processes."""
+
+    def __init__(self, url: str, config: HttpRewardConfig) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            ValueError: reward.http.token_variable names an environment variable that is not set.
+        """
+        self._url = url
+        self._config = config
+        self._headers = {"Content-Type": "application/json"}
+        if config.token_variable is not None:
+            if not os.environ.get(config.token_variable):
+                raise ValueError(f"reward.http.token_variable = {config.token_variable!r}: it is not set")
+            self._headers["Authorization"] = f"Bearer {os.environ[config.token_variable]}"
+        self._counts: Counter[VerificationStatus] = Counter()
+        self._num_retries = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Outcomes by status, and `restarts`: tries beyond the first."""
+        return {status.value: self._counts[status] for status in VerificationStatus} | {
+            "restarts": self._num_retries
+        }
+
+    def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
+        """One outcome a pair of (response text, answer), in order; nothing that the server does raises here."""
+        outcomes = asyncio.run(self._verify_all(responses))
+        for outcome in outcomes:
+            self._counts[outcome.status] += 1
+            if outcome.status is not VerificationStatus.OK:
+                logger.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
+        return outcomes
+
+    def close(self) -> None:
+        """There is nothing to close: connections last for one batch."""
+
+    async def _verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
+        slots = asyncio.Semaphore(self._config.max_concurrency)
+        limits = httpx.Limits(max_connections=self._config.max_concurrency)
+        async with httpx.AsyncClient(
+            headers=self._headers, limits=limits, timeout=self._config.timeout_s, trust_env=False
+        ) as client:
+
+            async def verify(response_text: str, answer: str) -> VerificationOutcome:
+                async with slots:
+                    return await self._verify_one(client, response_text, answer)
+
+            return list(await asyncio.gather(*(verify(text, answer) for text, answer in responses)))
+
+    async def _verify_one(
+        self, client: httpx.AsyncClient, response_text: str, answer: str
+    ) -> VerificationOutcome:
+        last_fault = ""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                for attempt in range(1 + self._config.num_retries):
+                    if attempt:
+                        self._num_retries += 1
+                        pause = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
+                        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    try:
+                        return await self._ask(client, response_text, answer)
+                    except (_TryAgainError, httpx.TransportError) as error:
+                        last_fault = f"{type(error).__name__}: {error}"
+        except TimeoutError:
+            detail = f"no reward from {self._url} within {self._config.timeout_s:g} s; {last_fault}"
+            return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, detail[:500])
+        return _error(f"{self._url} failed {1 + self._config.num_retries} times; last: {last_fault}")
+
+    async def _ask(self, client: httpx.AsyncClient, response_text: str, answer: str) -> VerificationOutcome:
+        # Lone surrogates, which a tokenizer may give, are escaped: they have no UTF-8.
+        body = json.dumps({"response": response_text, "answer": answer})
+        async with client.stream("POST", self._url, content=body) as reply:
+            content = bytearray()
+            async for chunk in reply.aiter_bytes():
+                content += chunk
+                if len(content) > MAX_REPLY_BYTES:
+                    return _error(f"{self._url} answered with more than {MAX_REPLY_BYTES} bytes")
+        text = content.decode(errors="replace")
+        if reply.status_code in RETRIED_STATUSES:
+            raise _TryAgainError(f"status {reply.status_code}: {text[:200]}")
+        if reply.status_code != 200:
+            return _error(f"{self._url} answered with status {reply.status_code}: {text[:200]}")
+        return _outcome(text)
+
+
+def _outcome(text: str) -> VerificationOutcome:
+    try:
+        reply = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return _error(f"the reward server's answer is no JSON ({error}): {text[:200]}")
+    reward = reply.get("reward") if isinstance(reply, dict) else None
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
+        return _error(f'the reward server\'s answer has no "reward" in [0, 1]: {text[:200]}')
+    return VerificationOutcome(float(reward), VerificationStatus.OK)
+
+
+def _error(detail: str) -> VerificationOutcome:
+    return VerificationOutcome(math.nan, VerificationStatus.ERROR, detail[:500])

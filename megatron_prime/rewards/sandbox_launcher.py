@@ -1,0 +1,68 @@
+"""The first program in the box: takes the limits, drops the uid, says it is ready, and becomes the code under test.
+
+    python -c <this file> SETTINGS
+
+Standard library alone: nothing of this package is in the box. READY goes to standard output before any code under test
+runs, so that its absence means that the sandbox failed and not the code.
+
+With `call` in the settings, a function of the code is called with the JSON arguments on standard input, and its result
+goes to standard output as JSON; what the code prints itself goes nowhere. The result is all that is taken from the box:
+whoever forges it has to know what the right result is, and no right result is ever in here.
+"""
+
+import json
+import os
+import resource
+import sys
+
+READY = b"\x06"
+
+
+def main() -> None:
+    """Run the code under test; does not return when that exits."""
+    settings = json.loads(sys.argv[1])
+    for name, value in settings["rlimits"].items():
+        number = getattr(resource, name)
+        _, hard = resource.getrlimit(number)
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (limit, limit))
+    if settings["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(settings["uid"], settings["uid"], settings["uid"])
+        os.setresuid(settings["uid"], settings["uid"], settings["uid"])
+    with open(settings["code"], encoding="utf-8") as file:
+        source = file.read()
+    os.chdir(settings["folder"])
+    os.write(1, READY)
+    sys.argv = ["solution.py"]
+    if settings["call"] is None:
+        run(source, "__main__")
+    else:
+        call(source, settings["call"])
+
+
+def run(source: str, name: str) -> dict[str, object]:
+    """Execute the code as a module of that name; its globals."""
+    module = type(sys)(name)
+    sys.modules[name] = module
+    exec(compile(source, "solution.py", "exec"), module.__dict__)
+    return module.__dict__
+
+
+def call(source: str, function: str) -> None:
+    """Print the JSON of `function(*arguments)`, or of the method of a class Solution."""
+    arguments = json.loads(sys.stdin.readline())
+    result_fd = os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    names = run(source, "solution")
+    owner = names.get("Solution")
+    target = getattr(owner(), function) if callable(owner) and hasattr(owner, function) else names[function]
+    result = target(*arguments)  # type: ignore[operator]
+    with os.fdopen(result_fd, "w") as file:
+        file.write(json.dumps(result, default=list))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+import pytest
+from pydantic import ValidationError
+
+from megatron_prime.config.reward_schema import RewardConfig
+
+
+def test_verifiers_are_those_that_may_be_asked_each_once():
+    assert RewardConfig().verifiers == ("math",)
+    assert RewardConfig(verifier="auto").verifiers == ("math", "code")
+    routes = {"a": "math", "b": "exact_match", "c": "math"}
+    assert RewardConfig(verifier="auto", routes=routes).verifiers == ("math", "exact_match")
+    assert RewardConfig(verifier="x.y:f", routes=routes).verifiers == ("x.y:f",)
+
+
+@pytest.mark.parametrize("routes", [{}, {"math": "auto"}])
+def test_auto_needs_routes_that_lead_somewhere(routes):
+    with pytest.raises(ValidationError, match="routes"):
+        RewardConfig(verifier="auto", routes=routes)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [{"sandbox": "none"}, {"memory_mib": 0}, {"test_timeout_s": 0}, {"max_test": 3}, {"max_processes": -1}],
+)
+def test_code_limits_are_checked(code):
+    with pytest.raises(ValidationError):
+        RewardConfig(code=code)

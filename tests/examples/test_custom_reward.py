@@ -1,0 +1,37 @@
+"""The example works by import path and as a server, with the same rewards."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.config.reward_schema import RewardConfig
+from megatron_prime.rewards import RewardPools
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RESPONSES = [("so 7", "7"), ("so 8", "7"), ("", "7"), ("word " * 299 + "7", "7"), ("word " * 999 + "7", "7")]
+REWARDS = [1.0, 0.0, 0.0, 0.75, 0.5]
+
+
+def rewards(verifier):
+    with RewardPools(RewardConfig(verifier=verifier, timeout_s=30.0)) as pools:
+        return [outcome.reward for outcome in pools.verify_all([(*pair, "", "") for pair in RESPONSES])]
+
+
+def test_by_import_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    assert rewards("custom_reward:concise_match") == REWARDS
+
+
+@pytest.fixture
+def url():
+    command = [sys.executable, str(EXAMPLES / "custom_reward.py"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.kill()
+
+
+def test_as_a_server(url):
+    assert rewards(url) == REWARDS

@@ -1,0 +1,164 @@
+"""Against a real server on loopback, which does what the response text says."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from megatron_prime.config.reward_schema import HttpRewardConfig
+from megatron_prime.rewards import VerificationStatus
+from megatron_prime.rewards.http_endpoint import HttpEndpoint
+
+OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            server.requests.append((request, self.headers.get("Authorization")))
+            server.tries[request["answer"]] += 1
+            tries = server.tries[request["answer"]]
+            server.busy += 1
+            server.most_busy = max(server.most_busy, server.busy)
+        try:
+            command, _, argument = request["response"].partition(" ")
+            getattr(self, f"_{command}")(argument, tries)
+        finally:
+            with server.lock:
+                server.busy -= 1
+
+    def _answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _reward(self, argument, tries):
+        time.sleep(0.02)
+        self._answer(200, b'{"reward": %s}' % argument.encode())
+
+    def _status(self, argument, tries):
+        self._answer(int(argument), b"why")
+
+    def _fails(self, argument, tries):
+        """So many times, then right."""
+        self._answer(*((503, b"busy") if tries <= int(argument) else (200, b'{"reward": 1}')))
+
+    def _drops(self, argument, tries):
+        if tries > int(argument):
+            self._answer(200, b'{"reward": 0.25}')
+        else:
+            self.close_connection = True
+
+    def _sleep(self, argument, tries):
+        time.sleep(float(argument))
+        self._answer(200, b'{"reward": 1}')
+
+    def _raw(self, argument, tries):
+        self._answer(200, argument.encode())
+
+    def _big(self, argument, tries):
+        self._answer(200, b" " * (2 << 20))
+
+    def _redirect(self, argument, tries):
+        self.send_response(302)
+        self.send_header("Location", "/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.lock, server.requests, server.tries = threading.Lock(), [], Counter()
+        server.busy = server.most_busy = 0
+        server.url = f"http://127.0.0.1:{server.server_port}/verify"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def verify(server, *texts, **fields):
+    endpoint = HttpEndpoint(server.url, HttpRewardConfig(**{"timeout_s": 20.0, **fields}))
+    return endpoint, endpoint.verify_all([(text, str(place)) for place, text in enumerate(texts)])
+
+
+def test_rewards_come_in_order_and_in_parallel(server):
+    endpoint, outcomes = verify(server, *(f"reward {n / 50}" for n in range(50)), max_concurrency=5)
+    assert [outcome.reward for outcome in outcomes] == [n / 50 for n in range(50)]
+    assert 1 < server.most_busy <= 5
+    assert server.requests[0][0].keys() == {"response", "answer"}
+    assert endpoint.counts == {"ok": 50, "timeout": 0, "error": 0, "restarts": 0}
+    assert endpoint.verify_all([]) == []
+
+
+def test_what_may_pass_is_tried_again(server):
+    endpoint, outcomes = verify(server, "fails 2", "drops 1", num_retries=3)
+    assert [outcome.reward for outcome in outcomes] == [1.0, 0.25]
+    assert endpoint.counts["restarts"] == 3
+    assert server.tries == {"0": 3, "1": 2}
+
+
+def test_tries_have_an_end(server):
+    _, (busy, limited) = verify(server, "status 503", "status 429", num_retries=1)
+    assert (busy.status, limited.status) == (ERROR, ERROR)
+    assert "status 503: why" in busy.detail
+    assert server.tries == {"0": 2, "1": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "status 400", "status 404", "redirect", "raw nonsense", 'raw {"error": "no"}', 'raw {"reward": 1.5}', "big",
+        'raw {"reward": true}', 'raw {"reward": "1"}', 'raw {"reward": null}', 'raw {"reward": NaN}', "raw [1]",
+        "raw " + "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_no_reward_is_an_error_at_once(server, text):
+    _, (outcome,) = verify(server, text)
+    assert outcome.status is ERROR
+    assert sum(server.tries.values()) == 1
+
+
+def test_the_deadline_covers_all_tries(server):
+    start = time.monotonic()
+    _, outcomes = verify(server, "sleep 30", "status 503", "reward 1", timeout_s=1.0, num_retries=1000)
+    assert [outcome.status for outcome in outcomes] == [TIMEOUT, TIMEOUT, OK]
+    assert "status 503" in outcomes[1].detail
+    assert time.monotonic() - start < 15
+
+
+def test_a_server_that_is_not_there_is_an_error_that_says_so(server):
+    url = server.url
+    server.server_close()
+    endpoint = HttpEndpoint(url, HttpRewardConfig(num_retries=1))
+    (outcome,) = endpoint.verify_all([("a", "b")])
+    assert outcome.status is ERROR
+    assert "127.0.0.1" in outcome.detail
+
+
+def test_text_that_has_no_utf8_is_sent_all_the_same(server):
+    _, (outcome,) = verify(server, "reward 1 \ud800")
+    assert outcome.status is ERROR  # this server's number does not parse; the request came
+    assert server.requests[0][0]["response"] == "reward 1 \ud800"
+
+
+def test_a_token_comes_from_the_environment(server, monkeypatch):
+    monkeypatch.setenv("REWARD_TOKEN", "s3cret")
+    verify(server, "reward 1", token_variable="REWARD_TOKEN")
+    assert server.requests[0][1] == "Bearer s3cret"
+    monkeypatch.delenv("REWARD_TOKEN")
+    with pytest.raises(ValueError, match="REWARD_TOKEN"):
+        verify(server, "reward 1", token_variable="REWARD_TOKEN")

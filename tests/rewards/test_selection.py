@@ -1,0 +1,60 @@
+import json
+import sys
+
+import pytest
+from sandbox_probe import needs_sandbox
+
+from megatron_prime.config.reward_schema import RewardConfig
+from megatron_prime.rewards.http_endpoint import HttpEndpoint
+from megatron_prime.rewards.selection import RewardPools, build_pool
+
+SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
+PROGRAM = "```python\nprint(sum(map(int, input().split())))\n```"
+
+
+def test_one_verifier_judges_everything():
+    with RewardPools(RewardConfig(verifier="exact_match")) as pools:
+        outcomes = pools.verify_all([("1 2", "2", "any", "thing"), ("1 2", "1", "", "")])
+        assert [outcome.reward for outcome in outcomes] == [1.0, 0.0]
+        assert pools.verify_all([]) == []
+        assert pools.counts == {"ok": 2, "timeout": 0, "error": 0, "restarts": 0}
+
+
+@needs_sandbox
+def test_auto_goes_by_source_and_then_by_ability():
+    routes = {"math": "math", "code": "code", "toy": "exact_match"}
+    code = {"test_timeout_s": 20.0, "total_timeout_s": 40.0}
+    reward = RewardConfig(verifier="auto", routes=routes, timeout_s=30.0, code=code)
+    with RewardPools(reward) as pools:
+        outcomes = pools.verify_all(
+            [
+                (PROGRAM, SUM, "taco", "code"),
+                (r"\boxed{0.5}", "1/2", "numina", "math"),
+                ("so 0.5", "0.5", "toy", "math"),
+                (r"\boxed{7}", "1/2", "", "math"),
+            ]
+        )
+        assert [outcome.reward for outcome in outcomes] == [1.0, 1.0, 1.0, 0.0]
+        assert pools.counts["ok"] == 4
+        with pytest.raises(ValueError, match=r"neither the source 'x' nor the ability 'y'.*'toy'"):
+            pools.verify_all([("a", "b", "x", "y")])
+
+
+def test_an_import_path_and_a_url_are_verifiers():
+    with RewardPools(RewardConfig(verifier="operator:eq", timeout_s=30.0)) as pools:
+        outcomes = pools.verify_all([("a", "a", "", ""), ("a", "b", "", "")])
+    assert [outcome.reward for outcome in outcomes] == [1.0, 0.0]
+    assert isinstance(build_pool("http://localhost:1/verify", RewardConfig()), HttpEndpoint)
+
+
+def test_what_cannot_start_leaves_no_processes():
+    routes = {"a": "math", "b": "no_such_module_x:f"}
+    with pytest.raises(RuntimeError, match="does not start"):
+        RewardPools(RewardConfig(verifier="auto", routes=routes))
+
+
+def test_the_package_that_workers_import_needs_no_torch():
+    import subprocess
+
+    program = "import sys, megatron_prime.rewards; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,64 @@
+import pytest
+
+from megatron_prime.rewards import VerificationStatus, VerifierPool
+from megatron_prime.rewards.user_function import UserFunction
+
+MODULE = """
+import time
+NUM_CALLS = 0
+def length(response_text, answer):
+    global NUM_CALLS
+    NUM_CALLS += 1
+    return min(1.0, len(response_text) / float(answer))
+def calls(response_text, answer): return NUM_CALLS / 10
+def slow(response_text, answer): time.sleep(60)
+def wrong(response_text, answer): return 2.0
+def nothing(response_text, answer): return None
+"""
+
+
+@pytest.fixture
+def my_rewards(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return lambda name, seconds=30.0: VerifierPool(
+        "function", 1, seconds, settings={"path": f"my_rewards:{name}"}
+    )
+
+
+def test_the_function_gives_the_reward(my_rewards):
+    with my_rewards("length") as pool:
+        outcomes = pool.verify_all([("abcd", "8"), ("", "8"), ("abc", "zero")])
+    assert [outcome.reward for outcome in outcomes[:2]] == [0.5, 0.0]
+    assert outcomes[2].status is VerificationStatus.ERROR
+    assert "could not convert" in outcomes[2].detail
+
+
+@pytest.mark.parametrize(("name", "fault"), [("wrong", "outside"), ("nothing", "TypeError")])
+def test_what_is_no_reward_is_an_error(my_rewards, name, fault):
+    with my_rewards(name) as pool:
+        (outcome,) = pool.verify_all([("a", "1")])
+    assert outcome.status is VerificationStatus.ERROR
+    assert fault in outcome.detail
+
+
+def test_it_is_killed_at_the_deadline(my_rewards):
+    with my_rewards("slow", seconds=0.5) as pool:
+        (outcome,) = pool.verify_all([("a", "1")])
+    assert outcome.status is VerificationStatus.TIMEOUT
+
+
+@pytest.mark.parametrize("name", ["no_such_function"])
+def test_a_function_that_is_not_there_stops_the_start(my_rewards, name):
+    with pytest.raises(RuntimeError, match="does not start"):
+        my_rewards(name)
+
+
+@pytest.mark.parametrize("path", ["", "module", ":f", "module:"])
+def test_a_path_of_another_form_is_refused(path):
+    with pytest.raises(ValueError, match="not of the form"):
+        UserFunction(path)
+
+
+def test_it_imports_when_first_called_without_a_pool():
+    assert UserFunction("operator:eq").verify("a", "a") == 1.0
