@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_prime import __version__
 from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
+from megatron_prime.cli.plan import add_arguments as add_plan_arguments
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.checks import check_convert, check_run
 from megatron_prime.config.loading import ConfigError, load_config
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
+        if options.command == "plan":
+            return _plan(config, options)
         if options.command == "convert":
             check_convert(config, options.role, options.checkpoint, options.output)
             return _convert(config, options)
@@ -104,6 +107,15 @@ def _convert(config: PrimeConfig, options: argparse.Namespace) -> int:
     )
 
 
+def _plan(config: PrimeConfig, options: argparse.Namespace) -> int:
+    from megatron_prime.cli.plan import plan
+
+    try:
+        return plan(config, options)
+    except ValueError as error:
+        raise ConfigError("plan", str(error).splitlines()) from error
+
+
 def _guarded(run: Callable[[], None]) -> int:
     """Turn the faults that a person can mend into one line; everything else is ours, with its traceback."""
     try:
@@ -138,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
         ("eval", "sample on the held-out prompts and benchmarks from model.path and report accuracy"),
         ("eval-prm", "judge prm.path against reference.path: best of N, ProcessBench, pairs"),
         ("check", "find every fault of a training configuration, and print its batch arithmetic"),
+        (
+            "plan",
+            "say what a run needs and takes, without a GPU: memory, time, weight sync, layouts that fit",
+        ),
         ("convert", "write a model of a training checkpoint as an HF checkpoint"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -153,5 +169,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--compare-logits", action="store_true", help="run both models on a short sequence, in memory"
             )
+        if name == "plan":
+            add_plan_arguments(command)
         command.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser

@@ -1,0 +1,87 @@
+"""The command plans without torch, tells what fits by its exit code, and refuses what it does not know in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from plan_jobs import write_model
+
+RUN = """
+run_dir = "run"
+[model]
+path = "model"
+[platform]
+device = "cuda"
+dtype = "bf16"
+[parallel]
+tensor = 4
+sequence_parallel = true
+num_processes = 16
+[rollout]
+engine = "sglang"
+[rollout.sglang]
+num_servers = 4
+tensor = 4
+mem_fraction = 0.5
+[trainer]
+num_steps = 1
+[memory]
+offload_prm = true
+offload_policy_optimizer = true
+offload_reference = true
+[memory.recompute]
+granularity = "full"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_model(tmp_path / "model", "Qwen2.5-7B")
+    (tmp_path / "run.toml").write_text(RUN)
+    return tmp_path
+
+
+def plan(folder, *arguments):
+    code = (
+        "import sys; from megatron_prime.cli import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules and 'megatron' not in sys.modules; sys.exit(code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, "plan", "run.toml", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_plan_that_fits(folder):
+    done = plan(folder, "--json", "plan.json", "--response-tokens", "2000")
+    assert done.returncode == 0, done.stderr
+    assert "fits: " in done.stdout and "responses 2000 on average" in done.stdout
+    found = json.loads((folder / "plan.json").read_text())
+    assert found["fits"] and found["guess"]["response_tokens"] == 2000
+    assert found["recommended"]
+
+
+def test_one_that_does_not(folder):
+    done = plan(folder, "parallel.num_processes=8", "--gpu-set", "memory_gib=10")
+    assert done.returncode == 3
+    assert "does not fit: in the " in done.stdout
+    assert "no layout fits on 8 x H100-80G; " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--gpu", "TPU"], "GPU 'TPU' is not known"),
+        (["--gpu-set", "memory_gib=much"], "--gpu-set memory_gib=much: give it as FIGURE=NUMBER"),
+        (["--gpus", "6"], "6 processes are not a multiple of the 4"),
+        (["model.path=nowhere"], "nowhere/config.json cannot be read"),
+    ],
+)
+def test_what_is_unknown_is_one_line(arguments, fault, folder):
+    done = plan(folder, *arguments)
+    assert done.returncode == 2
+    assert fault in done.stderr and "Traceback" not in done.stderr

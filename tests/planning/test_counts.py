@@ -1,0 +1,70 @@
+"""Parameter counts are the published ones, and a rank's are those of the conversion table."""
+
+import math
+
+import pytest
+from plan_jobs import PUBLIC
+
+from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.planning.counts import (
+    forward_flops,
+    num_active_parameters,
+    num_parameters,
+    rank_parameters,
+)
+from megatron_prime.resharding.layouts import TrainingLayout, local_parameters
+
+PUBLISHED = {
+    "Llama-3-70B": 70_553_706_496,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen2.5-32B": 32_763_876_352,
+    "Qwen2.5-72B": 72_706_203_648,
+    "Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen3-235B-A22B": 235_093_634_560,
+}
+"""Elements in the published safetensors files."""
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_counts_are_the_published_ones(name):
+    assert num_parameters(ModelShape.from_hf_config(PUBLIC[name])) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("Qwen3-30B-A3B", 3.3), ("Qwen3-235B-A22B", 22.1)])
+def test_active_parameters_are_what_the_models_are_named_after(name, billions):
+    found = num_active_parameters(ModelShape.from_hf_config(PUBLIC[name])) / 1e9
+    assert found == pytest.approx(billions, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("Qwen2.5-7B", TrainingLayout(tp=4, pp=2, dp=2)),
+        ("Llama-3-70B", TrainingLayout(tp=8, pp=4, vpp=2, dp=2)),
+        ("Qwen3-30B-A3B", TrainingLayout(tp=2, pp=4, dp=8, ep=8)),
+    ],
+)
+def test_a_ranks_parameters_are_those_of_the_table(name, layout):
+    shape = ModelShape.from_hf_config(PUBLIC[name])
+    for stage in range(layout.pp):
+        parameters = local_parameters(shape, layout, stage * layout.ranks_per_stage)
+        found = rank_parameters(shape, layout, stage)
+        assert found.total == sum(math.prod(p.shape) for p in parameters)
+        assert found.expert == sum(math.prod(p.shape) for p in parameters if p.is_expert)
+
+
+def test_flops_of_a_model_small_enough_to_count_by_hand():
+    config = PUBLIC["Qwen2.5-7B"] | {
+        "hidden_size": 8,
+        "intermediate_size": 10,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 100,
+    }
+    shape = ModelShape.from_hf_config(config)
+    matrices = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 10
+    vectors = 8 + 2 * 4 + 3 * 8  # biases and norms, which are counted with them
+    assert forward_flops(shape, 1, 0, 0) == 2 * (matrices + vectors)
+    assert forward_flops(shape, 0, 0, 1) == 2 * 800
+    assert forward_flops(shape, 1, 100, 0) - forward_flops(shape, 1, 0, 0) == 2 * 100 * 8
