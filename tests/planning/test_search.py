@@ -7,7 +7,6 @@ from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.planning.memory import plan_memory
 from megatron_prime.planning.search import best_layouts, fewest_processes, refusal
 
-
 WIDE = {"engine": "sglang", "sglang": {"tensor": 8, "num_servers": 1, "mem_fraction": 0.6, "colocated": True}}
 """Servers that a 70B model fits on."""
 
