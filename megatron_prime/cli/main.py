@@ -8,11 +8,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from megatron_prime import __version__
+from megatron_prime.cli.arguments import parser
 from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
-from megatron_prime.cli.plan import add_arguments as add_plan_arguments
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.checks import check_convert, check_run
 from megatron_prime.config.loading import ConfigError, load_config
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Models and data are local: a look-up on a hub would hang on a cluster's compute nodes.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     die_with_launcher()
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
         if options.command == "plan":
@@ -136,40 +134,3 @@ def _num_processes(config: PrimeConfig) -> int:
     if is_rank():
         return int(os.environ["WORLD_SIZE"])
     return config.parallel.num_processes or config.parallel.min_processes
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megatron-prime", description="PRIME (arXiv 2502.01456) on Megatron-core."
-    )
-    parser.add_argument("--version", action="version", version=f"megatron-prime {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("train", "run PRIME; continues by itself from the newest checkpoint of run_dir"),
-        ("sft", "warm the policy up on demonstrations and write an HF checkpoint"),
-        ("eval", "sample on the held-out prompts and benchmarks from model.path and report accuracy"),
-        ("eval-prm", "judge prm.path against reference.path: best of N, ProcessBench, pairs"),
-        ("check", "find every fault of a training configuration, and print its batch arithmetic"),
-        (
-            "plan",
-            "say what a run needs and takes, without a GPU: memory, time, weight sync, layouts that fit",
-        ),
-        ("convert", "write a model of a training checkpoint as an HF checkpoint"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("config", type=Path, help="TOML file")
-        if name == "convert":
-            command.add_argument("--role", choices=("policy", "prm"), default="policy")
-            command.add_argument(
-                "--checkpoint", type=Path, help="default: the newest complete one of run_dir"
-            )
-            command.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
-            command.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
-            command.add_argument("--workers", type=int, default=1, help="processes; each holds one tensor")
-            command.add_argument(
-                "--compare-logits", action="store_true", help="run both models on a short sequence, in memory"
-            )
-        if name == "plan":
-            add_plan_arguments(command)
-        command.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser

@@ -25,24 +25,6 @@ from megatron_prime.planning.times import plan_times
 DOES_NOT_FIT = 3
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """What plan takes besides the configuration."""
-    command.add_argument("--gpu", default="H100-80G", help="H100-80G, H200, A100-80G, A100-40G, B200")
-    command.add_argument("--gpus", type=int, help="GPUs to train on; default parallel.num_processes")
-    command.add_argument(
-        "--gpu-set", action="append", default=[], metavar="FIGURE=VALUE", help="change a figure of the GPU"
-    )
-    for name, text in (
-        ("prompt-tokens", "mean length of a prompt; default half of the longest"),
-        ("response-tokens", "mean length of a response; default half of the longest"),
-        ("mfu", "share of the peak FLOPs that training reaches; default 0.4"),
-        ("decode-efficiency", "share of the memory bandwidth that decoding reaches; default 0.6"),
-        ("overhead-gib", "memory of a process that no model holds; default 3"),
-    ):
-        command.add_argument(f"--{name}", type=float, help=text)
-    command.add_argument("--json", help="write the plan to this file too")
-
-
 def plan(config: PrimeConfig, options: argparse.Namespace) -> int:
     """Print the plan and the layouts that are recommended; the exit code is 3 when the configuration does not fit.
 

@@ -1,0 +1,62 @@
+"""The arguments of every command; imports nothing that takes time."""
+
+import argparse
+from pathlib import Path
+
+from megatron_prime import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of all commands."""
+    top = argparse.ArgumentParser(
+        prog="megatron-prime", description="PRIME (arXiv 2502.01456) on Megatron-core."
+    )
+    top.add_argument("--version", action="version", version=f"megatron-prime {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("train", "run PRIME; continues by itself from the newest checkpoint of run_dir"),
+        ("sft", "warm the policy up on demonstrations and write an HF checkpoint"),
+        ("eval", "sample on the held-out prompts and benchmarks from model.path and report accuracy"),
+        ("eval-prm", "judge prm.path against reference.path: best of N, ProcessBench, pairs"),
+        ("check", "find every fault of a training configuration, and print its batch arithmetic"),
+        (
+            "plan",
+            "say what a run needs and takes, without a GPU: memory, time, weight sync, layouts that fit",
+        ),
+        ("convert", "write a model of a training checkpoint as an HF checkpoint"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("config", type=Path, help="TOML file")
+        if name == "convert":
+            command.add_argument("--role", choices=("policy", "prm"), default="policy")
+            command.add_argument(
+                "--checkpoint", type=Path, help="default: the newest complete one of run_dir"
+            )
+            command.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+            command.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
+            command.add_argument("--workers", type=int, default=1, help="processes; each holds one tensor")
+            command.add_argument(
+                "--compare-logits", action="store_true", help="run both models on a short sequence, in memory"
+            )
+        if name == "plan":
+            _add_plan_arguments(command)
+        command.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return top
+
+
+def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
+    """What plan takes besides the configuration."""
+    command.add_argument("--gpu", default="H100-80G", help="H100-80G, H200, A100-80G, A100-40G, B200")
+    command.add_argument("--gpus", type=int, help="GPUs to train on; default parallel.num_processes")
+    command.add_argument(
+        "--gpu-set", action="append", default=[], metavar="FIGURE=VALUE", help="change a figure of the GPU"
+    )
+    for name, text in (
+        ("prompt-tokens", "mean length of a prompt; default half of the longest"),
+        ("response-tokens", "mean length of a response; default half of the longest"),
+        ("mfu", "share of the peak FLOPs that training reaches; default 0.4"),
+        ("decode-efficiency", "share of the memory bandwidth that decoding reaches; default 0.6"),
+        ("overhead-gib", "memory of a process that no model holds; default 3"),
+    ):
+        command.add_argument(f"--{name}", type=float, help=text)
+    command.add_argument("--json", help="write the plan to this file too")
