@@ -1,6 +1,6 @@
-"""The math verifier beside plain math-verify: accuracy by kind, answers a second, worst times.
+"""The math verifier beside plain math-verify, and the code verifier's sandbox: what attacks come to, what a box costs.
 
-`PYTHONPATH=. python benchmarks/verifiers.py`, about two minutes. Both judge the same hand-made cases
+`PYTHONPATH=. python benchmarks/verifiers.py`, about three minutes. Both judge the same hand-made cases
 (tests/rewards/math_cases.toml) in the same run; math-verify as its documentation shows it, with its own time limits.
 """
 
@@ -15,12 +15,16 @@ from pathlib import Path
 import psutil
 from math_verify import parse, verify
 
+from megatron_prime.config.reward_schema import CodeConfig
 from megatron_prime.rewards import VerifierPool
+from megatron_prime.rewards.code_comparison import outputs_equal, results_equal
 from megatron_prime.rewards.math_answer import MathAnswer
+from megatron_prime.rewards.sandbox import Completed, Sandbox
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from pathological_answers import ANSWERS  # noqa: E402 - it lies beside the tests
+import sandbox_attacks  # noqa: E402 - it lies beside the tests
+from pathological_answers import ANSWERS  # noqa: E402
 
 DEADLINE_S = 2.0
 NUM_ROUNDS = 6
@@ -107,6 +111,37 @@ def pathological_seconds() -> tuple[list[float], int]:
         return seconds, pool.counts["timeout"]
 
 
+def print_attacks() -> None:
+    """How each attack of the tests ends; placeholders name things that do not exist here."""
+    box = Sandbox(CodeConfig(memory_mib=512))
+    print("\n| attack | passes | how it ends |\n| --- | --- | --- |")
+    for name, code in sandbox_attacks.PRINTED.items():
+        done = box.run(code.replace("PARENT", "1").replace("PORT", "9"), b"13 29\n", 1.0)
+        passes = done.exit_code == 0 and outputs_equal("42", done.stdout.decode(errors="replace"))
+        print(attack_row(name, passes, done))
+    for name, code in sandbox_attacks.CALLED.items():
+        done = box.run(code, b"[13, 29]\n", 1.0, call="add")
+        passes = done.exit_code == 0 and results_equal([42], done.stdout.decode(errors="replace"))
+        print(attack_row(f"call: {name}", passes, done))
+
+
+def attack_row(name: str, passes: bool, done: Completed) -> str:
+    last_words = done.detail.splitlines()[-1][:70] if done.detail else f"prints {done.stdout[:30]!r}"
+    ending = "killed" if done.exit_code is None else f"exit code {done.exit_code}"
+    return f"| {name} | {'YES' if passes else 'no'} | {ending}: {last_words.replace('|', '/')} |"
+
+
+def seconds_a_run(sandbox: str) -> float:
+    """Median of a program that prints a sum."""
+    box = Sandbox(CodeConfig(sandbox=sandbox))
+    seconds = []
+    for _ in range(30):
+        start = time.perf_counter()
+        box.run("print(sum(map(int, input().split())))", b"13 29\n", 10.0)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
 def main() -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     logging.getLogger("megatron_prime").setLevel(logging.ERROR)
@@ -119,6 +154,9 @@ def main() -> None:
         f"{len(seconds)} pathological answers: median {statistics.median(seconds):.3f} s, worst {max(seconds):.2f} s, "
         f"{num_timeouts} ended at the deadline of {DEADLINE_S} s"
     )
+    boxed, bare = seconds_a_run("bubblewrap"), seconds_a_run("none-i-accept-the-risk")
+    print(f"a test in the sandbox {1000 * boxed:.0f} ms, without {1000 * bare:.0f} ms")
+    print_attacks()
 
 
 if __name__ == "__main__":

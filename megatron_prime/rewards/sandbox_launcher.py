@@ -17,6 +17,18 @@ import sys
 
 READY = b"\x06"
 
+PRELUDE = """
+import bisect, collections, copy, functools, heapq, itertools, math, operator, random, re, string, sys
+from bisect import *
+from collections import *
+from functools import *
+from heapq import *
+from itertools import *
+from math import *
+from typing import *
+"""
+"""What sites with a function to write have imported already; the code's own names come later and win."""
+
 
 def main() -> None:
     """Run the code under test; does not return when that exits."""
@@ -41,10 +53,11 @@ def main() -> None:
         call(source, settings["call"])
 
 
-def run(source: str, name: str) -> dict[str, object]:
+def run(source: str, name: str, prelude: str = "") -> dict[str, object]:
     """Execute the code as a module of that name; its globals."""
     module = type(sys)(name)
     sys.modules[name] = module
+    exec(prelude, module.__dict__)
     exec(compile(source, "solution.py", "exec"), module.__dict__)
     return module.__dict__
 
@@ -56,7 +69,7 @@ def call(source: str, function: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    names = run(source, "solution")
+    names = run(source, "solution", PRELUDE)
     owner = names.get("Solution")
     target = getattr(owner(), function) if callable(owner) and hasattr(owner, function) else names[function]
     result = target(*arguments)  # type: ignore[operator]

@@ -3,6 +3,7 @@
 import verifiers
 
 from megatron_prime.rewards.math_answer import MathAnswer
+from megatron_prime.rewards.sandbox import Completed
 
 
 def test_mistakes_are_counted_by_direction():
@@ -22,3 +23,10 @@ def test_both_judges_see_the_same_cases():
 
 def test_a_row_of_the_table():
     assert verifiers.accuracy_row("sets", [10, 1, 1, 2, 3]) == "| sets | 10 | 80.0% | 50.0% | 2 | 3 |"
+
+
+def test_a_row_of_the_attack_table():
+    stopped = Completed(None, b"", "it ran past 1 s")
+    assert verifiers.attack_row("spin", False, stopped) == "| spin | no | killed: it ran past 1 s |"
+    fooled = Completed(0, b"42")
+    assert verifiers.attack_row("forge", True, fooled) == "| forge | YES | exit code 0: prints b'42' |"

@@ -38,6 +38,13 @@ def test_a_call_gives_the_result_alone(tmp_path):
     assert done.stdout == b"\x062"
 
 
+def test_a_call_finds_what_sites_import_and_its_own_names_win(tmp_path):
+    code = "class Solution:\n    def f(self, a: List[int]): return heappop(a) + gcd(4, 6) + len(defaultdict(int))"
+    assert launch(tmp_path, code, "[[3, 5]]", call="f").stdout == b"\x065"
+    own = "def gcd(a, b): return 100\ndef f(a): return gcd(a, a)"
+    assert launch(tmp_path, own, "[1]", call="f").stdout == b"\x06100"
+
+
 @pytest.mark.parametrize("code", ["def g(): pass", "1 / 0", "def f(a): return object()", "syntax error"])
 def test_a_call_that_fails_gives_none(tmp_path, code):
     done = launch(tmp_path, code, "[1]", call="f")
