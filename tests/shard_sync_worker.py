@@ -21,15 +21,15 @@ SMALL_BUCKET = 24 << 10
 """Bytes: the tiny models then travel in several buckets, the embedding in one of its own."""
 
 
-def sync_layouts(layouts, folders, urls, engine_tp, prompts, run_dir):
+def sync_layouts(layouts, folders, engine_settings, prompts, run_dir):
     """Of each layout, what the servers hold and answer after a sync of each of the folders' weights."""
-    return {layout: _sync(layout, folders, urls, engine_tp, prompts, run_dir) for layout in layouts}
+    return {layout: _sync(layout, folders, engine_settings, prompts, run_dir) for layout in layouts}
 
 
-def _sync(layout, folders, urls, engine_tp, prompts, run_dir):
+def _sync(layout, folders, engine_settings, prompts, run_dir):
     topology = topology_of(layout)
     ranks = Ranks(topology.rank, topology.world_size, partial(all_gather_lists, topology=topology))
-    settings = SGLangConfig(urls=tuple(urls), tensor=engine_tp, control_timeout_s=60, startup_timeout_s=60)
+    settings = SGLangConfig(**engine_settings, control_timeout_s=60, startup_timeout_s=60)
     paths = []
 
     def make_path(driver, fleet):
@@ -48,7 +48,9 @@ def _sync(layout, folders, urls, engine_tp, prompts, run_dir):
     )
     built = build_model(folders[0], topology)
     parameters = dict(built.module.named_parameters())
-    engines = EngineLayout.consecutive(len(urls), engine_tp, first_rank=topology.world_size)
+    engines = EngineLayout.consecutive(
+        len(settings.urls), settings.tensor, ep=settings.expert, first_rank=topology.world_size
+    )
     sync = shard_weight_sync(
         engine,
         paths[0],
@@ -68,8 +70,10 @@ def _sync(layout, folders, urls, engine_tp, prompts, run_dir):
         report["checksums"].append(engine.weight_checksums())
         report["full_checks"].append(paths[0].full_check())
     if topology.is_last_stage:
+        # Chunks of a virtual pipeline are numbered before it.
+        norm = next(name for name in parameters if name.endswith("decoder.final_layernorm.weight"))
         with torch.no_grad():
-            parameters["decoder.final_layernorm.weight"][-1] += 1
+            parameters[norm][-1] += 1
     report["foreign"] = paths[0].full_check()
     report["stats"] = json.loads(
         json.dumps({n: getattr(paths[0].stats, n) for n in paths[0].stats.__slots__})

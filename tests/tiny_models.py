@@ -56,6 +56,8 @@ DENSE_BUILDERS = {
 
 MOE_BUILDERS = {
     "qwen3 moe": _qwen3_moe,
+    # SGLang pads smaller shards of experts on a CPU.
+    "qwen3 moe wide": lambda: _qwen3_moe(moe_intermediate_size=128),
     "qwen3 moe mixed": lambda: _qwen3_moe(norm_topk_prob=False, mlp_only_layers=[1]),
     "mixtral": lambda: MixtralForCausalLM(
         MixtralConfig(**SIZES | EXPERTS, num_local_experts=4, sliding_window=None)

@@ -25,7 +25,12 @@ from megatron_prime.rollout.sglang_client import ServerUnreachableError
 from megatron_prime.rollout.sglang_driver import Driver
 from megatron_prime.rollout.sglang_fleet import Fleet
 from megatron_prime.rollout.sglang_generation import Generation, GenerationSettings
-from megatron_prime.rollout.sglang_launch import LaunchPlan, check_transport, install_receiver
+from megatron_prime.rollout.sglang_launch import (
+    LaunchPlan,
+    check_experts,
+    check_transport,
+    install_receiver,
+)
 from megatron_prime.rollout.sglang_memory import ServerMemory, is_colocated
 from megatron_prime.rollout.sglang_routing import RoutingReader
 from megatron_prime.rollout.sglang_sampling import ModelLimits, check_request
@@ -90,7 +95,7 @@ class SGLangEngine:
             weights: how weights travel; default by files.
 
         Raises:
-            ValueError: no config.json in model_path, or no engine environment.
+            ValueError: no config.json in model_path, no engine environment, or settings that SGLang can't serve.
         """
         ranks = ranks or Ranks()
         self._model_path = Path(model_path)
@@ -103,6 +108,8 @@ class SGLangEngine:
                 f"rollout.sglang.python = {settings.python} does not exist: build the engine environment with "
                 "`make sglang`, or name its interpreter"
             )
+        if not settings.urls:
+            check_experts(settings, device)
         self._policy_version = NO_WEIGHTS
         self._incoming_version: int | None = None
         self._generation: Generation | None = None

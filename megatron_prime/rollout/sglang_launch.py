@@ -139,6 +139,15 @@ def check_transport(plan: LaunchPlan) -> None:
         )
 
 
+def check_experts(settings: SGLangConfig, device: str) -> None:
+    """Raise ValueError when these servers could start but would die of their first request."""
+    if settings.expert > 1 and device == "cpu":
+        raise ValueError(
+            f"rollout.sglang.expert = {settings.expert}: SGLang 0.5.23 cannot compute with split experts on a CPU; set "
+            "it to 1 (experts are then split by rollout.sglang.tensor)"
+        )
+
+
 def install_receiver(folder: Path) -> Path:
     """Put the receiver of weights, a file of its own, where servers can import it as `LOADER` says; returns `folder`.
 

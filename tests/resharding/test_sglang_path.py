@@ -8,8 +8,9 @@ import threading
 import pytest
 import torch
 from distributed_runner import run_distributed
-from sglang_live import live_prompts
+from sglang_live import LiveModel, live_prompts, sglang_settings
 from shard_sync_worker import SMALL_BUCKET, sync_layouts
+from tiny_models import save_tiny_model
 
 from megatron_prime.models.hf_convert import import_hf
 from megatron_prime.models.hf_shape import ModelShape
@@ -21,9 +22,12 @@ from megatron_prime.resharding.transport_shards import ShardSender
 from megatron_prime.rollout.engine import WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.sglang_driver import Driver
+from megatron_prime.rollout.sglang_engine import SGLangEngine
 from megatron_prime.rollout.weight_intake import tensor_checksum
 from megatron_prime.types import SamplingParams, WeightBlock, WeightBucket
 
+EXPERT_LAYOUTS = ("ep2", "tp2+sp ep2", "pp2 vpp2")
+"""Of a mixture of experts: the first has whole attention on each rank, the others split it."""
 GREEDY = SamplingParams(max_response_tokens=6, temperature=0.0)
 
 
@@ -38,7 +42,7 @@ def reports(request, live_models, tmp_path_factory):
     found = {}
     for num_processes, layouts in ((1, ["one"]), (2, ["tp2", "pp2", "dp2"])):
         for rank in run_distributed(
-            sync_layouts, num_processes, layouts, folders, urls, 1, live_prompts(4), run_dir
+            sync_layouts, num_processes, layouts, folders, {"urls": urls}, live_prompts(4), run_dir
         ):
             for layout, report in rank.items():
                 found.setdefault(layout, []).append(report)
@@ -85,6 +89,62 @@ def test_checksums_are_those_of_the_checkpoint(reports, live_models, layout):
     for report in reports[layout]:
         for model, checksums in zip(live_models, report["checksums"], strict=True):
             assert checksums == {n: tensor_checksum(t) for n, t in model.hf.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def of_experts(tmp_path_factory):
+    """Of each layout of a mixture of experts, with a server of two tensor-parallel ranks; and the models."""
+    folder = tmp_path_factory.mktemp("experts")
+    with torch.no_grad():
+        models = [
+            LiveModel(folder / f"m{seed}", save_tiny_model("qwen3 moe wide", folder / f"m{seed}", seed))
+            for seed in (0, 1)
+        ]
+    engine = SGLangEngine(
+        models[0].path,
+        device="cpu",
+        dtype="fp32",
+        seed=0,
+        settings=sglang_settings(tensor=2, routing_replay=True),
+        run_dir=folder / "run",
+    )
+    try:
+        engine.load_from_hf(models[0].path, policy_version=1)
+        settings = {"urls": [engine.servers[0].url], "tensor": 2, "routing_replay": True}
+        folders = [model.path for model in models]
+        by_rank = run_distributed(sync_layouts, 2, EXPERT_LAYOUTS, folders, settings, live_prompts(4), folder)
+    finally:
+        engine.close()
+    return {layout: [of_rank[layout] for of_rank in by_rank] for layout in EXPERT_LAYOUTS}, models
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_experts_arrive_in_a_server_of_two_ranks(of_experts, layout):
+    reports, models = of_experts
+    for report in reports[layout]:
+        assert report["full_checks"] == [{}, {}]
+        assert list(report["foreign"]) == [0]
+        assert report["stats"]["num_repeats"] == 0
+        for model, rollouts in zip(models, report["rollouts"], strict=True):
+            for rollout in rollouts:
+                assert list(rollout.response_ids) == model.greedy(rollout.prompt.token_ids, 6)
+                expected = model.logprobs(rollout.prompt.token_ids, rollout.response_ids)
+                got = torch.tensor(rollout.rollout_logprobs, dtype=torch.float64)
+                torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    needed = reports[layout][0]["num_needed"]
+    assert sum(report["stats"]["num_bytes_sent"] for report in reports[layout]) == 2 * needed
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_experts_of_each_token_come_back_and_are_hfs(of_experts, layout):
+    """What routing replay trains with."""
+    reports, models = of_experts
+    for model, rollouts in zip(models, reports[layout][0]["rollouts"], strict=True):
+        for rollout in rollouts:
+            ids = torch.tensor([rollout.prompt.token_ids + rollout.response_ids])
+            logits = torch.stack(model.hf(ids, output_router_logits=True).router_logits, dim=1)
+            expected = logits[:-1].topk(2).indices
+            assert torch.equal(rollout.routed_experts.sort().values.long(), expected.sort().values)
 
 
 class _Bench:

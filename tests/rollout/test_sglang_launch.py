@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.config.schema import SGLangConfig
-from megatron_prime.rollout.sglang_launch import LOADER, LaunchPlan, check_transport, install_receiver
+from megatron_prime.rollout.sglang_launch import (
+    LOADER,
+    LaunchPlan,
+    check_experts,
+    check_transport,
+    install_receiver,
+)
 
 
 def plan(device="cpu", **settings):
@@ -106,3 +112,10 @@ def test_nccl_is_refused_on_a_shared_gpu():
     check_transport(plan("cuda"))
     with pytest.raises(ValueError, match=r"'shards' travels by NCCL.*gpu_ids"):
         check_transport(replace(plan("cuda"), is_colocated=True))
+
+
+def test_experts_are_not_split_on_a_cpu():
+    check_experts(SGLangConfig(tensor=2, expert=2), "cuda")
+    check_experts(SGLangConfig(tensor=2), "cpu")
+    with pytest.raises(ValueError, match=r"rollout.sglang.expert = 2.*on a CPU; set it to 1"):
+        check_experts(SGLangConfig(tensor=2, expert=2), "cpu")
