@@ -17,17 +17,22 @@ from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.sglang_engine import SGLangEngine
 from megatron_prime.types import SamplingParams
 
+IPC = " by ipc"
 SMALL_BUCKET = 24 << 10
 """Bytes: the tiny models then travel in several buckets, the embedding in one of its own."""
 
 
 def sync_layouts(layouts, folders, engine_settings, prompts, run_dir):
-    """Of each layout, what the servers hold and answer after a sync of each of the folders' weights."""
+    """Of each layout, what the servers hold and answer after a sync of each of the folders' weights.
+
+    A layout ends with IPC to hand weights over in shared memory.
+    """
     return {layout: _sync(layout, folders, engine_settings, prompts, run_dir) for layout in layouts}
 
 
 def _sync(layout, folders, engine_settings, prompts, run_dir):
-    topology = topology_of(layout)
+    engine_settings = engine_settings | {"weight_transport": "ipc" if layout.endswith(IPC) else "shards"}
+    topology = topology_of(layout.removesuffix(IPC))
     ranks = Ranks(topology.rank, topology.world_size, partial(all_gather_lists, topology=topology))
     settings = SGLangConfig(**engine_settings, control_timeout_s=60, startup_timeout_s=60)
     paths = []
@@ -48,9 +53,11 @@ def _sync(layout, folders, engine_settings, prompts, run_dir):
     )
     built = build_model(folders[0], topology)
     parameters = dict(built.module.named_parameters())
-    engines = EngineLayout.consecutive(
-        len(settings.urls), settings.tensor, ep=settings.expert, first_rank=topology.world_size
-    )
+    sizes = {"num_engines": len(settings.urls), "tp": settings.tensor, "ep": settings.expert}
+    if settings.weight_transport == "ipc":
+        engines = EngineLayout.beside(num_local_ranks=topology.world_size, **sizes)
+    else:
+        engines = EngineLayout.consecutive(first_rank=topology.world_size, **sizes)
     sync = shard_weight_sync(
         engine,
         paths[0],

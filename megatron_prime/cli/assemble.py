@@ -1,5 +1,6 @@
 """Builds the parts of a run from its configuration: the choice of platform, engine and transport, once."""
 
+import os
 from dataclasses import dataclass
 
 from megatron_prime.config.schema import ParallelConfig, PrimeConfig
@@ -103,12 +104,16 @@ def build_weight_sync(
     if rollout.shard_weights is None:
         return gathered_weight_sync(rollout.engine, shape, parameters, topology, dtype)
     settings = config.rollout.sglang
-    engines = EngineLayout.consecutive(
-        len(settings.urls) or settings.num_servers,
-        settings.tensor,
-        ep=settings.expert,
-        first_rank=topology.world_size,
-    )
+    num_servers = len(settings.urls) or settings.num_servers
+    if settings.weight_transport == "ipc":
+        num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", str(topology.world_size)))
+        engines = EngineLayout.beside(
+            num_servers, settings.tensor, num_local_ranks, ep=settings.expert, gpus=settings.gpu_ids
+        )
+    else:
+        engines = EngineLayout.consecutive(
+            num_servers, settings.tensor, ep=settings.expert, first_rank=topology.world_size
+        )
     return shard_weight_sync(
         rollout.engine,
         rollout.shard_weights,
@@ -148,7 +153,7 @@ def _build_engine(
             settings=config.rollout.sglang,
             run_dir=config.run_dir,
             ranks=ranks,
-            weights=make_shard_weights if settings.weight_transport == "shards" else None,
+            weights=make_shard_weights if settings.weight_transport != "disk" else None,
         )
     return LocalEngine(
         config.model.path,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -100,6 +101,9 @@ class PlatformConfig(Section):
     """Deadline of every collective, in seconds."""
 
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 class SGLangConfig(Section):
     """SGLang servers for the rollouts: started on the node of rank 0, or attached to by URL."""
 
@@ -113,8 +117,9 @@ class SGLangConfig(Section):
     """Tensor-parallel size of each server, attached ones included."""
     expert: Positive = 1
     """Expert-parallel size of each server: divides its tensor-parallel size."""
-    weight_transport: Literal["shards", "disk"] = "shards"
-    """How new weights travel: slices from the training ranks' memory (gloo or NCCL), or an HF checkpoint on disk."""
+    weight_transport: Literal["shards", "ipc", "disk"] = "shards"
+    """How new weights travel: slices from the training ranks' memory by gloo or NCCL; the same by memory that trainer
+    and servers of one node share, on the same GPUs too; or an HF checkpoint on disk."""
     weight_full_check_every: NonNegative = 0
     """Every so many syncs each parameter is compared with SGLang's /weights_checker; 0: our checksums alone, always."""
     weight_bucket_mib: Positive = 256
@@ -168,6 +173,12 @@ class SGLangConfig(Section):
                 raise ValueError(f"{url!r} in urls must begin with http:// or https://")
         if len(set(self.urls)) != len(self.urls):
             raise ValueError("urls names a server twice")
+        elsewhere = [url for url in self.urls if urlsplit(url).hostname not in _LOOPBACK]
+        if self.weight_transport == "ipc" and elsewhere:
+            raise ValueError(
+                f"weight_transport = 'ipc' reaches servers on the trainer's own node alone, such as "
+                f"http://127.0.0.1:30000, and not {elsewhere[0]}: use 'shards'"
+            )
         return self
 
 

@@ -46,6 +46,11 @@ class Platform:
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
 
+    def synchronize(self) -> None:
+        """Wait for what a GPU has been given to do."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
     def host_buffer(self, num_bytes: int) -> torch.Tensor:
         """Host memory as a flat uint8 tensor: pinned on a GPU platform, so that copies run beside the host."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.is_cuda)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -147,6 +148,27 @@ class EngineLayout:
         """
         starts = range(first_rank, first_rank + num_engines * dp * tp, tp)
         return cls(num_engines * dp, tp, tuple(tuple(range(s, s + tp)) for s in starts), vocab_divisor, ep)
+
+    @classmethod
+    def beside(
+        cls,
+        num_engines: int,
+        tp: int,
+        num_local_ranks: int,
+        *,
+        ep: int = 1,
+        gpus: Sequence[int] = (),
+        vocab_divisor: int = 64,
+    ) -> EngineLayout:
+        """Engines on the node of the first `num_local_ranks` training ranks, each rank beside one of these.
+
+        `gpus` names the engine ranks' devices, of which training rank r has number r; without it they are 0, 1, ....
+        Where there are more engine ranks than training ranks, as may be on a CPU, these are gone round.
+        """
+        places = gpus or range(num_engines * tp)
+        hosts = [place % num_local_ranks for place in places]
+        ranks = tuple(tuple(hosts[start : start + tp]) for start in range(0, len(hosts), tp))
+        return cls(num_engines, tp, ranks, vocab_divisor, ep)
 
 
 def local_parameters(

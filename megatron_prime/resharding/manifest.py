@@ -49,11 +49,13 @@ class Manifests:
         plan: targets are engines' TP ranks outside of the training job.
         max_bucket_bytes: most bytes that an engine rank gets at a time, larger single shards excepted.
         dtype: of all slices, as torch names it without the module.
+        from_host: targets are training ranks instead, and get all their slices from there (see `transport_ipc`).
     """
 
     plan: ReshardPlan
     max_bucket_bytes: int
     dtype: str
+    from_host: bool = False
     _buckets: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -72,15 +74,34 @@ class Manifests:
             buckets[self._buckets[transfer.hf_name]][target].append(transfer)
         return [dict(bucket) for bucket in buckets]
 
+    def hosted_by(self, rank: int) -> list[Target]:
+        """The targets on a training rank."""
+        return [
+            (engine, tp_rank)
+            for engine, ranks in enumerate(self.plan.engines.ranks)
+            for tp_rank, host in enumerate(ranks)
+            if host == rank
+        ]
+
+    def received(self, engine: int, tp_rank: int) -> list[list[Transfer]]:
+        """Of each bucket, what a target gets from any rank, in order."""
+        buckets: list[list[Transfer]] = [[] for _ in range(self.num_buckets)]
+        for transfer in self.plan.received_by(engine, tp_rank):
+            buckets[self._buckets[transfer.hf_name]].append(transfer)
+        return buckets
+
     def incoming(self, engine: int, tp_rank: int) -> dict[str, Any]:
         """What a target gets, as `rollout.sglang_receiver`'s `body` has it: ready for JSON."""
         names: dict[str, int] = {}
-        buckets: list[dict[int, list[list[int]]]] = [defaultdict(list) for _ in range(self.num_buckets)]
-        for transfer in self.plan.received_by(engine, tp_rank):
-            name = names.setdefault(transfer.hf_name, len(names))
-            num_elements = transfer.num_bytes // self.plan.bytes_per_element
-            row = [name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0]
-            buckets[self._buckets[transfer.hf_name]][transfer.source_rank].append(row)
+        buckets: list[dict[int, list[list[int]]]] = []
+        for transfers in self.received(engine, tp_rank):
+            buckets.append(defaultdict(list))
+            for transfer in transfers:
+                name = names.setdefault(transfer.hf_name, len(names))
+                num_elements = transfer.num_bytes // self.plan.bytes_per_element
+                row = [name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0]
+                source = transfer.target_rank if self.from_host else transfer.source_rank
+                buckets[-1][source].append(row)
         return {
             "names": list(names),
             "dtypes": [self.dtype],

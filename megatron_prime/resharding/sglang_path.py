@@ -23,7 +23,8 @@ from megatron_prime.resharding.layouts import EngineLayout
 from megatron_prime.resharding.manifest import Manifests
 from megatron_prime.resharding.sglang_attempt import Conductor, Fault, Opened
 from megatron_prime.resharding.sglang_expected import differing, expected_checksums
-from megatron_prime.resharding.transport_shards import SendReport, ShardSender
+from megatron_prime.resharding.transport_ipc import IpcSender
+from megatron_prime.resharding.transport_shards import Sender, SendReport, ShardSender
 from megatron_prime.resharding.weight_sync import WeightSync, plan_for, to_rank_0
 from megatron_prime.rollout.engine import Engine, WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
@@ -56,7 +57,7 @@ class SyncStats:
 class Source:
     """Where the weights come from: the policy's parameters on every training rank."""
 
-    sender: ShardSender
+    sender: Sender
     manifests: Manifests
     gather: Callable[[], dict[str, torch.Tensor]]
     """Whole tensors by HF name in the dtype that is sent, on rank 0 alone. Collective, and dear."""
@@ -221,13 +222,17 @@ def shard_weight_sync(
 ) -> WeightSync:
     """The sync of an engine's `weights`: from each training rank's memory to that of engines in other processes.
 
-    `engines` must be on ranks beyond the training job's, in the order of the engine's servers. Raises ValueError when
-    the shape cannot be divided so.
+    `engines` are in the order of the engine's servers: on ranks beyond the training job's, to which slices go by gloo
+    or NCCL, or all on training ranks of the servers' node, which hand them over in shared memory. Raises ValueError
+    when the shape cannot be divided so.
     """
-    manifests = Manifests(
-        plan_for(shape, topology, engines, dtype), max_bucket_bytes, str(dtype).removeprefix("torch.")
-    )
-    sender = ShardSender(manifests, parameters, topology, dtype)
+    is_beside = [rank < topology.world_size for ranks in engines.ranks for rank in ranks]
+    assert all(is_beside) or not any(is_beside), "one transport serves all engines"
+    plan = plan_for(shape, topology, engines, dtype)
+    name = str(dtype).removeprefix("torch.")
+    manifests = Manifests(plan, max_bucket_bytes, name, from_host=is_beside[0])
+    make_sender = IpcSender if is_beside[0] else ShardSender
+    sender: Sender = make_sender(manifests, parameters, topology, dtype)
 
     def gather() -> dict[str, torch.Tensor]:
         whole: dict[str, torch.Tensor] = {}

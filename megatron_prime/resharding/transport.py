@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.resharding.buckets import Bucket, buckets
+from megatron_prime.resharding.buckets import Bucket
+from megatron_prime.resharding.buckets import buckets as cut
 from megatron_prime.resharding.plan import ReshardPlan, Transfer
 from megatron_prime.types import WeightBlock
 
@@ -29,6 +30,7 @@ class RankTransport:
         topology: the layout that the plan was made for.
         dtype: what travels; the cast happens at the source.
         max_bucket_bytes: most bytes that a rank sends or gets at a time.
+        buckets: the plan's, cut before; may lack what does not concern this rank.
     """
 
     def __init__(
@@ -38,12 +40,13 @@ class RankTransport:
         topology: Topology,
         dtype: torch.dtype,
         max_bucket_bytes: int = 256 << 20,
+        buckets: Sequence[Bucket] | None = None,
     ) -> None:
         self._parameters = parameters
         self._rank = topology.rank
         self._device = topology.platform.device
         self._dtype = dtype
-        self._buckets = buckets(plan, max_bucket_bytes)
+        self._buckets = cut(plan, max_bucket_bytes) if buckets is None else buckets
 
     def deliver(self) -> Iterator[list[WeightBlock]]:
         """Yield this rank's blocks bucket by bucket; a tensor's blocks all come in one bucket.
@@ -61,7 +64,7 @@ class RankTransport:
         blocks = []
         for transfer in bucket.transfers:
             if transfer.source_rank == transfer.target_rank == self._rank:
-                blocks.append(_block(transfer, self._slice(transfer)))
+                blocks.append(_block(transfer, self.slice_of(transfer)))
             elif transfer.source_rank == self._rank:
                 outgoing[transfer.target_rank].append(transfer)
             elif transfer.target_rank == self._rank:
@@ -80,13 +83,14 @@ class RankTransport:
                 blocks += self._unpack(buffer, group)
         return blocks
 
-    def _slice(self, transfer: Transfer) -> torch.Tensor:
+    def slice_of(self, transfer: Transfer) -> torch.Tensor:
+        """What a transfer from this rank carries, cast; a view where nothing must be cast."""
         parameter = self._parameters[transfer.source_param].detach()
         return parameter.narrow(transfer.dim, transfer.source_local_start, transfer.length).to(self._dtype)
 
     def _messages(self, transfers: Sequence[Transfer]) -> list[torch.Tensor]:
         """What goes to one rank; a message of one slice is a view unless it must be cast."""
-        slices = [[self._slice(t).reshape(-1) for t in group] for group in _grouped(transfers)]
+        slices = [[self.slice_of(t).reshape(-1) for t in group] for group in _grouped(transfers)]
         return [group[0] if len(group) == 1 else torch.cat(group) for group in slices]
 
     def _empty(self, transfers: Sequence[Transfer]) -> torch.Tensor:

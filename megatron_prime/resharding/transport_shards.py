@@ -7,7 +7,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,34 @@ class SendReport:
     digests: dict[Target, tuple[int, int]] = field(default_factory=dict)
     """Sum of the checksums of all slices to a target, modulo 2**64."""
     num_bytes: int = 0
+
+    def add(self, target: Target, checksums: Sequence[int]) -> None:
+        """Count checksums of what a target is sent into its digest."""
+        before = self.digests.get(target, (0, 0))
+        first, second = ((a + b) % (1 << 64) for a, b in zip(before, checksums, strict=True))
+        self.digests[target] = (first, second)
+
+
+class Sender(Protocol):
+    """How a training rank's weights reach engines in other processes."""
+
+    @property
+    def backend(self) -> str:
+        """What the slices travel by, as the receivers are told."""
+        ...
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the process groups that can be used again."""
+        ...
+
+    def drop_groups(self) -> None:
+        """Close what the receivers are reached by."""
+        ...
+
+    def send(self, meeting: Meeting) -> SendReport:
+        """Send everything to the members of a meeting. Never raises for a receiver's fault: it is in the report."""
+        ...
 
 
 class ShardSender:
@@ -135,9 +163,7 @@ class ShardSender:
             messages = self.messages(slices, checksums)
             outgoing += [(ranks[target], message) for message in messages]
             report.num_bytes += sum(t.num_bytes for t in transfers)
-            before = report.digests.get(target, (0, 0))
-            added = checksums.sum(0).tolist()
-            report.digests[target] = ((before[0] + added[0]) % (1 << 64), (before[1] + added[1]) % (1 << 64))
+            report.add(target, checksums.sum(0).tolist())
         engines = {rank: target[0] for target, rank in meeting.members}
         faults = exchange(group, outgoing, [], self.backend, meeting.timeout_s)
         report.faults |= {

@@ -1,6 +1,5 @@
 """How one SGLang server is started: its command line, its environment, and the weight loader that it is given."""
 
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from megatron_prime.config.schema import SGLangConfig
 
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"
+_RECEIVER_FILES = ("sglang_receiver.py", "sglang_staging.py")
 LOADER = f"{_RECEIVER}.receive"
 """What a server's --custom-weight-loader must name, for weights to come from the trainer's memory."""
 CPU_KV_TOKENS = 32768
@@ -135,7 +135,7 @@ def check_transport(plan: LaunchPlan) -> None:
     if plan.is_colocated and plan.device == "cuda":
         raise ValueError(
             "rollout.sglang.weight_transport = 'shards' travels by NCCL, which refuses two ranks on one GPU: set it to "
-            "'disk', or give the servers GPUs of their own by rollout.sglang.gpu_ids"
+            "'ipc', or give the servers GPUs of their own by rollout.sglang.gpu_ids"
         )
 
 
@@ -149,14 +149,18 @@ def check_experts(settings: SGLangConfig, device: str) -> None:
 
 
 def install_receiver(folder: Path) -> Path:
-    """Put the receiver of weights, a file of its own, where servers can import it as `LOADER` says; returns `folder`.
+    """Put the receiver of weights, a package of its own, where servers can import it as `LOADER` says.
 
-    Nothing else is there: the engine environment must not see the trainer's packages.
+    Returns `folder`. Nothing else is there: the engine environment must not see the trainer's packages.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{_RECEIVER}.py"
-    # Servers of an earlier start may be importing it: replace it at once.
-    aside = folder / f".{_RECEIVER}.py"
-    shutil.copyfile(Path(__file__).with_name("sglang_receiver.py"), aside)
-    aside.replace(target)
+    package = folder / _RECEIVER
+    package.mkdir(parents=True, exist_ok=True)
+    sources = {name: Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _RECEIVER_FILES}
+    for name, text in (
+        sources | {"__init__.py": "from .sglang_receiver import receive as receive\n"}
+    ).items():
+        # Servers of an earlier start may be importing it: replace it at once.
+        aside = package / f".{name}"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(package / name)
     return folder

@@ -1,9 +1,10 @@
 """The engine's end of a weight sync: stock SGLang calls `receive` as its custom weight loader.
 
     trainer rank 0 --one POST a server, a manifest a TP rank--> SGLang --receive(model, [(manifest, empty tensor)])
-    training ranks --slices, then their checksums, by gloo or NCCL--> memory of the fused parameters
+    training ranks --slices, then their checksums, by gloo, NCCL or memory that both map--> memory of the parameters
 
-This file is copied beside each server and imported there: standard library and torch only, nothing of this package.
+This file and `sglang_staging` are copied beside each server and imported there as a package: standard library and torch
+only, nothing else of ours.
 The trainer and the receiver meet in a TCPStore that trainer rank 0 hosts, under the prefix of one attempt:
 
     hello/RANK   receiver: the manifest fits the model (or why not), and the process group that it kept
@@ -15,6 +16,7 @@ and compared with the sender's checksums. `receive` never raises: an exception w
 """
 
 import datetime
+import functools
 import json
 import math
 import re
@@ -24,6 +26,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
+
+from .sglang_staging import map_staging, staging_offsets  # noqa: TID252 - it has another parent there
 
 PROTOCOL = 1
 """Both ends must have the same: the trainer sends it in the manifest."""
@@ -75,6 +79,8 @@ class ProcessGroup(Protocol):
     def _end_coalescing(self) -> dist.Work: ...
 
 
+_Views = list[tuple[int, list[tuple[int, torch.Tensor]]]]
+"""A bucket's sources; of each the parameters' views, with the dim that they are cut along."""
 _Layout = list[list[tuple[int, list[Slice]]]]
 """Of each bucket the sources, by rank in the group, and what each sends, in order."""
 
@@ -176,10 +182,15 @@ def _take_part(model: torch.nn.Module, manifest: _Manifest, store: dist.Store) -
     go = _await_go(store, manifest.timeout_s)
     if str(manifest.rank) not in go["ranks"]:
         return
-    group = _group(go, manifest, store)
+    if manifest.backend == "ipc":
+        staging = _Staging(manifest, store)
+        receive_bucket = staging.receive
+    else:
+        group = _group(go, manifest, store)
+        receive_bucket = functools.partial(_receive_bucket, group, manifest)
     digest = [0, 0]
     for bucket in targets:
-        sums = _receive_bucket(group, bucket, manifest)
+        sums = receive_bucket(bucket)
         digest = [(total + int(part)) % (1 << 64) for total, part in zip(digest, sums.tolist(), strict=True)]
     store.set(f"report/{manifest.rank}", json.dumps({"digest": digest}))
 
@@ -214,9 +225,7 @@ def make_group(backend: str, store: dist.Store, rank: int, size: int, timeout_s:
     return cast(ProcessGroup, dist.ProcessGroupNCCL(store, rank, size, options))
 
 
-def _receive_bucket(
-    group: ProcessGroup, bucket: list[tuple[int, list[tuple[int, torch.Tensor]]]], manifest: _Manifest
-) -> torch.Tensor:
+def _receive_bucket(group: ProcessGroup, manifest: _Manifest, bucket: _Views) -> torch.Tensor:
     """Write a bucket into the parameters; returns the sum of its checksums, int64 [2]. Raises when one is wrong."""
     messages: list[tuple[int, torch.Tensor]] = []
     unpacking: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
@@ -236,15 +245,52 @@ def _receive_bucket(
     for flat, part in unpacking:
         for view, piece in zip(part, flat.split([v.numel() for v in part]), strict=True):
             view.copy_(piece.view(view.shape))
-    total = torch.zeros(2, dtype=torch.int64)
-    for views, claim in claims:
-        # From the parameters' own memory: what was written wrongly shows, and what was not written at all.
-        held = torch.stack([checksum(view) for view in views])
-        if not torch.equal(held, claim):
-            num_wrong = int((held != claim).any(dim=1).sum())
-            raise RuntimeError(f"{num_wrong} of {len(views)} slices arrived with a wrong checksum")
-        total += held.sum(0).cpu()
-    return total
+    return torch.stack([_proven(views, claim) for views, claim in claims]).sum(0)
+
+
+def _proven(views: list[torch.Tensor], claim: torch.Tensor) -> torch.Tensor:
+    """Sum of the checksums, int64 [2], of what the parameters hold. Raises unless they are the claimed ones."""
+    # From the parameters' own memory: what was written wrongly shows, and what was not written at all.
+    held = torch.stack([checksum(view) for view in views])
+    if not torch.equal(held, claim):
+        num_wrong = int((held != claim).any(dim=1).sum())
+        raise RuntimeError(f"{num_wrong} of {len(views)} slices arrived with a wrong checksum")
+    return held.sum(0).cpu()
+
+
+class _Staging:
+    """The buffer of two halves in which the training rank beside this one hands buckets over: see `transport_ipc`."""
+
+    def __init__(self, manifest: _Manifest, store: dist.Store) -> None:
+        self._store = store
+        self._rank = manifest.rank
+        self._timeout = datetime.timedelta(seconds=manifest.timeout_s)
+        store.wait([f"staging/{manifest.rank}"], self._timeout)
+        self._memory = map_staging(json.loads(store.get(f"staging/{manifest.rank}")))
+        self._num_taken = 0
+
+    def receive(self, bucket: _Views) -> torch.Tensor:
+        """As `_receive_bucket`."""
+        [(_, slices)] = bucket
+        views = [view for _, view in slices]
+        number, self._num_taken = self._num_taken, self._num_taken + 1
+        filled = f"filled/{self._rank}/{number}"
+        self._store.wait([filled], self._timeout)
+        if self._store.get(filled) != b"ok":
+            raise RuntimeError("the training rank beside this one gave up")
+        half = self._memory.numel() // 2
+        memory = self._memory[number % 2 * half :][:half]
+        *offsets, end = staging_offsets([view.numel() * view.element_size() for view in views])
+        for view, offset in zip(views, offsets, strict=False):
+            flat = memory[offset : offset + view.numel() * view.element_size()]
+            view.copy_(flat.view(view.dtype).view(view.shape))
+        claim = memory[offsets[-1] : end].view(torch.int64).view(-1, 2).clone()
+        total = _proven(views, claim)
+        if memory.is_cuda:
+            torch.cuda.synchronize()
+        self._store.set(f"taken/{self._rank}/{number}", "ok")
+        self._store.delete_key(filled)
+        return total
 
 
 def exchange(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from distributed_runner import run_distributed
 from sglang_live import LiveModel, live_prompts, sglang_settings
-from shard_sync_worker import SMALL_BUCKET, sync_layouts
+from shard_sync_worker import IPC, SMALL_BUCKET, sync_layouts
 from tiny_models import save_tiny_model
 
 from megatron_prime.models.hf_convert import import_hf
@@ -18,6 +18,7 @@ from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 from megatron_prime.resharding.sglang_path import ShardWeights, joined_blocks, shard_weight_sync
+from megatron_prime.resharding.transport_ipc import IpcSender
 from megatron_prime.resharding.transport_shards import ShardSender
 from megatron_prime.rollout.engine import WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
@@ -26,7 +27,9 @@ from megatron_prime.rollout.sglang_engine import SGLangEngine
 from megatron_prime.rollout.weight_intake import tensor_checksum
 from megatron_prime.types import SamplingParams, WeightBlock, WeightBucket
 
-EXPERT_LAYOUTS = ("ep2", "tp2+sp ep2", "pp2 vpp2")
+LAYOUTS = ("one", f"one{IPC}", "tp2", "pp2", "dp2", f"tp2{IPC}", f"pp2{IPC}")
+"""Those of one process come first."""
+EXPERT_LAYOUTS = ("ep2", "tp2+sp ep2", "pp2 vpp2", f"ep2{IPC}")
 """Of a mixture of experts: the first has whole attention on each rank, the others split it."""
 GREEDY = SamplingParams(max_response_tokens=6, temperature=0.0)
 
@@ -40,7 +43,7 @@ def reports(request, live_models, tmp_path_factory):
     folders = [model.path for model in live_models]
     run_dir = tmp_path_factory.mktemp("attached")
     found = {}
-    for num_processes, layouts in ((1, ["one"]), (2, ["tp2", "pp2", "dp2"])):
+    for num_processes, layouts in ((1, LAYOUTS[:2]), (2, LAYOUTS[2:])):
         for rank in run_distributed(
             sync_layouts, num_processes, layouts, folders, {"urls": urls}, live_prompts(4), run_dir
         ):
@@ -49,10 +52,7 @@ def reports(request, live_models, tmp_path_factory):
     return found
 
 
-LAYOUTS = pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "dp2"])
-
-
-@LAYOUTS
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_greedy_output_follows_the_sync_and_is_hfs(reports, live_models, layout):
     for report in reports[layout]:
         for version, (model, rollouts) in enumerate(zip(live_models, report["rollouts"], strict=True), 3):
@@ -68,7 +68,7 @@ def test_greedy_output_follows_the_sync_and_is_hfs(reports, live_models, layout)
     assert first != second
 
 
-@LAYOUTS
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_sglangs_own_checker_agrees_and_tells_other_weights(reports, layout):
     for report in reports[layout]:
         assert report["full_checks"] == [{}, {}]
@@ -76,7 +76,7 @@ def test_sglangs_own_checker_agrees_and_tells_other_weights(reports, layout):
         assert all("model.norm.weight" in text for text in report["foreign"].values())
 
 
-@LAYOUTS
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_rank_sends_its_part_once(reports, layout):
     stats = [report["stats"] for report in reports[layout]]
     assert all(s["num_attempts"] == 2 and s["num_repeats"] == 0 and not s["last_fault"] for s in stats)
@@ -84,7 +84,7 @@ def test_each_rank_sends_its_part_once(reports, layout):
     assert all(s["num_bytes_sent"] > 0 for s in stats)
 
 
-@LAYOUTS
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_checksums_are_those_of_the_checkpoint(reports, live_models, layout):
     for report in reports[layout]:
         for model, checksums in zip(live_models, report["checksums"], strict=True):
@@ -150,7 +150,7 @@ def test_experts_of_each_token_come_back_and_are_hfs(of_experts, layout):
 class _Bench:
     """A trainer of one process, in this one, whose engine's servers are supervised here and can be killed."""
 
-    def __init__(self, engine, model, timeout_s=20.0, **options):
+    def __init__(self, engine, model, timeout_s=20.0, by_ipc=False, **options):
         self.engine = engine
         self.shape = ModelShape.from_hf_config(json.loads((model.path / "config.json").read_text()))
         self.pieces = local_parameters(self.shape, TrainingLayout(), 0)
@@ -166,7 +166,7 @@ class _Bench:
             self.parameters,
             topology,
             torch.float32,
-            EngineLayout.consecutive(2, 1, first_rank=1),
+            EngineLayout.beside(2, 1, 1) if by_ipc else EngineLayout.consecutive(2, 1, first_rank=1),
             max_bucket_bytes=SMALL_BUCKET,
         )
 
@@ -223,6 +223,29 @@ def test_a_bad_transfer_is_detected_and_repeated(bench, live_models, monkeypatch
     assert bench.path.stats.num_repeats >= 1
     assert ("checksum" in bench.path.stats.last_fault) == (harm == "corrupted")
     bench.check_serves(live_models[1], 2)
+
+
+def test_a_bad_handover_is_detected_and_repeated(live_engine, live_models, monkeypatch):
+    before = live_engine._weights
+    bench = _Bench(live_engine, live_models[0], by_ipc=True)
+    original, num_calls = IpcSender._fill, []
+
+    def harmed(self, target, half, tensors):
+        original(self, target, half, tensors)
+        num_calls.append(target)
+        if len(num_calls) == 3:
+            self._buffer(target).memory[half * (self._buffer(target).memory.numel() // 2) + 5] ^= 1 << 3
+
+    monkeypatch.setattr(IpcSender, "_fill", harmed)
+    bench.push(live_models[1], 2)
+    assert bench.path.stats.num_repeats == 1
+    assert "checksum" in bench.path.stats.last_fault
+    assert {call[0] for call in num_calls[-2:]} == {num_calls[2][0]}, (
+        "only the server that lacks them gets them again"
+    )
+    bench.check_serves(live_models[1], 2)
+    bench.path.close()
+    live_engine._weights = before
 
 
 def test_weights_that_never_arrive_whole_are_never_sampled_from(bench, live_models, monkeypatch):

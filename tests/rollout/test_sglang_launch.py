@@ -98,7 +98,13 @@ def test_each_server_has_its_own_gpus(settings, inherited, gpus):
 def test_the_receiver_stands_alone_where_servers_import_it(tmp_path):
     folder = install_receiver(tmp_path / "loader")
     assert install_receiver(folder) == folder
-    assert [path.name for path in folder.iterdir()] == [f"{LOADER.partition('.')[0]}.py"]
+    package = folder / LOADER.partition(".")[0]
+    assert list(folder.iterdir()) == [package]
+    assert sorted(p.name for p in package.iterdir()) == [
+        "__init__.py",
+        "sglang_receiver.py",
+        "sglang_staging.py",
+    ]
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import {LOADER.partition('.')[0]} as r; print(r.receive)"
     output = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.startswith("<function receive")
