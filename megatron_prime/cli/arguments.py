@@ -23,10 +23,26 @@ def parser() -> argparse.ArgumentParser:
             "plan",
             "say what a run needs and takes, without a GPU: memory, time, weight sync, layouts that fit",
         ),
+        (
+            "doctor",
+            "check environment, devices, file systems, engine and the ranks' network, and say what to mend",
+        ),
         ("convert", "write a model of a training checkpoint as an HF checkpoint"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("config", type=Path, help="TOML file")
+        command.add_argument("config", type=Path, nargs="?" if name == "doctor" else None, help="TOML file")
+        if name == "train":
+            command.add_argument(
+                "--dry-run",
+                nargs="?",
+                const="-",
+                metavar="FOLDER",
+                help="start nothing: print the arithmetic, the process map and the commands (and write them to FOLDER)",
+            )
+        if name == "doctor":
+            command.add_argument(
+                "--timeout-s", type=float, default=30.0, help="deadline of the ranks' meeting"
+            )
         if name == "convert":
             command.add_argument("--role", choices=("policy", "prm"), default="policy")
             command.add_argument(

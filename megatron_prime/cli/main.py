@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from megatron_prime.cli.arguments import parser
 from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
@@ -37,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     die_with_launcher()
     options = parser().parse_args(arguments)
     try:
+        if options.command == "doctor" and options.config is None:
+            return _doctor(None, options)
         config = load_config(options.config, options.overrides)
+        if options.command == "doctor":
+            return _doctor(config, options)
         if options.command == "plan":
             return _plan(config, options)
         if options.command == "convert":
@@ -59,7 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "check":
         print("\n".join([*arithmetic.lines(), "the configuration is sound"]))  # noqa: T201
         return 0
+    if options.command == "train" and options.dry_run:
+        return _dry_run(options, config, arithmetic)
     return _run(options, config, arithmetic)
+
+
+def _doctor(config: PrimeConfig | None, options: argparse.Namespace) -> int:
+    from megatron_prime.cli.doctor import doctor
+
+    return doctor(config, options.timeout_s)
+
+
+def _dry_run(options: argparse.Namespace, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
+    from megatron_prime.cli.dry_run import dry_run
+
+    output = None if options.dry_run == "-" else Path(options.dry_run)
+    print("\n".join(dry_run(config, arithmetic, options.config, options.overrides, output)))  # noqa: T201
+    return 0
 
 
 def _run(options: argparse.Namespace, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:

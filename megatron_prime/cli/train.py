@@ -20,6 +20,7 @@ from megatron_prime.data.prompts import PromptDataset, PromptStream
 from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import MetricsLogger, Progress
+from megatron_prime.observability.provenance import save_provenance
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
 from megatron_prime.resharding.weight_sync import WeightSync
@@ -53,6 +54,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
             for change in changed_settings(config) if checkpoint is not None else ():
                 progress.line(f"WARNING: changed since this run was last started: {change}")
             save_resolved_config(config)
+            save_provenance(config.run_dir, lock.life)
         rollout = build_rollout(config, topology)
         try:
             _train(config, topology, progress, store, checkpoint, rollout, lock)

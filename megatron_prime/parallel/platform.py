@@ -75,6 +75,11 @@ class Platform:
         dist.init_process_group(self.backend, timeout=self.timeout)
 
 
+def num_gpus() -> int:
+    """GPUs that torch sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def select_platform(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: Literal["fp32", "bf16"] = "fp32",

@@ -1,0 +1,102 @@
+"""`megatron-prime train --dry-run`: what would run where, with nothing started and no torch imported."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.observability.durable import replace_file
+from megatron_prime.resharding.layouts import TrainingLayout
+from megatron_prime.rollout.sglang_launch import LaunchPlan
+
+RANKS_PER_NODE = 8
+
+
+def dry_run(
+    config: PrimeConfig,
+    arithmetic: BatchArithmetic,
+    file: Path,
+    overrides: list[str],
+    output: Path | None,
+    ranks_per_node: int = RANKS_PER_NODE,
+) -> list[str]:
+    """Lines of the arithmetic, the process map and the commands; written to `output` too, with the resolved config.
+
+    output/config.json, arithmetic.txt, processes.txt, commands.sh.
+    """
+    parts = {
+        "arithmetic.txt": arithmetic.lines(),
+        "processes.txt": list(process_map(config, arithmetic.num_processes, ranks_per_node)),
+        "commands.sh": list(commands(config, arithmetic.num_processes, file, overrides, ranks_per_node)),
+    }
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        replace_file(output / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+        for name, lines in parts.items():
+            replace_file(output / name, "\n".join(lines) + "\n")
+    return [line for lines in parts.values() for line in ("", *lines)]
+
+
+def process_map(config: PrimeConfig, num_processes: int, ranks_per_node: int) -> Iterator[str]:
+    """One line a rank: node, coordinates, layers, experts; then one a server."""
+    parallel = config.parallel
+    layout = TrainingLayout(
+        tp=parallel.tensor,
+        pp=parallel.pipeline,
+        cp=parallel.context,
+        dp=num_processes // parallel.model_size,
+        vpp=parallel.virtual_pipeline,
+        ep=parallel.expert,
+        etp=parallel.expert_tensor,
+    )
+    model = json.loads((config.model.path / "config.json").read_text(encoding="utf-8"))
+    stages = layout.stage_layers(model["num_hidden_layers"])
+    yield "rank  node  local  pipeline  data  context  tensor  expert  layers"
+    for rank in range(num_processes):
+        tensor, pipeline = layout.coordinates(rank)
+        within = rank % layout.ranks_per_stage
+        context, data = within // layout.tp % layout.cp, within // (layout.tp * layout.cp)
+        expert = layout.expert_share(rank).ep_rank if layout.ep > 1 else "-"
+        layers = " ".join(f"{chunk.start}-{chunk.stop - 1}" for chunk in stages[pipeline])
+        yield (
+            f"{rank:<6}{rank // ranks_per_node:<6}{rank % ranks_per_node:<7}{pipeline:<10}{data:<6}{context:<9}"
+            f"{tensor:<8}{expert:<8}{layers}"
+        )
+    settings = config.rollout.sglang
+    if config.rollout.engine == "sglang" and settings.urls:
+        yield from (f"server {url}, attached" for url in settings.urls)
+    elif config.rollout.engine == "sglang":
+        for server in range(settings.num_servers):
+            gpus = settings.gpu_ids or range(settings.num_servers * settings.tensor)
+            mine = list(gpus)[server * settings.tensor : (server + 1) * settings.tensor]
+            yield f"server {server} on the node of rank 0, GPUs {' '.join(map(str, mine))}"
+
+
+def commands(
+    config: PrimeConfig, num_processes: int, file: Path, overrides: list[str], ranks_per_node: int
+) -> Iterator[str]:
+    """The commands that start the job, and those that it starts itself."""
+    train = ["megatron_prime", "train", str(file), *overrides]
+    nodes = -(-num_processes // ranks_per_node)
+    if nodes == 1:
+        yield "# the ranks, all on this machine"
+        yield shlex.join([sys.executable, "-m", *train])
+    else:
+        yield f"# on each of {nodes} nodes; $MASTER is the first one's name (under Slurm: examples/prime_70b.sh)"
+        options = [f"--nnodes={nodes}", f"--nproc-per-node={ranks_per_node}", "--rdzv-backend=c10d"]
+        yield (
+            shlex.join(["torchrun", *options])
+            + " --rdzv-endpoint=$MASTER:29500 "
+            + shlex.join(["-m", *train])
+        )
+    settings = config.rollout.sglang
+    if config.rollout.engine != "sglang" or settings.urls:
+        return
+    device = "cpu" if config.platform.device == "cpu" else "cuda"
+    plan = LaunchPlan(config.model.path, device, config.platform.dtype, config.seed, settings)
+    yield "# started and supervised by rank 0; PORT is a free one"
+    for server in range(settings.num_servers):
+        yield shlex.join(plan.command(server, 0)).replace("--port 0", "--port PORT")

@@ -1,0 +1,82 @@
+"""Do the ranks of a job reach each other, and how fast; with deadlines, and the absent ones named."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+PROBE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a rank found out."""
+
+    hosts: tuple[str, ...]
+    """Of every rank."""
+    seconds: float
+    """One all-reduce of PROBE_BYTES."""
+
+    @property
+    def mb_s(self) -> float:
+        """Bytes of the buffer over the time; the links carry up to twice that."""
+        return PROBE_BYTES / self.seconds / 1e6
+
+
+def meet(timeout_s: float, backend: str = "gloo") -> Reached:
+    """Join the job that the environment describes, and reduce a buffer over all ranks.
+
+    Raises ConnectionError, within about twice timeout_s, naming the ranks that did not come or what failed between
+    those that did.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        store = dist.TCPStore(address, port, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+        hosts = _gather_hosts(store, rank, world_size, timeout_s)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("probe", store), rank=rank, world_size=world_size, timeout=timeout
+        )
+        seconds = _probe(backend)
+        dist.barrier()
+        dist.destroy_process_group()
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, ConnectionError):
+            raise
+        raise ConnectionError(
+            f"rank {rank} on {socket.gethostname()} cannot work with the others by {backend} "
+            f"(rank 0: {address}:{port}): {str(error).splitlines()[0]}"
+        ) from error
+    return Reached(hosts, seconds)
+
+
+def _gather_hosts(store: dist.TCPStore, rank: int, world_size: int, timeout_s: float) -> tuple[str, ...]:
+    store.set(f"host/{rank}", socket.gethostname())
+    deadline = time.monotonic() + timeout_s
+    missing = list(range(world_size))
+    while missing and time.monotonic() < deadline:
+        missing = [other for other in missing if not store.check([f"host/{other}"])]
+        if missing:
+            time.sleep(0.05)
+    if missing:
+        raise ConnectionError(
+            f"rank {rank} on {socket.gethostname()} waited {timeout_s:.0f} s for ranks "
+            f"{', '.join(map(str, missing))} of {world_size}: were they started, and do they reach rank 0?"
+        )
+    return tuple(store.get(f"host/{other}").decode() for other in range(world_size))
+
+
+def _probe(backend: str) -> float:
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if backend == "nccl" else "cpu"
+    buffer = torch.ones(PROBE_BYTES // 4, device=device)
+    dist.all_reduce(buffer)  # connections are made at the first one
+    started = time.monotonic()
+    dist.all_reduce(buffer)
+    if float(buffer[-1]) != float(dist.get_world_size()) ** 2:
+        raise RuntimeError("an all-reduce gave a wrong sum")
+    return time.monotonic() - started

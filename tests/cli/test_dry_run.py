@@ -1,0 +1,61 @@
+"""The process map is that of Megatron's ranks, the commands are those that would run, and nothing starts."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.cli.dry_run import commands, dry_run, process_map
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.schema import PrimeConfig
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 8}')
+    return tmp_path
+
+
+def make(folder, **sections):
+    settings = {"run_dir": folder / "run", "model": {"path": folder}, "trainer": {"num_steps": 1}}
+    return PrimeConfig.model_validate(settings | sections)
+
+
+def test_the_map_counts_as_megatron_does(folder):
+    config = make(folder, parallel={"tensor": 2, "pipeline": 2, "virtual_pipeline": 2, "context": 2})
+    lines = [line.split() for line in process_map(config, 16, 8)]
+    assert lines[0] == ["rank", "node", "local", "pipeline", "data", "context", "tensor", "expert", "layers"]
+    # Megatron's order: tensor fastest, then context, data, pipeline.
+    expected = [
+        [str(n) for n in (rank, rank // 8, rank % 8, rank // 8, rank // 4 % 2, rank // 2 % 2, rank % 2)]
+        for rank in range(16)
+    ]
+    assert [line[:7] for line in lines[1:]] == expected
+    assert lines[1][8:] == ["0-1", "4-5"] and lines[9][8:] == ["2-3", "6-7"]
+
+
+def test_the_servers_are_named_with_their_gpus(folder):
+    servers = {"engine": "sglang", "sglang": {"num_servers": 2, "tensor": 2, "gpu_ids": [4, 5, 6, 7]}}
+    config = make(folder, rollout=servers, platform={"device": "cuda"})
+    assert list(process_map(config, 4, 8))[-1] == "server 1 on the node of rank 0, GPUs 6 7"
+    ours = list(commands(config, 16, Path("run.toml"), ["policy.lr=1e-6"], 8))
+    assert ours[1].startswith("torchrun --nnodes=2 --nproc-per-node=8 ")
+    assert ours[1].endswith("--rdzv-endpoint=$MASTER:29500 -m megatron_prime train run.toml policy.lr=1e-6")
+    assert "sglang.launch_server" in ours[-1] and "--tp-size 2" in ours[-1] and "--port PORT" in ours[-1]
+
+
+def test_everything_is_written_and_nothing_else(folder):
+    config = make(folder, parallel={"tensor": 2})
+    lines = dry_run(config, BatchArithmetic.of(config, 4), Path("run.toml"), [], folder / "plan")
+    assert sorted(path.name for path in (folder / "plan").iterdir()) == [
+        "arithmetic.txt",
+        "commands.sh",
+        "config.json",
+        "processes.txt",
+    ]
+    assert PrimeConfig.model_validate(json.loads((folder / "plan" / "config.json").read_text())) == config
+    command = (folder / "plan" / "commands.sh").read_text().splitlines()[1]
+    assert shlex.split(command)[1:] == ["-m", "megatron_prime", "train", "run.toml"]
+    assert command in lines
+    assert not (folder / "run").exists()

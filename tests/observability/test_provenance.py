@@ -1,0 +1,43 @@
+"""Versions and git state are those that git and pip tell; lives keep their own files."""
+
+import json
+import subprocess
+from importlib.metadata import version
+
+from megatron_prime.observability.provenance import git_state, provenance, save_provenance, versions
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_git_state_tells_commit_and_changes(tmp_path):
+    assert git_state(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "code.py").write_text("one = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    clean = git_state(tmp_path)
+    assert clean["commit"] == git(tmp_path, "rev-parse", "HEAD").strip()
+    assert (clean["changed"], clean["diff"]) == ([], "")
+    (tmp_path / "code.py").write_text("one = 2\n")
+    (tmp_path / "new.py").touch()
+    changed = git_state(tmp_path)
+    assert changed["changed"] == [" M code.py", "?? new.py"]
+    assert "-one = 1\n+one = 2" in changed["diff"] and changed["diff_is_whole"]
+
+
+def test_versions_are_those_installed():
+    assert versions(["torch", "no-such-package"]) == {"torch": version("torch")}
+
+
+def test_each_life_has_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    first, second = (save_provenance(tmp_path, life) for life in (1, 2))
+    assert first != second
+    found = json.loads(second.read_text())
+    assert found["job"]["SLURM_JOB_ID"] == "77"
+    assert found.keys() == provenance(tmp_path).keys()
+    assert found["versions"]["megatron-core"] == version("megatron-core")

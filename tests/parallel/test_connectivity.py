@@ -1,0 +1,21 @@
+"""Ranks that are there find each other; one that is not is named before the deadline is long over."""
+
+import socket
+import time
+
+import connectivity_worker
+from distributed_runner import run_distributed
+
+
+def test_ranks_that_are_there_meet():
+    reports = run_distributed(connectivity_worker.all_meet, 2)
+    for hosts, mb_s in reports:
+        assert hosts == (socket.gethostname(),) * 2
+        assert mb_s > 0
+
+
+def test_an_absent_rank_is_named():
+    started = time.monotonic()
+    report, _ = run_distributed(connectivity_worker.one_stays_away, 2, timeout_s=60)
+    assert f"rank 0 on {socket.gethostname()} waited 2 s for ranks 1 of 2" in report
+    assert time.monotonic() - started < 45
