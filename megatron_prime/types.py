@@ -98,6 +98,10 @@ class RolloutBatch:
     """int64 [B, T] reasoning step of each token, nondecreasing along T; only for step granularity."""
     stats: dict[str, float] = field(default_factory=dict)
     """How it was collected: prompts sampled, kept, truncated, rounds..."""
+    outcome_penalties_B: torch.Tensor | None = None
+    """float32 [B], at most 0: what over-long responses lose of their outcome in the advantages; None for nothing."""
+    is_trained_B: torch.Tensor | None = None
+    """bool [B]; False leaves a row out of both losses, not out of its group's baseline; None trains all."""
 
     @property
     def num_rows(self) -> int:
@@ -118,7 +122,18 @@ class RolloutBatch:
             outcome_rewards_B=self.outcome_rewards_B.to(device),
             group_ids_B=self.group_ids_B.to(device),
             step_ids_BT=None if self.step_ids_BT is None else self.step_ids_BT.to(device),
+            outcome_penalties_B=None
+            if self.outcome_penalties_B is None
+            else self.outcome_penalties_B.to(device),
+            is_trained_B=None if self.is_trained_B is None else self.is_trained_B.to(device),
         )
+
+    def trained_rows(self, rows: Sequence[int]) -> list[int]:
+        """Those of the rows that belong into a loss."""
+        if self.is_trained_B is None:
+            return list(rows)
+        is_trained = self.is_trained_B.tolist()
+        return [row for row in rows if is_trained[row]]
 
     @staticmethod
     def from_rollouts(

@@ -99,3 +99,13 @@ def test_a_batch_of_nothing_is_refused():
 
 def test_finish_reasons_read_as_engines_spell_them():
     assert [FinishReason(word) for word in ("stop", "length", "abort")] == list(FinishReason)
+
+
+def test_rows_that_are_left_out_of_the_losses(batch):
+    assert batch.trained_rows([1, 0]) == [1, 0]
+    masked = dataclasses.replace(
+        batch, is_trained_B=torch.tensor([False, True]), outcome_penalties_B=torch.tensor([-0.5, 0.0])
+    )
+    assert masked.trained_rows([1, 0]) == [1]
+    moved = masked.to(torch.device("meta"))
+    assert moved.is_trained_B.device.type == moved.outcome_penalties_B.device.type == "meta"

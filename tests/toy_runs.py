@@ -49,7 +49,7 @@ max_prompts = 32
 samples_per_prompt = 2
 temperature = 0.0
 [evaluation.benchmarks.toy]
-path = "benchmark.jsonl"
+path = "task/benchmark.jsonl"
 format = "math500"
 samples_per_prompt = 4
 temperature = 0.7

@@ -38,7 +38,7 @@ def prepare(folder: str) -> dict[str, Any]:
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_rows]))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     problems = [{"problem": row["prompt"], "answer": row["answer"]} for row in rows]
-    Path("benchmark.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    Path("task/benchmark.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     facts: dict[str, Any] = {
         "sft": run("sft", "run.toml", "model.path=task/model", "run_dir=sft_run"),
         "train": run("train", "run.toml", "run_dir=single"),

@@ -115,6 +115,7 @@ def prime_advantages(
     group_ids_B: Tensor,
     settings: AdvantageSettings,
     process_positions_BT: Tensor | None = None,
+    outcome_penalties_B: Tensor | None = None,
 ) -> Tensor:
     """Return the advantages of the global batch, [B, T], zero in the padding, detached.
 
@@ -131,6 +132,8 @@ def prime_advantages(
             baselines average over and apply to them alone. None: all response tokens, as in the released
             code. At granularity `whole` the positions make each sequence_* and token_mean baseline the
             leave-one-out of the sums.
+        outcome_penalties_B: added to the outcomes before their baseline, at most 0 (`overlong_penalties_B`); the sums
+            may be negative. None: nothing.
 
     Raises:
         ValueError: outcomes NaN or outside [0, 1], process rewards not finite, shapes differ, a mask with
@@ -140,7 +143,11 @@ def prime_advantages(
     mask_BT = check_response_mask(response_mask_BT)
     check_rows(mask_BT.shape[0], outcome_rewards_B=outcome_rewards_B, group_ids_B=group_ids_B)
     check_outcomes(outcome_rewards_B)
-    outcome_BT = _outcome_advantages(as_float(outcome_rewards_B), mask_BT, group_ids_B, settings)
+    rewards_B = as_float(outcome_rewards_B)
+    if outcome_penalties_B is not None:
+        check_rows(mask_BT.shape[0], outcome_penalties_B=outcome_penalties_B)
+        rewards_B = rewards_B + outcome_penalties_B.to(rewards_B)
+    outcome_BT = _outcome_advantages(rewards_B, mask_BT, group_ids_B, settings)
     parts_BT = [(settings.outcome_coef, outcome_BT)]
     if process_rewards_BT is not None and settings.process_coef != 0:
         positions_BT = mask_BT if process_positions_BT is None else process_positions_BT.bool()

@@ -30,9 +30,8 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
     try:
         # Before the weights are loaded: a row that does not fit should not cost the wait.
         evaluator = Evaluator(config, rollout)
-        for prompts in evaluator.sets:
-            for note in prompts.notes:
-                progress.line(f"{prompts.name or 'data.evaluation'}: {note}")
+        for note in evaluator.notes():
+            progress.line(note)
         assert isinstance(rollout.engine, LocalEngine | SGLangEngine)
         rollout.engine.load_from_hf(config.model.path)
         report = evaluator(0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from megatron_prime.cli.assemble import RolloutParts
 from megatron_prime.config.schema import PrimeConfig
-from megatron_prime.data.benchmarks import benchmark_data, benchmark_of
+from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.rollout.evaluation import EvaluationReport, Intervals, evaluate, evaluation_sampling
@@ -39,6 +39,12 @@ class Evaluator:
         self._intervals = Intervals(settings.confidence, settings.num_resamples, config.seed)
         self.sets = list(_sets(config, rollout.sampling.stop_token_ids))
 
+    def notes(self) -> list[str]:
+        """What to log about rows left out, by set."""
+        return [
+            f"{prompts.name or 'data.evaluation'}: {note}" for prompts in self.sets for note in prompts.notes
+        ]
+
     def __call__(self, step_index: int) -> EvaluationReport:
         """Sample and verify after so many steps. Collective over all ranks."""
         results = {
@@ -50,6 +56,7 @@ class Evaluator:
                 samples_per_prompt=prompts.samples_per_prompt,
                 stream_key=evaluation_stream_key(step_index, number),
                 intervals=self._intervals,
+                whole_only=bool(prompts.name),
             )
             for number, prompts in enumerate(self.sets)
         }
@@ -61,7 +68,7 @@ def _sets(config: PrimeConfig, stop_token_ids: tuple[int, ...]) -> Iterator[Eval
     settings, longest = config.evaluation, config.rollout.max_prompt_tokens
     base = evaluation_sampling(settings, config.rollout.max_response_tokens, stop_token_ids)
     if config.data.evaluation:
-        dataset = PromptDataset.read(config.data.evaluation, config.data, tokenizer, longest)
+        dataset = PromptDataset.read(config.data.evaluation, held_out_data(config.data), tokenizer, longest)
         prompts = dataset.prompts[: settings.max_prompts]
         yield EvaluationSet("", prompts, settings.samples_per_prompt, base, dataset.notes)
     for name, table in settings.benchmarks.items():

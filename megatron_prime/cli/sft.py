@@ -24,9 +24,10 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     output = sft_output(config)
     tokenizer = load_tokenizer(config.model.path)
     max_tokens = config.trainer.max_tokens_per_microbatch
+    layout, weights = config.sft.layout or config.data.layout, config.sft.weights
     dataset = SFTDataset.read(
         config.sft.data,
-        config.data,
+        config.data.model_copy(update={"layout": layout, "weights": weights}),
         config.sft.response_field,
         tokenizer,
         max_tokens,
@@ -49,7 +50,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")
     )
     guards.begin_step(1)
-    stream = SFTStream(dataset, config.seed, config.data.shuffle, config.data.weights)
+    stream = SFTStream(dataset, config.seed, config.data.shuffle, weights)
     # A folder of its own: train's history in the same run_dir must survive, and the other way round.
     logger = MetricsLogger(config.run_dir / "sft_log") if topology.rank == 0 else None
     every = max(1, config.sft.num_steps // LINES_A_RUN)

@@ -25,6 +25,7 @@ from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
 from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
+from megatron_prime.rollout.prompt_history import PromptHistory
 from megatron_prime.training.checkpoint import CheckpointStore, Keeping
 from megatron_prime.training.export import export_hf
 from megatron_prime.training.guards import Guards
@@ -81,24 +82,39 @@ def _train(
     )
     for trainable in models.trained.values():
         trainable.watch = guards
-    step_index = 0
+    step_index, collector_state = 0, {}
     if checkpoint is not None:
         state = store.load(checkpoint, models.trained)
         stream.load_state_dict(state.prompt_stream)
         guards.load_state_dict(state.guards)
         step_index = state.step_index
+        collector_state = state.collector
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = build_weight_sync(config, topology, rollout, models.policy.built)
     _first_sync(config, sync, step_index, progress)
-    trainer = Trainer(config, _parts(config, models, stream, sync, rollout, progress), step_index)
-    logger = MetricsLogger(config.run_dir, step_index + bool(step_index)) if topology.rank == 0 else None
+    parts = _parts(config, models, stream, sync, rollout, progress)
+    parts.collector.load_state_dict(collector_state)
+    trainer = Trainer(config, parts, step_index)
+    first_logged = step_index + bool(step_index)
+    logger = MetricsLogger(config.run_dir, first_logged) if topology.rank == 0 else None
+    history = PromptHistory(config.run_dir / "prompts.jsonl", first_logged) if topology.rank == 0 else None
     try:
-        evaluator = _evaluator(config, rollout)
-        around = Surroundings(store, models.trained, stream, evaluator, logger, progress, guards, lock.fence)
+        around = Surroundings(
+            store=store,
+            roles=models.trained,
+            prompt_stream=stream,
+            evaluate=_evaluator(config, rollout, progress),
+            logger=logger,
+            progress=progress,
+            guards=guards,
+            fence=lock.fence,
+            collector=parts.collector,
+            prompt_history=history,
+        )
         Loop(config, trainer, around).run()
     finally:
-        if logger is not None:
-            logger.close()
+        for file in filter(None, (logger, history)):
+            file.close()
     if config.checkpoint.export_hf:
         destination = config.run_dir / "hf"
         export_hf(models.policy.built, topology, config.model.path, destination, replace=True)
@@ -209,5 +225,10 @@ def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
     return PromptStream(dataset, config.seed, config.data.shuffle, config.data.weights)
 
 
-def _evaluator(config: PrimeConfig, rollout: RolloutParts) -> Evaluator | None:
-    return Evaluator(config, rollout) if config.data.evaluation or config.evaluation.benchmarks else None
+def _evaluator(config: PrimeConfig, rollout: RolloutParts, progress: Progress) -> Evaluator | None:
+    if not config.data.evaluation and not config.evaluation.benchmarks:
+        return None
+    evaluator = Evaluator(config, rollout)
+    for note in evaluator.notes():
+        progress.line(note)
+    return evaluator

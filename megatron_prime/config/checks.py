@@ -297,10 +297,11 @@ def _benchmark_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         fault = _file_fault(benchmark.path)
         if fault:
             yield f"{key}.path: {benchmark.path} {fault}"
-        if (benchmark.format or name) in CODE_BENCHMARKS and config.reward.verifier in TEXT_VERIFIERS:
+        is_code = (benchmark.format or name) in CODE_BENCHMARKS
+        if config.reward.verifier in (TEXT_VERIFIERS if is_code else ("code",)):
             yield (
-                f"{key} asks for programs, but reward.verifier = {config.reward.verifier!r} does not run any: choose a "
-                "verifier that does"
+                f"{key} asks for {'programs' if is_code else 'mathematical answers'}, which reward.verifier = "
+                f"{config.reward.verifier!r} does not judge: 'auto' goes by what a problem asks for"
             )
 
 

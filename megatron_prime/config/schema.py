@@ -6,9 +6,7 @@ milliseconds. Each section is one TOML table; the string below a field is its do
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -16,6 +14,7 @@ from megatron_prime.config.data_schema import (
     DataConfig,
     EvaluationConfig,
     FilterConfig,
+    LayoutName,
     PRMEvaluationConfig,
 )
 from megatron_prime.config.reward_schema import RewardConfig
@@ -28,6 +27,7 @@ from megatron_prime.config.section import (
     UnitInterval,
     UserPath,
 )
+from megatron_prime.config.sglang_schema import SGLangConfig
 
 
 class ModelConfig(Section):
@@ -99,87 +99,6 @@ class PlatformConfig(Section):
     """CPU threads a process (torch.set_num_threads)."""
     timeout_s: PositiveFloat = 600.0
     """Deadline of every collective, in seconds."""
-
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class SGLangConfig(Section):
-    """SGLang servers for the rollouts: started on the node of rank 0, or attached to by URL."""
-
-    python: UserPath = Path(".venv-sglang/bin/python")
-    """Interpreter of the engine environment; `make sglang` builds the default one."""
-    urls: tuple[str, ...] = ()
-    """Servers that run already, such as http://node7:30000; none are started then."""
-    num_servers: Positive = 1
-    """Servers to start."""
-    tensor: Positive = 1
-    """Tensor-parallel size of each server, attached ones included."""
-    expert: Positive = 1
-    """Expert-parallel size of each server: divides its tensor-parallel size."""
-    weight_transport: Literal["shards", "ipc", "disk"] = "shards"
-    """How new weights travel: slices from the training ranks' memory by gloo or NCCL; the same by memory that trainer
-    and servers of one node share, on the same GPUs too; or an HF checkpoint on disk."""
-    weight_full_check_every: NonNegative = 0
-    """Every so many syncs each parameter is compared with SGLang's /weights_checker; 0: our checksums alone, always."""
-    weight_bucket_mib: Positive = 256
-    """Most MiB of weights that a server's rank gets at a time."""
-    gpu_ids: tuple[NonNegative, ...] = ()
-    """GPUs of the servers, num_servers * tensor of them; default 0, 1, 2, ... (shared with the trainer)."""
-    colocated: bool | None = None
-    """Servers give their memory up while the trainer trains; default: those that we start on GPUs of training ranks."""
-    mem_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Share of a GPU's memory for the server's weights and KV cache."""
-    max_total_tokens: Positive | None = None
-    """Tokens in a server's KV cache; default as mem_fraction allows, and 32768 on a CPU."""
-    concurrency: Positive = 256
-    """Responses in flight a server."""
-    request_timeout_s: PositiveFloat = 1800.0
-    """Deadline of one response, its time in the server's queue included."""
-    control_timeout_s: PositiveFloat = 300.0
-    """Deadline of one control call, such as an update of the weights."""
-    startup_timeout_s: PositiveFloat = 600.0
-    """Deadline for a server to load the model and answer."""
-    max_restarts: NonNegative = 3
-    """Restarts of a server in a row, each within ten minutes of the last, before the run stops."""
-    deterministic: bool = False
-    """Seeded sampling that a resumed run repeats; needs a GPU, and is slower."""
-    routing_replay: bool = False
-    """Train the policy with the experts that the servers chose for each token; a mixture of experts alone."""
-    allow_mixed_versions: bool = False
-    """Keep groups whose responses were sampled by different weights."""
-    extra_args: tuple[str, ...] = ()
-    """More arguments of `python -m sglang.launch_server`; they override ours."""
-
-    @model_validator(mode="after")
-    def _check_gpus(self) -> Self:
-        num_gpus = self.num_servers * self.tensor
-        if self.gpu_ids and (len(self.gpu_ids) != num_gpus or len(set(self.gpu_ids)) != num_gpus):
-            raise ValueError(
-                f"gpu_ids = {list(self.gpu_ids)} must be num_servers * tensor = {num_gpus} different GPUs"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_expert(self) -> Self:
-        if self.tensor % self.expert:
-            raise ValueError(f"expert = {self.expert} must divide tensor = {self.tensor}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_urls(self) -> Self:
-        for url in self.urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{url!r} in urls must begin with http:// or https://")
-        if len(set(self.urls)) != len(self.urls):
-            raise ValueError("urls names a server twice")
-        elsewhere = [url for url in self.urls if urlsplit(url).hostname not in _LOOPBACK]
-        if self.weight_transport == "ipc" and elsewhere:
-            raise ValueError(
-                f"weight_transport = 'ipc' reaches servers on the trainer's own node alone, such as "
-                f"http://127.0.0.1:30000, and not {elsewhere[0]}: use 'shards'"
-            )
-        return self
 
 
 class RolloutConfig(Section):
@@ -410,6 +329,10 @@ class SFTConfig(OptimizerConfig):
     """Where the HF checkpoint goes; default run_dir/sft."""
     messages_field: str | None = None
     """Column with whole conversations, the assistant's message last; replaces data.prompt_field and response_field."""
+    layout: LayoutName | None = None
+    """Where the prompt stands in a row; default data.layout."""
+    weights: dict[str, PositiveFloat] = Field(default={})
+    """Shares by data source or file, as data.weights has them for the training prompts."""
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
@@ -449,6 +372,7 @@ class PrimeConfig(Section):
             *self._faults_of_the_algorithm(),
             *self._faults_of_the_schedules(),
             *self._faults_of_the_batch(),
+            *self._faults_of_the_filter(),
             *self._faults_of_the_memory(),
         ]
         if faults:
@@ -491,6 +415,11 @@ class PrimeConfig(Section):
             yield "memory.offload_reference = true, but this run holds no reference model: leave it out"
         if self.memory.offload_prm and not self.prm.enabled:
             yield "memory.offload_prm = true, but prm.enabled = false: leave it out"
+
+    def _faults_of_the_filter(self) -> Iterator[str]:
+        buffer, longest = self.filter.overlong_buffer_tokens, self.rollout.max_response_tokens
+        if buffer is not None and buffer > longest:
+            yield f"filter.overlong_buffer_tokens = {buffer} exceeds rollout.max_response_tokens = {longest}"
 
     def _faults_of_the_schedules(self) -> Iterator[str]:
         num_steps = self.trainer.num_steps

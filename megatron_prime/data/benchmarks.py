@@ -52,5 +52,9 @@ def benchmark_of(name: str, config: BenchmarkConfig) -> Benchmark:
 def benchmark_data(config: DataConfig, benchmark: Benchmark) -> DataConfig:
     """How a benchmark's file is read in a run: by its own layout, all of it, with the run's chat template."""
     instruction = benchmark.instruction if config.instruction is None else config.instruction
-    changes = {"layout": benchmark.layout, "instruction": instruction, "weights": {}, "dedup": "none"}
-    return config.model_copy(update=changes)
+    return held_out_data(config).model_copy(update={"layout": benchmark.layout, "instruction": instruction})
+
+
+def held_out_data(config: DataConfig) -> DataConfig:
+    """How held-out prompts are read: as the training prompts, but all of them, and at no rates."""
+    return config.model_copy(update={"weights": {}, "dedup": "none"})

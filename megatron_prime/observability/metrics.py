@@ -26,6 +26,7 @@ NAMES: Mapping[str, str] = {
     "rollout/policy_version": "weight syncs behind the weights that sampled the batch",
     "rollout/num_*": "counts of the collection: rounds, prompts, groups by verdict, verifier errors",
     "rollout/logprob_gap*": "mean (or max) |old - rollout| log-prob over response tokens, in nats; 1 while it alarms",
+    "prompts/*": "training prompts sampled so far: how many, how often on average, shares always right or always wrong",
     "prm/*": "PRM update: loss, accuracies, grad_norm, lr; process rewards' mean and largest size",
     "policy/*": "policy update, mean over its minibatches: losses, clip and KL figures, grad_norm, lr",
     "advantage/*": "mean and std of the advantages over response tokens",

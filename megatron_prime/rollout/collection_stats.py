@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from megatron_prime.rollout.group_filter import Group, Verdict, accuracy_histogram
+from megatron_prime.rollout.group_filter import Group, Verdict, accuracy_histogram, mean_accuracy
 from megatron_prime.types import FinishReason, Rollout
 
 _MENDING = {
@@ -54,17 +54,41 @@ class CollectionTally:
         self.groups: list[Group] = []
         """Every group sampled, kept or not."""
         self.verdicts: Counter[Verdict] = Counter()
+        self._verdict_of_group: list[Verdict] = []
 
     def add_round(self, groups: Sequence[Group], verdicts: Sequence[Verdict]) -> None:
         """Count one sampling round."""
         self.num_rounds += 1
         self.groups.extend(groups)
+        self._verdict_of_group.extend(verdicts)
         self.verdicts.update(verdicts)
 
     @property
     def keep_rate(self) -> float:
         """Smoothed share of groups that pass the filter, in (0, 1]; 1 before the first round."""
         return (self.verdicts[Verdict.KEPT] + 1) / (len(self.groups) + 1)
+
+    @property
+    def num_kept(self) -> int:
+        """Groups that passed the filter, surplus included."""
+        return self.verdicts[Verdict.KEPT]
+
+    def records(self) -> list[tuple[int, float, str]]:
+        """Prompt index, mean outcome (NaN after a verifier error) and verdict of every group sampled, in order."""
+        return [
+            (group[0].prompt.index, mean_accuracy(group), verdict.value)
+            for group, verdict in zip(self.groups, self._verdict_of_group, strict=True)
+        ]
+
+    @property
+    def num_all_right(self) -> int:
+        """Groups whose every response was right."""
+        return sum(mean_accuracy(group) == 1 for group in self.groups)
+
+    @property
+    def num_all_wrong(self) -> int:
+        """Groups whose every response was wrong."""
+        return sum(mean_accuracy(group) == 0 for group in self.groups)
 
     def explain(self) -> str:
         """Why groups were dropped and how to mend it, for an error message."""
@@ -75,6 +99,8 @@ class CollectionTally:
         counts = ", ".join(f"{verdict.value} {self.verdicts[verdict]}" for verdict in Verdict)
         return (
             f"{len(self.groups)} prompts sampled in {self.num_rounds} rounds: {counts}; "
+            f"{self.num_all_right / len(self.groups):.0%} all right, {self.num_all_wrong / len(self.groups):.0%} all "
+            f"wrong; "
             f"{accuracy_histogram(self.groups)}. {_MENDING[worst]}; or raise filter.max_rounds."
         )
 

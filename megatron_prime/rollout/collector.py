@@ -7,15 +7,21 @@ prompt stream -> engine -> verifier -> filter --kept--> batch
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
+import torch
+
+from megatron_prime.algorithm.overlong import overlong_penalties_B
 from megatron_prime.config.schema import FilterConfig
+from megatron_prime.rollout.collection_pace import Pace
 from megatron_prime.rollout.collection_stats import CollectionTally
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.group_filter import Group, Verdict, judge_groups, split_groups
+from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.stream_keys import training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import Prompt, RolloutBatch, SamplingParams
+from megatron_prime.types import FinishReason, Prompt, RolloutBatch, SamplingParams
 
 MAX_ROUND_FACTOR = 2
 """A round samples at most so many times prompts_per_step, however few groups the filter keeps."""
@@ -84,6 +90,21 @@ class Collector:
         self._groups_multiple_of = rows_multiple_of // math.gcd(rows_multiple_of, group_size)
         self._step_segmenter = step_segmenter
         self._allow_mixed_versions = allow_mixed_versions
+        self._pace = Pace()
+        self._records: list[PromptRecord] = []
+
+    @property
+    def last_records(self) -> Sequence[PromptRecord]:
+        """Every group sampled for the last step, kept or not, in order; equal on every rank."""
+        return self._records
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later steps need to know of earlier ones: plain JSON values, equal on every rank."""
+        return asdict(self._pace)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; an empty state starts afresh."""
+        self._pace = Pace(**state)
 
     def collect(self, step_index: int) -> RolloutBatch:
         """Collect the batch of a step; see `CollectionTally.stats` for its stats.
@@ -92,7 +113,8 @@ class Collector:
 
         Raises:
             RuntimeError: too few groups passed the filter and filter.on_shortage is "error", or no batch can be
-                made of them; or the engine or the prompt stream broke its contract.
+                made of them, or too many steps in a row were short; or the engine or the prompt stream broke its
+                contract.
         """
         tally = CollectionTally()
         kept: list[Group] = []
@@ -105,14 +127,33 @@ class Collector:
             ]
             if len(kept) >= self._prompts_per_step:
                 break
+        self._records = tally.records()
         batch_groups = self._cut(kept, tally, step_index)
+        self._check_pace(tally, step_index)
         num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
         return self._to_batch(batch_groups, tally.stats(batch_groups, num_trimmed))
 
     def _round_size(self, num_kept: int, tally: CollectionTally) -> int:
         """Prompts to sample so that the batch fills if the filter goes on keeping as many."""
         num_missing = self._prompts_per_step - num_kept
-        return min(math.ceil(num_missing / tally.keep_rate), MAX_ROUND_FACTOR * self._prompts_per_step)
+        if tally.num_rounds == 0:
+            # A second round waits for its own longest response: a first one that is large enough saves that.
+            keep_rate = self._pace.keep_rate or 1.0
+            most = math.floor(self._filter.oversample * self._prompts_per_step)
+            return min(math.ceil(num_missing / keep_rate), most)
+        most = math.floor(max(MAX_ROUND_FACTOR, self._filter.oversample) * self._prompts_per_step)
+        return min(math.ceil(num_missing / tally.keep_rate), most)
+
+    def _check_pace(self, tally: CollectionTally, step_index: int) -> None:
+        is_short = tally.num_kept < self._filter.short_fraction * self._prompts_per_step
+        self._pace = self._pace.after(tally, is_short)
+        limit = self._filter.max_short_steps
+        if limit and self._pace.num_short_steps >= limit:
+            raise RuntimeError(
+                f"steps {step_index + 1 - limit} to {step_index} kept less than {self._filter.short_fraction:.0%} of "
+                f"{self._prompts_per_step} prompts each. {self._pace.explain()} The last step: {tally.explain()} "
+                "filter.max_short_steps = 0 goes on all the same."
+            )
 
     def _sample_groups(self, num_prompts: int, step_index: int, round_index: int) -> list[Group]:
         prompts = self._prompt_stream.next(num_prompts)
@@ -148,10 +189,26 @@ class Collector:
     def _to_batch(self, groups: Sequence[Group], stats: dict[str, float]) -> RolloutBatch:
         rollouts = [rollout for group in groups for rollout in group]
         segmenter = self._step_segmenter
-        return RolloutBatch.from_rollouts(
+        batch = RolloutBatch.from_rollouts(
             rollouts,
             # By place, not by prompt index: a prompt that came twice has two groups with a baseline each.
             group_ids=[number for number, group in enumerate(groups) for _ in group],
             step_ids=None if segmenter is None else [segmenter(rollout.response_ids) for rollout in rollouts],
             stats=stats,
         )
+        return self._with_overlong(batch)
+
+    def _with_overlong(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with what filter.overlong says of responses that were cut or nearly so."""
+        config, limit = self._filter, self._sampling.max_response_tokens
+        if config.overlong == "mask":
+            is_trained = [rollout.finish_reason is not FinishReason.LENGTH for rollout in batch.rollouts]
+            stats = batch.stats | {"num_masked": float(is_trained.count(False))}
+            return replace(batch, is_trained_B=torch.tensor(is_trained), stats=stats)
+        if config.overlong == "penalize":
+            buffer = config.overlong_buffer_tokens or max(1, limit // 5)
+            lengths_B = batch.response_mask_BT.sum(dim=1)
+            penalties_B = overlong_penalties_B(lengths_B, limit, buffer, config.overlong_penalty)
+            stats = batch.stats | {"mean_overlong_penalty": float(penalties_B.mean())}
+            return replace(batch, outcome_penalties_B=penalties_B, stats=stats)
+        return batch

@@ -125,10 +125,12 @@ def evaluate(
     samples_per_prompt: int,
     stream_key: int,
     intervals: Intervals | None = None,
+    whole_only: bool = False,
 ) -> EvaluationResult:
     """Sample and verify every prompt. Collective; equal on every rank.
 
-    An error of the verifier counts as wrong: leaving it out would reward answers that hang the verifier.
+    An error of the verifier counts as wrong: leaving it out would reward answers that hang the verifier. With
+    whole_only a partial outcome (some of a program's tests passed) counts as wrong too, as benchmarks count.
 
     Raises:
         ValueError: no prompts, or arguments that the engine refuses.
@@ -137,7 +139,7 @@ def evaluate(
         raise ValueError("nothing to evaluate: there are no prompts; set data.evaluation")
     rollouts = verifier(engine.generate(prompts, sampling, samples_per_prompt, stream_key))
     groups = split_groups(rollouts, samples_per_prompt)
-    scored = [rollout.with_outcome(_score(rollout)) for rollout in rollouts]
+    scored = [rollout.with_outcome(_score(rollout, whole_only)) for rollout in rollouts]
     sizes = sorted({1 << power for power in range(samples_per_prompt.bit_length())} | {samples_per_prompt})
     passes = {size: _passes(groups, size) for size in sizes}
     return EvaluationResult(
@@ -149,7 +151,7 @@ def evaluate(
         num_verifier_errors=sum(math.isnan(rollout.outcome_reward) for rollout in rollouts),
         accuracy_by_source=accuracy_by_source(scored),
         rollouts=tuple(rollouts),
-        intervals=_intervals(groups, passes, intervals),
+        intervals=_intervals(split_groups(scored, samples_per_prompt), passes, intervals),
         **rollout_stats(rollouts),
     )
 
@@ -173,7 +175,7 @@ def _intervals(
 ) -> dict[str, tuple[float, float]]:
     if settings is None or settings.num_resamples == 0:
         return {}
-    means = [math.fsum(_score(rollout) for rollout in group) / len(group) for group in groups]
+    means = [math.fsum(rollout.outcome_reward for rollout in group) / len(group) for group in groups]
     values = {"accuracy": means} | {f"pass_at_{k}": values for k, values in passes.items()}
     return {
         name: bootstrap_interval(
@@ -183,5 +185,6 @@ def _intervals(
     }
 
 
-def _score(rollout: Rollout) -> float:
-    return 0.0 if math.isnan(rollout.outcome_reward) else rollout.outcome_reward
+def _score(rollout: Rollout, whole_only: bool) -> float:
+    outcome = rollout.outcome_reward
+    return 0.0 if math.isnan(outcome) or (whole_only and outcome < 1) else outcome

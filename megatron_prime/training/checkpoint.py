@@ -66,6 +66,8 @@ class RunState:
     """state_dict of the guards."""
     accuracy: float | None = None
     """Held-out accuracy after these steps, where it was measured."""
+    collector: dict[str, Any] = field(default_factory=dict)
+    """state_dict of the collector."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,12 @@ class CheckpointStore:
         if len(states) == self._topology.world_size:
             _set_rng_state(states[self._topology.rank])
         return RunState(
-            run["step_index"], run["prompt_stream"], run["seed"], run.get("guards", {}), run.get("accuracy")
+            run["step_index"],
+            run["prompt_stream"],
+            run["seed"],
+            run.get("guards", {}),
+            run.get("accuracy"),
+            run.get("collector", {}),
         )
 
     def _complete(self) -> list[Path]:
@@ -294,6 +301,7 @@ class CheckpointStore:
             "seed": state.seed,
             "prompt_stream": state.prompt_stream,
             "guards": state.guards,
+            "collector": state.collector,
             "accuracy": state.accuracy,
             "roles": [path.name for path in sorted(partial.iterdir()) if path.is_dir()],
             "world_size": self._topology.world_size,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
 from megatron_prime.rollout.evaluation import EvaluationReport
+from megatron_prime.rollout.prompt_history import PromptHistory, PromptRecord
 from megatron_prime.training.checkpoint import CheckpointStore, RunState
 from megatron_prime.training.guards import Guards
 from megatron_prime.training.trainable import Trainable
@@ -40,6 +41,15 @@ class ResumableStream(Protocol):
         ...
 
 
+class SamplingRecord(ResumableStream, Protocol):
+    """The part of a collector that outlives a step."""
+
+    @property
+    def last_records(self) -> Sequence[PromptRecord]:
+        """Every group sampled for the last step."""
+        ...
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What the loop tells, asks and keeps."""
@@ -56,6 +66,10 @@ class Surroundings:
     guards: Guards
     fence: Callable[[], AbstractContextManager[None]] = nullcontext
     """Around what the logger writes; raises when another life of the run has taken over."""
+    collector: SamplingRecord | None = None
+    """Whose state a checkpoint holds, and whose groups the history below gets."""
+    prompt_history: PromptHistory | None = None
+    """On rank 0 alone."""
 
 
 class Loop:
@@ -106,6 +120,7 @@ class Loop:
         is_last = done == num_steps
         if self._around.evaluate is not None and (is_last or _is_due(done, self._config.trainer.eval_every)):
             self._evaluate(metrics)
+        self._log_prompts(metrics)
         self._around.progress.step(done, num_steps, metrics, SHOWN)
         self._log(metrics)
         self._complete_save(self._around.store.poll, is_last)
@@ -117,11 +132,19 @@ class Loop:
                 self._config.seed,
                 self._around.guards.state_dict(),
                 metrics.get("eval/accuracy"),
+                {} if self._around.collector is None else self._around.collector.state_dict(),
             )
             self._complete_save(self._around.store.finish, is_last=False)  # the one before, told by itself
             self._complete_save(lambda: self._around.store.save(self._around.roles, state), is_last)
         if is_last:
             self._complete_save(self._around.store.finish, is_last)
+
+    def _log_prompts(self, metrics: Metrics) -> None:
+        history, collector = self._around.prompt_history, self._around.collector
+        if history is not None and collector is not None:
+            with self._around.fence():
+                history.log(self._trainer.step_index, collector.last_records)
+            metrics.add("prompts", history.metrics())
 
     def _complete_save(self, action: Callable[[], Path | None], is_last: bool) -> None:
         """Do a part of a save that may complete a checkpoint; tell of it, or of the fault when it need not stop us."""

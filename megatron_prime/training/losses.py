@@ -47,7 +47,7 @@ class PolicyRowLoss:
 
 @dataclass(frozen=True)
 class PRMRowLoss:
-    """The PRM's loss on outcome labels over a minibatch of `num_rows` responses: their mean."""
+    """The PRM's loss on outcome labels over a minibatch of `num_rows` trained responses: their mean."""
 
     kind: PRMLossKind
     beta: float
@@ -57,6 +57,8 @@ class PRMRowLoss:
     outcome_rewards_B: torch.Tensor
     other_scores_B: torch.Tensor | None = None
     pair_weights_B: torch.Tensor | None = None
+    is_trained_B: torch.Tensor | None = None
+    """bool; rows that are False have no loss, and num_rows does not count them. None trains all."""
 
     def __call__(
         self, rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor
@@ -69,11 +71,15 @@ class PRMRowLoss:
             scores_b,
             self.outcome_rewards_B[rows_b],
             self.kind,
-            torch.full_like(scores_b, 1 / self.num_rows),
+            self._weights(scores_b, rows_b),
             None if self.other_scores_B is None else self.other_scores_B[rows_b],
             None if self.pair_weights_B is None else self.pair_weights_B[rows_b],
         )
         return loss, {"loss": loss.detach()}
+
+    def _weights(self, scores_b: torch.Tensor, rows_b: torch.Tensor) -> torch.Tensor:
+        weights_b = torch.full_like(scores_b, 1 / self.num_rows)
+        return weights_b if self.is_trained_B is None else weights_b * self.is_trained_B[rows_b]
 
 
 @dataclass(frozen=True)

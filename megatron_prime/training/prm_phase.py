@@ -74,7 +74,7 @@ class PRMPhase:
                 self.prm, batch, sequences, ref_logprobs_BT, scores, step_index
             )
             if single_forward:
-                scores = first_scores
+                scores = first_scores or self.prm.score(sequences)
             elif config.update_order == "before":
                 scores = self.prm.score(sequences)
         assert scores is not None
@@ -90,8 +90,11 @@ class PRMPhase:
         ref_logprobs_BT: torch.Tensor,
         scores: Scores | None,
         step_index: int,
-    ) -> tuple[Scores, dict[str, float]]:
-        """All optimizer steps; returns the first one's scores and the mean metrics."""
+    ) -> tuple[Scores | None, dict[str, float]]:
+        """All optimizer steps; returns the first one's scores and the mean metrics.
+
+        A minibatch without a row to train on has no update; the scores are None when none has.
+        """
         config = self._config
         other_scores_B = pair_weights_B = None
         if config.loss != "ce":
@@ -105,24 +108,26 @@ class PRMPhase:
         first_scores: Scores | None = None
         totals: dict[str, float] = {}
         lr = prm.lr
-        num_updates = config.num_minibatches * config.num_epochs
-        for rows in minibatches(
+        all_rows = minibatches(
             batch.num_rows, config.num_minibatches, config.num_epochs, self._seed, step_index
-        ):
+        )
+        rows_of_updates = [rows for rows in all_rows if batch.trained_rows(rows)]
+        num_updates = len(rows_of_updates)
+        for rows in rows_of_updates:
             loss = PRMRowLoss(
                 kind=config.loss,
                 beta=config.beta,
-                num_rows=len(rows),
+                num_rows=len(batch.trained_rows(rows)),
                 ref_logprobs_BT=ref_logprobs_BT,
                 response_mask_BT=batch.response_mask_BT,
                 outcome_rewards_B=batch.outcome_rewards_B,
                 other_scores_B=other_scores_B,
                 pair_weights_B=pair_weights_B,
+                is_trained_B=batch.is_trained_B,
             )
             minibatch_scores, metrics = prm.update(sequences, rows, loss)
             first_scores = first_scores or minibatch_scores
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value / num_updates
         prm.advance_schedule()
-        assert first_scores is not None
         return first_scores, totals | {"lr": lr}

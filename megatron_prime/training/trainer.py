@@ -163,6 +163,7 @@ class Trainer:
             batch.group_ids_B,
             self._advantage_settings,
             positions_BT,
+            batch.outcome_penalties_B,
         )
 
     def _update_policy(
@@ -177,16 +178,20 @@ class Trainer:
         config, policy = self.config.policy, self._parts.policy
         totals: dict[str, float] = {}
         lr = policy.lr
-        num_updates = config.num_minibatches * config.num_epochs
-        rows_of_updates = minibatches(
+        all_rows = minibatches(
             batch.num_rows, config.num_minibatches, config.num_epochs, self.config.seed, self.step_index
         )
+        # A minibatch without a row to train on has no update.
+        rows_of_updates = [rows for rows in all_rows if batch.trained_rows(rows)]
+        num_updates = len(rows_of_updates)
         routing = self._routing(batch)
         with policy.resident():
             for rows in rows_of_updates:
                 loss = PolicyRowLoss(
                     settings=self._loss_settings,
-                    weights_BT=minibatch_weights_BT(batch.response_mask_BT, rows, config.aggregation),
+                    weights_BT=minibatch_weights_BT(
+                        batch.response_mask_BT, batch.trained_rows(rows), config.aggregation
+                    ),
                     old_logprobs_BT=old.logprobs_BT,
                     advantages_BT=advantages_BT,
                     rollout_logprobs_BT=batch.rollout_logprobs_BT,

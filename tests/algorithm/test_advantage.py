@@ -301,3 +301,22 @@ def test_batch_statistics_taken_by_rank_would_differ(options):
         rows = (batch.group_ids_B == group).nonzero()[:, 0]
         by_rank_BT[rows] = advantages_of(batch, options, rows=rows)
     assert float((by_rank_BT - whole_BT).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce"])
+def test_penalties_are_part_of_the_outcome_alone(estimator):
+    options = replace(PLAIN, estimator=estimator, gamma_outcome=0.9)
+    batch = Batch(4, sizes=RAGGED, soft=True)
+    penalties_B = -torch.rand(len(batch.ids), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def advantages(outcomes_B, penalties_B=None):
+        arguments = (batch.rewards_BT, batch.mask_BT, batch.group_ids_B, options)
+        return prime_advantages(outcomes_B, *arguments, outcome_penalties_B=penalties_B)
+
+    # Halved, so that the penalised outcomes can also be given as plain outcomes of [0, 1].
+    halves_B = batch.outcome_rewards_B / 2 + 0.5
+    torch.testing.assert_close(
+        advantages(halves_B, penalties_B / 2), advantages(halves_B + penalties_B / 2), rtol=0, atol=1e-12
+    )
+    with pytest.raises(ValueError, match="outcome_penalties_B has shape"):
+        advantages(halves_B, penalties_B[:2])

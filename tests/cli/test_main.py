@@ -40,7 +40,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
     Path("sft/config.json").write_text(json.dumps(SHAPE))
     Path("sft/model.safetensors").write_bytes(b"weights")
     Path("sft/tokenizer.json").write_text("{}")
-    for name in ("train", "heldout", "sft"):
+    for name in ("train", "heldout", "sft", "benchmark"):
         Path(f"task/{name}.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
     Path("run.toml").write_text(CONFIG)
     return tmp_path

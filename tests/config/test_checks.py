@@ -194,7 +194,10 @@ def test_benchmarks_are_data_too_and_need_their_files_and_a_verifier_that_can(wo
         assert fault.startswith(f"{table}.aime24.path: absent.jsonl does not exist")
         code = [f"{table}.mine.path=train.jsonl", f"{table}.mine.format=leetcode", "reward.verifier=math"]
         (fault,) = faults_of(*code, command=command)
-        assert fault.startswith(f"{table}.mine asks for programs, but reward.verifier = 'math'")
+        assert fault.startswith(
+            f"{table}.mine asks for programs, which reward.verifier = 'math' does not judge"
+        )
+        check(*code[:2], "reward.verifier=auto", command=command)
 
 
 def test_empty_files_and_folders_are_no_data(workspace):

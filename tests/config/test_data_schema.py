@@ -37,3 +37,9 @@ def test_a_threshold_needs_a_split_or_a_number():
         PRMEvaluationConfig(processbench=files)
     PRMEvaluationConfig(processbench=files, threshold=0.4)
     PRMEvaluationConfig(processbench=files, tune_on="math")
+
+
+def test_a_buffer_belongs_to_the_penalty():
+    FilterConfig(overlong="penalize", overlong_buffer_tokens=5)
+    with pytest.raises(ValidationError, match="belongs to overlong = 'penalize', but it is 'mask'"):
+        FilterConfig(overlong="mask", overlong_buffer_tokens=5)

@@ -7,7 +7,7 @@ import pytest
 from data_tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 from megatron_prime.config.data_schema import CODE_BENCHMARKS, BenchmarkConfig, BenchmarkName, DataConfig
-from megatron_prime.data.benchmarks import BENCHMARKS, benchmark_data, benchmark_of
+from megatron_prime.data.benchmarks import BENCHMARKS, benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.prompts import PromptDataset
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
@@ -49,3 +49,8 @@ def test_a_run_s_own_instruction_wins_and_a_format_names_the_benchmark():
     assert benchmark.title == "LeetCode"
     assert benchmark_data(DataConfig(instruction="Go."), benchmark).instruction == "Go."
     assert benchmark_data(DataConfig(instruction=""), benchmark).instruction == ""
+
+
+def test_held_out_prompts_have_no_rates_and_keep_their_duplicates():
+    config = held_out_data(DataConfig(weights={"x": 1}, dedup="exact", layout="eurus", on_bad_row="skip"))
+    assert (config.weights, config.dedup, config.layout, config.on_bad_row) == ({}, "none", "eurus", "skip")

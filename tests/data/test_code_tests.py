@@ -8,6 +8,8 @@ import pytest
 
 from megatron_prime.data import code_tests
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
+from megatron_prime.rewards.code_comparison import outputs_equal, results_equal
+from megatron_prime.rewards.code_tests import read_tests
 
 
 def packed(value):
@@ -108,3 +110,14 @@ def test_leetcode_asserts_are_read_in_their_order():
 def test_other_asserts_are_refused(source, reason):
     with pytest.raises(ValueError, match=reason):
         leetcode_tests(source)
+
+
+def test_the_verifier_of_code_reads_what_is_written():
+    name, (first, second) = read_tests(leetcode_tests(LEETCODE))
+    assert name == "top"
+    assert (json.loads(first.stdin), json.loads(second.stdin)) == ([[3, 1], 2], [[], 0])
+    assert results_equal(first.expected, "[3]") and not results_equal(first.expected, "[1]")
+    assert results_equal(second.expected, "[]") and not results_equal(second.expected, "[0]")
+    name, (first, _) = read_tests(livecodebench_tests(CASES, "", "{}"))
+    assert name is None and first.stdin == "1\n"
+    assert outputs_equal(first.expected, "2\n") and not outputs_equal(first.expected, "3\n")

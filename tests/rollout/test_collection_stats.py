@@ -118,3 +118,17 @@ def test_the_explanation_follows_the_commonest_reason(verdict, knob):
     tally = CollectionTally()
     tally.add_round([KEPT] * len(verdicts), verdicts)
     assert knob in tally.explain()
+
+
+def test_every_group_is_recorded_with_its_verdict(tally):
+    records = tally.records()
+    assert [(index, verdict) for index, _, verdict in records] == [
+        (0, "kept"),
+        (2, "dropped_too_easy"),
+        (1, "kept"),
+        (3, "dropped_verifier_error"),
+    ]
+    assert [mean for _, mean, _ in records[:3]] == [0.5, 1.0, 0.5]
+    assert math.isnan(records[3][1])
+    assert (tally.num_kept, tally.num_all_right, tally.num_all_wrong) == (2, 1, 0)
+    assert "25% all right, 0% all wrong" in tally.explain()

@@ -1,5 +1,6 @@
 """Filling a batch: refills, surplus, shortage, statistics; and the whole path with a real model."""
 
+import json
 import math
 
 import pytest
@@ -188,6 +189,122 @@ def test_step_ids_are_padded_with_the_last_step():
         step_segmenter=lambda ids: [3 * place for place in range(len(ids))],
     )
     assert collector.collect(0).step_ids_BT.tolist() == [[0, 0], [0, 3]] * 4
+
+
+def test_oversampling_follows_the_keep_rate_of_the_steps_before_and_a_resumed_run_samples_the_same():
+    kinds = [MIXED, EASY, HARD]
+    stream = CountingStream()
+
+    def collector(stream):
+        engine = ScriptedEngine(lambda index: kinds[index % 3])
+        return make_collector(engine, stream, oversample=2.5)
+
+    first = collector(stream)
+    batches = [first.collect(step) for step in range(2)]
+    # Step 0 finds 0 and 3 in 4 prompts, 6 in 2 / (3 / 5), and 9 in 1 / (4 / 9); step 1 begins with 4 / (5 / 12) = 9.6
+    # prompts of at most 10, and needs one more group from 1 / (4 / 11).
+    assert stream.requests == [4, 4, 3, 10, 3]
+    assert all(len({rollout.prompt.index for rollout in batch.rollouts}) == 4 for batch in batches)
+    state = json.loads(json.dumps(first.state_dict()))
+    resumed_stream = CountingStream()
+    resumed_stream.num_taken = stream.num_taken
+    resumed = collector(resumed_stream)
+    resumed.load_state_dict(state)
+    del stream.requests[:]
+    assert indices(resumed.collect(2)) == indices(first.collect(2))
+    assert resumed_stream.requests == stream.requests
+    assert max(stream.requests) <= 10
+
+
+def test_without_oversampling_the_first_round_is_a_batch_whatever_was_kept_before():
+    stream = CountingStream()
+    collector = make_collector(ScriptedEngine(lambda index: HARD if index < 3 else MIXED), stream)
+    for step in range(2):
+        collector.collect(step)
+    assert stream.requests[0] == stream.requests[-1] == 4
+
+
+def test_a_data_set_that_is_too_hard_stops_with_an_explanation():
+    engine = ScriptedEngine(lambda index: MIXED if index % 40 == 0 else HARD)
+    collector = make_collector(
+        engine,
+        prompts_per_step=20,
+        max_rounds=1,
+        max_short_steps=3,
+        short_fraction=0.2,
+        on_shortage="partial",
+    )
+    for step in range(2):
+        collector.collect(2 * step)  # each second step of the stream has a mixed group
+        collector._prompt_stream.num_taken += 20
+    with pytest.raises(RuntimeError) as caught:
+        collector.collect(2)
+    text = str(caught.value)
+    assert text.startswith(
+        "steps 0 to 2 kept less than 20% of 20 prompts each. Of 60 prompts sampled, 0% were all"
+    )
+    for words in ("95% all wrong", "too hard for this policy", "SFT", "filter.max_short_steps = 0"):
+        assert words in text
+
+
+def test_a_good_step_ends_the_count_of_short_ones_and_zero_never_stops():
+    kinds = {0: [MIXED, *[EASY] * 9], 1: [MIXED] * 10}
+    for limit, order in ((2, [0, 1, 0, 1, 0]), (0, [0] * 5)):
+        script = [kind for number in order for kind in kinds[number]]
+        collector = make_collector(
+            ScriptedEngine(lambda index, script=script: script[index]),
+            prompts_per_step=10,
+            max_rounds=1,
+            short_fraction=0.3,
+            max_short_steps=limit,
+        )
+        for step in range(5):
+            collector.collect(step)
+    easy = make_collector(
+        ScriptedEngine(lambda index: [MIXED, *[EASY] * 9][index % 10]),
+        prompts_per_step=10,
+        max_rounds=1,
+        short_fraction=0.3,
+        max_short_steps=2,
+    )
+    easy.collect(0)
+    with pytest.raises(RuntimeError, match=r"90% were all right .* too easy for this policy"):
+        easy.collect(1)
+
+
+def cut_second(index, sample):
+    return FinishReason.LENGTH if sample == 1 else FinishReason.STOP
+
+
+def test_overlong_responses_are_kept_masked_or_penalised():
+    responses = [[GOOD], [3, 3, 3, 3, 3, 3, BAD]]
+    engine = ScriptedEngine(lambda index: responses, finish=cut_second)
+    kept = make_collector(engine).collect(0)
+    assert kept.is_trained_B is None and kept.outcome_penalties_B is None
+    masked = make_collector(engine, overlong="mask").collect(0)
+    assert masked.is_trained_B.tolist() == [True, False] * 4
+    assert masked.outcome_rewards_B.tolist() == [1, 0] * 4
+    assert masked.stats["num_masked"] == 4
+    # The limit is 8 tokens: over the last 4, 7 tokens are 3/4 of the way.
+    penalised = make_collector(engine, overlong="penalize", overlong_buffer_tokens=4).collect(0)
+    assert penalised.outcome_penalties_B.tolist() == [0.0, -0.75] * 4
+    assert penalised.outcome_rewards_B.tolist() == [1, 0] * 4
+    assert penalised.stats["mean_overlong_penalty"] == -0.375
+    # A fifth of 8 tokens is 1: only the limit itself costs.
+    assert (
+        make_collector(engine, overlong="penalize").collect(0).outcome_penalties_B.tolist() == [0.0, 0.0] * 4
+    )
+
+
+def test_what_was_sampled_is_recorded_kept_or_not():
+    collector = make_collector(ScriptedEngine(lambda index: [MIXED, EASY][index % 2]), max_rounds=1)
+    collector.collect(0)
+    assert list(collector.last_records) == [
+        (0, 0.5, "kept"),
+        (1, 1.0, "dropped_too_easy"),
+        (2, 0.5, "kept"),
+        (3, 1.0, "dropped_too_easy"),
+    ]
 
 
 def test_stream_keys_differ_and_are_bounded():

@@ -4,7 +4,16 @@ import itertools
 import math
 
 import pytest
-from rollout_doubles import BAD, BROKEN, GOOD, CountingStream, ScriptedEngine, WordTokenizer, verify_words
+from rollout_doubles import (
+    BAD,
+    BROKEN,
+    GOOD,
+    CountingStream,
+    ScriptedEngine,
+    Verdict,
+    WordTokenizer,
+    verify_words,
+)
 
 from megatron_prime.config.schema import EvaluationConfig
 from megatron_prime.rollout.confidence import bootstrap_interval
@@ -102,3 +111,21 @@ def test_a_report_joins_held_out_prompts_and_benchmarks():
     alone = EvaluationReport({"amc": one, "aime24": two})
     assert alone.accuracy == alone.metrics()["accuracy"] == pytest.approx((1 / 4 + 1 / 3) / 2)
     assert "benchmark_average" not in EvaluationReport({"": one}).metrics()
+
+
+def test_a_benchmark_counts_whole_outcomes_alone():
+    def half(pairs):
+        return [
+            Verdict(0.5 if text == "good" else 1.0 if text.endswith("good") else 0.0) for text, *_ in pairs
+        ]
+
+    def of(**options):
+        prompts = CountingStream().next(1)
+        verifier = RolloutVerifier(half, WordTokenizer())
+        engine = ScriptedEngine(lambda index: SCRIPTS[0])
+        arguments = {"samples_per_prompt": 4, "stream_key": 1, "intervals": Intervals(0.9, 50)}
+        return evaluate(engine, prompts, verifier, SamplingParams(4), **arguments, **options)
+
+    assert (of().accuracy, of(whole_only=True).accuracy) == (1.5 / 4, 1 / 4)
+    assert of().pass_at_k == of(whole_only=True).pass_at_k
+    assert of(whole_only=True).intervals["accuracy"] == (1 / 4, 1 / 4)

@@ -48,6 +48,13 @@ OTHER_VARIANTS = {
     "epochs": ["policy.num_epochs=2", "prm.num_epochs=2", "prm.num_minibatches=4"],
     "filter off": ["filter.enabled=false"],
     "bf16": ["platform.dtype=bf16"],
+    "overlong mask": ["filter.overlong=mask", "rollout.max_response_tokens=9", "filter.enabled=false"],
+    "overlong penalize": [
+        "filter.overlong=penalize",
+        "filter.overlong_buffer_tokens=6",
+        "rollout.max_response_tokens=10",
+    ],
+    "oversample": ["filter.oversample=3.0"],
     "outcome only": OUTCOME_ONLY,
     "process_coef=0": ["advantage.process_coef=0.0"],
 }

@@ -1,0 +1,89 @@
+"""Which prompts of a run teach something, and which are always right or always wrong.
+
+    python tools/prompt_stats.py runs/first
+    python tools/prompt_stats.py runs/first --output prompts.csv
+
+Reads run_dir/prompts.jsonl, of a running job too. The prompt index is the row in the data set, from 0, over its files.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_prime.rollout.prompt_history import PromptStats, read_prompt_stats
+
+NUM_BINS = 5
+NUM_SHOWN = 10
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--output", type=Path, help="csv file with a line a prompt")
+    options = parser.parse_args(arguments)
+    path = options.run_dir / "prompts.jsonl"
+    if not path.is_file():
+        print(f"prompt_stats: {path} does not exist: is {options.run_dir} a run_dir?", file=sys.stderr)
+        return 1
+    prompts = read_prompt_stats(path)
+    console = Console()
+    console.print(accuracy_table(prompts))
+    stuck = sorted(
+        (index for index, stats in prompts.items() if stats.num_judged > 1 and stats.sum_accuracy == 0),
+        key=lambda index: -prompts[index].num_sampled,
+    )
+    if stuck:
+        shown = ", ".join(f"{index} ({prompts[index].num_sampled} times)" for index in stuck[:NUM_SHOWN])
+        console.print(f"{len(stuck)} prompts sampled more than once were never solved: {shown}")
+    if options.output is not None:
+        write_csv(options.output, prompts)
+        console.print(f"written to {options.output}")
+    return 0
+
+
+def accuracy_table(prompts: dict[int, PromptStats]) -> Table:
+    """Prompts by mean accuracy."""
+    table = Table("mean accuracy", "prompts", "share", "times sampled, mean")
+    judged = [stats for stats in prompts.values() if stats.num_judged]
+    rows = [
+        ("0", [stats for stats in judged if stats.mean_accuracy == 0]),
+        *(
+            (
+                f"to {(place + 1) / NUM_BINS:.1f}",
+                [
+                    stats
+                    for stats in judged
+                    if 0 < stats.mean_accuracy < 1 and int(stats.mean_accuracy * NUM_BINS) == place
+                ],
+            )
+            for place in range(NUM_BINS)
+        ),
+        ("1", [stats for stats in judged if stats.mean_accuracy == 1]),
+        ("verifier errors alone", [stats for stats in prompts.values() if not stats.num_judged]),
+    ]
+    for name, members in rows:
+        times = sum(stats.num_sampled for stats in members) / len(members) if members else 0.0
+        share = len(members) / len(prompts) if prompts else 0.0
+        table.add_row(name, str(len(members)), f"{share:.1%}", f"{times:.2f}")
+    return table
+
+
+def write_csv(path: Path, prompts: dict[int, PromptStats]) -> None:
+    """A line a prompt, by index."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "num_sampled", "mean_accuracy", "last_step"])
+        for index, stats in sorted(prompts.items()):
+            mean = stats.mean_accuracy if stats.num_judged else ""
+            writer.writerow([index, stats.num_sampled, mean, stats.last_step])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
