@@ -20,9 +20,7 @@ from megatron_prime.config.reward_schema import CodeConfig
 from megatron_prime.rewards.code_comparison import outputs_equal, results_equal
 from megatron_prime.rewards.sandbox import Sandbox
 
-_BLOCK = re.compile(
-    r"^[ \t]*```(?:python3?|py)[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*\r?$", re.DOTALL | re.MULTILINE | re.IGNORECASE
-)
+_OPENING = re.compile(r"[ \t]*```(?:python3?|py)[ \t]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +97,16 @@ class CodeTests:
 
 def last_program(response_text: str) -> str | None:
     """Contents of the last closed ```python block, or None."""
-    blocks = _BLOCK.findall(response_text)
-    return blocks[-1] if blocks else None
+    program: list[str] | None = None
+    last: list[str] | None = None
+    for line in response_text.replace("\r\n", "\n").split("\n"):
+        if program is None:
+            program = [] if _OPENING.fullmatch(line) else None
+        elif line.strip() == "```":
+            program, last = None, program
+        else:
+            program.append(line)
+    return None if last is None else "".join(f"{line}\n" for line in last)
 
 
 def read_tests(answer: str) -> tuple[str | None, list[CodeTest]]:

@@ -34,6 +34,7 @@ from megatron_prime.rewards.math_notation import (
     exact_decimals,
     normalise,
     squeezed,
+    unwrapped,
     words,
 )
 from megatron_prime.rewards.math_structure import (
@@ -43,6 +44,8 @@ from megatron_prime.rewards.math_structure import (
     split_unit,
 )
 
+MAX_NORMALISED_CHARS = 2000
+"""Longer answers are compared as written, before any rewriting."""
 MAX_ITEMS = 64
 """Alternatives or components that are compared; more is a wrong answer."""
 
@@ -70,10 +73,12 @@ class MathAnswer:
 
 def answers_equal(gold: str, given: str) -> bool:
     """Whether `given` is the answer `gold`. Not symmetric: the form of `gold` sets what is asked for."""
+    if max(len(gold), len(given)) > MAX_NORMALISED_CHARS:
+        return squeezed(gold) == squeezed(given)
     gold, given = normalise(gold), normalise(given)
     if not gold or not given:
         return False
-    if squeezed(gold) == squeezed(given):
+    if squeezed(gold) == squeezed(given) or unwrapped(gold) == unwrapped(given):
         return True
     # What is too costly to evaluate is compared as written, which has just failed.
     return not (is_costly(gold) or is_costly(given)) and _equal(gold, given)

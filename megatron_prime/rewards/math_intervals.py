@@ -14,15 +14,19 @@ _MEMBERSHIP = re.compile(r"(?:[A-Za-z]|\\theta)\s*\\in(?![A-Za-z])\s*")
 _DISTANCE = re.compile(
     r"\|\s*([A-Za-z])\s*(?:([-+])\s*([^|]+))?\|\s*(<=|>=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>)(.+)"
 )
+_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in[^|:]*)?(?:\\mid(?![A-Za-z])|\||:)(.+)\\\}")
 _EXCEPTION = re.compile(r"([A-Za-z])\s*\\ne(?![A-Za-z])(.+)")
 
 
 def real_set(text: str) -> tuple[str, list[Interval]] | None:
     r"""A subset of the line as (variable or "", intervals), from interval notation or inequalities.
 
-    `x<3`, `1<x\le 2`, `x\le 3 or x\ge 5`, `|x-1|<2`, `x\ne 0`, `[1,2)\cup(3,\infty)`, `x\in(1,2)`; None for anything
-    else.
+    `x<3`, `1<x\le 2`, `x\le 3 or x\ge 5`, `|x-1|<2`, `x\ne 0`, `[1,2)\cup(3,\infty)`, `x\in(1,2)`,
+    `\{x\mid x<3\}`; None for anything else.
     """
+    if builder := _BUILDER.fullmatch(text):
+        condition = real_set(builder[2])
+        return None if condition is None or condition[0] != builder[1] else ("", condition[1])
     variables: set[str] = set()
     intervals: list[Interval] = []
     membership = _MEMBERSHIP.match(text)

@@ -38,9 +38,10 @@ _REWRITES = tuple(
         (r"\\[lc]?dots(?![A-Za-z])|\.\.\.+", r"\\ldots "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
+        # One class between the braces, and no white space beside it: three ways to match a blank would be cubic.
         (
-            r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol)\s*\{\s*([^{}]*?)\s*\}",
-            r"\\text{\1}",
+            r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol)\s*\{([^{}]*)\}",
+            lambda match: rf"\text{{{match[1].strip()}}}",
         ),
         (
             r"_\s*\{?\s*\\text\{(\w+)\}\s*\}?",
@@ -49,6 +50,10 @@ _REWRITES = tuple(
         (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"\\degree "),
         (r"\\degrees?(?![A-Za-z])\s*", r"\\degree "),
+        (
+            r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+(?:\.\d+)?)\s*\\degree\s*",
+            r"\1(\2\\cdot\\pi/180)",
+        ),
         (r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)+(?=\d{3}(?!\d))", ""),
         # A dollar sign with its backslash is money. Two backslashes end a row and leave the next character alone.
         (r"\\\$\s*(\d[\d,]*(?:\.\d+)?)", lambda match: match[1].replace(",", "") + r"\text{ dollars}"),
@@ -65,6 +70,7 @@ _REWRITES = tuple(
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\w.]*\.)|(?<=[A-Za-z}])(\d+)\.(\d+)")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?")
 _WORD = re.compile(r"\\text\{([^{}]*)\}|([A-Za-z][A-Za-z .'-]*[A-Za-z]|[A-Za-z])")
 _CHOICE = re.compile(r"\(?\s*(?P<closed>[A-J])\s*[).:](?P<rest>.*)|(?P<alone>[A-Ja-j])", flags=re.DOTALL)
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\w\w)")
@@ -97,6 +103,11 @@ def normalise(text: str) -> str:
 def squeezed(text: str) -> str:
     """Without white space: equal means equal as written."""
     return re.sub(r"\s+", "", text)
+
+
+def unwrapped(text: str) -> str:
+    r"""`\text{7:30 PM}` and `7:30\text{ PM}` as one."""
+    return squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
 
 
 def words(text: str) -> str | None:
@@ -133,12 +144,24 @@ def chosen_letter(text: str) -> str | None:
 
 
 def exact_decimals(text: str) -> str:
-    r"""Decimal literals as exact fractions, so that nothing is compared after rounding: 0.50 -> `\frac{1}{2}`."""
+    r"""Decimal literals as exact fractions, so that nothing is compared after rounding: 0.50 -> `\frac{1}{2}`.
+
+    Repeating ones too: `0.1\overline{6}` -> `\frac{1}{6}`.
+    """
+    text = _REPEATING.sub(lambda match: _as_repeating_fraction(*match.groups()), text)
     return _DECIMAL.sub(lambda match: _as_fraction(match[0]), text)
 
 
 def _as_fraction(literal: str) -> str:
-    value = Fraction(literal)
+    return _latex(Fraction(literal))
+
+
+def _as_repeating_fraction(whole: str, fixed: str, repeated: str) -> str:
+    period = Fraction(int(repeated), 10 ** len(fixed) * (10 ** len(repeated) - 1))
+    return _latex(Fraction(f"{whole or 0}.{fixed or 0}") + period)
+
+
+def _latex(value: Fraction) -> str:
     return (
         str(value.numerator)
         if value.denominator == 1

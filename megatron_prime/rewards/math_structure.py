@@ -32,7 +32,7 @@ _UNITS = {spelling: unit for unit, spellings in _UNIT_NAMES.items() for spelling
 _RATES = {"mi/h": "mph", "mi/hour": "mph"}
 _POWERS = {"square": "2", "sq": "2", "cubic": "3"}
 _UNIT = re.compile(
-    r"(?P<value>.*[\d})])\s*(?:\\text\{(?P<text>[^{}]*)\}(?P<power>\^\{?[23]\}?)?|(?P<percent>\\?%)|(?P<degree>\\degree)"
+    r"(?P<value>.*[\d})]|.*\\pi)\s*(?:\\text\{(?P<text>[^{}]*)\}(?P<power>\^\{?[23]\}?)?|(?P<percent>\\?%)|(?P<degree>\\degree)"
     r"|(?<=\s)(?P<bare>[A-Za-z]+)(?P<bare_power>\^\{?[23]\}?)?|_\{?(?P<base>\d{1,2})\}?)\s*"
 )
 

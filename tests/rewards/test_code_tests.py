@@ -170,7 +170,9 @@ def test_the_last_closed_python_block_is_the_program():
     assert last_program("```python\na\n```\ntext\n```python\nb\n```") == "b\n"
     assert last_program("```python\na\n```\n```\nno\n```") == "a\n"
     assert last_program("```python\na\n```\n```python\nb") == "a\n"
-    assert last_program("```Python3\r\na\r\n```\r\n") == "a\r\n"
+    assert last_program("```Python3\r\na\r\n```\r\n") == "a\n"
+    assert last_program("  ```python\n  a\n  ```") == "  a\n"
+    assert last_program("```python\n" * 200_000) is None
     assert last_program("```cpp\na\n```") is None
     assert last_program("print(42)") is None
     assert last_program("```python\ns = '```'\n```") == "s = '```'\n"

@@ -18,6 +18,8 @@ from megatron_prime.rewards.math_intervals import real_set
         ("|t+1|>2", "t", [("(", r"-\infty", "-(1)-(2)", ")"), ("(", "-(1)+(2)", r"\infty", ")")]),
         (r"[1,2)\cup(3,4]", "", [("[", "1", "2", ")"), ("(", "3", "4", "]")]),
         (r"x\in(1,2)", "", [("(", "1", "2", ")")]),
+        (r"\{x\mid x<3\}", "", [("(", r"-\infty", "3", ")")]),
+        (r"\{t \in (-\infty,\infty) | 1<t<2\}", "", [("(", "1", "2", ")")]),
     ],
 )
 def test_real_sets(text, variable, intervals):
@@ -25,7 +27,21 @@ def test_real_sets(text, variable, intervals):
 
 
 @pytest.mark.parametrize(
-    "text", ["5", "x=3", "x<y<z<w", "1<2", r"x\in\{1,2\}", "x<1, y<2", "<", "x<", "|x|", ""]
+    "text",
+    [
+        "5",
+        "x=3",
+        "x<y<z<w",
+        "1<2",
+        r"x\in\{1,2\}",
+        r"\{x\mid y<3\}",
+        r"\{1,2\}",
+        "x<1, y<2",
+        "<",
+        "x<",
+        "|x|",
+        "",
+    ],
 )
 def test_what_is_no_set_of_reals(text):
     assert real_set(text) is None

@@ -6,6 +6,7 @@ from megatron_prime.rewards.math_notation import (
     exact_decimals,
     normalise,
     squeezed,
+    unwrapped,
     words,
 )
 
@@ -46,6 +47,7 @@ from megatron_prime.rewards.math_notation import (
         (r"101_{\text{two}}", "101_{2}"),
         (r"x_{\text{max}}", r"x_{\text{max}}"),
         (r"\color{red}{4}", "{4}"),
+        (r"\tan 60^\circ", r"\tan(60\cdot\pi/180)"),
         ("1, 2, …", r"1, 2, \ldots"),
     ],
 )
@@ -59,6 +61,9 @@ def test_one_notation(text, normal):
         ("0.50", r"\frac{1}{2}"),
         ("2.0", "2"),
         ("x+.25", r"x+\frac{1}{4}"),
+        (r"0.\overline{3}", r"\frac{1}{3}"),
+        (r"2.1\dot{6}", r"\frac{13}{6}"),
+        (r".\overline{09}+1", r"\frac{1}{11}+1"),
         ("1.5x", r"\frac{3}{2}x"),
         ("3", "3"),
     ],
@@ -106,3 +111,7 @@ def test_words(text, expected):
 )
 def test_chosen_letters(text, letter):
     assert chosen_letter(text) == letter
+
+
+def test_text_commands_do_not_change_what_is_written():
+    assert unwrapped(r"\text{7:30 PM}") == unwrapped(r"7:30\text{ PM}") == "7:30PM"
