@@ -27,6 +27,7 @@ UPDATES = ([0, 2, 4, 6], [1, 3, 5], [0, 5])
 VOCAB_SIZE = 300
 """Of the tiny models."""
 STREAM = {"epoch": 1, "position": 5}
+PACE = {"keep_rate": 0.30000000000000004, "num_short_steps": 2}
 
 
 EXPERTS = "experts "
@@ -138,7 +139,7 @@ def _save_and_resume(layout, dtype, folders, batches, root):
     report = {"newest of nothing": store.newest()}
     roles = make_roles(folders, topology)
     update(roles, batches)
-    path = store.save(roles, RunState(3, STREAM, 8, roles["policy"].watch.state_dict()))
+    path = store.save(roles, RunState(3, STREAM, 8, roles["policy"].watch.state_dict(), collector=PACE))
     assert (path is None) == keeping.in_background
     report["saved"] = weights(roles, topology)
     at_save = {role: optimizer_state(trainable) for role, trainable in roles.items()}

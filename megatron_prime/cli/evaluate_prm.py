@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -75,7 +74,7 @@ class _Inputs:
         self.pairs: dict[str, list[Pair]] = {
             path.stem: list(read_pairs(path, config.data, tokenizer)) for path in settings.pairs
         }
-        self._steps_of = partial(step_ids, tokenizer)
+        self._tokenizer = tokenizer
         named: list[tuple[str, Sequence[object]]] = [
             *self.problems.items(),
             *self.solutions.items(),
@@ -95,8 +94,15 @@ class _Inputs:
 
     def text(self, where: str, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> JudgedText:
         """A response, cut into reasoning steps."""
-        steps = self._steps_of(response_ids)
+        steps = step_ids(self._tokenizer, response_ids)
         return JudgedText(where, prompt_ids, response_ids, steps, steps[-1] + 1 if steps else 0)
+
+    def step_texts(self, text: JudgedText) -> list[str]:
+        """What each step says, by the tokens that it owns; "" of a step without any."""
+        tokens: list[list[int]] = [[] for _ in range(text.num_steps)]
+        for token, step in zip(text.response_ids, text.token_steps, strict=True):
+            tokens[step].append(token)
+        return [self._tokenizer.decode(of_step, skip_special_tokens=True) for of_step in tokens]
 
 
 class _Report:
@@ -106,6 +112,7 @@ class _Report:
         self._config = config
         self.metrics: dict[str, float] = {}
         self.intervals: Intervals = {}
+        self._inputs = inputs
         self._step_scores: list[dict[str, Any]] = []
         for name, problems in inputs.problems.items():
             self._judge_responses(name, problems, inputs, scorer)
@@ -166,7 +173,12 @@ class _Report:
     def _scored(self, name: str, texts: Sequence[JudgedText], scorer: StepScorer) -> list[list[float]]:
         scores = scorer(texts)
         self._step_scores += [
-            {"set": name, "where": text.where, "step_scores": scores_of_text}
+            {
+                "set": name,
+                "where": text.where,
+                "steps": self._inputs.step_texts(text),
+                "step_scores": scores_of_text,
+            }
             for text, scores_of_text in zip(texts, scores, strict=True)
         ]
         return scores
@@ -192,7 +204,7 @@ class _Report:
         metrics = self.metrics | bounds
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         replace_file(folder / "prm_evaluation.json", json.dumps(finite, indent=2) + "\n")
-        lines = [json.dumps(record) + "\n" for record in self._step_scores]
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self._step_scores]
         replace_file(folder / "step_scores.jsonl", "".join(lines))
         writer = TensorBoardWriter(folder / "prm_tensorboard")
         writer.log(0, {f"prm_eval/{name}": value for name, value in metrics.items()})

@@ -110,6 +110,7 @@ def test_step_scores_are_those_of_hf_s_logits(judged):
     ends = {"Add. Then\n\\boxed{2}": [5, 10, 19], "So\n\\boxed{3}": [3, 12], "\\boxed{ 2 }": [11]}
     for (text, places), found in zip(ends.items(), by_set["responses/toy"][:3], strict=True):
         assert found == pytest.approx([score_at(models, "1 + 1?", text, end) for end in places], abs=1e-4)
+    assert records[0]["steps"] == ["Add. ", "Then\n", "\\boxed{2}"]
     row = json.loads((folder / "processbench.jsonl").read_text().splitlines()[0])
     text = "\n\n".join(row["steps"])
     places = [len("\n\n".join(row["steps"][: number + 1]) + "\n\n") for number in range(len(row["steps"]))]

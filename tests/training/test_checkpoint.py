@@ -80,6 +80,7 @@ def test_the_rest_of_the_run_comes_back_on_every_rank(layout, dtype, results):
         assert report["faults"] == []
         state = report["state"]
         assert (state.step_index, state.prompt_stream, state.seed) == (3, checkpoint_worker.STREAM, 8)
+        assert state.collector == checkpoint_worker.PACE
         assert report["draws alike"]
 
 

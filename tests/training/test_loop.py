@@ -99,6 +99,25 @@ def test_a_resumed_loop_does_the_rest_and_no_first_evaluation():
     assert calls_of(configured(), step_index=2) == ["step 3", "evaluate 3", "log 3 with eval", "save 3"]
 
 
+def test_every_prompt_sampled_is_on_record_before_the_step_is_logged(toy: Toy):
+    run_dir = toy.run_dir("single")
+    history = records(run_dir)
+    groups: list[list] = []
+    for step, line in enumerate((run_dir / "prompts.jsonl").read_text().splitlines(), start=1):
+        record = json.loads(line)
+        assert record["step"] == step
+        metrics = history[step]
+        groups += record["prompts"]
+        assert len(record["prompts"]) == metrics["rollout/num_prompts_sampled"]
+        assert [verdict for _, _, verdict in record["prompts"]].count("dropped_too_hard") == (
+            metrics["rollout/num_groups_dropped_too_hard"]
+        )
+        seen = {index for index, _, _ in groups}
+        assert metrics["prompts/num_seen"] == len(seen)
+        assert metrics["prompts/mean_times_sampled"] == pytest.approx(len(groups) / len(seen))
+    assert step == NUM_STEPS
+
+
 def test_a_finished_loop_does_nothing():
     assert calls_of(configured(), step_index=3) == []
 
