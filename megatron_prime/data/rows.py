@@ -27,7 +27,7 @@ class Row:
     fields: Mapping[str, Any]
     path: Path
     number: int
-    """From 1; the line number of a jsonl file, the record number of a parquet or csv file."""
+    """From 1; the line number of a jsonl file, the record number of any other."""
 
     def error(self, reason: str) -> ValueError:
         """An error that says which row of which file does not fit."""
@@ -73,13 +73,14 @@ def read_rows(path: Path, on_bad_row: OnBadRow | None = None) -> Iterator[Row]:
     """Rows of one file, in order; blank lines of a jsonl file are passed over.
 
     Args:
-        path: ends in .jsonl, .json (one object a line), .parquet or .csv (a line of column names first).
+        path: ends in .jsonl, .json (a list of objects, or one object a line), .parquet or .csv (a line of column names
+            first).
         on_bad_row: is given the error of a line that holds no record; without it, the error is raised.
 
     Raises:
         ValueError: missing, of an unknown type, unreadable, or a line that is not a JSON object.
     """
-    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv}
     if not path.is_file():
         what = "is a directory, not a file" if path.is_dir() else "does not exist"
         raise ValueError(f"data file {path} {what} (working directory {Path.cwd()})")
@@ -107,6 +108,25 @@ def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
                 yield Row(fields, path, number)
             else:
                 on_bad_row(ValueError(f"{where}: a {type(fields).__name__} where a JSON object should be"))
+
+
+def _read_json(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
+    """A list, read as a whole; anything else as lines."""
+    with path.open("rb") as file:
+        is_list = file.read(1024).lstrip()[:1] == b"["
+    if not is_list:
+        yield from _read_jsonl(path, on_bad_row)
+        return
+    try:
+        records = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"data file {path} is not readable as JSON: {error}") from error
+    for number, fields in enumerate(records, start=1):
+        if isinstance(fields, dict):
+            yield Row(fields, path, number)
+        else:
+            reason = f"a {type(fields).__name__} where a JSON object should be"
+            on_bad_row(ValueError(f"{path}, row {number}: {reason}"))
 
 
 def _read_parquet(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:

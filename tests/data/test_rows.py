@@ -44,6 +44,19 @@ def test_unreadable_files_are_named(tmp_path, name, content, reason):
         list(read_rows(tmp_path / name))
 
 
+def test_a_json_file_is_a_list_or_lines(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(' [{"a": 1},\n {"a": 2}, 3]')
+    told = []
+    assert [(row.number, row.fields["a"]) for row in read_rows(path, told.append)] == [(1, 1), (2, 2)]
+    assert "row 3: a int where" in str(told[0])
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert [(row.number, row.fields["a"]) for row in read_rows(path)] == [(1, 1), (2, 2)]
+    path.write_text('[{"a": 1}')
+    with pytest.raises(ValueError, match="not readable as JSON"):
+        list(read_rows(path))
+
+
 def test_csv_rows_are_text_and_may_hold_line_breaks(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbfproblem,answer\n"one,\ntwo",7\nthree,8\n')
