@@ -23,6 +23,10 @@ from megatron_prime.rewards.sandbox import Sandbox
 _OPENING = re.compile(r"[ \t]*```(?:python3?|py)[ \t]*", re.IGNORECASE)
 
 
+WARM_UP = "import collections, decimal, heapq, json, math, random, re, statistics, string\nprint(6 * 7)"
+"""Imports, because an interpreter whose library the box's uid may not read starts all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class CodeTest:
     """One test of a problem."""
@@ -53,7 +57,7 @@ class CodeTests:
         Raises:
             SandboxError: it does not come up.
         """
-        completed = self._sandbox.run("print(6 * 7)", b"", timeout_s=30.0)
+        completed = self._sandbox.run(WARM_UP, b"", timeout_s=30.0)
         if completed.stdout != b"42\n":
             raise RuntimeError(f"a program that prints 42 does not in the sandbox: {completed}")
 

@@ -31,6 +31,10 @@ HOW_TO_INSTALL = (
     "install bubblewrap (`apt-get install bubblewrap`, `dnf install bubblewrap`, or put bwrap on PATH); where that "
     "cannot be, reward.code.sandbox = 'none-i-accept-the-risk' runs model-written code with the rights of this user"
 )
+NEEDS = (
+    "bubblewrap needs user namespaces or CAP_SYS_ADMIN: a container must be started with them (docker run --cap-add "
+    "SYS_ADMIN --security-opt seccomp=unconfined, for one)"
+)
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/full")
 FIRST_UID = 1_000_000_000
@@ -74,7 +78,8 @@ class Sandbox:
         self._bwrap = None if config.sandbox == "none-i-accept-the-risk" else shutil.which("bwrap")
         if self._bwrap is None and config.sandbox == "bubblewrap":
             raise ValueError(f"reward.code.sandbox = 'bubblewrap', but there is no bwrap: {HOW_TO_INSTALL}")
-        self._python = Path(os.path.realpath(config.python or sys.executable))
+        # Ours without its environment; one that is named keeps its own, which hangs on the unresolved path.
+        self._python = config.python.absolute() if config.python else Path(os.path.realpath(sys.executable))
 
     def run(self, code: str, stdin: bytes, timeout_s: float, call: str | None = None) -> Completed:
         """Run `code` with `stdin`, or call its function `call` with the JSON arguments that `stdin` holds.
@@ -87,7 +92,7 @@ class Sandbox:
                 return self._run_once(code, stdin, timeout_s, call)
             except (SandboxError, OSError) as error:
                 if attempt == NUM_ATTEMPTS - 1:
-                    raise SandboxError(f"the sandbox does not come up: {error}") from error
+                    raise SandboxError(f"the sandbox does not come up: {error}; {NEEDS}") from error
         raise AssertionError("unreachable")
 
     def _run_once(self, code: str, stdin: bytes, timeout_s: float, call: str | None) -> Completed:
@@ -298,4 +303,5 @@ def _python_folders(python: Path) -> tuple[str, ...]:
 
 
 def _environment() -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp", "PYTHONHASHSEED": "0"}
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp", "PYTHONHASHSEED": "0", **one_thread}

@@ -213,6 +213,20 @@ def test_many_tests_are_thinned_evenly():
 
 
 @needs_sandbox
+def test_an_interpreter_that_does_not_work_in_the_box_stops_the_start(tmp_path):
+    script = tmp_path / "python"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *base_prefix*) echo; echo;; *) printf "\\006"; exit 1;; esac\n'
+    )
+    script.chmod(0o755)
+    settings = {"python": str(script), "readable_paths": [str(tmp_path)]}
+    with pytest.raises(RuntimeError, match=r"print.* 42"):
+        CodeTests(**settings).warm_up()
+    with pytest.raises(RuntimeError, match="does not start"):
+        VerifierPool("code", 1, 60.0, settings=settings)
+
+
+@needs_sandbox
 def test_code_runs_in_the_pool():
     with VerifierPool("code", 2, 60.0, settings={"test_timeout_s": 20.0, "total_timeout_s": 40.0}) as pool:
         right = fenced("print(sum(map(int, input().split())))")

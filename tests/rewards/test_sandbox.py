@@ -74,6 +74,16 @@ def test_extra_folders_can_be_read_and_no_others(tmp_path):
 
 
 @needs_sandbox
+def test_another_interpreter_brings_its_packages(tmp_path):
+    folder = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    (site_packages / "mine.py").write_text("VALUE = 7")
+    box = Sandbox(CodeConfig(python=folder / "bin" / "python"))
+    assert box.run("import mine\nprint(mine.VALUE)", b"", 20.0).stdout == b"7\n"
+
+
+@needs_sandbox
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(not os.path.exists(SYSTEM_PYTHON), reason=f"no {SYSTEM_PYTHON}, which every user can run")
 def test_an_ordinary_user_has_the_same_box():
