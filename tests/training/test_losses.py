@@ -119,3 +119,14 @@ def test_minibatch_weights_sum_to_one_and_vanish_elsewhere(aggregation, batch):
     lengths = batch["mask"][ROWS].sum(dim=1).float()
     expected = lengths / lengths.sum() if aggregation == "token" else torch.full((5,), 0.2)
     torch.testing.assert_close(by_row, expected)
+
+
+def test_rows_that_are_not_trained_have_no_prm_loss_and_do_not_thin_that_of_the_others(batch):
+    masked = [row for row in ROWS if row not in (3, 6)]
+    is_trained_B = torch.tensor([row not in (3, 6) for row in range(len(batch["sequences"]))])
+    loss = replace(prm_loss(batch, masked), is_trained_B=is_trained_B)
+    value, gradients, _ = run_split(loss, batch, [[0, 2], [3, 5, 6]])
+    alone, alone_gradients, _ = run_split(prm_loss(batch, masked), batch, [masked])
+    assert value == pytest.approx(alone, abs=1e-6)
+    torch.testing.assert_close(gradients[0], alone_gradients[0], rtol=0, atol=1e-6)
+    assert not gradients[0][[3, 6]].any()
