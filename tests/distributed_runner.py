@@ -1,17 +1,21 @@
 """Runs a function on several real processes over gloo and brings back what each returned."""
 
-import importlib
+import multiprocessing
 import os
 import pickle
 import socket
-import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+# Importing torch and Megatron takes seconds of each process: one that has done it is forked for each rank instead.
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["layout_worker", "megatron_prime.training.trainable"])
 
 
 def run_distributed(
@@ -25,11 +29,10 @@ def run_distributed(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        call = Path(folder, "call.pickle")
-        call.write_bytes(pickle.dumps((function.__module__, function.__qualname__, args)))
+        Path(folder, "call.pickle").write_bytes(pickle.dumps((function, args)))
         processes = []
         for rank in range(num_processes):
-            environment = os.environ | {
+            environment = {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(num_processes),
@@ -39,37 +42,45 @@ def run_distributed(
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": os.pathsep.join([str(TESTS.parent), *sys.path]),
             }
-            with Path(folder, f"log{rank}").open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-W", "ignore", __file__, folder],
-                        env=environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
+            process = _FORKED.Process(target=_run_rank, args=(folder, os.environ | environment))
+            process.start()
+            processes.append(process)
+        deadline = time.monotonic() + timeout_s
         try:
-            codes = [process.wait(timeout_s) for process in processes]
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
         finally:
+            codes = [process.exitcode for process in processes]
             for process in processes:
                 process.kill()
+                process.join()
         logs = "\n".join(
-            f"--- rank {rank}\n{Path(folder, f'log{rank}').read_text()}" for rank in range(num_processes)
+            f"--- rank {rank}\n{_text_of(Path(folder, f'log{rank}'))}" for rank in range(num_processes)
         )
+        # None: it was still running at the deadline.
         assert codes == [0] * num_processes, f"exit codes {codes}\n{logs[-6000:]}"
         return [pickle.loads(Path(folder, f"result{rank}").read_bytes()) for rank in range(num_processes)]
 
 
-def _main(folder: str) -> None:
-    module, name, args = pickle.loads(Path(folder, "call.pickle").read_bytes())
-    result = getattr(importlib.import_module(module), name)(*args)
-    Path(folder, f"result{os.environ['RANK']}").write_bytes(pickle.dumps(result))
+def _text_of(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
+def _run_rank(folder: str, environment: dict[str, str]) -> None:
+    """The whole life of one rank."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with Path(folder, f"log{environment['RANK']}").open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    warnings.simplefilter("ignore")
+    import torch
     import torch.distributed as dist
 
+    torch.set_num_threads(1)
+    function, args = pickle.loads(Path(folder, "call.pickle").read_bytes())
+    result = function(*args)
+    Path(folder, f"result{os.environ['RANK']}").write_bytes(pickle.dumps(result))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])
