@@ -45,3 +45,18 @@ class FusedModel(nn.Module):
             layer.experts._map_global_expert_id_to_local_expert_id = lambda index: (
                 index - ep_rank * held if ep_rank * held <= index < (ep_rank + 1) * held else -1
             )
+
+
+def quantized(model):
+    """The same model with linear weights in float8 and a scale for each 128 x 128 block, as SGLang lays them out."""
+    for path, layer in list(model.named_modules()):
+        names = [name for name, _ in layer.named_parameters(recurse=False) if "weight" in name]
+        if path.endswith("embed_tokens"):
+            continue
+        for name in names:
+            weight = getattr(layer, name)
+            scales = [-(-size // 128) for size in weight.shape[-2:]]
+            scale = torch.randn(*weight.shape[:-2], *scales)
+            layer.register_parameter(f"{name}_scale_inv", nn.Parameter(scale, requires_grad=False))
+            setattr(layer, name, nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False))
+    return model

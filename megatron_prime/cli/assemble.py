@@ -123,6 +123,7 @@ def build_weight_sync(
         dtype,
         engines,
         max_bucket_bytes=settings.weight_bucket_mib << 20,
+        is_quantized=settings.quantization == "fp8",
     )
 
 

@@ -27,6 +27,8 @@ class SGLangConfig(Section):
     weight_transport: Literal["shards", "ipc", "disk"] = "shards"
     """How new weights travel: slices from the training ranks' memory by gloo or NCCL; the same by memory that trainer
     and servers of one node share, on the same GPUs too; or an HF checkpoint on disk."""
+    quantization: Literal["none", "fp8"] = "none"
+    """fp8: linear layers in blocks of 128 x 128, quantized where their slices are sent from; needs GPUs."""
     weight_full_check_every: NonNegative = 0
     """Every so many syncs each parameter is compared with SGLang's /weights_checker; 0: our checksums alone, always."""
     weight_bucket_mib: Positive = 256
@@ -64,6 +66,18 @@ class SGLangConfig(Section):
         if self.gpu_ids and (len(self.gpu_ids) != num_gpus or len(set(self.gpu_ids)) != num_gpus):
             raise ValueError(
                 f"gpu_ids = {list(self.gpu_ids)} must be num_servers * tensor = {num_gpus} different GPUs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> Self:
+        if self.quantization != "none" and self.weight_transport == "disk":
+            raise ValueError(
+                "quantization = 'fp8' happens at the senders: set weight_transport to 'shards' or 'ipc'"
+            )
+        if self.quantization != "none" and self.weight_full_check_every:
+            raise ValueError(
+                "weight_full_check_every needs servers on a CPU, and quantization = 'fp8' needs GPUs"
             )
         return self
 

@@ -12,6 +12,18 @@ BLOCK_SIZE = 128
 """Rows and columns of a block, as DeepSeek's checkpoints have them and SGLang's kernels expect."""
 
 
+def num_blocks_of(length: int) -> int:
+    """Blocks that rows or columns of this number make, the last one perhaps cut by the end."""
+    return -(-length // BLOCK_SIZE)
+
+
+def scale_name(hf_name: str) -> str:
+    """Name of the scales of a weight. Raises ValueError when the name is not a weight's."""
+    if not hf_name.endswith(".weight"):
+        raise ValueError(f"{hf_name} is not the weight of a linear layer: it has no scales")
+    return f"{hf_name}_scale_inv"
+
+
 def is_aligned(start: int, length: int, size: int, block_size: int = BLOCK_SIZE) -> bool:
     """Whether [start, start + length) of `size` rows is made of whole blocks (the last may be cut by the end)."""
     stop = start + length

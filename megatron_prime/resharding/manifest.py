@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from megatron_prime.resharding.alignment import BLOCK_SIZE, check_aligned, num_blocks_of, scale_name
 from megatron_prime.resharding.plan import ReshardPlan, Transfer
 
 Target = tuple[int, int]
@@ -49,6 +51,7 @@ class Manifests:
         plan: targets are engines' TP ranks outside of the training job.
         max_bucket_bytes: most bytes that an engine rank gets at a time, larger single shards excepted.
         dtype: of all slices, as torch names it without the module.
+        is_quantized: weights of linear layers travel in block FP8, each as its values and their scales.
         from_host: targets are training ranks instead, and get all their slices from there (see `transport_ipc`).
     """
 
@@ -56,10 +59,25 @@ class Manifests:
     max_bucket_bytes: int
     dtype: str
     from_host: bool = False
+    is_quantized: bool = False
     _buckets: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.is_quantized:
+            check_aligned(self.plan)
         object.__setattr__(self, "_buckets", bucket_of_names(self.plan, self.max_bucket_bytes))
+
+    @cached_property
+    def quantized_sizes(self) -> dict[str, int]:
+        """HF name of each tensor that travels quantized -> its size along the dim that it is cut in."""
+        if not self.is_quantized:
+            return {}
+        return {
+            member.hf_name(group.tensor.name): group.dims[group.dim]
+            for group in self.plan.groups
+            if group.tensor.is_linear
+            for member in group.members
+        }
 
     @property
     def num_buckets(self) -> int:
@@ -73,6 +91,14 @@ class Manifests:
             target = (transfer.engine, transfer.engine_tp_rank)
             buckets[self._buckets[transfer.hf_name]][target].append(transfer)
         return [dict(bucket) for bucket in buckets]
+
+    def sizes_of(self, transfer: Transfer) -> list[int]:
+        """Bytes of each tensor that a transfer travels as."""
+        if transfer.hf_name not in self.quantized_sizes:
+            return [transfer.num_bytes]
+        num_elements = transfer.num_bytes // self.plan.bytes_per_element
+        num_scales = num_blocks_of(transfer.length) * num_blocks_of(num_elements // transfer.length)
+        return [num_elements, 4 * num_scales]
 
     def hosted_by(self, rank: int) -> list[Target]:
         """The targets on a training rank."""
@@ -99,11 +125,19 @@ class Manifests:
             for transfer in transfers:
                 name = names.setdefault(transfer.hf_name, len(names))
                 num_elements = transfer.num_bytes // self.plan.bytes_per_element
-                row = [name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0]
                 source = transfer.target_rank if self.from_host else transfer.source_rank
-                buckets[-1][source].append(row)
+                rows = buckets[-1][source]
+                if transfer.hf_name not in self.quantized_sizes:
+                    rows.append([name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0])
+                    continue
+                rows.append([name, transfer.dim, transfer.target_start, transfer.length, num_elements, 1])
+                scales = names.setdefault(scale_name(transfer.hf_name), len(names))
+                num_blocks = num_blocks_of(transfer.length)
+                num_scales = num_blocks * num_blocks_of(num_elements // transfer.length)
+                first = transfer.target_start // BLOCK_SIZE
+                rows.append([scales, transfer.dim, first, num_blocks, num_scales, 2])
         return {
             "names": list(names),
-            "dtypes": [self.dtype],
+            "dtypes": [self.dtype, "float8_e4m3fn", "float32"],
             "buckets": [list(bucket.items()) for bucket in buckets if bucket],
         }

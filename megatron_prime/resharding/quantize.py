@@ -26,13 +26,6 @@ class QuantizedBlocks(NamedTuple):
     """float32 [ceil(N / block), ceil(K / block)]: what a value is multiplied by to get the weight back."""
 
 
-def scale_name(hf_name: str) -> str:
-    """Name of the scales of a weight. Raises ValueError when the name is not a weight's."""
-    if not hf_name.endswith(".weight"):
-        raise ValueError(f"{hf_name} is not the weight of a linear layer: it has no scales")
-    return f"{hf_name}_scale_inv"
-
-
 @torch.no_grad()
 def quantize_blocks(weight: torch.Tensor, block_size: int = BLOCK_SIZE) -> QuantizedBlocks:
     """Quantize a matrix [N, K] of any float dtype; blocks at its ends may be smaller.

@@ -219,18 +219,19 @@ def shard_weight_sync(
     engines: EngineLayout,
     *,
     max_bucket_bytes: int = 256 << 20,
+    is_quantized: bool = False,
 ) -> WeightSync:
     """The sync of an engine's `weights`: from each training rank's memory to that of engines in other processes.
 
     `engines` are in the order of the engine's servers: on ranks beyond the training job's, to which slices go by gloo
-    or NCCL, or all on training ranks of the servers' node, which hand them over in shared memory. Raises ValueError
-    when the shape cannot be divided so.
+    or NCCL, or all on training ranks of the servers' node, which hand them over in shared memory. With `is_quantized`
+    linear layers travel in block FP8. Raises ValueError when the shape cannot be divided so.
     """
     is_beside = [rank < topology.world_size for ranks in engines.ranks for rank in ranks]
     assert all(is_beside) or not any(is_beside), "one transport serves all engines"
     plan = plan_for(shape, topology, engines, dtype)
     name = str(dtype).removeprefix("torch.")
-    manifests = Manifests(plan, max_bucket_bytes, name, from_host=is_beside[0])
+    manifests = Manifests(plan, max_bucket_bytes, name, from_host=is_beside[0], is_quantized=is_quantized)
     make_sender = IpcSender if is_beside[0] else ShardSender
     sender: Sender = make_sender(manifests, parameters, topology, dtype)
 

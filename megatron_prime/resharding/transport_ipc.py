@@ -25,7 +25,7 @@ from megatron_prime.resharding.manifest import Manifests, Target
 from megatron_prime.resharding.plan import Transfer
 from megatron_prime.resharding.shared_buffer import SharedBuffer
 from megatron_prime.resharding.transport import RankTransport
-from megatron_prime.resharding.transport_shards import Meeting, SendReport
+from megatron_prime.resharding.transport_shards import Meeting, SendReport, formed
 from megatron_prime.rollout.sglang_receiver import checksum
 from megatron_prime.rollout.sglang_staging import staging_offsets
 from megatron_prime.types import WeightBlock
@@ -70,8 +70,8 @@ class IpcSender:
         dtype: torch.dtype,
     ) -> None:
         self._topology = topology
+        self._manifests = manifests
         self._tp = manifests.plan.engines.tp
-        self._itemsize = dtype.itemsize
         self._outgoing = manifests.outgoing(topology.rank)
         self._incoming = {
             target: manifests.received(*target) for target in manifests.hosted_by(topology.rank)
@@ -136,16 +136,18 @@ class IpcSender:
 
     def _add_digests(self, index: int, members: Mapping[Target, int], report: SendReport) -> None:
         """Checksums of what this rank is the source of: what the receivers end up with must add up to them."""
-        sums: dict[tuple[str, int, int, int], list[int]] = {}
+        sums: dict[tuple[str, int, int, int], list[list[int]]] = {}
         for target, transfers in self._outgoing[index].items():
             if target not in members:
                 continue
             for transfer in transfers:
                 key = (transfer.source_param, transfer.dim, transfer.source_local_start, transfer.length)
                 if key not in sums:
-                    sums[key] = checksum(self._transport.slice_of(transfer)).tolist()
-                report.add(target, sums[key])
-            report.num_bytes += sum(transfer.num_bytes for transfer in transfers)
+                    tensors = formed(transfer, self._transport.slice_of(transfer), self._manifests)
+                    sums[key] = [checksum(tensor).tolist() for tensor in tensors]
+                for total in sums[key]:
+                    report.add(target, total)
+                report.num_bytes += sum(self._manifests.sizes_of(transfer))
 
     def _hand_over(
         self,
@@ -168,7 +170,8 @@ class IpcSender:
         try:
             if number >= _HALVES:
                 self._await_taken(store, handover.rank, number - _HALVES, timeout_s * _PATIENCE)
-            self._fill(handover.target, number % _HALVES, [held[_key(t)] for t in transfers])
+            tensors = [x for t in transfers for x in formed(t, held[_key(t)], self._manifests)]
+            self._fill(handover.target, number % _HALVES, tensors)
             store.set(f"filled/{handover.rank}/{number}", "ok")
         except (RuntimeError, OSError) as error:
             report.faults[engine] = f"rank {self._topology.rank}: TP rank {tp_rank} took no weights: {error}"
@@ -195,12 +198,11 @@ class IpcSender:
 
     def _fill(self, target: Target, half: int, tensors: Sequence[torch.Tensor]) -> None:
         memory = self._buffer(target).memory
-        offsets = staging_offsets([tensor.numel() * self._itemsize for tensor in tensors])
+        offsets = staging_offsets([tensor.nbytes for tensor in tensors])
         start = half * (memory.numel() // _HALVES)
         sums = torch.stack([checksum(tensor) for tensor in tensors])
         for tensor, offset in zip([*tensors, sums], offsets, strict=False):
-            num_bytes = tensor.numel() * tensor.element_size()
-            place = memory[start + offset : start + offset + num_bytes].view(tensor.dtype)
+            place = memory[start + offset : start + offset + tensor.nbytes].view(tensor.dtype)
             place.view(tensor.shape).copy_(tensor)
         self._topology.platform.synchronize()
 
@@ -208,7 +210,7 @@ class IpcSender:
         """Large enough for two of the target's buckets."""
         if target not in self._staging:
             half = max(
-                staging_offsets([transfer.num_bytes for transfer in transfers])[-1]
+                staging_offsets([size for t in transfers for size in self._manifests.sizes_of(t)])[-1]
                 for transfers in self._incoming[target]
             )
             self._staging[target] = SharedBuffer(_HALVES * half, self._topology.platform.device)

@@ -15,7 +15,11 @@ import torch.distributed as dist
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.manifest import Manifests, Target
 from megatron_prime.resharding.plan import Transfer
+from megatron_prime.resharding.quantize import quantize_slice
 from megatron_prime.rollout.sglang_receiver import ProcessGroup, checksum, exchange, grouped, make_group
+
+_Place = tuple[str, int, int, int]
+"""Parameter, dim, start and length of a slice here."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,22 @@ class Sender(Protocol):
         ...
 
 
+def formed(transfer: Transfer, tensor: torch.Tensor, manifests: Manifests) -> list[torch.Tensor]:
+    """A transfer's slice, in the dtype that is served, as it travels: itself, or its FP8 values and their scales."""
+    hf_size = manifests.quantized_sizes.get(transfer.hf_name)
+    if hf_size is None:
+        return [tensor]
+    blocks = quantize_slice(
+        tensor,
+        dim=transfer.dim,
+        local_start=0,
+        length=transfer.length,
+        hf_start=transfer.hf_start,
+        hf_size=hf_size,
+    )
+    return [blocks.weight, blocks.scale_inv]
+
+
 class ShardSender:
     """Sends a training rank's slices to receivers in other processes.
 
@@ -90,8 +110,9 @@ class ShardSender:
         topology: Topology,
         dtype: torch.dtype,
     ) -> None:
-        self._parameters = parameters
         self._topology = topology
+        self._manifests = manifests
+        self._parameters = parameters
         self._dtype = dtype
         self._buckets = manifests.outgoing(topology.rank)
         self._kept: dict[str, ProcessGroup] = {}
@@ -149,20 +170,20 @@ class ShardSender:
         report: SendReport,
     ) -> None:
         ranks = dict(meeting.members)
-        sums: dict[tuple[str, int, int, int], torch.Tensor] = {}
+        sliced: dict[_Place, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         outgoing: list[tuple[int, torch.Tensor]] = []
         for target, transfers in bucket.items():
             if target[0] in report.faults:
                 continue
-            slices = [(t.dim, self._slice(t)) for t in transfers]
-            for transfer, (_, tensor) in zip(transfers, slices, strict=True):
-                key = _place(transfer)
-                if key not in sums:
-                    sums[key] = checksum(tensor)
-            checksums = torch.stack([sums[_place(t)] for t in transfers])
+            for transfer in transfers:
+                if _place(transfer) not in sliced:
+                    tensors = formed(transfer, self._slice(transfer), self._manifests)
+                    sliced[_place(transfer)] = (tensors, [checksum(tensor) for tensor in tensors])
+            slices = [(t.dim, tensor) for t in transfers for tensor in sliced[_place(t)][0]]
+            checksums = torch.stack([total for t in transfers for total in sliced[_place(t)][1]])
             messages = self.messages(slices, checksums)
             outgoing += [(ranks[target], message) for message in messages]
-            report.num_bytes += sum(t.num_bytes for t in transfers)
+            report.num_bytes += sum(tensor.nbytes for _, tensor in slices)
             report.add(target, checksums.sum(0).tolist())
         engines = {rank: target[0] for target, rank in meeting.members}
         faults = exchange(group, outgoing, [], self.backend, meeting.timeout_s)
@@ -183,7 +204,7 @@ class ShardSender:
         return parameter.narrow(transfer.dim, transfer.source_local_start, transfer.length).to(self._dtype)
 
 
-def _place(transfer: Transfer) -> tuple[str, int, int, int]:
+def _place(transfer: Transfer) -> _Place:
     return (transfer.source_param, transfer.dim, transfer.source_local_start, transfer.length)
 
 

@@ -28,7 +28,9 @@ from megatron_prime.rollout.sglang_generation import Generation, GenerationSetti
 from megatron_prime.rollout.sglang_launch import (
     LaunchPlan,
     check_experts,
+    check_quantization,
     check_transport,
+    install_quantized,
     install_receiver,
 )
 from megatron_prime.rollout.sglang_memory import ServerMemory, is_colocated
@@ -110,6 +112,7 @@ class SGLangEngine:
             )
         if not settings.urls:
             check_experts(settings, device)
+            check_quantization(settings, device)
         self._policy_version = NO_WEIGHTS
         self._incoming_version: int | None = None
         self._generation: Generation | None = None
@@ -125,7 +128,10 @@ class SGLangEngine:
         self._memory: ServerMemory | None = None
         if self._driver.is_driver:
             loader_folder = install_receiver(folder / "loader")
-            plan = LaunchPlan(self._model_path, device, dtype, seed, settings, loader_folder=loader_folder)
+            served = self._model_path
+            if settings.quantization == "fp8" and not settings.urls:
+                served = install_quantized(self._model_path, folder / "quantized")
+            plan = LaunchPlan(served, device, dtype, seed, settings, loader_folder=loader_folder)
             plan = replace(plan, is_colocated=is_colocated(plan))
             if settings.weight_transport == "shards":
                 check_transport(plan)

@@ -1,10 +1,13 @@
 """How one SGLang server is started: its command line, its environment, and the weight loader that it is given."""
 
+import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_prime.config.schema import SGLangConfig
+from megatron_prime.rollout.sglang_receiver import BLOCK_SIZE
 
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"
@@ -66,6 +69,8 @@ class LaunchPlan:
             switches += ["--disable-overlap-schedule", "--sleep-on-idle"]
         if settings.routing_replay:
             switches.append("--enable-return-routed-experts")
+        if settings.quantization != "none":
+            options["--load-format"] = "dummy"
         if settings.deterministic:
             switches.append("--enable-deterministic-inference")
         if self.is_colocated and self.device == "cuda":
@@ -136,6 +141,32 @@ def check_transport(plan: LaunchPlan) -> None:
         raise ValueError(
             "rollout.sglang.weight_transport = 'shards' travels by NCCL, which refuses two ranks on one GPU: set it to "
             "'ipc', or give the servers GPUs of their own by rollout.sglang.gpu_ids"
+        )
+
+
+def install_quantized(model_path: Path, folder: Path) -> Path:
+    """Describe the model to serve in block FP8, whose weights come from the trainer alone; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in model_path.iterdir():
+        if source.is_file() and "safetensors" not in source.name and not source.name.endswith(".bin"):
+            shutil.copyfile(source, folder / source.name)
+    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK_SIZE, BLOCK_SIZE],
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return folder
+
+
+def check_quantization(settings: SGLangConfig, device: str) -> None:
+    """Raise ValueError when these servers could not serve in FP8."""
+    if settings.quantization == "fp8" and device == "cpu":
+        raise ValueError(
+            "rollout.sglang.quantization = 'fp8' needs GPUs: SGLang's FP8 layers run on no CPU without AMX; set it to "
+            "'none'"
         )
 
 

@@ -36,6 +36,8 @@ DIRECT_BYTES = 1 << 20
 UNKNOWN_LAYOUT = "unknown layout"
 """The hello of a receiver that has to be sent the slices' places (again)."""
 _POLL_S = 0.02
+BLOCK_SIZE = 128
+"""Rows and columns that share a scale in block FP8."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 20
 _FUSED = {
@@ -46,7 +48,7 @@ _FUSED = {
     "up_proj": ("gate_up_proj", 1),
 }
 """HF module -> SGLang's module, and which of its parts."""
-_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight(_scale_inv)?")
 _EXPERT_PARTS = {
     "gate_proj": ("w13_weight", 0),
     "w1": ("w13_weight", 0),
@@ -305,6 +307,9 @@ def exchange(
     Returns the faults of sends by rank: one receiver's death is nothing to the others. Raises RuntimeError when a
     receive fails, or with NCCL anything, since its group is then lost.
     """
+    # Neither library knows all one-byte floats.
+    outgoing = [(rank, _as_bytes(tensor)) for rank, tensor in outgoing]
+    incoming = [(rank, _as_bytes(tensor)) for rank, tensor in incoming]
     timeout = datetime.timedelta(seconds=timeout_s)
     if backend == "nccl":
         group._start_coalescing()
@@ -320,6 +325,10 @@ def exchange(
     for work in awaited:
         work.wait(timeout)
     return faults
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
 
 
 def _send_each(
@@ -427,7 +436,7 @@ class Places:
     def _parameter_name(self, hf_name: str) -> str:
         expert = _EXPERT.fullmatch(hf_name)
         if expert:
-            return f"{expert[1]}.{_EXPERT_PARTS[expert[3]][0]}"
+            return f"{expert[1]}.{_EXPERT_PARTS[expert[3]][0]}{expert[4] or ''}"
         path, _, leaf = hf_name.rpartition(".")
         parent, _, module = path.rpartition(".")
         name = f"{parent}.{_FUSED[module][0]}.{leaf}" if module in _FUSED else hf_name
@@ -455,6 +464,9 @@ class Places:
             int(layer.kv_proj_shard_size),  # type: ignore[arg-type]
             int(layer.v_proj_shard_size),  # type: ignore[arg-type]
         ]
+        if hf_name.endswith("_scale_inv"):
+            # A row of scales for each 128 rows.
+            sizes = [-(-size // BLOCK_SIZE) for size in sizes]
         return parameter.narrow(0, sum(sizes[:part]), sizes[part])
 
     def _expert_shard(self, name: str, expert: re.Match[str]) -> torch.Tensor:

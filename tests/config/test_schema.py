@@ -118,6 +118,9 @@ def test_the_baselines_are_those_of_the_algorithm():
         ({"num_servers": 2, "gpu_ids": (1, 1)}, "different GPUs"),
         ({"urls": ("node7:30000",)}, "must begin with http"),
         ({"urls": ("http://a:1", "http://a:1")}, "twice"),
+        ({"urls": ("http://a:1",), "weight_transport": "ipc"}, "own node alone.*and not http://a:1"),
+        ({"quantization": "fp8", "weight_transport": "disk"}, "'shards' or 'ipc'"),
+        ({"quantization": "fp8", "weight_full_check_every": 1}, "needs servers on a CPU"),
     ],
 )
 def test_servers_that_cannot_be_are_refused(settings, message):

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_shapes import LLAMA_70B, make_shape
 
-from megatron_prime.resharding.alignment import check_aligned, is_aligned, misaligned_slices
+from megatron_prime.resharding.alignment import (
+    check_aligned,
+    is_aligned,
+    misaligned_slices,
+    num_blocks_of,
+    scale_name,
+)
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
 
@@ -40,3 +46,10 @@ def test_embeddings_and_norms_are_not_asked():
     names = misaligned_slices(plan)
     assert not any("embed" in name or "norm" in name or "lm_head" in name for name in names)
     assert not misaligned_slices(plan, block_size=2)
+
+
+def test_names_and_numbers_of_scales():
+    assert scale_name("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight_scale_inv"
+    with pytest.raises(ValueError, match=r"q_proj\.bias is not the weight"):
+        scale_name("model.layers.0.self_attn.q_proj.bias")
+    assert [num_blocks_of(length) for length in (1, 128, 129)] == [1, 1, 2]

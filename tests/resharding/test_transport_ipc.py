@@ -14,6 +14,7 @@ from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 from megatron_prime.resharding.manifest import Manifests
 from megatron_prime.resharding.plan import plan_reshard
+from megatron_prime.resharding.quantize import quantize_blocks
 from megatron_prime.resharding.transport_ipc import IpcSender
 from megatron_prime.resharding.transport_shards import Meeting, RendezvousStore
 from megatron_prime.rollout.sglang_receiver import _Manifest, _Staging, checksum
@@ -21,13 +22,22 @@ from megatron_prime.rollout.sglang_receiver import _Manifest, _Staging, checksum
 TARGETS = ((0, 0), (0, 1))
 
 
-def make_sender(max_bucket_bytes=200):
+WIDE = {
+    "hidden_size": 128,
+    "ffn_hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "head_dim": 128,
+}
+
+
+def make_sender(max_bucket_bytes=200, is_quantized=False):
     """One training rank beside the two ranks of an engine."""
-    shape = make_shape()
+    shape = make_shape(**(WIDE if is_quantized else {}))
     pieces = local_parameters(shape, TrainingLayout(), 0)
     parameters = {piece.megatron_name: torch.randn(piece.shape) for piece in pieces}
     plan = plan_reshard(shape, TrainingLayout(), EngineLayout.beside(1, 2, 1))
-    manifests = Manifests(plan, max_bucket_bytes, "bfloat16", from_host=True)
+    manifests = Manifests(plan, max_bucket_bytes, "bfloat16", from_host=True, is_quantized=is_quantized)
     platform = Platform(torch.device("cpu"), "gloo", torch.bfloat16, timedelta(seconds=5))
     topology = Topology(platform, 0, 1, 1, 0, 1, 0, 1, 0, False)
     return manifests, parameters, IpcSender(manifests, parameters, topology, torch.bfloat16)
@@ -35,13 +45,15 @@ def make_sender(max_bucket_bytes=200):
 
 def expected_slices(manifests, parameters, target):
     """Of each bucket, what the target must end up with."""
+
+    def tensors(t):
+        whole = parameters[t.source_param].narrow(t.dim, t.source_local_start, t.length).bfloat16()
+        if not t.hf_name.endswith("_proj.weight") or not manifests.is_quantized:
+            return [whole]
+        return list(quantize_blocks(whole))
+
     return [
-        [
-            parameters[t.source_param].narrow(t.dim, t.source_local_start, t.length).bfloat16()
-            for t in transfers
-        ]
-        for transfers in manifests.received(*target)
-        if transfers
+        [x for t in transfers for x in tensors(t)] for transfers in manifests.received(*target) if transfers
     ]
 
 
@@ -66,8 +78,8 @@ class Receiver(threading.Thread):
             self.fault = error
 
 
-def hand_over(num_buckets, timeout_s=5.0):
-    manifests, parameters, sender = make_sender()
+def hand_over(num_buckets, timeout_s=5.0, is_quantized=False):
+    manifests, parameters, sender = make_sender(is_quantized=is_quantized)
     store = RendezvousStore(5)
     expected = [expected_slices(manifests, parameters, target) for target in TARGETS]
     receivers = [
@@ -99,6 +111,30 @@ def test_every_slice_arrives_through_two_halves_and_its_sums_are_the_sources():
     assert report.num_bytes == sum(t.numel() * 2 for slices in expected for bucket in slices for t in bucket)
     assert sender.groups == [] and sender.backend == "ipc"
     sender.drop_groups()
+
+
+def test_quantized_slices_are_those_of_the_quantized_whole():
+    _, receivers, expected, report, _ = hand_over((99, 99), is_quantized=True)
+    assert report.faults == {}
+    for target, receiver, slices in zip(TARGETS, receivers, expected, strict=True):
+        assert receiver.fault is None
+        assert {t.dtype for bucket in slices for t in bucket} == {
+            torch.float8_e4m3fn,
+            torch.float32,
+            torch.bfloat16,
+        }
+        for got, wanted in zip(receiver.held, slices, strict=True):
+            assert all(bytes_of(a) == bytes_of(b) for a, b in zip(got, wanted, strict=True))
+        assert receiver.total.tolist() == [sum_of(report.digests[target][part]) for part in (0, 1)]
+
+
+def sum_of(digest):
+    """As a signed integer of 64 bits."""
+    return digest - (1 << 64) if digest >= 1 << 63 else digest
+
+
+def bytes_of(tensor):
+    return bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
 
 
 def test_a_receiver_that_stops_is_a_fault_and_not_a_wait_for_ever():

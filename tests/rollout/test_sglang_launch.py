@@ -1,5 +1,6 @@
 """Command line and environment of a server."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,9 @@ from megatron_prime.rollout.sglang_launch import (
     LOADER,
     LaunchPlan,
     check_experts,
+    check_quantization,
     check_transport,
+    install_quantized,
     install_receiver,
 )
 
@@ -125,3 +128,25 @@ def test_experts_are_not_split_on_a_cpu():
     check_experts(SGLangConfig(tensor=2), "cpu")
     with pytest.raises(ValueError, match=r"rollout.sglang.expert = 2.*on a CPU; set it to 1"):
         check_experts(SGLangConfig(tensor=2, expert=2), "cpu")
+
+
+def test_a_quantized_model_is_described_without_weights(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "qwen3"}')
+    for name in ("tokenizer.json", "model.safetensors", "model.safetensors.index.json"):
+        (model / name).write_text("{}")
+    folder = install_quantized(model, tmp_path / "sglang" / "quantized")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tokenizer.json"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+    assert config["quantization_config"]["weight_block_size"] == [128, 128]
+    assert value_of(plan("cuda", quantization="fp8").command(0, 1), "--load-format") == "dummy"
+    assert value_of(plan("cuda").command(0, 1), "--load-format") is None
+
+
+def test_fp8_is_not_served_on_a_cpu():
+    check_quantization(SGLangConfig(quantization="fp8"), "cuda")
+    check_quantization(SGLangConfig(), "cpu")
+    with pytest.raises(ValueError, match=r"rollout.sglang.quantization = 'fp8' needs GPUs"):
+        check_quantization(SGLangConfig(quantization="fp8"), "cpu")

@@ -2,13 +2,23 @@
 
 import json
 import struct
+import threading
 
 import pytest
 import torch
-from sglang_layout import FusedModel
+import torch.distributed as dist
+from sglang_layout import FusedModel, quantized
 
 from megatron_prime.rollout import sglang_receiver
-from megatron_prime.rollout.sglang_receiver import Places, Slice, checksum, grouped, receive
+from megatron_prime.rollout.sglang_receiver import (
+    Places,
+    Slice,
+    checksum,
+    exchange,
+    grouped,
+    make_group,
+    receive,
+)
 
 
 def integers(tensor):
@@ -94,6 +104,45 @@ def test_experts_are_found_by_their_global_number(model, leaf, target, place):
     whole = getattr(model.model.layer.experts, target)[1][place]
     view = Places(model).find(row(f"model.layer.experts.3.{leaf}.weight", 0, 0, 2, whole[:2].numel()))
     assert view.data_ptr() == whole[:2].data_ptr()
+
+
+QUANTIZED = {
+    "model.layer.q_proj.weight_scale_inv": ("model.layer.qkv_proj.weight_scale_inv", slice(0, 4)),
+    "model.layer.v_proj.weight_scale_inv": ("model.layer.qkv_proj.weight_scale_inv", slice(5, 6)),
+    "model.layer.up_proj.weight_scale_inv": ("model.layer.gate_up_proj.weight_scale_inv", slice(2, 4)),
+    "model.layer.down_proj.weight_scale_inv": ("model.layer.down_proj.weight_scale_inv", slice(0, 1)),
+}
+
+
+def test_scales_of_blocks_lie_as_their_weights_do():
+    sizes = {"hidden": 128, "query": 512, "kv": 128, "ffn": 256, "vocab": 10, "padded_vocab": 12}
+    model = quantized(FusedModel(**sizes, num_experts=4, ep_rank=1))
+    parameters = dict(model.named_parameters())
+    places = Places(model)
+    for name, (target, place) in QUANTIZED.items():
+        whole = parameters[target][place]
+        view = places.find(row(name, 0, 0, len(whole), whole.numel()))
+        assert view.data_ptr() == whole.data_ptr() and view.shape == whole.shape
+    expert = parameters["model.layer.experts.w13_weight_scale_inv"][1]
+    view = places.find(row("model.layer.experts.3.up_proj.weight_scale_inv", 0, 0, 2, 2))
+    assert view.data_ptr() == expert[2:].data_ptr()
+    weight = places.find(row("model.layer.k_proj.weight", 0, 0, 128, 128 * 128, "float8_e4m3fn"))
+    assert weight.data_ptr() == parameters["model.layer.qkv_proj.weight"][512:].data_ptr()
+
+
+def test_one_byte_floats_travel_by_gloo():
+    store = dist.HashStore()
+    sent = torch.randn(300).to(torch.float8_e4m3fn)
+    got = torch.empty_like(sent)
+
+    def receiver():
+        exchange(make_group("gloo", store, 1, 2, 10), [], [(0, got)], "gloo", 10)
+
+    thread = threading.Thread(target=receiver, daemon=True)
+    thread.start()
+    assert exchange(make_group("gloo", store, 0, 2, 10), [(1, sent)], [], "gloo", 10) == {}
+    thread.join(10)
+    assert torch.equal(got.view(torch.uint8), sent.view(torch.uint8))
 
 
 @pytest.mark.parametrize(
