@@ -30,7 +30,7 @@ class Evaluator:
     """Accuracy of whatever weights the engine holds, on data.evaluation and on every benchmark.
 
     Raises:
-        ValueError: a file that cannot be read, or a row of it that does not fit.
+        ValueError: a file that cannot be read, a row of it that does not fit, or one that no verifier judges.
     """
 
     def __init__(self, config: PrimeConfig, rollout: RolloutParts) -> None:
@@ -38,6 +38,8 @@ class Evaluator:
         settings = config.evaluation
         self._intervals = Intervals(settings.confidence, settings.num_resamples, config.seed)
         self.sets = list(_sets(config, rollout.sampling.stop_token_ids))
+        for prompt in (prompt for prompts in self.sets for prompt in prompts.prompts):
+            config.reward.verifier_of(prompt.source, prompt.ability)
 
     def notes(self) -> list[str]:
         """What to log about rows left out, by set."""

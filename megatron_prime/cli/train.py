@@ -220,6 +220,8 @@ def _parts(
 def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
     tokenizer = load_tokenizer(config.model.path)
     dataset = PromptDataset.read(config.data.train, config.data, tokenizer, config.rollout.max_prompt_tokens)
+    for source, ability in sorted(dataset.prompts.kinds):
+        config.reward.verifier_of(source, ability)  # a prompt that nobody can judge is told of now
     for line in (f"{len(dataset)} training prompts", *dataset.notes):
         progress.line(line)
     return PromptStream(dataset, config.seed, config.data.shuffle, config.data.weights)

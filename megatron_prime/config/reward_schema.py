@@ -66,6 +66,22 @@ class RewardConfig(Section):
         """All that may be asked, each once."""
         return (self.verifier,) if self.verifier != "auto" else tuple(dict.fromkeys(self.routes.values()))
 
+    def verifier_of(self, source: str, ability: str) -> str:
+        """The verifier of a prompt.
+
+        Raises:
+            ValueError: auto, and routes has neither its source nor its ability.
+        """
+        if self.verifier != "auto":
+            return self.verifier
+        spec = self.routes.get(source) or self.routes.get(ability)
+        if spec is None:
+            raise ValueError(
+                f"reward.verifier = 'auto', but reward.routes has neither the source {source!r} nor the ability "
+                f"{ability!r} of a prompt: it has {sorted(self.routes)}"
+            )
+        return spec
+
     @model_validator(mode="after")
     def _check_routes(self) -> Self:
         if self.verifier == "auto" and not self.routes:

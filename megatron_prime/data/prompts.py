@@ -61,6 +61,11 @@ class PromptTable(Sequence[Prompt]):
         )
 
     @property
+    def kinds(self) -> set[tuple[str, str]]:
+        """(data source, ability) of all prompts, each once."""
+        return {(self._sources[row], self._abilities[row]) for row in range(len(self))}
+
+    @property
     def num_bytes(self) -> int:
         """Size of the buffers in use."""
         columns = (self._tokens, self._answers, self._sources, self._abilities, self.groups)

@@ -1,7 +1,7 @@
 """From `reward.*` to what verifies: one pool, or several and a route to them by data source and ability."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
@@ -42,8 +42,7 @@ class RewardPools:
             ValueError: a verifier that does not exist, or lacks what it needs.
             RuntimeError: a verifier's process does not start.
         """
-        self._routes: Mapping[str, str] | None = reward.routes if reward.verifier == "auto" else None
-        self._default = "" if self._routes is not None else reward.verifier
+        self._reward = reward
         self._pools: dict[str, Pool] = {}
         try:
             for spec in reward.verifiers:
@@ -78,7 +77,7 @@ class RewardPools:
         """
         places: dict[str, list[int]] = {}
         for place, (_, _, source, ability) in enumerate(responses):
-            places.setdefault(self._verifier_of(source, ability), []).append(place)
+            places.setdefault(self._reward.verifier_of(source, ability), []).append(place)
         outcomes: dict[int, VerificationOutcome] = {}
         lock = threading.Lock()
 
@@ -95,17 +94,6 @@ class RewardPools:
         """End all processes; harmless when done already."""
         for pool in self._pools.values():
             pool.close()
-
-    def _verifier_of(self, source: str, ability: str) -> str:
-        if self._routes is None:
-            return self._default
-        spec = self._routes.get(source) or self._routes.get(ability)
-        if spec is None:
-            raise ValueError(
-                f"reward.verifier = 'auto', but reward.routes has neither the source {source!r} nor the ability "
-                f"{ability!r} of a prompt: it has {sorted(self._routes)}"
-            )
-        return spec
 
 
 def build_pool(spec: str, reward: RewardConfig) -> Pool:

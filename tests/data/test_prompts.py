@@ -64,6 +64,7 @@ def test_the_released_data_set_s_form_is_read_from_parquet(tmp_path):
         ability_field="ability",
     )
     assert [prompt.ability for prompt in dataset.prompts] == ["math", "code"]
+    assert {ability for _, ability in dataset.prompts.kinds} == {"math", "code"}
     assert [prompt.answer for prompt in dataset.prompts] == ["4", '{"a": [1]}']
     assert [prompt.source for prompt in dataset.prompts] == ["numina", "code"]
     assert text_of(dataset.prompts[0]) == RENDERED

@@ -40,7 +40,7 @@ def test_pathological_answers_end_by_the_deadline_and_earn_nothing():
         outcomes = pool.verify_all([(rf"\boxed{{{text}}}", answer) for answer, text in ANSWERS])
     late = [pair for pair, outcome in zip(ANSWERS, outcomes, strict=True) if outcome.status == "timeout"]
     assert all(outcome.status == "timeout" or outcome.reward == 0.0 for outcome in outcomes)
-    assert len(late) < len(ANSWERS) / 4, late
+    assert len(late) < len(ANSWERS) / 2, late
 
 
 @pytest.mark.parametrize(
