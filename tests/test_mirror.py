@@ -12,6 +12,7 @@ MODULES_WITHOUT_TESTS: dict[str, str] = {}
 TESTS_WITHOUT_MODULE: dict[str, str] = {
     "test_mirror": "this file",
     "test_docs": "the documents against the tree",
+    "slurm/test_prime_70b": "examples/prime_70b.sh",
 }
 """Test (without .py, relative to tests/) -> what it tests instead of one module of the package."""
 

@@ -21,6 +21,7 @@ from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.observability.provenance import save_provenance
+from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
 from megatron_prime.resharding.weight_sync import WeightSync
@@ -32,12 +33,17 @@ from megatron_prime.training.guards import Guards
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.run_lock import RunLock
+from megatron_prime.training.stop import EXIT_CODE, RunStopped, StopRequest
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.training.trainer import Parts, Trainer
 
 
 def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
-    """Train from the start, or from the newest complete checkpoint of run_dir, to the last step."""
+    """Train from the start, or from the newest complete checkpoint of run_dir, to the last step.
+
+    A run that is asked to stop (training.stop) saves after the step at hand and ends with exit code 75.
+    """
+    asked = StopRequest()
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
     for line in arithmetic.lines():
@@ -58,7 +64,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
             save_provenance(config.run_dir, lock.life)
         rollout = build_rollout(config, topology)
         try:
-            _train(config, topology, progress, store, checkpoint, rollout, lock)
+            _train(config, topology, progress, store, checkpoint, rollout, lock, asked)
         finally:
             rollout.close()
     finally:
@@ -74,6 +80,7 @@ def _train(
     checkpoint: Path | None,
     rollout: RolloutParts,
     lock: RunLock,
+    asked: StopRequest,
 ) -> None:
     models = _build_models(config, topology, load_weights=checkpoint is None)
     stream = _prompt_stream(config, progress)
@@ -110,8 +117,12 @@ def _train(
             fence=lock.fence,
             collector=parts.collector,
             prompt_history=history,
+            is_stopping=lambda: any_rank(asked(), topology),
         )
         Loop(config, trainer, around).run()
+    except RunStopped as stopped:
+        progress.line(str(stopped))
+        raise SystemExit(EXIT_CODE) from None
     finally:
         for file in filter(None, (logger, history)):
             file.close()

@@ -18,6 +18,7 @@ from megatron_prime.rollout.evaluation import EvaluationReport
 from megatron_prime.rollout.prompt_history import PromptHistory, PromptRecord
 from megatron_prime.training.checkpoint import CheckpointStore, RunState
 from megatron_prime.training.guards import Guards
+from megatron_prime.training.stop import RunStopped
 from megatron_prime.training.trainable import Trainable
 from megatron_prime.training.trainer import Trainer
 
@@ -70,6 +71,8 @@ class Surroundings:
     """Whose state a checkpoint holds, and whose groups the history below gets."""
     prompt_history: PromptHistory | None = None
     """On rank 0 alone."""
+    is_stopping: Callable[[], bool] = lambda: False
+    """Whether any rank was asked to stop; collective, asked after every step."""
 
 
 class Loop:
@@ -92,7 +95,7 @@ class Loop:
         """Train until num_steps, saving and evaluating on the way. Collective over all ranks.
 
         The engine must hold the policy's weights. Metrics of a step are logged under the number of steps done, the
-        first evaluation under 0.
+        first evaluation under 0. Raises RunStopped after a checkpoint when the run is asked to stop.
         """
         num_steps = self._config.trainer.num_steps
         if self._trainer.step_index == 0:
@@ -125,7 +128,8 @@ class Loop:
         self._log(metrics)
         self._complete_save(self._around.store.poll, is_last)
         # After the log: a resumed run drops what was logged beyond its checkpoint, but cannot invent what is missing.
-        if is_last or _is_due(done, self._config.checkpoint.save_every):
+        is_stopping = not is_last and self._around.is_stopping()
+        if is_last or is_stopping or _is_due(done, self._config.checkpoint.save_every):
             state = RunState(
                 done,
                 self._around.prompt_stream.state_dict(),
@@ -135,9 +139,14 @@ class Loop:
                 {} if self._around.collector is None else self._around.collector.state_dict(),
             )
             self._complete_save(self._around.store.finish, is_last=False)  # the one before, told by itself
-            self._complete_save(lambda: self._around.store.save(self._around.roles, state), is_last)
-        if is_last:
-            self._complete_save(self._around.store.finish, is_last)
+            must_save = is_last or is_stopping
+            self._complete_save(lambda: self._around.store.save(self._around.roles, state), must_save)
+        if is_last or is_stopping:
+            self._complete_save(self._around.store.finish, is_last=True)
+        if is_stopping:
+            raise RunStopped(
+                f"stopped after step {done} of {num_steps}, as asked; the same command goes on from there"
+            )
 
     def _log_prompts(self, metrics: Metrics) -> None:
         history, collector = self._around.prompt_history, self._around.collector

@@ -6,6 +6,12 @@ import sys
 
 import pytest
 from plan_jobs import write_model
+from toy_runs import ROOT
+
+from megatron_prime.config.loading import load_config
+from megatron_prime.planning.gpus import KNOWN
+from megatron_prime.planning.job import job_of
+from megatron_prime.planning.memory import plan_memory
 
 RUN = """
 run_dir = "run"
@@ -85,3 +91,20 @@ def test_what_is_unknown_is_one_line(arguments, fault, folder):
     done = plan(folder, *arguments)
     assert done.returncode == 2
     assert fault in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("prime_7b", "Qwen2.5-7B"),
+        ("prime_32b", "Qwen2.5-32B"),
+        ("prime_70b", "Llama-3-70B"),
+        ("prime_moe", "Qwen3-30B-A3B"),
+    ],
+)
+def test_the_examples_configurations_fit_the_gpus_that_they_name(name, model, tmp_path):
+    folder = write_model(tmp_path / "model", model)
+    config = load_config(ROOT / "examples" / f"{name}.toml", [f"model.path={folder}"])
+    memory = plan_memory(job_of(config, config.parallel.num_processes, KNOWN["H100-80G"]))
+    assert memory.fits, memory.phases
+    assert (config.policy.lr, config.prm.lr, config.prm.beta) == (5e-7, 1e-6, 0.05)

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# PRIME on a Slurm cluster:  sbatch examples/prime_70b.sh [CONFIG [section.key=value ...]]
+# 16 nodes of 8 H100 by default; options of sbatch change what is asked for, and any configuration may run:
+#   sbatch --nodes=4 examples/prime_70b.sh examples/prime_7b.toml policy.lr=1e-6
+# Before that: megatron-prime check CONFIG; megatron-prime plan CONFIG.  Logs: logs/prime-JOB/START/, one file a rank.
+# Near its time limit the run saves and is queued again; a lost rank or node costs the steps since the last checkpoint.
+#SBATCH --job-name=prime
+#SBATCH --nodes=16
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@900
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=prime-%j.log
+set -uo pipefail
+cd "$SLURM_SUBMIT_DIR"
+config=${1:-examples/prime_70b.toml}
+shift || true
+python=${PYTHON:-.venv/bin/python}
+restart=${SLURM_RESTART_COUNT:-0}
+logs=logs/prime-$SLURM_JOB_ID/$restart
+mkdir -p "$logs"
+
+# All ranks meet at rank 0's node; another port each time, because an orphan may still hold the last one.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + restart) % 20000))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 CUDA_DEVICE_MAX_CONNECTIONS=1
+export MEGATRON_PRIME_STOP_FILE=$PWD/$logs/stop
+
+# Slurm's word before the time limit, or before a preemption, is handed on as a file: the ranks save, and end with 75.
+trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1
+
+echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
+srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    "$@"; code=$?
+    ((code == 75)) && touch "$MEGATRON_PRIME_STOP_FILE.saved" && exit 0   # or srun would end the ranks that still leave
+    exit $code' rank "$python" -m megatron_prime train "$config" "$@" &
+step=$!
+wait "$step"; code=$?
+while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done   # a signal ends `wait`, not the ranks
+((code == 0)) && [[ -e $MEGATRON_PRIME_STOP_FILE.saved ]] && code=75
+
+# 0: done. 75: asked to stop. Over 128: a rank or node was lost. Else: a fault that another start would meet again.
+"$python" tools/run_summary.py "$logs" --exit-code "$code"
+if ((code == 75 || code > 128)) && ((restart < ${MAX_RESTARTS:-50})); then
+    echo "$(date '+%F %T') queued again"
+    exec scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,39 @@
+"""A run that is asked to stop does so after the step at hand, with a checkpoint: a time limit that comes near, say.
+
+It is asked by SIGUSR1 to any rank's process, or by a file whose name the job's script chose. The script's way is the
+file: Slurm signals whole process groups, verifiers and servers among them.
+"""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+STOP_SIGNAL = signal.SIGUSR1
+STOP_FILE = "MEGATRON_PRIME_STOP_FILE"
+"""Environment variable with the file's name."""
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: start me again, and I go on. Slurm's RequeueExit can name it."""
+
+
+class RunStopped(Exception):  # noqa: N818 - nothing is wrong
+    """The run stopped because it was asked to, after a checkpoint."""
+
+
+class StopRequest:
+    """Whether this process was asked to stop; it listens from the start. Make it in the main thread."""
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        name = os.environ.get(STOP_FILE)
+        self._file = Path(name) if name else None
+        signal.signal(STOP_SIGNAL, self._ask)
+
+    def __call__(self) -> bool:
+        """True from the first request on."""
+        if self._file is not None and self._file.exists():
+            self._is_asked = True
+        return self._is_asked
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._is_asked = True
