@@ -13,6 +13,7 @@ from megatron_prime.rollout.evaluation import EvaluationReport, EvaluationResult
 from megatron_prime.training.guards import Guards
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 from megatron_prime.training.run_lock import FencedError
+from megatron_prime.training.stop import RunStopped
 
 
 class Recorder:
@@ -214,3 +215,21 @@ def test_a_fenced_run_logs_nothing():
     with pytest.raises(FencedError):
         Loop(configured(), recorder, around).run()
     assert recorder.calls == ["step 1"]
+
+
+def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_no_further():
+    recorder = Recorder()
+    around = Surroundings(
+        store=recorder,
+        roles={},
+        prompt_stream=recorder,
+        evaluate=None,
+        logger=recorder,
+        progress=Progress(enabled=False),
+        guards=quiet_guards(),
+        is_stopping=lambda: recorder.step_index == 2,
+    )
+    with pytest.raises(RunStopped, match="stopped after step 2 of 3, as asked"):
+        Loop(configured(checkpoint={"save_every": 0}), recorder, around).run()
+    assert recorder.calls[-2:] == ["log 2", "save 2"]
+    assert "save 1" not in recorder.calls
