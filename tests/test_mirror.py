@@ -59,3 +59,9 @@ def test_every_test_file_has_its_module():
 def test_the_lists_of_exceptions_hold_nothing_stale():
     assert set(MODULES_WITHOUT_TESTS) <= package_modules() - modules_of_tests()
     assert all((TESTS / f"{name}.py").exists() for name in TESTS_WITHOUT_MODULE)
+
+
+def test_no_two_test_files_are_one_module_to_pytest():
+    """Without a package around them, files of one name shadow each other, which only a run of all tests shows."""
+    names = [path.name for path in TESTS.rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    assert sorted(names) == sorted(set(names))
