@@ -24,7 +24,7 @@ from pathlib import Path
 
 from megatron_prime.config.reward_schema import CodeConfig
 from megatron_prime.rewards import sandbox_launcher
-from megatron_prime.rewards.sandbox_cgroup import ControlGroup
+from megatron_prime.rewards.sandbox_cgroup import ControlGroup, sweep
 from megatron_prime.rewards.sandbox_seccomp import program
 
 HOW_TO_INSTALL = (
@@ -78,6 +78,8 @@ class Sandbox:
         self._bwrap = None if config.sandbox == "none-i-accept-the-risk" else shutil.which("bwrap")
         if self._bwrap is None and config.sandbox == "bubblewrap":
             raise ValueError(f"reward.code.sandbox = 'bubblewrap', but there is no bwrap: {HOW_TO_INSTALL}")
+        if self._bwrap is not None:
+            sweep()
         # Ours without its environment; one that is named keeps its own, which hangs on the unresolved path.
         self._python = config.python.absolute() if config.python else Path(os.path.realpath(sys.executable))
 
@@ -90,7 +92,7 @@ class Sandbox:
         for attempt in range(NUM_ATTEMPTS):
             try:
                 return self._run_once(code, stdin, timeout_s, call)
-            except (SandboxError, OSError) as error:
+            except (SandboxError, OSError, subprocess.SubprocessError) as error:
                 if attempt == NUM_ATTEMPTS - 1:
                     raise SandboxError(f"the sandbox does not come up: {error}; {NEEDS}") from error
         raise AssertionError("unreachable")

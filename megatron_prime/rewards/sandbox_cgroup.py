@@ -9,6 +9,7 @@ from typing import Self
 
 ROOT = Path("/sys/fs/cgroup")
 LIMIT_FILES = {"memory": ("memory.max", "memory.limit_in_bytes"), "pids": ("pids.max",)}
+PREFIX = "megatron_prime"
 REMOVE_TIMEOUT_S = 2.0
 
 
@@ -42,7 +43,7 @@ class ControlGroup:
             (folder / "cgroup.procs").write_text("0")
 
     def _make(self, parent: Path, controller: str, limit: int) -> None:
-        folder = parent / f"megatron_prime_{os.getpid()}_{controller}"
+        folder = parent / f"{PREFIX}_{os.getpid()}_{controller}"
         try:
             folder.mkdir(exist_ok=True)
             file = next((folder / name for name in LIMIT_FILES[controller] if (folder / name).exists()), None)
@@ -56,6 +57,17 @@ class ControlGroup:
                 folder.rmdir()
             return
         self.folders.append(folder)
+
+
+def sweep(root: Path = ROOT) -> None:
+    """Remove the groups of processes that were killed before they could; one with a process inside stays."""
+    for controller in LIMIT_FILES:
+        parent = parent_group(controller, root)
+        for folder in parent.glob(f"{PREFIX}_*_{controller}") if parent is not None else ():
+            pid = folder.name.split("_")[-2]
+            if not Path("/proc", pid).exists():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def parent_group(controller: str, root: Path = ROOT) -> Path | None:

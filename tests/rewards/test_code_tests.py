@@ -12,6 +12,7 @@ from sandbox_probe import needs_sandbox
 from megatron_prime.rewards import VerificationStatus, VerifierPool
 from megatron_prime.rewards.code_tests import CodeTests, last_program, read_tests, spread
 from megatron_prime.rewards.sandbox import FIRST_UID
+from megatron_prime.rewards.sandbox_cgroup import parent_group
 
 SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
 CALL = json.dumps({"fn_name": "add", "inputs": [[13, 29]], "outputs": [[42]]})
@@ -164,6 +165,10 @@ def test_a_killed_worker_takes_its_box_along():
         while [p for p in psutil.process_iter(["uids"]) if p.info["uids"].real == uid]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+    CodeTests()  # the next worker sweeps what the killed one could not
+    pid = uid - FIRST_UID
+    parents = [parent_group(controller) for controller in ("memory", "pids")]
+    assert not [folder for parent in parents if parent for folder in parent.glob(f"megatron_prime_{pid}_*")]
 
 
 def test_the_last_closed_python_block_is_the_program():

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from megatron_prime.rewards.sandbox_cgroup import ControlGroup, parent_group
+from megatron_prime.rewards.sandbox_cgroup import ControlGroup, parent_group, sweep
 
 MAKES_GROUPS = all(parent_group(controller) is not None for controller in ("memory", "pids"))
 needs_groups = pytest.mark.skipif(not MAKES_GROUPS, reason="this user may not make cgroups here")
@@ -42,6 +42,22 @@ def test_groups_go_with_everything_in_them():
     assert child.wait(timeout=10) == -9
     assert not any(folder.exists() for folder in folders)
     assert group.folders == []
+
+
+@needs_groups
+def test_groups_of_killed_processes_are_swept_and_others_stay():
+    killed = subprocess.Popen(["sleep", "1000"])
+    left = [parent_group(name) / f"megatron_prime_{killed.pid}_{name}" for name in ("memory", "pids")]
+    for folder in left:
+        folder.mkdir()
+    with ControlGroup(1 << 30, 64) as group:
+        sweep()
+        assert all(folder.exists() for folder in [*left, *group.folders])
+        killed.kill()
+        killed.wait()
+        sweep()
+        assert not any(folder.exists() for folder in left)
+        assert all(folder.exists() for folder in group.folders)
 
 
 def test_without_the_right_it_does_nothing(tmp_path):
