@@ -35,6 +35,7 @@ trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1
 echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
 srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_NNODES))}
     "$@"; code=$?
     ((code == 75)) && touch "$MEGATRON_PRIME_STOP_FILE.saved" && exit 0   # or srun would end the ranks that still leave
     exit $code' rank "$python" -m megatron_prime train "$config" "$@" &

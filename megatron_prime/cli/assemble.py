@@ -104,15 +104,23 @@ def build_weight_sync(
     if rollout.shard_weights is None:
         return gathered_weight_sync(rollout.engine, shape, parameters, topology, dtype)
     settings = config.rollout.sglang
-    num_servers = len(settings.urls) or settings.num_servers
+    engine = rollout.engine
+    assert isinstance(engine, SGLangEngine), "the others need no shards"
     if settings.weight_transport == "ipc":
-        num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", str(topology.world_size)))
+        first_ranks = engine.nodes.first_ranks
+        per_node = topology.world_size // len(first_ranks)
+        num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", str(per_node)))
         engines = EngineLayout.beside(
-            num_servers, settings.tensor, num_local_ranks, ep=settings.expert, gpus=settings.gpu_ids
+            engine.num_servers,
+            settings.tensor,
+            num_local_ranks,
+            ep=settings.expert,
+            gpus=settings.gpu_ids,
+            first_ranks=first_ranks,
         )
     else:
         engines = EngineLayout.consecutive(
-            num_servers, settings.tensor, ep=settings.expert, first_rank=topology.world_size
+            engine.num_servers, settings.tensor, ep=settings.expert, first_rank=topology.world_size
         )
     return shard_weight_sync(
         rollout.engine,

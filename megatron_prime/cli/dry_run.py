@@ -72,7 +72,8 @@ def process_map(config: PrimeConfig, num_processes: int, ranks_per_node: int) ->
         for server in range(settings.num_servers):
             gpus = settings.gpu_ids or range(settings.num_servers * settings.tensor)
             mine = list(gpus)[server * settings.tensor : (server + 1) * settings.tensor]
-            yield f"server {server} on the node of rank 0, GPUs {' '.join(map(str, mine))}"
+            where = "the node of rank 0" if settings.nodes == "first" else "each node"
+            yield f"server {server} on {where}, GPUs {' '.join(map(str, mine))}"
 
 
 def commands(
@@ -97,6 +98,7 @@ def commands(
         return
     device = "cpu" if config.platform.device == "cpu" else "cuda"
     plan = LaunchPlan(config.model.path, device, config.platform.dtype, config.seed, settings)
-    yield "# started and supervised by rank 0; PORT is a free one"
+    keeper = "rank 0" if settings.nodes == "first" else "the first rank of each node"
+    yield f"# started and supervised by {keeper}; PORT is a free one"
     for server in range(settings.num_servers):
         yield shlex.join(plan.command(server, 0)).replace("--port 0", "--port PORT")

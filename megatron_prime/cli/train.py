@@ -139,10 +139,9 @@ def _first_sync(config: PrimeConfig, sync: WeightSync, step_index: int, progress
         sync.push(step_index)
         return
     settings, started = config.rollout.sglang, time.monotonic()
-    servers = (
-        ", ".join(settings.urls)
-        or f"{settings.num_servers} started here, logs in {config.run_dir / 'sglang'}"
-    )
+    where = "on each node" if settings.nodes == "all" else "here"
+    started_here = f"{settings.num_servers} started {where}, logs in {config.run_dir / 'sglang'}"
+    servers = ", ".join(settings.urls) or started_here
     progress.line(f"waiting for the SGLang servers ({servers})")
     sync.push(step_index)
     progress.line(f"SGLang serves the policy, {time.monotonic() - started:.0f} s later")

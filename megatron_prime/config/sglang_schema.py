@@ -12,14 +12,16 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class SGLangConfig(Section):
-    """SGLang servers for the rollouts: started on the node of rank 0, or attached to by URL."""
+    """SGLang servers for the rollouts: started on the job's nodes, or attached to by URL."""
 
     python: UserPath = Path(".venv-sglang/bin/python")
     """Interpreter of the engine environment; `make sglang` builds the default one."""
     urls: tuple[str, ...] = ()
     """Servers that run already, such as http://node7:30000; none are started then."""
     num_servers: Positive = 1
-    """Servers to start."""
+    """Servers to start on a node."""
+    nodes: Literal["first", "all"] = "first"
+    """Where servers start: on the node of rank 0, or on every node of the job."""
     tensor: Positive = 1
     """Tensor-parallel size of each server, attached ones included."""
     expert: Positive = 1
@@ -34,7 +36,7 @@ class SGLangConfig(Section):
     weight_bucket_mib: Positive = 256
     """Most MiB of weights that a server's rank gets at a time."""
     gpu_ids: tuple[NonNegative, ...] = ()
-    """GPUs of the servers, num_servers * tensor of them; default 0, 1, 2, ... (shared with the trainer)."""
+    """GPUs of a node's servers, num_servers * tensor of them; default 0, 1, 2, ... (shared with the trainer)."""
     colocated: bool | None = None
     """Servers give their memory up while the trainer trains; default: those that we start on GPUs of training ranks."""
     mem_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8

@@ -76,9 +76,17 @@ class Job:
         settings = self.config.rollout.sglang
         if self.config.rollout.engine != "sglang":
             return None
-        number = len(settings.urls) or settings.num_servers
         first = 0 if self.is_colocated else self.num_processes
-        return EngineLayout.consecutive(number, settings.tensor, ep=settings.expert, first_rank=first)
+        return EngineLayout.consecutive(
+            self.num_servers, settings.tensor, ep=settings.expert, first_rank=first
+        )
+
+    @property
+    def num_servers(self) -> int:
+        """SGLang servers, attached ones included."""
+        settings = self.config.rollout.sglang
+        nodes = math.ceil(self.num_processes / self.gpu.gpus_per_node) if settings.nodes == "all" else 1
+        return len(settings.urls) or settings.num_servers * nodes
 
     @property
     def is_colocated(self) -> bool:

@@ -134,7 +134,7 @@ def _rollout(job: Job) -> PhaseTime:
     shape, guess, rollout = job.shapes["policy"], job.guess, job.config.rollout
     if rollout.engine == "sglang":
         settings = rollout.sglang
-        replicas, width = len(settings.urls) or settings.num_servers, settings.tensor
+        replicas, width = job.num_servers, settings.tensor
         concurrent = settings.concurrency
     else:
         replicas, width, concurrent = job.num_processes, 1, rollout.max_batch_size

@@ -158,15 +158,17 @@ class EngineLayout:
         *,
         ep: int = 1,
         gpus: Sequence[int] = (),
+        first_ranks: Sequence[int] = (0,),
         vocab_divisor: int = 64,
     ) -> EngineLayout:
-        """Engines on the node of the first `num_local_ranks` training ranks, each rank beside one of these.
+        """Engines on the nodes of training ranks, as many on each, every engine rank beside a training rank.
 
-        `gpus` names the engine ranks' devices, of which training rank r has number r; without it they are 0, 1, ....
-        Where there are more engine ranks than training ranks, as may be on a CPU, these are gone round.
+        A node has `num_local_ranks` training ranks from its first one on. `gpus` names the devices of a node's engine
+        ranks, of which the training rank at place p has number p; without it they are 0, 1, .... Where there are
+        more engine ranks than training ranks, as may be on a CPU, these are gone round.
         """
-        places = gpus or range(num_engines * tp)
-        hosts = [place % num_local_ranks for place in places]
+        places = gpus or range(num_engines // len(first_ranks) * tp)
+        hosts = [first + place % num_local_ranks for first in first_ranks for place in places]
         ranks = tuple(tuple(hosts[start : start + tp]) for start in range(0, len(hosts), tp))
         return cls(num_engines, tp, ranks, vocab_divisor, ep)
 

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import json
-import os
 import pickle
-import socket
 import time
 import uuid
 from base64 import b64encode
@@ -16,8 +14,9 @@ from urllib.parse import urlsplit
 
 import torch
 
+from megatron_prime.parallel.rendezvous import LOOPBACK, RendezvousStore, address_towards, master_host
 from megatron_prime.resharding.manifest import Manifests, Target
-from megatron_prime.resharding.transport_shards import Meeting, RendezvousStore, SendReport
+from megatron_prime.resharding.transport_shards import Meeting, SendReport
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.rollout.sglang_client import ServerRefusedError, ServerUnreachableError, SGLangClient
 from megatron_prime.rollout.sglang_fleet import Fleet, cancel
@@ -25,7 +24,6 @@ from megatron_prime.rollout.sglang_launch import LOADER
 from megatron_prime.rollout.sglang_receiver import PROTOCOL, UNKNOWN_LAYOUT
 
 _POLL_S = 0.02
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,14 +280,8 @@ class Conductor:
         clients = await self._fleet.clients()
         hosts = [urlsplit(client.url).hostname or "" for client in clients]
         # Where the training ranks found this node; one node's job says its own loopback.
-        hosts.append(os.environ.get("MASTER_ADDR", _LOOPBACK[0]))
-        remote = [host for host in hosts if host not in _LOOPBACK]
-        if not remote:
-            return _LOOPBACK[0]
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            # Sends nothing: the kernel names the address that it would send from.
-            probe.connect((remote[0], 9))
-            return str(probe.getsockname()[0])
+        hosts.append(master_host())
+        return address_towards(next((host for host in hosts if host not in LOOPBACK), LOOPBACK[0]))
 
     def _targets(self, servers: Sequence[int] | None = None) -> list[Target]:
         engines = self._manifests.plan.engines

@@ -4,10 +4,9 @@
 """
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -206,26 +205,3 @@ class ShardSender:
 
 def _place(transfer: Transfer) -> _Place:
     return (transfer.source_param, transfer.dim, transfer.source_local_start, transfer.length)
-
-
-class RendezvousStore:
-    """The store in which training ranks and receivers meet; lives on the driver. Values are JSON."""
-
-    def __init__(self, timeout_s: float) -> None:
-        """Listen on a free port of all interfaces."""
-        timeout = datetime.timedelta(seconds=timeout_s)
-        self._store = dist.TCPStore("0.0.0.0", 0, None, True, timeout, wait_for_workers=False)
-
-    @property
-    def port(self) -> int:
-        """The TCP port."""
-        return self._store.port
-
-    def set(self, prefix: str, key: str, value: object) -> None:
-        """Write a value."""
-        self._store.set(f"{prefix}/{key}", json.dumps(value))
-
-    def get(self, prefix: str, key: str) -> dict[str, Any] | None:
-        """A value, or None when nobody has written it yet. Never waits."""
-        name = f"{prefix}/{key}"
-        return json.loads(self._store.get(name)) if self._store.check([name]) else None

@@ -8,6 +8,7 @@ supervisor threads         SupervisedServer --> guardian process --> server
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,9 +35,9 @@ from megatron_prime.rollout.sglang_launch import (
     install_receiver,
 )
 from megatron_prime.rollout.sglang_memory import ServerMemory, is_colocated
+from megatron_prime.rollout.sglang_nodes import Nodes, NodeServers, Server, start_everywhere
 from megatron_prime.rollout.sglang_routing import RoutingReader
 from megatron_prime.rollout.sglang_sampling import ModelLimits, check_request
-from megatron_prime.rollout.sglang_server import SupervisedServer
 from megatron_prime.rollout.sglang_weights import (
     MAX_TRIES,
     DiskWeights,
@@ -66,7 +67,8 @@ class EngineStats:
 class SGLangEngine:
     """See `megatron_prime.rollout.engine.Engine`; every method is collective unless it says otherwise.
 
-    Rank 0 starts the servers on its node, or attaches to rollout.sglang.urls, and talks to them for all ranks.
+    Rank 0 starts the servers on its node, or each node's first rank those there, or they are attached to by URL; rank 0
+    talks to them for all ranks.
 
     Unlike the contract asks, equal stream keys repeat a response only with rollout.sglang.deterministic: SGLang draws
     from one stream a server otherwise. The model's own end-of-sequence tokens end a response besides params' ones.
@@ -120,26 +122,46 @@ class SGLangEngine:
         self.stats = EngineStats()
         self._driver = Driver(ranks, self._resync)
         folder = run_dir / "sglang"
-        self._supervised: list[SupervisedServer] = []
+        self._supervised: list[Server] = []
+        self._node_servers: NodeServers | None = None
+        self.nodes = Nodes((0,), ("127.0.0.1",))
+        """Those with servers, equal on every rank."""
+        if settings.nodes == "all" and not settings.urls:
+            self.nodes = Nodes.find(ranks, int(os.environ.get("LOCAL_RANK", "0")))
         self._loaded_from: Path | None = None
         self._is_closed = False
         self.fleet: Fleet | None = None
         """The servers, on rank 0; None elsewhere."""
         self._memory: ServerMemory | None = None
+        plan = LaunchPlan(self._model_path, device, dtype, seed, settings)
+        if ranks.rank in self.nodes.first_ranks:
+            plan = self._prepare(plan, folder)
+        if not settings.urls:
+            start_timeout_s = settings.startup_timeout_s
+            self._supervised, self._node_servers = start_everywhere(
+                plan, self.nodes, ranks, folder, _LOG.warning, start_timeout_s
+            )
         if self._driver.is_driver:
-            loader_folder = install_receiver(folder / "loader")
-            served = self._model_path
-            if settings.quantization == "fp8" and not settings.urls:
-                served = install_quantized(self._model_path, folder / "quantized")
-            plan = LaunchPlan(served, device, dtype, seed, settings, loader_folder=loader_folder)
-            plan = replace(plan, is_colocated=is_colocated(plan))
-            if settings.weight_transport == "shards":
-                check_transport(plan)
-            self._supervised = Fleet.start(plan, folder, _LOG.warning)
             self.fleet = Fleet(self._supervised, settings, self._driver.ask_for_resync)
             self._memory = ServerMemory(self.fleet, plan.is_colocated)
         make_weights = weights or self._disk_weights(folder, dtype)
         self._weights: WeightPath = make_weights(self._driver, self.fleet)
+
+    def _prepare(self, plan: LaunchPlan, folder: Path) -> LaunchPlan:
+        """Put in place what this node's servers need. Raises ValueError when weights can't go to them as asked."""
+        plan = replace(
+            plan, is_colocated=is_colocated(plan), loader_folder=install_receiver(folder / "loader")
+        )
+        if plan.settings.quantization == "fp8" and not plan.settings.urls:
+            plan = replace(plan, model_path=install_quantized(self._model_path, folder / "quantized"))
+        if plan.settings.weight_transport == "shards":
+            check_transport(plan)
+        return plan
+
+    @property
+    def num_servers(self) -> int:
+        """All of them, equal on every rank."""
+        return len(self._settings.urls) or self._settings.num_servers * len(self.nodes.first_ranks)
 
     @property
     def policy_version(self) -> int:
@@ -147,8 +169,8 @@ class SGLangEngine:
         return self._policy_version
 
     @property
-    def servers(self) -> tuple[SupervisedServer, ...]:
-        """The servers started here, on rank 0. Not collective."""
+    def servers(self) -> tuple[Server, ...]:
+        """The servers started by this job, on rank 0. Not collective."""
         return tuple(self._supervised)
 
     def generate(
@@ -254,6 +276,8 @@ class SGLangEngine:
             server.ask_to_close()
         for server in self._supervised:
             server.close()
+        if self._node_servers is not None:
+            self._node_servers.close()
         self._weights.close()
 
     async def _generate(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[Rollout]:

@@ -6,16 +6,14 @@ up --no answer, or foreign weights--> down: [restart] -> answers again -> resync
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 from megatron_prime.config.schema import SGLangConfig
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 from megatron_prime.rollout.sglang_balancer import Balancer
 from megatron_prime.rollout.sglang_client import ServerUnreachableError, SGLangClient
-from megatron_prime.rollout.sglang_launch import LaunchPlan
+from megatron_prime.rollout.sglang_nodes import Server
 from megatron_prime.rollout.sglang_sampling import parse_version
-from megatron_prime.rollout.sglang_server import SupervisedServer
 
 HEALTH_EVERY_S = 15.0
 MAX_MISSED_HEALTH = 2
@@ -31,9 +29,7 @@ Resync = Callable[[int], Awaitable[None]]
 class Fleet:
     """Servers that were started here or attached to. All coroutines belong to one event loop."""
 
-    def __init__(
-        self, supervised: Sequence[SupervisedServer], settings: SGLangConfig, resync: Resync
-    ) -> None:
+    def __init__(self, supervised: Sequence[Server], settings: SGLangConfig, resync: Resync) -> None:
         """Keep the parts; nothing is awaited yet.
 
         Args:
@@ -56,15 +52,6 @@ class Fleet:
     def num_servers(self) -> int:
         """Servers, up or down."""
         return len(self._supervised) or len(self._settings.urls)
-
-    @staticmethod
-    def start(plan: LaunchPlan, log_folder: Path, on_event: Callable[[str], None]) -> list[SupervisedServer]:
-        """Start the servers of a plan in the background; none when it attaches to URLs."""
-        num_servers = 0 if plan.settings.urls else plan.settings.num_servers
-        return [
-            SupervisedServer(plan, index, log_folder / f"server-{index}.log", on_event=on_event)
-            for index in range(num_servers)
-        ]
 
     async def client(self, server: int) -> SGLangClient:
         """A client of the server once it answers.

@@ -41,6 +41,8 @@ class LaunchPlan:
     settings: SGLangConfig
     is_colocated: bool = False
     """Servers on a GPU must be able to give their memory up."""
+    host: str = HOST
+    """What the servers listen on: an address of their node that rank 0's reaches."""
     loader_folder: Path | None = None
     """What `install_receiver` filled; None for servers that load weights from files alone."""
 
@@ -49,7 +51,7 @@ class LaunchPlan:
         settings = self.settings
         options = {
             "--model-path": str(self.model_path),
-            "--host": HOST,
+            "--host": self.host,
             "--port": str(port),
             "--device": self.device,
             "--dtype": {"fp32": "float32", "bf16": "bfloat16"}[self.dtype],
@@ -115,9 +117,10 @@ class LaunchPlan:
         return {"--mem-fraction-static": str(self.settings.mem_fraction)}
 
     def gpus(self, server_index: int, inherited: Mapping[str, str]) -> list[str]:
-        """The GPUs of one server, as CUDA_VISIBLE_DEVICES names them."""
+        """The GPUs of one server on its node, as CUDA_VISIBLE_DEVICES names them."""
         size = self.settings.tensor
-        places = range(server_index * size, (server_index + 1) * size)
+        first = server_index % self.settings.num_servers * size
+        places = range(first, first + size)
         if self.settings.gpu_ids:
             return [str(self.settings.gpu_ids[place]) for place in places]
         # A trainer rank that sees its own GPU alone says nothing about the others of the node.

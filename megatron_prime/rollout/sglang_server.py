@@ -28,10 +28,10 @@ class ServerFailedError(EngineError):
     """A server could not be started, or died too often; the message has the end of its log."""
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on just now."""
+def free_port(host: str = HOST) -> int:
+    """A TCP port of an address of this machine that nobody listens on just now."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
@@ -133,7 +133,7 @@ class SupervisedServer:
 
     def _run_once(self) -> float | None:
         """Start the server and stay until it has ended. Returns when it was ready, None if it never was."""
-        port = free_port()
+        port = free_port(self._plan.host)
         with self.log_path.open("ab") as log:
             guardian = subprocess.Popen(
                 [sys.executable, sglang_child.__file__, str(GRACE_S), *self._plan.command(self.index, port)],
@@ -144,7 +144,7 @@ class SupervisedServer:
                 start_new_session=True,
             )
         try:
-            return self._watch(guardian, f"http://{HOST}:{port}")
+            return self._watch(guardian, f"http://{self._plan.host}:{port}")
         finally:
             _end(guardian)
             with self._lock:

@@ -10,13 +10,14 @@ import torch.distributed as dist
 from plan_shapes import make_shape
 
 from megatron_prime.parallel.platform import Platform
+from megatron_prime.parallel.rendezvous import RendezvousStore
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 from megatron_prime.resharding.manifest import Manifests
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.quantize import quantize_blocks
 from megatron_prime.resharding.transport_ipc import IpcSender
-from megatron_prime.resharding.transport_shards import Meeting, RendezvousStore
+from megatron_prime.resharding.transport_shards import Meeting
 from megatron_prime.rollout.sglang_receiver import _Manifest, _Staging, checksum
 
 TARGETS = ((0, 0), (0, 1))
@@ -154,8 +155,13 @@ def test_the_rows_of_a_manifest_come_from_the_rank_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "num_local", "gpus", "ranks"),
-    [((2, 2), 4, (), ((0, 1), (2, 3))), ((2, 1), 1, (), ((0,), (0,))), ((1, 2), 4, (2, 3), ((2, 3),))],
+    ("sizes", "num_local", "gpus", "first_ranks", "ranks"),
+    [
+        ((2, 2), 4, (), (0,), ((0, 1), (2, 3))),
+        ((2, 1), 1, (), (0,), ((0,), (0,))),
+        ((1, 2), 4, (2, 3), (0,), ((2, 3),)),
+        ((2, 2), 4, (), (0, 4), ((0, 1), (4, 5))),
+    ],
 )
-def test_engine_ranks_have_a_training_rank_beside_them(sizes, num_local, gpus, ranks):
-    assert EngineLayout.beside(*sizes, num_local, gpus=gpus).ranks == ranks
+def test_engine_ranks_have_a_training_rank_beside_them(sizes, num_local, gpus, first_ranks, ranks):
+    assert EngineLayout.beside(*sizes, num_local, gpus=gpus, first_ranks=first_ranks).ranks == ranks

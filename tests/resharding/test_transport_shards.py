@@ -6,11 +6,12 @@ import torch
 from plan_shapes import make_shape
 
 from megatron_prime.parallel.platform import Platform
+from megatron_prime.parallel.rendezvous import RendezvousStore
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 from megatron_prime.resharding.manifest import Manifests
 from megatron_prime.resharding.plan import plan_reshard
-from megatron_prime.resharding.transport_shards import Meeting, RendezvousStore, ShardSender
+from megatron_prime.resharding.transport_shards import Meeting, ShardSender
 from megatron_prime.rollout.sglang_receiver import checksum
 
 
@@ -22,13 +23,6 @@ def sender():
     platform = Platform(torch.device("cpu"), "gloo", torch.bfloat16, timedelta(seconds=5))
     topology = Topology(platform, 0, 1, 1, 0, 1, 0, 1, 0, False)
     return ShardSender(Manifests(plan, 10**6, "bfloat16"), parameters, topology, torch.bfloat16)
-
-
-def test_values_written_are_read_and_nobody_waits_for_others():
-    store = RendezvousStore(5)
-    assert store.port > 0 and store.get("a", "key") is None
-    store.set("a", "key", {"x": [1, "y"]})
-    assert store.get("a", "key") == {"x": [1, "y"]} and store.get("b", "key") is None
 
 
 def test_slices_are_cast_at_the_source_and_packed_with_their_checksums():

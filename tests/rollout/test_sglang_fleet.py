@@ -12,6 +12,7 @@ from megatron_prime.rollout import sglang_client, sglang_fleet, sglang_server
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.rollout.sglang_client import ServerUnreachableError
 from megatron_prime.rollout.sglang_fleet import Fleet
+from megatron_prime.rollout.sglang_nodes import start_servers
 from megatron_prime.rollout.sglang_server import free_port
 
 
@@ -25,7 +26,7 @@ def quick(monkeypatch):
 def with_fleet(tmp_path, scenario, num_servers=2, **settings):
     """scenario(fleet, resynced, servers) with servers at version 3; `resynced` collects resyncs."""
     plan = tiny_plan(num_servers=num_servers, **settings)
-    servers = Fleet.start(plan, tmp_path, lambda text: None)
+    servers = start_servers(plan, 0, tmp_path, lambda text: None)
     resynced = []
 
     async def run():

@@ -18,6 +18,7 @@ from megatron_prime.rollout.sglang_engine import SGLangEngine
 from megatron_prime.rollout.sglang_fleet import Fleet
 from megatron_prime.rollout.sglang_launch import LaunchPlan
 from megatron_prime.rollout.sglang_memory import ServerMemory, is_colocated
+from megatron_prime.rollout.sglang_nodes import start_servers
 from megatron_prime.types import SamplingParams, WeightBlock, WeightBucket
 
 RELEASE = [["/pause_generation"], ["/release_memory_occupation", "kv_cache", "cuda_graph", "weights"]]
@@ -49,7 +50,7 @@ def test_servers_on_the_gpus_of_training_ranks_take_turns(device, settings, envi
 def with_memory(tmp_path, scenario, is_enabled=True, **settings):
     """scenario(memory, fleet, servers) with two tiny servers that answer."""
     plan = tiny_plan(num_servers=2, **settings)
-    servers = Fleet.start(plan, tmp_path, lambda text: None)
+    servers = start_servers(plan, 0, tmp_path, lambda text: None)
 
     async def run():
         async def no_resync(server):

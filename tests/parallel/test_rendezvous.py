@@ -1,0 +1,28 @@
+"""Values that several processes share, and the address by which others reach this machine."""
+
+import pytest
+
+from megatron_prime.parallel.rendezvous import RendezvousStore, address_towards, master_host
+
+
+def test_values_written_are_read_from_elsewhere_and_nobody_waits_for_others():
+    store = RendezvousStore(5)
+    other = RendezvousStore.at("127.0.0.1", store.port, 5)
+    assert store.port > 0 and other.get("a", "key") is None
+    store.set("a", "key", {"x": [1, "y"]})
+    assert other.get("a", "key") == {"x": [1, "y"]} and other.get("b", "key") is None
+    other.set("a", "key", {"x": 2})
+    assert store.get("a", "key") == {"x": 2}
+
+
+def test_a_store_that_is_not_there_is_an_error():
+    port = RendezvousStore(5).port
+    with pytest.raises(RuntimeError):
+        RendezvousStore.at("127.0.0.1", port, 1)
+
+
+def test_the_way_to_this_machine_itself_is_the_loopback(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert address_towards(master_host()) == "127.0.0.1"
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    assert master_host() == "node7"
