@@ -53,6 +53,7 @@ def host(tmp_path_factory):
         "PARENT": str(os.getpid()),
         "PORT": str(servers[0].getsockname()[1]),
         "ABSTRACT": name,
+        "BEFORE": {child.pid for child in psutil.Process().children()},
     }
     del os.environ["SECRET_VALUE"]
     for server in servers:
@@ -73,22 +74,23 @@ def fill(code, host):
     if "SECRET_VALUE" in code:
         return code
     for name, value in host.items():
-        code = code.replace(name, value)
+        if isinstance(value, str):
+            code = code.replace(name, value)
     return code
 
 
-def left_behind():
-    """Processes of our boxes that are still there."""
+def left_behind(before):
+    """Processes of our boxes that are still there; `before` are children of other tests, such as servers."""
     box_uid = FIRST_UID + os.getpid()
-    children = psutil.Process().children(recursive=True)
+    children = [child for child in psutil.Process().children() if child.pid not in before]
     in_boxes = [process for process in psutil.process_iter(["uids"]) if process.info["uids"].real == box_uid]
     return [p for p in (*children, *in_boxes) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def assert_nothing_is_left(host):
     deadline = time.monotonic() + 5
-    while left_behind():
-        assert time.monotonic() < deadline, left_behind()
+    while left := left_behind(host["BEFORE"]):
+        assert time.monotonic() < deadline, left
         time.sleep(0.01)
     assert os.listdir(host["HOST"]) == ["secret.txt"]
 
