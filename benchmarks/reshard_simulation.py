@@ -14,7 +14,7 @@ from reshard_layouts import LLAMA_70B, MOE_1T, QWEN3_235B, Case
 from megatron_prime.models.hf_mapping import hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
-from megatron_prime.resharding.summary import PlanSummary, summary
+from megatron_prime.resharding.summary import summary
 
 RANKS_PER_NODE = 8
 NVLINK_BYTES_PER_S = 400e9
@@ -80,8 +80,8 @@ def simulate(case: Case) -> dict[str, Any]:
         "nic_received_gb": _max_and_mean(counted.nic_received_bytes_by_rank, num_receivers),
         "nvlink_gb": counted.node_bytes / case.num_gpus / 1e9,
         "local_gb": counted.local_bytes / num_receivers / 1e9,
-        "seconds": _seconds(counted),
-        "seconds_fp8": _seconds(summary(fp8)),
+        "seconds": counted.seconds(NIC_BYTES_PER_S, NVLINK_BYTES_PER_S),
+        "seconds_fp8": summary(fp8).seconds(NIC_BYTES_PER_S, NVLINK_BYTES_PER_S),
         "gather": gathered,
     }
 
@@ -111,19 +111,3 @@ def gather_everything(case: Case) -> dict[str, float]:
 
 def _max_and_mean(by_rank: dict[int, int], num_ranks: int) -> tuple[float, float]:
     return max(by_rank.values(), default=0) / 1e9, sum(by_rank.values()) / num_ranks / 1e9
-
-
-def _seconds(counted: PlanSummary) -> float:
-    nic = max(
-        max(counted.nic_sent_bytes_by_rank.values(), default=0),
-        max(counted.nic_received_bytes_by_rank.values(), default=0),
-    )
-    within = [
-        of_rank[rank] - between.get(rank, 0)
-        for of_rank, between in (
-            (counted.sent_bytes_by_rank, counted.nic_sent_bytes_by_rank),
-            (counted.received_bytes_by_rank, counted.nic_received_bytes_by_rank),
-        )
-        for rank in of_rank
-    ]
-    return max(nic / NIC_BYTES_PER_S, max(within, default=0) / NVLINK_BYTES_PER_S)

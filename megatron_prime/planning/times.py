@@ -64,7 +64,9 @@ def plan_times(job: Job, with_sync: bool = True) -> TimePlan:
         phases[phase] = _sum([phases[phase], PhaseTime(0.0, _offload_seconds(job, role))])
     counted = weight_sync(job) if with_sync else None
     if counted is not None:
-        phases["weight_sync"] = PhaseTime(0.0, sync_seconds(job, counted))
+        phases["weight_sync"] = PhaseTime(
+            0.0, counted.seconds(job.gpu.nic_gb_s * GB, job.gpu.nvlink_gb_s * GB)
+        )
     order = ("rollout", "logprobs", "prm", "policy", "weight_sync")
     waiting = bubble(job.layout.pp, job.layout.vpp, job.microbatches("policy"))
     return TimePlan({name: phases[name] for name in order if name in phases}, waiting, counted)
@@ -176,20 +178,3 @@ def weight_sync(job: Job) -> PlanSummary | None:
         ranks_per_node=job.gpu.gpus_per_node,
     )
     return summary(plan)
-
-
-def sync_seconds(job: Job, counted: PlanSummary) -> float:
-    """The busiest link's bytes over its speed: links are full duplex and work side by side. A floor."""
-    nic = max(
-        max(counted.nic_sent_bytes_by_rank.values(), default=0),
-        max(counted.nic_received_bytes_by_rank.values(), default=0),
-    )
-    within = [
-        of_rank[rank] - between.get(rank, 0)
-        for of_rank, between in (
-            (counted.sent_bytes_by_rank, counted.nic_sent_bytes_by_rank),
-            (counted.received_bytes_by_rank, counted.nic_received_bytes_by_rank),
-        )
-        for rank in of_rank
-    ]
-    return max(nic / (job.gpu.nic_gb_s * GB), max(within, default=0) / (job.gpu.nvlink_gb_s * GB))

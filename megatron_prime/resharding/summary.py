@@ -41,6 +41,22 @@ class PlanSummary:
         """Network bytes of the rank that receives most."""
         return max(self.received_bytes_by_rank.values(), default=0)
 
+    def seconds(self, nic_bytes_per_s: float, nvlink_bytes_per_s: float) -> float:
+        """The busiest link's bytes over its speed: links are full duplex and work side by side. A floor."""
+        nic = max(
+            max(self.nic_sent_bytes_by_rank.values(), default=0),
+            max(self.nic_received_bytes_by_rank.values(), default=0),
+        )
+        within = [
+            of_rank[rank] - between.get(rank, 0)
+            for of_rank, between in (
+                (self.sent_bytes_by_rank, self.nic_sent_bytes_by_rank),
+                (self.received_bytes_by_rank, self.nic_received_bytes_by_rank),
+            )
+            for rank in of_rank
+        ]
+        return max(nic / nic_bytes_per_s, max(within, default=0) / nvlink_bytes_per_s)
+
 
 def summary(plan: ReshardPlan) -> PlanSummary:
     """Count the bytes of a plan; the lower bound comes from the layouts, not from the transfers."""

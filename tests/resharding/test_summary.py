@@ -39,3 +39,16 @@ def test_equal_layouts_on_the_same_ranks_move_nothing():
     shape = make_shape(vocab_size=96, vocab_divisor=32)
     counted = summary(plan_reshard(shape, TrainingLayout(tp=2), EngineLayout.consecutive(1, 2)))
     assert counted.network_bytes == counted.lower_bound_bytes == counted.max_sent_bytes == 0
+
+
+def test_the_busiest_link_tells_the_time():
+    training, engines = TrainingLayout(tp=2, pp=2), EngineLayout.consecutive(2, 2, first_rank=4)
+    plan = plan_reshard(make_shape(), training, engines, ranks_per_node=4)
+    loads = {}
+    for transfer in plan.transfers:
+        assert not plan.is_within_node(transfer.source_rank, transfer.target_rank)
+        for end in (("from", transfer.source_rank), ("to", transfer.target_rank)):
+            loads[end] = loads.get(end, 0) + transfer.num_bytes
+    assert summary(plan).seconds(10.0, 1e9) == max(loads.values()) / 10.0
+    one_node = summary(plan_reshard(make_shape(), training, engines, ranks_per_node=8))
+    assert one_node.seconds(10.0, 20.0) == one_node.max_received_bytes / 20.0

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sglang_live import engine_python
 from slurm_lab import NODES, SlurmLab, missing, until
 from toy_runs import MEASURED, ROOT, Toy
 
@@ -154,3 +155,28 @@ def test_a_cut_network_leaves_one_writer(jobs: Jobs, unbroken: str):
     lease = json.loads((jobs.folder / "slurm_cut" / "lease.json").read_text())
     assert (lease["life"], lease["restart_count"]) == (2, 1)
     assert jobs.history("slurm_cut") == jobs.history("slurm_unbroken")
+
+
+@everything
+def test_servers_on_both_nodes_serve_a_job_and_one_that_dies_comes_back(jobs: Jobs):
+    changes = {
+        "rollout.engine": "sglang",
+        "rollout.sglang.nodes": "all",
+        "rollout.sglang.python": str(engine_python()),
+        "rollout.sglang.weight_full_check_every": "1",
+    }
+    job = jobs.submit("slurm_servers", **changes)
+    jobs.until_step(job, 0, 1)
+    killed = [pid for pid in jobs.lab.pids_in(NODES[1]) if is_server(pid)]
+    assert killed, "the second node has a server of its own"
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    log = jobs.finish(job)
+    assert "steps done: 5 of 5" in log
+    assert "SGLang server 1 ended; restart 1" in (jobs.logs(job, 0) / "rank-2.log").read_text()
+
+
+def is_server(pid: int) -> bool:
+    """Whether it is the main process of an SGLang server."""
+    words = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
+    return b"sglang.launch_server" in words and not any(b"sglang_child" in word for word in words)
