@@ -3,8 +3,6 @@
 Both are in memory whole, so this is for models that fit this machine.
 """
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,6 @@ def compare_logits(hf_folder: Path, weights: Path, tolerance: float = TOLERANCE)
     `weights` is a folder of format torch_dist. Everything is computed in float32. Raises ValueError when the models
     differ by more than `tolerance`.
     """
-    _join_alone()
     platform = select_platform("cpu", "fp32", 1, 600.0)
     platform.start_process_group()
     built = build_model(hf_folder, build_topology(platform), load_weights=False)
@@ -50,16 +47,6 @@ def compare_logits(hf_folder: Path, weights: Path, tolerance: float = TOLERANCE)
             f"{hf_folder} and {weights} are different models: log-probs differ by up to {difference:.3g}"
         )
     return difference
-
-
-def _join_alone() -> None:
-    """A process group of one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**alone, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}.items():
-        os.environ.setdefault(name, value)
 
 
 @torch.no_grad()

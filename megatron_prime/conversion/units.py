@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import replace_file, sync_path
 from megatron_prime.observability.progress import Progress
 from megatron_prime.parallel.lifeline import die_with_parent
 from megatron_prime.training.checkpoint_folder import sync_tree
@@ -80,17 +80,8 @@ def run_job(job: Job, num_workers: int, progress: Progress) -> None:
         job.finish(partial, _run_units(partial, book, job.units, num_workers, progress))
         sync_tree(partial)
         partial.rename(job.output)
-        sync_folder(job.output.parent)
+        sync_path(job.output.parent)
         shutil.rmtree(book)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's list of names is on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def manifest_of(folder: Path, done: Mapping[str, Done]) -> None:

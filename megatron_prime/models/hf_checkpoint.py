@@ -21,6 +21,8 @@ from typing import BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from megatron_prime.observability.durable import sync_path
+
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -254,9 +256,9 @@ class HFCheckpointWriter:
         write_index(self._partial, self._tensors, self._shards)
         if self._companions_from is not None:
             copy_companions(self._companions_from, self._partial, {s.dtype for s in self._tensors.values()})
-        _sync_directory(self._partial)
+        sync_path(self._partial)
         self._partial.rename(self.path)
-        _sync_directory(self.path.parent)
+        sync_path(self.path.parent)
 
 
 def write_index(folder: Path, tensors: Mapping[str, TensorSpec], files: Mapping[str, Sequence[str]]) -> None:
@@ -336,11 +338,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

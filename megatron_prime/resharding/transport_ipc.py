@@ -10,7 +10,6 @@ A rank fills one half while the receiver empties the other. They tell each other
     taken/RANK/I       receiver: the half is free again
 """
 
-import datetime
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from megatron_prime.resharding.manifest import Manifests, Target
 from megatron_prime.resharding.plan import Transfer
 from megatron_prime.resharding.shared_buffer import SharedBuffer
 from megatron_prime.resharding.transport import RankTransport
-from megatron_prime.resharding.transport_shards import Meeting, SendReport, formed
+from megatron_prime.resharding.transport_shards import Meeting, SendReport, SliceKey, formed, slice_key
 from megatron_prime.rollout.sglang_receiver import checksum
 from megatron_prime.rollout.sglang_staging import staging_offsets
 from megatron_prime.types import WeightBlock
@@ -101,10 +100,7 @@ class IpcSender:
         report = SendReport()
         members = dict(meeting.members)
         handovers = [_Handover(t, t[0] * self._tp + t[1]) for t in self._incoming if t in members]
-        host, port = meeting.store
-        timeout = datetime.timedelta(seconds=meeting.timeout_s)
-        store: dist.Store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
-        store = dist.PrefixStore(meeting.attempt, store)
+        store = meeting.connect()
         for handover in handovers:
             buffer = self._buffer(handover.target)
             store.set(f"staging/{handover.rank}", json.dumps(buffer.handle))
@@ -136,12 +132,12 @@ class IpcSender:
 
     def _add_digests(self, index: int, members: Mapping[Target, int], report: SendReport) -> None:
         """Checksums of what this rank is the source of: what the receivers end up with must add up to them."""
-        sums: dict[tuple[str, int, int, int], list[list[int]]] = {}
+        sums: dict[SliceKey, list[list[int]]] = {}
         for target, transfers in self._outgoing[index].items():
             if target not in members:
                 continue
             for transfer in transfers:
-                key = (transfer.source_param, transfer.dim, transfer.source_local_start, transfer.length)
+                key = slice_key(transfer)
                 if key not in sums:
                     tensors = formed(transfer, self._transport.slice_of(transfer), self._manifests)
                     sums[key] = [checksum(tensor).tolist() for tensor in tensors]

@@ -17,7 +17,7 @@ from megatron_prime.resharding.plan import Transfer
 from megatron_prime.resharding.quantize import quantize_slice
 from megatron_prime.rollout.sglang_receiver import ProcessGroup, checksum, exchange, grouped, make_group
 
-_Place = tuple[str, int, int, int]
+SliceKey = tuple[str, int, int, int]
 """Parameter, dim, start and length of a slice here."""
 
 
@@ -35,6 +35,12 @@ class Meeting:
     members: tuple[tuple[Target, int], ...]
     """Each receiver and its rank in the group."""
     timeout_s: float
+
+    def connect(self) -> dist.Store:
+        """The attempt's part of the store. Raises RuntimeError when its home is gone."""
+        host, port = self.store
+        timeout = datetime.timedelta(seconds=self.timeout_s)
+        return dist.PrefixStore(self.attempt, dist.TCPStore(host, port, is_master=False, timeout=timeout))
 
 
 @dataclass
@@ -152,10 +158,7 @@ class ShardSender:
     def _group(self, meeting: Meeting) -> ProcessGroup:
         if meeting.group not in self._kept:
             self._kept.clear()
-            host, port = meeting.store
-            timeout = datetime.timedelta(seconds=meeting.timeout_s)
-            store: dist.Store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
-            store = dist.PrefixStore(f"{meeting.attempt}/{meeting.group}", store)
+            store = dist.PrefixStore(meeting.group, meeting.connect())
             self._kept[meeting.group] = make_group(
                 self.backend, store, self._topology.rank, meeting.size, meeting.timeout_s
             )
@@ -169,17 +172,17 @@ class ShardSender:
         report: SendReport,
     ) -> None:
         ranks = dict(meeting.members)
-        sliced: dict[_Place, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        sliced: dict[SliceKey, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         outgoing: list[tuple[int, torch.Tensor]] = []
         for target, transfers in bucket.items():
             if target[0] in report.faults:
                 continue
             for transfer in transfers:
-                if _place(transfer) not in sliced:
+                if slice_key(transfer) not in sliced:
                     tensors = formed(transfer, self._slice(transfer), self._manifests)
-                    sliced[_place(transfer)] = (tensors, [checksum(tensor) for tensor in tensors])
-            slices = [(t.dim, tensor) for t in transfers for tensor in sliced[_place(t)][0]]
-            checksums = torch.stack([total for t in transfers for total in sliced[_place(t)][1]])
+                    sliced[slice_key(transfer)] = (tensors, [checksum(tensor) for tensor in tensors])
+            slices = [(t.dim, tensor) for t in transfers for tensor in sliced[slice_key(t)][0]]
+            checksums = torch.stack([total for t in transfers for total in sliced[slice_key(t)][1]])
             messages = self.messages(slices, checksums)
             outgoing += [(ranks[target], message) for message in messages]
             report.num_bytes += sum(tensor.nbytes for _, tensor in slices)
@@ -203,5 +206,6 @@ class ShardSender:
         return parameter.narrow(transfer.dim, transfer.source_local_start, transfer.length).to(self._dtype)
 
 
-def _place(transfer: Transfer) -> _Place:
+def slice_key(transfer: Transfer) -> SliceKey:
+    """Of a transfer's slice: equal for all targets that get it."""
     return (transfer.source_param, transfer.dim, transfer.source_local_start, transfer.length)

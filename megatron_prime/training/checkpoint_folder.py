@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_prime.observability.durable import sync_path
+
 LEFT_OVER = re.compile(r"\.step_\d{8}\.life(\d+)\.(partial|removed)")
 
 ROOM = ".room"
@@ -78,7 +80,7 @@ def publish(partial: Path, final: Path) -> None:
     """Make a written checkpoint the run's: all of it is on disk before it gets its name."""
     sync_tree(partial)
     partial.rename(final)
-    _sync(final.parent)
+    sync_path(final.parent)
 
 
 def prune(folder: Path, keep_last: int, keep_best: int, life: int) -> None:
@@ -106,7 +108,7 @@ def set_aside(checkpoint: Path) -> Path:
         number += 1
         aside = checkpoint.with_name(f"damaged_{checkpoint.name}_{number}")
     checkpoint.rename(aside)
-    _sync(checkpoint.parent)
+    sync_path(checkpoint.parent)
     return aside
 
 
@@ -114,13 +116,5 @@ def sync_tree(folder: Path) -> None:
     """Wait until a folder and all below it are on disk."""
     for root, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_path(Path(root, name))
+        sync_path(Path(root))
