@@ -59,6 +59,8 @@ setup(
             # The nodejs extra brings node as a wheel, so that pyright runs on a machine that has none.
             "pyright[nodejs]>=1.1.390",
             "vulture>=2.14",
+            # A CUDA torch brings it; here its interpreter and compiler test the kernels on a machine without a GPU.
+            'triton>=3.3; platform_system == "Linux"',
         ],
     },
     entry_points={"console_scripts": ["megatron-prime = megatron_prime.cli:main"]},

@@ -85,8 +85,16 @@ def parts_of() -> dict[str, Any]:
     from megatron_prime.cli.assemble import build_rollout, scoring_settings, start_topology
     from megatron_prime.cli.evaluator import Evaluator
     from megatron_prime.config.loading import load_config
+    from megatron_prime.parallel.platform import num_gpus
 
     config = load_config(Path("run.toml"), ["evaluation.temperature=1.0", "evaluation.max_prompts=5"])
+    refused = ""
+    if not num_gpus():
+        try:
+            overrides = ["platform.device=auto", "trainer.logprob_kernel=triton"]
+            start_topology(load_config(Path("run.toml"), overrides))
+        except ValueError as error:
+            refused = str(error)
     topology = start_topology(config)
     rollout = build_rollout(config, topology)
     try:
@@ -104,6 +112,7 @@ def parts_of() -> dict[str, Any]:
         ],
         "sampling": rollout.sampling,
         "settings": scoring_settings(config, 0.5),
+        "refused kernel": refused,
         "responses": [[rollout.response_ids for rollout in result.rollouts] for result in results],
         "outcomes": [
             (rollout.prompt.answer, rollout.response_ids, rollout.outcome_reward)

@@ -10,6 +10,7 @@ from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
+from megatron_prime.parallel.vocab_logprobs import select_kernel
 from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.resharding.layouts import EngineLayout
 from megatron_prime.resharding.sglang_path import ShardWeights, shard_weight_sync
@@ -26,11 +27,16 @@ from megatron_prime.types import SamplingParams
 
 
 def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Topology:
-    """Join the job and lay the ranks out; `data_parallel_only` for commands that build no Megatron model."""
+    """Join the job and lay the ranks out; `data_parallel_only` for commands that build no Megatron model.
+
+    Raises ValueError where the configuration asks for what this machine does not have.
+    """
     settings = config.platform
     platform = select_platform(
         settings.device, settings.dtype, settings.threads_per_process, settings.timeout_s
     )
+    if not data_parallel_only:
+        select_kernel(config.trainer.logprob_kernel, platform.is_cuda)
     platform.start_process_group()
     parallel = ParallelConfig() if data_parallel_only else config.parallel
     topology = build_topology(
@@ -56,6 +62,7 @@ def scoring_settings(config: PrimeConfig, temperature: float = 1.0) -> ScoringSe
         max_tokens_per_microbatch=config.trainer.max_tokens_per_microbatch,
         chunk_tokens=config.trainer.logprob_chunk_tokens,
         temperature=temperature,
+        kernel=config.trainer.logprob_kernel,
     )
 
 

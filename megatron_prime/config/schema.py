@@ -229,6 +229,8 @@ class TrainerConfig(Section):
     """Tokens whose logits exist at one time."""
     eval_every: NonNegative = 0
     """Evaluate every so many steps; 0 at the start and the end only."""
+    logprob_kernel: Literal["auto", "torch", "triton"] = "auto"
+    """What works on the logits: auto takes the Triton kernels on a GPU that has triton, and plain torch elsewhere."""
 
 
 class CheckpointConfig(Section):
@@ -374,6 +376,7 @@ class PrimeConfig(Section):
             *self._faults_of_the_batch(),
             *self._faults_of_the_filter(),
             *self._faults_of_the_memory(),
+            *self._faults_of_the_machine(),
         ]
         if faults:
             raise ValueError("\n".join(faults))
@@ -415,6 +418,12 @@ class PrimeConfig(Section):
             yield "memory.offload_reference = true, but this run holds no reference model: leave it out"
         if self.memory.offload_prm and not self.prm.enabled:
             yield "memory.offload_prm = true, but prm.enabled = false: leave it out"
+
+    def _faults_of_the_machine(self) -> Iterator[str]:
+        if self.trainer.logprob_kernel == "triton" and self.platform.device == "cpu":
+            yield (
+                "trainer.logprob_kernel = 'triton' needs a GPU, but platform.device = 'cpu': use 'auto' or 'torch'"
+            )
 
     def _faults_of_the_filter(self) -> Iterator[str]:
         buffer, longest = self.filter.overlong_buffer_tokens, self.rollout.max_response_tokens

@@ -23,6 +23,7 @@ from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
 from megatron_prime.parallel.context import local_tokens, sum_context
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.parallel.vocab_logprobs import LogprobKernel
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 """Prompt and response token ids of each row."""
@@ -57,6 +58,8 @@ class ScoringSettings:
     max_tokens_per_microbatch: int
     chunk_tokens: int
     temperature: float = 1.0
+    kernel: LogprobKernel = "auto"
+    """Who works on the logits, see `parallel.vocab_logprobs.select_kernel`."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ class PackedPass:
                 labels_R=packed.labels_S[packed.predict_positions_R][share.scored_R],
                 temperature=self._settings.temperature,
                 chunk_tokens=self._settings.chunk_tokens,
+                kernel=self._settings.kernel,
             ),
         )
         return output, partial(

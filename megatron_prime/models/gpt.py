@@ -11,7 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-from megatron_prime.parallel.vocab_logprobs import VocabShard, output_logprobs
+from megatron_prime.parallel.vocab_logprobs import LogprobKernel, VocabShard, output_logprobs
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ScoreRequest:
     """int64: the token that is scored."""
     temperature: float
     chunk_tokens: int
+    kernel: LogprobKernel = "auto"
 
 
 class ScoringGPTModel(GPTModel):
@@ -71,6 +72,7 @@ class ScoringGPTModel(GPTModel):
                 self.vocab_shard(),
                 request.temperature,
                 request.chunk_tokens,
+                request.kernel,
             )
         )
 

@@ -1,20 +1,28 @@
 """Log-probs and entropy of an output layer that is split over the vocabulary, without its logits.
 
 The output layer, the softmax and the choice of the label are one function that walks tiles of tokens x vocabulary. Two
-tiles are all that exists of the logits, forward and backward, whatever the number of tokens and the vocabulary. The
-softmax's maximum and sums are corrected from tile to tile (Milakov and Gimelshein, arXiv 1805.02867); the backward pass
-computes the logits again. Kernels that take the gradient in the forward pass instead save that product, but must know
-each token's weight in the loss beforehand; a clipped ratio's depends on the log-prob itself.
+tiles (one, with the Triton kernels) are all that exists of the logits, forward and backward, whatever the number of
+tokens and the vocabulary. The softmax's maximum and sums are corrected from tile to tile (Milakov and Gimelshein, arXiv
+1805.02867); the backward pass computes the logits again. Kernels that take the gradient in the forward pass instead
+save that product, but must know each token's weight in the loss beforehand; a clipped ratio's depends on the log-prob
+itself. What is done to each logit of a tile is in `logprob_tiles`, and as Triton kernels in `logprob_kernels`.
 
 Shape legend: R response tokens scored by one forward pass, C tokens of one chunk, H hidden size, V local vocabulary,
 W vocabulary columns of one tile.
 """
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+
+from megatron_prime.parallel.logprob_tiles import TileMath, TorchTileMath, move_maximum
+
+LogprobKernel = Literal["auto", "torch", "triton"]
 
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 """Logits of one tile: small enough for a core's cache, or large enough to hide the launch of a kernel."""
@@ -42,6 +50,7 @@ def output_logprobs(
     shard: VocabShard,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
+    kernel: LogprobKernel = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of labels under an output layer that is split over the vocabulary, and the entropy.
 
@@ -52,42 +61,58 @@ def output_logprobs(
         shard: which rows these are.
         temperature: logits are divided by it.
         chunk_tokens: tokens of one tile, at most; time hardly changes.
+        kernel: who does what is done to each logit, see `select_kernel`; the results differ by rounding alone.
 
     Returns:
-        `(logprobs_R, entropy_R)`, float32, nats, the same on every rank of the group; both differentiable.
+        `(logprobs_R, entropy_R)`, float32, nats, the same on every rank of the group; both differentiable. A logit that
+        is not finite makes its token's entropy NaN.
     """
-    return _OutputLogprobs.apply(hidden_RH, weight_VH, labels_R, temperature, chunk_tokens, shard)  # type: ignore[return-value]
+    if kernel == "auto":
+        kernel = select_kernel(kernel, hidden_RH.is_cuda)
+    settings = _Settings(temperature, chunk_tokens, shard, kernel)
+    return _OutputLogprobs.apply(hidden_RH, weight_VH, labels_R.contiguous(), settings)  # type: ignore[return-value]
+
+
+def select_kernel(wanted: LogprobKernel, is_cuda: bool) -> Literal["torch", "triton"]:
+    """Who does what is done to each logit: plain torch, or one Triton kernel each way.
+
+    `auto` is triton on a GPU where it can be imported (a CUDA build of torch brings it on Linux), torch otherwise.
+    Raises ValueError when triton is asked for and cannot run.
+    """
+    if wanted == "torch" or (wanted == "auto" and not (is_cuda and _has_triton())):
+        return "torch"
+    if not is_cuda:
+        raise ValueError(
+            "trainer.logprob_kernel = 'triton', but this run is on CPUs: use 'auto' or 'torch', or "
+            "platform.device = 'cuda'"
+        )
+    if not _has_triton():
+        raise ValueError(
+            "trainer.logprob_kernel = 'triton', but triton is not installed: pip install triton, or use 'auto'"
+        )
+    return "triton"
 
 
 class _Tiles:
-    """The tiles of one pass, and the two buffers that they share.
+    """The tiles of one pass, and who does their elementwise part.
 
     Args:
         hidden_RH: final hidden states.
         weight_VH: the output layer's local rows.
-        temperature: logits are divided by it.
-        chunk_tokens: tokens of one tile, at most.
-        shard: which rows of the vocabulary.
+        settings: of the pass.
     """
 
-    def __init__(
-        self,
-        hidden_RH: torch.Tensor,
-        weight_VH: torch.Tensor,
-        temperature: float,
-        chunk_tokens: int,
-        shard: VocabShard,
-    ) -> None:
+    def __init__(self, hidden_RH: torch.Tensor, weight_VH: torch.Tensor, settings: "_Settings") -> None:
         self._hidden_RH, self._weight_VH = hidden_RH, weight_VH
-        self._temperature = temperature
-        self._shard = shard
-        self._num_tokens = max(1, min(chunk_tokens, len(hidden_RH)))
+        self._shard = settings.shard
+        self._num_tokens = max(1, min(settings.chunk_tokens, len(hidden_RH)))
         elements = TILE_ELEMENTS[hidden_RH.device.type]
-        self._num_columns = max(1, min(shard.num_rows, max(FEWEST_COLUMNS, elements // self._num_tokens)))
-        size = self._num_tokens * self._num_columns
-        self._logits = hidden_RH.new_empty(size, dtype=torch.float32)
-        self._second = torch.empty_like(self._logits)
-        self._rounded = None if hidden_RH.dtype == torch.float32 else hidden_RH.new_empty(size)
+        self._num_columns = max(
+            1, min(self._shard.num_rows, max(FEWEST_COLUMNS, elements // self._num_tokens))
+        )
+        self.math: TileMath = _tile_math(settings.kernel)(
+            self._num_tokens, self._num_columns, hidden_RH, settings.temperature
+        )
 
     def chunks(self) -> list[slice]:
         """Tokens of each row of tiles."""
@@ -97,30 +122,19 @@ class _Tiles:
         """Local vocabulary of each column of tiles."""
         return _slices(self._shard.num_rows, self._num_columns)
 
-    def logits(self, chunk: slice, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 logits [C, W] of a tile, and room of the same shape; both are overwritten by the next tile's."""
-        shape = (chunk.stop - chunk.start, columns.stop - columns.start)
-        size = shape[0] * shape[1]
-        logits_CW, second_CW = self._logits[:size].view(shape), self._second[:size].view(shape)
-        product_CW = logits_CW if self._rounded is None else self._rounded[:size].view(shape)
+    def product(self, chunk: slice, columns: slice) -> tuple[torch.Tensor, int]:
+        """Hidden @ weight.T of a tile, [C, W], until the next tile's; and the vocabulary index of its column 0."""
+        product_CW = self.math.product_room(chunk.stop - chunk.start, columns.stop - columns.start)
         torch.mm(self._hidden_RH[chunk], self._weight_VH[columns].T, out=product_CW)
-        if self._rounded is not None:
-            logits_CW.copy_(product_CW)
-        if self._temperature != 1.0:
-            logits_CW.div_(self._temperature)
-        return logits_CW, second_CW
+        return product_CW, self._shard.first_row + columns.start
 
-    def locate(self, labels_C: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether each label lies in the tile's columns, and its column [C, 1] in the tile (any one where not)."""
-        width = columns.stop - columns.start
-        places_C = labels_C - (self._shard.first_row + columns.start)
-        return (places_C >= 0) & (places_C < width), places_C.clamp(0, width - 1)[:, None]
 
-    def to_weight_type(self, grad_CW: torch.Tensor) -> torch.Tensor:
-        """The gradient of a tile's logits in the type of the weights."""
-        if self._rounded is None:
-            return grad_CW
-        return self._rounded[: grad_CW.numel()].view_as(grad_CW).copy_(grad_CW)
+@dataclass(frozen=True)
+class _Settings:
+    temperature: float
+    chunk_tokens: int
+    shard: VocabShard
+    kernel: Literal["torch", "triton"]
 
 
 class _OutputLogprobs(torch.autograd.Function):
@@ -132,32 +146,25 @@ class _OutputLogprobs(torch.autograd.Function):
         hidden_RH: torch.Tensor,
         weight_VH: torch.Tensor,
         labels_R: torch.Tensor,
-        temperature: float,
-        chunk_tokens: int,
-        shard: VocabShard,
+        settings: _Settings,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        tiles = _Tiles(hidden_RH, weight_VH, temperature, chunk_tokens, shard)
+        tiles = _Tiles(hidden_RH, weight_VH, settings)
         maximum_R = hidden_RH.new_full((len(labels_R),), -torch.inf, dtype=torch.float32)
         # Rows: sum of exp(logit - maximum), sum of exp(logit - maximum) * (logit - maximum), the label's logit
         sums_3R = maximum_R.new_zeros(3, len(labels_R))
         for chunk in tiles.chunks():
             for columns in tiles.columns():
-                logits_CW, weights_CW = tiles.logits(chunk, columns)
-                inside_C, places_C1 = tiles.locate(labels_R[chunk], columns)
-                sums_3R[2, chunk] += torch.where(inside_C, logits_CW.gather(1, places_C1)[:, 0], 0.0)
-                new_maximum_C = torch.maximum(maximum_R[chunk], logits_CW.amax(dim=1))
-                _move_maximum(sums_3R[:, chunk], maximum_R[chunk], new_maximum_C)
-                torch.exp(logits_CW.sub_(new_maximum_C[:, None]), out=weights_CW)
-                sums_3R[0, chunk] += weights_CW.sum(dim=1)
-                sums_3R[1, chunk] += logits_CW.mul_(weights_CW).sum(dim=1)
-                maximum_R[chunk] = new_maximum_C
-        _combine(maximum_R, sums_3R, shard.group)
+                product_CW, first_column = tiles.product(chunk, columns)
+                tiles.math.accumulate(
+                    product_CW, labels_R[chunk], first_column, maximum_R[chunk], sums_3R[:, chunk]
+                )
+        _combine(maximum_R, sums_3R, settings.shard.group)
         log_total_R = sums_3R[0].log()
         logsumexp_R = log_total_R + maximum_R
         logprobs_R = (sums_3R[2] - maximum_R) - log_total_R
         entropy_R = log_total_R - sums_3R[1] / sums_3R[0]
         ctx.save_for_backward(hidden_RH, weight_VH, labels_R, logsumexp_R, entropy_R)
-        ctx.settings = (temperature, chunk_tokens, shard)
+        ctx.settings = settings
         return logprobs_R, entropy_R
 
     @staticmethod
@@ -167,43 +174,41 @@ class _OutputLogprobs(torch.autograd.Function):
         grad_entropy_R: torch.Tensor,
     ) -> tuple[Any, ...]:
         hidden_RH, weight_VH, labels_R, logsumexp_R, entropy_R = ctx.saved_tensors
-        temperature, chunk_tokens, shard = ctx.settings
-        tiles = _Tiles(hidden_RH, weight_VH, temperature, chunk_tokens, shard)
+        tiles, shard = _Tiles(hidden_RH, weight_VH, ctx.settings), ctx.settings.shard
+        per_token_4R = torch.stack([logsumexp_R, entropy_R, grad_logprobs_R, grad_entropy_R])
         grad_hidden_RH = torch.zeros_like(hidden_RH, dtype=torch.float32)
         # Chunks add up in fp32 whatever the weight's type.
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
         for chunk in tiles.chunks():
-            grad_logprobs_C1 = grad_logprobs_R[chunk, None]
             for columns in tiles.columns():
-                logits_CW, probs_CW = tiles.logits(chunk, columns)
-                logprobs_CW = logits_CW.sub_(logsumexp_R[chunk, None])
-                torch.exp(logprobs_CW, out=probs_CW)
-                # d entropy / d logit = -p (log p + entropy); d logprob / d logit = onehot - p
-                grad_CW = logprobs_CW.add_(entropy_R[chunk, None]).mul_(grad_entropy_R[chunk, None])
-                grad_CW.add_(grad_logprobs_C1).mul_(probs_CW).neg_()
-                inside_C, places_C1 = tiles.locate(labels_R[chunk], columns)
-                grad_CW.scatter_add_(1, places_C1, torch.where(inside_C[:, None], grad_logprobs_C1, 0.0))
-                if temperature != 1.0:
-                    grad_CW.div_(temperature)
-                grad_CW = tiles.to_weight_type(grad_CW)
+                product_CW, first_column = tiles.product(chunk, columns)
+                grad_CW = tiles.math.gradient(
+                    product_CW, labels_R[chunk], first_column, per_token_4R[:, chunk]
+                )
                 _add_product(grad_hidden_RH[chunk], grad_CW, weight_VH[columns])
                 _add_product(grad_weight_VH[columns], grad_CW.T, hidden_RH[chunk])
         if not shard.hidden_is_gathered and shard.group.size() > 1:
             dist.all_reduce(grad_hidden_RH, group=shard.group)
-        return grad_hidden_RH.to(hidden_RH.dtype), grad_weight_VH.to(weight_VH.dtype), None, None, None, None
+        return grad_hidden_RH.to(hidden_RH.dtype), grad_weight_VH.to(weight_VH.dtype), None, None
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether the kernels can be imported; looked up once, and only where they may be used."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _tile_math(kernel: Literal["torch", "triton"]) -> Callable[[int, int, torch.Tensor, float], TileMath]:
+    if kernel == "torch":
+        return TorchTileMath
+    # Only here: a machine without a GPU need not have triton.
+    from megatron_prime.parallel.logprob_kernels import TritonTileMath
+
+    return TritonTileMath
 
 
 def _slices(total: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, total)) for start in range(0, total, step)]
-
-
-def _move_maximum(sums_3C: torch.Tensor, old_C: torch.Tensor, new_C: torch.Tensor) -> None:
-    """Restate the softmax's sums, in place, against a new maximum; before the first tile they are 0."""
-    # Where nothing was summed yet the old maximum is -inf, and any finite step will do.
-    step_C = torch.where(old_C.isinf(), 0.0, old_C - new_C)
-    factor_C = step_C.exp()
-    sums_3C[1] = factor_C * (sums_3C[1] + step_C * sums_3C[0])
-    sums_3C[0] *= factor_C
 
 
 def _combine(maximum_R: torch.Tensor, sums_3R: torch.Tensor, group: dist.ProcessGroup) -> None:
@@ -212,7 +217,7 @@ def _combine(maximum_R: torch.Tensor, sums_3R: torch.Tensor, group: dist.Process
         return
     local_R = maximum_R.clone()
     dist.all_reduce(maximum_R, op=dist.ReduceOp.MAX, group=group)
-    _move_maximum(sums_3R, local_R, maximum_R)
+    move_maximum(sums_3R, local_R, maximum_R)
     dist.all_reduce(sums_3R, group=group)
 
 

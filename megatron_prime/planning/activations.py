@@ -97,6 +97,8 @@ class _Sizes:
     chunk: int
     is_cuda: bool
     vocab_rows: int
+    has_kernels: bool
+    """Triton kernels work in the one buffer that the product was written to."""
 
     @staticmethod
     def of(job: Job, shape: ModelShape) -> "_Sizes":
@@ -114,6 +116,7 @@ class _Sizes:
             trainer.logprob_chunk_tokens,
             job.config.platform.device != "cpu",
             shape.padded_vocab_size(parallel.tensor) // parallel.tensor,
+            job.config.platform.device != "cpu" and trainer.logprob_kernel != "torch",
         )
 
     @property
@@ -176,7 +179,7 @@ class _Sizes:
         return self.shape.moe_ffn_hidden_size * self.expert_split
 
     def output_forward(self) -> float:
-        """Bytes of the output layer: hidden states, the scored ones, two tiles."""
+        """Bytes of the output layer: hidden states, the scored ones, the tiles."""
         states = (2 * self.tokens + self.scored) * self.shape.hidden_size * self.width
         return states + self._tiles()
 
@@ -191,4 +194,6 @@ class _Sizes:
         chunk = max(1, min(self.chunk, int(self.scored)))
         elements = TILE_ELEMENTS["cuda" if self.is_cuda else "cpu"]
         columns = min(self.vocab_rows, max(FEWEST_COLUMNS, elements // chunk))
+        if self.has_kernels:
+            return chunk * columns * self.width
         return chunk * columns * (2 * FP32 + (self.width if self.width < FP32 else 0))

@@ -1,6 +1,7 @@
 """The parts that a configuration names; the worker of the session built them."""
 
 import pytest
+import torch
 from toy_runs import Toy
 
 
@@ -22,6 +23,12 @@ def test_scoring_follows_the_configuration(parts):
         1024,
         0.5,
     )
+    assert settings.kernel == "auto"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_kernels_that_cannot_run_here_are_refused_before_ranks_meet(parts):
+    assert "trainer.logprob_kernel = 'triton', but this run is on CPUs" in parts["refused kernel"]
 
 
 def test_the_configured_verifier_judges_the_text_of_the_response(parts):

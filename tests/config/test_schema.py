@@ -47,6 +47,10 @@ def build(**sections: dict) -> PrimeConfig:
             {"sft": {"lr_warmup_steps": 9, "num_steps": 9}},
             "lr_warmup_steps = 9 must be less than num_steps = 9",
         ),
+        (
+            {"trainer": {"logprob_kernel": "triton"}, "platform": {"device": "cpu"}},
+            "trainer.logprob_kernel = 'triton' needs a GPU, but platform.device = 'cpu'",
+        ),
         ({"policy": {"num_minibatches": 5}}, "policy.num_minibatches = 5 does not divide the batch"),
         ({"prm": {"num_minibatches": 5}}, "prm.num_minibatches = 5 does not divide the batch"),
         ({"rollout": {"max_response_tokens": 20000}}, "21024 tokens, more than"),

@@ -4,6 +4,9 @@ import pytest
 import torch
 from parallel_cases import CASES, NUM_REAL, TENSOR_SIZES
 
+from megatron_prime.parallel import vocab_logprobs
+from megatron_prime.parallel.vocab_logprobs import select_kernel
+
 TOLERANCES = {"bf16": 2e-2, "large logits": 2e-3, "cold": 1e-5}
 
 
@@ -79,3 +82,25 @@ def test_the_size_of_the_tiles_does_not_matter(tensor, results):
 def test_the_cases_hold_what_they_promise(results):
     assert [by_case[4, "one token"]["num_rows"] for by_case in results] == [16, 16, 5, 0]
     assert CASES["large logits"]["weight_VH"][:NUM_REAL].abs().max() > 100
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_cuda", "has_triton", "taken"),
+    [
+        ("auto", False, True, "torch"),
+        ("auto", True, False, "torch"),
+        ("auto", True, True, "triton"),
+        ("torch", True, True, "torch"),
+        ("triton", True, True, "triton"),
+    ],
+)
+def test_the_kernels_are_taken_on_a_gpu_that_has_triton(wanted, is_cuda, has_triton, taken, monkeypatch):
+    monkeypatch.setattr(vocab_logprobs, "_has_triton", lambda: has_triton)
+    assert select_kernel(wanted, is_cuda) == taken
+
+
+@pytest.mark.parametrize(("is_cuda", "message"), [(False, "this run is on CPUs"), (True, "not installed")])
+def test_kernels_that_cannot_run_are_refused(is_cuda, message, monkeypatch):
+    monkeypatch.setattr(vocab_logprobs, "_has_triton", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        select_kernel("triton", is_cuda)

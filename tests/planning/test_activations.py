@@ -48,3 +48,15 @@ def test_scoring_holds_one_layer(tmp_path):
     found = scoring_activations(job, "reference", 0)
     assert found.kept == 0
     assert found.total < training_activations(job, "policy", 0, 1).total / 10
+
+
+def test_the_kernels_work_in_the_buffer_of_the_product(tmp_path):
+    def output_layer(**trainer):
+        return scoring_activations(
+            make_job(tmp_path, trainer={"num_steps": 1, **trainer}), "reference", 0
+        ).tiles
+
+    columns = 2**24 // 1024
+    in_torch = output_layer(logprob_kernel="torch")
+    assert in_torch - output_layer() == 1024 * columns * 2 * 4
+    assert output_layer(logprob_kernel="triton") == output_layer()
