@@ -93,11 +93,12 @@ class TritonTileMath:
         return product_CW
 
 
-# Tiles of a last column, of other ranks and of fewer tokens must not be compiled anew.
+# Tiles of a last column, of other ranks, of fewer and of other tokens must not be compiled anew.
 _ANY_VALUE = ["num_columns", "first_column", "sums_stride", "token_stride"]
+_ANY_PLACE = ["labels", "maximum", "sums", "per_token"]
 
 
-@triton.jit(do_not_specialize=_ANY_VALUE)
+@triton.jit(do_not_specialize=_ANY_VALUE, do_not_specialize_on_alignment=_ANY_PLACE)
 def accumulate_kernel(
     logits,  # noqa: ANN001 - pointers and scalars of the device
     labels,  # noqa: ANN001
@@ -161,7 +162,7 @@ def _move_maximum(total, weighted, old, new):  # noqa: ANN001, ANN202
     return factor * total, factor * (weighted + step * total)
 
 
-@triton.jit(do_not_specialize=_ANY_VALUE)
+@triton.jit(do_not_specialize=_ANY_VALUE, do_not_specialize_on_alignment=_ANY_PLACE)
 def gradient_kernel(
     logits,  # noqa: ANN001
     labels,  # noqa: ANN001

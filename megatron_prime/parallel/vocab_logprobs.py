@@ -28,6 +28,8 @@ TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 """Logits of one tile: small enough for a core's cache, or large enough to hide the launch of a kernel."""
 FEWEST_COLUMNS = 256
 """Narrower tiles would waste the matrix product."""
+_ADDS_WIDER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
+"""Since then torch.addmm adds a product of bf16 factors to a float32 matrix in place, on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -225,5 +227,8 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     """Total += left @ right, in place; total is float32, the factors may be narrower."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
+    elif left.is_cuda and _ADDS_WIDER:
+        # One product that is added as float32: the narrower one would be rounded, written and read.
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
         total += left @ right

@@ -1,5 +1,9 @@
 """Log-probs over a split vocabulary against float64 torch.log_softmax over the whole one."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from parallel_cases import CASES, NUM_REAL, TENSOR_SIZES
@@ -104,3 +108,22 @@ def test_kernels_that_cannot_run_are_refused(is_cuda, message, monkeypatch):
     monkeypatch.setattr(vocab_logprobs, "_has_triton", lambda: False)
     with pytest.raises(ValueError, match=message):
         select_kernel("triton", is_cuda)
+
+
+def test_a_cpu_run_needs_no_triton():
+    script = """
+import sys
+sys.modules["triton"] = None  # importing it raises ImportError
+import torch, torch.distributed as dist
+from megatron_prime.parallel.vocab_logprobs import VocabShard, output_logprobs
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+weight = torch.zeros(8, 4)
+shard = VocabShard(dist.group.WORLD, 0, 8, False)
+logprobs, entropy = output_logprobs(torch.ones(3, 4), weight, torch.arange(3), shard)
+assert torch.allclose(-logprobs, torch.tensor(8.0).log()) and torch.allclose(entropy, -logprobs)
+print("scored")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.strip() == "scored", done.stderr
