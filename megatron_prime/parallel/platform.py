@@ -2,9 +2,11 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from functools import cache
+from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,14 @@ MEGATRONS_OWN_WARNINGS = (
     r".*\.grad attribute of a Tensor that is not a leaf Tensor",
 )
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class CopyMark(Protocol):
+    """The end of copies that a GPU may still be at."""
+
+    def synchronize(self) -> None:
+        """Have the host wait for it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,53 @@ class Platform:
         """Host memory as a flat uint8 tensor: pinned on a GPU platform, so that copies run beside the host."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.is_cuda)
 
+    def copy_to_host(
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], after: CopyMark | None = None
+    ) -> CopyMark | None:
+        """Copy each (host, device) pair of tensors to the host, beside the device's further work where that is a GPU.
+
+        The copies see all that the current stream has been given so far, and begin behind `after`. The device tensors
+        must not be written from here on, but their memory may be given away at once: torch's allocator hands none of it
+        out before the copies are over. Returns their end, None where they are over already (on a CPU).
+        """
+        if not self.is_cuda:
+            for host, device in pairs:
+                host.copy_(device)
+            return None
+        beside = _copy_stream(self.device)
+        beside.wait_stream(torch.cuda.current_stream(self.device))
+        _wait(beside, after)
+        with torch.cuda.stream(beside):
+            for host, device in pairs:
+                host.copy_(device, non_blocking=True)
+                # Without it a block that is freed now would be handed to the current stream at once.
+                device.record_stream(beside)
+            return beside.record_event()
+
+    def copy_to_device(
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], after: CopyMark | None = None
+    ) -> CopyMark | None:
+        """Copy each (device, host) pair of tensors to the device, behind `after`.
+
+        In the order of the current stream: whatever it is given next sees them, and copies to the host go on beside
+        them. The host tensors must not be written before the end that is returned (None on a CPU).
+        """
+        if not self.is_cuda:
+            for device, host in pairs:
+                device.copy_(host)
+            return None
+        current = torch.cuda.current_stream(self.device)
+        _wait(current, after)
+        for device, host in pairs:
+            device.copy_(host, non_blocking=True)
+        return current.record_event()
+
+    def release_cached_memory(self) -> None:
+        """Give other processes on the GPU what torch keeps free, behind all copies that still read it."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+
     def start_process_group(self) -> None:
         """Join the job that torchrun's (or Slurm's) environment describes; a lone process is a job of one.
 
@@ -73,6 +130,18 @@ class Platform:
                 f"the environment sets {', '.join(given)} only: start with torchrun, or unset them for one process"
             )
         dist.init_process_group(self.backend, timeout=self.timeout)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all roles: their copies to the host share one link."""
+    return torch.cuda.Stream(device)
+
+
+def _wait(stream: torch.cuda.Stream, mark: CopyMark | None) -> None:
+    if mark is not None:
+        assert isinstance(mark, torch.cuda.Event), "ends of copies on a GPU are its events"
+        stream.wait_event(mark)
 
 
 def num_gpus() -> int:

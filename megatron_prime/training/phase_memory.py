@@ -4,7 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from megatron_prime.observability.metrics import GIB, Metrics
+from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.platform import Platform
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
 from megatron_prime.training.residency import Residency
 
 
@@ -41,3 +44,14 @@ class PhaseMemory:
         return {
             "memory/host_copies_gib": sum(r.host_bytes() for r in self._roles.values()) / GIB,
         }
+
+
+def make_room(engine: Engine, topology: Topology) -> None:
+    """Before an engine that gave its memory up takes it back: give the GPU what torch keeps free.
+
+    Servers are processes of their own, to which memory in torch's cache is not free. Collective over all ranks: none
+    goes on before every one has done so. Elsewhere nothing: memory that nobody else needs is best kept.
+    """
+    if engine.policy_version == NO_WEIGHTS:
+        topology.platform.release_cached_memory()
+        any_rank(False, topology)

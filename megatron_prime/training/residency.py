@@ -6,6 +6,10 @@ every view of them (Megatron's parameters are views of one buffer) is whole agai
     with residency.hold("weights"):         # comes back on entering, if it had left
         ...
                                             # leaves again, if the configuration says so
+
+On a GPU a part leaves beside what the GPU is given next (`Platform.copy_to_host`): its memory is free to others once
+its copy is over, and if it is asked back sooner, its return waits for that. Each part's copies, to and fro, are in one
+order: a host copy is never read before it is whole, nor overwritten while a return still reads it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -15,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from megatron_prime.parallel.platform import Platform
+from megatron_prime.parallel.platform import CopyMark, Platform
 
 PartName = Literal["weights", "gradients", "optimizer"]
 
@@ -49,6 +53,8 @@ class Residency:
         self._holders = dict.fromkeys(parts, 0)
         self._away: dict[PartName, list[_Parked]] = {}
         self._host_copies: dict[PartName, dict[int, torch.Tensor]] = {name: {} for name in parts}
+        self._copied: dict[PartName, CopyMark | None] = dict.fromkeys(parts)
+        """End of the last copies, either way, that touch a part's host copies."""
         self.most_bytes = 0
         """Most that was held at one time; set it to `bytes_here()` to begin anew."""
 
@@ -95,27 +101,33 @@ class Residency:
 
     def _leave(self, name: PartName) -> None:
         content, copies = self._parts[name].content, self._host_copies[name]
-        parked, storages = [], self._storages(name)
+        storages = self._storages(name)
         for gone in set(copies) - set(storages):  # moments that a checkpoint replaced
             del copies[gone]
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for key, storage in storages.items():
             num_bytes = storage.nbytes()
             if content != "dropped" and (key not in copies or content == "kept"):
                 if key not in copies or copies[key].numel() != num_bytes:
                     copies[key] = self._platform.host_buffer(num_bytes)
-                # In stream order on a GPU: the memory is given away only behind the copy.
-                copies[key].copy_(_bytes_of(storage), non_blocking=True)
+                pairs.append((copies[key], _bytes_of(storage)))
+        if pairs:
+            self._copied[name] = self._platform.copy_to_host(pairs, self._copied[name])
+        parked = [_Parked(storage, storage.nbytes(), copies.get(key)) for key, storage in storages.items()]
+        for storage in storages.values():
             storage.resize_(0)
-            parked.append(_Parked(storage, num_bytes, copies.get(key)))
         self._away[name] = parked
 
     def _come(self, name: PartName) -> None:
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for parked in self._away.pop(name, []):
             parked.storage.resize_(parked.num_bytes)
             if parked.host_copy is None:
                 _bytes_of(parked.storage).zero_()
             else:
-                _bytes_of(parked.storage).copy_(parked.host_copy, non_blocking=True)
+                pairs.append((_bytes_of(parked.storage), parked.host_copy))
+        if pairs:
+            self._copied[name] = self._platform.copy_to_device(pairs, self._copied[name])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from megatron_prime.rollout.engine import Engine
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import minibatches
 from megatron_prime.training.mismatch import Mismatch, MismatchAlarm
-from megatron_prime.training.phase_memory import PhaseMemory
+from megatron_prime.training.phase_memory import PhaseMemory, make_room
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
@@ -97,6 +97,7 @@ class Trainer:
                     "policy", self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
                 )
             with memory.phase(metrics, "weight_sync"):
+                make_room(parts.engine, parts.policy.topology)
                 parts.weight_sync.push(self.step_index + 1)
         self._describe(metrics, batch, old, advantages_BT)
         self.step_index += 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 from distributed_runner import run_distributed
 
-from megatron_prime.parallel.platform import select_platform
+from megatron_prime.parallel.platform import Platform, select_platform
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +47,13 @@ def test_peak_memory_grows_with_what_is_held(reports):
 def test_cuda_is_refused_without_a_gpu():
     with pytest.raises(ValueError, match=r"platform\.device = 'cuda'"):
         select_platform("cuda")
+
+
+def test_copies_on_a_cpu_are_over_when_they_return():
+    platform = Platform(torch.device("cpu"), "gloo", torch.float32, None)
+    device, host = torch.arange(5, dtype=torch.uint8), platform.host_buffer(5)
+    assert platform.copy_to_host([(host, device)]) is None
+    device.zero_()
+    assert platform.copy_to_device([(device, host)]) is None
+    assert device.tolist() == host.tolist() == [0, 1, 2, 3, 4]
+    platform.release_cached_memory()

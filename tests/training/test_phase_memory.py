@@ -1,10 +1,13 @@
 """Phases are timed, and what a role held at most inside is told, not what is left behind."""
 
+from types import SimpleNamespace
+
 import torch
 
 from megatron_prime.observability.metrics import Metrics, undocumented
 from megatron_prime.parallel.platform import Platform
-from megatron_prime.training.phase_memory import PhaseMemory
+from megatron_prime.rollout.engine import NO_WEIGHTS
+from megatron_prime.training.phase_memory import PhaseMemory, make_room
 from megatron_prime.training.residency import Part, Residency
 
 PLATFORM = Platform(torch.device("cpu"), "gloo", torch.float32, None)
@@ -25,3 +28,13 @@ def test_each_phase_tells_its_own_most():
     assert metrics["memory/host_copies_gib"] == 2 * 4 / 2**20
     assert {"time/prm_s", "time/policy_s"} < set(metrics)
     assert undocumented(metrics) == []
+
+
+def test_room_is_made_for_an_engine_that_gave_its_memory_up_alone():
+    calls = []
+    platform = SimpleNamespace(device="cpu", release_cached_memory=lambda: calls.append("released"))
+    topology = SimpleNamespace(platform=platform, world_size=1)
+    make_room(SimpleNamespace(policy_version=3), topology)
+    assert calls == []
+    make_room(SimpleNamespace(policy_version=NO_WEIGHTS), topology)
+    assert calls == ["released"]

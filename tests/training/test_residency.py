@@ -191,3 +191,88 @@ def test_moments_that_were_replaced_leave_no_copy_behind():
     assert role.host_bytes() == 28
     with role.hold():
         assert torch.equal(tensors[0], torch.full((7,), 3.0))
+
+
+class LateMark:
+    """The end of copies to the host that nobody has waited for yet."""
+
+    def __init__(self, work):
+        self._work = work
+
+    def synchronize(self):
+        work, self._work = self._work, []
+        for host, content in work:
+            host.copy_(content)
+
+
+class LatePlatform:
+    """A GPU in the order of its copies alone: those to the host are over only when somebody waits for them.
+
+    What is copied is what the device held when the copy was asked for, as its stream has it. Like torch's allocator it
+    keeps memory that was given away until its copy is over.
+    """
+
+    def __init__(self):
+        self.log = []
+
+    def host_buffer(self, num_bytes):
+        return torch.full((num_bytes,), 77, dtype=torch.uint8)
+
+    def copy_to_host(self, pairs, after=None):
+        if after is not None:
+            after.synchronize()
+        mark = LateMark([(host, device.clone()) for host, device in pairs])
+        self.log.append(("to host", mark, after))
+        return mark
+
+    def copy_to_device(self, pairs, after=None):
+        if after is not None:
+            after.synchronize()
+        for device, host in pairs:
+            device.copy_(host)
+        mark = LateMark([])
+        self.log.append(("to device", mark, after))
+        return mark
+
+
+@pytest.mark.parametrize("content", ["kept", "constant"])
+def test_a_part_that_is_asked_back_before_its_copy_is_over_waits_for_it(content):
+    tensor, platform = torch.arange(10.0), LatePlatform()
+    role = Residency(platform, {"weights": Part(lambda: [tensor], content)}, ("weights",))
+    role.park()
+    ((_, left, _),) = platform.log
+    assert tensor.untyped_storage().nbytes() == 0, "nobody waits for a part to leave"
+    for _ in range(2):
+        with role.hold():
+            assert torch.equal(tensor, torch.arange(10.0))
+    assert platform.log[1][2] is left
+
+
+def test_copies_of_a_part_are_in_one_order_and_those_of_others_wait_for_nobody():
+    tensors, platform = {"weights": torch.ones(4), "optimizer": torch.ones(4)}, LatePlatform()
+    parts = {name: Part(lambda tensor=tensor: [tensor]) for name, tensor in tensors.items()}
+    role = Residency(platform, parts, tuple(parts))
+    role.park()
+    for step in range(3):
+        with role.hold("weights"):
+            assert torch.equal(tensors["weights"], torch.full((4,), 1.0 + step)), (
+                "the last change, not the first copy"
+            )
+            tensors["weights"].add_(1)
+    marks = [(mark, after) for _, mark, after in platform.log]
+    mine = [pair for index, pair in enumerate(marks) if index != 1]
+    assert [after for _, after in mine] == [None, *(mark for mark, _ in mine[:-1])]
+    assert all(after is not marks[1][0] for _, after in marks), "the optimizer's copy holds nobody up"
+
+
+def test_a_part_stays_whole_when_host_memory_runs_out():
+    tensor, platform = torch.arange(10.0), LatePlatform()
+
+    def no_memory(num_bytes):
+        raise RuntimeError("out of pinned memory")
+
+    platform.host_buffer = no_memory
+    role = Residency(platform, {"weights": Part(lambda: [tensor])}, ("weights",))
+    with pytest.raises(RuntimeError, match="pinned"):
+        role.park()
+    assert torch.equal(tensor, torch.arange(10.0)) and role.bytes_here() == 40
