@@ -7,6 +7,7 @@ from training_batches import BETA
 
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT
 from megatron_prime.algorithm.policy_loss import PolicyLossSettings
+from megatron_prime.config.acceleration_schema import AccelerationConfig, OverlapConfig
 from megatron_prime.config.schema import GuardsConfig, OptimizerConfig, PRMConfig
 from megatron_prime.models.builder import build_model
 from megatron_prime.models.forward import ScoringSettings
@@ -20,10 +21,18 @@ SETTINGS = ScoringSettings(max_tokens_per_microbatch=24, chunk_tokens=5)
 """Small enough that the tests' rows need several microbatches."""
 
 
-def make_trainable(folder, topology, num_steps=10, load_weights=True, role="policy", **optimizer):
+OVERLAP = AccelerationConfig(overlap=OverlapConfig(grad_reduce=True, param_gather=True))
+
+
+def make_trainable(
+    folder, topology, num_steps=10, load_weights=True, role="policy", overlap=False, **optimizer
+):
     """A role with an optimizer that is set in a few words."""
     config = OptimizerConfig(**{"lr": 1e-3, "adam_eps": 1e-6} | optimizer)
-    return Trainable(role, folder, topology, SETTINGS, config, num_steps, load_weights)
+    acceleration = OVERLAP if overlap else None
+    return Trainable(
+        role, folder, topology, SETTINGS, config, num_steps, load_weights, acceleration=acceleration
+    )
 
 
 def policy_loss(batch, rows):
@@ -77,7 +86,9 @@ def _train(topology, layouts, folder, kind, batch, minibatches, optimizer, num_s
         scores, metrics = trainable.update(batch["sequences"], rows, LOSSES[kind](batch, rows))
         report["metrics"].append(metrics)
         report["logprobs"].append(scores.logprobs_BT)
-        trainable.advance_schedule()
+        # Without the gather at a step's end, so that the next update's forward pass has it to do.
+        trainable.schedule.step(increment=1)
+    trainable.gather_weights()
     report["weights"] = weight_blocks(trainable.built, topology)
     return report
 
@@ -272,7 +283,10 @@ def moments_of_buckets():
     ddp = DistributedDataParallel(config, settings, module)
     keep_padding_between_buckets(ddp)
     optimizer = get_megatron_optimizer(
-        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), torch.float32), [ddp]
+        _megatron_optimizer_config(
+            OptimizerConfig(lr=1e-3), torch.float32, AccelerationConfig(), "policy"
+        ),
+        [ddp],
     )
     for parameter in module.parameters():
         parameter.main_grad.copy_(torch.randn_like(parameter))

@@ -7,6 +7,7 @@ from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
 from megatron_prime.models.builder import BuiltModel
 from megatron_prime.models.forward import ScoringSettings
+from megatron_prime.models.te_layers import check_acceleration
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
@@ -33,10 +34,11 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
     """
     settings = config.platform
     platform = select_platform(
-        settings.device, settings.dtype, settings.threads_per_process, settings.timeout_s
+        settings.device, settings.dtype, settings.threads_per_process, settings.timeout_s, settings.layers
     )
     if not data_parallel_only:
         select_kernel(config.trainer.logprob_kernel, platform.is_cuda)
+        check_acceleration(config.acceleration, platform)
     platform.start_process_group()
     parallel = ParallelConfig() if data_parallel_only else config.parallel
     topology = build_topology(
@@ -104,7 +106,7 @@ def build_weight_sync(
     config: PrimeConfig, topology: Topology, rollout: RolloutParts, policy: BuiltModel
 ) -> WeightSync:
     """From the policy's parameters to the engine's."""
-    parameters = dict(policy.module.named_parameters())
+    parameters = policy.named_parameters()
     shape, dtype = policy.shape, topology.platform.dtype
     if config.rollout.engine == "local":
         return embedded_weight_sync(rollout.engine, shape, parameters, topology, dtype)

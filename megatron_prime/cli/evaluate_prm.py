@@ -46,9 +46,12 @@ def evaluate_prm(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         progress.line(line)
     settings = scoring_settings(config)
     prm_path = config.prm.path or config.model.path
-    prm = Scorer("prm", prm_path, topology, settings, memory=config.memory)
+    memory, acceleration = config.memory, config.acceleration
+    prm = Scorer("prm", prm_path, topology, settings, memory=memory, acceleration=acceleration)
     reference_path = config.reference.path or config.model.path
-    reference = Scorer("reference", reference_path, topology, settings, memory=config.memory)
+    reference = Scorer(
+        "reference", reference_path, topology, settings, memory=memory, acceleration=acceleration
+    )
     for role in (prm, reference):
         role.residency.park()
     scorer = StepScorer(prm, reference, config.prm.beta, config.trainer.max_tokens_per_microbatch)

@@ -45,6 +45,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         config.sft.num_steps,
         # Nothing is offloaded: every phase of the warm-up is an update.
         memory=MemoryConfig(recompute=config.memory.recompute),
+        acceleration=config.acceleration,
     )
     policy.watch = guards = Guards(
         config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")

@@ -161,6 +161,7 @@ class _Models:
 
 def _build_models(config: PrimeConfig, topology: Topology, load_weights: bool) -> _Models:
     settings, num_steps = scoring_settings(config), config.trainer.num_steps
+    memory, acceleration = config.memory, config.acceleration
     policy = Trainable(
         "policy",
         config.model.path,
@@ -169,20 +170,29 @@ def _build_models(config: PrimeConfig, topology: Topology, load_weights: bool) -
         config.policy,
         num_steps,
         load_weights,
-        config.memory,
+        memory,
+        acceleration,
     )
     prm: Scorer | None = None
     prm_path = config.prm.path or config.model.path
     if config.prm.enabled and config.prm.update_order == "none":
-        prm = Scorer("prm", prm_path, topology, settings, memory=config.memory)
+        prm = Scorer("prm", prm_path, topology, settings, memory=memory, acceleration=acceleration)
     elif config.prm.enabled:
         prm = Trainable(
-            "prm", prm_path, topology, settings, config.prm, num_steps, load_weights, config.memory
+            "prm",
+            prm_path,
+            topology,
+            settings,
+            config.prm,
+            num_steps,
+            load_weights,
+            memory,
+            acceleration,
         )
     reference: Scorer | None = None
     if config.reference.mode == "freeze" and (config.prm.enabled or config.policy.kl_coef > 0):
         path = config.reference.path or prm_path
-        reference = Scorer("reference", path, topology, settings, memory=config.memory)
+        reference = Scorer("reference", path, topology, settings, memory=memory, acceleration=acceleration)
     models = _Models(policy, prm, reference)
     for role in filter(None, (policy, prm, reference)):
         role.residency.park()

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from megatron_prime.config.acceleration_schema import AccelerationConfig, Fp8Config, OverlapConfig
 from megatron_prime.config.data_schema import (
     DataConfig,
     EvaluationConfig,
@@ -17,6 +18,7 @@ from megatron_prime.config.data_schema import (
     LayoutName,
     PRMEvaluationConfig,
 )
+from megatron_prime.config.memory_schema import MemoryConfig
 from megatron_prime.config.reward_schema import RewardConfig
 from megatron_prime.config.section import (
     NonNegative,
@@ -99,6 +101,8 @@ class PlatformConfig(Section):
     """CPU threads a process (torch.set_num_threads)."""
     timeout_s: PositiveFloat = 600.0
     """Deadline of every collective, in seconds."""
+    layers: Literal["auto", "torch", "transformer_engine"] = "auto"
+    """What layers are made of: auto takes NVIDIA's Transformer Engine on GPUs where it imports, else plain torch."""
 
 
 class RolloutConfig(Section):
@@ -271,50 +275,6 @@ class GuardsConfig(Section):
     """The same for the policy's entropy."""
 
 
-class RecomputeConfig(Section):
-    """Activations that Megatron computes again in the backward pass instead of keeping them."""
-
-    granularity: Literal["none", "selective", "full"] = "none"
-    """selective recomputes `modules` inside each layer, full whole layers: the least memory, a third more compute."""
-    modules: tuple[Literal["core_attn", "mlp", "moe", "layernorm"], ...] = ("core_attn", "mlp")
-    """What selective recomputes."""
-    method: Literal["uniform", "block"] = "uniform"
-    """full: uniform recomputes all layers, num_layers at a time; block only the first num_layers of each stage."""
-    num_layers: Positive = 1
-    """Layers of one unit (uniform), or layers that are recomputed (block)."""
-
-    @model_validator(mode="after")
-    def _check_granularity(self) -> Self:
-        if self.granularity == "selective" and not self.modules:
-            raise ValueError("granularity = 'selective' recomputes nothing with modules = []: name some")
-        if self.granularity != "full" and (self.method, self.num_layers) != ("uniform", 1):
-            raise ValueError(
-                f"method and num_layers belong to granularity = 'full', but it is {self.granularity!r}: "
-                "set it, or leave them out"
-            )
-        return self
-
-
-class MemoryConfig(Section):
-    """What leaves device memory in the phases that do not need it, and what is recomputed."""
-
-    offload_reference: bool = False
-    """The reference's weights are in host memory outside the log-prob phase."""
-    offload_prm: bool = False
-    """The PRM's weights and optimizer states are in host memory outside its phase; its gradients are freed."""
-    offload_policy_optimizer: bool = False
-    """The policy's optimizer states are in host memory outside its update; its gradients are freed."""
-    recompute: RecomputeConfig = RecomputeConfig()
-
-    def offloaded_parts(self, role: str) -> frozenset[Literal["weights", "gradients", "optimizer"]]:
-        """What of a role (policy, prm, reference) leaves between its uses."""
-        if role == "policy" and self.offload_policy_optimizer:
-            return frozenset({"gradients", "optimizer"})
-        if (role == "prm" and self.offload_prm) or (role == "reference" and self.offload_reference):
-            return frozenset({"weights", "gradients", "optimizer"})
-        return frozenset()
-
-
 class SFTConfig(OptimizerConfig):
     """Supervised warm-up of the policy."""
 
@@ -367,6 +327,13 @@ class PrimeConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()
     prm_evaluation: PRMEvaluationConfig = PRMEvaluationConfig()
+    fp8: Fp8Config = Fp8Config()
+    overlap: OverlapConfig = OverlapConfig()
+
+    @property
+    def acceleration(self) -> AccelerationConfig:
+        """What makes models faster, together."""
+        return AccelerationConfig(fp8=self.fp8, overlap=self.overlap)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:
@@ -377,6 +344,7 @@ class PrimeConfig(Section):
             *self._faults_of_the_filter(),
             *self._faults_of_the_memory(),
             *self._faults_of_the_machine(),
+            *self._faults_of_the_acceleration(),
         ]
         if faults:
             raise ValueError("\n".join(faults))
@@ -424,6 +392,36 @@ class PrimeConfig(Section):
             yield (
                 "trainer.logprob_kernel = 'triton' needs a GPU, but platform.device = 'cpu': use 'auto' or 'torch'"
             )
+
+    def _faults_of_the_acceleration(self) -> Iterator[str]:
+        fp8, overlap, platform = self.fp8, self.overlap, self.platform
+        recipes = {role: fp8.recipe_of(role) for role in ("policy", "prm")}
+        used = [f"fp8.{role} = {recipe!r}" for role, recipe in recipes.items() if recipe != "none"]
+        wanted = [*used, *(["overlap.tensor_parallel = true"] if overlap.tensor_parallel else [])]
+        for what in wanted:
+            if platform.device == "cpu" or platform.layers == "torch":
+                yield (
+                    f"{what} needs Transformer Engine on GPUs, but platform.device = {platform.device!r} and "
+                    f"platform.layers = {platform.layers!r}"
+                )
+        if used and platform.dtype != "bf16":
+            yield f"{used[0]} needs platform.dtype = 'bf16', not {platform.dtype!r}"
+        if self.reference.mode == "policy" and self.prm.enabled and recipes["policy"] != recipes["prm"]:
+            yield (
+                f"reference.mode = 'policy' compares the PRM with the policy, but {used} differ: process rewards would "
+                "be rounding noise where they must be 0; set fp8.policy and fp8.prm alike"
+            )
+        if recipes["policy"] == "delayed" and self.memory.recompute.recomputes("layernorm"):
+            yield "memory.recompute.modules holds 'layernorm', which cannot be recomputed with fp8.policy = 'delayed'"
+        if fp8.primary_weights and (self.memory.offload_prm or self.memory.offload_reference):
+            yield "fp8.primary_weights cannot be offloaded: leave out memory.offload_prm and offload_reference"
+        if overlap.param_gather and self.memory.offload_prm:
+            yield (
+                "overlap.param_gather gathers the PRM's weights in a later pass, but memory.offload_prm lets them go "
+                "before: leave one out"
+            )
+        if overlap.tensor_parallel and not self.parallel.sequence_parallel:
+            yield "overlap.tensor_parallel = true needs parallel.tensor > 1 and parallel.sequence_parallel = true"
 
     def _faults_of_the_filter(self) -> Iterator[str]:
         buffer, longest = self.filter.overlong_buffer_tokens, self.rollout.max_response_tokens

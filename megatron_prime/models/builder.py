@@ -5,19 +5,21 @@ Policy, PRM and reference come from here alone. Every argument follows from the 
 """
 
 import json
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_prime.config.schema import RecomputeConfig
+from megatron_prime.config.acceleration_schema import AccelerationConfig
+from megatron_prime.config.memory_schema import RecomputeConfig
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer, expert_settings
 from megatron_prime.models.gpt import ScoringGPTModel
 from megatron_prime.models.hf_checkpoint import HFCheckpointReader
@@ -33,6 +35,7 @@ from megatron_prime.models.hf_mapping import (
 )
 from megatron_prime.models.layers import PackedAttention, RMSNorm
 from megatron_prime.models.megatron_folder import load_megatron_weights, megatron_weights
+from megatron_prime.models.te_layers import fill_quantized, quantized_parts, te_layer_spec, te_settings
 from megatron_prime.parallel.topology import Topology
 
 
@@ -45,10 +48,22 @@ class BuiltModel:
     shape: ModelShape
     parameters: tuple[ParameterPieces, ...]
     """How each local parameter is made of HF tensors: the way in and the way out."""
+    module_names: dict[str, str] = field(default_factory=dict)
+    """Names of `parameters` that the module has under another one: Transformer Engine fuses norms and experts."""
+
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The module's parameters by the names of `parameters`, whatever the layers are made of."""
+        by_module_name = dict(self.module.named_parameters())
+        return {
+            piece.megatron_name: by_module_name[
+                self.module_names.get(piece.megatron_name, piece.megatron_name)
+            ]
+            for piece in self.parameters
+        }
 
     @cached_property
     def module(self) -> torch.nn.Module:
-        """All chunks as one module; of several, parameter names begin with the chunk's index, as in `parameters`."""
+        """All chunks as one module; of several, parameter names begin with the chunk's index."""
         return self.chunks[0] if len(self.chunks) == 1 else torch.nn.ModuleList(self.chunks)
 
 
@@ -70,7 +85,12 @@ def read_shape(hf_path: Path) -> ModelShape:
 
 
 def build_model(
-    hf_path: Path, topology: Topology, load_weights: bool = True, recompute: RecomputeConfig | None = None
+    hf_path: Path,
+    topology: Topology,
+    load_weights: bool = True,
+    recompute: RecomputeConfig | None = None,
+    role: str = "policy",
+    acceleration: AccelerationConfig | None = None,
 ) -> BuiltModel:
     """Build this rank's part of the model and fill it from the checkpoint's safetensors, a slice at a time.
 
@@ -79,14 +99,35 @@ def build_model(
         topology: the layout; tensor must divide heads, KV heads and FFN, pipeline the layers.
         load_weights: False leaves random weights, for a checkpoint that is loaded afterwards.
         recompute: activations that the backward pass computes again; default none.
+        role: whose FP8 recipe the model has.
+        acceleration: FP8 and overlap; default neither.
 
     Raises ValueError for an unsupported model, a layout that does not divide it, or missing, extra or misshapen
     tensors.
     """
     shape = read_shape(hf_path)
     layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank, topology.virtual_size)
-    chunks = _build_chunks(shape, topology, layers, recompute or RecomputeConfig())
-    parameters = parameters_of(
+    config = transformer_config(shape, topology, recompute, role, acceleration)
+    chunks = _build_chunks(shape, topology, layers, config)
+    parameters, module_names = _parameters(shape, topology, layers)
+    built = BuiltModel(chunks, shape, parameters, module_names)
+    _mark_experts(built)
+    weights = megatron_weights(hf_path) if load_weights else None
+    if weights is not None:
+        load_megatron_weights(chunks, weights)
+    elif load_weights:
+        reader = HFCheckpointReader(hf_path)
+        reader.check_against(hf_tensors(shape))
+        _import_weights(built, reader)
+    return built
+
+
+def _parameters(
+    shape: ModelShape, topology: Topology, layers: tuple[range, ...]
+) -> tuple[tuple[ParameterPieces, ...], dict[str, str]]:
+    """This rank's parameters, and how the module names those that it names otherwise."""
+    of_rank = partial(
+        parameters_of,
         shape,
         tp_size=topology.tensor_size,
         tp_rank=topology.tensor_rank,
@@ -100,16 +141,27 @@ def build_model(
             topology.expert_tensor_rank,
         ),
     )
-    built = BuiltModel(chunks, shape, parameters)
-    _mark_experts(built)
-    weights = megatron_weights(hf_path) if load_weights else None
-    if weights is not None:
-        load_megatron_weights(chunks, weights)
-    elif load_weights:
-        reader = HFCheckpointReader(hf_path)
-        reader.check_against(hf_tensors(shape))
-        import_hf(dict(built.module.named_parameters()), parameters, reader.read_slice)
-    return built
+    parameters = of_rank()
+    if topology.platform.layers == "torch":
+        return parameters, {}
+    fused = of_rank(norm_style="te", expert_style="grouped")
+    return parameters, {
+        plain.megatron_name: other.megatron_name
+        for plain, other in zip(parameters, fused, strict=True)
+        if plain.megatron_name != other.megatron_name
+    }
+
+
+def _import_weights(built: BuiltModel, reader: HFCheckpointReader) -> None:
+    """Fill every parameter; those that are held in FP8 by way of a tensor of their own, one at a time."""
+    named = built.named_parameters()
+    plain = [piece for piece in built.parameters if len(quantized_parts(named[piece.megatron_name])) == 1]
+    import_hf({piece.megatron_name: named[piece.megatron_name] for piece in plain}, plain, reader.read_slice)
+    for piece in set(built.parameters) - set(plain):
+        parameter = named[piece.megatron_name]
+        values = torch.nn.Parameter(torch.zeros(piece.shape, dtype=parameter.dtype, device=parameter.device))
+        import_hf({piece.megatron_name: values}, [piece], reader.read_slice)
+        fill_quantized(parameter, values)
 
 
 def _mark_experts(built: BuiltModel) -> None:
@@ -118,7 +170,7 @@ def _mark_experts(built: BuiltModel) -> None:
     Megatron does so by itself for expert parallelism alone: replicas over tensor-parallel ranks would drift apart, and
     a checkpoint of one expert-parallel size would not load in another.
     """
-    named = dict(built.module.named_parameters())
+    named = built.named_parameters()
     for parameter in built.parameters:
         if parameter.is_expert:
             named[parameter.megatron_name].allreduce = False  # type: ignore[attr-defined]
@@ -155,12 +207,11 @@ def _check_experts_of_stages(shape: ModelShape, topology: Topology) -> None:
 
 
 def _build_chunks(
-    shape: ModelShape, topology: Topology, layers: tuple[range, ...], recompute: RecomputeConfig
+    shape: ModelShape, topology: Topology, layers: tuple[range, ...], config: TransformerConfig
 ) -> tuple[ScoringGPTModel, ...]:
     check_tensor_parallel(shape, topology.tensor_size)
     check_expert_parallel(shape, topology.expert_size, topology.expert_tensor_size)
     _check_experts_of_stages(shape, topology)
-    config = transformer_config(shape, topology, recompute)
     last = len(layers) - 1
     return tuple(
         _build_chunk(
@@ -188,7 +239,7 @@ def _build_chunk(
 ) -> ScoringGPTModel:
     module = ScoringGPTModel(
         config=config,
-        transformer_layer_spec=_layer_specs(shape, layers),  # type: ignore[arg-type]
+        transformer_layer_spec=_layer_specs(shape, layers, topology.platform.layers),  # type: ignore[arg-type]
         vocab_size=shape.padded_vocab_size(topology.tensor_size),
         max_sequence_length=shape.max_position_embeddings,
         pre_process=pre_process,
@@ -213,7 +264,11 @@ def _build_chunk(
 
 
 def transformer_config(
-    shape: ModelShape, topology: Topology, recompute: RecomputeConfig | None = None
+    shape: ModelShape,
+    topology: Topology,
+    recompute: RecomputeConfig | None = None,
+    role: str = "policy",
+    acceleration: AccelerationConfig | None = None,
 ) -> TransformerConfig:
     """Megatron's configuration of the model in this layout."""
     recompute = recompute or RecomputeConfig()
@@ -254,7 +309,14 @@ def transformer_config(
         settings["recompute_modules"] = list(recompute.modules)
     if recompute.granularity == "full":
         settings |= {"recompute_method": recompute.method, "recompute_num_layers": recompute.num_layers}
-    if not topology.platform.is_cuda:
+    if topology.platform.is_cuda:
+        settings |= {
+            "bias_activation_fusion": True,
+            "bias_dropout_fusion": True,
+            # The output layer is Megatron's own, and takes apex's kernel for it.
+            "gradient_accumulation_fusion": tensor_parallel_layers._grad_accum_fusion_available,
+        }
+    else:
         settings |= {
             "use_cpu_initialization": True,
             "batch_p2p_comm": False,
@@ -267,6 +329,8 @@ def transformer_config(
         }
     if shape.is_moe:
         settings |= expert_settings(shape, topology)
+    if topology.platform.layers == "transformer_engine":
+        settings |= te_settings(shape, topology, role, acceleration or AccelerationConfig())
     if topology.virtual_size > 1:
         # One direction a call. With two stages, a call of both directions would pair a shape that is sent forward with
         # the one awaited from behind: both come from the same rank.
@@ -279,14 +343,19 @@ def transformer_config(
     return TransformerConfig(**settings)
 
 
-def _layer_specs(shape: ModelShape, layers: range) -> TransformerBlockSubmodules:
+def _layer_specs(shape: ModelShape, layers: range, kind: str) -> TransformerBlockSubmodules:
     norm: Any = RMSNorm  # Megatron's annotation leaves classes out
+    make_spec = _torch_layer_spec
+    if kind == "transformer_engine":
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        norm, make_spec = TENorm, te_layer_spec
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(shape, shape.has_experts(layer)) for layer in layers], layer_norm=norm
+        layer_specs=[make_spec(shape, shape.has_experts(layer)) for layer in layers], layer_norm=norm
     )
 
 
-def _layer_spec(shape: ModelShape, has_experts: bool) -> ModuleSpec:
+def _torch_layer_spec(shape: ModelShape, has_experts: bool) -> ModuleSpec:
     layer = get_gpt_layer_local_spec(
         num_experts=shape.num_experts if has_experts else None,
         qk_layernorm=shape.qk_norm,

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
 from megatron_prime.data.packed_sequences import PackedSequences, pack_sequences
 from megatron_prime.data.packing import Padding, RowCosts, pack
 from megatron_prime.models.experts import RoutedSeqParams, TokenRouting, check_routing, replay_tensor
 from megatron_prime.models.gpt import ScoreRequest
+from megatron_prime.models.te_layers import FP8_TOKENS, start_overlap_buffers
 from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
 from megatron_prime.parallel.context import local_tokens, sum_context
@@ -74,10 +76,16 @@ class Microbatch:
     """Of each sequence; None replays nothing."""
 
 
-def padding_of(topology: Topology) -> Padding:
-    """What the layout asks of packed sequences."""
+def padding_of(topology: Topology, config: TransformerConfig | None = None, max_tokens: int = 1) -> Padding:
+    """What the layout asks of packed sequences, and the model: FP8 products, and overlap of equal microbatches."""
     sequences_to = 2 * topology.context_size if topology.context_size > 1 else 1
-    return Padding(sequences_to, sequences_to * (topology.tensor_size if topology.sequence_parallel else 1))
+    microbatch_to = sequences_to * (topology.tensor_size if topology.sequence_parallel else 1)
+    if config is not None and config.fp8:
+        microbatch_to *= FP8_TOKENS[config.fp8_recipe or "delayed"]
+    if config is not None and config.tp_comm_overlap:
+        # A microbatch holds max_tokens at most, so that this makes all of them equally long.
+        microbatch_to *= -(-max_tokens // microbatch_to)
+    return Padding(sequences_to, microbatch_to)
 
 
 def this_ranks_microbatches(
@@ -87,9 +95,10 @@ def this_ranks_microbatches(
     costs: RowCosts,
     topology: Topology,
     routing: Routing | None = None,
+    config: TransformerConfig | None = None,
 ) -> list[Microbatch]:
     """Pack some rows of the batch; the same arguments give the same packing for every model and on every rank."""
-    padding = padding_of(topology)
+    padding = padding_of(topology, config, settings.max_tokens_per_microbatch)
     lengths = [len(sequences[row][0]) + len(sequences[row][1]) for row in rows]
     packing = pack(
         lengths,
@@ -140,6 +149,11 @@ class PackedPass:
         self._topology = topology
         self._settings = settings
         self._costs = costs
+        config = get_model_config(self._chunks[0])
+        if config.tp_comm_overlap:
+            padding = padding_of(topology, config, settings.max_tokens_per_microbatch)
+            num_tokens = padding.microbatch(settings.max_tokens_per_microbatch) // topology.context_size
+            start_overlap_buffers(num_tokens, config.hidden_size, topology, has_fp8=bool(config.fp8))
 
     @torch.no_grad()
     def score(
@@ -171,7 +185,13 @@ class PackedPass:
         if routing is not None:
             check_routing(routing, sequences, get_model_config(self._chunks[0]))
         microbatches = this_ranks_microbatches(
-            sequences, rows, self._settings, self._costs, self._topology, routing
+            sequences,
+            rows,
+            self._settings,
+            self._costs,
+            self._topology,
+            routing,
+            get_model_config(self._chunks[0]),
         )
         num_columns = max(len(response) for _, response in sequences)
         sink = _Sink(len(sequences), num_columns, self._topology.platform.device)

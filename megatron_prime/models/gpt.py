@@ -62,6 +62,7 @@ class ScoringGPTModel(GPTModel):
             return hidden_states
         request = self._request
         assert request is not None
+        self._await_output_weight()
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.pg_collection.tp)
         return torch.stack(
@@ -75,6 +76,15 @@ class ScoringGPTModel(GPTModel):
                 request.kernel,
             )
         )
+
+    def _await_output_weight(self) -> None:
+        """What would run before the output layer's forward, which is never called: the wait for weights on their way.
+
+        Megatron's DDP waits in hooks of the module that a parameter belongs to, where it gathers parameters in the
+        forward pass.
+        """
+        for hook in self.output_layer._forward_pre_hooks.values():
+            hook(self.output_layer, ())
 
     def output_weight(self) -> torch.Tensor:
         """This rank's rows of the output layer; the embedding where they are tied."""

@@ -74,3 +74,27 @@ class Adam(torch.optim.Optimizer):
                 "would restart. Save it again with megatron_prime's Adam, or start with a fresh optimizer"
             )
         super().load_state_dict(state_dict)
+
+
+def install() -> None:
+    """Make Megatron's optimizers take this Adam.
+
+    Their torch fallback keeps `step` per parameter, which the distributed optimizer cannot load back: it expects TE's
+    and apex's layout.
+    """
+    from megatron.core import optimizer as megatron_optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    megatron_optimizer.Adam = Adam  # type: ignore[assignment, misc]
+    megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.Adam = Adam  # type: ignore[assignment, misc]
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def install_without_fused() -> None:
+    """`install`, unless Megatron found the fused Adam of Transformer Engine or NVIDIA's apex."""
+    from megatron.core import optimizer as megatron_optimizer
+
+    if megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        install()

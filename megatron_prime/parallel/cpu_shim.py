@@ -184,13 +184,11 @@ def install() -> None:
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment]
     torch.cuda.synchronize = lambda *_args, **_kwargs: None
 
-    from megatron.core import optimizer as megatron_optimizer
-    from megatron.core.optimizer import distrib_optimizer
     from megatron.core.tensor_parallel import mappings
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-    from megatron_prime.parallel.adam import Adam
+    from megatron_prime.parallel.adam import install as install_adam
 
     megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker  # type: ignore[assignment, misc]
     megatron_random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
@@ -202,13 +200,7 @@ def install() -> None:
     mappings._reduce_scatter_along_first_dim = _reduce_scatter_first_dim(
         mappings._reduce_scatter_along_first_dim
     )
-    # The torch fallback keeps `step` per parameter, which the distributed optimizer cannot load back (it expects
-    # TE's and apex's layout, step in the parameter group): give it an Adam of that layout.
-    megatron_optimizer.Adam = Adam  # type: ignore[assignment, misc]
-    megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.Adam = Adam  # type: ignore[assignment, misc]
-    distrib_optimizer.HAVE_APEX_OR_TE = True
-    distrib_optimizer.USING_APEX_OPTIMIZER = True
+    install_adam()
 
     _installed = CpuForCuda()
     _installed.__enter__()

@@ -1,5 +1,6 @@
 """The machine under a run: device, communication backend, number type, memory. The only user of torch.cuda."""
 
+import importlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -39,6 +40,24 @@ class Platform:
     backend: Literal["gloo", "nccl"]
     dtype: torch.dtype
     timeout: timedelta
+    layers: Literal["torch", "transformer_engine"] = "torch"
+    """Whose linear layers, norms and attention models are built of."""
+    layers_reason: str = ""
+    """Why Transformer Engine is not taken on a GPU where nobody declined it."""
+
+    @property
+    def compute_capability(self) -> tuple[int, int] | None:
+        """Of the GPU: (9, 0) of Hopper; None on a CPU."""
+        return torch.cuda.get_device_capability(self.device) if self.is_cuda else None
+
+    @property
+    def cuda_version(self) -> tuple[int, int] | None:
+        """That torch was built with; None of a CPU build."""
+        version = torch.version.cuda
+        if version is None:
+            return None
+        major, minor = version.split(".")[:2]
+        return int(major), int(minor)
 
     @property
     def is_cuda(self) -> bool:
@@ -149,15 +168,31 @@ def num_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def transformer_engine_fault() -> str | None:
+    """Why Transformer Engine cannot be used in this environment; None when it can. Imports it."""
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "transformer_engine":
+            return "it is not installed (pip install 'transformer-engine[pytorch]', built for this torch)"
+        return f"it does not import ({error})"
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"it does not import ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return None
+
+
 def select_platform(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: Literal["fp32", "bf16"] = "fp32",
     threads_per_process: int = 1,
     timeout_s: float = 600.0,
+    layers: Literal["auto", "torch", "transformer_engine"] = "auto",
 ) -> Platform:
     """Choose the platform and prepare this process for it.
 
-    Raises ValueError when `cuda` is asked for and torch sees no GPU.
+    On a GPU `auto` layers are Transformer Engine's where it imports, and torch's with a `layers_reason` where not.
+
+    Raises ValueError when `cuda` is asked for and torch sees no GPU, or Transformer Engine where it cannot be used.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -169,9 +204,31 @@ def select_platform(
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         index = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(index)
-        return Platform(torch.device("cuda", index), "nccl", DTYPES[dtype], timeout)
+        chosen, reason = _select_layers(layers)
+        from megatron_prime.parallel import adam
+
+        adam.install_without_fused()
+        return Platform(torch.device("cuda", index), "nccl", DTYPES[dtype], timeout, chosen, reason)
+    if layers == "transformer_engine":
+        raise ValueError(
+            "platform.layers = 'transformer_engine' needs a GPU, and this run is on a CPU: set it to 'auto' or 'torch'"
+        )
     from megatron_prime.parallel import cpu_shim
 
     cpu_shim.install()
     torch.set_num_threads(threads_per_process)
     return Platform(torch.device("cpu"), "gloo", DTYPES[dtype], timeout)
+
+
+def _select_layers(
+    asked: Literal["auto", "torch", "transformer_engine"],
+) -> tuple[Literal["torch", "transformer_engine"], str]:
+    """Whose layers a GPU gets, and why not Transformer Engine's."""
+    if asked == "torch":
+        return "torch", ""
+    fault = transformer_engine_fault()
+    if fault is None:
+        return "transformer_engine", ""
+    if asked == "transformer_engine":
+        raise ValueError(f"platform.layers = 'transformer_engine', but {fault}")
+    return "torch", fault

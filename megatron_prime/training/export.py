@@ -24,7 +24,7 @@ def export_hf(
     a fault of rank 0's file system is raised on every rank, as OSError or ValueError.
     """
     dtype = topology.platform.dtype
-    parameters = dict(built.module.named_parameters())
+    parameters = built.named_parameters()
     plan = plan_for(built.shape, topology, EngineLayout(1, 1, ((0,),)), dtype)
     transport = RankTransport(plan, parameters, topology, dtype)
     if topology.rank:

@@ -19,10 +19,12 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_prime.config.acceleration_schema import AccelerationConfig
 from megatron_prime.config.schema import MemoryConfig, OptimizerConfig
 from megatron_prime.models.builder import BuiltModel, build_model
 from megatron_prime.models.costs import row_costs
 from megatron_prime.models.forward import PackedPass, Routing, RowLoss, Scores, ScoringSettings, Sequences
+from megatron_prime.models.te_layers import quantized_parts
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.not_finite import SkippedUpdate, WatchedLoss, describe_skipped
@@ -40,6 +42,7 @@ class Scorer:
         load_weights: False when a checkpoint is loaded right after.
         memory: what of the role leaves for host memory between its uses, and what is recomputed.
         load_balance_coef: of a role that learns; see PackedPass.
+        acceleration: FP8 of the role's layers, and what overlaps.
     """
 
     def __init__(
@@ -51,11 +54,15 @@ class Scorer:
         load_weights: bool = True,
         memory: MemoryConfig | None = None,
         load_balance_coef: float = 0.0,
+        acceleration: AccelerationConfig | None = None,
     ) -> None:
         memory = memory or MemoryConfig()
         self.role = role
         self.topology = topology
-        self.built: BuiltModel = build_model(hf_path, topology, load_weights, memory.recompute)
+        self.acceleration = acceleration or AccelerationConfig()
+        self.built: BuiltModel = build_model(
+            hf_path, topology, load_weights, memory.recompute, role, self.acceleration
+        )
         # The reference's weights ask for gradients too, though it never gets any: torch and Megatron multiply by frozen
         # weights with other kernels, and PRM and reference must agree to the last bit before the first update.
         self.built.module.requires_grad_(True)
@@ -77,7 +84,11 @@ class Scorer:
         return self.built.chunks
 
     def _parts(self) -> dict[PartName, Part]:
-        return {"weights": Part(self.built.module.parameters, content="constant")}
+        return {"weights": Part(self._weights, content="constant")}
+
+    def _weights(self) -> Iterator[torch.Tensor]:
+        for parameter in self.built.module.parameters():
+            yield from quantized_parts(parameter)
 
 
 class UpdateWatch(Protocol):
@@ -118,6 +129,7 @@ class Trainable(Scorer):
         num_steps: trainer steps of the whole run: the length of a decaying schedule.
         load_weights: as in Scorer.
         memory: as in Scorer.
+        acceleration: as in Scorer.
     """
 
     def __init__(
@@ -130,13 +142,23 @@ class Trainable(Scorer):
         num_steps: int,
         load_weights: bool = True,
         memory: MemoryConfig | None = None,
+        acceleration: AccelerationConfig | None = None,
     ) -> None:
         super().__init__(
-            role, hf_path, topology, settings, load_weights, memory, optimizer_config.load_balance_coef
+            role,
+            hf_path,
+            topology,
+            settings,
+            load_weights,
+            memory,
+            optimizer_config.load_balance_coef,
+            acceleration,
         )
         self.watch: UpdateWatch = StopAtFirst()
+        self._has_gather_left = False
         self.optimizer = get_megatron_optimizer(
-            _megatron_optimizer_config(optimizer_config, topology.platform.dtype), [*self._ddp]
+            _megatron_optimizer_config(optimizer_config, topology.platform.dtype, self.acceleration, role),
+            [*self._ddp],
         )
         self.schedule = OptimizerParamScheduler(
             self.optimizer,
@@ -158,6 +180,11 @@ class Trainable(Scorer):
     def lr(self) -> float:
         """Learning rate of the next update."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def score(self, sequences: Sequences, routing: Routing | None = None) -> Scores:
+        """See Scorer."""
+        self.gather_weights()
+        return super().score(sequences, routing)
 
     def update(
         self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None = None
@@ -189,27 +216,47 @@ class Trainable(Scorer):
             )
         else:
             self.optimizer.step()
+            self._has_gather_left = self.acceleration.overlap.param_gather
             self.watch.stepped(self.role)
         return scores, metrics
 
+    def gather_weights(self) -> None:
+        """Gather now what overlap.param_gather leaves for the next update's forward pass. Collective over all ranks.
+
+        Until then a rank's weights are its own shard's new ones and the others' old ones.
+        """
+        if self._has_gather_left:
+            for chunk in self._ddp:
+                chunk.start_param_sync(force_sync=True)
+            self._has_gather_left = False
+
     def advance_schedule(self) -> None:
-        """Move the learning rate on by one trainer step."""
+        """Move the learning rate on by one trainer step; behind the step's last update, weights are whole again."""
+        self.gather_weights()
         self.schedule.step(increment=1)
 
     def _wrap(self) -> Sequence[torch.nn.Module]:
-        config = self.built.chunks[0].config
+        config, overlap = self.built.chunks[0].config, self.acceleration.overlap
         settings = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=overlap.grad_reduce,
+            overlap_param_gather=overlap.param_gather,
+            fp8_param_gather=self.acceleration.fp8.has_primary_weights(self.role),
+            use_distributed_optimizer=True,
         )
         self._ddp = [DistributedDataParallel(config, settings, chunk) for chunk in self.built.chunks]
         config.finalize_model_grads_func = finalize_model_grads
+        if overlap.grad_reduce:
+            # Gradients add up over microbatches before they are reduced once.
+            no_sync: Any = [chunk.no_sync for chunk in self._ddp]
+            config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         for chunk in self._ddp:
             keep_padding_between_buckets(chunk)
         return self._ddp
 
     def _parts(self) -> dict[PartName, Part]:
         return {
-            "weights": Part(self.built.module.parameters),
+            "weights": Part(self._weights),
             "gradients": Part(self._gradients, content="dropped"),
             "optimizer": Part(self._optimizer_tensors),
         }
@@ -222,7 +269,7 @@ class Trainable(Scorer):
 
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
         """Moments, and fp32 masters where they are not the weights themselves."""
-        others = [*self.built.module.parameters(), *self._gradients()]
+        others = [*self._weights(), *self._gradients()]
         shared = {tensor.untyped_storage()._cdata for tensor in others}
         for megatron_optimizer in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
             inner = megatron_optimizer.optimizer
@@ -249,7 +296,10 @@ def keep_padding_between_buckets(ddp: DistributedDataParallel) -> None:
         buffer.numel_unpadded = sum(bucket.numel_unpadded for bucket in buffer.buckets)
 
 
-def _megatron_optimizer_config(config: OptimizerConfig, dtype: torch.dtype) -> MegatronOptimizerConfig:
+def _megatron_optimizer_config(
+    config: OptimizerConfig, dtype: torch.dtype, acceleration: AccelerationConfig, role: str
+) -> MegatronOptimizerConfig:
+    recipe = acceleration.fp8.recipe_of(role)
     return MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -262,4 +312,6 @@ def _megatron_optimizer_config(config: OptimizerConfig, dtype: torch.dtype) -> M
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=True,
+        overlap_param_gather=acceleration.overlap.param_gather,
+        fp8_recipe=None if recipe == "none" else recipe,
     )
