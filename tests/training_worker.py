@@ -283,9 +283,7 @@ def moments_of_buckets():
     ddp = DistributedDataParallel(config, settings, module)
     keep_padding_between_buckets(ddp)
     optimizer = get_megatron_optimizer(
-        _megatron_optimizer_config(
-            OptimizerConfig(lr=1e-3), torch.float32, AccelerationConfig(), "policy"
-        ),
+        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), torch.float32, AccelerationConfig(), "policy"),
         [ddp],
     )
     for parameter in module.parameters():

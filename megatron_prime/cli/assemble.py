@@ -7,7 +7,8 @@ from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
 from megatron_prime.models.builder import BuiltModel
 from megatron_prime.models.forward import ScoringSettings
-from megatron_prime.models.te_layers import check_acceleration
+from megatron_prime.models.te_layers import check_acceleration, lost_without
+from megatron_prime.observability import Progress
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
@@ -52,6 +53,9 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
     )
+    lost = lost_without(platform)
+    if lost is not None and topology.rank == 0 and not data_parallel_only:
+        Progress().line(f"WARNING: {lost}")
     start_watchdog(
         topology.rank, topology.world_size, settings.timeout_s, config.run_dir / "reports", platform.is_cuda
     )

@@ -20,7 +20,7 @@ import torch
 from megatron_prime.config.schema import PrimeConfig
 from megatron_prime.observability.provenance import versions
 from megatron_prime.parallel.connectivity import meet
-from megatron_prime.parallel.platform import num_gpus
+from megatron_prime.parallel.platform import num_gpus, select_platform, transformer_engine_fault
 
 FEWEST_GIB_FREE = 20.0
 SHM_GIB = 1.0
@@ -101,15 +101,29 @@ def _devices(config: PrimeConfig | None) -> Iterator[Finding]:
             "is this a GPU node, is CUDA_VISIBLE_DEVICES empty, is torch a build for CUDA?",
         )
         return
-    if count and "transformer-engine" not in versions():
-        yield Finding(
-            "warning",
-            "devices",
-            f"{count} GPUs, no Transformer Engine",
-            "plain torch layers are used: slower, no FP8",
-        )
+    if count:
+        yield from _layers(config)
     cores = len(os.sched_getaffinity(0))
     yield Finding("ok", "devices", f"{count} GPUs, {cores} CPU cores, torch {torch.__version__}")
+
+
+def _layers(config: PrimeConfig | None) -> Iterator[Finding]:
+    """Whether Transformer Engine imports, and what the configuration asks of it runs on these GPUs."""
+    fault = transformer_engine_fault()
+    if fault is not None:
+        mend = "plain torch layers are used: slower, no FP8"
+        yield Finding("warning", "devices", f"no Transformer Engine: {fault}", mend)
+    if config is None:
+        return
+    from megatron_prime.models.te_layers import check_acceleration  # Megatron takes seconds to import
+
+    settings = config.platform
+    try:
+        check_acceleration(
+            config.acceleration, select_platform("cuda", settings.dtype, layers=settings.layers)
+        )
+    except ValueError as error:
+        yield Finding("fault", "devices", str(error), "change the setting, or the environment")
 
 
 def _folders(config: PrimeConfig | None) -> list[Path]:

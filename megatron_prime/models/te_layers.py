@@ -38,10 +38,10 @@ class _Support:
 SUPPORT: dict[Fp8Recipe, _Support] = {
     "delayed": _Support((8, 9)),
     "tensorwise": _Support((8, 9)),
-    "blockwise": _Support((9, 0), (10, 0), (12, 9), "on Blackwell take 'mxfp8'"),
-    "mxfp8": _Support((10, 0), cuda=(12, 8), advice="on Hopper take 'blockwise' or 'tensorwise'"),
+    "blockwise": _Support((9, 0), cuda=(12, 9), advice="'tensorwise' runs there"),
+    "mxfp8": _Support((10, 0), (12, 0), (12, 8), "on Hopper take 'blockwise' or 'tensorwise'"),
 }
-"""What Transformer Engine's own checks ask for (transformer_engine/pytorch/fp8.py)."""
+"""What Transformer Engine 2.11 asks for (transformer_engine/pytorch/quantization.py)."""
 
 
 def check_acceleration(acceleration: AccelerationConfig, platform: Platform) -> None:
@@ -68,6 +68,17 @@ def check_acceleration(acceleration: AccelerationConfig, platform: Platform) -> 
         fault = fp8_fault(recipe, platform.compute_capability, platform.cuda_version)
         if fault is not None:
             raise ValueError(f"{where} = {recipe!r}: {fault}")
+
+
+def lost_without(platform: Platform) -> str | None:
+    """What a run on GPUs does without, for its user to read, where Transformer Engine was wanted and cannot be used."""
+    if not platform.layers_reason:
+        return None
+    return (
+        f"Transformer Engine is not used: {platform.layers_reason}. Lost are its fused norms and linear layers, "
+        "attention by cuDNN (also for context parallelism, which gathers keys and values instead), grouped products of experts, "
+        "and FP8; silence this by platform.layers = 'torch'"
+    )
 
 
 def fp8_fault(
@@ -115,8 +126,8 @@ def te_settings(
     if recipe == "delayed" and shape.is_moe:
         # megatron-core 0.16.1 splits the scales of grouped experts in another order than TE keeps them.
         raise ValueError(
-            f"fp8.{role} = 'delayed' cannot be had with the experts of this {shape.family} model: a checkpoint would mix "
-            "up their scales in another layout; set it to 'tensorwise' or 'blockwise'"
+            f"fp8.{role} = 'delayed' cannot be had with the experts of this {shape.family} model: a checkpoint would "
+            "mix up their scales in another layout; set it to 'tensorwise' or 'blockwise'"
         )
     if recipe != "none":
         settings |= {

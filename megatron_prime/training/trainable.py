@@ -81,6 +81,11 @@ class Scorer:
         return self.residency.hold()
 
     def _wrap(self) -> Sequence[torch.nn.Module]:
+        for parameter in self.built.module.parameters():
+            if hasattr(
+                parameter, "clear_high_precision_init_val"
+            ):  # of FP8 weights, for an optimizer's masters
+                parameter.clear_high_precision_init_val()  # type: ignore[operator]
         return self.built.chunks
 
     def _parts(self) -> dict[PartName, Part]:

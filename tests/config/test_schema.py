@@ -64,6 +64,47 @@ def build(**sections: dict) -> PrimeConfig:
             "recomputes nothing with modules = ",
         ),
         (
+            {"fp8": {"policy": "tensorwise"}, "platform": {"device": "cpu", "dtype": "bf16"}},
+            "fp8.policy = 'tensorwise' needs Transformer Engine on GPUs, but platform.device = 'cpu'",
+        ),
+        (
+            {"fp8": {"prm": "blockwise"}, "platform": {"layers": "torch", "dtype": "bf16"}},
+            "fp8.prm = 'blockwise' needs Transformer Engine on GPUs",
+        ),
+        (
+            {"fp8": {"policy": "tensorwise"}},
+            "fp8.policy = 'tensorwise' needs platform.dtype = 'bf16', not 'fp32'",
+        ),
+        (
+            {
+                "fp8": {"prm": "tensorwise"},
+                "platform": {"dtype": "bf16"},
+                "reference": {"mode": "policy"},
+            },
+            "process rewards would be rounding noise",
+        ),
+        (
+            {
+                "fp8": {"policy": "delayed"},
+                "platform": {"dtype": "bf16"},
+                "memory": {"recompute": {"granularity": "selective", "modules": ["layernorm"]}},
+            },
+            "cannot be recomputed with fp8.policy = 'delayed'",
+        ),
+        (
+            {
+                "fp8": {"prm": "tensorwise", "primary_weights": True},
+                "platform": {"dtype": "bf16"},
+                "memory": {"offload_prm": True},
+            },
+            "fp8.primary_weights cannot be offloaded",
+        ),
+        (
+            {"overlap": {"grad_reduce": True, "param_gather": True}, "memory": {"offload_prm": True}},
+            "memory.offload_prm lets them go before",
+        ),
+        ({"overlap": {"tensor_parallel": True}}, "needs parallel.tensor > 1 and parallel.sequence_parallel"),
+        (
             {"memory": {"offload_reference": True}, "reference": {"mode": "policy"}},
             "offload_reference = true, but this run holds no reference",
         ),

@@ -13,7 +13,8 @@ from layout_worker import hf_weights, whole_tensors
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model
 
-from megatron_prime.models.builder import build_model, read_shape, stage_layers
+from megatron_prime.models.builder import BuiltModel, _parameters, build_model, read_shape, stage_layers
+from megatron_prime.models.hf_mapping import ModelShape, ParameterPieces
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
 
@@ -186,3 +187,51 @@ def test_without_load_weights_they_are_random(report, checkpoint):
 
 def test_dropout_is_off(report):
     assert report["dropout"] == {0.0}
+
+
+MOE = {
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 1,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "moe_intermediate_size": 8,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "norm_topk_prob": False,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+"""What Transformer Engine 2.11 and megatron-core 0.16.1 called the parameters of such a model (built on the meta device
+of an environment that has both)."""
+NAMES_IN_TRANSFORMER_ENGINE = {
+    "decoder.layers.0.input_layernorm.weight": "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight",
+    **{
+        f"decoder.layers.0.mlp.experts.local_experts.{expert}.{linear}.weight": (
+            f"decoder.layers.0.mlp.experts.{linear}.weight{expert}"
+        )
+        for expert in (0, 1)
+        for linear in ("linear_fc1", "linear_fc2")
+    },
+}
+
+
+def test_parameters_keep_their_names_whatever_the_layers_are_made_of():
+    shape = ModelShape.from_hf_config(MOE)
+    plain, none = _parameters(shape, ONE, (range(1),))
+    fused_platform = replace(CPU, layers="transformer_engine")
+    same, renamed = _parameters(shape, replace(ONE, platform=fused_platform), (range(1),))
+    assert none == {} and same == plain
+    assert renamed == NAMES_IN_TRANSFORMER_ENGINE
+
+
+def test_a_renamed_parameter_is_found_by_its_own_name(checkpoint):
+    module = torch.nn.Linear(2, 2, bias=False)
+    pieces = (ParameterPieces("a.b", (2, 2), (), False),)
+    built = BuiltModel((module,), read_shape(checkpoint[0]), pieces, {"a.b": "weight"})
+    assert built.named_parameters()["a.b"] is module.weight

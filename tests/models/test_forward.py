@@ -1,5 +1,9 @@
 """Law 1: log-probs, entropies and gradients are HF's own, in every layout."""
 
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
+
 import parity_worker
 import pytest
 import torch
@@ -7,6 +11,22 @@ from distributed_runner import run_distributed
 from layout_worker import hf_weights, layouts_of, whole_tensors
 from tiny_models import BUILDERS, as_in_checkpoint, ragged_sequences, save_tiny_model
 
+from megatron_prime.models.forward import padding_of
+from megatron_prime.parallel.platform import Platform
+from megatron_prime.parallel.topology import Topology
+
+ONE = Topology(
+    platform=Platform(torch.device("cpu"), "gloo", torch.float32, timedelta(seconds=60)),
+    rank=0,
+    world_size=1,
+    tensor_size=1,
+    tensor_rank=0,
+    pipeline_size=1,
+    pipeline_rank=0,
+    data_size=1,
+    data_rank=0,
+    sequence_parallel=False,
+)
 NAMES = list(BUILDERS)
 SEQUENCES = ragged_sequences()
 NUM_COLUMNS = max(len(response) for _, response in SEQUENCES)
@@ -66,6 +86,38 @@ def test_scores_equal_hf(layout, name, results, oracle):
         torch.testing.assert_close(of_rank["logprobs"], logprobs_BT, rtol=0, atol=1e-5)
         torch.testing.assert_close(of_rank["entropy"], entropy_BT, rtol=0, atol=1e-5)
         assert of_rank["value"] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", parity_worker.DENSE_LAYOUTS)
+def test_the_padding_that_fp8_needs_changes_nothing(layout, results, oracle):
+    for of_rank in results[layout, parity_worker.PADDED]:
+        torch.testing.assert_close(of_rank["padded"], oracle[parity_worker.PADDED][0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "recipe", "tokens_of_a_rank"),
+    [
+        ({}, "tensorwise", 16),
+        ({}, "blockwise", 128),
+        ({"tensor_size": 4, "sequence_parallel": True}, "tensorwise", 16),
+        ({"tensor_size": 4}, "delayed", 16),
+        ({"tensor_size": 2, "sequence_parallel": True, "context_size": 2}, "mxfp8", 32),
+    ],
+)
+def test_every_rank_has_whole_fp8_blocks_of_tokens(layout, recipe, tokens_of_a_rank):
+    topology = replace(ONE, **layout)
+    padding = padding_of(topology, SimpleNamespace(fp8="hybrid", fp8_recipe=recipe, tp_comm_overlap=False))
+    share = topology.context_size * (topology.tensor_size if topology.sequence_parallel else 1)
+    for length in (1, 100, 1000):
+        num_tokens = padding.microbatch(length)
+        assert num_tokens >= length and num_tokens % (share * tokens_of_a_rank) == 0
+
+
+def test_messages_that_overlap_need_microbatches_of_one_length():
+    topology = replace(ONE, tensor_size=2, sequence_parallel=True)
+    config = SimpleNamespace(fp8=None, fp8_recipe="delayed", tp_comm_overlap=True)
+    padding = padding_of(topology, config, max_tokens=1001)
+    assert {padding.microbatch(length) for length in (1, 500, 1001)} == {1002}
 
 
 @pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)

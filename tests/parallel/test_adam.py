@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core.optimizer import distrib_optimizer
 
-from megatron_prime.parallel.adam import Adam
+from megatron_prime.parallel.adam import Adam, install_without_fused
 
 SHAPES = [(3, 4), (5,), (1,), (2, 2, 2)]
 SETTINGS = {"betas": (0.8, 0.95), "eps": 1e-6}
@@ -100,3 +102,25 @@ def test_refuses_the_state_of_torchs_own_optimizer():
     run(oracle, parameters, range(2))
     with pytest.raises(ValueError, match="bias correction"):
         Adam(fresh_parameters()).load_state_dict(oracle.state_dict())
+
+
+def test_megatron_keeps_a_fused_adam_where_it_found_one(monkeypatch):
+    fused = object()
+    monkeypatch.setattr(megatron_optimizer, "Adam", fused)
+    monkeypatch.setattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", False)
+    install_without_fused()
+    assert megatron_optimizer.Adam is fused
+
+
+def test_megatron_gets_this_adam_where_it_would_take_torchs(monkeypatch):
+    for module, names in (
+        (megatron_optimizer, ("Adam", "USING_PYTORCH_OPTIMIZER")),
+        (distrib_optimizer, ("Adam", "HAVE_APEX_OR_TE", "USING_APEX_OPTIMIZER")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True)
+    install_without_fused()
+    assert megatron_optimizer.Adam is distrib_optimizer.Adam is Adam
+    assert distrib_optimizer.HAVE_APEX_OR_TE and distrib_optimizer.USING_APEX_OPTIMIZER
+    assert not megatron_optimizer.USING_PYTORCH_OPTIMIZER

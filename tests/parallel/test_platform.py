@@ -1,11 +1,14 @@
 """The machine as two real processes see it."""
 
+import sys
+from importlib.util import find_spec
+
 import parallel_worker
 import pytest
 import torch
 from distributed_runner import run_distributed
 
-from megatron_prime.parallel.platform import Platform, select_platform
+from megatron_prime.parallel.platform import Platform, select_platform, transformer_engine_fault
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,30 @@ def test_copies_on_a_cpu_are_over_when_they_return():
     assert platform.copy_to_device([(device, host)]) is None
     assert device.tolist() == host.tolist() == [0, 1, 2, 3, 4]
     platform.release_cached_memory()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_transformer_engine_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="needs a GPU, and this run is on a CPU"):
+        select_platform("cpu", layers="transformer_engine")
+
+
+@pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="Transformer Engine is installed")
+def test_says_that_transformer_engine_is_not_installed():
+    fault = transformer_engine_fault()
+    assert fault is not None and "not installed" in fault
+
+
+def test_says_why_transformer_engine_does_not_import(tmp_path, monkeypatch):
+    package = tmp_path / "transformer_engine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "pytorch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformer_engine"]:
+        monkeypatch.delitem(sys.modules, name)
+    fault = transformer_engine_fault()
+    assert fault == "it does not import (OSError: libcudart.so.12: cannot open shared object file)"
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformer_engine"]:
+        del sys.modules[name]
+    sys.path_importer_cache.pop(str(tmp_path), None)

@@ -1,0 +1,144 @@
+"""What of Transformer Engine can be checked where it cannot run: who is refused, and what is asked of Megatron."""
+
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megatron_prime.config.acceleration_schema import AccelerationConfig, Fp8Config, OverlapConfig
+from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.models.te_layers import (
+    check_acceleration,
+    fill_quantized,
+    fp8_fault,
+    lost_without,
+    quantized_parts,
+    te_settings,
+)
+from megatron_prime.parallel.platform import Platform
+
+HOPPER, ADA, AMPERE, BLACKWELL, GEFORCE_50 = (9, 0), (8, 9), (8, 0), (10, 0), (12, 0)
+CPU = Platform(torch.device("cpu"), "gloo", torch.bfloat16, timedelta(seconds=60))
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+}
+MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+ONE = SimpleNamespace(tensor_size=1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "capability", "cuda", "expected"),
+    [
+        ("delayed", HOPPER, (12, 4), None),
+        ("delayed", ADA, (12, 4), None),
+        ("delayed", AMPERE, (12, 4), "compute capability 8.0, the recipe needs 8.9 or more"),
+        ("tensorwise", HOPPER, (12, 8), None),
+        ("tensorwise", None, None, "there is no GPU"),
+        ("blockwise", HOPPER, (12, 9), None),
+        ("blockwise", HOPPER, (13, 0), None),
+        ("blockwise", HOPPER, (12, 8), "built with CUDA 12.8, the recipe needs 12.9 or newer"),
+        ("blockwise", ADA, (12, 9), "needs 9.0 or more"),
+        ("mxfp8", HOPPER, (13, 0), "9.0, the recipe needs 10.0 or more.*on Hopper take 'blockwise'"),
+        ("mxfp8", BLACKWELL, (13, 0), None),
+        ("mxfp8", GEFORCE_50, (13, 0), "less than 12.0"),
+    ],
+)
+def test_a_recipe_is_refused_by_name_where_it_cannot_run(recipe, capability, cuda, expected):
+    fault = fp8_fault(recipe, capability, cuda)
+    if expected is None:
+        assert fault is None
+    else:
+        assert fault is not None
+        assert pytest.raises(ValueError, match=expected).matches(ValueError(fault))
+
+
+@pytest.mark.parametrize(
+    ("acceleration", "message"),
+    [
+        (
+            {"fp8": Fp8Config(prm="tensorwise")},
+            "fp8.prm = 'tensorwise' needs Transformer Engine on GPUs, but this",
+        ),
+        (
+            {"overlap": OverlapConfig(tensor_parallel=True)},
+            "overlap.tensor_parallel = true needs Transformer",
+        ),
+    ],
+)
+def test_megatron_would_ignore_it_without_transformer_engine(acceleration, message):
+    with pytest.raises(ValueError, match=message):
+        check_acceleration(AccelerationConfig(**acceleration), CPU)
+
+
+def test_nothing_asked_for_runs_anywhere():
+    overlap = OverlapConfig(grad_reduce=True, param_gather=True)
+    check_acceleration(AccelerationConfig(overlap=overlap), CPU)
+
+
+def test_fp8_needs_bf16():
+    platform = replace(CPU, dtype=torch.float32, layers="transformer_engine")
+    with pytest.raises(ValueError, match=r"needs platform\.dtype = .bf16."):
+        check_acceleration(AccelerationConfig(fp8=Fp8Config(policy="delayed")), platform)
+
+
+def test_a_run_is_told_what_it_goes_without():
+    assert lost_without(CPU) is None
+    told = lost_without(replace(CPU, layers_reason="it is not installed"))
+    assert told is not None and "it is not installed" in told and "FP8" in told
+
+
+def settings_of(config, role="policy", **acceleration):
+    return te_settings(ModelShape.from_hf_config(config), ONE, role, AccelerationConfig(**acceleration))
+
+
+def test_megatron_is_asked_for_the_roles_recipe():
+    fp8 = Fp8Config(policy="tensorwise", prm="blockwise", primary_weights=True, bf16_layers_at_end=2)
+    policy, prm = (settings_of(LLAMA, role, fp8=fp8) for role in ("policy", "prm"))
+    assert (policy["fp8"], policy["fp8_recipe"], policy["fp8_param"]) == ("hybrid", "tensorwise", False)
+    assert (prm["fp8_recipe"], prm["fp8_param"]) == ("blockwise", True)
+    assert prm["first_last_layers_bf16"] and prm["num_layers_at_end_in_bf16"] == 2
+    assert prm["num_layers_at_start_in_bf16"] == 0
+    assert "fp8" not in settings_of(LLAMA)
+
+
+def test_experts_are_one_grouped_product():
+    assert settings_of(MIXTRAL)["moe_grouped_gemm"]
+    assert "moe_grouped_gemm" not in settings_of(LLAMA)
+
+
+def test_delayed_scales_of_experts_are_refused():
+    with pytest.raises(ValueError, match="mix up their scales"):
+        settings_of(MIXTRAL, fp8=Fp8Config(policy="delayed"))
+
+
+def test_messages_overlap_where_there_are_any():
+    overlap = OverlapConfig(tensor_parallel=True)
+    assert "tp_comm_overlap" not in settings_of(LLAMA, overlap=overlap)
+    shape = ModelShape.from_hf_config(LLAMA)
+    split = te_settings(shape, SimpleNamespace(tensor_size=2), "policy", AccelerationConfig(overlap=overlap))
+    assert split["tp_comm_overlap"]
+
+
+def test_a_plain_tensor_is_its_own_part():
+    tensor = torch.ones(2)
+    assert quantized_parts(tensor) == [tensor]
+
+
+def test_masters_begin_at_the_checkpoints_values_not_at_rounded_ones():
+    parameter = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    parameter._high_precision_init_val = torch.full((4,), 7.0)
+    values = torch.tensor([1.0, 2.5, -3.0, 0.1], dtype=torch.bfloat16)
+    fill_quantized(parameter, values)
+    assert torch.equal(parameter.detach(), values)
+    assert torch.equal(parameter._high_precision_init_val, values)
