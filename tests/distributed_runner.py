@@ -1,8 +1,10 @@
 """Runs a function on several real processes over gloo and brings back what each returned."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import socket
 import sys
 import tempfile
@@ -18,6 +20,16 @@ _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["layout_worker", "megatron_prime.training.trainable"])
 
 
+def _free_port() -> int:
+    """A port that nobody has, below those that the system gives to whoever asks for any: none of ours takes it away
+    between here and the rank that listens on it."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def run_distributed(
     function: Callable[..., Any], num_processes: int, *args: Any, timeout_s: float = 300
 ) -> list[Any]:
@@ -25,10 +37,8 @@ def run_distributed(
 
     A rank that fails raises AssertionError here with all ranks' output.
     """
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
         Path(folder, "call.pickle").write_bytes(pickle.dumps((function, args)))
         processes = []
         for rank in range(num_processes):

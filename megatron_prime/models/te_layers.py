@@ -49,8 +49,11 @@ def check_acceleration(acceleration: AccelerationConfig, platform: Platform) -> 
 
     Megatron would ignore FP8 without Transformer Engine. Costs nothing, so that a run ends before it reads weights.
     """
-    chosen: dict[str, Fp8Recipe] = {f"fp8.{role}": acceleration.fp8.recipe_of(role) for role in ROLES}
-    recipes = {where: recipe for where, recipe in chosen.items() if recipe != "none"}
+    recipes: dict[str, Fp8Recipe] = {}
+    for role in ROLES:
+        recipe = acceleration.fp8.recipe_of(role)
+        if recipe != "none":
+            recipes[f"fp8.{role}"] = recipe
     wanted = [f"{where} = {recipe!r}" for where, recipe in recipes.items()]
     if acceleration.overlap.tensor_parallel:
         wanted.append("overlap.tensor_parallel = true")
@@ -76,8 +79,8 @@ def lost_without(platform: Platform) -> str | None:
         return None
     return (
         f"Transformer Engine is not used: {platform.layers_reason}. Lost are its fused norms and linear layers, "
-        "attention by cuDNN (also for context parallelism, which gathers keys and values instead), grouped products of experts, "
-        "and FP8; silence this by platform.layers = 'torch'"
+        "attention by cuDNN (also for context parallelism, which gathers keys and values instead), grouped products "
+        "of experts, and FP8; silence this by platform.layers = 'torch'"
     )
 
 
