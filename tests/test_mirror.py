@@ -13,6 +13,8 @@ TESTS_WITHOUT_MODULE: dict[str, str] = {
     "test_mirror": "this file",
     "test_docs": "the documents against the tree",
     "slurm/test_prime_70b": "examples/prime_70b.sh",
+    "gpu/test_te_on_gpu": "layers, FP8 and checkpoints as a GPU has them",
+    "gpu/test_offload_on_gpu": "streams and shared memory of a GPU",
 }
 """Test (without .py, relative to tests/) -> what it tests instead of one module of the package."""
 

@@ -1,0 +1,41 @@
+"""The log-prob kernels against float64 and over their floor, through benchmarks/logprob_kernel.py."""
+
+import sys
+from collections.abc import Iterator
+
+from gpu_checks.lines import ROOT, Line, Setting, judged, told
+
+GOAL = 1.3
+ERROR_BOUNDS = {"tile": 1e-4, "layer": 5e-2}
+"""Nats; a layer's holds the rounding of its bf16 logits."""
+
+
+def logprob_kernels(setting: Setting) -> Iterator[Line]:
+    """Errors and times of every way that runs here; the goal is that of ours on a tile."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from logprob_kernel import Sizes, measure
+
+    sizes = Sizes(32, 512, 16, 16) if setting.is_tiny else None
+    rows = measure(setting.device, "bf16", sizes, repeats=2 if setting.is_tiny else 20)
+    ours = {level: next(row.way for row in rows if row.level == level) for level in ("tile", "layer")}
+    for row in rows:
+        what = f"{row.level}, {row.way}, {row.step}"
+        is_ours = row.way == ours[row.level]
+        if row.ratio is None:
+            why_skipped = row.note or "did not run"
+            yield Line(what, "fail" if is_ours and setting.is_cuda else "skipped", note=why_skipped)
+            continue
+        note = f"{1e3 * row.seconds:.3f} ms"  # type: ignore[operator]
+        if is_ours and row.level == "tile":
+            goal = f"<= {GOAL} of the floor"
+            yield judged(what, row.ratio, "of the floor", goal, row.ratio <= GOAL, note, setting.why_no_speed)
+        else:
+            yield told(what, row.ratio, "of the floor", note)
+    errors = {
+        (row.level, row.way): row.error
+        for row in rows
+        if row.way.startswith("ours") and row.error is not None
+    }
+    for (level, way), error in errors.items():
+        bound = ERROR_BOUNDS[level]
+        yield judged(f"{level}, {way}: error against float64", error, "nats", f"<= {bound}", error <= bound)

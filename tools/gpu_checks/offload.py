@@ -1,0 +1,94 @@
+"""What leaves for host memory and comes back: bit for bit, how fast, and beside what."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from gpu_checks.lines import Line, Setting, judged, told
+from gpu_checks.machine import synchronize
+from gpu_checks.roles import Roles, plain_loss, random_sequences, roles, write_shape
+from megatron_prime.training.trainable import Scorer
+
+OFFLOADED = (
+    "memory.offload_reference=true",
+    "memory.offload_prm=true",
+    "memory.offload_policy_optimizer=true",
+)
+
+
+def offload(setting: Setting) -> Iterator[Line]:
+    """Each role's parts away and back: the same bits, bytes a second, and compute that goes on meanwhile."""
+    model = write_shape(setting, "qwen2.5-0.5b", with_weights=True)
+    with roles(setting, model, "platform.dtype=bf16", *OFFLOADED) as built:
+        vocab_size = built.policy.built.shape.vocab_size
+        sequences = random_sequences(vocab_size, 4, 16, 48 if setting.is_tiny else 240)
+        for role in (built.policy, built.prm):
+            role.update(sequences, range(len(sequences)), plain_loss)  # its moments exist from here on
+        for name, role in (("policy", built.policy), ("prm", built.prm), ("reference", built.reference)):
+            yield from _there_and_back(name, role, setting)
+        yield from _beside_compute(built, setting)
+
+
+def _there_and_back(name: str, role: Scorer, setting: Setting) -> Iterator[Line]:
+    """Twice: the first time host memory is made and pinned."""
+    residency, parts = role.residency, role._parts()
+    kept = [part for part in parts if parts[part].content != "dropped" and part in residency._offloaded]
+    with residency.hold():
+        before = [tensor.clone().cpu() for part in kept for tensor in parts[part].tensors()]
+        num_bytes = sum(residency.bytes_of(part) for part in kept)
+    residency.park()
+    synchronize(setting)
+    away = sum(residency.bytes_of(part) for part in kept)
+    yield judged(f"{name}: bytes on the device while away", away, "", "0", away == 0)
+    start = time.perf_counter()
+    with residency.hold():
+        synchronize(setting)
+        returned = time.perf_counter() - start
+        after = [tensor.cpu() for part in kept for tensor in parts[part].tensors()]
+        is_same = len(before) == len(after) and all(map(same_bits, before, after))
+        synchronize(setting)
+        start = time.perf_counter()
+    synchronize(setting)
+    left = time.perf_counter() - start
+    yield judged(f"{name}: {len(after)} tensors back, bit for bit", float(is_same), "", "1", is_same)
+    yield told(f"{name}: return", num_bytes / returned / 1e9, "GB/s", f"{num_bytes / 2**30:.3g} GiB")
+    if name != "reference":  # whose weights never change: nothing is copied when they leave again
+        yield told(f"{name}: leaving", num_bytes / left / 1e9, "GB/s")
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """NaN equal to itself, and +0 unequal to -0."""
+    return left.shape == right.shape and torch.equal(
+        left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8)
+    )
+
+
+def _beside_compute(built: Roles, setting: Setting) -> Iterator[Line]:
+    """Products that the GPU is given right after the PRM leaves, against both one after the other."""
+    size = 4096 if setting.is_cuda and not setting.is_tiny else 64
+    matrix = torch.randn(size, size, dtype=torch.bfloat16, device=setting.device)
+    repeats = 200 if setting.is_cuda and not setting.is_tiny else 1
+
+    def compute() -> None:
+        for _ in range(repeats):
+            matrix @ matrix
+
+    def seconds(leaves: bool, computes: bool) -> float:
+        built.prm.residency._come("weights")
+        built.prm.residency._come("optimizer")
+        synchronize(setting)
+        start = time.perf_counter()
+        if leaves:
+            built.prm.residency.park()
+        if computes:
+            compute()
+        synchronize(setting)
+        return time.perf_counter() - start
+
+    seconds(True, True)
+    alone, computing, both = seconds(True, False), seconds(False, True), seconds(True, True)
+    hidden = (alone + computing - both) / min(alone, computing)
+    what = "share of the shorter of leaving and computing that is hidden in the other"
+    note = f"leaving {alone:.3f} s, computing {computing:.3f} s, both {both:.3f} s"
+    yield judged(what, hidden, "", ">= 0.7", hidden >= 0.7, note, setting.why_no_speed)

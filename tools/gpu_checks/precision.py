@@ -1,0 +1,249 @@
+"""bf16 and FP8 beside fp32: loss curves on the same rows, and process rewards that are exactly 0 before an update."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpu_checks.lines import Line, Setting, judged, skipped, told
+from gpu_checks.roles import (
+    FP8_RECIPES,
+    Roles,
+    Sequences,
+    fp8_fault_here,
+    random_sequences,
+    roles,
+    write_shape,
+)
+from megatron_prime.training.losses import PRMRowLoss, SFTRowLoss, minibatch_weights_BT
+
+BETA = 0.05
+BOUNDS = {"sft": {"bf16": 0.03, "fp8": 0.1}, "prm": {"bf16": 0.02, "fp8": 0.05}}
+"""Nats between the mean loss of the last fifth of the steps and fp32's."""
+FOLLOWS_RULE = 0.8
+"""Share of tokens that the rule sets; the others are random, so that no model's loss can go to 0."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format to train in."""
+
+    name: str
+    overrides: tuple[str, ...]
+    bound: str = ""
+    """Key of BOUNDS; none for fp32."""
+    recipe: str = ""
+
+
+FORMATS = (
+    Format("fp32", ("platform.dtype=fp32", "platform.layers=torch")),
+    Format("bf16, torch layers", ("platform.dtype=bf16", "platform.layers=torch"), "bf16"),
+    Format("bf16", ("platform.dtype=bf16",), "bf16"),
+    *(
+        Format(f"fp8 {recipe}", ("platform.dtype=bf16", f"fp8.policy={recipe}"), "fp8", recipe)
+        for recipe in FP8_RECIPES
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a training curve."""
+
+    num_steps: int
+    num_rows: int
+    prompt_tokens: int
+    response_tokens: int
+    vocab_size: int
+
+    @staticmethod
+    def of(setting: Setting) -> "Sizes":
+        """A hundred steps; a few in a tiny setting."""
+        return Sizes(6, 4, 4, 12, 128) if setting.is_tiny else Sizes(100, 16, 16, 112, 1024)
+
+    @property
+    def last(self) -> int:
+        """Steps of the last fifth."""
+        return max(1, self.num_steps // 5)
+
+
+def parity(setting: Setting) -> Iterator[Line]:
+    """SFT and PRM losses over 100 steps in each format, on the same rows from the same weights."""
+    model = write_shape(setting, "small", with_weights=True)
+    for kind in ("sft", "prm"):
+        baseline: list[float] = []
+        for form in FORMATS:
+            what = f"{kind} loss, {form.name}"
+            reason = _reason_to_skip(kind, form, setting)
+            if reason is not None:
+                yield skipped(what, reason)
+                continue
+            curve = _curve(kind, form, model, setting)
+            if not form.bound:
+                baseline = curve
+                yield _first_line(what, curve, setting)
+                continue
+            yield _compared(kind, form, curve, baseline, setting)
+
+
+def _reason_to_skip(kind: str, form: Format, setting: Setting) -> str | None:
+    if form.recipe == "delayed" and kind == "prm":
+        return "refused for a PRM: it would differ from the reference by what each has seen"
+    if form.name == "bf16, torch layers" and not setting.is_cuda:
+        return "no GPU: bf16 below is the same"
+    return fp8_fault_here(form.recipe, setting) if form.recipe else None
+
+
+def _first_line(what: str, curve: list[float], setting: Setting) -> Line:
+    """fp32 must learn, or the others have nothing to be compared with."""
+    last = mean_of_last(curve, Sizes.of(setting).last)
+    return Line(
+        what,
+        "skipped" if setting.is_tiny else "pass" if last < 0.75 * curve[0] else "fail",
+        last,
+        "nats",
+        "under 0.75 of the first step's",
+        "toy size" if setting.is_tiny else _at_steps(curve),
+        tuple(curve),
+    )
+
+
+def _compared(kind: str, form: Format, curve: list[float], baseline: list[float], setting: Setting) -> Line:
+    number = Sizes.of(setting).last
+    gap = abs(mean_of_last(curve, number) - mean_of_last(baseline, number))
+    bound = BOUNDS[kind][form.bound]
+    return Line(
+        f"{kind} loss, {form.name}: from fp32 in the last {number} steps",
+        "pass" if gap <= bound else "fail",
+        gap,
+        "nats",
+        f"<= {bound}",
+        _at_steps(curve),
+        tuple(curve),
+    )
+
+
+def mean_of_last(curve: list[float], number: int) -> float:
+    """Mean of a curve's last steps."""
+    return sum(curve[-number:]) / number
+
+
+def _at_steps(curve: list[float]) -> str:
+    places = sorted({0, len(curve) // 4, len(curve) // 2, 3 * len(curve) // 4, len(curve) - 1})
+    return "; ".join(f"step {place + 1}: {curve[place]:.4f}" for place in places)
+
+
+def _curve(kind: str, form: Format, model: Path, setting: Setting) -> list[float]:
+    lr = "policy.lr=1e-3" if kind == "sft" else "prm.lr=1e-3"
+    overrides = [
+        override.replace("fp8.policy", "fp8.prm") if kind == "prm" else override
+        for override in form.overrides
+    ]
+    if kind == "sft":
+        overrides += ["prm.enabled=false"]
+    with roles(setting, model, lr, f"prm.beta={BETA}", *overrides) as built:
+        step = _sft_loss if kind == "sft" else _prm_loss
+        return [step(built, index, Sizes.of(setting)) for index in range(Sizes.of(setting).num_steps)]
+
+
+def _sft_loss(built: Roles, index: int, sizes: Sizes) -> float:
+    sequences = ruled_sequences(sizes, index, [0] * sizes.num_rows)
+    mask_BT = torch.ones(sizes.num_rows, sizes.response_tokens, dtype=torch.bool)
+    rows = list(range(sizes.num_rows))
+    weights_BT = minibatch_weights_BT(mask_BT, rows, "token").to(built.topology.platform.device)
+    _, metrics = built.policy.update(sequences, rows, SFTRowLoss(weights_BT))
+    return metrics["loss"]
+
+
+def _prm_loss(built: Roles, index: int, sizes: Sizes) -> float:
+    labels = [row % 2 for row in range(sizes.num_rows)]
+    sequences = ruled_sequences(sizes, index, labels)
+    device = built.topology.platform.device
+    loss = PRMRowLoss(
+        kind="ce",
+        beta=BETA,
+        num_rows=sizes.num_rows,
+        ref_logprobs_BT=built.reference.score(sequences).logprobs_BT,
+        response_mask_BT=torch.ones(sizes.num_rows, sizes.response_tokens, dtype=torch.bool, device=device),
+        outcome_rewards_B=torch.tensor(labels, dtype=torch.float32, device=device),
+    )
+    _, metrics = built.prm.update(sequences, list(range(sizes.num_rows)), loss)
+    return metrics["loss"]
+
+
+def ruled_sequences(sizes: Sizes, seed: int, rules: list[int]) -> Sequences:
+    """Rows in which a token mostly sets the next one, by the rule of the row's number."""
+    tables = torch.stack(
+        [
+            torch.randperm(sizes.vocab_size, generator=torch.Generator().manual_seed(10**6 + rule))
+            for rule in range(2)
+        ]
+    )
+    generator = torch.Generator().manual_seed(seed)
+    length = sizes.prompt_tokens + sizes.response_tokens
+    tokens = torch.randint(0, sizes.vocab_size, (len(rules), length), generator=generator)
+    is_ruled = torch.rand(len(rules), length, generator=generator) < FOLLOWS_RULE
+    of_row = torch.tensor(rules)
+    for place in range(1, length):
+        follows = tables[of_row, tokens[:, place - 1]]
+        tokens[:, place] = torch.where(is_ruled[:, place], follows, tokens[:, place])
+    return [(row[: sizes.prompt_tokens].tolist(), row[sizes.prompt_tokens :].tolist()) for row in tokens]
+
+
+def zero_rewards(setting: Setting) -> Iterator[Line]:
+    """PRM and reference from the same weights: every process reward of the first step is exactly 0."""
+    model = write_shape(setting, "small", with_weights=True)
+    forms = [
+        ("fp32", "", ("platform.dtype=fp32", "platform.layers=torch")),
+        ("bf16, torch layers", "", ("platform.dtype=bf16", "platform.layers=torch")),
+        ("bf16", "", ("platform.dtype=bf16",)),
+        *(
+            (f"fp8 {recipe}", recipe, ("platform.dtype=bf16", f"fp8.prm={recipe}"))
+            for recipe in FP8_RECIPES
+            if recipe != "delayed"
+        ),
+        (
+            "fp8 tensorwise, weights in FP8",
+            "tensorwise",
+            ("platform.dtype=bf16", "fp8.prm=tensorwise", "fp8.primary_weights=true"),
+        ),
+    ]
+    for name, recipe, overrides in forms:
+        what = f"largest process reward at step 0, {name}"
+        reason = fp8_fault_here(recipe, setting) if recipe else None
+        if reason is not None:
+            yield skipped(what, reason, "0")
+            continue
+        with roles(setting, model, *overrides) as built:
+            yield from _zero_lines(what, built, setting)
+
+
+def _zero_lines(what: str, built: Roles, setting: Setting) -> Iterator[Line]:
+    sizes = Sizes.of(setting)
+    sequences = random_sequences(sizes.vocab_size, sizes.num_rows, sizes.prompt_tokens, sizes.response_tokens)
+    # Of different lengths, so that padding and packing have something to do.
+    sequences = [
+        (prompt, response[: len(response) - row]) for row, (prompt, response) in enumerate(sequences)
+    ]
+    lengths_B = torch.tensor([len(response) for _, response in sequences])
+    mask_BT = (torch.arange(sizes.response_tokens) < lengths_B[:, None]).to(built.topology.platform.device)
+    ref_logprobs_BT = built.reference.score(sequences).logprobs_BT
+    loss = PRMRowLoss(
+        kind="ce",
+        beta=BETA,
+        num_rows=sizes.num_rows,
+        ref_logprobs_BT=ref_logprobs_BT,
+        response_mask_BT=mask_BT,
+        outcome_rewards_B=(torch.arange(sizes.num_rows) % 2).to(mask_BT.device, torch.float32),
+    )
+    scored = built.prm.score(sequences)
+    in_update, metrics = built.prm.update(sequences, list(range(sizes.num_rows)), loss)
+    for way, logprobs_BT in (("scored", scored.logprobs_BT), ("in the update", in_update.logprobs_BT)):
+        largest = (BETA * (logprobs_BT - ref_logprobs_BT)).abs().max().item()
+        yield judged(f"{what}, {way}", largest, "nats", "0", largest == 0.0)
+    after = built.prm.score(sequences).logprobs_BT
+    moved = (after - ref_logprobs_BT).abs().max().item()
+    # Else 0 above would prove nothing: both could score without looking at their weights.
+    yield judged(f"{what.replace('at step 0', 'after an update')}", moved, "nats", "over 0", moved > 0.0)
+    yield told(f"prm loss at step 0, {what.rpartition(', ')[2]}", metrics["loss"], "nats")

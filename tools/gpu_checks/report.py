@@ -1,0 +1,89 @@
+"""The outcomes of all checks as a table, as JSON and as docs/gpu-results.md."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpu_checks.lines import ROOT, Line, Outcome, Setting
+
+COLUMNS = ("check", "figure", "", "goal", "result", "note")
+WIDTH = 200
+
+
+def print_table(outcomes: Sequence[Outcome]) -> None:
+    """One table of every line."""
+    table = Table(*COLUMNS)
+    for outcome in outcomes:
+        for name, line in _rows(outcome.name, outcome.lines, outcome.fault):
+            table.add_row(name, line.what, line.figure, line.goal, line.status, line.note)
+        table.add_row("", f"{outcome.seconds:.0f} s", "", "", outcome.status.upper(), "", end_section=True)
+    console = Console()
+    Console(width=max(console.width, WIDTH)).print(table, markup=False)
+
+
+def _rows(name: str, lines: Sequence[Line], fault: str) -> list[tuple[str, Line]]:
+    broken = [Line("did not come to its end", "fail", note=fault)] if fault else []
+    return [(name, line) for line in (*lines, *broken)]
+
+
+def as_json(outcomes: Sequence[Outcome], setting: Setting) -> dict[str, Any]:
+    """Everything, with the curves."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": _commit(),
+        "device": setting.device,
+        "tiny": setting.is_tiny,
+        "checks": [
+            {
+                "name": outcome.name,
+                "says": outcome.says,
+                "status": outcome.status,
+                "seconds": round(outcome.seconds, 1),
+                "fault": outcome.fault,
+                "lines": [asdict(line) for line in outcome.lines],
+            }
+            for outcome in outcomes
+        ],
+    }
+
+
+def _commit() -> str:
+    """The checkout's, with a mark when something was changed in it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The body of docs/gpu-results.md."""
+    sizes = " Toy sizes: no figure of speed means anything." if report["tiny"] else ""
+    lines = [
+        "# What one GPU showed",
+        "",
+        f"Written by `python tools/gpu_check.py --markdown docs/gpu-results.md` at {report['time']}, commit "
+        f"`{report['commit']}`, on `{report['device']}`.{sizes} The goals are those of [gpu.md](gpu.md).",
+    ]
+    for check in report["checks"]:
+        lines += [
+            "",
+            f"## {check['name']}: {check['status']}",
+            "",
+            f"{check['says']} ({check['seconds']:.0f} s).",
+            "",
+        ]
+        lines += ["| figure | | goal | result | note |", "|---|---|---|---|---|"]
+        rows = [Line(**{**fields, "series": ()}) for fields in check["lines"]]
+        for _, line in _rows(check["name"], rows, check["fault"]):
+            cells = (line.what, line.figure, line.goal, line.status, line.note)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,194 @@
+"""Models for the checks: shapes of public models with random weights, and roles built as a run builds them."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_checks.lines import Setting
+from megatron_prime.cli.assemble import start_topology
+from megatron_prime.cli.train import _build_models
+from megatron_prime.config.loading import load_config
+from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.parallel.watchdog import stop_watchdog
+
+COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": True}
+TINY: dict[str, Any] = COMMON | {
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": TINY
+    | {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 1024,
+        "max_position_embeddings": 4096,
+    },
+    "qwen2.5-0.5b": COMMON
+    | {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+    },
+    "qwen2.5-1.5b": COMMON
+    | {
+        "model_type": "qwen2",
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+    },
+    "llama-3.2-3b": COMMON
+    | {
+        "model_type": "llama",
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+}
+"""The values of the models' public config.json; "small" is of no public model."""
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+"""SGLang asks for it."""
+FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
+Sequences = list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What `roles` builds."""
+
+    config: PrimeConfig
+    topology: Topology
+    policy: Any
+    prm: Any
+    reference: Any
+
+
+def write_shape(setting: Setting, name: str, with_weights: bool = False) -> Path:
+    """A folder with the shape's config.json (the tiny one's in a tiny setting), and random weights where asked."""
+    folder = setting.folder / f"model {name}"
+    if folder.exists():
+        return folder
+    values = TINY if setting.is_tiny else SHAPES[name]
+    folder.mkdir(parents=True)
+    if with_weights:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        shape = AutoConfig.for_model(
+            values["model_type"], **{k: v for k, v in values.items() if k != "model_type"}
+        )
+        dtype = torch.float32 if name == "small" else torch.bfloat16
+        AutoModelForCausalLM.from_config(shape, dtype=dtype).save_pretrained(folder)
+    else:
+        named = values | {"architectures": [ARCHITECTURES[values["model_type"]]]}
+        (folder / "config.json").write_text(json.dumps(named, indent=1))
+    return folder
+
+
+def make_config(setting: Setting, model: Path, *overrides: str) -> PrimeConfig:
+    """A run's configuration on this device. Raises ConfigError, which is a ValueError."""
+    path = setting.folder / "check.toml"
+    path.write_text(
+        f"run_dir = {json.dumps(str(setting.folder / 'run'))}\n"
+        f"[model]\npath = {json.dumps(str(model))}\n"
+        "[trainer]\nnum_steps = 1000\nprompts_per_step = 8\nmax_tokens_per_microbatch = 4096\n"
+        "[rollout]\ngroup_size = 4\nmax_prompt_tokens = 512\nmax_response_tokens = 1024\n"
+    )
+    return load_config(path, [f"platform.device={setting.device}", *overrides])
+
+
+@contextmanager
+def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = True) -> Iterator[Roles]:
+    """Policy, PRM and reference as a training run builds them; their memory is given back at the end of the block.
+
+    Raises ValueError when the configuration asks for what this machine does not have.
+    """
+    config = make_config(setting, model, *overrides)
+    topology = start_topology(config)
+    try:
+        built = _build_models(config, topology, load_weights)
+        yield Roles(config, topology, built.policy, built.prm, built.reference)
+    finally:
+        stop_watchdog()
+        built = None
+        gc.collect()
+        topology.platform.release_cached_memory()
+
+
+def fp8_fault_here(recipe: str, setting: Setting) -> str | None:
+    """Why a recipe cannot run on this machine; None when it can."""
+    if not setting.is_cuda:
+        return "no GPU"
+    from megatron_prime.models.te_layers import fp8_fault
+    from megatron_prime.parallel.platform import select_platform, transformer_engine_fault
+
+    fault = transformer_engine_fault()
+    if fault is not None:
+        return f"Transformer Engine: {fault}"
+    platform = select_platform("cuda", "bf16")
+    return fp8_fault(recipe, platform.compute_capability, platform.cuda_version)  # type: ignore[arg-type]
+
+
+def random_sequences(
+    vocab_size: int, num_rows: int, prompt_tokens: int, response_tokens: int, seed: int = 0
+) -> Sequences:
+    """Rows of random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randint(0, vocab_size, (prompt_tokens,), generator=generator).tolist(),
+            torch.randint(0, vocab_size, (response_tokens,), generator=generator).tolist(),
+        )
+        for _ in range(num_rows)
+    ]
+
+
+def plain_loss(
+    rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A loss with log-probs and entropies in it, for updates whose result does not matter."""
+    loss = -(logprobs_bT.sum() + 0.01 * entropy_bT.sum()) / logprobs_bT.shape[1] / 1000
+    return loss, {"loss": loss.detach()}

@@ -1,0 +1,150 @@
+"""A colocated SGLang server: weights by memory shared with the trainer, memory given up, equal log-probs."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gpu_checks.lines import ROOT, Line, Setting, judged, skipped, told
+from gpu_checks.machine import median_seconds, synchronize
+from gpu_checks.roles import Roles, random_sequences, roles, write_shape
+from megatron_prime.cli.assemble import RolloutParts, build_rollout, build_weight_sync
+from megatron_prime.resharding.weight_sync import WeightSync
+from megatron_prime.training.mismatch import Mismatch
+from megatron_prime.training.phase_memory import make_room
+from megatron_prime.types import Prompt, SamplingParams
+
+SYNC_GOAL = 2.0
+GAP_GOAL = 0.05
+DUMMY_WEIGHTS = '["--load-format", "dummy"]'
+"""What the server starts with; the first sync brings the policy's."""
+
+
+def serving(setting: Setting) -> Iterator[Line]:
+    """Sync times over the copy floor, memory released and taken back, and the log-prob gap, by each transport."""
+    assert setting.sglang_python is not None, "the check is skipped without it"
+    for transport in ("ipc", "shards"):
+        if transport == "shards" and setting.is_cuda:
+            reason = "NCCL refuses two processes on one GPU: shards need a second one"
+            yield skipped("weight sync by shards", reason, f"<= {SYNC_GOAL} x the copy floor")
+            continue
+        yield from _by(transport, setting)
+
+
+def _by(transport: str, setting: Setting) -> Iterator[Line]:
+    model = write_shape(setting, "qwen2.5-1.5b")
+    _write_tokenizer(model)
+    overrides = (
+        "prm.enabled=false",
+        f"platform.dtype={'bf16' if setting.is_cuda else 'fp32'}",
+        "rollout.engine=sglang",
+        f"rollout.sglang.python={setting.sglang_python}",
+        f"rollout.sglang.weight_transport={transport}",
+        "rollout.sglang.colocated=true",
+        "rollout.sglang.mem_fraction=0.4",
+        f"rollout.sglang.extra_args={DUMMY_WEIGHTS}",
+        f"run_dir={setting.folder / f'run {transport}'}",
+    )
+    with roles(setting, model, *overrides, load_weights=False) as built:
+        start = time.perf_counter()
+        rollout = build_rollout(built.config, built.topology)
+        try:
+            sync = build_weight_sync(built.config, built.topology, rollout, built.policy.built)
+            sync.push(0)
+            yield told(f"{transport}: server started and first sync", time.perf_counter() - start, "s")
+            yield from _sync_times(transport, sync, built, setting)
+            yield from _memory(transport, sync, rollout, built, setting)
+            yield _gap(transport, rollout, built, setting)
+        finally:
+            rollout.close()
+
+
+def _write_tokenizer(model: Path) -> None:
+    """A run asks for stop tokens; the toy task's tokenizer has one."""
+    if not (model / "tokenizer.json").exists():
+        sys.path.insert(0, str(ROOT / "examples"))
+        from arithmetic_task import VOCABULARY, write_tokenizer
+
+        write_tokenizer(model)
+        config = json.loads((model / "config.json").read_text())
+        config["eos_token_id"] = len(VOCABULARY) - 2
+        (model / "config.json").write_text(json.dumps(config))
+
+
+def _sync_times(transport: str, sync: WeightSync, built: Roles, setting: Setting) -> Iterator[Line]:
+    parameters = [parameter.detach() for parameter in built.policy.built.module.parameters()]
+    targets = [torch.empty_like(parameter) for parameter in parameters]
+
+    def copy_all() -> None:
+        for target, parameter in zip(targets, parameters, strict=True):
+            target.copy_(parameter)
+
+    floor = median_seconds(copy_all, setting)
+    targets.clear()
+    times = []
+    for version in (1, 2, 3):
+        synchronize(setting)
+        start = time.perf_counter()
+        sync.push(version)
+        times.append(time.perf_counter() - start)
+    seconds = sorted(times)[1]
+    num_bytes = sum(parameter.nbytes for parameter in parameters)
+    note = f"{seconds:.3f} s for {num_bytes / 2**30:.3g} GiB; a copy on the device takes {floor:.4f} s"
+    goal = f"<= {SYNC_GOAL} x the copy floor"
+    ratio = seconds / floor
+    yield judged(
+        f"{transport}: weight sync", ratio, "x", goal, ratio <= SYNC_GOAL, note, setting.why_no_speed
+    )
+
+
+def _memory(
+    transport: str, sync: WeightSync, rollout: RolloutParts, built: Roles, setting: Setting
+) -> Iterator[Line]:
+    """As a step does it: release, work, make room, sync."""
+    before = _free_bytes(setting)
+    rollout.engine.release_memory()
+    during = _free_bytes(setting)
+    start = time.perf_counter()
+    make_room(rollout.engine, built.topology)
+    sync.push(4)
+    yield told(f"{transport}: taken back, with a sync", time.perf_counter() - start, "s")
+    what = f"{transport}: memory released"
+    if before is None or during is None:
+        yield skipped(what, "no GPU: on a CPU SGLang answers and releases nothing", "over half of its 40 %")
+        return
+    free, total = during - before, torch.cuda.get_device_properties(0).total_memory
+    yield judged(what, free / 2**30, "GiB", "over half of its 40 %", free > 0.2 * total)
+    left = _free_bytes(setting)
+    yield told(
+        f"{transport}: free before the release and after taking back",
+        f"{before / 2**30:.1f}, {(left or 0) / 2**30:.1f}",
+        "GiB",
+    )
+
+
+def _free_bytes(setting: Setting) -> int | None:
+    """Of the whole GPU, other processes counted."""
+    return torch.cuda.mem_get_info()[0] if setting.is_cuda else None
+
+
+def _gap(transport: str, rollout: RolloutParts, built: Roles, setting: Setting) -> Line:
+    """Log-probs that the server reports of what it samples, beside the trainer's of the same tokens."""
+    num_tokens = 8 if setting.is_tiny else 128
+    rows = random_sequences(built.policy.built.shape.vocab_size, 16, 32, 1)
+    prompts = [Prompt(index, tuple(prompt), "") for index, (prompt, _) in enumerate(rows)]
+    rollouts = rollout.engine.generate(prompts, SamplingParams(num_tokens, temperature=1.0), 1, 0)
+    sequences = [(found.prompt.token_ids, found.response_ids) for found in rollouts]
+    policy_logprobs_BT = built.policy.score(sequences).logprobs_BT
+    rollout_logprobs_BT, mask_BT = torch.zeros_like(policy_logprobs_BT), torch.zeros_like(policy_logprobs_BT)
+    for row, found in enumerate(rollouts):
+        number = len(found.response_ids)
+        rollout_logprobs_BT[row, :number] = torch.as_tensor(found.rollout_logprobs)
+        mask_BT[row, :number] = 1
+    gap = Mismatch.of(policy_logprobs_BT, rollout_logprobs_BT, mask_BT.bool())
+    note = f"largest {gap.max:.4g}, {int(mask_BT.sum())} tokens"
+    return judged(
+        f"{transport}: mean log-prob gap", gap.mean, "nats", f"<= {GAP_GOAL}", gap.mean <= GAP_GOAL, note
+    )

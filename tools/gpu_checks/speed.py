@@ -1,0 +1,233 @@
+"""A training step of a real model: its share of the GPU's peak, what FP8 gains, and its memory beside the plan."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gpu_checks.lines import ROOT, Line, Setting, judged, skipped, told
+from gpu_checks.machine import synchronize
+from gpu_checks.roles import (
+    FP8_RECIPES,
+    Roles,
+    fp8_fault_here,
+    make_config,
+    plain_loss,
+    random_sequences,
+    roles,
+    write_shape,
+)
+from megatron_prime.planning.counts import forward_flops, num_parameters
+from megatron_prime.planning.gpus import GIB, GPU, KNOWN
+from megatron_prime.planning.job import Guess, job_of
+from megatron_prime.planning.memory import MemoryPlan, plan_memory
+
+MFU_GOAL = 0.45
+FP8_GOAL = 1.25
+MEMORY_GOAL = 0.1
+PROMPT_TOKENS, RESPONSE_TOKENS = 128, 896
+"""Of a sequence: ROWS fill a microbatch of 4,096 tokens."""
+TINY_TOKENS = (16, 48)
+ROWS = 4
+"""Sequences of a microbatch."""
+MICROBATCHES = 8
+"""Of the update whose speed has a goal; one of a single microbatch is told too, most of which is the optimizer."""
+RECOMPUTES = ("none", "selective", "full")
+POLICY_ALONE = ("prm.enabled=false", "policy.lr=1e-6")
+
+
+def step_1_5b(setting: Setting) -> Iterator[Line]:
+    """Qwen2.5-1.5B's shape."""
+    yield from _training_step("qwen2.5-1.5b", setting)
+
+
+def step_3b(setting: Setting) -> Iterator[Line]:
+    """Llama-3.2-3B's shape."""
+    yield from _training_step("llama-3.2-3b", setting)
+
+
+def gpu_here(setting: Setting) -> GPU | None:
+    """The data sheet of this GPU; None where there is none."""
+    if not setting.is_cuda:
+        return None
+    name = torch.cuda.get_device_name(0)
+    total = torch.cuda.get_device_properties(0).total_memory / GIB
+    alike = [gpu for gpu in KNOWN.values() if gpu.name.split("-")[0] in name.replace(" ", "-").split("-")]
+    return min(alike, key=lambda gpu: abs(gpu.memory_gib - total), default=None)
+
+
+def _training_step(shape_name: str, setting: Setting) -> Iterator[Line]:
+    model = write_shape(setting, shape_name)
+    recompute = _recompute_that_fits(model, setting)
+    yield told("recomputed", recompute, note="the least that `plan` says fits; recomputed FLOPs do not count")
+    seconds_of: dict[str, float] = {}
+    forms: list[tuple[str, str, tuple[str, ...]]] = [
+        ("bf16", "", ()),
+        ("bf16, torch layers", "", ("platform.layers=torch",)),
+        *((f"fp8 {recipe}", recipe, (f"fp8.policy={recipe}",)) for recipe in FP8_RECIPES),
+    ]
+    for name, recipe, overrides in forms:
+        reason = fp8_fault_here(recipe, setting) if recipe else None
+        if reason is None and name == "bf16, torch layers" and not setting.is_cuda:
+            reason = "no GPU: bf16 is the same"
+        if reason is not None:
+            yield skipped(f"update, {name}", reason)
+            continue
+        shared = ("platform.dtype=bf16", f"memory.recompute.granularity={recompute}", *_limits(setting))
+        with roles(setting, model, *shared, *overrides, load_weights=False) as built:
+            by_size = {number: _update_seconds(built, number, setting) for number in (1, MICROBATCHES)}
+            yield from _speed_lines(name, built, by_size, setting)
+        seconds_of[name] = by_size[MICROBATCHES]
+    gains = {
+        name: seconds_of["bf16"] / seconds for name, seconds in seconds_of.items() if name.startswith("fp8")
+    }
+    what, goal = f"best FP8 recipe: speed over bf16, {MICROBATCHES} microbatches", f">= {FP8_GOAL}"
+    if not gains:
+        yield skipped(what, "no FP8 recipe ran", goal)
+        return
+    note = ", ".join(f"{name} {gain:.3f}" for name, gain in gains.items())
+    best = max(gains.values())
+    yield judged(what, best, "x", goal, best >= FP8_GOAL, note, setting.why_no_speed)
+
+
+def _limits(setting: Setting) -> tuple[str, ...]:
+    """The policy alone, with microbatches that four sequences fill."""
+    prompt, response = _tokens(setting)
+    return (
+        *POLICY_ALONE,
+        f"rollout.max_prompt_tokens={prompt}",
+        f"rollout.max_response_tokens={response}",
+        f"trainer.max_tokens_per_microbatch={ROWS * (prompt + response)}",
+    )
+
+
+def _tokens(setting: Setting) -> tuple[int, int]:
+    return TINY_TOKENS if setting.is_tiny else (PROMPT_TOKENS, RESPONSE_TOKENS)
+
+
+def _sequences(built: Roles, num_microbatches: int, setting: Setting) -> list[tuple[list[int], list[int]]]:
+    prompt, response = _tokens(setting)
+    shape = built.policy.built.shape
+    return random_sequences(shape.vocab_size, num_microbatches * ROWS, prompt, response)
+
+
+def _update_seconds(built: Roles, num_microbatches: int, setting: Setting) -> float:
+    """Median of updates over so many full microbatches, optimizer step included, after two that are not counted."""
+    sequences = _sequences(built, num_microbatches, setting)
+    times = []
+    for index in range(3 if setting.is_tiny else 7):
+        synchronize(setting)
+        start = time.perf_counter()
+        built.policy.update(sequences, range(len(sequences)), plain_loss)
+        synchronize(setting)
+        if index >= 2:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _speed_lines(name: str, built: Roles, by_size: dict[int, float], setting: Setting) -> Iterator[Line]:
+    gpu, shape = gpu_here(setting), built.policy.built.shape
+    prompt, response = _tokens(setting)
+    for number, seconds in by_size.items():
+        rows = number * ROWS
+        tokens = rows * (prompt + response)
+        what = f"update, {name}, {number} x {tokens // number:,} tokens"
+        yield told(what, tokens / seconds, "tokens/s", f"{1e3 * seconds:.1f} ms")
+        flops = 3 * forward_flops(shape, tokens, prompt + response, rows * response)
+        if gpu is None:
+            yield skipped(f"{what}: MFU", "no GPU, or one whose peak is not known")
+            continue
+        mfu = flops / seconds / (gpu.bf16_tflops * 1e12)
+        note = f"{num_parameters(shape) / 1e9:.2f}B parameters; peak {gpu.bf16_tflops} TFLOP/s of bf16 ({gpu.name})"
+        is_goal = name == "bf16" and number == MICROBATCHES
+        if is_goal:
+            goal = f">= {MFU_GOAL}"
+            yield judged(f"{what}: MFU", mfu, "", goal, mfu >= MFU_GOAL, note, setting.why_no_speed)
+        else:
+            yield told(f"{what}: MFU", mfu, "", note)
+
+
+def _plan(model: Path, setting: Setting, num_microbatches: int, *overrides: str) -> MemoryPlan:
+    """What `plan` says of the policy alone, on this GPU or an H100."""
+    prompt, response = _tokens(setting)
+    config = make_config(
+        setting,
+        model,
+        "platform.dtype=bf16",
+        *_limits(setting),
+        f"trainer.prompts_per_step={num_microbatches * ROWS // 4}",
+        *overrides,
+    )
+    return plan_memory(job_of(config, 1, gpu_here(setting) or KNOWN["H100-80G"], Guess(prompt, response)))
+
+
+def _of_policy(plan: MemoryPlan) -> dict[str, int]:
+    """Bytes of the policy's phase that an update here has too: no rollout engine, no guess of an overhead."""
+    held = plan.phases["policy"]
+    return {
+        "models": sum(size for part, size in held.items() if part.startswith("policy ")),
+        "working": held["activations"] + held["output layer"],
+    }
+
+
+def _recompute_that_fits(model: Path, setting: Setting) -> str:
+    gpu = gpu_here(setting) or KNOWN["H100-80G"]
+    for granularity in RECOMPUTES:
+        plan = _plan(model, setting, MICROBATCHES, f"memory.recompute.granularity={granularity}")
+        if sum(_of_policy(plan).values()) + plan.overhead < gpu.memory_gib * GIB:
+            return granularity
+    return RECOMPUTES[-1]
+
+
+def memory(setting: Setting) -> Iterator[Line]:
+    """What an update of the 1.5B model holds, beside what `megatron-prime plan` says of it."""
+    model = write_shape(setting, "qwen2.5-1.5b")
+    forms = [
+        ("torch layers", ("platform.layers=torch",)),
+        ("Transformer Engine layers", ("platform.layers=auto",)),
+    ]
+    for name, overrides in forms if setting.is_cuda else forms[:1]:
+        for recompute in RECOMPUTES:
+            chosen = (f"memory.recompute.granularity={recompute}", *overrides)
+            planned = _of_policy(_plan(model, setting, 2, *chosen))
+            with roles(
+                setting, model, "platform.dtype=bf16", *_limits(setting), *chosen, load_weights=False
+            ) as built:
+                measured = _measured_bytes(built, setting)
+            yield from _memory_lines(f"{name}, recompute {recompute}", planned, measured, setting)
+
+
+def _memory_lines(
+    name: str, planned: dict[str, int], measured: dict[str, int], setting: Setting
+) -> Iterator[Line]:
+    for part in ("models", "working"):
+        note = f"planned {planned[part] / GIB:.4g} GiB"
+        yield told(f"{name}: {part}", measured[part] / GIB, "GiB", note)
+    ratio = sum(planned.values()) / sum(measured.values())
+    is_met = abs(ratio - 1) <= MEMORY_GOAL
+    why_not = "toy size: a model of 20 thousand parameters" if setting.is_tiny else None
+    yield judged(f"{name}: plan over measured", ratio, "", f"1 +- {MEMORY_GOAL}", is_met, why_not=why_not)
+
+
+def _measured_bytes(built: Roles, setting: Setting) -> dict[str, int]:
+    """Of weights, gradients and optimizer states, and the most that an update's passes hold beside them."""
+    policy, sequences = built.policy, _sequences(built, 2, setting)
+    policy.update(sequences[:2], [0, 1], plain_loss)  # optimizer states exist from the first update on
+    models = policy.residency.bytes_here()
+    rows = range(len(sequences))
+    if setting.is_cuda:
+        synchronize(setting)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        policy._pass.backward(sequences, rows, plain_loss)
+        synchronize(setting)
+        return {"models": models, "working": torch.cuda.max_memory_allocated() - before}
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from live_bytes import LiveBytes
+
+    with LiveBytes([*policy.built.module.parameters(), *policy._gradients()]) as counted:
+        policy._pass.backward(sequences, rows, plain_loss)
+    return {"models": models, "working": counted.peak}
