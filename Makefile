@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # The newest Python is not always the right one: dependencies publish wheels late. 3.11 is what we test.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 PYTEST_ARGS ?=
+# The whole suite runs in two processes (tests/side_by_side.py); what PYTEST_ARGS names runs in one.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 # SGLang pins its own torch, so it has an environment of its own; SGLANG_CACHE names a folder to share it from.
 SGLANG_VENV := .venv-sglang
 SGLANG_CACHE ?=
@@ -37,7 +39,7 @@ test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some; SGLANG=
 	    $(BUILD_SGLANG) || { status=1; echo "ERROR: no SGLang environment: its tests" \
 	        "are skipped, and this run counts as failed (make test SGLANG=no to do without)" >&2; }; \
 	fi; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=$$?; \
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(SIDE_BY_SIDE)) || status=$$?; \
 	exit $$status
 
 check: $(STAMP) ## Lint, format, layers, types, dead code, test tree

@@ -54,6 +54,7 @@ setup(
             "pytest>=8.0",
             "hypothesis>=6.100",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "import-linter>=2.1",
             # The nodejs extra brings node as a wheel, so that pyright runs on a machine that has none.

@@ -6,28 +6,18 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from layout_worker import topology_of, weight_blocks
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from training_worker import LOSSES, make_trainable, poisoned_loss
 
 from megatron_prime.config.schema import GuardsConfig
 from megatron_prime.models.builder import build_model
-from megatron_prime.training.checkpoint import (
-    CheckpointStore,
-    Keeping,
-    RunState,
-    _model_state,
-    _take_weights,
-    load_weights,
-)
+from megatron_prime.training.checkpoint import CheckpointStore, Keeping, RunState, load_weights
 from megatron_prime.training.checkpoint_folder import ROOM_BYTES
 from megatron_prime.training.guards import Guards
 
@@ -447,63 +437,3 @@ def one_process(layouts, pairs, moments, folders, batches, root):
         "elsewhere": load_elsewhere(pairs, folders, batches, root),
         "death": resume_after_death(moments, folders, root),
     }
-
-
-class LayerWithScales(torch.nn.Linear):
-    """Has a state besides its parameters, as Transformer Engine's layers have."""
-
-    scales = "scales of its own"
-
-    def get_extra_state(self):
-        return self.scales
-
-    def set_extra_state(self, state):
-        self.scales = state
-
-
-class ChunkWithScales(torch.nn.Module):
-    """One such layer, with what checkpoints ask of a model."""
-
-    def __init__(self, fp8, recipe):
-        super().__init__()
-        self.layer = LayerWithScales(2, 2, bias=False)
-        self.config = SimpleNamespace(fp8=fp8, fp8_recipe=recipe)
-
-    def sharded_state_dict(self):
-        return {
-            "layer.weight": ShardedTensor.from_rank_offsets("layer.weight", self.layer.weight.detach()),
-            "layer._extra_state": ShardedObject("layer._extra_state", self.layer.scales, (1,), (0,)),
-        }
-
-
-def layer_states():
-    """What of a layer's own state goes into a checkpoint, and comes out of one with and without it."""
-    topology_of("one")
-    models = {
-        name: SimpleNamespace(chunks=[ChunkWithScales(*fp8)])
-        for name, fp8 in {
-            "bf16": (None, "delayed"),
-            "tensorwise": ("hybrid", "tensorwise"),
-            "delayed": ("hybrid", "delayed"),
-        }.items()
-    }
-
-    def states(model, written=None):
-        return [key for key in _model_state(model, written)["model0"] if "extra" in key]
-
-    found = {"kept": {name: states(model) for name, model in models.items()}}
-    with tempfile.TemporaryDirectory() as root:
-        for name in ("bf16", "delayed"):
-            folder = Path(root, name)
-            folder.mkdir()
-            dist_checkpointing.save(_model_state(models[name]), str(folder))
-        found["from one without"] = states(models["delayed"], Path(root, "bf16"))
-        found["from one with"] = states(models["delayed"], Path(root, "delayed"))
-    weight = models["delayed"].chunks[0].layer.weight.detach()
-    _take_weights(models["delayed"], {"model0": {"layer.weight": weight}})
-    found["loaded without"] = models["delayed"].chunks[0].layer.scales
-    try:
-        _take_weights(models["delayed"], {"model0": {}})
-    except AssertionError as error:
-        found["refused"] = str(error)
-    return found

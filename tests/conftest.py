@@ -9,4 +9,4 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "models")]
-pytest_plugins = ["live_servers", "toy_runs"]
+pytest_plugins = ["live_servers", "toy_runs", "side_by_side"]

@@ -16,6 +16,8 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
+from megatron_prime.models.chunk_state import chunk_states, fill_chunks
+
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 
@@ -40,12 +42,10 @@ def load_megatron_weights(chunks: Sequence[torch.nn.Module], weights: Path) -> N
 
     Raises ValueError when a tensor is missing or of another shape, or a file is damaged.
     """
-    template: Any = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}  # type: ignore[operator]
     try:
-        state: Any = dist_checkpointing.load(template, str(weights))
+        state: Any = dist_checkpointing.load(chunk_states(chunks, weights), str(weights))
     except (CheckpointingException, CheckpointException) as error:
         causes = getattr(error, "failures", None) or {0: (error, None)}
         cause, _ = next(iter(causes.values()))
         raise ValueError(f"{weights} cannot be loaded: {type(cause).__name__}: {cause}") from error
-    for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(state[f"model{index}"])
+    fill_chunks(chunks, state)

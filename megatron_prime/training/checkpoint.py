@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
 from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
+from megatron_prime.models.chunk_state import chunk_states, fill_chunks
 from megatron_prime.parallel.collectives import all_gather_lists, any_rank, broadcast_object
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint_folder import (
@@ -344,48 +344,18 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     if role not in roles:
         raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
     folder = checkpoint / role
-    _take_weights(built, _load(_model_state(built, folder), folder))
+    fill_chunks(built.chunks, _load(chunk_states(built.chunks, folder), folder))
 
 
 def _sharded_state(trainable: Trainable, written: Path | None = None) -> dict[str, Any]:
     """What a role is made of; `written` is the folder when it is to be loaded."""
-    model, is_loading = _model_state(trainable.built, written), written is not None
+    model, is_loading = chunk_states(trainable.built.chunks, written), written is not None
     return model | {
         "optimizer": trainable.optimizer.sharded_state_dict(
             model, is_loading=is_loading, metadata=OPTIMIZER_FORMAT
         ),
         "schedule": trainable.schedule.state_dict(),
     }
-
-
-def _model_state(built: BuiltModel, written: Path | None = None) -> dict[str, Any]:
-    """Sharded tensors of each chunk; how they are named in the checkpoint depends on no layout.
-
-    Transformer Engine's layers have a state besides their parameters, which is empty but for the scales of delayed FP8.
-    It is left out elsewhere, and where the checkpoint `written` has none, so that layers of either kind load both.
-    """
-    has_scales = built.chunks[0].config.fp8_recipe == "delayed" and bool(built.chunks[0].config.fp8)
-    if has_scales and written is not None:
-        has_scales = any(_is_layer_state(key) for key in load_sharded_metadata(str(written)))
-    return {
-        f"model{index}": {
-            key: value
-            for key, value in chunk.sharded_state_dict().items()
-            if has_scales or not _is_layer_state(key)
-        }
-        for index, chunk in enumerate(built.chunks)
-    }
-
-
-def _is_layer_state(key: str) -> bool:
-    return "_extra_state" in key
-
-
-def _take_weights(built: BuiltModel, state: dict[str, Any]) -> None:
-    for index, chunk in enumerate(built.chunks):
-        missing, unexpected = chunk.load_state_dict(state[f"model{index}"], strict=False)
-        missing = [key for key in missing if not _is_layer_state(key)]
-        assert not missing and not unexpected, (missing, unexpected)
 
 
 def _restore(trainable: Trainable, folder: Path) -> None:
@@ -395,7 +365,7 @@ def _restore(trainable: Trainable, folder: Path) -> None:
         )
     with trainable.residency.hold("weights", "optimizer"):
         state = _load(_sharded_state(trainable, folder), folder)
-        _take_weights(trainable.built, state)
+        fill_chunks(trainable.built.chunks, state)
         trainable.optimizer.load_state_dict(state["optimizer"])
         trainable.schedule.load_state_dict(state["schedule"])
 

@@ -49,9 +49,8 @@ class Residency:
         assert set(offloaded) <= set(parts)
         self._platform = platform
         self._parts = parts
-        self._offloaded = tuple(
-            name for name in parts if name in offloaded
-        )  # in an order that is the same every time
+        # In an order that is the same every time
+        self._offloaded: tuple[PartName, ...] = tuple(name for name in parts if name in offloaded)
         self._holders = dict.fromkeys(parts, 0)
         self._away: dict[PartName, list[_Parked]] = {}
         self._host_copies: dict[PartName, dict[int, torch.Tensor]] = {name: {} for name in parts}
