@@ -1,6 +1,8 @@
 """What one process with a GPU does in tests/gpu. Every function takes the device, so that a CPU can try its body."""
 
 import json
+import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -255,3 +257,23 @@ def copies_in_order(device, num_bytes):
             with role.hold():
                 correct.append([bool((t == index + step + 1).all()) for index, t in enumerate(tensors)])
     return correct
+
+
+def models_that_stay(tools, folder):
+    """Roles of a check of tools/gpu_check.py whose models are still there after its block, though it is kept."""
+    sys.path.insert(0, str(tools))
+    from gpu_checks.lines import Setting
+    from gpu_checks.roles import plain_loss, random_sequences, roles, write_shape
+
+    setting = Setting("cpu", True, folder)
+    with roles(setting, write_shape(setting, "small", with_weights=True)) as built:
+        rows = random_sequences(128, 4, 4, 4)
+        for role in (built.policy, built.prm):
+            role.update(rows, range(4), plain_loss)
+        built.reference.score(rows)
+        models = {
+            name: weakref.ref(getattr(built, name).built.chunks[0]) for name in ("policy", "prm", "reference")
+        }
+        optimizer = weakref.ref(built.policy.optimizer)
+        del role
+    return [name for name, model in (models | {"optimizer": optimizer}).items() if model() is not None]

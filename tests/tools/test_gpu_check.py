@@ -12,11 +12,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import gpu_check
+from distributed_runner import run_distributed
 from gpu_checks.catalog import CHECKS, Check, chosen
 from gpu_checks.lines import Line, Outcome, Setting, judged
 from gpu_checks.precision import FOLLOWS_RULE, Sizes, ruled_sequences
 from gpu_checks.report import as_markdown
 from gpu_checks.roles import SHAPES
+from gpu_worker import models_that_stay
 
 from megatron_prime.models.hf_shape import ModelShape
 from megatron_prime.planning.counts import num_parameters
@@ -178,6 +180,10 @@ def test_shapes_are_of_the_sizes_that_they_are_named_after():
     assert counts["qwen2.5-0.5b"] == pytest.approx(0.49, abs=0.01)
     assert counts["qwen2.5-1.5b"] == pytest.approx(1.54, abs=0.01)
     assert counts["llama-3.2-3b"] == pytest.approx(3.21, abs=0.01)
+
+
+def test_models_of_one_setting_are_gone_before_the_next_are_built(tmp_path):
+    assert run_distributed(models_that_stay, 1, TOOL.parent, tmp_path) == [[]], "two do not fit on a GPU"
 
 
 def test_rows_follow_their_rule_mostly():

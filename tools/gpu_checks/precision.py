@@ -24,6 +24,9 @@ BOUNDS = {"sft": {"bf16": 0.03, "fp8": 0.1}, "prm": {"bf16": 0.02, "fp8": 0.05}}
 FOLLOWS_RULE = 0.8
 """Share of tokens that the rule sets; the others are random, so that no model's loss can go to 0."""
 
+WRONG_LABELS = 0.15
+"""Share of the PRM's labels that are turned round, for the same reason."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -159,6 +162,8 @@ def _sft_loss(built: Roles, index: int, sizes: Sizes) -> float:
 def _prm_loss(built: Roles, index: int, sizes: Sizes) -> float:
     labels = [row % 2 for row in range(sizes.num_rows)]
     sequences = ruled_sequences(sizes, index, labels)
+    is_wrong = torch.rand(sizes.num_rows, generator=torch.Generator().manual_seed(index)) < WRONG_LABELS
+    labels = [1 - label if wrong else label for label, wrong in zip(labels, is_wrong.tolist(), strict=True)]
     device = built.topology.platform.device
     loss = PRMRowLoss(
         kind="ce",

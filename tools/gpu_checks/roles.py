@@ -95,9 +95,9 @@ FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 Sequences = list[tuple[list[int], list[int]]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Roles:
-    """What `roles` builds."""
+    """What `roles` builds, and lets go of at the end of its block, however long the caller keeps this."""
 
     config: PrimeConfig
     topology: Topology
@@ -148,12 +148,19 @@ def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = T
     """
     config = make_config(setting, model, *overrides)
     topology = start_topology(config)
+    found = Roles(config, topology, None, None, None)
     try:
         built = _build_models(config, topology, load_weights)
-        yield Roles(config, topology, built.policy, built.prm, built.reference)
+        found.policy, found.prm, found.reference = built.policy, built.prm, built.reference
+        del built
+        yield found
     finally:
         stop_watchdog()
-        built = None
+        for role in (found.policy, found.prm):
+            for chunk in getattr(role, "_ddp", ()):
+                # Hooks in torch's graph, which Python's collector cannot see through, hold the model for ever.
+                chunk.grad_accs.clear()
+        found.policy = found.prm = found.reference = role = chunk = None
         gc.collect()
         topology.platform.release_cached_memory()
 
