@@ -30,23 +30,28 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 CUDA_DEVICE_MAX_CO
 export MEGATRON_PRIME_STOP_FILE=$PWD/$logs/stop
 
 # Slurm's word before the time limit, or before a preemption, is handed on as a file: the ranks save, and end with 75.
+# A cluster that announces a preemption by SIGTERM tells the ranks themselves.
 trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1
 
 echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
 srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_NNODES))}
+    trap : TERM   # the program listens to it, this shell waits
     "$@"; code=$?
-    ((code == 75)) && touch "$MEGATRON_PRIME_STOP_FILE.saved" && exit 0   # or srun would end the ranks that still leave
-    exit $code' rank "$python" -m megatron_prime train "$config" "$@" &
+    # The first that ends says why; one that misses another gives that one time to speak.
+    ((code == 69)) && sleep 3
+    ((code)) && set -C && { echo $code > "$MEGATRON_PRIME_STOP_FILE.code"; } 2>/dev/null
+    exit $((code == 75 ? 0 : code))   # not 75, or srun would end the ranks that still leave' rank \
+    "$python" -m megatron_prime train "$config" "$@" &
 step=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done   # a signal ends `wait`, not the ranks
-((code == 0)) && [[ -e $MEGATRON_PRIME_STOP_FILE.saved ]] && code=75
+[[ -s $MEGATRON_PRIME_STOP_FILE.code ]] && code=$(<"$MEGATRON_PRIME_STOP_FILE.code")
 
-# 0: done. 75: asked to stop. Over 128: a rank or node was lost. Else: a fault that another start would meet again.
+# 0: done. 75: asked to stop. 69 and over 128: a rank or node was lost. Else: a fault that another start would meet again.
 "$python" tools/run_summary.py "$logs" --exit-code "$code"
-if ((code == 75 || code > 128)) && ((restart < ${MAX_RESTARTS:-50})); then
+if ((code == 75 || code == 69 || code > 128)) && ((restart < ${MAX_RESTARTS:-50})); then
     echo "$(date '+%F %T') queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 fi

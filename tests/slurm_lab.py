@@ -94,6 +94,25 @@ class SlurmLab:
         """Take a node off the network, or put it back."""
         self._run("ip", "link", "set", f"v{node}", "down" if is_cut else "up")
 
+    def configure(self, key: str, value: str) -> None:
+        """Change a setting of the running Slurm; an empty value takes it out."""
+        path = self.folder / "slurm.conf"
+        kept = [line for line in path.read_text().splitlines() if not line.startswith(f"{key}=")]
+        path.write_text("\n".join([*kept, *([f"{key}={value}"] if value else [])]) + "\n")
+        self._run("scontrol", "reconfigure")
+
+    def cancel(self, job: str) -> None:
+        """End a job for good."""
+        self._run("scancel", job)
+
+    def update(self, job: str, change: str) -> None:
+        """Change a job, such as TimeLimit=60."""
+        self._run("scontrol", "update", f"JobId={job}", change)
+
+    def update_partition(self, partition: str, change: str) -> None:
+        """Change a partition, such as GraceTime=0."""
+        self._run("scontrol", "update", f"PartitionName={partition}", change)
+
     def submit(self, *arguments: str, folder: Path) -> str:
         """sbatch; returns the job's id."""
         return self._run("sbatch", "--parsable", *arguments, cwd=folder).strip().split(";")[0]
@@ -150,7 +169,11 @@ class SlurmLab:
             "ReturnToService": 2,
             "SlurmdTimeout": 15,
             "KillWait": 5,
+            "OverTimeLimit": 5,
             "MinJobAge": 3600,
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
+            "SlurmctldParameters": "preempt_send_user_signal",
             "SchedulerParameters": "batch_sched_delay=0,sched_interval=1",
             "MailProg": "/bin/true",
             "StateSaveLocation": self.folder / "state",
@@ -166,11 +189,13 @@ class SlurmLab:
             lines.append(
                 f"NodeName={node} NodeHostname={node} {address} CPUs=64 RealMemory=500000 State=UNKNOWN"
             )
-        lines.append(f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP")
+        nodes = f"Nodes={','.join(NODES)} MaxTime=INFINITE State=UP"
+        lines.append(f"PartitionName=main {nodes} Default=YES PriorityTier=1 GraceTime=60")
+        lines.append(f"PartitionName=urgent {nodes} PriorityTier=2 PreemptMode=OFF")
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
 
     def _wait_for_nodes(self) -> None:
-        up = lambda: len(self._quiet("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == len(NODES)  # noqa: E731
+        up = lambda: set(self._quiet("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == set(NODES)  # noqa: E731
         until(up, 30.0)
         logs = "".join(path.read_text()[-2000:] for path in (self.folder / "log").glob("slurm*.log"))
         assert up(), logs

@@ -15,6 +15,8 @@ TESTS_WITHOUT_MODULE: dict[str, str] = {
     "slurm/test_prime_70b": "examples/prime_70b.sh",
     "gpu/test_te_on_gpu": "layers, FP8 and checkpoints as a GPU has them",
     "gpu/test_offload_on_gpu": "streams and shared memory of a GPU",
+    "slurm/test_announced_ends": "examples/prime_70b.sh: time limits and preemption",
+    "slurm/test_exit_codes": "examples/prime_70b.sh: what it makes of its ranks' exit codes",
 }
 """Test (without .py, relative to tests/) -> what it tests instead of one module of the package."""
 

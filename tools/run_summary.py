@@ -16,6 +16,7 @@ MEANINGS = {
     0: "the run is done",
     1: "the run met a fault",
     2: "the configuration has a fault",
+    69: "ranks missed another: it, or its node, was lost",
     75: "the run was asked to stop, and saved",
 }
 STEP = re.compile(r"^step (\d+)/(\d+)\b", re.MULTILINE)

@@ -1,7 +1,8 @@
 """`megatron-prime COMMAND CONFIG [section.key=value ...]`.
 
 Everything that can be known to be wrong is found here, before torch is imported and before any process group starts:
-exit code 2 and one line a fault. A fault during the run gives exit code 1.
+exit code 2 and one line a fault. A fault during the run gives exit code 1; one that comes of another process of the job
+being lost, 69 (parallel.peer_loss).
 """
 
 import argparse
@@ -146,8 +147,17 @@ def _guarded(run: Callable[[], None]) -> int:
         # Most faults meet all ranks alike: one of them tells the whole of it.
         text = f"{error}\n  (MEGATRON_PRIME_TRACEBACK=1 shows where)" if rank == "0" else str(error)[:200]
         print(f"megatron-prime, rank {rank}: {type(error).__name__}: {text}", file=sys.stderr)  # noqa: T201
-        return RUN_ERROR
+        return _exit_code(error)
     return 0
+
+
+def _exit_code(error: Exception) -> int:
+    """Of a run that ended with this."""
+    if "torch" not in sys.modules:
+        return RUN_ERROR
+    from megatron_prime.parallel.peer_loss import EXIT_CODE, is_peer_loss
+
+    return EXIT_CODE if is_peer_loss(error) else RUN_ERROR
 
 
 def _num_processes(config: PrimeConfig) -> int:

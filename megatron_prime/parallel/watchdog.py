@@ -22,11 +22,11 @@ import torch.distributed as dist
 
 from megatron_prime.observability import heartbeat
 from megatron_prime.observability.durable import replace_file
+from megatron_prime.parallel.peer_loss import EXIT_CODE
 
 DEADLINE = 0.8
 """Of the collectives' timeout."""
 LONGEST_INTERVAL_S = 5.0
-EXIT_CODE = 1
 
 
 @dataclass(frozen=True)

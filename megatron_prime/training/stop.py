@@ -1,7 +1,8 @@
 """A run that is asked to stop does so after the step at hand, with a checkpoint: a time limit that comes near, say.
 
 It is asked by SIGUSR1 to any rank's process, or by a file whose name the job's script chose. The script's way is the
-file: Slurm signals whole process groups, verifiers and servers among them.
+file: Slurm signals whole process groups, verifiers and servers among them. Under a script that chose a file, SIGTERM
+asks too: some clusters announce a preemption in no other way, and SIGKILL follows after a time of grace.
 """
 
 import os
@@ -28,6 +29,8 @@ class StopRequest:
         name = os.environ.get(STOP_FILE)
         self._file = Path(name) if name else None
         signal.signal(STOP_SIGNAL, self._ask)
+        if self._file is not None:
+            signal.signal(signal.SIGTERM, self._ask)
 
     def __call__(self) -> bool:
         """True from the first request on."""

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
+from toy_runs import environment
 
 from megatron_prime.training.stop import STOP_FILE, STOP_SIGNAL, StopRequest
 
@@ -32,3 +35,15 @@ def test_the_file_asks(monkeypatch, tmp_path):
     assert request()
     path.unlink()
     assert request(), "it is not taken back"
+
+
+@pytest.mark.parametrize("has_script", [True, False])
+def test_sigterm_asks_under_a_script_alone(tmp_path, has_script):
+    """Elsewhere it ends the process, as it does any other."""
+    code = "import os, signal; from megatron_prime.training.stop import StopRequest; asked = StopRequest(); "
+    code += "os.kill(os.getpid(), signal.SIGTERM); print(asked())"
+    changes = {STOP_FILE: str(tmp_path / "stop")} if has_script else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(**changes), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == ((0, "True\n") if has_script else (-signal.SIGTERM, ""))

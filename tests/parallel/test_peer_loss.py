@@ -1,0 +1,86 @@
+"""Which errors mean that a peer is gone: those of real process groups that lost one, and others that look alike."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch.distributed as dist
+
+from megatron_prime.parallel.peer_loss import is_peer_loss
+
+SURVIVOR = """
+import datetime, os, signal, sys, time, torch, torch.distributed as dist
+from megatron_prime.parallel.peer_loss import EXIT_CODE, is_peer_loss
+rank, how = int(os.environ["RANK"]), sys.argv[1]
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=3))
+dist.all_reduce(torch.ones(3))
+if rank == 1:
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+try:
+    dist.all_reduce(torch.ones(3))
+except RuntimeError as error:
+    try:
+        raise RuntimeError("the update failed") from error
+    except RuntimeError as outer:
+        os._exit(EXIT_CODE if is_peer_loss(error) and is_peer_loss(outer) else 1)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "silent"])
+def test_a_survivor_knows_that_its_peer_is_gone(how):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    survivor, lost = (
+        subprocess.Popen([sys.executable, "-c", SURVIVOR, how], env=shared | {"RANK": str(rank)})
+        for rank in range(2)
+    )
+    try:
+        assert survivor.wait(60) == 69
+        if how == "killed":
+            assert lost.wait(60) == -signal.SIGKILL
+    finally:
+        for process in (survivor, lost):
+            process.kill()
+            process.wait()
+
+
+def test_a_store_that_is_gone_is_a_peer():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(dist.DistNetworkError) as caught:
+        dist.TCPStore("127.0.0.1", port, None, False, dist.default_pg_timeout / 1800)
+    assert is_peer_loss(caught.value) and time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("Connection refused"),
+        ValueError("gloo/transport/ is no place for a model"),
+        OSError(28, "No space left on device"),
+        dist.DistBackendError("NCCL error in: a.cpp:1, invalid usage (run with NCCL_DEBUG=WARN for details)"),
+    ],
+)
+def test_a_fault_of_its_own_is_none(error):
+    assert not is_peer_loss(error)
+
+
+def test_nccl_names_what_it_lost():
+    text = "NCCL error in: a.cpp:1, remote process exited or there was a network error, NCCL version 2.29"
+    assert is_peer_loss(dist.DistBackendError(text))
