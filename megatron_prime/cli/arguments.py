@@ -57,7 +57,24 @@ def parser() -> argparse.ArgumentParser:
         if name == "plan":
             _add_plan_arguments(command)
         command.add_argument("overrides", nargs="*", metavar="section.key=value")
+    _add_from_megatron(commands)
     return top
+
+
+def _add_from_megatron(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "write a configuration from the arguments of an existing Megatron-LM set-up"
+    command = commands.add_parser("from-megatron", help=text, description=text)
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--args", metavar="TEXT", help='the arguments, as one word: --args="--lr 1e-6 ..."')
+    source.add_argument(
+        "--args-file", type=Path, metavar="FILE", help="a shell script (read, not run) or a YAML file"
+    )
+    command.add_argument("--model", type=Path, required=True, help="HF checkpoint of the model: model.path")
+    command.add_argument("-o", "--output", type=Path, required=True, help="TOML file to write")
+    command.add_argument(
+        "--skip-refused", action="store_true", help="go on without arguments that cannot be had here"
+    )
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to add")
 
 
 def _add_plan_arguments(command: argparse.ArgumentParser) -> None:

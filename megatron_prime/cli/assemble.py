@@ -1,7 +1,7 @@
 """Builds the parts of a run from its configuration: the choice of platform, engine and transport, once."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_prime.config.schema import ParallelConfig, PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
@@ -59,7 +59,7 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
     start_watchdog(
         topology.rank, topology.world_size, settings.timeout_s, config.run_dir / "reports", platform.is_cuda
     )
-    return topology
+    return replace(topology, megatron=config.megatron)
 
 
 def scoring_settings(config: PrimeConfig, temperature: float = 1.0) -> ScoringSettings:

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "doctor" and options.config is None:
             return _doctor(None, options)
+        if options.command == "from-megatron":
+            return _from_megatron(options)
         config = load_config(options.config, options.overrides)
         if options.command == "doctor":
             return _doctor(config, options)
@@ -68,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "train" and options.dry_run:
         return _dry_run(options, config, arithmetic)
     return _run(options, config, arithmetic)
+
+
+def _from_megatron(options: argparse.Namespace) -> int:
+    from megatron_prime.cli.from_megatron import from_megatron
+
+    print("\n".join(from_megatron(options)))  # noqa: T201
+    return 0
 
 
 def _doctor(config: PrimeConfig | None, options: argparse.Namespace) -> int:

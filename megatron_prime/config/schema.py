@@ -18,6 +18,7 @@ from megatron_prime.config.data_schema import (
     LayoutName,
     PRMEvaluationConfig,
 )
+from megatron_prime.config.megatron_schema import MegatronConfig
 from megatron_prime.config.memory_schema import MemoryConfig
 from megatron_prime.config.reward_schema import RewardConfig
 from megatron_prime.config.section import (
@@ -329,6 +330,7 @@ class PrimeConfig(Section):
     prm_evaluation: PRMEvaluationConfig = PRMEvaluationConfig()
     fp8: Fp8Config = Fp8Config()
     overlap: OverlapConfig = OverlapConfig()
+    megatron: MegatronConfig = MegatronConfig()
 
     @property
     def acceleration(self) -> AccelerationConfig:

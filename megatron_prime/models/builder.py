@@ -35,6 +35,7 @@ from megatron_prime.models.hf_mapping import (
 )
 from megatron_prime.models.layers import PackedAttention, RMSNorm
 from megatron_prime.models.megatron_folder import load_megatron_weights, megatron_weights
+from megatron_prime.models.passthrough import with_passthrough
 from megatron_prime.models.te_layers import fill_quantized, quantized_parts, te_layer_spec, te_settings
 from megatron_prime.parallel.topology import Topology
 
@@ -340,7 +341,7 @@ def transformer_config(
             f"this {shape.family} model has a bias in the attention output or the MLP (attention_bias or mlp_bias in "
             "its config.json), which is not supported yet"
         )
-    return TransformerConfig(**settings)
+    return with_passthrough(TransformerConfig, topology.megatron, **settings)
 
 
 def _layer_specs(shape: ModelShape, layers: range, kind: str) -> TransformerBlockSubmodules:

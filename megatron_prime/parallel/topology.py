@@ -4,12 +4,13 @@ The only user of Megatron's parallel_state: the rest of the project asks a Topol
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_prime.config.megatron_schema import MegatronConfig
 from megatron_prime.parallel.platform import Platform
 
 
@@ -39,6 +40,8 @@ class Topology:
     expert_rank: int = 0
     expert_tensor_size: int = 1
     expert_tensor_rank: int = 0
+    megatron: MegatronConfig = field(default_factory=MegatronConfig)
+    """What models in this layout take from `[megatron]`."""
 
     @property
     def is_first_stage(self) -> bool:

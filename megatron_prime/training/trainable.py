@@ -24,6 +24,7 @@ from megatron_prime.config.schema import MemoryConfig, OptimizerConfig
 from megatron_prime.models.builder import BuiltModel, build_model
 from megatron_prime.models.costs import row_costs
 from megatron_prime.models.forward import PackedPass, Routing, RowLoss, Scores, ScoringSettings, Sequences
+from megatron_prime.models.passthrough import with_passthrough
 from megatron_prime.models.te_layers import quantized_parts
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
@@ -162,7 +163,7 @@ class Trainable(Scorer):
         self.watch: UpdateWatch = StopAtFirst()
         self._has_gather_left = False
         self.optimizer = get_megatron_optimizer(
-            _megatron_optimizer_config(optimizer_config, topology.platform.dtype, self.acceleration, role),
+            _megatron_optimizer_config(optimizer_config, topology, self.acceleration, role),
             [*self._ddp],
         )
         self.schedule = OptimizerParamScheduler(
@@ -242,7 +243,9 @@ class Trainable(Scorer):
 
     def _wrap(self) -> Sequence[torch.nn.Module]:
         config, overlap = self.built.chunks[0].config, self.acceleration.overlap
-        settings = DistributedDataParallelConfig(
+        settings = with_passthrough(
+            DistributedDataParallelConfig,
+            self.topology.megatron,
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=overlap.grad_reduce,
             overlap_param_gather=overlap.param_gather,
@@ -302,10 +305,12 @@ def keep_padding_between_buckets(ddp: DistributedDataParallel) -> None:
 
 
 def _megatron_optimizer_config(
-    config: OptimizerConfig, dtype: torch.dtype, acceleration: AccelerationConfig, role: str
+    config: OptimizerConfig, topology: Topology, acceleration: AccelerationConfig, role: str
 ) -> MegatronOptimizerConfig:
-    recipe = acceleration.fp8.recipe_of(role)
-    return MegatronOptimizerConfig(
+    dtype, recipe = topology.platform.dtype, acceleration.fp8.recipe_of(role)
+    return with_passthrough(
+        MegatronOptimizerConfig,
+        topology.megatron,
         optimizer="adam",
         lr=config.lr,
         min_lr=config.min_lr,

@@ -1,0 +1,81 @@
+"""Fields of megatron-core's own configuration classes, read from its source without importing it.
+
+Importing them takes seconds and brings torch along; a check of a configuration needs their names and types alone.
+"""
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+CLASSES = {
+    "transformer": (
+        ("transformer/transformer_config.py", "TransformerConfig"),
+        ("model_parallel_config.py", "ModelParallelConfig"),
+    ),
+    "optimizer": (("optimizer/optimizer_config.py", "OptimizerConfig"),),
+    "ddp": (("distributed/distributed_data_parallel_config.py", "DistributedDataParallelConfig"),),
+}
+"""Table of the configuration -> files below megatron/core and classes, a base class after the one that inherits it."""
+
+PLAIN = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+@cache
+def megatron_fields(table: str) -> dict[str, ast.expr]:
+    """Public field -> its annotation, of the class behind a table of CLASSES.
+
+    Raises ValueError when megatron-core is not installed, or its source is not where version 0.16 has it.
+    """
+    fields: dict[str, ast.expr] = {}
+    for file, name in CLASSES[table]:
+        path = _core() / file
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"megatron-core has no {path}: install the version in constraints.txt") from None
+        (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+        for statement in found.body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                fields.setdefault(statement.target.id, statement.annotation)
+    return {name: annotation for name, annotation in fields.items() if not name.startswith("_")}
+
+
+def accepts(annotation: ast.expr, value: object) -> bool:
+    """Whether a value of TOML is one of the annotated type; none is one of a type that TOML has no values of."""
+    if isinstance(annotation, ast.Name) and annotation.id in PLAIN:
+        wanted = PLAIN[annotation.id]
+        return type(value) is wanted or (wanted is float and type(value) is int)
+    if not isinstance(annotation, ast.Subscript):
+        return False
+    outer, inner = ast.unparse(annotation.value), annotation.slice
+    members = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+    if outer in ("Optional", "Union"):
+        return any(accepts(member, value) for member in members)
+    if outer == "Literal":
+        return any(isinstance(member, ast.Constant) and member.value == value for member in members)
+    if not isinstance(value, list | tuple):
+        return False
+    if outer in ("List", "list"):
+        return all(accepts(members[0], item) for item in value)
+    return outer in ("Tuple", "tuple") and len(value) == len(members) and all(map(accepts, members, value))
+
+
+def in_words(annotation: ast.expr) -> str:
+    """What a field takes."""
+    return ast.unparse(annotation).replace("Optional[", "[").replace("'", '"')
+
+
+def is_settable(annotation: ast.expr) -> bool:
+    """Whether TOML has values of the type at all."""
+    words = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+    return bool(words & {*PLAIN, "Literal"})
+
+
+def _core() -> Path:
+    spec = importlib.util.find_spec("megatron")
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    for place in places:
+        if (Path(place) / "core").is_dir():
+            return Path(place) / "core"
+    raise ValueError("megatron-core is not installed: pip install -e .")

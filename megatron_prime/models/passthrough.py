@@ -1,0 +1,36 @@
+"""Where settings of `[megatron]` join those that this project makes for megatron-core's classes."""
+
+from typing import Any, TypeVar
+
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_prime.config.megatron_schema import MegatronConfig
+
+T = TypeVar("T")
+
+TABLES: dict[type, str] = {
+    TransformerConfig: "transformer",
+    OptimizerConfig: "optimizer",
+    DistributedDataParallelConfig: "ddp",
+}
+
+
+def with_passthrough(kind: type[T], megatron: MegatronConfig, **ours: Any) -> T:  # noqa: ANN401
+    """A configuration of megatron-core from our settings and the user's; the user's win where both set one.
+
+    Names and types were checked with the file (config.megatron_schema). Raises ValueError when Megatron refuses the
+    combination, naming what was passed through.
+    """
+    table = TABLES[kind]
+    given = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in getattr(megatron, table).items()
+    }
+    if not given:
+        return kind(**ours)
+    try:
+        return kind(**{**ours, **given})
+    except (ValueError, AssertionError, ImportError) as error:
+        raise ValueError(f"[megatron.{table}] {given}: megatron-core refuses it: {error}") from error

@@ -1,0 +1,76 @@
+"""What the user passes through reaches megatron-core's classes, and what those refuse is told by its table."""
+
+from dataclasses import replace
+from datetime import timedelta
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hf_shapes import make_shape
+from megatron.core.distributed import DistributedDataParallelConfig
+from safetensors.torch import load_file
+from toy_runs import Toy, finish
+
+from megatron_prime.config.acceleration_schema import AccelerationConfig
+from megatron_prime.config.megatron_schema import MegatronConfig
+from megatron_prime.config.schema import PolicyConfig
+from megatron_prime.models.builder import transformer_config
+from megatron_prime.models.passthrough import with_passthrough
+from megatron_prime.parallel.platform import Platform
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.trainable import _megatron_optimizer_config
+
+
+def topology(**tables) -> Topology:
+    platform = Platform(torch.device("cpu"), "gloo", torch.float32, timedelta(seconds=60))
+    one = Topology(platform, 0, 1, 1, 0, 1, 0, 1, 0, False)
+    return replace(one, megatron=MegatronConfig(**tables))
+
+
+def test_models_take_it():
+    shape = make_shape("qwen3")
+    assert transformer_config(shape, topology()).attention_softmax_in_fp32 is True
+    changed = topology(transformer={"attention_softmax_in_fp32": False, "moe_router_dtype": "fp64"})
+    config = transformer_config(shape, changed)
+    assert (config.attention_softmax_in_fp32, config.moe_router_dtype) == (False, "fp64")
+    assert config.num_layers == shape.num_layers and config.hidden_dropout == 0.0
+
+
+def test_optimizers_and_data_parallelism_take_it():
+    role = PolicyConfig(lr=3e-6)
+    optimizer = _megatron_optimizer_config(
+        role, topology(optimizer={"log_num_zeros_in_grad": True}), AccelerationConfig(), "policy"
+    )
+    assert (optimizer.log_num_zeros_in_grad, optimizer.lr) == (True, 3e-6)
+    megatron = MegatronConfig(ddp={"bucket_size": 1000})
+    ddp = with_passthrough(DistributedDataParallelConfig, megatron, grad_reduce_in_fp32=True)
+    assert (ddp.bucket_size, ddp.grad_reduce_in_fp32) == (1000, True)
+
+
+@pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="refused without Transformer Engine")
+def test_what_megatron_refuses_names_the_table():
+    changed = topology(transformer={"apply_rope_fusion": True})
+    with pytest.raises(ValueError, match=r"\[megatron\.transformer\].*apply_rope_fusion.*refuses it"):
+        transformer_config(make_shape("qwen3"), changed)
+
+
+def test_a_run_computes_with_it(toy: Toy, tmp_path):
+    """An option of Megatron's optimizer, with which the norms of queries and keys decay too: other weights come out."""
+    arguments = (
+        "train",
+        "run.toml",
+        "trainer.num_steps=1",
+        "data.evaluation=[]",
+        "policy.num_minibatches=1",
+        "policy.weight_decay=0.5",
+    )
+    told, plain = [], {}
+    for name, more in (("plain", ()), ("passed", ("megatron.optimizer.apply_wd_to_qk_layernorm=true",))):
+        done = finish(toy.folder, *arguments, f"run_dir={tmp_path / name}", *more)
+        assert done.returncode == 0, done.stderr
+        exported = load_file(tmp_path / name / "hf" / "model.safetensors")
+        told.append(
+            {key for key in exported if not torch.equal(exported[key], plain.setdefault(key, exported[key]))}
+        )
+    assert told[0] == set()
+    assert told[1] == {key for key in plain if key.endswith(("q_norm.weight", "k_norm.weight"))}
