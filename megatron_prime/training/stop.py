@@ -31,6 +31,8 @@ class StopRequest:
         signal.signal(STOP_SIGNAL, self._ask)
         if self._file is not None:
             signal.signal(signal.SIGTERM, self._ask)
+            # A fork of this process is no rank: what ends it by SIGTERM must not find it listening instead.
+            os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
     def __call__(self) -> bool:
         """True from the first request on."""

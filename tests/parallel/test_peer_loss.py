@@ -81,6 +81,15 @@ def test_a_fault_of_its_own_is_none(error):
     assert not is_peer_loss(error)
 
 
+def test_a_broken_connection_is_a_peer():
+    left, right = socket.socketpair()
+    right.close()
+    with pytest.raises(BrokenPipeError) as caught:
+        left.send(b"x")
+    left.close()
+    assert is_peer_loss(caught.value)
+
+
 def test_nccl_names_what_it_lost():
     text = "NCCL error in: a.cpp:1, remote process exited or there was a network error, NCCL version 2.29"
     assert is_peer_loss(dist.DistBackendError(text))

@@ -57,23 +57,17 @@ def test_a_killed_node_gives_the_job_another_life(jobs, unbroken):
 
 
 @pytest.mark.minutes
-def test_ranks_that_miss_a_node_before_slurm_does_have_the_job_queued_again(jobs, unbroken):
-    """With Slurm's own default of five minutes: the script asks, and Slurm may count the node as lost later on."""
-    jobs.lab.configure("SlurmdTimeout", "300")
-    try:
-        job = jobs.submit("slurm_missed")
-        jobs.until_step(job, 0, 3)
-        for pid in (jobs.lab.pid_of(f"slurmd.{NODES[1]}"), *jobs.lab.pids_in(NODES[1])):
-            if pid is not None and Path("/proc", str(pid)).exists():
-                os.kill(pid, signal.SIGKILL)
-        log = jobs.folder / f"prime-{job}.log"
-        assert until(lambda: "queued again" in log.read_text(), 120.0)
-        assert "ended with exit code 69: ranks missed another" in log.read_text()
-        jobs.lab.start_node(NODES[1])
-        jobs.finish(job)
-    finally:
-        jobs.lab.configure("SlurmdTimeout", "15")
-    jobs.assert_as_unbroken("slurm_missed")
+def test_a_rank_that_hangs_is_missed_by_the_others_and_the_job_queued_again(jobs, unbroken):
+    """Slurm sees four processes that live: the ranks that wait for the hanging one have to say so."""
+    job = jobs.submit("slurm_hangs", **{"platform.timeout_s": "30"})
+    jobs.until_step(job, 0, 3)
+    os.kill(jobs.pid_of_rank(3), signal.SIGSTOP)
+    log = jobs.finish(job)
+    assert "ended with exit code 69: ranks missed another" in log and log.count("queued again") == 1
+    assert "stuck: rank 3 did not arrive" in "".join(
+        path.read_text() for path in jobs.logs(job, 0).glob("rank-*")
+    )
+    jobs.assert_as_unbroken("slurm_hangs")
 
 
 @pytest.mark.minutes

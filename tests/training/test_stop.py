@@ -39,8 +39,10 @@ def test_the_file_asks(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("has_script", [True, False])
 def test_sigterm_asks_under_a_script_alone(tmp_path, has_script):
-    """Elsewhere it ends the process, as it does any other."""
+    """Elsewhere it ends the process, and a fork of it always, as any other."""
     code = "import os, signal; from megatron_prime.training.stop import StopRequest; asked = StopRequest(); "
+    code += "child = os.fork() or signal.pause(); os.kill(child, signal.SIGTERM); "
+    code += "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM; "
     code += "os.kill(os.getpid(), signal.SIGTERM); print(asked())"
     changes = {STOP_FILE: str(tmp_path / "stop")} if has_script else {}
     done = subprocess.run(
