@@ -23,7 +23,8 @@ NCCL_SIGNS = (
 def is_peer_loss(error: BaseException) -> bool:
     """True for an error of a process group or of the job's store that a lost peer causes, or one raised from it.
 
-    A connection that breaks to any other process counts as well: a start later on may find it there. Gloo's errors have no type of their own; its transport names its source file in each.
+    A connection that breaks to any other process counts as well: a start later on may find it there. Gloo's errors have
+    no type of their own; its transport names its source file in each.
     """
     if isinstance(error, dist.DistBackendError):
         return any(sign in str(error) for sign in NCCL_SIGNS)

@@ -16,14 +16,16 @@ SURVIVOR = """
 import datetime, os, signal, sys, time, torch, torch.distributed as dist
 from megatron_prime.parallel.peer_loss import EXIT_CODE, is_peer_loss
 rank, how = int(os.environ["RANK"]), sys.argv[1]
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=3))
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
 dist.all_reduce(torch.ones(3))
+group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=6))
+dist.all_reduce(torch.ones(3), group=group)
 if rank == 1:
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 try:
-    dist.all_reduce(torch.ones(3))
+    dist.all_reduce(torch.ones(3), group=group)
 except RuntimeError as error:
     try:
         raise RuntimeError("the update failed") from error
