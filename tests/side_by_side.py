@@ -16,6 +16,8 @@ BY_FIXTURE = {
 }
 """Session fixture -> group of every file that has a test with it."""
 BY_PATH = {
+    # One Slurm at a time, and most of its jobs train the toy.
+    "tests/slurm/": "toy",
     # SGLang servers start with all cores; so many at a time would run into their deadlines.
     "tests/resharding/test_sglang_path.py": "servers",
     "tests/rollout/test_sglang_": "servers",
