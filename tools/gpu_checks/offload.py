@@ -68,7 +68,7 @@ def _beside_compute(built: Roles, setting: Setting) -> Iterator[Line]:
     """Products that the GPU is given right after the PRM leaves, against both one after the other."""
     size = 4096 if setting.is_cuda and not setting.is_tiny else 64
     matrix = torch.randn(size, size, dtype=torch.bfloat16, device=setting.device)
-    repeats = 200 if setting.is_cuda and not setting.is_tiny else 1
+    repeats = 1000 if setting.is_cuda and not setting.is_tiny else 1
 
     def compute() -> None:
         for _ in range(repeats):
