@@ -80,9 +80,13 @@ class Platform:
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
-    def host_buffer(self, num_bytes: int) -> torch.Tensor:
-        """Host memory as a flat uint8 tensor: pinned on a GPU platform, so that copies run beside the host."""
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.is_cuda)
+    def host_buffers(self, num_bytes: int) -> list[torch.Tensor]:
+        """Host memory of so many bytes, as flat uint8 tensors that make it up in order.
+
+        Pinned on a GPU platform, so that copies run beside the host; then in pieces that nobody rounds up.
+        """
+        sizes = unrounded_sizes(num_bytes) if self.is_cuda else [num_bytes]
+        return [torch.empty(size, dtype=torch.uint8, pin_memory=self.is_cuda) for size in sizes]
 
     def copy_to_host(
         self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], after: CopyMark | None = None
@@ -149,6 +153,18 @@ class Platform:
                 f"the environment sets {', '.join(given)} only: start with torchrun, or unset them for one process"
             )
         dist.init_process_group(self.backend, timeout=self.timeout)
+
+
+def unrounded_sizes(num_bytes: int, least: int = 1 << 20) -> list[int]:
+    """Powers of two, the largest first, and at last what is left below `least`; they add up to num_bytes.
+
+    torch's allocator of pinned memory rounds each block up to a power of two, nearly twice as much at worst.
+    """
+    sizes = []
+    while num_bytes >= least:
+        sizes.append(1 << (num_bytes.bit_length() - 1))
+        num_bytes -= sizes[-1]
+    return [*sizes, num_bytes] if num_bytes or not sizes else sizes
 
 
 @cache

@@ -53,7 +53,7 @@ class Residency:
         self._offloaded: tuple[PartName, ...] = tuple(name for name in parts if name in offloaded)
         self._holders = dict.fromkeys(parts, 0)
         self._away: dict[PartName, list[_Parked]] = {}
-        self._host_copies: dict[PartName, dict[int, torch.Tensor]] = {name: {} for name in parts}
+        self._host_copies: dict[PartName, dict[int, list[torch.Tensor]]] = {name: {} for name in parts}
         self._copied: dict[PartName, CopyMark | None] = dict.fromkeys(parts)
         """End of the last copies, either way, that touch a part's host copies."""
         self.most_bytes = 0
@@ -94,7 +94,7 @@ class Residency:
 
     def host_bytes(self) -> int:
         """Bytes of the host copies, which are kept while their part is on the device."""
-        return sum(copy.numel() for copies in self._host_copies.values() for copy in copies.values())
+        return sum(_num_bytes(copy) for copies in self._host_copies.values() for copy in copies.values())
 
     def _storages(self, name: PartName) -> dict[int, torch.UntypedStorage]:
         storages = (tensor.untyped_storage() for tensor in self._parts[name].tensors())
@@ -109,9 +109,9 @@ class Residency:
         for key, storage in storages.items():
             num_bytes = storage.nbytes()
             if content != "dropped" and (key not in copies or content == "kept"):
-                if key not in copies or copies[key].numel() != num_bytes:
-                    copies[key] = self._platform.host_buffer(num_bytes)
-                pairs.append((copies[key], _bytes_of(storage)))
+                if key not in copies or _num_bytes(copies[key]) != num_bytes:
+                    copies[key] = self._platform.host_buffers(num_bytes)
+                pairs += zip(copies[key], _pieces(storage, copies[key]), strict=True)
         if pairs:
             self._copied[name] = self._platform.copy_to_host(pairs, self._copied[name])
         parked = [_Parked(storage, storage.nbytes(), copies.get(key)) for key, storage in storages.items()]
@@ -126,7 +126,7 @@ class Residency:
             if parked.host_copy is None:
                 _bytes_of(parked.storage).zero_()
             else:
-                pairs.append((_bytes_of(parked.storage), parked.host_copy))
+                pairs += zip(_pieces(parked.storage, parked.host_copy), parked.host_copy, strict=True)
         if pairs:
             self._copied[name] = self._platform.copy_to_device(pairs, self._copied[name])
 
@@ -137,9 +137,19 @@ class _Parked:
 
     storage: torch.UntypedStorage
     num_bytes: int
-    host_copy: torch.Tensor | None
+    host_copy: list[torch.Tensor] | None
+    """In pieces."""
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
     """The storage as a flat uint8 tensor."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _pieces(storage: torch.UntypedStorage, host_copy: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The storage's bytes, divided as its host copy is."""
+    return _bytes_of(storage).split([len(piece) for piece in host_copy])
+
+
+def _num_bytes(host_copy: list[torch.Tensor]) -> int:
+    return sum(len(piece) for piece in host_copy)

@@ -8,7 +8,12 @@ import pytest
 import torch
 from distributed_runner import run_distributed
 
-from megatron_prime.parallel.platform import Platform, select_platform, transformer_engine_fault
+from megatron_prime.parallel.platform import (
+    Platform,
+    select_platform,
+    transformer_engine_fault,
+    unrounded_sizes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def test_cuda_is_refused_without_a_gpu():
 
 def test_copies_on_a_cpu_are_over_when_they_return():
     platform = Platform(torch.device("cpu"), "gloo", torch.float32, None)
-    device, host = torch.arange(5, dtype=torch.uint8), platform.host_buffer(5)
+    device, (host,) = torch.arange(5, dtype=torch.uint8), platform.host_buffers(5)
     assert platform.copy_to_host([(host, device)]) is None
     device.zero_()
     assert platform.copy_to_device([(device, host)]) is None
@@ -87,3 +92,11 @@ def test_says_why_transformer_engine_does_not_import(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "transformer_engine"]:
         del sys.modules[name]
     sys.path_importer_cache.pop(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 999, 1 << 20, (1 << 20) + 1, 52 * 10**9 + 7, (1 << 36) - 1])
+def test_pieces_of_pinned_memory_are_not_rounded_up(num_bytes):
+    sizes = unrounded_sizes(num_bytes)
+    assert sum(sizes) == num_bytes and sizes == sorted(sizes, reverse=True) and len(sizes) < 20
+    taken = sum(1 << max(0, size - 1).bit_length() for size in sizes)
+    assert taken - num_bytes <= 1 << 20, "what torch's allocator takes for them"

@@ -215,8 +215,8 @@ class LatePlatform:
     def __init__(self):
         self.log = []
 
-    def host_buffer(self, num_bytes):
-        return torch.full((num_bytes,), 77, dtype=torch.uint8)
+    def host_buffers(self, num_bytes):
+        return list(torch.full((num_bytes,), 77, dtype=torch.uint8).split(5))
 
     def copy_to_host(self, pairs, after=None):
         if after is not None:
@@ -271,7 +271,7 @@ def test_a_part_stays_whole_when_host_memory_runs_out():
     def no_memory(num_bytes):
         raise RuntimeError("out of pinned memory")
 
-    platform.host_buffer = no_memory
+    platform.host_buffers = no_memory
     role = Residency(platform, {"weights": Part(lambda: [tensor])}, ("weights",))
     with pytest.raises(RuntimeError, match="pinned"):
         role.park()
