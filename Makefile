@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 PYTEST_ARGS ?=
 # The whole suite runs in two processes (tests/side_by_side.py); what PYTEST_ARGS names runs in one.
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n 2
 # SGLang pins its own torch, so it has an environment of its own; SGLANG_CACHE names a folder to share it from.
 SGLANG_VENV := .venv-sglang
 SGLANG_CACHE ?=
