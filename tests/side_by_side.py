@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for fixture in getattr(item, "fixturenames", ()):
             if OF_FIXTURE.get(fixture, group_of(item.nodeid)) != group_of(item.nodeid):
                 raise pytest.UsageError(
-                    f"{item.nodeid} uses {fixture}: put its file into the group {OF_FIXTURE[fixture]!r} in {__name__}.py"
+                    f"{item.nodeid} uses {fixture}: put its file into {OF_FIXTURE[fixture]!r} of {__name__}.GROUPS"
                 )
     places = {group: place for place, group in enumerate(LONGEST)}
     # A stable sort: the tests of a group stay in their order.
