@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import gpu_check
 from distributed_runner import run_distributed
+from gpu_checks import precision
 from gpu_checks.catalog import CHECKS, Check, chosen
 from gpu_checks.lines import Line, Outcome, Setting, judged
 from gpu_checks.precision import FOLLOWS_RULE, Sizes, ruled_sequences
@@ -135,6 +136,19 @@ def test_a_broken_check_is_a_line_and_the_exit_code(tmp_path, monkeypatch, capsy
     assert "no check broken" in report["checks"][0]["fault"]
     assert "did not come to its end" in capsys.readouterr().out
     assert "did not come to its end" in as_markdown(report)
+
+
+def test_a_format_that_breaks_is_a_line_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def curve(kind, form, model, setting):
+        if form.name == "bf16":
+            raise RuntimeError("CUDA out of memory\nmore words")
+        return [7.0] * 6
+
+    monkeypatch.setattr(precision, "_curve", curve)
+    failed = [line for line in precision.parity(Setting("cpu", True, tmp_path)) if line.status == "fail"]
+    assert [line.what for line in failed] == ["sft loss, bf16", "prm loss, bf16"]
+    assert {line.note for line in failed} == {"RuntimeError: CUDA out of memory"}
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_outcome_is_its_worst_line():

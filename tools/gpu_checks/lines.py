@@ -1,12 +1,15 @@
 """What a check says: one line a figure, judged where there is a goal, and the setting that it runs in."""
 
 import importlib.util
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 Status = Literal["pass", "fail", "skipped", "info"]
 ROOT = Path(__file__).parents[2]
+FAULTS = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, ImportError)
+"""Memory runs out, or a library refuses a setting or fails in it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,13 @@ def judged(
 def skipped(what: str, reason: str, goal: str = "") -> Line:
     """Something that cannot be done here."""
     return Line(what, "skipped", goal=goal, note=reason)
+
+
+def broke(what: str, error: Exception) -> Line:
+    """One of several settings that ended in one of FAULTS; the others can go on. The traceback goes to the log."""
+    traceback.print_exception(error)
+    words = str(error).strip().splitlines()
+    return Line(what, "fail", note=f"{type(error).__name__}: {words[0][:300] if words else ''}")
 
 
 def has_package(name: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_checks.lines import Line, Setting, judged, skipped, told
+from gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
 from gpu_checks.roles import (
     FP8_RECIPES,
     Roles,
@@ -82,7 +82,14 @@ def parity(setting: Setting) -> Iterator[Line]:
             if reason is not None:
                 yield skipped(what, reason)
                 continue
-            curve = _curve(kind, form, model, setting)
+            try:
+                curve = _curve(kind, form, model, setting)
+            except FAULTS as error:
+                yield broke(what, error)
+                continue
+            if form.bound and not baseline:
+                yield skipped(what, "fp32, to compare with, failed")
+                continue
             if not form.bound:
                 baseline = curve
                 yield _first_line(what, curve, setting)
@@ -220,8 +227,11 @@ def zero_rewards(setting: Setting) -> Iterator[Line]:
         if reason is not None:
             yield skipped(what, reason, "0")
             continue
-        with roles(setting, model, *overrides) as built:
-            yield from _zero_lines(what, built, setting)
+        try:
+            with roles(setting, model, *overrides) as built:
+                yield from _zero_lines(what, built, setting)
+        except FAULTS as error:
+            yield broke(what, error)
 
 
 def _zero_lines(what: str, built: Roles, setting: Setting) -> Iterator[Line]:

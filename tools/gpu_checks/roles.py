@@ -146,6 +146,7 @@ def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = T
 
     Raises ValueError when the configuration asks for what this machine does not have.
     """
+    gc.collect()  # of a setting that ended in a fault, whose traceback held its models until now
     config = make_config(setting, model, *overrides)
     topology = start_topology(config)
     found = Roles(config, topology, None, None, None)

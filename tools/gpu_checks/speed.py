@@ -1,5 +1,6 @@
 """A training step of a real model: its share of the GPU's peak, what FP8 gains, and its memory beside the plan."""
 
+import math
 import statistics
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_checks.lines import ROOT, Line, Setting, judged, skipped, told
+from gpu_checks.lines import FAULTS, ROOT, Line, Setting, broke, judged, skipped, told
 from gpu_checks.machine import synchronize
 from gpu_checks.roles import (
     FP8_RECIPES,
@@ -77,13 +78,16 @@ def _training_step(shape_name: str, setting: Setting) -> Iterator[Line]:
             yield skipped(f"update, {name}", reason)
             continue
         shared = ("platform.dtype=bf16", f"memory.recompute.granularity={recompute}", *_limits(setting))
-        with roles(setting, model, *shared, *overrides, load_weights=False) as built:
-            by_size = {number: _update_seconds(built, number, setting) for number in (1, MICROBATCHES)}
-            yield from _speed_lines(name, built, by_size, setting)
+        try:
+            with roles(setting, model, *shared, *overrides, load_weights=False) as built:
+                by_size = {number: _update_seconds(built, number, setting) for number in (1, MICROBATCHES)}
+                yield from _speed_lines(name, built, by_size, setting)
+        except FAULTS as error:
+            yield broke(f"update, {name}", error)
+            continue
         seconds_of[name] = by_size[MICROBATCHES]
-    gains = {
-        name: seconds_of["bf16"] / seconds for name, seconds in seconds_of.items() if name.startswith("fp8")
-    }
+    base = seconds_of.get("bf16", math.nan)
+    gains = {name: base / seconds for name, seconds in seconds_of.items() if name.startswith("fp8")}
     what, goal = f"best FP8 recipe: speed over bf16, {MICROBATCHES} microbatches", f">= {FP8_GOAL}"
     if not gains:
         yield skipped(what, "no FP8 recipe ran", goal)
@@ -193,11 +197,14 @@ def memory(setting: Setting) -> Iterator[Line]:
         for recompute in RECOMPUTES:
             chosen = (f"memory.recompute.granularity={recompute}", *overrides)
             planned = _of_policy(_plan(model, setting, 2, *chosen))
-            with roles(
-                setting, model, "platform.dtype=bf16", *_limits(setting), *chosen, load_weights=False
-            ) as built:
-                measured = _measured_bytes(built, setting)
-            yield from _memory_lines(f"{name}, recompute {recompute}", planned, measured, setting)
+            try:
+                with roles(
+                    setting, model, "platform.dtype=bf16", *_limits(setting), *chosen, load_weights=False
+                ) as built:
+                    measured = _measured_bytes(built, setting)
+                yield from _memory_lines(f"{name}, recompute {recompute}", planned, measured, setting)
+            except FAULTS as error:
+                yield broke(f"{name}, recompute {recompute}", error)
 
 
 def _memory_lines(
