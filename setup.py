@@ -43,6 +43,7 @@ setup(
         # Also an undeclared dependency of megatron-core's checkpoint writer, which hangs without it.
         "psutil>=6.0",
         "jinja2>=3.1",
+        "pyyaml>=6.0",
     ],
     extras_require={
         # NVIDIA's apex is not on PyPI: the PyPI project `apex` is unrelated. Nothing here needs apex; whoever
