@@ -17,6 +17,7 @@ GROUPS = (
     ("tests/examples/", "toy"),
     ("tests/slurm/", "toy"),
     ("tests/tools/test_chaos", "toy"),
+    ("tests/models/test_passthrough", "toy"),
     ("tests/parallel/test_watchdog", "toy"),
     ("tests/training/test_guards", "toy"),
     ("tests/training/test_loop", "toy"),
@@ -57,15 +58,15 @@ def group_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the processes of pytest-xdist alone: sort groups by what takes long, and refuse a fixture started twice."""
-    if not hasattr(config, "workerinput"):
-        return
+    """Refuse a fixture that two groups would start; in the processes of pytest-xdist, long groups come first."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if OF_FIXTURE.get(fixture, group_of(item.nodeid)) != group_of(item.nodeid):
                 raise pytest.UsageError(
                     f"{item.nodeid} uses {fixture}: put its file into {OF_FIXTURE[fixture]!r} of {__name__}.GROUPS"
                 )
+    if not hasattr(config, "workerinput"):
+        return
     places = {group: place for place, group in enumerate(LONGEST)}
     # A stable sort: the tests of a group stay in their order.
     items.sort(key=lambda item: places.get(group_of(item.nodeid), len(places)))
