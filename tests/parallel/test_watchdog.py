@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from toy_runs import Started, Toy, is_logged
 
+from megatron_prime.parallel.peer_loss import EXIT_CODE
 from megatron_prime.parallel.watchdog import Report, diagnose
 
 RANK = """
@@ -92,7 +93,7 @@ def jobs(tmp_path_factory):
 )
 def test_a_rank_that_did_not_arrive_is_named_with_phase_step_and_last_event(case, why, jobs):
     job = jobs[case, 1]
-    assert job.code == 1, job.told
+    assert job.code == EXIT_CODE, job.told
     assert "stuck: rank 1 did not arrive" in job.told
     assert f"rank 1 {why}" in job.told
     lines = [
@@ -112,7 +113,7 @@ def test_a_rank_that_did_not_arrive_is_named_with_phase_step_and_last_event(case
 
 def test_a_stopped_rank_0_which_holds_the_store_is_named_too(jobs):
     job = jobs["is stopped", 0]
-    assert job.code == 1, job.told
+    assert job.code == EXIT_CODE, job.told
     assert f"the job's store at 127.0.0.1:{job.port} does not answer: rank 0" in job.told
     assert "waits in all_reduce" in job.told
 
