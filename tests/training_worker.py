@@ -273,7 +273,7 @@ def moments_of_buckets():
 
     from megatron_prime.training.trainable import _megatron_optimizer_config, keep_padding_between_buckets
 
-    topology_of("one")
+    topology = topology_of("one")
     module = torch.nn.Module()
     for name, size in (("embedding", 7), ("layer", 5)):
         setattr(module, name, torch.nn.Parameter(torch.randn(size)))
@@ -283,7 +283,7 @@ def moments_of_buckets():
     ddp = DistributedDataParallel(config, settings, module)
     keep_padding_between_buckets(ddp)
     optimizer = get_megatron_optimizer(
-        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), torch.float32, AccelerationConfig(), "policy"),
+        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), topology, AccelerationConfig(), "policy"),
         [ddp],
     )
     for parameter in module.parameters():

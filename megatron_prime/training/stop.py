@@ -31,8 +31,11 @@ class StopRequest:
         signal.signal(STOP_SIGNAL, self._ask)
         if self._file is not None:
             signal.signal(signal.SIGTERM, self._ask)
-            # A fork of this process is no rank: what ends it by SIGTERM must not find it listening instead.
-            os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+            # A fork of this process is no rank: what ends it by SIGTERM must not find it listening instead, not even in
+            # the moment before its action is set: until then the signal waits.
+            os.register_at_fork(
+                before=_hold_sigterm, after_in_parent=_release_sigterm, after_in_child=_end_by_sigterm
+            )
 
     def __call__(self) -> bool:
         """True from the first request on."""
@@ -42,3 +45,16 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._is_asked = True
+
+
+def _hold_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _end_by_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _release_sigterm()

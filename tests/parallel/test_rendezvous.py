@@ -1,5 +1,7 @@
 """Values that several processes share, and the address by which others reach this machine."""
 
+import time
+
 import pytest
 
 from megatron_prime.parallel.rendezvous import RendezvousStore, address_towards, master_host
@@ -10,9 +12,18 @@ def test_values_written_are_read_from_elsewhere_and_nobody_waits_for_others():
     other = RendezvousStore.at("127.0.0.1", store.port, 5)
     assert store.port > 0 and other.get("a", "key") is None
     store.set("a", "key", {"x": [1, "y"]})
-    assert other.get("a", "key") == {"x": [1, "y"]} and other.get("b", "key") is None
+    assert _soon(lambda: other.get("a", "key"), not_this=None) == {"x": [1, "y"]}
+    assert other.get("b", "key") is None
     other.set("a", "key", {"x": 2})
-    assert store.get("a", "key") == {"x": 2}
+    assert _soon(lambda: store.get("a", "key"), not_this={"x": [1, "y"]}) == {"x": 2}
+
+
+def _soon(read, not_this):
+    """A store takes a value after `set` has returned."""
+    deadline = time.monotonic() + 5
+    while (value := read()) == not_this and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return value
 
 
 def test_a_store_that_is_not_there_is_an_error():
