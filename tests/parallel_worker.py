@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from context_worker import share_tokens
 from layout_worker import topology_of
+from shard_scores import score_shard
 
-from megatron_prime.parallel import collectives, vocab_logprobs
+from megatron_prime.parallel import collectives
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
-from megatron_prime.parallel.vocab_logprobs import VocabShard, output_logprobs
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -172,36 +172,14 @@ def _platform():
     return platform
 
 
-def _score_shard(
-    topology,
-    hidden_RH,
-    weight_VH,
-    labels_R,
-    num_real,
-    upstream_2R,
-    temperature,
-    chunk_tokens,
-    gathered,
-    tile_columns,
-):
-    vocab_logprobs.FEWEST_COLUMNS = tile_columns
-    vocab_logprobs.TILE_ELEMENTS["cpu"] = tile_columns * chunk_tokens
+def _score_shard(topology, weight_VH, num_real, **case):
     rows = len(weight_VH) // topology.tensor_size
     first_row = topology.tensor_rank * rows
-    hidden_RH = hidden_RH.clone().requires_grad_()
-    local_VH = weight_VH[first_row : first_row + rows].clone().requires_grad_()
-    num_rows = max(0, min(rows, num_real - first_row))
-    shard = VocabShard(topology.tensor_group, first_row, num_rows, hidden_is_gathered=gathered)
-    logprobs_R, entropy_R = output_logprobs(hidden_RH, local_VH, labels_R, shard, temperature, chunk_tokens)
-    (upstream_2R * torch.stack([logprobs_R, entropy_R])).sum().backward()
-    return {
+    scores = score_shard(topology.tensor_group, "auto", weight_VH=weight_VH, num_real=num_real, **case)
+    return scores | {
         "tensor_rank": topology.tensor_rank,
         "first_row": first_row,
-        "num_rows": num_rows,
-        "logprobs": logprobs_R.detach(),
-        "entropy": entropy_R.detach(),
-        "grad_hidden": hidden_RH.grad,
-        "grad_weight": local_VH.grad,
+        "num_rows": max(0, min(rows, num_real - first_row)),
     }
 
 
