@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The newest Python is not always the right one: dependencies publish wheels late. 3.11 is what we test.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 PYTEST_ARGS ?=
-# The whole suite runs in two processes (tests/side_by_side.py); what PYTEST_ARGS names runs in one.
+# The whole suite runs in two processes (tests/support/side_by_side.py); what PYTEST_ARGS names runs in one.
 SIDE_BY_SIDE := -n 2
 # SGLang pins its own torch, so it has an environment of its own; SGLANG_CACHE names a folder to share it from.
 SGLANG_VENV := .venv-sglang
@@ -27,7 +27,7 @@ help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 quickstart: $(STAMP) ## Train a toy model end to end on this machine
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/python -m examples.quickstart
 
 sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
 	$(BUILD_SGLANG)

@@ -1,6 +1,6 @@
 """Peak memory and speed of the conversions, on a model made for it: few layers, tensors as wide as a 7B's or as asked.
 
-    python benchmarks/conversion.py [--hidden 3584] [--ffn 18944] [--vocab 152064] [--layers 2]
+    python -m benchmarks.conversion [--hidden 3584] [--ffn 18944] [--vocab 152064] [--layers 2]
 
 Each direction runs in a process of its own. Peak memory is what the kernel says of that process (VmHWM), less what it
 held before it began; page cache is not counted, as it can be taken back. Prints one line a direction, and the model's
@@ -18,9 +18,9 @@ import torch
 
 from megatron_prime.conversion.to_hf import megatron_to_hf
 from megatron_prime.conversion.to_megatron import hf_to_megatron
+from megatron_prime.hf.checkpoint import HFCheckpointWriter, TensorSpec
+from megatron_prime.hf.mapping import hf_tensors, parameters_of
 from megatron_prime.models.builder import read_shape
-from megatron_prime.models.hf_checkpoint import HFCheckpointWriter, TensorSpec
-from megatron_prime.models.hf_mapping import hf_tensors, parameters_of
 from megatron_prime.models.megatron_folder import RELEASE
 from megatron_prime.observability.progress import Progress
 

@@ -1,7 +1,7 @@
 """The log-prob and entropy kernels beside other ways, as time over a floor that is measured in the same run.
 
-    python benchmarks/logprob_kernel.py [--json FILE]       # on a GPU: 4,096 tokens, vocabulary 151,936, bf16
-    python benchmarks/logprob_kernel.py --device cpu        # small sizes, plain torch only
+    python -m benchmarks.logprob_kernel [--json FILE]       # on a GPU: 4,096 tokens, vocabulary 151,936, bf16
+    python -m benchmarks.logprob_kernel --device cpu        # small sizes, plain torch only
 
 1. A tile of logits, given: the part of the work that goes over every logit. The floor is the bytes that must move (the
    tile read once forward; read, and its gradient written, backward) over the bandwidth of a copy. Tiles take turns over
@@ -25,10 +25,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from live_bytes import LiveBytes
-from logprob_ways import Calls, CannotRunError, LayerInputs, Scores, TileInputs, layer_ways, tile_ways
 
-from megatron_prime.parallel.vocab_logprobs import TILE_ELEMENTS
+from benchmarks.live_bytes import LiveBytes
+from benchmarks.logprob_ways import (
+    Calls,
+    CannotRunError,
+    LayerInputs,
+    Scores,
+    TileInputs,
+    layer_ways,
+    tile_ways,
+)
+from megatron_prime.logprobs.output_layer import TILE_ELEMENTS
 
 
 def _faults_of_triton() -> tuple[type[Exception], ...]:

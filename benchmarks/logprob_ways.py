@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
-from megatron_prime.parallel.logprob_tiles import TorchTileMath
-from megatron_prime.parallel.vocab_logprobs import VocabShard, output_logprobs
+from megatron_prime.logprobs.output_layer import VocabShard, output_logprobs
+from megatron_prime.logprobs.tiles import TorchTileMath
 
 CHUNK_TOKENS = 1024
 Scores = tuple[torch.Tensor, torch.Tensor | None]
@@ -128,7 +128,7 @@ def tile_ways(inputs: TileInputs) -> Iterator[tuple[str, Callable[[], Calls]]]:
 def _our_tile(kernel: str, inputs: TileInputs) -> Calls:
     if kernel == "triton":
         _library("triton")
-        from megatron_prime.parallel.logprob_kernels import TritonTileMath as TileMath
+        from megatron_prime.logprobs.kernels import TritonTileMath as TileMath
     else:
         TileMath = TorchTileMath
     shape, labels_C = inputs.logits[0].shape, inputs.labels_C

@@ -1,4 +1,4 @@
-"""Log-probs and entropy at a vocabulary of 152k, five ways: `python benchmarks/logprobs.py [--quick]`.
+"""Log-probs and entropy at a vocabulary of 152k, five ways: `python -m benchmarks.logprobs [--quick]`.
 
 Memory, time and error. Each way runs forward and backward in a process of its own, twice: once for the clock and the
 operating system's account of memory, once counting the bytes of live tensors. Some minutes on one core.
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from live_bytes import LiveBytes
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.live_bytes import LiveBytes
+from megatron_prime.logprobs.output_layer import VocabShard, output_logprobs
 from megatron_prime.observability.metrics import peak_resident_bytes
-from megatron_prime.parallel.vocab_logprobs import VocabShard, output_logprobs
 
 Scores = tuple[torch.Tensor, torch.Tensor | None]
 CHUNK_TOKENS = 1024

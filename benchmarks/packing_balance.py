@@ -1,4 +1,4 @@
-"""How evenly packing spreads a batch over ranks: `python benchmarks/packing_balance.py`, a few seconds.
+"""How evenly packing spreads a batch over ranks: `python -m benchmarks.packing_balance`, a few seconds.
 
 Batches are heavy-tailed (log-normal responses that are cut off at the limit, 200 prompt tokens). Compared with naive
 packing: rows dealt to the ranks in the order of arrival, each rank filling one microbatch after another.
@@ -9,9 +9,9 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from megatron_prime.data.packing import Packing, Padding, RowCosts, pack
+from megatron_prime.hf.shape import ModelShape
 from megatron_prime.models.costs import row_costs
-from megatron_prime.models.hf_shape import ModelShape
+from megatron_prime.models.packing import Packing, Padding, RowCosts, pack
 
 PROMPT_TOKENS = 200
 QWEN_7B = ModelShape.from_hf_config(

@@ -1,6 +1,6 @@
 """Predicted against measured memory: what `megatron-prime plan` says of small CPU runs, and what their tensors take.
 
-    python benchmarks/plan_accuracy.py
+    python -m benchmarks.plan_accuracy
 
 Three models of a family (policy, PRM, reference) are built in each layout; one update of the policy is run over
 microbatches that are full. Measured are the storages of weights, gradients and optimizer states, and the most bytes of
@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from live_bytes import LiveBytes
 
-from megatron_prime.config.schema import PrimeConfig
+from benchmarks.live_bytes import LiveBytes
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology

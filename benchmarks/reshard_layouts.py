@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.summary import summary

@@ -68,8 +68,8 @@ def measure(repeats: int, timeout_s: float = 300) -> list[dict[str, Any]]:
 def rank_main(folder: Path, repeats: int) -> None:
     """Measure every case; rank 0 writes the result."""
     import torch.distributed as dist
-    from reshard_ways import Ways
 
+    from benchmarks.reshard_ways import Ways
     from megatron_prime.parallel.platform import select_platform
 
     platform = select_platform("cpu")

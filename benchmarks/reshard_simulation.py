@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from reshard_layouts import LLAMA_70B, MOE_1T, QWEN3_235B, Case
-
-from megatron_prime.models.hf_mapping import hf_tensors
+from benchmarks.reshard_layouts import LLAMA_70B, MOE_1T, QWEN3_235B, Case
+from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.summary import summary

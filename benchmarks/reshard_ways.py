@@ -9,9 +9,9 @@ import torch.distributed as dist
 from megatron.core.resharding.copy_services.gloo_copy_service import GlooCopyService
 from megatron.core.resharding.refit import swap_model_weights
 
+from megatron_prime.hf.convert import import_hf
+from megatron_prime.hf.mapping import hf_shards, hf_tensors
 from megatron_prime.models.builder import BuiltModel, build_model
-from megatron_prime.models.hf_convert import import_hf
-from megatron_prime.models.hf_mapping import hf_shards, hf_tensors
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology, build_topology
 from megatron_prime.resharding.layouts import EngineLayout, local_parameters

@@ -1,4 +1,4 @@
-"""How much a weight sync moves and how long it takes: `python benchmarks/resharding.py --json out.json`.
+"""How much a weight sync moves and how long it takes: `python -m benchmarks.resharding --json out.json`.
 
     1. bytes sent over the fewest that could do, for every layout of a grid
     2. seconds on large jobs, simulated from the bytes on each link, beside gathering everything
@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import reshard_measured
-from reshard_layouts import bytes_over_lower_bound, grid
-from reshard_simulation import NIC_BYTES_PER_S, NVLINK_BYTES_PER_S, RANKS_PER_NODE, cases, simulate
+from benchmarks import reshard_measured
+from benchmarks.reshard_layouts import bytes_over_lower_bound, grid
+from benchmarks.reshard_simulation import NIC_BYTES_PER_S, NVLINK_BYTES_PER_S, RANKS_PER_NODE, cases, simulate
 
 WAYS = ("ours", "gather everything", "megatron-core", "memcpy")
 

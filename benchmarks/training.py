@@ -1,6 +1,6 @@
 """Training speed beside the equal HF model, and the share of a step that is not model compute.
 
-    python benchmarks/training.py [--quick]      # about two minutes on two cores
+    python -m benchmarks.training [--quick]      # about two minutes on two cores
 
 1. Tokens a second of scoring and of forward + backward, on one process and on two: this project packed,
    and transformers with sdpa on the same weights and tokens. The ways take turns within one run.
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training_ways import run_ranks
+from benchmarks.training_ways import run_ranks
 
 ROOT = Path(__file__).parents[1]
 TOY_STEPS = 8
@@ -91,13 +91,11 @@ def overhead_table(records: list[dict[str, float]], inside: list[dict[str, float
 
 def _toy_run(folder: Path, num_steps: int) -> int:
     """Train on the arithmetic task in this process, timing what happens inside the models."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    from arithmetic_task import write_all
-
+    from examples.arithmetic_task import write_all
     from megatron_prime.cli import main as command_line
+    from megatron_prime.engines.local.engine import LocalEngine
     from megatron_prime.models import forward
     from megatron_prime.observability import heartbeat
-    from megatron_prime.rollout.local_engine import LocalEngine
     from megatron_prime.training.trainable import Trainable
     from megatron_prime.training.trainer import Trainer
 

@@ -1,12 +1,12 @@
 """The math verifier beside plain math-verify, and the code verifier's sandbox: what attacks come to, what a box costs.
 
-`PYTHONPATH=. python benchmarks/verifiers.py`, about three minutes. Both judge the same hand-made cases
-(tests/rewards/math_cases.toml) in the same run; math-verify as its documentation shows it, with its own time limits.
+`python -m benchmarks.verifiers`, about three minutes. Both judge the same hand-made cases
+(tests/rewards/math/math_cases.toml) in the same run; math-verify as its documentation shows it, with its own
+time limits.
 """
 
 import logging
 import statistics
-import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -15,16 +15,15 @@ from pathlib import Path
 import psutil
 from math_verify import parse, verify
 
-from megatron_prime.config.reward_schema import CodeConfig
+from megatron_prime.config.tables.reward import CodeConfig
 from megatron_prime.rewards import VerifierPool
-from megatron_prime.rewards.code_comparison import outputs_equal, results_equal
-from megatron_prime.rewards.math_answer import MathAnswer
-from megatron_prime.rewards.sandbox import Completed, Sandbox
+from megatron_prime.rewards.code.comparison import outputs_equal, results_equal
+from megatron_prime.rewards.code.sandbox import Completed, Sandbox
+from megatron_prime.rewards.math.answer import MathAnswer
+from tests.rewards.code import sandbox_attacks
+from tests.rewards.math.pathological_answers import ANSWERS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-import sandbox_attacks  # noqa: E402 - it lies beside the tests
-from pathological_answers import ANSWERS  # noqa: E402
 
 DEADLINE_S = 2.0
 NUM_ROUNDS = 6

@@ -9,7 +9,7 @@ The supervised traces come from a demonstrator that mis-remembers part of its ta
 the procedure and makes habitual mistakes, which reinforcement learning then has to remove. See
 `Demonstrator` for the two numbers that set how often it is right.
 
-    python examples/arithmetic_task.py --output runs/arithmetic
+    python -m examples.arithmetic_task --output runs/arithmetic
 
 writes `model/` (random weights, config and tokenizer as Hugging Face saves them), `sft.jsonl` (prompt, response),
 `train.jsonl` and `heldout.jsonl` (prompt, answer). The same seed writes the same bytes.

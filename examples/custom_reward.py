@@ -4,7 +4,7 @@
 
 or as a server, which other languages and machines can be too (its protocol is in docs/rewards.md):
 
-    python examples/custom_reward.py --port 8000
+    python -m examples.custom_reward --port 8000
     megatron-prime train run.toml reward.verifier=http://127.0.0.1:8000/verify
 """
 

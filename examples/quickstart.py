@@ -1,6 +1,6 @@
 """The main job on a fresh CPU machine: model and data from nothing, SFT, PRIME, evaluation before and after.
 
-    python examples/quickstart.py [section.key=value ...]
+    python -m examples.quickstart [section.key=value ...]
 
 Overrides go to the PRIME run, e.g. `prm.enabled=false` for outcome rewards alone or `parallel.tensor=1`. Everything is
 the ordinary `megatron-prime` command line; see examples/quickstart.toml. A run that was interrupted goes on where it
@@ -15,9 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from arithmetic_task import write_all
 from rich.console import Console
 from rich.table import Table
+
+from examples.arithmetic_task import write_all
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "quickstart.toml"

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from megatron_prime.training.manifest import faults, read_manifest
+from megatron_prime.training.checkpoint.manifest import faults, read_manifest
 
 MEASURED = ("time", "throughput", "memory")
 """Groups of metrics that are measured rather than computed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_prime.models.hf_checkpoint import HFCheckpointReader
+from megatron_prime.hf.checkpoint import HFCheckpointReader
 
 ROWS_AT_A_TIME = 4096
 """Rows of a tensor that are in memory at once, of each checkpoint."""

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import pyarrow
 import pyarrow.parquet
 
-from megatron_prime.config.data_schema import DataConfig, LayoutName
+from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.bad_rows import BadRows
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Message, layout

@@ -1,10 +1,10 @@
 """Everything that one GPU can prove of this checkout: each check in a process of its own, one table, JSON.
 
-    python tools/gpu_check.py --out gpu-check                            # all; under twenty minutes on one H100
-    python tools/gpu_check.py --list
-    python tools/gpu_check.py --only kernels zero --out gpu-check
-    python tools/gpu_check.py --out gpu-check --markdown docs/gpu-results.md
-    python tools/gpu_check.py --device cpu --tiny --out gpu-check        # the same code at toy size, no GPU
+    python -m tools.gpu_check --out gpu-check                            # all; under twenty minutes on one H100
+    python -m tools.gpu_check --list
+    python -m tools.gpu_check --only kernels zero --out gpu-check
+    python -m tools.gpu_check --out gpu-check --markdown docs/gpu-results.md
+    python -m tools.gpu_check --device cpu --tiny --out gpu-check        # the same code at toy size, no GPU
 
 Needs no network, and sets nothing on the GPU. docs/gpu.md says how to install, and what each goal means. A check that
 fails, runs out of memory or hangs is a line of the table, and the next one runs all the same. The exit code is 0 when
@@ -23,10 +23,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from gpu_checks.catalog import CHECKS, Check, chosen
-from gpu_checks.lines import ROOT, Line, Outcome, Setting
-from gpu_checks.report import as_json, as_markdown, print_table
+from tools.gpu_checks.catalog import CHECKS, Check, chosen
+from tools.gpu_checks.lines import ROOT, Line, Outcome, Setting
+from tools.gpu_checks.report import as_json, as_markdown, print_table
 
 CPU_PATIENCE = 3.0
 """Times the deadline, where no GPU does the work."""

@@ -3,8 +3,14 @@
 import os
 from dataclasses import dataclass, replace
 
-from megatron_prime.config.schema import ParallelConfig, PrimeConfig
+from megatron_prime.config.run import ParallelConfig, PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
+from megatron_prime.engines.local.engine import LocalEngine
+from megatron_prime.engines.sglang.driver import Driver
+from megatron_prime.engines.sglang.engine import SGLangEngine
+from megatron_prime.engines.sglang.fleet import Fleet
+from megatron_prime.engines.sglang.weights.shards import ShardWeights, shard_weight_sync
+from megatron_prime.logprobs.output_layer import select_kernel
 from megatron_prime.models.builder import BuiltModel
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.models.te_layers import check_acceleration, lost_without
@@ -12,18 +18,12 @@ from megatron_prime.observability import Progress
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
-from megatron_prime.parallel.vocab_logprobs import select_kernel
 from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.resharding.layouts import EngineLayout
-from megatron_prime.resharding.sglang_path import ShardWeights, shard_weight_sync
 from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync, gathered_weight_sync
 from megatron_prime.rewards import RewardPools
 from megatron_prime.rollout.engine import Engine
-from megatron_prime.rollout.local_engine import LocalEngine
 from megatron_prime.rollout.ranks import Ranks
-from megatron_prime.rollout.sglang_driver import Driver
-from megatron_prime.rollout.sglang_engine import SGLangEngine
-from megatron_prime.rollout.sglang_fleet import Fleet
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.conversion.logits import CAST_TOLERANCE, TOLERANCE, compare_logits
 from megatron_prime.conversion.to_hf import megatron_to_hf
 from megatron_prime.observability import Progress
 from megatron_prime.observability.durable import replace_file
-from megatron_prime.training.checkpoint_folder import complete, read_run
+from megatron_prime.training.checkpoint.folder import complete, read_run
 
 REWARD_MODEL = "reward_model.json"
 DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.engines.sglang.launch import LaunchPlan
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.resharding.layouts import TrainingLayout
-from megatron_prime.rollout.sglang_launch import LaunchPlan
 
 RANKS_PER_NODE = 8
 

@@ -6,17 +6,17 @@ import math
 from rich.table import Table
 
 from megatron_prime.cli.assemble import build_rollout, start_topology
-from megatron_prime.cli.evaluator import EvaluationSet, Evaluator
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.engines.local.engine import LocalEngine
+from megatron_prime.engines.sglang.engine import SGLangEngine
+from megatron_prime.evaluation.accuracy import EvaluationReport, EvaluationResult
+from megatron_prime.evaluation.evaluator import EvaluationSet, Evaluator
+from megatron_prime.evaluation.saved_responses import write_responses
 from megatron_prime.observability import Progress
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.tensorboard import TensorBoardWriter
-from megatron_prime.rollout.evaluation import EvaluationReport, EvaluationResult
-from megatron_prime.rollout.local_engine import LocalEngine
-from megatron_prime.rollout.saved_responses import write_responses
-from megatron_prime.rollout.sglang_engine import SGLangEngine
 
 
 def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:

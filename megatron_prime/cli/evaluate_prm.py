@@ -7,21 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_prime.algorithm.reranking import pair_accuracy
 from megatron_prime.cli.assemble import scoring_settings, start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.schema import PrimeConfig
-from megatron_prime.data.process_labels import LabelledSolution, Pair, read_pairs, read_processbench
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.observability import Progress
-from megatron_prime.observability.durable import replace_file
-from megatron_prime.observability.tensorboard import TensorBoardWriter
-from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.rewards.boxed import last_boxed
-from megatron_prime.rollout.confidence import bootstrap_interval
-from megatron_prime.rollout.saved_responses import SavedProblem, read_responses
-from megatron_prime.training.prm_judge import (
+from megatron_prime.evaluation.confidence import bootstrap_interval
+from megatron_prime.evaluation.prm_judge import (
     JudgedGroup,
     JudgedText,
     StepScorer,
@@ -29,6 +21,14 @@ from megatron_prime.training.prm_judge import (
     processbench_metrics,
     reranking_metrics,
 )
+from megatron_prime.evaluation.process_labels import LabelledSolution, Pair, read_pairs, read_processbench
+from megatron_prime.evaluation.reranking import pair_accuracy
+from megatron_prime.evaluation.saved_responses import SavedProblem, read_responses
+from megatron_prime.observability import Progress
+from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.tensorboard import TensorBoardWriter
+from megatron_prime.parallel.watchdog import stop_watchdog
+from megatron_prime.rewards.math.boxed import last_boxed
 from megatron_prime.training.trainable import Scorer
 
 Intervals = dict[str, tuple[float, float]]

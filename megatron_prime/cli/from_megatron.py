@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_prime.cli.megatron_script import read_arguments, read_file
 from megatron_prime.config.loading import ConfigError, load_config
-from megatron_prime.config.megatron_mapping import Kind, Verdict, judge
+from megatron_prime.config.megatron.mapping import Kind, Verdict, judge
 from megatron_prime.observability.durable import replace_file
 
 DEFAULT_RUN_DIR = "runs/prime"

@@ -14,10 +14,10 @@ from pathlib import Path
 from megatron_prime.cli.arguments import parser
 from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.checks import check_convert, check_run
 from megatron_prime.config.loading import ConfigError, load_config
-from megatron_prime.config.schema import PrimeConfig
-from megatron_prime.models.hf_config import FAMILY_TRAITS
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.hf.config_json import FAMILY_TRAITS
+from megatron_prime.preflight.checks import check_convert, check_run
 from megatron_prime.rewards import names as verifier_names
 
 USAGE_ERROR = 2
@@ -80,7 +80,7 @@ def _from_megatron(options: argparse.Namespace) -> int:
 
 
 def _doctor(config: PrimeConfig | None, options: argparse.Namespace) -> int:
-    from megatron_prime.cli.doctor import doctor
+    from megatron_prime.preflight.doctor import doctor
 
     return doctor(config, options.timeout_s)
 

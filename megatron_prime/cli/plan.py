@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.progress import Progress
 from megatron_prime.planning.gpus import gpu_of

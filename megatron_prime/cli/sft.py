@@ -2,15 +2,15 @@
 
 from megatron_prime.cli.assemble import scoring_settings, start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.checks import sft_output
-from megatron_prime.config.schema import MemoryConfig, PrimeConfig
+from megatron_prime.config.run import MemoryConfig, PrimeConfig
+from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.sft import SFTDataset, SFTStream
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Metrics, MetricsLogger, Progress
 from megatron_prime.observability.heartbeat import begin_step
 from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.training.export import export_hf
-from megatron_prime.training.guards import Guards
+from megatron_prime.preflight.checks import sft_output
+from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.sft import SFTTrainer
 from megatron_prime.training.trainable import Trainable
 

@@ -13,12 +13,13 @@ from megatron_prime.cli.assemble import (
     scoring_settings,
     start_topology,
 )
-from megatron_prime.cli.evaluator import Evaluator
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.prompts import PromptDataset, PromptStream
 from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.evaluation.evaluator import Evaluator
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.observability.provenance import save_provenance
 from megatron_prime.parallel.collectives import any_rank
@@ -27,13 +28,12 @@ from megatron_prime.parallel.watchdog import stop_watchdog
 from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
-from megatron_prime.training.checkpoint import CheckpointStore, Keeping
-from megatron_prime.training.export import export_hf
-from megatron_prime.training.guards import Guards
+from megatron_prime.training.checkpoint.run_lock import RunLock
+from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping
+from megatron_prime.training.health.guards import Guards
+from megatron_prime.training.health.stop import EXIT_CODE, RunStopped, StopRequest
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
 from megatron_prime.training.prm_phase import PRMPhase
-from megatron_prime.training.run_lock import RunLock
-from megatron_prime.training.stop import EXIT_CODE, RunStopped, StopRequest
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.training.trainer import Parts, Trainer
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_prime.config.schema import OptimizerConfig, PrimeConfig
+from megatron_prime.config.run import OptimizerConfig, PrimeConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Models whose layers differ in kind (dense ones among mixtures of experts) have t
 import re
 from dataclasses import dataclass
 
-from megatron_prime.models.hf_mapping import ModelShape, Piece, parameters_of
+from megatron_prime.hf.mapping import ModelShape, Piece, parameters_of
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.+)")

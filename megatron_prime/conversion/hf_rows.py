@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megatron_prime.models.hf_checkpoint import INDEX_NAME, SINGLE_NAME, HFCheckpointReader
+from megatron_prime.hf.checkpoint import INDEX_NAME, SINGLE_NAME, HFCheckpointReader
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_prime.data.packed_sequences import pack_sequences
 from megatron_prime.models.builder import build_model
 from megatron_prime.models.experts import RoutedSeqParams
 from megatron_prime.models.gpt import ScoreRequest
 from megatron_prime.models.megatron_folder import load_megatron_weights
+from megatron_prime.models.packed_sequences import pack_sequences
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
 

@@ -19,17 +19,17 @@ from megatron_prime.conversion.cells import Cell, cells_of
 from megatron_prime.conversion.dist_files import Chunk, DistReader
 from megatron_prime.conversion.hf_rows import bytes_of, read_exactly
 from megatron_prime.conversion.units import Done, Job, Unit, manifest_of, run_job
-from megatron_prime.models.builder import read_shape
-from megatron_prime.models.hf_checkpoint import (
+from megatron_prime.hf.checkpoint import (
     TensorSpec,
     assign_files,
     copy_companions,
     file_layout,
     write_index,
 )
-from megatron_prime.models.hf_mapping import ModelShape, Piece, hf_tensors
+from megatron_prime.hf.mapping import ModelShape, Piece, hf_tensors
+from megatron_prime.models.builder import read_shape
 from megatron_prime.observability.progress import Progress
-from megatron_prime.training.manifest import MANIFEST, faults, read_manifest
+from megatron_prime.training.checkpoint.manifest import MANIFEST, faults, read_manifest
 
 MODEL_PREFIXES = ("decoder.", "embedding.", "output_layer.", "mtp.")
 """Tensors of these names are the model's; others (optimizer, random states) are left alone."""

@@ -24,8 +24,8 @@ from typing import Any
 from megatron_prime.observability.durable import replace_file, sync_path
 from megatron_prime.observability.progress import Progress
 from megatron_prime.parallel.lifeline import die_with_parent
-from megatron_prime.training.checkpoint_folder import sync_tree
-from megatron_prime.training.manifest import SUMS_SUFFIX, Entry, entry_of, write_manifest
+from megatron_prime.training.checkpoint.folder import sync_tree
+from megatron_prime.training.checkpoint.manifest import SUMS_SUFFIX, Entry, entry_of, write_manifest
 
 JOB = "job.json"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_prime.config.data_schema import DataConfig, LayoutName
+from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
 from megatron_prime.data.final_answers import gsm8k_answer, last_boxed, plain_number, without_dollars
 from megatron_prime.data.rows import Row

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.bad_rows import BadRows
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, Message

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.layouts import Message
 
 

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.columns import NamesColumn, TokensColumn
 from megatron_prime.data.layouts import Layout, Message, checked_messages, layout
 from megatron_prime.data.mixing import make_order

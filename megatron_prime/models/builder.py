@@ -18,13 +18,11 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_prime.config.acceleration_schema import AccelerationConfig
-from megatron_prime.config.memory_schema import RecomputeConfig
-from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer, expert_settings
-from megatron_prime.models.gpt import ScoringGPTModel
-from megatron_prime.models.hf_checkpoint import HFCheckpointReader
-from megatron_prime.models.hf_convert import import_hf
-from megatron_prime.models.hf_mapping import (
+from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.tables.memory import RecomputeConfig
+from megatron_prime.hf.checkpoint import HFCheckpointReader
+from megatron_prime.hf.convert import import_hf
+from megatron_prime.hf.mapping import (
     ExpertShare,
     ModelShape,
     ParameterPieces,
@@ -33,6 +31,8 @@ from megatron_prime.models.hf_mapping import (
     hf_tensors,
     parameters_of,
 )
+from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer, expert_settings
+from megatron_prime.models.gpt import ScoringGPTModel
 from megatron_prime.models.layers import PackedAttention, RMSNorm
 from megatron_prime.models.megatron_folder import load_megatron_weights, megatron_weights
 from megatron_prime.models.passthrough import with_passthrough

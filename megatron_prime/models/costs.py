@@ -1,7 +1,7 @@
 """What a row costs in this model: the linear layers, attention's quadratic term and the output layer, in FLOPs."""
 
-from megatron_prime.data.packing import RowCosts
-from megatron_prime.models.hf_shape import ModelShape
+from megatron_prime.hf.shape import ModelShape
+from megatron_prime.models.packing import RowCosts
 
 
 def row_costs(shape: ModelShape) -> RowCosts:

@@ -21,7 +21,7 @@ from megatron.core.transformer.moe.router_replay import RouterReplay
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.parallel.collectives import sum_in_place
 from megatron_prime.parallel.topology import Topology
 

@@ -16,16 +16,16 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
-from megatron_prime.data.packed_sequences import PackedSequences, pack_sequences
-from megatron_prime.data.packing import Padding, RowCosts, pack
+from megatron_prime.logprobs.output_layer import LogprobKernel
 from megatron_prime.models.experts import RoutedSeqParams, TokenRouting, check_routing, replay_tensor
 from megatron_prime.models.gpt import ScoreRequest
+from megatron_prime.models.packed_sequences import PackedSequences, pack_sequences
+from megatron_prime.models.packing import Padding, RowCosts, pack
 from megatron_prime.models.te_layers import FP8_TOKENS, start_overlap_buffers
 from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
 from megatron_prime.parallel.context import local_tokens, sum_context
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.parallel.vocab_logprobs import LogprobKernel
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 """Prompt and response token ids of each row."""

@@ -11,7 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-from megatron_prime.parallel.vocab_logprobs import LogprobKernel, VocabShard, output_logprobs
+from megatron_prime.logprobs.output_layer import LogprobKernel, VocabShard, output_logprobs
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_prime.config.megatron_schema import MegatronConfig
+from megatron_prime.config.megatron.schema import MegatronConfig
 
 T = TypeVar("T")
 

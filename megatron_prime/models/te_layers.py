@@ -11,9 +11,9 @@ import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_prime.config.acceleration_schema import AccelerationConfig, Fp8Recipe
+from megatron_prime.config.acceleration import AccelerationConfig, Fp8Recipe
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer
-from megatron_prime.models.hf_mapping import ModelShape
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_prime.config.megatron_schema import MegatronConfig
+from megatron_prime.config.megatron.schema import MegatronConfig
 from megatron_prime.parallel.platform import Platform
 
 

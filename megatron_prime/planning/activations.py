@@ -15,7 +15,7 @@ pass, follow in `peak_bytes`. `benchmarks/plan_accuracy.py` compares with what i
 
 from dataclasses import dataclass
 
-from megatron_prime.models.hf_shape import ModelShape
+from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.job import Job
 
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatron_prime.models.hf_mapping import ExpertShare, ModelShape, hf_tensors, parameters_of
+from megatron_prime.hf.mapping import ExpertShare, ModelShape, hf_tensors, parameters_of
 from megatron_prime.resharding.layouts import TrainingLayout
 
 

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_prime.config.schema import ParallelConfig, PrimeConfig
-from megatron_prime.models.hf_shape import ModelShape
+from megatron_prime.config.run import ParallelConfig, PrimeConfig
+from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.gpus import GPU
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 

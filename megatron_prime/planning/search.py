@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from megatron_prime.config.memory_schema import MemoryConfig, RecomputeConfig
-from megatron_prime.models.hf_mapping import check_expert_parallel, check_tensor_parallel
+from megatron_prime.config.tables.memory import MemoryConfig, RecomputeConfig
+from megatron_prime.hf.mapping import check_expert_parallel, check_tensor_parallel
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.job import Job
 from megatron_prime.planning.memory import MemoryPlan, plan_memory

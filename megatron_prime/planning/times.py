@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_prime.models.hf_shape import ModelShape
+from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.counts import (
     forward_flops,
     num_active_parameters,

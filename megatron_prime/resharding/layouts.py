@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from megatron_prime.models.hf_mapping import (
+from megatron_prime.hf.mapping import (
     ExpertShare,
     ExpertStyle,
     ModelShape,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from megatron_prime.models.hf_mapping import ExpertStyle, ModelShape, NormStyle
+from megatron_prime.hf.mapping import ExpertStyle, ModelShape, NormStyle
 from megatron_prime.resharding.balance import share_out, spread, windows
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.tensor_groups import Interval, TensorGroup, tensor_groups

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from megatron_prime.models.hf_layouts import (
+from megatron_prime.hf.families import LAYER_PLACES, HFTensor, Place, Row
+from megatron_prime.hf.layouts import (
     ExpertStyle,
     HFShard,
     NormStyle,
@@ -22,13 +23,12 @@ from megatron_prime.models.hf_layouts import (
     rows_of,
     shard_template,
 )
-from megatron_prime.models.hf_mapping import (
+from megatron_prime.hf.mapping import (
     ModelShape,
     check_expert_parallel,
     check_tensor_parallel,
     layer_places,
 )
-from megatron_prime.models.hf_tables import LAYER_PLACES, HFTensor, Place, Row
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 
 

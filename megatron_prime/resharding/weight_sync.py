@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import ReshardPlan, plan_reshard

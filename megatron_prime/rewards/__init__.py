@@ -3,7 +3,9 @@
 Importing the package registers the built-in verifiers. It imports no torch, and must not: worker processes import it.
 """
 
-from megatron_prime.rewards import code_tests, exact_match, math_answer, user_function
+from megatron_prime.rewards import exact_match, user_function
+from megatron_prime.rewards.code.tests import CodeTests
+from megatron_prime.rewards.math.answer import MathAnswer
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.selection import RewardPools
 from megatron_prime.rewards.verifier import (
@@ -16,8 +18,8 @@ from megatron_prime.rewards.verifier import (
 )
 
 register("exact_match", exact_match.ExactMatch)
-register("math", math_answer.MathAnswer)
-register("code", code_tests.CodeTests)
+register("math", MathAnswer)
+register("code", CodeTests)
 register("function", user_function.UserFunction)
 
 __all__ = [

@@ -20,7 +20,7 @@ from typing import Self
 
 import httpx
 
-from megatron_prime.config.reward_schema import HttpRewardConfig
+from megatron_prime.config.tables.reward import HttpRewardConfig
 from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus
 
 FIRST_PAUSE_S = 0.2

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
-from megatron_prime.config.reward_checks import FUNCTION
-from megatron_prime.config.reward_schema import RewardConfig
+from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.preflight.rewards import FUNCTION
 from megatron_prime.rewards.http_endpoint import HttpEndpoint
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.verifier import VerificationOutcome

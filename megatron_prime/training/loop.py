@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.heartbeat import begin_step, phase
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
-from megatron_prime.rollout.evaluation import EvaluationReport
 from megatron_prime.rollout.prompt_history import PromptHistory, PromptRecord
-from megatron_prime.training.checkpoint import CheckpointStore, RunState
-from megatron_prime.training.guards import Guards
-from megatron_prime.training.stop import RunStopped
+from megatron_prime.training.checkpoint.store import CheckpointStore, RunState
+from megatron_prime.training.health.guards import Guards
+from megatron_prime.training.health.stop import RunStopped
 from megatron_prime.training.trainable import Trainable
 from megatron_prime.training.trainer import Trainer
 

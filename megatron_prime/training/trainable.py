@@ -19,8 +19,8 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_prime.config.acceleration_schema import AccelerationConfig
-from megatron_prime.config.schema import MemoryConfig, OptimizerConfig
+from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.run import MemoryConfig, OptimizerConfig
 from megatron_prime.models.builder import BuiltModel, build_model
 from megatron_prime.models.costs import row_costs
 from megatron_prime.models.forward import PackedPass, Routing, RowLoss, Scores, ScoringSettings, Sequences
@@ -28,7 +28,7 @@ from megatron_prime.models.passthrough import with_passthrough
 from megatron_prime.models.te_layers import quantized_parts
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.training.not_finite import SkippedUpdate, WatchedLoss, describe_skipped
+from megatron_prime.training.health.not_finite import SkippedUpdate, WatchedLoss, describe_skipped
 from megatron_prime.training.residency import Part, PartName, Residency
 
 

@@ -11,15 +11,15 @@ import torch
 from megatron_prime.algorithm.advantage import AdvantageSettings, prime_advantages
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
 from megatron_prime.algorithm.policy_loss import PolicyLossSettings
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
 from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.engine import Engine
+from megatron_prime.training.health.mismatch import Mismatch, MismatchAlarm
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import minibatches
-from megatron_prime.training.mismatch import Mismatch, MismatchAlarm
 from megatron_prime.training.phase_memory import PhaseMemory, make_room
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from algorithm import oracle
+from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithm import oracle
-from algorithm.oracle import Batch
 from megatron_prime.algorithm.advantage import (
     PAPER_SETTINGS,
     RELEASED_SETTINGS,

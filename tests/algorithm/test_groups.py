@@ -1,10 +1,10 @@
 import pytest
 import torch
+from algorithm import oracle
+from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithm import oracle
-from algorithm.oracle import Batch
 from megatron_prime.algorithm.groups import (
     group_mean,
     group_sizes,

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithm.oracle import Batch
 from megatron_prime.algorithm.implicit_reward import (
     log_ratio_BT,
     process_rewards_BT,

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
+from algorithm import oracle
+from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithm import oracle
-from algorithm.oracle import Batch
 from megatron_prime.algorithm.prm_loss import prm_loss, prm_metrics, prm_pair_targets
 
 PAIR_KINDS = ["dpo", "bon_acc", "bon_rm"]

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
+from algorithm import oracle
+from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithm import oracle
-from algorithm.oracle import Batch
 from megatron_prime.algorithm.tensor_ops import (
     discounted_return_BT,
     last_token_onehot,

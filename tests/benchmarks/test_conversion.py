@@ -1,7 +1,8 @@
 """Either direction holds less than twice the largest tensor, of a model that is many times that."""
 
 import pytest
-from conversion import largest_tensor, measure, write_model
+
+from benchmarks.conversion import largest_tensor, measure, write_model
 
 BUFFERS = 48 << 20
 """Blocks for comparing, imports, the allocator."""

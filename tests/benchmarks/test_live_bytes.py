@@ -1,7 +1,8 @@
 """Bytes counted by hand."""
 
 import torch
-from live_bytes import LiveBytes
+
+from benchmarks.live_bytes import LiveBytes
 
 
 def test_peak_live_and_largest_of_a_few_operations():

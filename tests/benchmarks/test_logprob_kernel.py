@@ -2,11 +2,11 @@
 
 import json
 
-import logprob_kernel
-import logprob_ways
 import pytest
 import torch
-from logprob_kernel import Sizes, measure, table
+
+from benchmarks import logprob_kernel, logprob_ways
+from benchmarks.logprob_kernel import Sizes, measure, table
 
 SIZES = Sizes(num_tokens=48, vocab_size=3000, hidden_size=16, tile_tokens=8)
 ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"))

@@ -1,11 +1,11 @@
 """Memory of log-probs and entropy is bounded, whatever the vocabulary: bytes are counted, so the bound is exact."""
 
-import logprobs
 import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_prime.parallel import vocab_logprobs
+from benchmarks import logprobs
+from megatron_prime.logprobs import output_layer as vocab_logprobs
 
 SIZES = (64, 20000, 16)
 """Tokens, vocabulary, hidden size."""

@@ -1,10 +1,10 @@
 """The packing benchmark compares like with like, and ours is the more even one."""
 
-import packing_balance as packing
 import pytest
 
-from megatron_prime.data.packing import pack
+from benchmarks import packing_balance as packing
 from megatron_prime.models.costs import row_costs
+from megatron_prime.models.packing import pack
 
 
 @pytest.mark.parametrize("name", list(packing.CASES)[:3])

@@ -1,7 +1,8 @@
 """Predicted memory is within 10 % of what real CPU runs hold, models and working memory each for themselves."""
 
-import plan_accuracy
 import pytest
+
+from benchmarks import plan_accuracy
 
 CASES = [
     ("qwen2", "one", "none", "fp32"),

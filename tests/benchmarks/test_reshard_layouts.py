@@ -1,8 +1,7 @@
 """The grid is as large as it should be, and every plan of it sends the fewest bytes."""
 
-from reshard_layouts import LLAMA_70B, MOE_1T, QWEN3_235B, bytes_over_lower_bound, grid
-
-from megatron_prime.models.hf_mapping import hf_tensors
+from benchmarks.reshard_layouts import LLAMA_70B, MOE_1T, QWEN3_235B, bytes_over_lower_bound, grid
+from megatron_prime.hf.mapping import hf_tensors
 
 
 def num_parameters(shape):

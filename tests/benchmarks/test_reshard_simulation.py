@@ -1,9 +1,15 @@
 """Simulated seconds against arithmetic done by hand."""
 
 import pytest
-from reshard_layouts import LLAMA_70B, Case
-from reshard_simulation import NIC_BYTES_PER_S, NVLINK_BYTES_PER_S, cases, gather_everything, simulate
 
+from benchmarks.reshard_layouts import LLAMA_70B, Case
+from benchmarks.reshard_simulation import (
+    NIC_BYTES_PER_S,
+    NVLINK_BYTES_PER_S,
+    cases,
+    gather_everything,
+    simulate,
+)
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 
 MODEL_BYTES = 70_553_706_496 * 2

@@ -1,9 +1,8 @@
 """The verifier benchmark counts mistakes of both kinds, for both judges on the same cases."""
 
-import verifiers
-
-from megatron_prime.rewards.math_answer import MathAnswer
-from megatron_prime.rewards.sandbox import Completed
+from benchmarks import verifiers
+from megatron_prime.rewards.code.sandbox import Completed
+from megatron_prime.rewards.math.answer import MathAnswer
 
 
 def test_mistakes_are_counted_by_direction():

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from toy_runs import Toy
+
+from tests.support.toy_runs import Toy
 
 
 @pytest.fixture

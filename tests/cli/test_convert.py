@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
-import toy_worker
-from distributed_runner import run_distributed
-from toy_runs import Toy, finish, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support import toy_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.toy_runs import Toy, finish, weights
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_prime.cli.dry_run import commands, dry_run, process_map
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 
 
 @pytest.fixture

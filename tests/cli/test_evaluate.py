@@ -2,7 +2,8 @@ import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_runs import NUM_STEPS, Toy, records
+
+from tests.support.toy_runs import NUM_STEPS, Toy, records
 
 
 def evaluation_in_training(toy: Toy, step: int) -> dict[str, float]:

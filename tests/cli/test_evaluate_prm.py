@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_tokenizers import byte_tokenizer
-from tiny_models import SIZES
-from toy_runs import finish
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from megatron_prime.cli.evaluate_prm import answer_key
+from tests.support.tiny_models import SIZES
+from tests.support.tokenizers import byte_tokenizer
+from tests.support.toy_runs import finish
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
 BETA = 0.3

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from toy_runs import Started, Toy, finish
 
 from megatron_prime.cli.launch import LAUNCHER, die_with_launcher, is_rank
+from tests.support.toy_runs import Started, Toy, finish
 
 
 @pytest.fixture

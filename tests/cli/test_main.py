@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_runs import CONFIG, environment
 
 from megatron_prime import __version__
 from megatron_prime.cli import main
 from megatron_prime.cli.main import _guarded
+from tests.support.toy_runs import CONFIG, environment
 
 SHAPE = {
     "model_type": "qwen3",

@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from plan_jobs import write_model
-from toy_runs import ROOT
 
 from megatron_prime.config.loading import load_config
 from megatron_prime.planning.gpus import KNOWN
 from megatron_prime.planning.job import job_of
 from megatron_prime.planning.memory import plan_memory
+from tests.support.plan_jobs import write_model
+from tests.support.toy_runs import ROOT
 
 RUN = """
 run_dir = "run"

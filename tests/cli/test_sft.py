@@ -1,10 +1,10 @@
 import json
 import subprocess
 
-from toy_runs import Toy, finish, records
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_prime.observability.metrics import undocumented
+from tests.support.toy_runs import Toy, finish, records
 
 
 def test_the_warm_up_lowers_the_loss_and_logs_in_a_folder_of_its_own(toy: Toy):

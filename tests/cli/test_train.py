@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_runs import (
+from transformers import AutoModelForCausalLM
+
+from megatron_prime.observability.metrics import undocumented
+from tests.support.toy_runs import (
     LAYOUTS,
     NUM_STEPS,
     SAVE_EVERY,
@@ -20,9 +23,6 @@ from toy_runs import (
     records,
     weights,
 )
-from transformers import AutoModelForCausalLM
-
-from megatron_prime.observability.metrics import undocumented
 
 Moment = Callable[[Path], bool]
 Ending = Callable[[Started], int]

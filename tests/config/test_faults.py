@@ -2,7 +2,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from megatron_prime.config.faults import describe_faults, dotted_keys, section_of
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 
 
 class Inner(BaseModel):

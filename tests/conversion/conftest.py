@@ -1,12 +1,12 @@
 """Tiny models of every family, converted once a session, and what Megatron says of them."""
 
-import conversion_worker
 import pytest
-from distributed_runner import run_distributed
-from tiny_models import save_tiny_model
 
 from megatron_prime.conversion.to_megatron import hf_to_megatron
 from megatron_prime.observability.progress import Progress
+from tests.conversion import conversion_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.tiny_models import save_tiny_model
 
 FAMILIES = ("qwen2 tied", "qwen3", "llama rope", "qwen3 moe", "qwen3 moe mixed", "mixtral")
 

@@ -3,10 +3,10 @@
 import pickle
 
 import pytest
-from conversion_worker import DENSE, MOE
 
 from megatron_prime.conversion.cells import cells_of, extra_states
 from megatron_prime.models.builder import read_shape
+from tests.conversion.conversion_worker import DENSE, MOE
 
 
 @pytest.mark.parametrize("name", DENSE + MOE)

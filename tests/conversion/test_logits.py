@@ -1,7 +1,7 @@
 """The comparison accepts the same model and refuses one with two tensors exchanged."""
 
-import conversion_logits_worker
-from distributed_runner import run_distributed
+from tests.conversion import logits_worker as conversion_logits_worker
+from tests.support.distributed_runner import run_distributed
 
 
 def test_equal_models_agree_and_others_do_not(hf_models, converted):

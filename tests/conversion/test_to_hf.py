@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from conversion_worker import DENSE, MOE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megatron_prime.conversion.to_hf import megatron_to_hf
 from megatron_prime.observability.progress import Progress
+from tests.conversion.conversion_worker import DENSE, MOE
 
 
 def convert(source, companions, output, dtype=None, max_file_bytes=1 << 30):

@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 import torch
-from conversion_worker import LOADED
-from layout_worker import hf_weights, whole_tensors
 from safetensors.torch import load_file, save_file
 
 from megatron_prime.conversion.to_megatron import hf_to_megatron
 from megatron_prime.models.megatron_folder import megatron_weights
 from megatron_prime.observability.progress import Progress
-from megatron_prime.training.manifest import faults, read_manifest
+from megatron_prime.training.checkpoint.manifest import faults, read_manifest
+from tests.conversion.conversion_worker import LOADED
+from tests.support.layout_worker import hf_weights, whole_tensors
 
 CASES = [(layout, name) for layout, names in LOADED.items() for name in names]
 

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_prime.conversion.units import Job, Unit, manifest_of, run_job
 from megatron_prime.observability.progress import Progress
-from megatron_prime.training.manifest import read_manifest
+from megatron_prime.training.checkpoint.manifest import read_manifest
 
 QUIET = Progress(enabled=False)
 
@@ -53,8 +53,8 @@ def die_in_the_middle(folder):
 
 @pytest.fixture
 def killed(tmp_path):
-    code = f"import test_units; test_units.die_in_the_middle({str(tmp_path)!r})"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    code = f"from tests.conversion import test_units; test_units.die_in_the_middle({str(tmp_path)!r})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()

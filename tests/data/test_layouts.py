@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from megatron_prime.config.data_schema import DataConfig, LayoutName
+from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.layouts import LAYOUTS, layout
 from megatron_prime.data.rows import Row, read_rows
 

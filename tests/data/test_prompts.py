@@ -3,10 +3,10 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data_tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
-from megatron_prime.config.schema import DataConfig
+from megatron_prime.config.run import DataConfig
 from megatron_prime.data.prompts import PromptDataset, PromptStream
+from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 
 def write(path, rows):

@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from data_tokenizers import byte_tokenizer
 
-from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.layouts import layout
 from megatron_prime.data.reading import BATCH_ROWS, FileGroups, Fingerprint, ProblemReader, plain_text
 from megatron_prime.data.rows import Row
+from tests.support.tokenizers import byte_tokenizer
 
 
 def reader_of(tmp_path, rows, **config):

@@ -1,8 +1,8 @@
 import pytest
-from data_tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
-from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.rendering import PromptRenderer
+from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 USER = [{"role": "user", "content": "q"}]
 WITH_SYSTEM = [{"role": "system", "content": "own"}, *USER]

@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from data_tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
-from megatron_prime.config.schema import DataConfig
+from megatron_prime.config.run import DataConfig
 from megatron_prime.data.sft import SFTDataset, SFTStream, response_token_ids
+from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 EOS = 256
 

@@ -1,12 +1,12 @@
 import time
 
 import pytest
-from data_tokenizers import byte_tokenizer, word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_prime.data.steps import step_ids, step_spans
 from megatron_prime.data.whole_spans import whole_spans
+from tests.support.tokenizers import byte_tokenizer, word_tokenizer
 
 EOS = 256
 

@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from data_tokenizers import byte_tokenizer, word_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from megatron_prime.data.tokenizer import end_of_sequence, load_tokenizer, stop_token_ids
+from tests.support.tokenizers import byte_tokenizer, word_tokenizer
 
 
 def test_a_saved_tokenizer_is_loaded_offline(tmp_path):

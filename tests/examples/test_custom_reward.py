@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_prime.config.reward_schema import RewardConfig
+from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards import RewardPools
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_runs import ROOT, Toy, environment, records
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_prime.observability.metrics import undocumented
+from tests.support.toy_runs import Toy, environment, records
 
 SMALL = [
     "trainer.num_steps=2",
@@ -43,7 +43,7 @@ DOCUMENTED = (
 def quickstart(root: Path, *arguments: str, timeout_s: float = 300) -> str:
     """Run it to its end; returns what it printed."""
     finished = subprocess.run(
-        [sys.executable, str(ROOT / "examples/quickstart.py"), "--root", str(root), *arguments],
+        [sys.executable, "-m", "examples.quickstart", "--root", str(root), *arguments],
         cwd=root.parent,
         env=environment(),
         capture_output=True,

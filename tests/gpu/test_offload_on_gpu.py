@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
 
-from megatron_prime.resharding.shared_buffer import SharedBuffer
-from megatron_prime.rollout import sglang_staging
+from megatron_prime.engines.sglang.loader import staging
+from megatron_prime.engines.sglang.weights.shared_buffer import SharedBuffer
+from tests.gpu import gpu_worker
+from tests.support.distributed_runner import run_distributed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,7 +21,7 @@ ANSWER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from sglang_staging import map_staging
+from staging import map_staging
 memory = map_staging(json.loads(sys.argv[2]))
 half = len(memory) // 2
 for line in sys.stdin:
@@ -38,7 +38,7 @@ for line in sys.stdin:
 def hand_over(device, num_bytes=1 << 22, num_rounds=5):
     """Fill halves in turn and have another process sum them up; (sums, what it left behind)."""
     buffer = SharedBuffer(num_bytes, torch.device(device))
-    folder = str(Path(sglang_staging.__file__).parent)
+    folder = str(Path(staging.__file__).parent)
     child = subprocess.Popen(
         [sys.executable, "-c", ANSWER, folder, json.dumps(buffer.handle)],
         stdin=subprocess.PIPE,

@@ -2,12 +2,12 @@
 
 import importlib.util
 
-import gpu_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
 
 from megatron_prime.models.te_layers import fp8_fault
+from tests.gpu import gpu_worker
+from tests.support.distributed_runner import run_distributed
 
 HAS_TE = importlib.util.find_spec("transformer_engine") is not None
 pytestmark = [

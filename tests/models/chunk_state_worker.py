@@ -5,11 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from layout_worker import topology_of
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
 from megatron_prime.models.chunk_state import chunk_states, fill_chunks
+from tests.support.layout_worker import topology_of
 
 
 class LayerWithScales(torch.nn.Linear):

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from layout_worker import blocks_of, topology_of
 from megatron.core import parallel_state
-from tiny_models import DENSE_BUILDERS, MOE_BUILDERS
 
-from megatron_prime.config.schema import PolicyConfig
+from megatron_prime.config.run import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.training.trainable import Trainable
+from tests.support.layout_worker import blocks_of, topology_of
+from tests.support.tiny_models import DENSE_BUILDERS, MOE_BUILDERS
 
 DENSE_LAYOUTS = (
     "one",

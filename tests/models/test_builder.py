@@ -5,18 +5,18 @@ import shutil
 from dataclasses import replace
 from datetime import timedelta
 
-import models_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
-from layout_worker import hf_weights, whole_tensors
 from safetensors.torch import load_file, save_file
-from tiny_models import save_tiny_model
 
+from megatron_prime.hf.mapping import ModelShape, ParameterPieces
 from megatron_prime.models.builder import BuiltModel, _parameters, build_model, read_shape, stage_layers
-from megatron_prime.models.hf_mapping import ModelShape, ParameterPieces
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
+from tests.models import models_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.layout_worker import hf_weights, whole_tensors
+from tests.support.tiny_models import save_tiny_model
 
 CPU = Platform(torch.device("cpu"), "gloo", torch.float32, timedelta(seconds=60))
 ONE = Topology(

@@ -1,7 +1,7 @@
 """Layers of either kind in checkpoints of either kind."""
 
-import chunk_state_worker
-from distributed_runner import run_distributed
+from tests.models import chunk_state_worker
+from tests.support.distributed_runner import run_distributed
 
 
 def test_what_layers_keep_besides_their_parameters_counts_for_delayed_scales_alone():

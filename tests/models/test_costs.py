@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from hf_shapes import VARIANTS, make_shape
 
 from megatron_prime.models.costs import row_costs
+from tests.support.hf_shapes import VARIANTS, make_shape
 
 
 def flops(shape, num_tokens, num_scored):

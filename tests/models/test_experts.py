@@ -1,15 +1,15 @@
 """Replayed routing, against HF's own model whose routers are told what to choose."""
 
-import parity_worker
 import pytest
 import torch
 import torch.nn.functional as F
-from distributed_runner import run_distributed
-from layout_worker import layouts_of, whole_tensors
-from tiny_models import as_in_checkpoint, ragged_sequences, save_tiny_model
-from training_batches import score_with_hf
 
 from megatron_prime.models.experts import PartialReplay, RouterReplay
+from tests.models import parity_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.layout_worker import layouts_of, whole_tensors
+from tests.support.tiny_models import as_in_checkpoint, ragged_sequences, save_tiny_model
+from tests.support.training_batches import score_with_hf
 
 SEQUENCES = ragged_sequences()
 NUM_COLUMNS = max(len(response) for _, response in SEQUENCES)

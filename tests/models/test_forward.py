@@ -4,16 +4,16 @@ from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 
-import parity_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
-from layout_worker import hf_weights, layouts_of, whole_tensors
-from tiny_models import BUILDERS, as_in_checkpoint, ragged_sequences, save_tiny_model
 
 from megatron_prime.models.forward import padding_of
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
+from tests.models import parity_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.layout_worker import hf_weights, layouts_of, whole_tensors
+from tests.support.tiny_models import BUILDERS, as_in_checkpoint, ragged_sequences, save_tiny_model
 
 ONE = Topology(
     platform=Platform(torch.device("cpu"), "gloo", torch.float32, timedelta(seconds=60)),

@@ -1,10 +1,11 @@
 """The whole next-token distribution is HF's, in every layout: each vocabulary id is scored at each position."""
 
-import models_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
-from tiny_models import SIZES, save_tiny_model
+
+from tests.models import models_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.tiny_models import SIZES, save_tiny_model
 
 NAMES = ("qwen2 tied", "qwen3", "llama rope")
 LAYOUTS = ("dp2", "tp2", "tp2+sp", "pp2")

@@ -6,19 +6,19 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from hf_shapes import make_shape
 from megatron.core.distributed import DistributedDataParallelConfig
 from safetensors.torch import load_file
-from toy_runs import Toy, finish
 
-from megatron_prime.config.acceleration_schema import AccelerationConfig
-from megatron_prime.config.megatron_schema import MegatronConfig
-from megatron_prime.config.schema import PolicyConfig
+from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.megatron.schema import MegatronConfig
+from megatron_prime.config.run import PolicyConfig
 from megatron_prime.models.builder import transformer_config
 from megatron_prime.models.passthrough import with_passthrough
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.trainable import _megatron_optimizer_config
+from tests.support.hf_shapes import make_shape
+from tests.support.toy_runs import Toy, finish
 
 
 def topology(**tables) -> Topology:

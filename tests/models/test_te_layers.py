@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_prime.config.acceleration_schema import AccelerationConfig, Fp8Config, OverlapConfig
-from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.config.acceleration import AccelerationConfig, Fp8Config, OverlapConfig
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.models.te_layers import (
     check_acceleration,
     fill_quantized,

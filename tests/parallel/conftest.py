@@ -1,9 +1,17 @@
 """One start of four processes for the tests of topology, collectives and context."""
 
-import parallel_worker
 import pytest
-from distributed_runner import run_distributed
-from parallel_cases import CASES, CONTEXT_CASES, GRIDS, NUM_RANKS, SHARING_LAYOUTS, TENSOR_SIZES
+
+from tests.parallel import parallel_worker
+from tests.parallel.parallel_cases import (
+    CASES,
+    CONTEXT_CASES,
+    GRIDS,
+    NUM_RANKS,
+    SHARING_LAYOUTS,
+    TENSOR_SIZES,
+)
+from tests.support.distributed_runner import run_distributed
 
 
 @pytest.fixture(scope="session")

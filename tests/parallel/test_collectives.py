@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from parallel_cases import NUM_RANKS, SHARING_LAYOUTS
+
+from tests.parallel.parallel_cases import NUM_RANKS, SHARING_LAYOUTS
 
 
 @pytest.fixture(scope="module")

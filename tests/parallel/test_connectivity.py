@@ -3,8 +3,8 @@
 import socket
 import time
 
-import connectivity_worker
-from distributed_runner import run_distributed
+from tests.parallel import connectivity_worker
+from tests.support.distributed_runner import run_distributed
 
 
 def test_ranks_that_are_there_meet():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from parallel_cases import CONTEXT_CASES, CONTEXT_SLOPE, NUM_RANKS
 
 from megatron_prime.parallel.context import local_tokens
+from tests.parallel.parallel_cases import CONTEXT_CASES, CONTEXT_SLOPE, NUM_RANKS
 
 
 def tokens_by_loop(bounds, size, rank):

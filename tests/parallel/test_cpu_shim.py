@@ -1,11 +1,11 @@
 """Requests for CUDA end on the CPU, and nothing else changes."""
 
-import parallel_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
 
 from megatron_prime.parallel.cpu_shim import CpuForCuda, CpuRNGStatesTracker
+from tests.parallel import parallel_worker
+from tests.support.distributed_runner import run_distributed
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import sys
 from importlib.util import find_spec
 
-import parallel_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
 
 from megatron_prime.parallel.platform import (
     Platform,
@@ -14,6 +12,8 @@ from megatron_prime.parallel.platform import (
     transformer_engine_fault,
     unrounded_sizes,
 )
+from tests.parallel import parallel_worker
+from tests.support.distributed_runner import run_distributed
 
 
 @pytest.fixture(scope="module")

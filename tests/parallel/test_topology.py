@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from parallel_cases import GRIDS
-from parallel_cases import NUM_RANKS as WORLD_SIZE
+
+from tests.parallel.parallel_cases import GRIDS
+from tests.parallel.parallel_cases import NUM_RANKS as WORLD_SIZE
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_runs import Started, Toy, is_logged
 
 from megatron_prime.parallel.peer_loss import EXIT_CODE
 from megatron_prime.parallel.watchdog import Report, diagnose
+from tests.support.toy_runs import Started, Toy, is_logged
 
 RANK = """
 import os, signal, sys, time

@@ -1,9 +1,9 @@
 """Counts by hand where they are simple; benchmarks/plan_accuracy.py compares all of it with real runs."""
 
 import pytest
-from plan_jobs import make_job
 
 from megatron_prime.planning.activations import in_flight, scoring_activations, training_activations
+from tests.support.plan_jobs import make_job
 
 
 @pytest.mark.parametrize(

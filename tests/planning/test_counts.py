@@ -3,9 +3,8 @@
 import math
 
 import pytest
-from plan_jobs import PUBLIC
 
-from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.planning.counts import (
     forward_flops,
     num_active_parameters,
@@ -13,6 +12,7 @@ from megatron_prime.planning.counts import (
     rank_parameters,
 )
 from megatron_prime.resharding.layouts import TrainingLayout, local_parameters
+from tests.support.plan_jobs import PUBLIC
 
 PUBLISHED = {
     "Llama-3-70B": 70_553_706_496,

@@ -1,7 +1,8 @@
 """Which models a run holds, where its servers are, and how its batch is cut."""
 
 import pytest
-from plan_jobs import make_job
+
+from tests.support.plan_jobs import make_job
 
 
 def test_roles_follow_from_the_configuration(tmp_path):

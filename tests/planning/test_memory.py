@@ -1,12 +1,12 @@
 """Bytes of models by hand; what is offloaded leaves the phases that do not need it; engines count where they stand."""
 
 import pytest
-from plan_jobs import PUBLIC, make_job
 
-from megatron_prime.models.hf_mapping import ModelShape
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.planning.counts import rank_parameters
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.memory import kv_bytes_per_token, plan_memory, role_bytes
+from tests.support.plan_jobs import PUBLIC, make_job
 
 N = 7_615_616_512
 """Parameters of Qwen2.5-7B; its vocabulary needs no padding."""

@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-from plan_jobs import make_job
 from rich.console import Console
 
 from megatron_prime.planning.gpus import GIB
@@ -19,6 +18,7 @@ from megatron_prime.planning.report import (
 )
 from megatron_prime.planning.search import best_layouts
 from megatron_prime.planning.times import plan_times
+from tests.support.plan_jobs import make_job
 
 
 def test_words_tables_and_json_agree(tmp_path):

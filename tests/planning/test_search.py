@@ -1,11 +1,11 @@
 """What is recommended fits and cannot be beaten by what was tried; what cannot fit is refused with numbers."""
 
 import pytest
-from plan_jobs import make_job
 
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.planning.memory import plan_memory
 from megatron_prime.planning.search import best_layouts, fewest_processes, refusal
+from tests.support.plan_jobs import make_job
 
 WIDE = {"engine": "sglang", "sglang": {"tensor": 8, "num_servers": 1, "mem_fraction": 0.6, "colocated": True}}
 """Servers that a 70B model fits on."""

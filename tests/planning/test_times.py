@@ -1,10 +1,10 @@
 """FLOPs by the rule of 6 N, the bubble by its formula, sync bytes by what every server must get."""
 
 import pytest
-from plan_jobs import make_job
 
 from megatron_prime.planning.counts import num_parameters
 from megatron_prime.planning.times import bubble, plan_times, weight_sync
+from tests.support.plan_jobs import make_job
 
 
 def test_an_update_is_about_six_flops_a_parameter_and_token(tmp_path):

@@ -1,12 +1,13 @@
 """One start of the processes for both halves: what the transport delivers, and what engines make of it."""
 
 import pytest
-import resharding_worker
 import torch
-from distributed_runner import run_distributed
-from layout_worker import layouts_of
-from resharding_worker import CASES
-from tiny_models import save_tiny_model
+
+from tests.resharding import resharding_worker
+from tests.resharding.resharding_worker import CASES
+from tests.support.distributed_runner import run_distributed
+from tests.support.layout_worker import layouts_of
+from tests.support.tiny_models import save_tiny_model
 
 PROMPTS = [[5, 17, 250], [9], [44, 2, 3, 4, 101], [7, 7], [299, 0, 12, 13]]
 NUM_TOKENS = 6

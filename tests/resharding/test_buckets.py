@@ -3,12 +3,12 @@
 from itertools import pairwise
 
 import pytest
-from plan_shapes import LLAMA_70B, make_shape
 
-from megatron_prime.models.hf_mapping import hf_tensors
+from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.resharding.buckets import buckets
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
+from tests.support.plan_shapes import LLAMA_70B, make_shape
 
 
 @pytest.mark.parametrize("max_bytes", [700, 1500, 10**6])

@@ -5,10 +5,10 @@ import torch
 from megatron.core.parallel_state import RankGenerator
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
-from plan_shapes import make_moe_shape
 
-from megatron_prime.models.hf_mapping import hf_tensors
+from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
+from tests.support.plan_shapes import make_moe_shape
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_shapes import LLAMA_70B, MOE_1T, make_moe_shape, make_shape
 
-from megatron_prime.models.hf_mapping import hf_tensors
+from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.summary import summary
+from tests.support.plan_shapes import LLAMA_70B, MOE_1T, make_moe_shape, make_shape
 
 BYTES_PER_ELEMENT = 2
 UNSET, PADDING = -7, -1

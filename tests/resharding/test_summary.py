@@ -1,10 +1,9 @@
 """Counted bytes against a count made here, transfer by transfer."""
 
-from plan_shapes import LLAMA_70B, make_shape
-
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.summary import summary
+from tests.support.plan_shapes import LLAMA_70B, make_shape
 
 
 def test_replicas_share_the_sending():

@@ -1,11 +1,11 @@
 """Every tensor is in one group, and a group says of its members what each rank's own parameters say."""
 
 import pytest
-from plan_shapes import make_moe_shape, make_shape
 
-from megatron_prime.models.hf_mapping import hf_shards, hf_tensors
+from megatron_prime.hf.mapping import hf_shards, hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 from megatron_prime.resharding.tensor_groups import tensor_groups
+from tests.support.plan_shapes import make_moe_shape, make_shape
 
 CASES = {
     "dense": (make_shape(), TrainingLayout(tp=2, pp=2, vpp=2, dp=2), EngineLayout.consecutive(1, 4)),

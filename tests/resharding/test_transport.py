@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
-from layout_worker import hf_weights, whole_tensors
-from resharding_worker import CASES, LARGEST_TENSOR_BYTES
+
+from tests.resharding.resharding_worker import CASES, LARGEST_TENSOR_BYTES
+from tests.support.layout_worker import hf_weights, whole_tensors
 
 each_layout_and_model = pytest.mark.parametrize("key", CASES, ids=": ".join)
 

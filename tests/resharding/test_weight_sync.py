@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from layout_worker import hf_weights
-from resharding_worker import CASES
 
 from megatron_prime.rollout.weight_intake import tensor_checksum
+from tests.resharding.resharding_worker import CASES
+from tests.support.layout_worker import hf_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 each_layout_and_model = pytest.mark.parametrize("key", CASES, ids=": ".join)

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from megatron_prime.config.reward_schema import HttpRewardConfig
+from megatron_prime.config.tables.reward import HttpRewardConfig
 from megatron_prime.rewards import VerificationStatus
 from megatron_prime.rewards.http_endpoint import HttpEndpoint
 

@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-import rewards_doubles  # registers "scripted"
 import torch
 
 from megatron_prime.rewards import VerificationStatus, VerifierPool
+from tests.rewards import rewards_doubles  # registers "scripted"
 
 OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
 
@@ -144,18 +143,17 @@ def test_closing_ends_the_workers_and_can_be_repeated():
 
 def test_workers_do_not_outlive_a_pool_that_was_killed(tmp_path):
     program = (
-        "import rewards_doubles, json, sys\n"
+        "import tests.rewards.rewards_doubles, json, sys\n"
         "from megatron_prime.rewards import VerifierPool\n"
-        "pool = VerifierPool('scripted', 1, 60.0, module='rewards_doubles')\n"
+        "pool = VerifierPool('scripted', 1, 60.0, module='tests.rewards.rewards_doubles')\n"
         "print(json.dumps(pool.worker_pids), flush=True)\n"
         "sys.stdin.read()\n"
     )
-    tests = str(Path(rewards_doubles.__file__).parent)
     parent = subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([tests, *filter(None, sys.path)])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     (worker,) = json.loads(parent.stdout.readline())
     assert not is_gone(worker)

@@ -2,11 +2,11 @@ import json
 import sys
 
 import pytest
-from sandbox_probe import needs_sandbox
 
-from megatron_prime.config.reward_schema import RewardConfig
+from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards.http_endpoint import HttpEndpoint
 from megatron_prime.rewards.selection import RewardPools, build_pool
+from tests.support.sandbox_probe import needs_sandbox
 
 SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
 PROGRAM = "```python\nprint(sum(map(int, input().split())))\n```"

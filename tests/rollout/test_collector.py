@@ -5,7 +5,19 @@ import math
 
 import pytest
 import torch
-from rollout_doubles import (
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from megatron_prime.config.run import FilterConfig, RolloutConfig
+from megatron_prime.engines.local.engine import LocalEngine
+from megatron_prime.engines.local.sampling import training_sampling
+from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector
+from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
+from megatron_prime.rollout.verification import RolloutVerifier
+from megatron_prime.types import FinishReason, SamplingParams
+from tests.support.rollout_doubles import (
     BAD,
     BROKEN,
     BUILDING,
@@ -17,19 +29,7 @@ from rollout_doubles import (
     run_on_ranks,
     verify_words,
 )
-from tiny_models import save_tiny_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
-
-from megatron_prime.config.schema import FilterConfig, RolloutConfig
-from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector
-from megatron_prime.rollout.local_engine import LocalEngine
-from megatron_prime.rollout.ranks import Ranks
-from megatron_prime.rollout.sampling import training_sampling
-from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
-from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import FinishReason, SamplingParams
+from tests.support.tiny_models import save_tiny_model
 
 MIXED = [[GOOD], [3, BAD]]
 EASY = [[GOOD], [GOOD]]

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
+from megatron_prime.engines.local.engine import LocalEngine
 from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
-from megatron_prime.rollout.local_engine import LocalEngine
 
 MEMBERS = [name for name in vars(Engine) if not name.startswith("_")]
 

@@ -1,9 +1,9 @@
 """Sharing work over ranks: contiguous parts that join to the whole."""
 
 import pytest
-from rollout_doubles import run_on_ranks
 
 from megatron_prime.rollout.ranks import Ranks, gather_alone
+from tests.support.rollout_doubles import run_on_ranks
 
 
 @pytest.mark.parametrize("num_items", [0, 1, 2, 3, 7, 12])

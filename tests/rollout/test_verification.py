@@ -3,10 +3,18 @@
 import math
 
 import pytest
-from rollout_doubles import BAD, BROKEN, GOOD, Verdict, WordTokenizer, run_on_ranks, verify_words
 
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import FinishReason, Prompt, Rollout
+from tests.support.rollout_doubles import (
+    BAD,
+    BROKEN,
+    GOOD,
+    Verdict,
+    WordTokenizer,
+    run_on_ranks,
+    verify_words,
+)
 
 
 def rollouts_ending(words):

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_jobs import Jobs
-from slurm_lab import SlurmLab, missing
-from toy_runs import ROOT, Toy
+
+from tests.slurm.slurm_jobs import Jobs
+from tests.slurm.slurm_lab import SlurmLab, missing
+from tests.support.toy_runs import ROOT, Toy
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,8 @@ for (preempt_send_user_signal), to the script alone, or by SIGTERM to every proc
 """
 
 import pytest
-from slurm_lab import NODES, until
+
+from tests.slurm.slurm_lab import NODES, until
 
 pytestmark = pytest.mark.minutes
 

@@ -7,9 +7,10 @@ others, and srun reports the highest code of all, which is that of the ended one
 import sys
 
 import pytest
-from slurm_jobs import SCRIPT
-from slurm_lab import until
-from toy_runs import ROOT
+
+from tests.slurm.slurm_jobs import SCRIPT
+from tests.slurm.slurm_lab import until
+from tests.support.toy_runs import ROOT
 
 PROGRAM = """#!/bin/bash
 [[ $1 == tools/* ]] && exec {python} "$@"

@@ -10,8 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sglang_live import engine_python
-from slurm_lab import NODES, until
+
+from tests.slurm.slurm_lab import NODES, until
+from tests.support.sglang_live import engine_python
 
 
 def test_a_job_that_is_asked_to_stop_saves_is_queued_again_and_ends_where_an_unbroken_one_does(
@@ -107,4 +108,4 @@ def test_servers_on_both_nodes_serve_a_job_and_one_that_dies_comes_back(jobs):
 def is_server(pid: int) -> bool:
     """Whether it is the main process of an SGLang server."""
     words = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
-    return b"sglang.launch_server" in words and not any(b"sglang_child" in word for word in words)
+    return b"sglang.launch_server" in words and not any(b"engines/sglang/child" in word for word in words)

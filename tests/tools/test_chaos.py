@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_runs import Toy, environment
+
+from tests.support.toy_runs import Toy, environment
 
 TOOL = Path(__file__).parents[2] / "tools" / "chaos.py"
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from data_tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
-from megatron_prime.config.data_schema import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.sft import SFTDataset
+from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "examples" / "data"

@@ -10,21 +10,18 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import gpu_check
-from distributed_runner import run_distributed
-from gpu_checks import precision
-from gpu_checks.catalog import CHECKS, Check, chosen
-from gpu_checks.lines import Line, Outcome, Setting, judged
-from gpu_checks.precision import FOLLOWS_RULE, Sizes, ruled_sequences
-from gpu_checks.report import as_markdown
-from gpu_checks.roles import SHAPES
-from gpu_worker import models_that_stay
-
-from megatron_prime.models.hf_shape import ModelShape
+from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.counts import num_parameters
+from tests.gpu.gpu_worker import models_that_stay
+from tests.support.distributed_runner import run_distributed
+from tools import gpu_check
+from tools.gpu_checks import precision
+from tools.gpu_checks.catalog import CHECKS, Check, chosen
+from tools.gpu_checks.lines import Line, Outcome, Setting, judged
+from tools.gpu_checks.precision import FOLLOWS_RULE, Sizes, ruled_sequences
+from tools.gpu_checks.report import as_markdown
+from tools.gpu_checks.roles import SHAPES
 
-TOOL = Path(gpu_check.__file__)
 RUN = ("environment", "zero", "parity", "step-1.5b", "memory", "offload", "sglang")
 
 
@@ -34,7 +31,7 @@ def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu-check")
     arguments = ["--device", "cpu", "--tiny", "--out", out, "--markdown", out / "results.md", "--only", *RUN]
     done = subprocess.run(
-        [sys.executable, TOOL, *arguments, "--sglang-python", out / "nowhere"],
+        [sys.executable, "-m", "tools.gpu_check", *arguments, "--sglang-python", out / "nowhere"],
         capture_output=True,
         text=True,
         check=False,
@@ -197,7 +194,7 @@ def test_shapes_are_of_the_sizes_that_they_are_named_after():
 
 
 def test_models_of_one_setting_are_gone_before_the_next_are_built(tmp_path):
-    assert run_distributed(models_that_stay, 1, TOOL.parent, tmp_path) == [[]], "two do not fit on a GPU"
+    assert run_distributed(models_that_stay, 1, tmp_path) == [[]], "two do not fit on a GPU"
 
 
 def test_rows_follow_their_rule_mostly():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tiny_models import save_tiny_model
+
+from tests.support.tiny_models import save_tiny_model
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+from tools import install_sglang
 
-import install_sglang  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

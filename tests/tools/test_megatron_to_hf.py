@@ -1,12 +1,8 @@
 """Where weights and config are looked for; the rest is in test_hf_to_megatron and tests/conversion."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from megatron_to_hf import places
+from tools.megatron_to_hf import places
 
 
 @pytest.fixture

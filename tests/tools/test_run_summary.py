@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from run_summary import meaning, ranks_in_words, summarize
+from tools.run_summary import meaning, ranks_in_words, summarize
 
 TOOL = Path(__file__).parents[2] / "tools" / "run_summary.py"
 

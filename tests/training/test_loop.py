@@ -5,15 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
-from toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 
-from megatron_prime.config.schema import GuardsConfig, PrimeConfig
+from megatron_prime.config.run import GuardsConfig, PrimeConfig
+from megatron_prime.evaluation.accuracy import EvaluationReport, EvaluationResult
 from megatron_prime.observability import Metrics, Progress
-from megatron_prime.rollout.evaluation import EvaluationReport, EvaluationResult
-from megatron_prime.training.guards import Guards
+from megatron_prime.training.checkpoint.run_lock import FencedError
+from megatron_prime.training.health.guards import Guards
+from megatron_prime.training.health.stop import RunStopped
 from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
-from megatron_prime.training.run_lock import FencedError
-from megatron_prime.training.stop import RunStopped
+from tests.support.toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 
 
 class Recorder:

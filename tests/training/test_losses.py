@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import tiny_model
-from training_batches import BETA, PLAIN_LOSSES, ragged_batch, score_with_hf
-from training_worker import LOSSES, policy_loss, prm_loss
 
 from megatron_prime.algorithm.implicit_reward import sequence_scores_B
 from megatron_prime.algorithm.prm_loss import prm_pair_targets
 from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT
+from tests.support.tiny_models import tiny_model
+from tests.support.training_batches import BETA, PLAIN_LOSSES, ragged_batch, score_with_hf
+from tests.training.training_worker import LOSSES, policy_loss, prm_loss
 
 ROWS = [0, 2, 3, 5, 6]
 SPLITS = [[ROWS], [[0], [2], [3], [5], [6]], [[6, 0], [5, 3, 2]], [[0, 2, 3], [], [5, 6]]]

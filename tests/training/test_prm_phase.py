@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-import training_worker
-from distributed_runner import run_distributed
-from tiny_models import save_tiny_model
-from training_batches import GROUPS, LABELS, ragged_batch
 
 from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
+from tests.support.distributed_runner import run_distributed
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_batches import GROUPS, LABELS, ragged_batch
+from tests.training import training_worker
 
 LAYOUTS = {1: ("one",), 2: ("tp2", "pp2", "dp2")}
 ALL_LAYOUTS = [layout for layouts in LAYOUTS.values() for layout in layouts]

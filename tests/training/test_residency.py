@@ -1,14 +1,14 @@
 """Offloading: bytes really go, everything comes back bit for bit, and a resumed run ends where an unbroken one does."""
 
-import memory_worker
 import pytest
 import torch
-from distributed_runner import run_distributed
-from tiny_models import save_tiny_model
-from training_batches import ragged_batch
 
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.training.residency import Part, Residency
+from tests.support.distributed_runner import run_distributed
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_batches import ragged_batch
+from tests.training import memory_worker
 
 LAYOUTS = [("dp2", "fp32"), ("tp2+sp", "fp32"), ("dp2", "bf16")]
 RECOMPUTES = {

@@ -4,14 +4,15 @@ import copy
 import json
 import math
 
-import layout_worker
 import pytest
 import torch
-import training_worker
-from distributed_runner import run_distributed
-from layout_worker import hf_weights, layouts_of, whole_tensors
-from tiny_models import MOE_BUILDERS, save_tiny_model
-from training_batches import PLAIN_LOSSES, plain_load_balance_loss, ragged_batch, score_with_hf
+
+from tests.support import layout_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.layout_worker import hf_weights, layouts_of, whole_tensors
+from tests.support.tiny_models import MOE_BUILDERS, save_tiny_model
+from tests.support.training_batches import PLAIN_LOSSES, plain_load_balance_loss, ragged_batch, score_with_hf
+from tests.training import training_worker
 
 DENSE_LAYOUTS = (
     "one",

@@ -5,9 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
-import toy_worker
-from distributed_runner import run_distributed
-from toy_runs import LAYOUTS, Toy, differences, records
+
+from tests.support import toy_worker
+from tests.support.distributed_runner import run_distributed
+from tests.support.toy_runs import LAYOUTS, Toy, differences, records
 
 ORDERS, LOSSES = ("after", "before", "none", "reverse"), ("ce", "dpo", "bon_acc", "bon_rm")
 GRANULARITIES = ("token", "step", "whole")

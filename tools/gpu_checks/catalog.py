@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from gpu_checks.lines import Line, Setting, has_package
+from tools.gpu_checks.lines import Line, Setting, has_package
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """The log-prob kernels against float64 and over their floor, through benchmarks/logprob_kernel.py."""
 
-import sys
 from collections.abc import Iterator
 
-from gpu_checks.lines import ROOT, Line, Setting, judged, told
+from tools.gpu_checks.lines import Line, Setting, judged, told
 
 GOAL = 1.3
 ERROR_BOUNDS = {"tile": 1e-4, "layer": 5e-2}
@@ -12,8 +11,7 @@ ERROR_BOUNDS = {"tile": 1e-4, "layer": 5e-2}
 
 def logprob_kernels(setting: Setting) -> Iterator[Line]:
     """Errors and times of every way that runs here; the goal is that of ours on a tile."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from logprob_kernel import Sizes, measure
+    from benchmarks.logprob_kernel import Sizes, measure
 
     sizes = Sizes(32, 512, 16, 16) if setting.is_tiny else None
     rows = measure(setting.device, "bf16", sizes, repeats=2 if setting.is_tiny else 20)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_checks.lines import Line, Setting, skipped, told
+from tools.gpu_checks.lines import Line, Setting, skipped, told
 
 PACKAGES = ("torch", "megatron-core", "transformer-engine", "triton", "transformers", "flash-attn", "apex")
 DRIVER = Path("/proc/driver/nvidia/version")

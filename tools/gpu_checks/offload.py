@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import torch
 
-from gpu_checks.lines import Line, Setting, judged, told
-from gpu_checks.machine import synchronize
-from gpu_checks.roles import Roles, plain_loss, random_sequences, roles, write_shape
 from megatron_prime.training.trainable import Scorer
+from tools.gpu_checks.lines import Line, Setting, judged, told
+from tools.gpu_checks.machine import synchronize
+from tools.gpu_checks.roles import Roles, plain_loss, random_sequences, roles, write_shape
 
 OFFLOADED = (
     "memory.offload_reference=true",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
-from gpu_checks.roles import (
+from megatron_prime.training.losses import PRMRowLoss, SFTRowLoss, minibatch_weights_BT
+from tools.gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
+from tools.gpu_checks.roles import (
     FP8_RECIPES,
     Roles,
     Sequences,
@@ -16,7 +17,6 @@ from gpu_checks.roles import (
     roles,
     write_shape,
 )
-from megatron_prime.training.losses import PRMRowLoss, SFTRowLoss, minibatch_weights_BT
 
 BETA = 0.05
 BOUNDS = {"sft": {"bf16": 0.03, "fp8": 0.1}, "prm": {"bf16": 0.02, "fp8": 0.05}}

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpu_checks.lines import ROOT, Line, Outcome, Setting
+from tools.gpu_checks.lines import ROOT, Line, Outcome, Setting
 
 COLUMNS = ("check", "figure", "", "goal", "result", "note")
 WIDTH = 200
@@ -70,7 +70,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# What one GPU showed",
         "",
-        f"Written by `python tools/gpu_check.py --markdown docs/gpu-results.md` at {report['time']}, commit "
+        f"Written by `python -m tools.gpu_check --markdown docs/gpu-results.md` at {report['time']}, commit "
         f"`{report['commit']}`, on `{report['device']}`.{sizes} The goals are those of [gpu.md](gpu.md).",
     ]
     for check in report["checks"]:

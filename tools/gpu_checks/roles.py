@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from gpu_checks.lines import Setting
 from megatron_prime.cli.assemble import start_topology
 from megatron_prime.cli.train import _build_models
 from megatron_prime.config.loading import load_config
-from megatron_prime.config.schema import PrimeConfig
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
+from tools.gpu_checks.lines import Setting
 
 COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": True}
 TINY: dict[str, Any] = COMMON | {

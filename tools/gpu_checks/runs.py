@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from gpu_checks.lines import ROOT, Line, Setting, judged, told
+from tools.gpu_checks.lines import ROOT, Line, Setting, judged, told
 
 MIN_GAIN = 0.2
 """Held-out accuracy that PRIME must add; on CPUs in fp32 it adds about 0.7 (README)."""

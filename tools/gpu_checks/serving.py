@@ -1,21 +1,20 @@
 """A colocated SGLang server: weights by memory shared with the trainer, memory given up, equal log-probs."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from gpu_checks.lines import ROOT, Line, Setting, judged, skipped, told
-from gpu_checks.machine import median_seconds, synchronize
-from gpu_checks.roles import Roles, random_sequences, roles, write_shape
 from megatron_prime.cli.assemble import RolloutParts, build_rollout, build_weight_sync
 from megatron_prime.resharding.weight_sync import WeightSync
-from megatron_prime.training.mismatch import Mismatch
+from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.phase_memory import make_room
 from megatron_prime.types import Prompt, SamplingParams
+from tools.gpu_checks.lines import Line, Setting, judged, skipped, told
+from tools.gpu_checks.machine import median_seconds, synchronize
+from tools.gpu_checks.roles import Roles, random_sequences, roles, write_shape
 
 SYNC_GOAL = 2.0
 GAP_GOAL = 0.05
@@ -65,8 +64,7 @@ def _by(transport: str, setting: Setting) -> Iterator[Line]:
 def _write_tokenizer(model: Path) -> None:
     """A run asks for stop tokens; the toy task's tokenizer has one."""
     if not (model / "tokenizer.json").exists():
-        sys.path.insert(0, str(ROOT / "examples"))
-        from arithmetic_task import VOCABULARY, write_tokenizer
+        from examples.arithmetic_task import VOCABULARY, write_tokenizer
 
         write_tokenizer(model)
         config = json.loads((model / "config.json").read_text())

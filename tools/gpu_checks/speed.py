@@ -2,16 +2,19 @@
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from gpu_checks.lines import FAULTS, ROOT, Line, Setting, broke, judged, skipped, told
-from gpu_checks.machine import synchronize
-from gpu_checks.roles import (
+from megatron_prime.planning.counts import forward_flops, num_parameters
+from megatron_prime.planning.gpus import GIB, GPU, KNOWN
+from megatron_prime.planning.job import Guess, job_of
+from megatron_prime.planning.memory import MemoryPlan, plan_memory
+from tools.gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
+from tools.gpu_checks.machine import synchronize
+from tools.gpu_checks.roles import (
     FP8_RECIPES,
     Roles,
     fp8_fault_here,
@@ -21,10 +24,6 @@ from gpu_checks.roles import (
     roles,
     write_shape,
 )
-from megatron_prime.planning.counts import forward_flops, num_parameters
-from megatron_prime.planning.gpus import GIB, GPU, KNOWN
-from megatron_prime.planning.job import Guess, job_of
-from megatron_prime.planning.memory import MemoryPlan, plan_memory
 
 MFU_GOAL = 0.45
 FP8_GOAL = 1.25
@@ -232,8 +231,7 @@ def _measured_bytes(built: Roles, setting: Setting) -> dict[str, int]:
         policy._pass.backward(sequences, rows, plain_loss)
         synchronize(setting)
         return {"models": models, "working": torch.cuda.max_memory_allocated() - before}
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from live_bytes import LiveBytes
+    from benchmarks.live_bytes import LiveBytes
 
     with LiveBytes([*policy.built.module.parameters(), *policy._gradients()]) as counted:
         policy._pass.backward(sequences, rows, plain_loss)

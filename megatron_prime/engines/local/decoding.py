@@ -1,0 +1,181 @@
+"""Autoregressive decoding of one batch of requests with an HF causal language model.
+
+Prompts are left-padded and each distinct one is prefilled once; its cache row is then copied to all its
+requests. When a quarter of the rows has finished, they leave the batch, so late tokens cost only what long
+responses need.
+
+Shapes: U distinct prompts, B requests still in the batch, L tokens so far, V vocab.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from megatron_prime.engines.local.sampling import StreamKey, sample_tokens
+from megatron_prime.types import FinishReason, Prompt, SamplingParams
+
+_COMPACT_BELOW = 0.75
+"""Rows leave the batch when fewer than this share of it is unfinished: the cache is copied O(log B) times."""
+_PADDING_ID = 0
+"""Any valid token: the attention mask hides it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One response to be sampled."""
+
+    prompt: Prompt
+    sample_index: int
+    key: StreamKey
+
+
+@dataclass(slots=True)
+class Response:
+    """One response being sampled."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason = FinishReason.LENGTH
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The rows being decoded."""
+
+    cache: DynamicCache
+    attention_mask_BL: Tensor
+    positions_B: Tensor
+    """Position of the next token."""
+    logits_BV: Tensor
+    """Of the next token."""
+    last_tokens_B: Tensor
+    """Sampled, but not yet in the cache."""
+    responses: list[Response]
+    """One a row, shared with the caller."""
+    uniforms_BT: Tensor
+    unfinished: list[bool]
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows, in this order; a row may be repeated (before decoding starts)."""
+        rows_B = torch.tensor(rows, device=self.positions_B.device)
+        self.cache.batch_select_indices(rows_B)
+        self.attention_mask_BL = self.attention_mask_BL[rows_B]
+        self.positions_B = self.positions_B[rows_B]
+        self.logits_BV = self.logits_BV[rows_B]
+        self.last_tokens_B = self.last_tokens_B[rows_B]
+
+    def compact(self) -> None:
+        """Let finished rows go when they are many."""
+        rows = [row for row, unfinished in enumerate(self.unfinished) if unfinished]
+        if not rows or len(rows) >= _COMPACT_BELOW * len(self.unfinished):
+            return
+        self.select(rows)
+        self.responses = [self.responses[row] for row in rows]
+        self.uniforms_BT = self.uniforms_BT[torch.tensor(rows, device=self.uniforms_BT.device)]
+        self.unfinished = [True] * len(rows)
+
+
+@torch.inference_mode()
+def decode_batch(
+    model: PreTrainedModel, requests: Sequence[Request], params: SamplingParams
+) -> list[Response]:
+    """Sample all requests at once.
+
+    Memory: the KV cache of len(requests) sequences as long as the longest prompt plus the longest response
+    (about twice that for one layer while it grows), and a few [B, V] tensors.
+
+    Args:
+        model: an HF causal LM in eval mode, whole on one device.
+        requests: at least one; equal prompts share their prefill wherever they stand.
+        params: how to sample.
+
+    Returns:
+        One response a request, in order.
+    """
+    batch = _prefill(model, requests, params)
+    responses = list(batch.responses)
+    for position in range(params.max_response_tokens):
+        _pick(batch, position, params)
+        if position + 1 == params.max_response_tokens or not any(batch.unfinished):
+            break
+        batch.compact()
+        _forward(model, batch)
+    return responses
+
+
+def _prefill(model: PreTrainedModel, requests: Sequence[Request], params: SamplingParams) -> _Batch:
+    """Run the distinct prompts and copy their cache rows to the requests."""
+    device = model.device
+    row_of_prompt: dict[tuple[int, ...], int] = {}
+    rows = [row_of_prompt.setdefault(request.prompt.token_ids, len(row_of_prompt)) for request in requests]
+    lengths = [len(token_ids) for token_ids in row_of_prompt]
+    input_ids_UL = torch.full((len(lengths), max(lengths)), _PADDING_ID)
+    mask_UL = torch.zeros_like(input_ids_UL)
+    for row, token_ids in enumerate(row_of_prompt):
+        input_ids_UL[row, -len(token_ids) :] = torch.tensor(token_ids)
+        mask_UL[row, -len(token_ids) :] = 1
+    mask_UL = mask_UL.to(device)
+    cache = DynamicCache(config=model.config)
+    output = model(
+        input_ids=input_ids_UL.to(device),
+        attention_mask=mask_UL,
+        position_ids=(mask_UL.cumsum(dim=-1) - 1).clamp_(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    uniforms_BT = np.stack([request.key.uniforms(params.max_response_tokens) for request in requests])
+    batch = _Batch(
+        cache=cache,
+        attention_mask_BL=mask_UL,
+        positions_B=torch.tensor(lengths, device=device),
+        logits_BV=output.logits[:, -1],
+        last_tokens_B=input_ids_UL[:, -1].to(device),
+        responses=[Response() for _ in requests],
+        uniforms_BT=torch.from_numpy(uniforms_BT).to(device),
+        unfinished=[True] * len(requests),
+    )
+    batch.select(rows)
+    return batch
+
+
+def _forward(model: PreTrainedModel, batch: _Batch) -> None:
+    """Append the last token of each row and compute the next logits."""
+    tokens_B1 = batch.last_tokens_B[:, None]
+    batch.attention_mask_BL = torch.cat([batch.attention_mask_BL, torch.ones_like(tokens_B1)], dim=-1)
+    output = model(
+        input_ids=tokens_B1,
+        attention_mask=batch.attention_mask_BL,
+        position_ids=batch.positions_B[:, None],
+        past_key_values=batch.cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    batch.logits_BV = output.logits[:, -1]
+    batch.positions_B = batch.positions_B + 1
+
+
+def _pick(batch: _Batch, position: int, params: SamplingParams) -> None:
+    """Sample one token a row and write it to the unfinished responses."""
+    tokens_B, logprobs_B = sample_tokens(
+        batch.logits_BV, batch.uniforms_BT[:, position], params.temperature, params.top_p
+    )
+    for row, (token, logprob) in enumerate(zip(tokens_B.tolist(), logprobs_B.tolist(), strict=True)):
+        if not batch.unfinished[row]:
+            continue
+        if not math.isfinite(logprob):
+            raise RuntimeError(
+                "the rollout model gives log-probabilities that are not finite: its weights have diverged"
+            )
+        response = batch.responses[row]
+        response.token_ids.append(token)
+        response.logprobs.append(logprob)
+        if token in params.stop_token_ids:
+            response.finish_reason = FinishReason.STOP
+            batch.unfinished[row] = False
+    batch.last_tokens_B = tokens_B

@@ -1,0 +1,50 @@
+"""The tensors of a transformers model by the names of its checkpoint, fused experts taken apart. No copies.
+
+A checkpoint holds a matrix for each projection of each expert. transformers 5 keeps all experts of a layer in two
+tensors, [E, 2 F, H] and [E, H, F], and renames some: weights that arrive by name must find their place in them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from megatron_prime.hf.families import FAMILIES, HFTensor, Place
+
+_IN_MEMORY = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate\.weight|experts\.gate_up_proj|experts\.down_proj)")
+
+
+def checkpoint_views(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Views of a state dict by checkpoint names. A model without experts keeps its names.
+
+    Args:
+        state: what `state_dict(keep_vars=True)` of the transformers model gives.
+        family: its model_type.
+    """
+    tensors = {place: [] for place in Place}
+    for row in FAMILIES.get(family, ()):
+        tensors[row.place] += row.tensors
+    if not tensors[Place.EXPERT]:
+        return dict(state)
+    router = next(tensor for tensor in tensors[Place.MOE_LAYER] if len(tensor.dims) == 2)
+    views: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = _IN_MEMORY.fullmatch(name)
+        if match is None:
+            views[name] = tensor
+        elif match[2] == "gate.weight":
+            views[router.name.format(layer=match[1])] = tensor
+        else:
+            views |= dict(_matrices(match[1], match[2], tensor, tensors[Place.EXPERT]))
+    return views
+
+
+def _matrices(
+    layer: str, kind: str, fused: Tensor, expert_tensors: list[HFTensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Each expert's own matrices of a fused tensor; the table has them in the order gate, up, down."""
+    gate, up, down = expert_tensors
+    parts = (gate, up) if kind.endswith("gate_up_proj") else (down,)
+    for expert, matrix in enumerate(fused):
+        for part, view in zip(parts, matrix.chunk(len(parts)), strict=True):
+            yield part.name.format(layer=layer, expert=expert), view

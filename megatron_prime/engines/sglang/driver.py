@@ -1,0 +1,167 @@
+"""Collective calls of which one rank, the driver, does the work on an event loop of its own.
+
+The other ranks must not sit in one collective for as long as a rollout takes: it has a deadline. So all ranks meet
+every HEARTBEAT_S and hear from the driver: go on waiting, help to resync a server, or the result.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from megatron_prime.engines.sglang.client import ServerUnreachableError
+from megatron_prime.rollout.engine import EngineError
+from megatron_prime.rollout.ranks import Ranks
+
+DRIVER = 0
+HEARTBEAT_S = 20.0
+_JOIN_S = 30.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Help:
+    """All ranks run the resync of this server."""
+
+    server: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[Result]):
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+class LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="sglang-client", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+        """Run a coroutine on the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def close(self) -> None:
+        """Stop the loop. May be called twice."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(_JOIN_S)
+            self.loop.close()
+
+
+class Driver:
+    """Runs coroutines on the driver rank for all ranks together."""
+
+    def __init__(self, ranks: Ranks, resync: Callable[[int], None]) -> None:
+        """Start the loop on the driver.
+
+        Args:
+            ranks: all call `run` in the same order.
+            resync: gives a server, by index, the current weights; called on every rank at the same time, on the thread
+                of `run`, while the driver's coroutine goes on; may itself call `run`. ServerUnreachableError on the
+                driver asks for another try.
+        """
+        self._ranks = ranks
+        self._resync = resync
+        self._messages: queue.Queue[_Help | None] = queue.Queue()
+        self._helped: Future[None] | None = None
+        self.loop_thread = LoopThread() if self.is_driver else None
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether this rank talks to the servers."""
+        return self._ranks.rank == DRIVER
+
+    async def ask_for_resync(self, server: int) -> None:
+        """On the driver's loop: have all ranks resync a server, and wait for it. One at a time."""
+        while self._helped is not None:
+            await asyncio.wait([asyncio.wrap_future(self._helped)])
+        self._helped = Future()
+        self._messages.put(_Help(server))
+        try:
+            await asyncio.wrap_future(self._helped)
+        finally:
+            self._helped = None
+
+    def run(self, make_work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Collective: run make_work() on the driver, return its result on every rank.
+
+        An exception is raised on every rank; of types that don't pickle, as EngineError on the others.
+        """
+        future: Future[Result] | None = None
+        if self.loop_thread is not None:
+            future = self.loop_thread.submit(make_work())
+            future.add_done_callback(lambda _: self._messages.put(None))
+        while True:
+            message = self._share(None if future is None else self._next_message(future))
+            if isinstance(message, _Help):
+                self._help(message.server)
+            elif isinstance(message, _Failed):
+                raise message.error
+            elif isinstance(message, _Done):
+                return message.result
+
+    def close(self) -> None:
+        """Stop the loop. May be called twice."""
+        if self.loop_thread is not None:
+            self.loop_thread.close()
+
+    def _next_message(self, future: "Future[Result]") -> "_Pending | _Help | _Done[Result] | _Failed":
+        message: _Help | None = None
+        if not future.done():
+            # None says that some future is done; with nested calls it need not be this one.
+            with contextlib.suppress(queue.Empty):
+                message = self._messages.get(timeout=HEARTBEAT_S)
+        if message is not None:
+            return message
+        if not future.done():
+            return _Pending()
+        error = future.exception()
+        return _Done(future.result()) if error is None else _Failed(error)
+
+    def _share(self, message: object) -> object:
+        mine = [] if message is None else [_portable(message)]
+        [shared] = self._ranks.gather_all(mine)
+        # The driver keeps its own object: an exception with its traceback.
+        return shared if message is None else message
+
+    def _help(self, server: int) -> None:
+        """Run the resync on all ranks, and agree on how it went."""
+        error: EngineError | None = None
+        try:
+            self._resync(server)
+        except EngineError as fault:
+            error = fault
+        faults = self._ranks.gather_all([] if error is None else [str(error)])
+        helped = self._helped
+        if helped is not None and not helped.done():
+            if isinstance(error, ServerUnreachableError):
+                helped.set_exception(error)
+            elif faults:
+                helped.set_exception(EngineError(f"resync of SGLang server {server} failed: {faults[0]}"))
+            else:
+                helped.set_result(None)
+
+
+def _portable(message: object) -> object:
+    """What other ranks can unpickle: an exception of an unknown type becomes an EngineError."""
+    if isinstance(message, _Failed) and not isinstance(message.error, (EngineError, ValueError, OSError)):
+        return _Failed(EngineError(f"rank {DRIVER} failed: {message.error!r}"))
+    return message

@@ -1,0 +1,214 @@
+"""The servers of one engine as seen by its event loop: who is up, and how one that is not comes back.
+
+up --no answer, or foreign weights--> down: [restart] -> answers again -> resync of its weights -> up
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+from megatron_prime.config.run import SGLangConfig
+from megatron_prime.engines.sglang.balancer import Balancer
+from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
+from megatron_prime.engines.sglang.nodes import Server
+from megatron_prime.engines.sglang.sampling import parse_version
+from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
+
+HEALTH_EVERY_S = 15.0
+MAX_MISSED_HEALTH = 2
+"""A server that misses so many probes in a row hangs: it is restarted."""
+MAX_RECOVERIES = 8
+"""Tries to bring one server back before the run is told."""
+_POLL_S = 0.25
+
+Resync = Callable[[int], Awaitable[None]]
+"""Gives a server, by index, the current weights. Raises ServerUnreachableError when it dies over it."""
+
+
+class Fleet:
+    """Servers that were started here or attached to. All coroutines belong to one event loop."""
+
+    def __init__(self, supervised: Sequence[Server], settings: SGLangConfig, resync: Resync) -> None:
+        """Keep the parts; nothing is awaited yet.
+
+        Args:
+            supervised: servers started here; empty when attached to settings.urls.
+            settings: of the engine.
+            resync: called for every server that came back without the fleet's weights.
+        """
+        self._supervised = list(supervised)
+        self._settings = settings
+        self._resync = resync
+        self._clients: dict[int, SGLangClient] = {}
+        self._recoveries: dict[int, asyncio.Task[None]] = {}
+        self.policy_version = NO_WEIGHTS
+        """What every server that is up serves."""
+        self.num_recoveries = 0
+        """How often a server was brought back, for metrics and tests."""
+        self.balancer = Balancer(len(supervised) or len(settings.urls), settings.concurrency)
+
+    @property
+    def num_servers(self) -> int:
+        """Servers, up or down."""
+        return len(self._supervised) or len(self._settings.urls)
+
+    async def client(self, server: int) -> SGLangClient:
+        """A client of the server once it answers.
+
+        Raises EngineError when it doesn't by rollout.sglang.startup_timeout_s, or was given up.
+        """
+        deadline = time.monotonic() + self._settings.startup_timeout_s
+        while True:
+            url = self._url(server)
+            if url is not None and (client := await self._answering(server, url)) is not None:
+                return client
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"SGLang server {server} ({url or 'not started yet'}) gave no answer in rollout.sglang."
+                    f"startup_timeout_s = {self._settings.startup_timeout_s:g} s: {self._hint(server)}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    def client_now(self, server: int) -> SGLangClient:
+        """The client that last reached the server, without a probe. Raises ServerUnreachableError when none did."""
+        client = self._clients.get(server)
+        if client is None or not self.balancer.is_up(server):
+            raise ServerUnreachableError(f"SGLang server {server} is down")
+        return client
+
+    def last_client(self, server: int) -> SGLangClient | None:
+        """The client that last reached the server; None when it was never reached, or was started again since."""
+        client = self._clients.get(server)
+        return client if client is not None and self._url(server) == client.url else None
+
+    async def restart(self, server: int, client: SGLangClient) -> bool:
+        """End a server of ours that `client` can't rely on; its supervisor starts it again. Whether it is ours.
+
+        One that was started again already is left alone.
+        """
+        if not self._supervised:
+            return False
+        if self._supervised[server].url == client.url:
+            await asyncio.to_thread(self._supervised[server].restart)
+        return True
+
+    async def clients(self) -> list[SGLangClient]:
+        """Clients of all servers, once all answer."""
+        return list(await asyncio.gather(*(self.client(server) for server in range(self.num_servers))))
+
+    async def weight_versions(self) -> list[int]:
+        """What each server says it serves; NO_WEIGHTS for weights that no sync of ours has named."""
+        return [parse_version(await client.weight_version()) for client in await self.clients()]
+
+    def report(self, server: int, *, hangs: bool = False) -> None:
+        """Say that a server gave no answer or the wrong weights; it gets no requests until it has come back."""
+        if server not in self._recoveries:
+            task = asyncio.ensure_future(self._recover(server, hangs))
+            self._recoveries[server] = task
+
+    async def guarded(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """Await `work` while watching the servers' health; then until all are up again.
+
+        Raises EngineError as soon as a server can't be brought back.
+        """
+        main = asyncio.ensure_future(work)
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            while not main.done() or self._recoveries:
+                waited = {watch, *self._recoveries.values()} | ({main} if not main.done() else set())
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                self._reap()
+                if watch.done() or (main.done() and main.exception() is not None):
+                    break
+            if watch.done():
+                watch.result()
+            return main.result()
+        finally:
+            await cancel([main, watch])
+
+    async def aclose(self) -> None:
+        """End recoveries and connections. The servers themselves are closed by their supervisors."""
+        await cancel(list(self._recoveries.values()))
+        for client in self._clients.values():
+            await client.aclose()
+
+    def _reap(self) -> None:
+        for server, task in list(self._recoveries.items()):
+            if task.done():
+                del self._recoveries[server]
+                task.result()
+
+    async def _recover(self, server: int, hangs: bool) -> None:
+        await self.balancer.set_up(server, False)
+        if hangs and self._supervised:
+            await asyncio.to_thread(self._supervised[server].restart)
+        for _ in range(MAX_RECOVERIES):
+            # A server that is about to go down may answer once more: give it the time to do so.
+            await asyncio.sleep(_POLL_S)
+            try:
+                client = await self.client(server)
+                if parse_version(await client.weight_version()) != self.policy_version:
+                    await self._resync(server)
+                if parse_version(await client.weight_version()) == self.policy_version:
+                    self.num_recoveries += 1
+                    await self.balancer.set_up(server, True)
+                    return
+            except ServerUnreachableError:
+                continue
+        raise EngineError(
+            f"SGLang server {server} could not be brought back to policy version {self.policy_version} in "
+            f"{MAX_RECOVERIES} tries: {self._hint(server)}"
+        )
+
+    async def _watch(self) -> None:
+        num_missed = [0] * self.num_servers
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            for server in range(self.num_servers):
+                if not self.balancer.is_up(server) or server not in self._clients:
+                    num_missed[server] = 0
+                    continue
+                try:
+                    await self._clients[server].check_health()
+                    num_missed[server] = 0
+                except ServerUnreachableError:
+                    num_missed[server] += 1
+                if num_missed[server] >= MAX_MISSED_HEALTH:
+                    num_missed[server] = 0
+                    self.report(server, hangs=True)
+
+    def _url(self, server: int) -> str | None:
+        if not self._supervised:
+            return self._settings.urls[server].rstrip("/")
+        self._supervised[server].raise_if_failed()
+        return self._supervised[server].url
+
+    async def _answering(self, server: int, url: str) -> SGLangClient | None:
+        client = self._clients.get(server)
+        if client is None or client.url != url:
+            if client is not None:
+                await client.aclose()
+            settings = self._settings
+            client = self._clients[server] = SGLangClient(
+                url,
+                request_timeout_s=settings.request_timeout_s,
+                control_timeout_s=settings.control_timeout_s,
+            )
+        try:
+            await client.model_info(retry=False)
+        except ServerUnreachableError:
+            return None
+        return client
+
+    def _hint(self, server: int) -> str:
+        if self._supervised:
+            return f"see {self._supervised[server].log_path}"
+        return "is it running, and reachable from the node of rank 0?"
+
+
+async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what still runs and wait until it has ended; faults of ended ones were, or are being, raised elsewhere."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,197 @@
+"""How one SGLang server is started: its command line, its environment, and the weight loader that it is given."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_prime.config.run import SGLangConfig
+from megatron_prime.engines.sglang import loader
+from megatron_prime.engines.sglang.loader.receiver import BLOCK_SIZE
+
+HOST = "127.0.0.1"
+_RECEIVER = "megatron_prime_receiver"
+LOADER = f"{_RECEIVER}.receive"
+"""What a server's --custom-weight-loader must name, for weights to come from the trainer's memory."""
+CPU_KV_TOKENS = 32768
+"""KV cache of a server on a CPU, where a share of the whole memory would be far too much."""
+_JOB_PREFIXES = ("TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "NCCL_ASYNC", "TORCH_NCCL_")
+_JOB_NAMES = frozenset(
+    (
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+        *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+        *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TORCHDYNAMO_DISABLE", "SGLANG_RETURN_ORIGINAL_LOGPROB"),
+    )
+)
+"""The training job's own. The last would make the server return log-probs at temperature 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """What the servers of one engine have in common."""
+
+    model_path: Path
+    """HF checkpoint of the architecture; its weights serve until the first sync."""
+    device: str
+    """cpu or cuda."""
+    dtype: str
+    """fp32 or bf16."""
+    seed: int
+    settings: SGLangConfig
+    is_colocated: bool = False
+    """Servers on a GPU must be able to give their memory up."""
+    host: str = HOST
+    """What the servers listen on: an address of their node that rank 0's reaches."""
+    loader_folder: Path | None = None
+    """What `install_receiver` filled; None for servers that load weights from files alone."""
+
+    def command(self, server_index: int, port: int) -> list[str]:
+        """The server's command line."""
+        settings = self.settings
+        options = {
+            "--model-path": str(self.model_path),
+            "--host": self.host,
+            "--port": str(port),
+            "--device": self.device,
+            "--dtype": {"fp32": "float32", "bf16": "bfloat16"}[self.dtype],
+            "--tp-size": str(settings.tensor),
+            "--ep-size": str(settings.expert),
+            "--random-seed": str((self.seed + server_index) % (1 << 31)),
+            "--max-running-requests": str(settings.concurrency),
+            "--log-level-http": "warning",
+        }
+        options |= self._device_options()
+        num_kv_tokens = settings.max_total_tokens or (CPU_KV_TOKENS if self.device == "cpu" else None)
+        if num_kv_tokens is not None:
+            options["--max-total-tokens"] = str(num_kv_tokens)
+        switches = ["--skip-tokenizer-init", "--skip-server-warmup"]
+        if self.device == "cpu":
+            # Idle schedulers spin otherwise, and take a core each from the trainer.
+            switches += ["--disable-overlap-schedule", "--sleep-on-idle"]
+        if settings.routing_replay:
+            switches.append("--enable-return-routed-experts")
+        if settings.quantization != "none":
+            options["--load-format"] = "dummy"
+        if settings.deterministic:
+            switches.append("--enable-deterministic-inference")
+        if self.is_colocated and self.device == "cuda":
+            switches.append("--enable-memory-saver")
+        if self.loader_folder is not None:
+            switches += ["--custom-weight-loader", LOADER]
+        flat = [word for option in options.items() for word in option]
+        python = str(
+            settings.python.absolute()
+        )  # not resolved: a venv's interpreter is a link that must stay one
+        # argparse takes the last of a repeated option, so extra_args override.
+        return [python, "-m", "sglang.launch_server", *flat, *switches, *settings.extra_args]
+
+    def environment(self, server_index: int, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The trainer's environment without what belongs to its job."""
+        environment = {
+            name: value
+            for name, value in inherited.items()
+            if name not in _JOB_NAMES and not name.startswith(_JOB_PREFIXES)
+        }
+        environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if self.loader_folder is not None:
+            environment["PYTHONPATH"] = str(self.loader_folder.absolute())
+        if self.device == "cpu":
+            environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+            if self.settings.tensor > 1:
+                # SGLang insists on one binding a rank, and would pin ranks to whole NUMA nodes by itself.
+                environment.setdefault(
+                    "SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(rank) for rank in range(self.settings.tensor))
+                )
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus(server_index, inherited))
+        return environment
+
+    def _device_options(self) -> dict[str, str]:
+        if self.device == "cpu":
+            return {
+                "--attention-backend": "torch_native",
+                "--sampling-backend": "pytorch",
+                "--grammar-backend": "none",
+            }
+        return {"--mem-fraction-static": str(self.settings.mem_fraction)}
+
+    def gpus(self, server_index: int, inherited: Mapping[str, str]) -> list[str]:
+        """The GPUs of one server on its node, as CUDA_VISIBLE_DEVICES names them."""
+        size = self.settings.tensor
+        first = server_index % self.settings.num_servers * size
+        places = range(first, first + size)
+        if self.settings.gpu_ids:
+            return [str(self.settings.gpu_ids[place]) for place in places]
+        # A trainer rank that sees its own GPU alone says nothing about the others of the node.
+        num_needed = self.settings.num_servers * size
+        return gpu_names(places, inherited, num_needed)
+
+
+def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed: int = 1) -> list[str]:
+    """Names of the GPUs at `places` among those that a process with this environment sees.
+
+    Where CUDA_VISIBLE_DEVICES has fewer than num_needed, a place is its own name.
+    """
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    is_known = len(visible) >= num_needed
+    return [visible[place] if is_known and place < len(visible) else str(place) for place in places]
+
+
+def check_transport(plan: LaunchPlan) -> None:
+    """Raise ValueError when weights cannot go to these servers by shards."""
+    if plan.is_colocated and plan.device == "cuda":
+        raise ValueError(
+            "rollout.sglang.weight_transport = 'shards' travels by NCCL, which refuses two ranks on one GPU: set it to "
+            "'ipc', or give the servers GPUs of their own by rollout.sglang.gpu_ids"
+        )
+
+
+def install_quantized(model_path: Path, folder: Path) -> Path:
+    """Describe the model to serve in block FP8, whose weights come from the trainer alone; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in model_path.iterdir():
+        if source.is_file() and "safetensors" not in source.name and not source.name.endswith(".bin"):
+            shutil.copyfile(source, folder / source.name)
+    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK_SIZE, BLOCK_SIZE],
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return folder
+
+
+def check_quantization(settings: SGLangConfig, device: str) -> None:
+    """Raise ValueError when these servers could not serve in FP8."""
+    if settings.quantization == "fp8" and device == "cpu":
+        raise ValueError(
+            "rollout.sglang.quantization = 'fp8' needs GPUs: SGLang's FP8 layers run on no CPU without AMX; set it to "
+            "'none'"
+        )
+
+
+def check_experts(settings: SGLangConfig, device: str) -> None:
+    """Raise ValueError when these servers could start but would die of their first request."""
+    if settings.expert > 1 and device == "cpu":
+        raise ValueError(
+            f"rollout.sglang.expert = {settings.expert}: SGLang 0.5.23 cannot compute with split experts on a CPU; set "
+            "it to 1 (experts are then split by rollout.sglang.tensor)"
+        )
+
+
+def install_receiver(folder: Path) -> Path:
+    """Put the receiver of weights, a package of its own, where servers can import it as `LOADER` says.
+
+    Returns `folder`. Nothing else is there: the engine environment must not see the trainer's packages.
+    """
+    package = folder / _RECEIVER
+    package.mkdir(parents=True, exist_ok=True)
+    for source in sorted(Path(loader.__file__).parent.glob("*.py")):
+        # Servers of an earlier start may be importing it: replace it at once.
+        aside = package / f".{source.name}"
+        aside.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        aside.replace(package / source.name)
+    return folder

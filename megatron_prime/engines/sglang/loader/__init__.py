@@ -1,0 +1,1 @@
+from .receiver import receive as receive

@@ -1,0 +1,61 @@
+"""Which experts SGLang sent each token to, for replay in training: read from its answers and checked."""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_prime.hf.mapping import ModelShape
+
+
+class RoutingReader:
+    """Reads `routed_experts` of answers to POST /generate.
+
+    SGLang gives int32 [tokens - 1, layers, K] in base64: of the last token nothing was computed.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        """Raises ValueError for a model without experts."""
+        if not shape.is_moe:
+            raise ValueError(
+                f"rollout.sglang.routing_replay needs a mixture of experts; the {shape.family} model has none"
+            )
+        self._shape = shape
+        self._moe_layers = [layer for layer in range(shape.num_layers) if shape.has_experts(layer)]
+
+    @staticmethod
+    def of(model_path: Path) -> "RoutingReader":
+        """For the model of an HF checkpoint. Raises ValueError when its config.json can't be read."""
+        path = Path(model_path) / "config.json"
+        try:
+            hf_config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} can't be read: {error}") from error
+        return RoutingReader(ModelShape.from_hf_config(hf_config))
+
+    def read(self, meta: Mapping[str, Any], num_tokens: int) -> torch.Tensor:
+        """[num_tokens - 1, layers, K] of the smallest integer type that holds the experts.
+
+        Args:
+            meta: the answer's meta_info.
+            num_tokens: of prompt and response.
+
+        Raises ValueError or KeyError when the answer holds no such experts.
+        """
+        shape = self._shape
+        raw = np.frombuffer(base64.b64decode(meta["routed_experts"], validate=True), dtype=np.int32)
+        dims = (num_tokens - 1, shape.num_layers, shape.num_experts_per_tok)
+        if raw.size != dims[0] * dims[1] * dims[2]:
+            raise ValueError(f"{raw.size} routed experts, {dims} are needed")
+        experts = raw.reshape(dims)
+        of_moe = np.sort(experts[:, self._moe_layers], axis=-1)
+        if of_moe.size and not 0 <= of_moe.min() <= of_moe.max() < shape.num_experts:
+            raise ValueError(f"routed experts outside [0, {shape.num_experts})")
+        if (of_moe[..., 1:] == of_moe[..., :-1]).any():
+            raise ValueError("routed experts name one twice for a token")
+        # Layers without experts hold whatever SGLang's buffer held.
+        return torch.from_numpy(experts.astype(np.uint8 if shape.num_experts <= 256 else np.int16))

@@ -1,0 +1,206 @@
+"""One SGLang server as a supervised child: started, watched, restarted with backoff, and surely ended."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from megatron_prime.engines.sglang import child
+from megatron_prime.engines.sglang.launch import HOST, LaunchPlan
+from megatron_prime.rollout.engine import EngineError
+
+STABLE_AFTER_S = 600.0
+"""A server that served so long starts with a clean record at its next death."""
+GRACE_S = 10.0
+"""From SIGTERM to SIGKILL."""
+_POLL_S = 0.2
+_MAX_BACKOFF_S = 30.0
+_TAIL_BYTES = 3000
+
+
+class ServerFailedError(EngineError):
+    """A server could not be started, or died too often; the message has the end of its log."""
+
+
+def free_port(host: str = HOST) -> int:
+    """A TCP port of an address of this machine that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+class SupervisedServer:
+    """Keeps one server process alive until `close`.
+
+    A thread of its own starts the server, waits until it answers, and starts it again when it ends. `url` changes with
+    every start; a server that is `ready` after a restart has the weights of the launch plan's model_path.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        server_index: int,
+        log_path: Path,
+        *,
+        on_event: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Start in the background.
+
+        Args:
+            plan: how to start it.
+            server_index: its number among the engine's servers.
+            log_path: what the server prints is appended here.
+            on_event: gets a line for a person at each death and restart; called from the supervisor's thread.
+        """
+        self.index = server_index
+        self.log_path = log_path
+        self._plan = plan
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self._url: str | None = None
+        self._server_pid: int | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._failure: str | None = None
+        self._num_starts = 0
+        self._closing = threading.Event()
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._thread = threading.Thread(target=self._supervise, name=f"sglang-{server_index}", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str | None:
+        """Address of the running server; None until it answers."""
+        with self._lock:
+            return self._url
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server's main process, which is also its process group; None while there is none."""
+        with self._lock:
+            return self._server_pid
+
+    @property
+    def num_starts(self) -> int:
+        """How often the server became ready: 2 after one restart."""
+        with self._lock:
+            return self._num_starts
+
+    def raise_if_failed(self) -> None:
+        """Raises ServerFailedError when the supervisor gave up."""
+        with self._lock:
+            if self._failure is not None:
+                raise ServerFailedError(self._failure)
+
+    def restart(self) -> None:
+        """End a server that hangs; the supervisor starts it again. Does nothing while it is not running."""
+        with self._lock:
+            guardian, self._url = self._guardian, None
+        if guardian is not None:
+            _end(guardian)
+
+    def ask_to_close(self) -> None:
+        """Begin what `close` does, without waiting."""
+        self._closing.set()
+
+    def close(self) -> None:
+        """End the server and its supervisor; returns when the processes are gone. May be called twice."""
+        self._closing.set()
+        self._thread.join()
+
+    def _supervise(self) -> None:
+        num_failures = 0
+        while not self._closing.is_set():
+            ready_at = self._run_once()
+            if self._closing.is_set():
+                break
+            if ready_at is not None and time.monotonic() - ready_at >= STABLE_AFTER_S:
+                num_failures = 0
+            num_failures += 1
+            if num_failures > self._plan.settings.max_restarts:
+                self._give_up(num_failures)
+                break
+            self._on_event(
+                f"SGLang server {self.index} ended; restart {num_failures} of at most "
+                f"{self._plan.settings.max_restarts} in a row (log: {self.log_path})"
+            )
+            self._closing.wait(min(2.0 ** (num_failures - 1), _MAX_BACKOFF_S))
+
+    def _run_once(self) -> float | None:
+        """Start the server and stay until it has ended. Returns when it was ready, None if it never was."""
+        port = free_port(self._plan.host)
+        with self.log_path.open("ab") as log:
+            guardian = subprocess.Popen(
+                [sys.executable, child.__file__, str(GRACE_S), *self._plan.command(self.index, port)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._plan.environment(self.index, os.environ),
+                start_new_session=True,
+            )
+        try:
+            return self._watch(guardian, f"http://{self._plan.host}:{port}")
+        finally:
+            _end(guardian)
+            with self._lock:
+                self._url = self._server_pid = self._guardian = None
+
+    def _watch(self, guardian: subprocess.Popen[bytes], url: str) -> float | None:
+        assert guardian.stdout is not None
+        first_line = guardian.stdout.readline()
+        with self._lock:
+            self._guardian = guardian
+            self._server_pid = int(first_line) if first_line.strip() else None
+        deadline = time.monotonic() + self._plan.settings.startup_timeout_s
+        ready_at: float | None = None
+        while guardian.poll() is None and not self._closing.is_set():
+            if ready_at is None and answers(url):
+                ready_at = time.monotonic()
+                with self._lock:
+                    self._url = url
+                    self._num_starts += 1
+            if ready_at is None and time.monotonic() > deadline:
+                return None
+            self._closing.wait(_POLL_S)
+        return ready_at
+
+    def _give_up(self, num_failures: int) -> None:
+        failure = (
+            f"SGLang server {self.index} ended {num_failures} times in a row, rollout.sglang.max_restarts = "
+            f"{self._plan.settings.max_restarts}; the end of {self.log_path}:\n{self._log_tail()}"
+        )
+        with self._lock:
+            self._failure = failure
+
+    def _log_tail(self) -> str:
+        with self.log_path.open("rb") as log:
+            log.seek(max(0, self.log_path.stat().st_size - _TAIL_BYTES))
+            return log.read().decode(errors="replace")
+
+
+def answers(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether a server has its model loaded and answers at `url`."""
+    try:
+        return (
+            httpx.get(f"{url}/model_info", timeout=timeout_s, trust_env=False).status_code == httpx.codes.OK
+        )
+    except httpx.TransportError:
+        return False
+
+
+def _end(guardian: subprocess.Popen[bytes]) -> None:
+    """Close the guardian's input, which ends the server, and wait for both."""
+    assert guardian.stdin is not None
+    guardian.stdin.close()
+    try:
+        guardian.wait(2 * GRACE_S)
+    except subprocess.TimeoutExpired:
+        guardian.kill()
+        guardian.wait()
+    if guardian.stdout is not None:
+        guardian.stdout.close()

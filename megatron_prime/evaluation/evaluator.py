@@ -1,0 +1,86 @@
+"""Held-out prompts and benchmarks, for training and for the eval command alike."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_prime.cli.assemble import RolloutParts
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.data.prompts import PromptDataset
+from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.evaluation.accuracy import EvaluationReport, Intervals, evaluate, evaluation_sampling
+from megatron_prime.evaluation.benchmarks import benchmark_data, benchmark_of, held_out_data
+from megatron_prime.rollout.stream_keys import evaluation_stream_key
+from megatron_prime.types import Prompt, SamplingParams
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Prompts that are sampled alike."""
+
+    name: str
+    """Of a benchmark; "" for data.evaluation."""
+    prompts: list[Prompt]
+    samples_per_prompt: int
+    sampling: SamplingParams
+    notes: tuple[str, ...]
+    """What to log about rows left out."""
+
+
+class Evaluator:
+    """Accuracy of whatever weights the engine holds, on data.evaluation and on every benchmark.
+
+    Raises:
+        ValueError: a file that cannot be read, a row of it that does not fit, or one that no verifier judges.
+    """
+
+    def __init__(self, config: PrimeConfig, rollout: RolloutParts) -> None:
+        self._rollout = rollout
+        settings = config.evaluation
+        self._intervals = Intervals(settings.confidence, settings.num_resamples, config.seed)
+        self.sets = list(_sets(config, rollout.sampling.stop_token_ids))
+        for prompt in (prompt for prompts in self.sets for prompt in prompts.prompts):
+            config.reward.verifier_of(prompt.source, prompt.ability)
+
+    def notes(self) -> list[str]:
+        """What to log about rows left out, by set."""
+        return [
+            f"{prompts.name or 'data.evaluation'}: {note}" for prompts in self.sets for note in prompts.notes
+        ]
+
+    def __call__(self, step_index: int) -> EvaluationReport:
+        """Sample and verify after so many steps. Collective over all ranks."""
+        results = {
+            prompts.name: evaluate(
+                self._rollout.engine,
+                prompts.prompts,
+                self._rollout.verifier,
+                prompts.sampling,
+                samples_per_prompt=prompts.samples_per_prompt,
+                stream_key=evaluation_stream_key(step_index, number),
+                intervals=self._intervals,
+                whole_only=bool(prompts.name),
+            )
+            for number, prompts in enumerate(self.sets)
+        }
+        return EvaluationReport(results)
+
+
+def _sets(config: PrimeConfig, stop_token_ids: tuple[int, ...]) -> Iterator[EvaluationSet]:
+    tokenizer = load_tokenizer(config.model.path)
+    settings, longest = config.evaluation, config.rollout.max_prompt_tokens
+    base = evaluation_sampling(settings, config.rollout.max_response_tokens, stop_token_ids)
+    if config.data.evaluation:
+        dataset = PromptDataset.read(config.data.evaluation, held_out_data(config.data), tokenizer, longest)
+        prompts = dataset.prompts[: settings.max_prompts]
+        yield EvaluationSet("", prompts, settings.samples_per_prompt, base, dataset.notes)
+    for name, table in settings.benchmarks.items():
+        benchmark = benchmark_of(name, table)
+        dataset = PromptDataset.read([table.path], benchmark_data(config.data, benchmark), tokenizer, longest)
+        temperature = benchmark.temperature if table.temperature is None else table.temperature
+        yield EvaluationSet(
+            name,
+            dataset.prompts[: table.max_prompts],
+            table.samples_per_prompt or benchmark.samples_per_prompt,
+            replace(base, temperature=temperature, top_p=table.top_p),
+            dataset.notes,
+        )

@@ -1,0 +1,118 @@
+"""Files that judge a PRM: ProcessBench (first wrong step of a solution) and pairs of a better and a worse response."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_prime.config.tables.data import DataConfig
+from megatron_prime.data.layouts import checked_prompt
+from megatron_prime.data.rendering import PromptRenderer
+from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.steps import token_spans
+
+STEP_SEPARATOR = "\n\n"
+"""Between the steps of a solution: what the solutions of ProcessBench were split at."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSolution:
+    """A solution whose first wrong step is known."""
+
+    where: str
+    """File and row, for errors."""
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    token_steps: tuple[int, ...]
+    """Step of each response token."""
+    num_steps: int
+    label: int
+    """Place of the first wrong step, from 0; -1 when all are right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to one prompt."""
+
+    where: str
+    """File and row, for errors."""
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+
+
+def read_processbench(
+    path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[LabelledSolution]:
+    """Solutions of a file with the columns problem, steps (a list of texts) and label.
+
+    Raises:
+        ValueError: a missing file, or a row of another form.
+    """
+    encode = _prompt_encoder(config, tokenizer)
+    for row in read_rows(path):
+        problem, steps, label = row.field("problem"), row.field("steps"), row.field("label")
+        if not isinstance(problem, str) or not problem.strip():
+            raise row.error("'problem' must be text that is not empty")
+        if (
+            not isinstance(steps, list)
+            or not steps
+            or not all(isinstance(step, str) and step for step in steps)
+        ):
+            raise row.error("'steps' must be a list of texts that are not empty")
+        if type(label) is not int or not -1 <= label < len(steps):
+            raise row.error(
+                f"'label' is {label!r}: it must be -1, or the place of one of the {len(steps)} steps, from 0"
+            )
+        response_ids = tokenizer.encode(STEP_SEPARATOR.join(steps), add_special_tokens=False)
+        spans, start = [], 0
+        for step in steps:
+            end = start + len(step) + len(STEP_SEPARATOR)
+            spans.append((start, end))
+            start = end
+        token_steps = token_spans(tokenizer, response_ids, spans)  # type: ignore[arg-type]
+        yield LabelledSolution(
+            f"{row.path}, row {row.number}",
+            encode(row, problem),
+            tuple(response_ids),
+            tuple(token_steps),
+            len(steps),
+            label,
+        )
+
+
+def read_pairs(path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pair]:
+    """Pairs of a file with the columns prompt (text or messages), chosen and rejected (texts).
+
+    Raises:
+        ValueError: a missing file, or a row of another form.
+    """
+    encode = _prompt_encoder(config, tokenizer)
+    for row in read_rows(path):
+        responses = []
+        for name in ("chosen", "rejected"):
+            text = row.field(name)
+            if not isinstance(text, str) or not text.strip():
+                raise row.error(f"{name!r} must be text that is not empty")
+            responses.append(tuple(tokenizer.encode(text, add_special_tokens=False)))
+        prompt_ids = encode(row, checked_prompt(row, "prompt"))
+        yield Pair(f"{row.path}, row {row.number}", prompt_ids, *responses)
+
+
+def _prompt_encoder(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Row, str | list[dict[str, str]]], tuple[int, ...]]:
+    renderer = PromptRenderer(config, tokenizer)
+
+    def encode(row: Row, prompt: str | list[dict[str, str]]) -> tuple[int, ...]:
+        try:
+            rendered = renderer.render(prompt, is_question=True)
+        except ValueError as error:
+            raise row.error(str(error)) from error
+        (token_ids,) = renderer.tokenize([rendered])
+        if not token_ids:
+            raise row.error("the prompt has no tokens")
+        return tuple(token_ids)
+
+    return encode

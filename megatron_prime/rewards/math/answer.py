@@ -1,0 +1,283 @@
+r"""The `math` verifier: is the boxed answer of a response equal to the ground truth?
+
+Contract. The answer is the last complete `\boxed{}` or `\fbox{}` (see `boxed`); without one the reward is 0. Both sides
+are brought into one notation, taken apart (alternatives, tuples, sets, intervals, units), and single values are
+compared exactly by math-verify. Where math-verify alone would be wrong:
+
+- stricter: an answer has as many alternatives as the ground truth ("41 or 42" is not 42); two units must agree
+  (`5 m` is not `5 cm`); decimals are exact (0.3333333333 is not 1/3, 1.41421356 is not the root of 2); words are
+  compared as words ("seat" is not "east");
+- more lenient: Unicode digits, fractions and powers, 3e8, thin spaces, `\varnothing`, inequalities against intervals,
+  boxes side by side as the parts of one answer.
+
+math-verify's own time limits use SIGALRM, which fails off the main thread and takes the caller's alarm: they are off,
+and this verifier runs in a `VerifierPool`, which kills it from outside.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron_prime.rewards.math.boxed import last_boxed, unwrap_boxed
+from megatron_prime.rewards.math.cost import is_costly
+from megatron_prime.rewards.math.equations import (
+    difference_of,
+    names_a_quantity,
+    ratio_terms,
+    sides_of,
+    strip_assignment,
+)
+from megatron_prime.rewards.math.intervals import Interval, real_set
+from megatron_prime.rewards.math.notation import (
+    chosen_letter,
+    exact_decimals,
+    normalise,
+    squeezed,
+    unwrapped,
+    words,
+)
+from megatron_prime.rewards.math.structure import (
+    Quantity,
+    split_bracketed,
+    split_items,
+    split_unit,
+)
+
+MAX_NORMALISED_CHARS = 2000
+"""Longer answers are compared as written, before any rewriting."""
+MAX_ITEMS = 64
+"""Alternatives or components that are compared; more is a wrong answer."""
+
+
+class MathAnswer:
+    """See the module's contract."""
+
+    in_process = False
+
+    def warm_up(self) -> None:
+        """Load sympy and the parser's grammar: seconds on a cold file system."""
+        values_equal("1", r"\frac{2}{2}")
+
+    def verify(self, response_text: str, answer: str) -> float:
+        """1.0 when the boxed answer equals the ground truth, else 0.0.
+
+        Raises:
+            ValueError: the ground truth is blank.
+        """
+        if not answer.strip():
+            raise ValueError("the ground truth is blank")
+        boxed = last_boxed(response_text)
+        return 0.0 if boxed is None else float(answers_equal(unwrap_boxed(answer), boxed))
+
+
+def answers_equal(gold: str, given: str) -> bool:
+    """Whether `given` is the answer `gold`. Not symmetric: the form of `gold` sets what is asked for."""
+    if max(len(gold), len(given)) > MAX_NORMALISED_CHARS:
+        return squeezed(gold) == squeezed(given)
+    gold, given = normalise(gold), normalise(given)
+    if not gold or not given:
+        return False
+    if squeezed(gold) == squeezed(given) or unwrapped(gold) == unwrapped(given):
+        return True
+    # What is too costly to evaluate is compared as written, which has just failed.
+    return not (is_costly(gold) or is_costly(given)) and _equal(gold, given)
+
+
+def _equal(gold: str, given: str) -> bool:
+    if r"\ldots" in gold + given:
+        return False  # only what is written out can be compared
+    if len(gold_letter := chosen_letter(gold) or "") == 1:
+        return gold_letter == chosen_letter(given)
+    gold_words, given_words = words(gold), words(given)
+    if gold_words is not None or given_words is not None:
+        return _words_equal(gold, given, gold_words, given_words)
+    if (as_sets := _real_sets_equal(gold, given)) is not None:
+        return as_sets
+    if _is_set(gold) and split_bracketed(given) is not None and not _is_set(given):
+        return False
+    gold_items, given_items = _items(gold), _items(given)
+    if len(gold_items) == 1 and len(given_items) == 1:
+        return _single_equal(gold_items[0], given_items[0])
+    if len(gold_items) > 1 and len(given_items) == 1 and (bracketed := split_bracketed(given)) is not None:
+        # A list asked for, a tuple given: the order then has to be right.
+        return _all_equal(gold_items, bracketed[1])
+    return _same_collection(gold_items, given_items, _single_equal)
+
+
+def _items(text: str) -> list[str]:
+    r"""Parts of a list or of a `\{\}` set, whose order does not count."""
+    if _is_set(text):
+        text = ",".join(part for piece in text.split(r"\cup") for part in _bracketed_parts(piece))
+    return split_items(text)
+
+
+def _is_set(text: str) -> bool:
+    r"""`\{1,2\}`, or a union of such."""
+    pieces = [split_bracketed(piece) for piece in text.split(r"\cup")]
+    return all(piece is not None and piece[0] == r"\{" for piece in pieces)
+
+
+def _bracketed_parts(text: str) -> list[str]:
+    bracketed = split_bracketed(text)
+    return [] if bracketed is None else bracketed[1]
+
+
+def _words_equal(gold: str, given: str, gold_words: str | None, given_words: str | None) -> bool:
+    r"""Words against words, or against one letter in brackets or not: B, (B), `\text{B}`."""
+    return (gold_words or squeezed(gold).lower()) == (given_words or squeezed(given).lower())
+
+
+def _real_sets_equal(gold: str, given: str) -> bool | None:
+    """Equality as unions of intervals; None when that is not what both sides are."""
+    gold_set, given_set = real_set(gold), real_set(given)
+    if gold_set is None or given_set is None:
+        return None
+    if gold_set[0] and given_set[0] and gold_set[0] != given_set[0]:
+        return False
+    return _same_collection(gold_set[1], given_set[1], _intervals_equal)
+
+
+def _intervals_equal(gold: Interval, given: Interval) -> bool:
+    # The bracket at an infinite end carries no meaning, and some write it closed.
+    low = gold[0] == given[0] or r"\infty" in gold[1]
+    high = gold[3] == given[3] or r"\infty" in gold[2]
+    return low and high and _single_equal(gold[1], given[1]) and _single_equal(gold[2], given[2])
+
+
+def _single_equal(gold: str, given: str) -> bool:
+    """One value, tuple or word."""
+    if squeezed(gold) == squeezed(given):
+        return True
+    if len(sides_of(gold)) + len(sides_of(given)) > 2:
+        return _equations_equal(gold, given)
+    if len(ratio_terms(gold)) + len(ratio_terms(given)) > 2:
+        return _ratios_equal(ratio_terms(gold), ratio_terms(given))
+    gold_tuple, given_tuple = split_bracketed(gold), split_bracketed(given)
+    if any(part is not None and len(part[1]) > 1 for part in (gold_tuple, given_tuple)):
+        return _tuples_equal(gold_tuple, given_tuple)
+    return _quantities_equal(split_unit(gold), split_unit(given))
+
+
+def _equations_equal(gold: str, given: str) -> bool:
+    """At least one side is an equation; a name may be left out, but not be another one."""
+    (gold_name, gold_value), (given_name, given_value) = strip_assignment(gold), strip_assignment(given)
+    if gold_name and gold_name == given_name:
+        return _single_equal(gold_value, given_value)
+    gold_sides, given_sides = sides_of(gold), sides_of(given)
+    if len(gold_sides) == 1:
+        if not re.search("[A-Za-z]", given_sides[0]):  # 41 = 42 claims more than it answers
+            return all(_single_equal(gold, side) for side in given_sides)
+        claims = [given_value] if given_name else given_sides[1:]
+        return all(_single_equal(gold, claim) for claim in claims)
+    if len(given_sides) == 1:
+        return names_a_quantity(gold_sides[0]) and _single_equal(
+            gold_value if gold_name else gold_sides[-1], given
+        )
+    if len(gold_sides) != 2 or len(given_sides) != 2:
+        return False
+    difference, other = difference_of(gold_sides), difference_of(given_sides)
+    return values_equal(difference, other) or values_equal(difference, f"-({other})")
+
+
+def _ratios_equal(gold: Sequence[str], given: Sequence[str]) -> bool:
+    """Terms in the same proportion; a ratio of two is also a fraction."""
+    if {len(gold), len(given)} == {1, 2}:
+        gold, given = (
+            [rf"\frac{{{terms[0]}}}{{{terms[1]}}}"] if len(terms) == 2 else terms for terms in (gold, given)
+        )
+    if len(gold) != len(given):
+        return False
+    if len(gold) == 1:
+        return _single_equal(gold[0], given[0])
+    return all(
+        values_equal(f"({a})*({given[0]})", f"({gold[0]})*({b})") for a, b in zip(gold, given, strict=True)
+    )
+
+
+def _tuples_equal(gold: tuple[str, list[str], str] | None, given: tuple[str, list[str], str] | None) -> bool:
+    if gold is None or given is None or (gold[0], gold[2]) != (given[0], given[2]):
+        return False
+    if gold[0] == r"\{":
+        return _same_collection(gold[1], given[1], _single_equal)
+    return _all_equal(gold[1], given[1])
+
+
+def _quantities_equal(gold: Quantity, given: Quantity) -> bool:
+    """Values are equal, and units where both name one. 50% is 50 and also 0.5."""
+    if gold.unit and given.unit and gold.unit != given.unit:
+        return False
+    if values_equal(gold.value, given.value):
+        return True
+    if "%" not in (gold.unit, given.unit) or gold.unit == given.unit:
+        return False
+    gold_value, given_value = (
+        rf"\frac{{{quantity.value}}}{{100}}" if quantity.unit else quantity.value
+        for quantity in (gold, given)
+    )
+    return values_equal(gold_value, given_value)
+
+
+def values_equal(gold: str, given: str) -> bool:
+    """Exact equality of two expressions, by math-verify."""
+    if squeezed(gold) == squeezed(given):
+        return True
+    if r"\text{" in gold + given:
+        return False  # math-verify drops words, whatever they say
+    from math_verify import (
+        LatexExtractionConfig,
+        parse,
+        verify,
+    )  # slow to load, and the pool's parent never needs it
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
+    parsed = [
+        parse(
+            f"${exact_decimals(text)}$",
+            extraction_config=[LatexExtractionConfig()],
+            fallback_mode="no_fallback",
+            parsing_timeout=None,  # type: ignore[arg-type]
+        )
+        for text in (gold, given)
+    ]
+    if not (parsed[0] and parsed[1]):
+        return False
+    if verify(parsed[0], parsed[1], timeout_seconds=None):
+        return True
+    if not _has_imaginary_unit(gold + given):
+        return False
+    complex_gold, complex_given = ([_with_imaginary_unit(form) for form in forms] for forms in parsed)
+    return bool(verify(complex_gold, complex_given, timeout_seconds=None))
+
+
+def _has_imaginary_unit(text: str) -> bool:
+    return re.search(r"(?<![A-Za-z\\])i(?![A-Za-z_])", text) is not None
+
+
+def _with_imaginary_unit(expression: Any) -> Any:  # noqa: ANN401 - a sympy expression or text
+    """math-verify reads `i` as a variable like any other."""
+    import sympy
+
+    if not isinstance(expression, sympy.Basic):
+        return expression
+    units = [symbol for symbol in expression.free_symbols if str(symbol) == "i"]
+    return expression.subs(dict.fromkeys(units, sympy.I))
+
+
+def _all_equal(gold: Sequence[str], given: Sequence[str]) -> bool:
+    if len(gold) != len(given) or len(gold) > MAX_ITEMS:
+        return False
+    return all(_single_equal(a, b) for a, b in zip(gold, given, strict=True))
+
+
+def _same_collection(gold: Sequence, given: Sequence, equal: Callable[..., bool]) -> bool:  # type: ignore[type-arg]
+    """Each of `gold` matches another one of `given`, in any order, none left over."""
+    if len(gold) != len(given) or len(gold) > MAX_ITEMS:
+        return False
+    left = list(given)
+    for item in gold:
+        match = next((index for index, other in enumerate(left) if equal(item, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True

@@ -1,0 +1,408 @@
+"""Checkpoints of a whole run, by Megatron's dist_checkpointing: complete or absent, whenever the run is killed.
+
+run_dir/checkpoints/step_00000010/
+    policy/  prm/       weights, optimizer moments and LR schedule of each role, sharded
+    rng.pt              random states of every rank
+    run.json            steps done, data position, guards' counters, held-out accuracy
+    manifest.json       size and checksum of every file; written last before the rename
+run_dir/checkpoints/.step_00000020.life3.partial/   a save that is under way, or that a kill interrupted
+run_dir/checkpoints/damaged_step_00000030/          one that was found damaged, and passed over
+"""
+
+import json
+import pickle
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
+
+from megatron_prime import __version__
+from megatron_prime.models.builder import BuiltModel
+from megatron_prime.models.chunk_state import chunk_states, fill_chunks
+from megatron_prime.parallel.collectives import all_gather_lists, any_rank, broadcast_object
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.checkpoint.folder import (
+    clear_leftovers,
+    complete,
+    hold_room,
+    make_partial,
+    name_of,
+    partial_of,
+    prune,
+    publish,
+    read_run,
+    release_room,
+    set_aside,
+)
+from megatron_prime.training.checkpoint.manifest import faults, read_manifest, share, write_manifest
+from megatron_prime.training.checkpoint.role_writer import OPTIMIZER_FORMAT, RoleWriter
+from megatron_prime.training.trainable import Trainable
+
+POLL_S = 0.02
+"""Between two looks at a write that is waited for."""
+FAULTS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run needs besides its models to go on exactly."""
+
+    step_index: int
+    """Steps done."""
+    prompt_stream: dict[str, Any]
+    """state_dict of the prompt stream."""
+    seed: int
+    guards: dict[str, Any] = field(default_factory=dict)
+    """state_dict of the guards."""
+    accuracy: float | None = None
+    """Held-out accuracy after these steps, where it was measured."""
+    collector: dict[str, Any] = field(default_factory=dict)
+    """state_dict of the collector."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How checkpoints are written, which are kept, and in whose name."""
+
+    last: int = 2
+    """Newest ones to keep."""
+    best: int = 0
+    """Ones of the highest held-out accuracy to keep besides."""
+    in_background: bool = False
+    """Write while training goes on."""
+    life: int = 0
+    """Number of this life of the run."""
+    fence: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Rank 0 enters it around every change of the folder; it raises when another life has taken over."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A save on its way."""
+
+    partial: Path
+    final: Path
+    writers: list[RoleWriter]
+    rng: list[dict[str, Any]]
+    state: RunState
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory. Every method is collective over all ranks.
+
+    Args:
+        folder: run_dir/checkpoints.
+        keeping: what to keep, and how to write.
+        topology: the layout.
+    """
+
+    def __init__(self, folder: Path, keeping: Keeping, topology: Topology) -> None:
+        self._folder = folder
+        self._keeping = keeping
+        self._topology = topology
+        self._pending: _Pending | None = None
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint, as rank 0 sees the file system."""
+        found = self._complete()
+        return found[-1] if found else None
+
+    def newest_sound(
+        self,
+        on_damage: Literal["fallback", "stop"] = "fallback",
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> Path | None:
+        """The newest checkpoint whose files are all as they were written; None where there is no checkpoint.
+
+        Damaged ones that are newer are told by `warn` and set aside, never removed. Raises ValueError for a damaged one
+        with on_damage = "stop", and when every one is damaged: to start from nothing is for the user to decide.
+        """
+        damaged: dict[Path, str] = {}
+        for checkpoint in reversed(self._complete()):
+            found = self.faults(checkpoint)
+            if not found:
+                self._set_aside(damaged, checkpoint, warn)
+                return checkpoint
+            more = f" and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
+            damaged[checkpoint] = f"{checkpoint} is damaged: {'; '.join(found[:FAULTS_SHOWN])}{more}"
+            if on_damage == "stop":
+                raise ValueError(
+                    f"{damaged[checkpoint]}. Restore the file, or set checkpoint.on_damage = 'fallback' to resume from "
+                    "the checkpoint before"
+                )
+        if damaged:
+            raise ValueError(
+                "\n".join(damaged.values())
+                + "\nno checkpoint is sound: restore the files, or choose another run_dir to start anew"
+            )
+        return None
+
+    def tidy(self) -> None:
+        """Finish what a kill interrupted: leftovers go, and checkpoints beyond those to keep. Call it at the start."""
+        keeping = self._keeping
+
+        def tidy() -> None:
+            clear_leftovers(self._folder, keeping.life)
+            prune(self._folder, keeping.last, keeping.best, keeping.life)
+
+        self._on_first_rank(tidy)
+
+    def faults(self, checkpoint: Path) -> list[str]:
+        """What is wrong with a checkpoint's files, by its manifest; the ranks share the reading."""
+        try:
+            entries = read_manifest(checkpoint)
+        except ValueError as error:
+            mine = [str(error)]
+        else:
+            mine = faults(checkpoint, share(entries, self._topology.world_size, self._topology.rank))
+        return sorted({line for of_rank in all_gather_lists(mine, self._topology) for line in of_rank})
+
+    def save(self, roles: Mapping[str, Trainable], state: RunState) -> Path | None:
+        """Write a checkpoint and drop the ones beyond those to keep; it exists from the final rename on, whole.
+
+        Returns it, or None when it is written in the background: `poll` or `finish` returns it then. One that is still
+        on its way is waited for first. Raises OSError on every rank when a rank cannot write, a full disk among others;
+        the checkpoints that were there before stay. Raises FencedError when another life of the run has taken over.
+        """
+        self.finish()
+        keeping = self._keeping
+        final = self._folder / name_of(state.step_index)
+        partial = partial_of(final, keeping.life)
+        self._on_first_rank(lambda: make_partial(partial, [*roles], keeping.life))
+        self._pending = _Pending(partial, final, [], [], state)
+        try:
+            # Planning both roles at once would hold both in memory; in the background they are there together anyway.
+            for group in [[*roles]] if keeping.in_background else [[role] for role in roles]:
+                self._write({role: roles[role] for role in group})
+        except OSError:
+            self._abandon()
+            raise
+        self._pending.rng.extend(of_rank[0] for of_rank in all_gather_lists([_rng_state()], self._topology))
+        return None if keeping.in_background else self.finish()
+
+    def poll(self) -> Path | None:
+        """Complete the save on its way if every rank has written its part; the checkpoint, or None. Raises as save."""
+        if self._pending is None or any_rank(not self._is_done(), self._topology):
+            return None
+        return self._complete_pending()
+
+    def finish(self) -> Path | None:
+        """Wait for the save on its way and complete it; None without one. Raises as save."""
+        if self._pending is None:
+            return None
+        # Ranks that are done wait in a collective, whose deadline is platform.timeout_s.
+        deadline = time.monotonic() + 0.8 * self._topology.platform.timeout.total_seconds()
+        while not self._is_done() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if any_rank(not self._is_done(), self._topology):
+            self._abandon()
+            raise OSError(
+                f"the checkpoint could not be written to {self._folder}: a writer did not end within "
+                "platform.timeout_s. The checkpoints before it are whole"
+            )
+        return self._complete_pending()
+
+    def load(self, checkpoint: Path, roles: Mapping[str, Trainable]) -> RunState:
+        """Bring every role to the checkpoint's state, and this rank's random streams when the job has the same size.
+
+        Raises ValueError when the checkpoint lacks a role or is damaged.
+        """
+        run = read_run(checkpoint)
+        missing = sorted(set(roles) - set(run["roles"]))
+        if missing:
+            raise ValueError(
+                f"{checkpoint} has no {', '.join(missing)} (it has {', '.join(run['roles'])}): resume with the "
+                "configuration that wrote it, or start a new run_dir"
+            )
+        for role, trainable in roles.items():
+            _restore(trainable, checkpoint / role)
+        try:
+            states = torch.load(checkpoint / "rng.pt", weights_only=False)
+        except (OSError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
+            raise _damaged(checkpoint / "rng.pt", error) from error
+        if len(states) == self._topology.world_size:
+            _set_rng_state(states[self._topology.rank])
+        return RunState(
+            run["step_index"],
+            run["prompt_stream"],
+            run["seed"],
+            run.get("guards", {}),
+            run.get("accuracy"),
+            run.get("collector", {}),
+        )
+
+    def _complete(self) -> list[Path]:
+        return broadcast_object(complete(self._folder) if self._topology.rank == 0 else None, self._topology)
+
+    def _set_aside(self, damaged: Mapping[Path, str], sound: Path, warn: Callable[[str], None]) -> None:
+        for checkpoint, told in damaged.items():
+            # Its name is needed again: the run will come by this step once more.
+            self._on_first_rank(lambda checkpoint=checkpoint: set_aside(checkpoint))
+            warn(f"{told}. It is set aside as damaged_{checkpoint.name}; going back to {sound.name}")
+
+    def _write(self, roles: Mapping[str, Trainable]) -> None:
+        """Plan, then write, some roles of the save on its way.
+
+        Small files are written by rank 0 alone, inside Megatron, where a fault would leave the other ranks waiting. So
+        while large files are being written, room for the small ones is held.
+        """
+        pending = self._pending
+        assert pending is not None
+        self._on_first_rank(lambda: release_room(pending.partial))
+        with ExitStack() as held:
+            for trainable in roles.values():
+                held.enter_context(trainable.residency.hold("weights", "optimizer"))
+            writers = [
+                RoleWriter(_sharded_state(trainable), pending.partial / role, self._topology.rank)
+                for role, trainable in roles.items()
+            ]
+            pending.writers.extend(writers)
+            self._on_first_rank(lambda: hold_room(pending.partial))
+            for writer in writers:
+                writer.write(self._keeping.in_background)
+        any_rank(False, self._topology)  # no rank goes on before all have written, or have forked
+
+    def _is_done(self) -> bool:
+        assert self._pending is not None
+        return all(writer.is_done() for writer in self._pending.writers)
+
+    def _complete_pending(self) -> Path:
+        pending, keeping = self._pending, self._keeping
+        assert pending is not None
+        try:
+            self._on_first_rank(lambda: release_room(pending.partial))
+            for writer in pending.writers:
+                writer.finish()
+            self._on_first_rank(lambda: self._commit(pending))
+        except (OSError, ValueError):
+            self._abandon()
+            raise
+        self._pending = None
+        self._on_first_rank(lambda: prune(self._folder, keeping.last, keeping.best, keeping.life))
+        return pending.final
+
+    def _commit(self, pending: _Pending) -> None:
+        partial, state = pending.partial, pending.state
+        torch.save(pending.rng, partial / "rng.pt")
+        run = {
+            "step_index": state.step_index,
+            "seed": state.seed,
+            "prompt_stream": state.prompt_stream,
+            "guards": state.guards,
+            "collector": state.collector,
+            "accuracy": state.accuracy,
+            "roles": [path.name for path in sorted(partial.iterdir()) if path.is_dir()],
+            "world_size": self._topology.world_size,
+            "tensor": self._topology.tensor_size,
+            "pipeline": self._topology.pipeline_size,
+            "megatron_prime": __version__,
+        }
+        (partial / "run.json").write_text(json.dumps(run, indent=1))
+        write_manifest(partial)
+        publish(partial, pending.final)
+
+    def _abandon(self) -> None:
+        """Give up the save on its way; its files go, a full disk needs the room. Not collective."""
+        assert self._pending is not None
+        for writer in self._pending.writers:
+            writer.abandon()
+        if self._topology.rank == 0:
+            shutil.rmtree(self._pending.partial, ignore_errors=True)
+        self._pending = None
+
+    def _on_first_rank(self, action: Callable[[], object]) -> None:
+        """Change the folder on rank 0; all ranks wait for it and share its fault."""
+        error: Exception | None = None
+        if self._topology.rank == 0:
+            try:
+                with self._keeping.fence():
+                    action()
+            except (OSError, ValueError, TypeError) as caught:
+                error = caught
+        error = broadcast_object(error, self._topology)
+        if error is not None:
+            raise error
+
+
+def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
+    """Fill a model with a role's weights alone, in whatever layout it is built. Collective over all ranks.
+
+    Raises ValueError when the checkpoint is incomplete or lacks the role.
+    """
+    roles = read_run(checkpoint)["roles"]
+    if role not in roles:
+        raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
+    folder = checkpoint / role
+    fill_chunks(built.chunks, _load(chunk_states(built.chunks, folder), folder))
+
+
+def _sharded_state(trainable: Trainable, written: Path | None = None) -> dict[str, Any]:
+    """What a role is made of; `written` is the folder when it is to be loaded."""
+    model, is_loading = chunk_states(trainable.built.chunks, written), written is not None
+    return model | {
+        "optimizer": trainable.optimizer.sharded_state_dict(
+            model, is_loading=is_loading, metadata=OPTIMIZER_FORMAT
+        ),
+        "schedule": trainable.schedule.state_dict(),
+    }
+
+
+def _restore(trainable: Trainable, folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is missing: the checkpoint is damaged; remove it to resume from the one before"
+        )
+    with trainable.residency.hold("weights", "optimizer"):
+        state = _load(_sharded_state(trainable, folder), folder)
+        fill_chunks(trainable.built.chunks, state)
+        trainable.optimizer.load_state_dict(state["optimizer"])
+        trainable.schedule.load_state_dict(state["schedule"])
+
+
+def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        state = dist_checkpointing.load(template, str(folder))
+    except CheckpointingException as error:
+        raise _damaged(folder, error) from error
+    except CheckpointException as error:  # what torch makes of the faults of all ranks
+        first_error, _ = next(iter(error.failures.values()))
+        raise _damaged(folder, first_error) from error
+    assert isinstance(state, dict)  # a second value comes only for strict modes that return mismatches
+    return state
+
+
+def _damaged(path: Path, error: BaseException) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: remove the checkpoint to resume from the one before ({type(error).__name__}: {error})"
+    )
+
+
+def _rng_state() -> dict[str, Any]:
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "parallel": _parallel_streams().get_states(),
+    }
+
+
+def _parallel_streams() -> Any:  # noqa: ANN401 - Megatron's tracker, or the CPU shim's
+    return get_cuda_rng_tracker()
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    _parallel_streams().set_states(state["parallel"])

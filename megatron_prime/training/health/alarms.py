@@ -1,0 +1,157 @@
+"""Alarms on the history of a run's metrics: spikes of losses, collapse of reward and of entropy.
+
+An alarm warns once an episode: when its condition becomes true, and not again before it was false. Metrics that are not
+finite are left out of the windows; the guards deal with those.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from megatron_prime.config.run import GuardsConfig
+
+REWARD = "rollout/accuracy_before_filter"
+ENTROPY = "policy/entropy"
+MAD_TO_SIGMA = 1.4826
+"""Median absolute deviation of a normal distribution -> its standard deviation."""
+
+
+class Alarm(Protocol):
+    """A condition on one metric's history."""
+
+    metric: str
+
+    def look(self, value: float) -> str | None:
+        """Take in the next value; why it is alarming, or None."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next look depends on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state."""
+        ...
+
+
+class SpikeAlarm:
+    """A value far above what is usual.
+
+    Far is `sigmas` robust standard deviations over the median of the last `window` values, and more than twice the
+    median besides, so that a quiet history does not make every wiggle a spike. It needs half a window of history.
+    """
+
+    def __init__(self, metric: str, window: int, sigmas: float) -> None:
+        self.metric = metric
+        self._sigmas = sigmas
+        self._window = window
+        self._values: deque[float] = deque(maxlen=window)
+
+    def look(self, value: float) -> str | None:
+        """See Alarm."""
+        before = list(self._values)
+        # A spike is taken in like any other value: a level that stays becomes the usual one, and medians bear outliers.
+        self._values.append(value)
+        if 2 * len(before) < self._window:
+            return None
+        median = statistics.median(before)
+        spread = MAD_TO_SIGMA * statistics.median(abs(other - median) for other in before)
+        if value - median > self._sigmas * spread and value - median > abs(median):
+            return f"{self.metric} = {value:.4g} spikes over its median of {median:.4g} (spread {spread:.2g})"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Alarm."""
+        return {"values": list(self._values)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See Alarm."""
+        self._values = deque(state["values"], maxlen=self._window)
+
+
+class CollapseAlarm:
+    """The mean of the last `window` values has fallen below `fraction` of the highest such mean so far."""
+
+    def __init__(self, metric: str, window: int, fraction: float) -> None:
+        self.metric = metric
+        self._window = window
+        self._fraction = fraction
+        self._values: deque[float] = deque(maxlen=window)
+        self._best = 0.0
+
+    def look(self, value: float) -> str | None:
+        """See Alarm."""
+        self._values.append(value)
+        if len(self._values) < self._window:
+            return None
+        mean = math.fsum(self._values) / self._window
+        self._best = max(self._best, mean)
+        if mean < self._fraction * self._best:
+            return (
+                f"{self.metric} has collapsed: {mean:.4g} on average over {self._window} steps, "
+                f"{self._best:.4g} at its best"
+            )
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Alarm."""
+        return {"values": list(self._values), "best": self._best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See Alarm."""
+        self._values = deque(state["values"], maxlen=self._window)
+        self._best = state["best"]
+
+
+class Alarms:
+    """All alarms of a run."""
+
+    def __init__(self, config: GuardsConfig) -> None:
+        window = config.alarm_window
+        self._alarms: dict[str, list[Alarm]] = {
+            "spike_alarm": [
+                SpikeAlarm(metric, window, config.spike_sigmas) for metric in config.spike_metrics
+            ],
+            "reward_alarm": [CollapseAlarm(REWARD, window, config.reward_fraction)],
+            "entropy_alarm": [CollapseAlarm(ENTROPY, window, config.entropy_fraction)],
+        }
+        self._active: set[str] = set()
+
+    def look(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Flags of a step (1 while a condition holds, else 0), and a warning for each episode that begins."""
+        flags, warnings = dict.fromkeys(self._alarms, 0.0), []
+        for flag, alarm in self._pairs():
+            value = metrics.get(alarm.metric, math.nan)
+            if not math.isfinite(value):
+                continue
+            why, key = alarm.look(value), _key(flag, alarm)
+            if why is None:
+                self._active.discard(key)
+                continue
+            flags[flag] = 1.0
+            if key not in self._active:
+                self._active.add(key)
+                warnings.append(why)
+        return flags, warnings
+
+    def state_dict(self) -> dict[str, Any]:
+        """Windows and running episodes, as JSON takes them."""
+        windows = {_key(flag, alarm): alarm.state_dict() for flag, alarm in self._pairs()}
+        return {"windows": windows, "active": sorted(self._active)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; alarms that it does not know start anew."""
+        for flag, alarm in self._pairs():
+            window = state.get("windows", {}).get(_key(flag, alarm))
+            if window is not None:
+                alarm.load_state_dict(window)
+        self._active = set(state.get("active", ()))
+
+    def _pairs(self) -> list[tuple[str, Alarm]]:
+        return [(flag, alarm) for flag, alarms in self._alarms.items() for alarm in alarms]
+
+
+def _key(flag: str, alarm: Alarm) -> str:
+    return f"{flag} {alarm.metric}"

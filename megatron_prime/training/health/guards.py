@@ -1,0 +1,124 @@
+"""Updates that are not finite are skipped, counted and, when they go on, stop the run with a report.
+
+A skipped update leaves weights, moments and the optimizer's step count as they were; the learning-rate schedule counts
+trainer steps, so it moves on whether updates were skipped or not. The counters and the alarms' windows are part of a
+checkpoint: a resumed run counts on.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_prime.config.run import GuardsConfig
+from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.jsonl import finite_or_none
+from megatron_prime.training.health.alarms import Alarms
+from megatron_prime.training.health.not_finite import SkippedUpdate
+
+RECENT_STEPS = 10
+"""Steps whose metrics a report holds."""
+
+
+class Guards:
+    """Watches the updates of every role, and the metrics of every step.
+
+    Every rank has one; they see the same values, so they decide alike. Files are written and warnings given by the rank
+    whose `writes` is true.
+
+    Args:
+        config: limits and windows.
+        run_dir: reports go to run_dir/reports.
+        writes: true on rank 0.
+        warn: told one line a skipped update, and one an alarm's episode.
+    """
+
+    def __init__(
+        self, config: GuardsConfig, run_dir: Path, writes: bool, warn: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._folder = run_dir / "reports"
+        self._writes = writes
+        self._warn = warn
+        self._alarms = Alarms(config)
+        self._in_a_row: dict[str, int] = {}
+        self._num_skipped = 0
+        self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT_STEPS)
+        self.begin_step(0)
+
+    def begin_step(self, step: int) -> None:
+        """The updates that follow belong to this step (counted from 1)."""
+        self._step = step
+        self._num_skipped_in_step = 0
+        self._minibatches: dict[str, int] = {}
+
+    def stepped(self, role: str) -> None:
+        """An update was applied."""
+        self._in_a_row[role] = 0
+        self._minibatches[role] = self._minibatches.get(role, 0) + 1
+
+    def skipped(self, update: SkippedUpdate) -> None:
+        """An update was skipped on every rank.
+
+        Raises FloatingPointError on every rank, after a report was written, when as many as
+        guards.max_skipped_in_a_row of the role were skipped one after another.
+        """
+        role = update.role
+        minibatch = self._minibatches.get(role, 0)
+        self._minibatches[role] = minibatch + 1
+        self._in_a_row[role] = in_a_row = self._in_a_row.get(role, 0) + 1
+        self._num_skipped += 1
+        self._num_skipped_in_step += 1
+        where = f"step {self._step}, minibatch {minibatch + 1}"
+        if in_a_row < self._config.max_skipped_in_a_row:
+            self._warn(f"{where}: the {role}'s update is skipped, not finite: {update.summary()}")
+            return
+        path = self._folder / f"not_finite_step_{self._step:08d}.json"
+        if self._writes:
+            self._report(path, update, minibatch)
+        raise FloatingPointError(
+            f"{where}: {in_a_row} updates of the {role} in a row were not finite (guards.max_skipped_in_a_row): "
+            f"{update.summary()}. None of them reached the weights, and the newest checkpoint is untouched. Lower "
+            f"{role}.lr, or look for a loss that ran away; what was seen is in {path}"
+        )
+
+    def end_step(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of the guards and alarms for a step whose metrics are complete."""
+        self._recent.append({"step": float(self._step), **finite_or_none(metrics)})
+        added = {
+            "num_skipped_updates": float(self._num_skipped_in_step),
+            "num_skipped_in_all": float(self._num_skipped),
+        }
+        flags, warnings = self._alarms.look(metrics)
+        for text in warnings:
+            self._warn(f"step {self._step}: {text}")
+        return added | flags
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters and windows, as JSON takes them."""
+        return {
+            "in_a_row": dict(self._in_a_row),
+            "num_skipped": self._num_skipped,
+            "alarms": self._alarms.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on from a checkpoint; an empty state starts anew."""
+        self._in_a_row = dict(state.get("in_a_row", {}))
+        self._num_skipped = state.get("num_skipped", 0)
+        self._alarms.load_state_dict(state.get("alarms", {}))
+
+    def _report(self, path: Path, update: SkippedUpdate, minibatch: int) -> None:
+        report = {
+            "what": "updates that are not finite stopped the run",
+            "summary": update.summary(),
+            "step": self._step,
+            "minibatch": minibatch + 1,
+            "skipped_in_a_row": self._in_a_row[update.role],
+            "skipped_in_all": self._num_skipped,
+            **update.to_dict(),
+            "recent_metrics": list(self._recent),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,39 @@
+import pytest
+from pydantic import ValidationError
+
+from megatron_prime.config.acceleration import Fp8Config, OverlapConfig
+
+
+def test_a_role_has_its_recipe_and_the_reference_the_prms():
+    fp8 = Fp8Config(policy="delayed", prm="blockwise")
+    assert [fp8.recipe_of(role) for role in ("policy", "prm", "reference")] == [
+        "delayed",
+        "blockwise",
+        "blockwise",
+    ]
+
+
+def test_fp8_weights_are_those_of_prm_and_reference_alone():
+    fp8 = Fp8Config(policy="tensorwise", prm="tensorwise", primary_weights=True)
+    assert [fp8.has_primary_weights(role) for role in ("policy", "prm", "reference")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prm": "delayed"}, "differs between PRM and reference"),
+        ({"prm": "tensorwise", "reference": "blockwise"}, "noise where they must be 0; leave reference out"),
+        ({"prm": "tensorwise", "reference": "none"}, "reference = 'none' differs from prm = 'tensorwise'"),
+        ({"policy": "delayed", "bf16_layers_at_start": 1}, "cannot be had with 'delayed'"),
+        ({"policy": "tensorwise", "primary_weights": True}, "set prm too"),
+        ({"policy": "fp4"}, "Input should be 'none', 'delayed'"),
+    ],
+)
+def test_recipes_that_cannot_be_meant_are_refused(values, message):
+    with pytest.raises(ValidationError, match=message):
+        Fp8Config(**values)
+
+
+def test_a_late_gather_needs_the_early_reduce():
+    with pytest.raises(ValidationError, match="needs grad_reduce = true"):
+        OverlapConfig(param_gather=True)

@@ -1,0 +1,173 @@
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from megatron_prime.algorithm.advantage import ProcessBaseline
+from megatron_prime.config.faults import dotted_keys, section_of
+from megatron_prime.config.run import PrimeConfig, SGLangConfig
+
+MINIMAL = {"run_dir": "runs/a", "model": {"path": "m"}, "trainer": {"num_steps": 1, "prompts_per_step": 6}}
+
+
+def build(**sections: dict) -> PrimeConfig:
+    data = {name: dict(value) if isinstance(value, dict) else value for name, value in MINIMAL.items()}
+    for name, values in sections.items():
+        data[name] = {**data.get(name, {}), **values}
+    return PrimeConfig.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"parallel": {"sequence_parallel": True}}, "sequence_parallel needs tensor > 1"),
+        ({"parallel": {"tensor": 2, "num_processes": 3}}, "not a multiple of tensor"),
+        ({"parallel": {"virtual_pipeline": 2}}, "virtual_pipeline = 2 needs pipeline > 1"),
+        ({"parallel": {"expert": 2, "num_processes": 3}}, "not a multiple of pipeline"),
+        ({"filter": {"accuracy_min": 0.9}}, "accuracy_min = 0.9 exceeds accuracy_max = 0.8"),
+        ({"policy": {"min_lr": 1.0}}, "min_lr = 1.0 exceeds lr = 5e-07"),
+        ({"rollout": {"group_size": 1}}, "estimator = 'rloo' compares the responses of a group"),
+        ({"rollout": {"group_size": 1}, "prm": {"loss": "dpo"}}, "prm.loss = 'dpo' compares"),
+        ({"rollout": {"temperature": 0.5}, "reference": {"mode": "policy"}}, "set the temperature to 1"),
+        ({"prm": {"enabled": False}, "advantage": {"estimator": "prm_value"}}, "set prm.enabled = true"),
+        (
+            {"advantage": {"estimator": "prm_value", "gamma_process": 0.9}},
+            "gamma_process = 0.9: 'prm_value' needs 1",
+        ),
+        (
+            {"policy": {"kl_coef": 0.1}, "rollout": {"temperature": 0.5}},
+            "kl_coef = 0.1 compares the policy, whose log-probs are taken at rollout.temperature = 0.5",
+        ),
+        (
+            {"policy": {"lr_warmup_steps": 1}},
+            "policy.lr_warmup_steps = 1 must be less than trainer.num_steps = 1",
+        ),
+        ({"prm": {"lr_warmup_steps": 2}}, "prm.lr_warmup_steps = 2 must be less than trainer.num_steps = 1"),
+        (
+            {"sft": {"lr_warmup_steps": 9, "num_steps": 9}},
+            "lr_warmup_steps = 9 must be less than num_steps = 9",
+        ),
+        (
+            {"trainer": {"logprob_kernel": "triton"}, "platform": {"device": "cpu"}},
+            "trainer.logprob_kernel = 'triton' needs a GPU, but platform.device = 'cpu'",
+        ),
+        ({"policy": {"num_minibatches": 5}}, "policy.num_minibatches = 5 does not divide the batch"),
+        ({"prm": {"num_minibatches": 5}}, "prm.num_minibatches = 5 does not divide the batch"),
+        ({"rollout": {"max_response_tokens": 20000}}, "21024 tokens, more than"),
+        ({"memory": {"recompute": {"num_layers": 2}}}, "belong to granularity = 'full', but it is 'none'"),
+        (
+            {"memory": {"recompute": {"granularity": "selective", "method": "block"}}},
+            "belong to granularity = 'full', but it is 'selective'",
+        ),
+        (
+            {"memory": {"recompute": {"granularity": "selective", "modules": []}}},
+            "recomputes nothing with modules = ",
+        ),
+        (
+            {"fp8": {"policy": "tensorwise"}, "platform": {"device": "cpu", "dtype": "bf16"}},
+            "fp8.policy = 'tensorwise' needs Transformer Engine on GPUs, but platform.device = 'cpu'",
+        ),
+        (
+            {"fp8": {"prm": "blockwise"}, "platform": {"layers": "torch", "dtype": "bf16"}},
+            "fp8.prm = 'blockwise' needs Transformer Engine on GPUs",
+        ),
+        (
+            {"fp8": {"policy": "tensorwise"}},
+            "fp8.policy = 'tensorwise' needs platform.dtype = 'bf16', not 'fp32'",
+        ),
+        (
+            {
+                "fp8": {"prm": "tensorwise"},
+                "platform": {"dtype": "bf16"},
+                "reference": {"mode": "policy"},
+            },
+            "process rewards would be rounding noise",
+        ),
+        (
+            {
+                "fp8": {"policy": "delayed"},
+                "platform": {"dtype": "bf16"},
+                "memory": {"recompute": {"granularity": "selective", "modules": ["layernorm"]}},
+            },
+            "cannot be recomputed with fp8.policy = 'delayed'",
+        ),
+        (
+            {
+                "fp8": {"prm": "tensorwise", "primary_weights": True},
+                "platform": {"dtype": "bf16"},
+                "memory": {"offload_prm": True},
+            },
+            "fp8.primary_weights cannot be offloaded",
+        ),
+        (
+            {"overlap": {"grad_reduce": True, "param_gather": True}, "memory": {"offload_prm": True}},
+            "memory.offload_prm lets them go before",
+        ),
+        ({"overlap": {"tensor_parallel": True}}, "needs parallel.tensor > 1 and parallel.sequence_parallel"),
+        (
+            {"memory": {"offload_reference": True}, "reference": {"mode": "policy"}},
+            "offload_reference = true, but this run holds no reference",
+        ),
+        (
+            {"memory": {"offload_reference": True}, "prm": {"enabled": False}},
+            "offload_reference = true, but this run holds no reference",
+        ),
+        (
+            {"memory": {"offload_prm": True}, "prm": {"enabled": False}},
+            "offload_prm = true, but prm.enabled = false",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(sections, message):
+    with pytest.raises(ValidationError, match=message):
+        build(**sections)
+
+
+def test_faults_across_sections_come_together():
+    with pytest.raises(ValidationError) as caught:
+        build(rollout={"group_size": 1}, policy={"num_minibatches": 5})
+    assert len(str(caught.value.errors()[0]["ctx"]["error"]).splitlines()) == 2
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        build().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_required_key_is_documented():
+    undocumented = [
+        path
+        for path in dotted_keys(PrimeConfig)
+        if (field := _field(path)).is_required() and not field.description
+    ]
+    assert undocumented == []
+
+
+def _field(path: str):
+    section = PrimeConfig
+    *tables, name = path.split(".")
+    for table in tables:
+        section = section_of(section.model_fields[table].annotation)
+    return section.model_fields[name]
+
+
+def test_the_baselines_are_those_of_the_algorithm():
+    annotation = PrimeConfig.model_fields["advantage"].annotation.model_fields["process_baseline"].annotation
+    assert set(get_args(annotation)) == set(get_args(ProcessBaseline))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_servers": 2, "tensor": 2, "gpu_ids": (0, 1, 2)}, r"num_servers \* tensor = 4 different GPUs"),
+        ({"num_servers": 2, "gpu_ids": (1, 1)}, "different GPUs"),
+        ({"urls": ("node7:30000",)}, "must begin with http"),
+        ({"urls": ("http://a:1", "http://a:1")}, "twice"),
+        ({"urls": ("http://a:1",), "weight_transport": "ipc"}, "own node alone.*and not http://a:1"),
+        ({"quantization": "fp8", "weight_transport": "disk"}, "'shards' or 'ipc'"),
+        ({"quantization": "fp8", "weight_full_check_every": 1}, "needs servers on a CPU"),
+    ],
+)
+def test_servers_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SGLangConfig(**settings)

@@ -1,0 +1,279 @@
+"""The embedded engine against HF's own generate and forward, and its independence of batching and ranks."""
+
+import hashlib
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_prime.engines.local.engine import LocalEngine
+from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
+from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.weight_intake import tensor_checksum
+from megatron_prime.types import FinishReason, Prompt, SamplingParams, WeightBlock, WeightBucket
+from tests.support.rollout_doubles import BUILDING, run_on_ranks
+from tests.support.tiny_models import BUILDERS, ragged_sequences, save_tiny_model
+
+PROMPTS = [Prompt(10 + place, tuple(ids), "") for place, (ids, _) in enumerate(ragged_sequences())]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """name -> (folder, HF model), written on first use."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("tiny")
+            made[name] = (folder, save_tiny_model(name, folder))
+        return made[name]
+
+    return get
+
+
+def make_engine(folder, loaded=True, **changes):
+    arguments = {"device": torch.device("cpu"), "dtype": torch.float32, "seed": 0, "max_batch_size": 64}
+    with BUILDING:
+        engine = LocalEngine(folder, **{**arguments, **changes})
+    if loaded:
+        engine.load_from_hf(folder)
+    return engine
+
+
+def tokens_of(rollouts):
+    return [rollout.response_ids for rollout in rollouts]
+
+
+def hf_logprobs(model, rollout, temperature=1.0):
+    """[T, V] float64 log-probabilities at every response position, by one forward without padding or cache."""
+    num_prompt = len(rollout.prompt.token_ids)
+    ids = torch.tensor([rollout.prompt.token_ids + rollout.response_ids])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, num_prompt - 1 : -1]
+    return (logits.double() / temperature).log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_greedy_equals_hf_generate(checkpoints, name):
+    folder, model = checkpoints(name)
+    model.generation_config.eos_token_id = None
+    rollouts = make_engine(folder).generate(PROMPTS, SamplingParams(12, temperature=0), 1, 0)
+    for prompt, rollout in zip(PROMPTS, rollouts, strict=True):
+        ids = torch.tensor([prompt.token_ids])
+        wanted = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, pad_token_id=0
+        )
+        assert rollout.response_ids == tuple(wanted[0, ids.shape[1] :].tolist())
+        assert rollout.finish_reason is FinishReason.LENGTH
+        logprobs = hf_logprobs(model, rollout).amax(-1)
+        np.testing.assert_allclose(rollout.rollout_logprobs, logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_sampled_tokens_and_logprobs_equal_those_of_hf_forward(checkpoints, name):
+    folder, model = checkpoints(name)
+    temperature = 0.7
+    rollouts = make_engine(folder, seed=3).generate(PROMPTS, SamplingParams(10, temperature), 3, 17)
+    for rollout in rollouts:
+        logprobs = hf_logprobs(model, rollout, temperature)
+        chosen = logprobs[torch.arange(10), list(rollout.response_ids)]
+        np.testing.assert_allclose(rollout.rollout_logprobs, chosen, atol=1e-5)
+        packed = struct.pack("<4Q", 3, 17, rollout.prompt.index, rollout.sample_index)
+        key = int.from_bytes(hashlib.blake2b(packed, digest_size=16).digest(), "little")
+        for draw, probs, token in zip(
+            np.random.Generator(np.random.Philox(key=key)).random(10),
+            logprobs.exp().numpy(),
+            rollout.response_ids,
+            strict=True,
+        ):
+            above = probs[: token + 1].sum()
+            assert above - probs[token] - 1e-6 <= draw <= above + 1e-6
+
+
+def test_first_tokens_follow_the_exact_distribution(checkpoints):
+    folder, model = checkpoints("qwen2")
+    num_draws = 8000
+    rollouts = make_engine(folder, max_batch_size=1000).generate(PROMPTS[:1], SamplingParams(1), num_draws, 0)
+    probs = hf_logprobs(model, rollouts[0])[0].exp().numpy()
+    counts = np.bincount([rollout.response_ids[0] for rollout in rollouts], minlength=len(probs))
+    cells = probs * num_draws >= 5
+    expected = np.append(probs[cells], probs[~cells].sum()) * num_draws
+    observed = np.append(counts[cells], counts[~cells].sum())
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    dof = len(expected) - 1
+    assert dof > 100
+    assert abs(statistic - dof) < 5 * math.sqrt(2 * dof)
+
+
+def stopping_params(engine):
+    """Stop tokens that end responses early, late and not at all."""
+    plain = engine.generate(PROMPTS, SamplingParams(24), 4, 5)
+    stops = tuple(
+        {rollout.response_ids[place] for place, rollout in zip((0, 1, 3, 6, 11), plain[::4], strict=True)}
+    )
+    return SamplingParams(24, stop_token_ids=stops), plain
+
+
+def test_a_response_ends_with_its_first_stop_token(checkpoints):
+    folder, _ = checkpoints("qwen3")
+    engine = make_engine(folder)
+    params, plain = stopping_params(engine)
+    stopped = engine.generate(PROMPTS, params, 4, 5)
+    reasons = set()
+    for whole, cut in zip(plain, stopped, strict=True):
+        ends = [place for place, token in enumerate(whole.response_ids) if token in params.stop_token_ids]
+        length = ends[0] + 1 if ends else 24
+        assert cut.response_ids == whole.response_ids[:length]
+        np.testing.assert_allclose(cut.rollout_logprobs, whole.rollout_logprobs[:length], atol=1e-5)
+        assert cut.finish_reason is (FinishReason.STOP if ends else FinishReason.LENGTH)
+        reasons.add(cut.finish_reason)
+    assert len(reasons) == 2
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama rope"])
+def test_results_do_not_depend_on_batching_ranks_or_order(checkpoints, name):
+    folder, _ = checkpoints(name)
+    engine = make_engine(folder)
+    params, _ = stopping_params(engine)
+    wanted = engine.generate(PROMPTS, params, 4, 5)
+    assert [(each.prompt, each.sample_index) for each in wanted] == [
+        (p, s) for p in PROMPTS for s in range(4)
+    ]
+    for max_batch_size in (1, 3, 7):
+        got = make_engine(folder, max_batch_size=max_batch_size).generate(PROMPTS, params, 4, 5)
+        assert tokens_of(got) == tokens_of(wanted)
+    for num_ranks in (2, 3):
+        by_rank = run_on_ranks(
+            num_ranks, lambda ranks: make_engine(folder, ranks=ranks).generate(PROMPTS, params, 4, 5)
+        )
+        assert all(got == by_rank[0] for got in by_rank)
+        assert tokens_of(by_rank[0]) == tokens_of(wanted)
+    backwards = engine.generate(PROMPTS[::-1], params, 4, 5)
+    assert tokens_of(backwards[-4:]) == tokens_of(wanted[:4])
+
+
+def test_more_ranks_than_requests(checkpoints):
+    folder, _ = checkpoints("qwen2")
+    by_rank = run_on_ranks(
+        3, lambda ranks: make_engine(folder, ranks=ranks).generate(PROMPTS[:1], SamplingParams(3), 2, 0)
+    )
+    assert by_rank[0] == by_rank[2]
+    assert len(by_rank[0]) == 2
+    assert make_engine(folder).generate([], SamplingParams(3), 2, 0) == []
+
+
+def test_keys_choose_the_random_numbers(checkpoints):
+    folder, _ = checkpoints("qwen2")
+    engine = make_engine(folder)
+    params = SamplingParams(8)
+    first = engine.generate(PROMPTS[:2], params, 2, 1)
+    assert engine.generate(PROMPTS[:2], params, 2, 1) == first
+    assert tokens_of(engine.generate(PROMPTS[:2], params, 2, 2)) != tokens_of(first)
+    assert tokens_of(make_engine(folder, seed=1).generate(PROMPTS[:2], params, 2, 1)) != tokens_of(first)
+    twice = engine.generate([PROMPTS[0], PROMPTS[0]], params, 2, 1)
+    assert tokens_of(twice[:2]) == tokens_of(first[:2])
+    assert len(set(tokens_of(twice))) == 4
+    assert [rollout.sample_index for rollout in twice] == [0, 1, 0, 1]
+
+
+def sliced_buckets(model, version, tied):
+    """Every tensor in slices along its last dim, one bucket each."""
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        dim = tensor.dim() - 1
+        cut = tensor.shape[dim] // 3
+        parts = [tensor.narrow(dim, 0, cut), tensor.narrow(dim, cut, tensor.shape[dim] - cut)]
+        blocks = tuple(
+            WeightBlock(name, dim, start, part.clone())
+            for start, part in reversed(list(zip((0, cut), parts, strict=True)))
+        )
+        yield WeightBucket(blocks, version)
+
+
+@pytest.mark.parametrize(("name", "tied"), [("qwen2", ()), ("qwen3 tied", ("lm_head.weight",))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_slices_equal_from_pretrained(checkpoints, name, tied, dtype):
+    folder, _ = checkpoints(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    engine = make_engine(folder, loaded=False, dtype=dtype)
+    assert engine.policy_version == NO_WEIGHTS
+    engine.begin_weight_update(4)
+    for bucket in sliced_buckets(model, 4, tied):
+        engine.load_weights(bucket)
+    engine.end_weight_update()
+    wanted = {
+        each: tensor_checksum(tensor) for each, tensor in model.state_dict().items() if each not in tied
+    }
+    assert engine.weight_checksums() == wanted
+    by_file = make_engine(folder, dtype=dtype)
+    assert by_file.weight_checksums() == wanted
+    params = SamplingParams(6)
+    rollouts = engine.generate(PROMPTS, params, 2, 0)
+    assert tokens_of(rollouts) == tokens_of(by_file.generate(PROMPTS, params, 2, 0))
+    assert {rollout.policy_version for rollout in rollouts} == {4}
+
+
+def test_no_generation_without_a_whole_sync(checkpoints):
+    folder, model = checkpoints("qwen2")
+    engine = make_engine(folder, loaded=False)
+    params = SamplingParams(2)
+    with pytest.raises(WeightSyncError, match="no weight sync"):
+        engine.generate(PROMPTS, params, 1, 0)
+    engine.load_from_hf(folder, policy_version=1)
+    assert engine.policy_version == 1
+    engine.begin_weight_update(2)
+    with pytest.raises(WeightSyncError, match="is open"):
+        engine.generate(PROMPTS, params, 1, 0)
+    buckets = list(sliced_buckets(model, 2, ()))
+    for bucket in buckets[:-1]:
+        engine.load_weights(bucket)
+    with pytest.raises(WeightSyncError, match=buckets[-1].blocks[0].hf_name):
+        engine.end_weight_update()
+    with pytest.raises(WeightSyncError):
+        engine.generate(PROMPTS, params, 1, 0)
+    assert engine.policy_version == NO_WEIGHTS
+
+
+def test_diverged_weights_are_reported(checkpoints):
+    folder, model = checkpoints("qwen2")
+    engine = make_engine(folder, loaded=False)
+    engine.begin_weight_update(0)
+    whole = (
+        WeightBlock(name, 0, 0, torch.full_like(each, math.nan)) for name, each in model.state_dict().items()
+    )
+    engine.load_weights(WeightBucket(tuple(whole), 0))
+    engine.end_weight_update()
+    with pytest.raises(RuntimeError, match="not finite"):
+        engine.generate(PROMPTS, SamplingParams(2), 1, 0)
+
+
+def test_user_errors(checkpoints, tmp_path):
+    folder, _ = checkpoints("qwen2")
+    engine = make_engine(folder)
+    with pytest.raises(ValueError, match=r"max_position_embeddings = 128.*lower"):
+        engine.generate(PROMPTS, SamplingParams(126), 1, 0)
+    with pytest.raises(ValueError, match="prompt 3 has no tokens"):
+        engine.generate([Prompt(3, (), "")], SamplingParams(2), 1, 0)
+    with pytest.raises(ValueError, match=r"prompt 3 .*300"):
+        engine.generate([Prompt(3, (300,), "")], SamplingParams(2), 1, 0)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        make_engine(tmp_path)
+    with pytest.raises(ValueError, match="safetensors"):
+        engine.load_from_hf(tmp_path)
+    with pytest.raises(ValueError, match="max_batch_size"):
+        make_engine(folder, max_batch_size=0)
+    with pytest.raises(ValueError, match="rank 2"):
+        Ranks(2, 2)
+
+
+def test_a_closed_engine_says_so(checkpoints):
+    engine = make_engine(checkpoints("qwen2")[0])
+    engine.close()
+    engine.close()
+    assert engine.policy_version == NO_WEIGHTS
+    with pytest.raises(WeightSyncError, match="closed"):
+        engine.generate(PROMPTS, SamplingParams(2), 1, 0)

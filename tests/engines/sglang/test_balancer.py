@@ -1,0 +1,70 @@
+"""Load over servers: least outstanding tokens, bounded, none to those that are down."""
+
+import asyncio
+
+import pytest
+
+from megatron_prime.engines.sglang.balancer import Balancer
+
+
+def test_the_server_with_fewest_outstanding_tokens_is_taken():
+    async def scenario():
+        balancer = Balancer(2, concurrency=10)
+        first = await balancer.take([100])
+        second = await balancer.take([10])
+        third = await balancer.take([10])
+        await balancer.give_back(first, 100)
+        fourth = await balancer.take([1])
+        return [first, second, third, fourth], balancer.requests_taken()
+
+    assert asyncio.run(scenario()) == ([0, 1, 1, 0], [2, 2])
+
+
+def test_taking_waits_for_room():
+    async def scenario():
+        balancer = Balancer(1, concurrency=2)
+        await balancer.take([5, 5, 5])  # a group may overshoot
+        waiting = asyncio.ensure_future(balancer.take([5]))
+        states = []
+        for _ in range(3):
+            await asyncio.sleep(0)
+            states.append(waiting.done())
+            await balancer.give_back(0, 5)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return states, await asyncio.wait_for(waiting, 1)
+
+    assert asyncio.run(scenario()) == ([False, False, True], 0)
+
+
+def test_a_server_that_is_down_gets_nothing_until_it_is_up():
+    async def scenario():
+        balancer = Balancer(2, concurrency=4)
+        await balancer.set_up(0, False)
+        taken = [await balancer.take([1]) for _ in range(4)]
+        waiting = asyncio.ensure_future(balancer.take([1]))
+        await asyncio.sleep(0.01)
+        assert not waiting.done() and not balancer.is_up(0)
+        await balancer.set_up(0, True)
+        return taken, await asyncio.wait_for(waiting, 1)
+
+    assert asyncio.run(scenario()) == ([1, 1, 1, 1], 0)
+
+
+def test_a_waiter_that_is_cancelled_leaves_its_place_to_the_next():
+    async def scenario():
+        balancer = Balancer(1, concurrency=1)
+        await balancer.take([1])
+        waiters = [asyncio.ensure_future(balancer.take([1])) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        waiters[0].cancel()
+        await balancer.give_back(0, 1)
+        return await asyncio.wait_for(waiters[1], 1)
+
+    assert asyncio.run(scenario()) == 0
+
+
+def test_sizes_must_be_positive():
+    for arguments in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="positive"):
+            Balancer(*arguments)

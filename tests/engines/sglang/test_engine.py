@@ -1,0 +1,220 @@
+"""The engine against real servers: what it samples equals HF, and no failure of a server loses a response."""
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from megatron_prime.engines.sglang.engine import SGLangEngine
+from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
+from megatron_prime.types import FinishReason, Prompt, SamplingParams, WeightBlock, WeightBucket
+from tests.support.rollout_doubles import run_on_ranks
+from tests.support.sglang_live import live_prompts, sglang_settings
+
+GREEDY = SamplingParams(12, temperature=0)
+
+
+def tokens_of(rollouts):
+    return [list(rollout.response_ids) for rollout in rollouts]
+
+
+def greedy_of(model, prompts, num_tokens=12):
+    with torch.no_grad():
+        return [model.greedy(prompt.token_ids, num_tokens) for prompt in prompts]
+
+
+def later(seconds, action):
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+def kill(server):
+    os.kill(server.pid, signal.SIGKILL)
+
+
+def push(engine, model, version):
+    """A weight sync as the trainer does it, each tensor in two blocks of its first dimension."""
+    engine.begin_weight_update(version)
+    for name, tensor in model.hf.state_dict().items():
+        middle = tensor.shape[0] // 2
+        blocks = (WeightBlock(name, 0, 0, tensor[:middle]), WeightBlock(name, 0, middle, tensor[middle:]))
+        engine.load_weights(WeightBucket(blocks, version))
+    engine.end_weight_update()
+
+
+def test_greedy_tokens_and_logprobs_equal_hf(live_engine, live_models):
+    prompts = live_prompts(12)
+    rollouts = live_engine.generate(prompts, GREEDY, 1, 0)
+    assert tokens_of(rollouts) == greedy_of(live_models[0], prompts)
+    for rollout in rollouts:
+        expected = live_models[0].logprobs(rollout.prompt.token_ids, rollout.response_ids)
+        torch.testing.assert_close(
+            torch.tensor(rollout.rollout_logprobs).double(), expected, atol=1e-4, rtol=0
+        )
+    assert {rollout.policy_version for rollout in rollouts} == {1}
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.3, 0.7)])
+def test_sampled_logprobs_are_those_of_the_full_distribution_at_the_temperature(
+    live_engine, live_models, temperature, top_p
+):
+    rollouts = live_engine.generate(live_prompts(6), SamplingParams(20, temperature, top_p), 4, 0)
+    for rollout in rollouts:
+        expected = live_models[0].logprobs(rollout.prompt.token_ids, rollout.response_ids, temperature)
+        torch.testing.assert_close(
+            torch.tensor(rollout.rollout_logprobs).double(), expected, atol=1e-4, rtol=0
+        )
+    assert len({rollout.response_ids for rollout in rollouts}) > 18
+
+
+def test_order_is_by_prompt_and_sample_and_both_servers_work(live_engine):
+    before = live_engine.fleet.balancer.requests_taken()
+    prompts = [*live_prompts(40), live_prompts(1)[0]]
+    rollouts = live_engine.generate(prompts, SamplingParams(30), 4, 0)
+    assert [(rollout.prompt, rollout.sample_index) for rollout in rollouts] == [
+        (prompt, sample) for prompt in prompts for sample in range(4)
+    ]
+    after = live_engine.fleet.balancer.requests_taken()
+    shares = [late - early for early, late in zip(before, after, strict=True)]
+    assert sum(shares) == 164 and min(shares) > 50, shares
+
+
+def test_a_stop_token_ends_the_response_and_is_part_of_it(live_engine, live_models):
+    prompts = live_prompts(6)
+    expected = greedy_of(live_models[0], prompts)
+    stop = expected[0][3]
+    params = SamplingParams(12, temperature=0, stop_token_ids=(stop,))
+    for rollout, whole in zip(live_engine.generate(prompts, params, 1, 0), expected, strict=True):
+        ends = whole.index(stop) + 1 if stop in whole else len(whole)
+        assert list(rollout.response_ids) == whole[:ends]
+        assert rollout.finish_reason is (FinishReason.STOP if stop in whole else FinishReason.LENGTH)
+
+
+def test_a_prompt_may_fill_the_context_but_for_what_sglang_reserves(live_engine):
+    prompt = Prompt(0, tuple(range(118)), "")
+    [rollout] = live_engine.generate([prompt], SamplingParams(8, temperature=0), 1, 0)
+    assert (len(rollout.response_ids), rollout.finish_reason) == (8, FinishReason.LENGTH)
+    with pytest.raises(ValueError, match="max_position_embeddings = 128, of which SGLang reserves 2"):
+        live_engine.generate([prompt], SamplingParams(9), 1, 0)
+
+
+def test_a_sync_by_blocks_changes_the_output_to_that_of_the_new_weights(live_engine, live_models):
+    prompts = live_prompts(8)
+    push(live_engine, live_models[1], version=2)
+    rollouts = live_engine.generate(prompts, GREEDY, 1, 0)
+    assert tokens_of(rollouts) == greedy_of(live_models[1], prompts)
+    assert {rollout.policy_version for rollout in rollouts} == {2} and live_engine.policy_version == 2
+    assert set(live_engine.weight_checksums()) == set(live_models[1].hf.state_dict())
+
+
+def test_an_incomplete_sync_leaves_no_weights(live_engine, live_models):
+    live_engine.begin_weight_update(2)
+    with pytest.raises(WeightSyncError, match="still open"):
+        live_engine.begin_weight_update(3)
+    with pytest.raises(WeightSyncError, match="incomplete"):
+        live_engine.end_weight_update()
+    assert live_engine.policy_version == NO_WEIGHTS
+    with pytest.raises(WeightSyncError, match="can't generate"):
+        live_engine.generate(live_prompts(1), GREEDY, 1, 0)
+    live_engine.load_from_hf(live_models[0].path, 4)
+    assert live_engine.policy_version == 4
+
+
+def test_weights_that_cant_be_loaded_leave_the_old_ones(live_engine, live_models, tmp_path):
+    with pytest.raises(WeightSyncError, match="did not reach every server"):
+        live_engine.load_from_hf(tmp_path / "nowhere", 2)
+    assert live_engine.policy_version == 1
+    prompts = live_prompts(4)
+    assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[0], prompts)
+
+
+def test_a_server_killed_amid_a_rollout_loses_nothing(live_engine, live_models):
+    push(live_engine, live_models[1], version=5)
+    prompts = live_prompts(48)
+    before = live_engine.stats.num_replayed
+    starts = [server.num_starts for server in live_engine.servers]
+    params = SamplingParams(100, temperature=0)
+    timer = later(0.4, partial(kill, live_engine.servers[0]))
+    rollouts = live_engine.generate(prompts, params, 4, 0)
+    timer.join()
+    assert live_engine.stats.num_replayed > before
+    assert tokens_of(rollouts[: 4 * 6 : 4]) == greedy_of(
+        live_models[1], prompts[:6], 100
+    )  # HF takes its time
+    assert [len(rollout.response_ids) for rollout in rollouts] == [100] * 192
+    assert {rollout.policy_version for rollout in rollouts} == {5}
+    # The server is back, with the weights of the last sync and not those that it was started with.
+    assert [server.num_starts for server in live_engine.servers] == [starts[0] + 1, starts[1]]
+    assert live_engine.fleet.balancer.is_up(0)
+    used = live_engine.fleet.balancer.requests_taken()[0]
+    rollouts = live_engine.generate(prompts, GREEDY, 1, 0)
+    assert tokens_of(rollouts) == greedy_of(live_models[1], prompts)
+    assert live_engine.fleet.balancer.requests_taken()[0] > used
+
+
+def test_a_server_killed_before_a_sync_gets_the_new_weights(live_engine, live_models):
+    kill(live_engine.servers[1])
+    push(live_engine, live_models[1], version=6)
+    prompts = live_prompts(48)
+    assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[1], prompts)
+
+
+def test_abort_keeps_what_there_is(live_engine):
+    before = live_engine.stats.num_replayed
+    timer = later(0.4, live_engine.abort_all)
+    start = time.monotonic()
+    rollouts = live_engine.generate(live_prompts(60), SamplingParams(120), 4, 0)
+    seconds = time.monotonic() - start
+    timer.join()
+    reasons = [rollout.finish_reason for rollout in rollouts]
+    assert len(rollouts) == 240 and reasons.count(FinishReason.ABORT) > 100, seconds
+    aborted = [rollout for rollout in rollouts if rollout.finish_reason is FinishReason.ABORT]
+    # One may be caught at its very last token.
+    assert all(1 <= len(rollout.response_ids) <= 120 for rollout in aborted)
+    assert any(len(rollout.response_ids) > 1 for rollout in aborted)
+    assert live_engine.stats.num_replayed == before
+    again = live_engine.generate(live_prompts(2), SamplingParams(8), 1, 0)
+    assert {rollout.finish_reason for rollout in again} == {FinishReason.LENGTH}
+
+
+def test_two_ranks_attach_by_url_and_share_results_and_faults(live_engine, live_models, tmp_path):
+    urls = tuple(server.url for server in live_engine.servers)
+    prompts = live_prompts(5)
+
+    def on_rank(ranks):
+        engine = SGLangEngine(
+            live_models[0].path,
+            device="cpu",
+            dtype="fp32",
+            seed=0,
+            settings=sglang_settings(urls=urls),
+            run_dir=tmp_path,
+            ranks=ranks,
+        )
+        try:
+            push(engine, live_models[1], version=9)
+            rollouts = engine.generate(prompts, GREEDY, 2, 0)
+            with pytest.raises(WeightSyncError, match="did not reach"):
+                engine.load_from_hf(tmp_path / "nowhere", 10)
+            return rollouts, engine.policy_version, len(engine.servers)
+        finally:
+            engine.close()
+
+    first, second = run_on_ranks(2, on_rank)
+    assert first == second
+    assert first[1:] == (9, 0)
+    assert tokens_of(first[0][::2]) == greedy_of(live_models[1], prompts)
+    assert all(server.pid for server in live_engine.servers), "attached servers are not ours to end"
+
+
+def test_a_missing_environment_is_said_before_anything_starts(live_models, tmp_path):
+    settings = sglang_settings(python=tmp_path / "python")
+    with pytest.raises(ValueError, match="make sglang"):
+        SGLangEngine(
+            live_models[0].path, device="cpu", dtype="fp32", seed=0, settings=settings, run_dir=tmp_path
+        )

@@ -1,0 +1,153 @@
+"""Servers that fail come back with the right weights before they get requests, or the run is told."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from megatron_prime.config.run import SGLangConfig
+from megatron_prime.engines.sglang.client import ServerUnreachableError
+from megatron_prime.engines.sglang.fleet import Fleet
+from megatron_prime.engines.sglang.nodes import start_servers
+from megatron_prime.engines.sglang.server import free_port
+from megatron_prime.rollout import sglang_client, sglang_fleet, sglang_server
+from megatron_prime.rollout.engine import EngineError
+from tests.engines.sglang.tiny_server import tiny_plan
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(sglang_server, "GRACE_S", 0.5)
+    monkeypatch.setattr(sglang_client, "HEALTH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(sglang_fleet, "HEALTH_EVERY_S", 0.1)
+
+
+def with_fleet(tmp_path, scenario, num_servers=2, **settings):
+    """scenario(fleet, resynced, servers) with servers at version 3; `resynced` collects resyncs."""
+    plan = tiny_plan(num_servers=num_servers, **settings)
+    servers = start_servers(plan, 0, tmp_path, lambda text: None)
+    resynced = []
+
+    async def run():
+        async def resync(server):
+            resynced.append(server)
+            client = await fleet.client(server)
+            await client.update_weights_from_disk("path", str(fleet.policy_version))
+
+        fleet = Fleet(servers, plan.settings, resync)
+        try:
+            for client in await fleet.clients():
+                await client.update_weights_from_disk("path", "3")
+            fleet.policy_version = 3
+            return await asyncio.wait_for(scenario(fleet, resynced, servers), 30)
+        finally:
+            await fleet.aclose()
+
+    try:
+        return asyncio.run(run())
+    finally:
+        for server in servers:
+            server.close()
+
+
+async def until_down(fleet, server):
+    while fleet.balancer.is_up(server):
+        await asyncio.sleep(0.01)
+    return []
+
+
+def test_a_false_alarm_needs_no_resync(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        fleet.report(0)
+        fleet.report(0)
+        await fleet.guarded(until_down(fleet, 0))
+        return fleet.balancer.is_up(0), resynced, fleet.num_recoveries
+
+    assert with_fleet(tmp_path, scenario) == (True, [], 1)
+
+
+def test_a_killed_server_comes_back_and_is_resynced(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        os.kill(servers[1].pid, signal.SIGKILL)
+        fleet.report(1)
+        await fleet.guarded(until_down(fleet, 1))
+        return fleet.balancer.is_up(1), resynced, await fleet.weight_versions()
+
+    assert with_fleet(tmp_path, scenario) == (True, [1], [3, 3])
+
+
+def test_a_server_with_other_weights_is_resynced(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        await fleet.client_now(0).update_weights_from_disk("path", "2")
+        fleet.report(0)
+        await fleet.guarded(until_down(fleet, 0))
+        return resynced, await fleet.weight_versions()
+
+    assert with_fleet(tmp_path, scenario) == ([0], [3, 3])
+
+
+def test_a_server_that_hangs_is_noticed_and_restarted(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        os.kill(servers[0].pid, signal.SIGSTOP)
+        await fleet.guarded(until_down(fleet, 0))
+        return servers[0].num_starts, resynced
+
+    assert with_fleet(tmp_path, scenario) == (2, [0])
+
+
+def test_a_server_that_is_down_has_no_client(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        fleet.client_now(0)
+        await fleet.balancer.set_up(0, False)
+        with pytest.raises(ServerUnreachableError, match="is down"):
+            fleet.client_now(0)
+
+    with_fleet(tmp_path, scenario)
+
+
+def test_a_server_that_was_given_up_ends_the_work(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        os.kill(servers[0].pid, signal.SIGKILL)
+        fleet.report(0)
+        with pytest.raises(EngineError, match=r"max_restarts = 0"):
+            await fleet.guarded(asyncio.sleep(30, []))
+
+    with_fleet(tmp_path, scenario, max_restarts=0)
+
+
+def test_a_resync_that_fails_ends_the_work(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        async def failing(server):
+            raise EngineError("the weights are gone")
+
+        fleet._resync = failing
+        fleet.policy_version = 4
+        fleet.report(0)
+        with pytest.raises(EngineError, match="the weights are gone"):
+            await fleet.guarded(asyncio.sleep(30, []))
+
+    with_fleet(tmp_path, scenario)
+
+
+def test_a_fault_of_the_work_is_raised_at_once(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        async def work():
+            raise ValueError("bad request")
+
+        with pytest.raises(ValueError, match="bad request"):
+            await fleet.guarded(work())
+
+    with_fleet(tmp_path, scenario, num_servers=1)
+
+
+def test_an_attached_server_that_is_not_there_is_named():
+    url = f"http://127.0.0.1:{free_port()}"
+
+    async def scenario():
+        fleet = Fleet([], SGLangConfig(urls=(url,), startup_timeout_s=0.5), None)
+        with pytest.raises(EngineError, match=f"{url}.*is it running"):
+            await fleet.clients()
+        await fleet.aclose()
+
+    asyncio.run(scenario())

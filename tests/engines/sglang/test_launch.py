@@ -1,0 +1,152 @@
+"""Command line and environment of a server."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.config.run import SGLangConfig
+from megatron_prime.engines.sglang.launch import (
+    LOADER,
+    LaunchPlan,
+    check_experts,
+    check_quantization,
+    check_transport,
+    install_quantized,
+    install_receiver,
+)
+
+
+def plan(device="cpu", **settings):
+    return LaunchPlan(Path("model"), device, "bf16", 7, SGLangConfig(**settings))
+
+
+def value_of(command, option):
+    places = [place for place, word in enumerate(command) if word == option]
+    return command[places[-1] + 1] if places else None
+
+
+def test_the_command_says_what_is_served_and_where():
+    command = plan(concurrency=12, tensor=2).command(1, 4321)
+    assert command[1:3] == ["-m", "sglang.launch_server"]
+    wanted = {
+        "--model-path": "model",
+        "--port": "4321",
+        "--host": "127.0.0.1",
+        "--dtype": "bfloat16",
+        "--tp-size": "2",
+        "--random-seed": "8",
+        "--max-running-requests": "12",
+        "--max-total-tokens": "32768",
+    }
+    assert {option: value_of(command, option) for option in wanted} == wanted
+
+
+def test_a_gpu_sizes_its_cache_by_memory():
+    command = plan("cuda", mem_fraction=0.5).command(0, 1)
+    assert value_of(command, "--mem-fraction-static") == "0.5"
+    assert value_of(command, "--max-total-tokens") is None
+    assert "--disable-overlap-schedule" not in command
+
+
+def test_extra_arguments_come_last_and_so_win():
+    command = plan(extra_args=("--dtype", "float16")).command(0, 1)
+    assert value_of(command, "--dtype") == "float16"
+
+
+def test_deterministic_inference_is_switched_on():
+    assert "--enable-deterministic-inference" in plan("cuda", deterministic=True).command(0, 1)
+
+
+def test_experts_are_returned_where_training_replays_them():
+    switch = "--enable-return-routed-experts"
+    assert switch in plan(routing_replay=True).command(0, 1)
+    assert switch not in plan().command(0, 1)
+
+
+def test_the_interpreter_is_not_resolved_out_of_its_environment(tmp_path):
+    (tmp_path / "python").symlink_to("/usr/bin/env")
+    assert plan(python=tmp_path / "python").command(0, 1)[0] == str(tmp_path / "python")
+
+
+def test_the_training_job_does_not_leak_into_the_server():
+    job = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": "p"}
+    environment = plan().environment(0, job | {"HOME": "/h", "SGLANG_RETURN_ORIGINAL_LOGPROB": "1"})
+    assert not set(job) & set(environment) and environment["HOME"] == "/h"
+    assert "SGLANG_RETURN_ORIGINAL_LOGPROB" not in environment
+    assert environment["SGLANG_USE_CPU_ENGINE"] == "1" and environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_tensor_parallel_ranks_on_a_cpu_are_bound():
+    assert plan(tensor=2).environment(0, {})["SGLANG_CPU_OMP_THREADS_BIND"] == "0|1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "inherited", "gpus"),
+    [
+        ({}, {}, "2,3"),
+        ({"gpu_ids": (4, 5, 6, 7)}, {}, "6,7"),
+        ({}, {"CUDA_VISIBLE_DEVICES": "0,2,4,6"}, "4,6"),
+        ({}, {"CUDA_VISIBLE_DEVICES": "1"}, "2,3"),
+    ],
+)
+def test_each_server_has_its_own_gpus(settings, inherited, gpus):
+    environment = plan("cuda", num_servers=2, tensor=2, **settings).environment(1, inherited)
+    assert environment["CUDA_VISIBLE_DEVICES"] == gpus
+
+
+def test_the_receiver_stands_alone_where_servers_import_it(tmp_path):
+    folder = install_receiver(tmp_path / "loader")
+    assert install_receiver(folder) == folder
+    package = folder / LOADER.partition(".")[0]
+    assert list(folder.iterdir()) == [package]
+    assert sorted(p.name for p in package.iterdir()) == [
+        "__init__.py",
+        "receiver.py",
+        "staging.py",
+    ]
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import {LOADER.partition('.')[0]} as r; print(r.receive)"
+    output = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.startswith("<function receive")
+    told = replace(plan(), loader_folder=folder)
+    assert value_of(told.command(0, 1), "--custom-weight-loader") == LOADER
+    assert told.environment(0, {"PYTHONPATH": "the trainer's"})["PYTHONPATH"] == str(folder)
+
+
+def test_nccl_is_refused_on_a_shared_gpu():
+    check_transport(replace(plan(), is_colocated=True))
+    check_transport(plan("cuda"))
+    with pytest.raises(ValueError, match=r"'shards' travels by NCCL.*gpu_ids"):
+        check_transport(replace(plan("cuda"), is_colocated=True))
+
+
+def test_experts_are_not_split_on_a_cpu():
+    check_experts(SGLangConfig(tensor=2, expert=2), "cuda")
+    check_experts(SGLangConfig(tensor=2), "cpu")
+    with pytest.raises(ValueError, match=r"rollout.sglang.expert = 2.*on a CPU; set it to 1"):
+        check_experts(SGLangConfig(tensor=2, expert=2), "cpu")
+
+
+def test_a_quantized_model_is_described_without_weights(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "qwen3"}')
+    for name in ("tokenizer.json", "model.safetensors", "model.safetensors.index.json"):
+        (model / name).write_text("{}")
+    folder = install_quantized(model, tmp_path / "sglang" / "quantized")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tokenizer.json"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+    assert config["quantization_config"]["weight_block_size"] == [128, 128]
+    assert value_of(plan("cuda", quantization="fp8").command(0, 1), "--load-format") == "dummy"
+    assert value_of(plan("cuda").command(0, 1), "--load-format") is None
+
+
+def test_fp8_is_not_served_on_a_cpu():
+    check_quantization(SGLangConfig(quantization="fp8"), "cuda")
+    check_quantization(SGLangConfig(), "cpu")
+    with pytest.raises(ValueError, match=r"rollout.sglang.quantization = 'fp8' needs GPUs"):
+        check_quantization(SGLangConfig(quantization="fp8"), "cpu")

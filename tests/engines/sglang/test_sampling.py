@@ -1,0 +1,155 @@
+"""Nothing wrong goes to a server, and nothing wrong comes from it."""
+
+import json
+
+import pytest
+import torch
+
+from megatron_prime.engines.local.sampling import StreamKey
+from megatron_prime.engines.sglang.sampling import (
+    ModelLimits,
+    check_request,
+    parse_completion,
+    parse_version,
+    request_body,
+    seed_of,
+)
+from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
+from megatron_prime.types import FinishReason, Prompt, SamplingParams
+
+LIMITS = ModelLimits(vocab_size=100, max_positions=20)
+GOOD = {"max_response_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "params", "message"),
+    [
+        ((), GOOD, "no tokens"),
+        ((1, 100), GOOD, "outside the model's vocabulary of 100"),
+        ((1, -1), GOOD, "outside the model's vocabulary"),
+        (
+            (1,) * 14,
+            GOOD,
+            "exceeds the model's max_position_embeddings = 20, of which SGLang reserves 2: lower",
+        ),
+        ((1,), GOOD | {"temperature": -1.0}, "temperature"),
+        ((1,), GOOD | {"temperature": float("nan")}, "temperature"),
+        ((1,), GOOD | {"top_p": 0.0}, "top_p"),
+        ((1,), {"max_response_tokens": 0}, "max_response_tokens"),
+        ((1,), GOOD | {"stop_token_ids": (100,)}, "stop_token_ids"),
+    ],
+)
+def test_what_the_model_cant_serve_is_refused(token_ids, params, message):
+    with pytest.raises(ValueError, match=message):
+        check_request([Prompt(0, token_ids, "")], SamplingParams(**params), 2, 0, LIMITS)
+
+
+def test_what_it_can_serve_passes():
+    check_request([Prompt(0, (0, 99), "")], SamplingParams(16, temperature=0), 1, 0, LIMITS)
+    check_request([Prompt(0, (0,) * 500, "")], SamplingParams(18), 1, 0, ModelLimits(1, None))
+
+
+def test_the_body_holds_every_parameter():
+    params = SamplingParams(5, temperature=0.5, top_p=0.9, stop_token_ids=(3, 4))
+    body = request_body(Prompt(0, (1, 2), ""), params, "id", seed=9)
+    assert body == {
+        "rid": "id",
+        "input_ids": [1, 2],
+        "sampling_params": {
+            "max_new_tokens": 5,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "stop_token_ids": [3, 4],
+            "sampling_seed": 9,
+        },
+        "return_logprob": True,
+    }
+    short = request_body(Prompt(0, (1,), ""), params, "id", max_response_tokens=1)["sampling_params"]
+    assert short["max_new_tokens"] == 1 and "sampling_seed" not in short
+
+
+def test_seeds_differ_by_every_part_of_the_key():
+    keys = [
+        StreamKey(*parts) for parts in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
+    ]
+    seeds = [seed_of(key) for key in keys]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 1 << 31 for seed in seeds)
+    assert seed_of(keys[0]) == seeds[0]
+
+
+def answer(**changes):
+    meta = {
+        "finish_reason": {"type": "stop", "matched": 7},
+        "weight_version": "4",
+        "output_token_logprobs": [[-0.5, 5, None], [-1.5, 7, None]],
+        "weight_versions": [{"version": "4", "start": 0, "end": 2}],
+    }
+    return {"output_ids": [5, 7], "meta_info": meta | changes}
+
+
+def test_an_answer_becomes_a_rollout():
+    rollout = parse_completion(answer()).rollout(Prompt(3, (1,), ""), 2)
+    assert (rollout.response_ids, rollout.rollout_logprobs) == ((5, 7), (-0.5, -1.5))
+    assert (rollout.policy_version, rollout.version_spans, rollout.sample_index) == (4, (), 2)
+    assert rollout.finish_reason is FinishReason.STOP
+
+
+class EveryToken:
+    """Stands for a RoutingReader: one number a token."""
+
+    def read(self, meta, num_tokens):
+        if "routed_experts" not in meta:
+            raise KeyError("routed_experts")
+        return torch.arange(num_tokens - 1)
+
+
+def test_routing_is_asked_for_and_kept_for_prompt_and_response():
+    prompt = Prompt(3, (1, 2, 3), "")
+    assert request_body(prompt, SamplingParams(5), "id", return_routing=True)["return_routed_experts"] is True
+    assert "return_routed_experts" not in request_body(prompt, SamplingParams(5), "id")
+    completion = parse_completion(answer(routed_experts="..."), 3, EveryToken())
+    assert completion.rollout(prompt, 0).routed_experts.tolist() == [0, 1, 2, 3]
+    assert parse_completion(answer()).rollout(prompt, 0).routed_experts is None
+    with pytest.raises(EngineError, match="lacks what we asked for"):
+        parse_completion(answer(), 3, EveryToken())
+
+
+def test_a_straddling_answer_says_which_token_is_whose():
+    spans = [{"version": "4", "start": 0, "end": 1}, {"version": "5", "start": 1, "end": 2}]
+    completion = parse_completion(answer(weight_versions=spans))
+    rollout = completion.rollout(Prompt(3, (1,), ""), 0)
+    assert (rollout.policy_version, rollout.version_spans) == (4, ((4, 0, 1), (5, 1, 2)))
+    assert completion.versions == {4, 5}
+
+
+def test_without_spans_the_one_version_counts():
+    assert parse_completion(answer(weight_versions=None)).version_spans == ((4, 0, 2),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_token_logprobs": None}, "log-probs belong to other tokens"),
+        ({"output_token_logprobs": [[-0.5, 5, None], [-1.5, 6, None]]}, "log-probs belong to other tokens"),
+        ({"output_token_logprobs": [[-0.5, 5, None], [float("nan"), 7, None]]}, "weights are broken"),
+        ({"output_token_logprobs": [[None, 5, None], [-1.5, 7, None]]}, "lacks what we asked for"),
+        ({"finish_reason": {"type": "bored"}}, "unknown reason"),
+        ({"finish_reason": None}, "lacks what we asked for"),
+        ({"weight_versions": [{"version": "4", "start": 1, "end": 2}]}, "don't join"),
+        ({"weight_versions": [{"version": "4", "start": 0, "end": 1}]}, "don't join"),
+    ],
+)
+def test_a_wrong_answer_is_refused(changes, message):
+    with pytest.raises(EngineError, match=message):
+        parse_completion(answer(**changes))
+
+
+def test_versions_that_are_not_ours():
+    assert [parse_version(text) for text in ("12", "default", "", "-1", "1.5")] == [12, *[NO_WEIGHTS] * 4]
+
+
+def test_limits_come_from_the_config(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json can't be read"):
+        ModelLimits.of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 5, "max_position_embeddings": 9}))
+    assert ModelLimits.of(tmp_path) == ModelLimits(5, 9)

@@ -1,0 +1,131 @@
+"""avg@k and pass@k against counting by hand."""
+
+import itertools
+import math
+
+import pytest
+
+from megatron_prime.config.run import EvaluationConfig
+from megatron_prime.evaluation.accuracy import (
+    EvaluationReport,
+    Intervals,
+    evaluate,
+    evaluation_sampling,
+    pass_at_k,
+)
+from megatron_prime.evaluation.confidence import bootstrap_interval
+from megatron_prime.rollout.verification import RolloutVerifier
+from megatron_prime.types import SamplingParams
+from tests.support.rollout_doubles import (
+    BAD,
+    BROKEN,
+    GOOD,
+    CountingStream,
+    ScriptedEngine,
+    Verdict,
+    WordTokenizer,
+    verify_words,
+)
+
+SCRIPTS = [
+    [[GOOD], [3, GOOD], [BAD], [BAD]],
+    [[BAD], [BAD], [BAD], [BAD]],
+    [[BROKEN], [GOOD], [BAD], [3, 3, BAD]],
+]
+
+
+def evaluate_scripts(**changes):
+    prompts = CountingStream(sources=("x", "y", "x")).next(3)
+    verifier = RolloutVerifier(verify_words, WordTokenizer())
+    arguments = {"samples_per_prompt": 4, "stream_key": 9, **changes}
+    return evaluate(
+        ScriptedEngine(lambda index: SCRIPTS[index]), prompts, verifier, SamplingParams(4), **arguments
+    )
+
+
+def test_scores_and_counts():
+    result = evaluate_scripts()
+    assert result.accuracy == 3 / 12
+    assert (
+        result.num_prompts,
+        result.samples_per_prompt,
+        result.num_correct,
+        result.num_verifier_errors,
+    ) == (3, 4, 3, 1)
+    assert result.pass_at_k == pytest.approx({1: 3 / 12, 2: (5 / 6 + 0 + 1 / 2) / 3, 4: 2 / 3})
+    assert result.accuracy_by_source == {"x": 3 / 8, "y": 0}
+    assert result.mean_response_tokens == 15 / 12
+    assert result.truncated_fraction == 0
+    assert math.isnan(result.rollouts[8].outcome_reward)
+    metrics = result.metrics()
+    assert metrics["pass_at_4"] == pytest.approx(2 / 3)
+    assert metrics["accuracy_by_source/x"] == 3 / 8
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_one_sample_a_prompt():
+    assert evaluate_scripts(samples_per_prompt=1).pass_at_k == {1: 1 / 3}
+
+
+@pytest.mark.parametrize(("num_samples", "num_correct"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 5)])
+def test_pass_at_k_counts_subsets(num_samples, num_correct):
+    marks = [place < num_correct for place in range(num_samples)]
+    for k in range(1, num_samples + 1):
+        subsets = [any(subset) for subset in itertools.combinations(marks, k)]
+        assert pass_at_k(num_samples, num_correct, k) == pytest.approx(sum(subsets) / len(subsets))
+
+
+def test_sampling_and_empty_data():
+    params = evaluation_sampling(EvaluationConfig(temperature=0, top_p=0.5), 7, [3, 4])
+    assert params == SamplingParams(7, 0, 0.5, (3, 4))
+    with pytest.raises(ValueError, match="no prompts"):
+        evaluate(
+            ScriptedEngine(None),
+            [],
+            RolloutVerifier(verify_words, WordTokenizer()),
+            params,
+            samples_per_prompt=1,
+            stream_key=0,
+        )
+
+
+def test_intervals_are_those_of_the_problems_means():
+    result = evaluate_scripts(intervals=Intervals(0.9, 200, seed=4))
+    assert result.intervals == {
+        "accuracy": bootstrap_interval([0.5, 0.0, 0.25], 0.9, 200, 4),
+        "pass_at_1": bootstrap_interval([0.5, 0.0, 0.25], 0.9, 200, 4),
+        "pass_at_2": bootstrap_interval([5 / 6, 0.0, 1 / 2], 0.9, 200, 4),
+        "pass_at_4": bootstrap_interval([1.0, 0.0, 1.0], 0.9, 200, 4),
+    }
+    assert result.metrics()["pass_at_2_ci_high"] == result.intervals["pass_at_2"][1]
+    assert evaluate_scripts(intervals=Intervals(num_resamples=0)).intervals == {}
+
+
+def test_a_report_joins_held_out_prompts_and_benchmarks():
+    one, two = evaluate_scripts(), evaluate_scripts(samples_per_prompt=1)
+    report = EvaluationReport({"": one, "aime24": two})
+    metrics = report.metrics()
+    assert report.accuracy == metrics["accuracy"] == one.accuracy
+    assert metrics["aime24/accuracy"] == metrics["benchmark_average"] == two.accuracy
+    assert report.summary() == "0.250 (3 prompts x 4), aime24 0.333 (3 prompts x 1)"
+    alone = EvaluationReport({"amc": one, "aime24": two})
+    assert alone.accuracy == alone.metrics()["accuracy"] == pytest.approx((1 / 4 + 1 / 3) / 2)
+    assert "benchmark_average" not in EvaluationReport({"": one}).metrics()
+
+
+def test_a_benchmark_counts_whole_outcomes_alone():
+    def half(pairs):
+        return [
+            Verdict(0.5 if text == "good" else 1.0 if text.endswith("good") else 0.0) for text, *_ in pairs
+        ]
+
+    def of(**options):
+        prompts = CountingStream().next(1)
+        verifier = RolloutVerifier(half, WordTokenizer())
+        engine = ScriptedEngine(lambda index: SCRIPTS[0])
+        arguments = {"samples_per_prompt": 4, "stream_key": 1, "intervals": Intervals(0.9, 50)}
+        return evaluate(engine, prompts, verifier, SamplingParams(4), **arguments, **options)
+
+    assert (of().accuracy, of(whole_only=True).accuracy) == (1.5 / 4, 1 / 4)
+    assert of().pass_at_k == of(whole_only=True).pass_at_k
+    assert of(whole_only=True).intervals["accuracy"] == (1 / 4, 1 / 4)

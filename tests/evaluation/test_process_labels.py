@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.config.tables.data import DataConfig
+from megatron_prime.evaluation.process_labels import read_pairs, read_processbench
+from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
+
+SAMPLES = Path(__file__).parents[2] / "examples" / "data"
+
+
+def test_processbench_keeps_the_given_steps():
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    rows = [json.loads(line) for line in (SAMPLES / "processbench.jsonl").read_text().splitlines()]
+    solutions = list(read_processbench(SAMPLES / "processbench.jsonl", DataConfig(), tokenizer))
+    assert [solution.label for solution in solutions] == [-1, 1]
+    for solution, row in zip(solutions, rows, strict=True):
+        assert solution.num_steps == len(row["steps"])
+        assert tokenizer.decode(list(solution.prompt_ids)) == f"<|user|>{row['problem']}<|assistant|>"
+        for number, step in enumerate(row["steps"]):
+            mine = [
+                token
+                for token, owner in zip(solution.response_ids, solution.token_steps, strict=True)
+                if owner == number
+            ]
+            assert tokenizer.decode(mine).strip() == step
+
+
+def test_pairs():
+    tokenizer = byte_tokenizer()
+    first, _ = read_pairs(SAMPLES / "pairs.jsonl", DataConfig(), tokenizer)
+    texts = [tokenizer.decode(list(ids)) for ids in (first.prompt_ids, first.chosen_ids, first.rejected_ids)]
+    assert texts == ["What is 3 + 4?", "3 + 4 = 7.", "3 + 4 = 8."]
+    assert first.where.endswith("pairs.jsonl, row 1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"problem": ""}, "'problem' must be text"),
+        ({"steps": []}, "'steps' must be a list"),
+        ({"steps": ["a", ""]}, "'steps' must be a list"),
+        ({"label": 2}, "'label' is 2: it must be -1, or the place of one of the 2 steps"),
+        ({"label": True}, "'label' is True"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(tmp_path, changes, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"problem": "p", "steps": ["a", "b"], "label": 0} | changes) + "\n")
+    with pytest.raises(ValueError, match=rf"a\.jsonl, row 1: {reason}"):
+        list(read_processbench(path, DataConfig(), byte_tokenizer()))
+
+
+def test_pairs_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "chosen": "c", "rejected": " "}) + "\n")
+    with pytest.raises(ValueError, match="row 1: 'rejected' must be text"):
+        list(read_pairs(path, DataConfig(), byte_tokenizer()))
+    path.write_text(
+        json.dumps({"prompt": [{"role": "user", "content": "p"}], "chosen": "c", "rejected": "r"})
+    )
+    with pytest.raises(ValueError, match="row 1: the tokenizer has no chat template"):
+        list(read_pairs(path, DataConfig(), byte_tokenizer()))

@@ -1,0 +1,43 @@
+"""Step scores against plain loops."""
+
+import random
+
+import pytest
+import torch
+
+from megatron_prime.evaluation.step_scores import response_score, step_scores
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_running_sums_at_the_ends_of_steps(seed):
+    draw = random.Random(seed)
+    ratios = [draw.gauss(0, 1) for _ in range(40)]
+    steps, step = [], 0
+    for _ in ratios:
+        steps.append(step)
+        step += draw.random() < 0.3
+    num_steps = step + 2  # the last ones have no tokens
+    wanted = []
+    for number in range(num_steps):
+        total = 0.0
+        for ratio, owner in zip(ratios, steps, strict=True):
+            if owner <= number:
+                total += ratio
+        wanted.append(0.05 * total)
+    found = step_scores(torch.tensor(ratios, dtype=torch.float64), steps, num_steps, 0.05)
+    assert found == pytest.approx(wanted, abs=1e-12)
+    assert response_score(found, "min") == min(found)
+    assert response_score(found, "last") == found[-1]
+    assert response_score(found, "sum") == pytest.approx(sum(found))
+
+
+def test_a_first_step_without_tokens_scores_nothing():
+    assert step_scores(torch.tensor([1.0, 2.0]), [1, 1], 3, 0.5) == [0.0, 1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"), [([0], "steps of 1 tokens"), ([1, 0], "nondecreasing"), ([0, 2], r"0 \.\. 1")]
+)
+def test_steps_that_cannot_be_are_refused(steps, reason):
+    with pytest.raises(ValueError, match=reason):
+        step_scores(torch.tensor([1.0, 2.0]), steps, 2, 1.0)

@@ -1,0 +1,15 @@
+"""The work on tiles in plain torch against float64 by definition; the Triton kernels pass the same cases."""
+
+import pytest
+
+from megatron_prime.logprobs.tiles import TorchTileMath
+from tests.logprobs.kernel_cases import LOGIT_CASES, NOT_FINITE, check_not_finite, check_walk, walk
+
+
+@pytest.mark.parametrize("name", LOGIT_CASES)
+def test_statistics_and_gradients_of_tiles_follow_the_definition(name):
+    check_walk(LOGIT_CASES[name], walk(TorchTileMath, **LOGIT_CASES[name]))
+
+
+def test_a_logit_that_is_not_finite_shows():
+    check_not_finite(walk(TorchTileMath, **NOT_FINITE))

@@ -1,0 +1,77 @@
+"""What is wrong is found and said with a cure; what is fine is fine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.preflight.doctor import Finding, check_engine, check_folder, examine
+
+
+def config(tmp_path, **sections):
+    settings = {"run_dir": tmp_path / "run", "model": {"path": tmp_path}, "trainer": {"num_steps": 1}}
+    return PrimeConfig.model_validate(settings | sections)
+
+
+def by_subject(findings, subject):
+    return [finding for finding in findings if finding.subject == subject]
+
+
+def test_this_machine_is_in_order(tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    findings = list(examine(config(tmp_path), 5.0))
+    assert not [finding for finding in findings if finding.state == "fault"]
+    assert {"python", "packages", "devices", "files", "memory", "ranks"} == {f.subject for f in findings}
+    assert any("locks hold" in finding.text for finding in findings)
+    assert not (tmp_path / "run").exists(), "nothing is left behind"
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_a_fault(tmp_path):
+    (device,) = by_subject(examine(config(tmp_path, platform={"device": "cuda"}), 5.0), "devices")
+    assert device.state == "fault" and "CUDA_VISIBLE_DEVICES" in device.mend
+
+
+def test_a_folder_that_cannot_be_written_is_a_fault():
+    (finding,) = check_folder(Path("/proc"))
+    assert finding.state == "fault" and "/proc cannot be written" in finding.text
+
+
+def engine(tmp_path, script):
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return check_engine(path, 5.0)
+
+
+def test_the_engines_environment_is_asked_itself(tmp_path):
+    assert engine(tmp_path, "echo 0.5.23 2.9.0").text == "SGLang 0.5.23 on torch 2.9.0"
+    broken = engine(tmp_path, "echo 'ModuleNotFoundError: No module named sglang' >&2; exit 1")
+    assert broken.state == "fault" and "cannot import sglang: ModuleNotFoundError" in broken.text
+    assert "make sglang" in check_engine(tmp_path / "absent", 5.0).mend
+
+
+def test_a_finding_is_a_line_and_its_cure_another():
+    assert Finding("ok", "files", "fine").line() == "ok      files       fine"
+    assert Finding("fault", "files", "full", "empty it").line().splitlines()[1].strip() == "-> empty it"
+
+
+def test_ranks_that_do_not_come_make_exit_code_1(tmp_path):
+    environment = os.environ | {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_prime", "doctor", "--timeout-s", "1"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "waited 1 s for ranks 1 of 2" in done.stdout and "1 fault" in done.stdout

@@ -1,0 +1,53 @@
+import pytest
+
+from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.preflight.rewards import reward_faults
+
+KNOWN = ("code", "exact_match", "function", "math")
+
+
+def faults(**fields):
+    return list(reward_faults(RewardConfig(**fields), KNOWN))
+
+
+@pytest.mark.parametrize(
+    "verifier", ["math", "exact_match", "json:loads", "os.path:join", "http://localhost:1/x", "https://host"]
+)
+def test_what_can_be_asked(verifier):
+    assert faults(verifier=verifier) == []
+
+
+@pytest.mark.parametrize(
+    ("verifier", "fault"),
+    [
+        ("maths", "known are code, exact_match, math; a function is package.module:function"),
+        ("function", "known are code, exact_match, math"),
+        ("no_such_module_x:f", "there is no module no_such_module_x"),
+        ("no_such_package_x.y:f", "there is no module no_such_package_x.y"),
+        ("json:", "not of the form"),
+        ("a b:c", "not of the form"),
+        ("ftp://host", "no URL of the form"),
+        ("http://", "no URL of the form"),
+    ],
+)
+def test_what_cannot(verifier, fault):
+    (message,) = faults(verifier=verifier)
+    assert fault in message
+    assert message.startswith(f"reward.verifier = {verifier!r}")
+
+
+def test_every_route_is_checked():
+    assert faults(verifier="auto", routes={"math": "math", "gsm8k": "exact_match"}) == []
+    (message,) = faults(verifier="auto", routes={"math": "maths"})
+    assert message.startswith("reward.routes = 'maths'")
+
+
+def test_code_needs_bubblewrap_or_the_risk_by_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (message,) = faults(verifier="auto")
+    assert "apt-get install bubblewrap" in message
+    assert faults(verifier="code", code={"sandbox": "none-i-accept-the-risk"}) == []
+    (message,) = faults(
+        verifier="code", code={"sandbox": "none-i-accept-the-risk", "readable_paths": [tmp_path / "x"]}
+    )
+    assert message.endswith("x does not exist")

@@ -1,0 +1,106 @@
+import threading
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.rewards import VerifierPool
+from megatron_prime.rewards.math.answer import MathAnswer, answers_equal, values_equal
+from tests.rewards.math.pathological_answers import ANSWERS
+
+CASES = tomllib.loads((Path(__file__).parent / "math_cases.toml").read_text(encoding="utf-8"))
+"""Kind -> right and wrong pairs; the file says how they were judged."""
+
+
+def verify(answer, boxed):
+    return MathAnswer().verify(rf"Thus \boxed{{{boxed}}}.", answer)
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("verdict", ["right", "wrong"])
+def test_the_table_of_cases(kind, verdict):
+    pairs = CASES[kind].get(verdict, [])
+    misjudged = []
+    for answer, text in pairs:
+        response = text if kind == "responses" else rf"Thus \boxed{{{text}}}."
+        if MathAnswer().verify(response, answer) != (verdict == "right"):
+            misjudged.append((answer, text))
+    assert not misjudged
+
+
+def test_the_table_is_large_and_says_everything_once():
+    cases = [(kind, *pair) for kind, of_kind in CASES.items() for pairs in of_kind.values() for pair in pairs]
+    assert len(cases) >= 300
+    assert len(cases) == len(set(cases))
+    assert set().union(*CASES.values()) == {"right", "wrong"}
+
+
+def test_pathological_answers_end_by_the_deadline_and_earn_nothing():
+    with VerifierPool("math", 1, 2.0) as pool:
+        outcomes = pool.verify_all([(rf"\boxed{{{text}}}", answer) for answer, text in ANSWERS])
+    late = [pair for pair, outcome in zip(ANSWERS, outcomes, strict=True) if outcome.status == "timeout"]
+    assert all(outcome.status == "timeout" or outcome.reward == 0.0 for outcome in outcomes)
+    assert len(late) < len(ANSWERS) / 2, late
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        ("the answer is 42", 0.0),
+        ("", 0.0),
+        (r"\boxed{42", 0.0),
+        (r"\fbox{42}", 1.0),
+        (r"\boxed{41} no, \boxed{42}", 1.0),
+        (r"\boxed{42} no, \boxed{41}", 0.0),
+        (r"\boxed{41} or \boxed{42}", 0.0),
+        (r"\boxed{41}, \boxed{42}", 0.0),
+    ],
+)
+def test_only_the_boxed_answer_counts(response, reward):
+    assert MathAnswer().verify(response, "42") == reward
+
+
+def test_boxes_side_by_side_are_the_parts_of_one_answer():
+    assert MathAnswer().verify(r"$\boxed{3}$ and $\boxed{2}$", "2, 3") == 1.0
+    assert MathAnswer().verify(r"\boxed{x=3}, \boxed{x=2}", "2, 3") == 1.0
+
+
+def test_a_blank_ground_truth_is_an_error():
+    with pytest.raises(ValueError, match="blank"):
+        verify("  ", "1")
+
+
+def test_it_works_off_the_main_thread():
+    rewards = []
+    thread = threading.Thread(target=lambda: rewards.append(verify("1/2", "0.5")))
+    thread.start()
+    thread.join()
+    assert rewards == [1.0]
+
+
+def test_text_of_any_kind_never_raises():
+    for text in [
+        "\\",
+        "{",
+        "}}",
+        "\\frac{",
+        "^",
+        "_",
+        "\\sqrt",
+        "(",
+        "[,]",
+        "\\pm",
+        "=",
+        "1=2=3",
+        "\0",
+        "\ud800",
+        "∮",
+        "," * 99,
+    ]:
+        assert not answers_equal("42", text), text
+
+
+def test_values_are_compared_exactly():
+    assert values_equal(r"\frac{1}{8}", "0.125")
+    assert not values_equal(r"\frac{1}{8}", "0.1250001")
+    assert not values_equal("10", r"10\text{ or more}")

@@ -1,0 +1,58 @@
+"""What the tests against real SGLang servers share: where the environment is, models as oracles, prompts."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_prime.config.run import SGLangConfig
+from megatron_prime.types import Prompt
+
+ROOT = Path(__file__).parents[2]
+
+
+def engine_python() -> Path:
+    """The engine environment's interpreter; skips the test where there is none."""
+    named = os.environ.get("MEGATRON_PRIME_SGLANG_PYTHON")
+    built = ROOT / ".venv-sglang"
+    python = Path(named) if named else built / "bin" / "python"
+    # A build that was broken off leaves an interpreter, too.
+    if not python.is_file() or not (named or (built / ".installed").is_file()):
+        pytest.skip(
+            f"no SGLang environment at {python}: `make sglang` builds it, or name its interpreter in "
+            "MEGATRON_PRIME_SGLANG_PYTHON"
+        )
+    return python
+
+
+def sglang_settings(**changes: Any) -> SGLangConfig:
+    return SGLangConfig(
+        python=engine_python(), concurrency=32, max_restarts=20, startup_timeout_s=400, control_timeout_s=60
+    ).model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    path: Path
+    hf: Any
+
+    def greedy(self, prompt_ids: tuple[int, ...], num_tokens: int) -> list[int]:
+        ids = torch.tensor([prompt_ids])
+        for _ in range(num_tokens):
+            ids = torch.cat([ids, self.hf(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        return ids[0, len(prompt_ids) :].tolist()
+
+    def logprobs(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...], temperature: float = 1.0):
+        logits = self.hf(torch.tensor([prompt_ids + response_ids])).logits[0].double() / temperature
+        table = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
+        return table.gather(1, torch.tensor(response_ids)[:, None])[:, 0]
+
+
+def live_prompts(num_prompts: int) -> list[Prompt]:
+    return [
+        Prompt(index, tuple((7 * index + place) % 300 for place in range(1 + index % 5)), "")
+        for index in range(num_prompts)
+    ]

@@ -1,0 +1,305 @@
+"""What the ranks of the tests of whole runs do: commands in one process after another's import has been paid for."""
+
+import atexit
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of `megatron-prime ARGUMENTS` in this process, which is one rank of a job."""
+    from megatron_prime.cli import main
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        code = main(arguments)
+    return code, output.getvalue()
+
+
+def prepare(folder: str) -> dict[str, Any]:
+    """The task and its warm-up; then a run of one process and evaluations of what it started from and ended with."""
+    from examples.arithmetic_task import write_all
+
+    os.chdir(folder)
+    write_all(Path("task"), seed=0)
+    for name, num_rows in (("train", 256), ("heldout", 64)):
+        path = Path("task", f"{name}.jsonl")
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_rows]))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    problems = [{"problem": row["prompt"], "answer": row["answer"]} for row in rows]
+    Path("task/benchmark.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    facts: dict[str, Any] = {
+        "sft": run("sft", "run.toml", "model.path=task/model", "run_dir=sft_run"),
+        "train": run("train", "run.toml", "run_dir=single"),
+        "again": run("train", "run.toml", "run_dir=single"),
+        "eval start": run("eval", "run.toml", "run_dir=eval_start"),
+        "eval end": run("eval", "run.toml", "run_dir=eval_end", "model.path=single/hf"),
+    }
+    failed = {name: output for name, (code, output) in facts.items() if code}
+    assert not failed, failed
+    facts["never"] = run("train", "run.toml", "run_dir=single", "checkpoint.resume=never")
+    facts["parts"] = parts_of()
+    return facts
+
+
+def train_layouts(folder: str, layouts: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
+    """An unbroken run in each layout, in a folder of its name; returns what sft_steps does."""
+    os.chdir(folder)
+    for layout, overrides in layouts.items():
+        code, output = run("train", "run.toml", f"run_dir={layout}", *overrides)
+        assert code == 0, output
+    return sft_steps(num_steps=3)
+
+
+def convert_roles(folder: str, run_dir: str) -> dict[str, tuple[int, str]]:
+    """Policy and PRM of a run's newest checkpoint as HF checkpoints, the policy of an older one, and refusals."""
+    os.chdir(folder)
+    older = str(Path(run_dir, "checkpoints", "step_00000002"))
+    commands = {
+        "policy": ["--output", "converted/policy"],
+        "prm": ["--role", "prm", "--output", "converted/prm"],
+        "older": ["--checkpoint", older, "--output", "converted/older"],
+        "damaged": ["--checkpoint", "damaged", "--output", "converted/damaged"],
+    }
+    shutil.copytree(older, "damaged")
+    next(Path("damaged/policy").glob("*.distcp")).open("ab").write(b"more")
+    return {
+        name: run("convert", "run.toml", f"run_dir={run_dir}", *arguments)
+        for name, arguments in commands.items()
+    }
+
+
+def parts_of() -> dict[str, Any]:
+    """What cli.assemble and cli.evaluator build from the toy configuration."""
+    from megatron_prime.cli.assemble import build_rollout, scoring_settings, start_topology
+    from megatron_prime.config.loading import load_config
+    from megatron_prime.evaluation.evaluator import Evaluator
+    from megatron_prime.parallel.platform import num_gpus
+
+    config = load_config(Path("run.toml"), ["evaluation.temperature=1.0", "evaluation.max_prompts=5"])
+    refused = ""
+    if not num_gpus():
+        try:
+            overrides = ["platform.device=auto", "trainer.logprob_kernel=triton"]
+            start_topology(load_config(Path("run.toml"), overrides))
+        except ValueError as error:
+            refused = str(error)
+    topology = start_topology(config)
+    rollout = build_rollout(config, topology)
+    try:
+        rollout.engine.load_from_hf(config.model.path)
+        evaluator = Evaluator(config, rollout)
+        reports = [evaluator(step_index) for step_index in (0, 0, 1)]
+    finally:
+        rollout.close()
+    results = [report.results[""] for report in reports]
+    benchmark = reports[0].results["toy"]
+    return {
+        "benchmark": (benchmark.num_prompts, benchmark.samples_per_prompt, benchmark.rollouts[0].prompt),
+        "benchmark responses": [
+            [rollout.response_ids for rollout in report.results["toy"].rollouts] for report in reports
+        ],
+        "sampling": rollout.sampling,
+        "settings": scoring_settings(config, 0.5),
+        "refused kernel": refused,
+        "responses": [[rollout.response_ids for rollout in result.rollouts] for result in results],
+        "outcomes": [
+            (rollout.prompt.answer, rollout.response_ids, rollout.outcome_reward)
+            for rollout in results[0].rollouts
+        ],
+        "num_prompts": results[0].num_prompts,
+    }
+
+
+def one_step_each(
+    folder: str, variants: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, dict[str, float] | str], dict[str, Any]]:
+    """Metrics of the first step under each set of overrides (the fault's text where it raises), and advantages."""
+    os.chdir(folder)
+    results: dict[str, dict[str, float] | str] = {}
+    for name, overrides in variants.items():
+        try:
+            results[name] = _first_step(["evaluation.max_prompts=1", *overrides])
+        except (ValueError, RuntimeError, FloatingPointError, AssertionError, TypeError) as error:
+            results[name] = f"{type(error).__name__}: {error}"
+    return results, outcome_only_advantages()
+
+
+def stale_step(folder: str) -> dict[str, Any]:
+    """A step whose policy changed after the last sync: metrics, warnings, order of the engine's calls, and the gap."""
+    import torch
+
+    os.chdir(folder)
+    warnings: list[str] = []
+    with _trainer(["trainer.prompts_per_step=4", "rollout.logprob_alarm=0.05"], warnings) as (
+        trainer,
+        collector,
+    ):
+        parts, scored, calls = trainer._parts, [], []
+        score = parts.policy.score
+
+        def watched_score(sequences: Any, routing: Any = None) -> Any:
+            calls.append("score")
+            scored.append((sequences, score(sequences, routing)))
+            return scored[-1][1]
+
+        parts.policy.score = watched_score
+        parts.engine.__dict__ |= {
+            name: partial(_watched, calls, name, getattr(parts.engine, name))
+            for name in ("generate", "release_memory", "begin_weight_update", "end_weight_update")
+        }
+        collected: list[Any] = []
+        collect = collector.collect
+        collector.collect = lambda step: collected.append(collect(step)) or collected[0]
+        with torch.no_grad():
+            for parameter in parts.policy.built.module.parameters():
+                parameter.mul_(1.5)
+        metrics = dict(trainer.step())
+        batch, mask = collected[0], collected[0].response_mask_BT
+        gap = (scored[0][1].logprobs_BT - batch.rollout_logprobs_BT).double()
+        total = sum(abs(value) for value in gap[mask].tolist())
+        for name in ("generate", "release_memory", "begin_weight_update", "end_weight_update"):
+            del parts.engine.__dict__[name]
+    return {
+        "metrics": metrics,
+        "warnings": warnings,
+        "calls": calls,
+        "expected_mean": total / int(mask.sum()),
+    }
+
+
+def _watched(calls: list[str], name: str, call: Any, *arguments: Any) -> Any:
+    calls.append(name)
+    return call(*arguments)
+
+
+def outcome_only_advantages() -> dict[str, Any]:
+    """A batch's outcomes and groups with the advantages of a trainer that has no PRM."""
+    with _trainer(["prm.enabled=false", "advantage.whitening=none"]) as (trainer, collector):
+        batch = collector.collect(0)
+        advantages_BT = trainer._advantages(batch, None)
+    return {
+        "outcomes": batch.outcome_rewards_B.tolist(),
+        "groups": batch.group_ids_B.tolist(),
+        "mask": batch.response_mask_BT.tolist(),
+        "advantages": advantages_BT.tolist(),
+    }
+
+
+def _first_step(overrides: Sequence[str]) -> dict[str, float]:
+    with _trainer(overrides) as (trainer, _):
+        return dict(trainer.step())
+
+
+@contextlib.contextmanager
+def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = None):
+    """A trainer as `train` builds it, with its collector. Warnings go to the list given; without one there are none."""
+    from megatron_prime.cli import train
+    from megatron_prime.config.loading import load_config
+    from megatron_prime.observability import Progress
+    from megatron_prime.resharding.weight_sync import embedded_weight_sync
+    from megatron_prime.training.trainer import Trainer
+
+    config = load_config(Path("run.toml"), overrides)
+    topology, rollout = _rollout_parts(config)
+    progress = Progress(enabled=False)
+    models = train._build_models(config, topology, load_weights=True)
+    stream = train._prompt_stream(config, progress)
+    built = models.policy.built
+    parameters = dict(built.module.named_parameters())
+    sync = embedded_weight_sync(rollout.engine, built.shape, parameters, topology, topology.platform.dtype)
+    sync.push(0)
+    warnings: list[str] = [] if expected_warnings is None else expected_warnings
+    parts = replace(train._parts(config, models, stream, sync, rollout, progress), warn=warnings.append)
+    yield Trainer(config, parts), parts.collector
+    assert expected_warnings is not None or not warnings, warnings
+
+
+_ROLLOUT_PARTS: dict[str, Any] = {}
+
+
+def _rollout_parts(config: Any) -> Any:
+    """Layout, engine and verifier processes, built once for all variants that sample alike."""
+    from megatron_prime.cli.assemble import build_rollout, start_topology
+
+    key = f"{config.platform} {config.rollout}"
+    if key not in _ROLLOUT_PARTS:
+        topology = start_topology(config)
+        _ROLLOUT_PARTS[key] = topology, build_rollout(config, topology)
+        atexit.register(_ROLLOUT_PARTS[key][1].close)
+    return _ROLLOUT_PARTS[key]
+
+
+def sft_steps(num_steps: int) -> dict[str, list[float]]:
+    """SFTTrainer over the data-parallel ranks, and the same steps by AdamW on the plain HF model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from megatron_prime.cli.assemble import scoring_settings, start_topology
+    from megatron_prime.config.loading import load_config
+    from megatron_prime.data.sft import SFTDataset, SFTStream
+    from megatron_prime.data.tokenizer import load_tokenizer
+    from megatron_prime.training.sft import SFTTrainer
+    from megatron_prime.training.trainable import Trainable
+
+    overrides = [
+        f"sft.num_steps={num_steps}",
+        "sft.batch_size=6",
+        "sft.lr_warmup_steps=2",
+        "sft.weight_decay=0.1",
+    ]
+    config = load_config(Path("run.toml"), overrides)
+    topology = start_topology(config)
+    dataset = SFTDataset.read(
+        config.sft.data, config.data, "response", load_tokenizer(config.model.path), 256
+    )
+    policy = Trainable("policy", config.model.path, topology, scoring_settings(config), config.sft, num_steps)
+    history: dict[str, list[float]] = {name: [] for name in ("loss", "grad_norm", "lr", "num_tokens", "done")}
+
+    def after_step(done: int, metrics: Mapping[str, float]) -> None:
+        history["done"].append(done)
+        for name in ("loss", "grad_norm", "lr", "num_tokens"):
+            history[name].append(metrics[f"sft/{name}"])
+
+    SFTTrainer(config.sft, policy, SFTStream(dataset, 0, config.data.shuffle)).run(after_step)
+
+    model = AutoModelForCausalLM.from_pretrained(config.model.path)
+    optimizer = torch.optim.AdamW(_decay_groups(model, 0.1), lr=0.0)
+    stream = SFTStream(dataset, 0, config.data.shuffle)
+    history |= {"hf_loss": [], "hf_grad_norm": []}
+    for lr in history["lr"]:
+        total, num_tokens = torch.zeros(()), 0
+        for example in stream.next(6):
+            tokens = torch.tensor([*example.prompt_ids, *example.response_ids])
+            logprobs = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+            start = len(example.prompt_ids) - 1
+            total = total - logprobs.gather(1, tokens[1:, None])[start:].sum()
+            num_tokens += len(example.response_ids)
+        loss = total / num_tokens
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        history["hf_loss"].append(loss.item())
+        history["hf_grad_norm"].append(norm.item())
+    return history
+
+
+def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Megatron's habit: no decay on biases and norms."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [value for value in parameters if value.dim() > 1], "weight_decay": weight_decay},
+        {"params": [value for value in parameters if value.dim() == 1], "weight_decay": 0.0},
+    ]

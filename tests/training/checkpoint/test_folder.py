@@ -1,0 +1,85 @@
+"""Names and leftovers; what is kept when, with real checkpoints, is in test_checkpoint.py."""
+
+import json
+import shutil
+
+import pytest
+
+from megatron_prime.training.checkpoint.folder import (
+    ROOM_BYTES,
+    complete,
+    hold_room,
+    make_partial,
+    name_of,
+    partial_of,
+    prune,
+    publish,
+    read_run,
+    release_room,
+    set_aside,
+)
+
+
+def finished(folder, step, accuracy=None):
+    path = folder / name_of(step)
+    path.mkdir(parents=True)
+    (path / "run.json").write_text(json.dumps({"step_index": step, "accuracy": accuracy}))
+    return path
+
+
+def test_a_save_gets_its_name_when_it_is_whole(tmp_path):
+    final = tmp_path / "checkpoints" / name_of(7)
+    partial = partial_of(final, life=2)
+    make_partial(partial, ["policy", "prm"], life=2)
+    assert sorted(path.name for path in partial.iterdir()) == [".room", "policy", "prm"]
+    assert complete(final.parent) == []
+    (partial / "run.json").write_text("{}")
+    publish(partial, final)
+    assert complete(final.parent) == [final]
+
+
+def test_leftovers_of_this_and_earlier_lives_go_and_those_of_later_ones_stay(tmp_path):
+    names = [".step_00000001.life1.partial", ".step_00000002.life3.removed", ".step_00000003.life4.partial"]
+    for name in [*names, "step_00000004", "damaged_step_00000005"]:
+        (tmp_path / name / "deep").mkdir(parents=True)
+    make_partial(partial_of(tmp_path / name_of(9), 3), [], life=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".step_00000003.life4.partial",
+        ".step_00000009.life3.partial",
+        "damaged_step_00000005",
+        "step_00000004",
+    ]
+
+
+def test_room_is_held_and_given_back(tmp_path):
+    hold_room(tmp_path)
+    assert (tmp_path / ".room").stat().st_blocks * 512 >= ROOM_BYTES
+    release_room(tmp_path)
+    release_room(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "kept"),
+    [(1, 0, [5]), (2, 1, [2, 4, 5]), (1, 2, [1, 2, 5]), (9, 0, [1, 2, 3, 4, 5])],
+)
+def test_the_last_and_the_best_are_kept(tmp_path, keep_last, keep_best, kept):
+    for step, accuracy in enumerate([0.5, 0.9, None, 0.1, 0.2], start=1):
+        finished(tmp_path, step, accuracy)
+    prune(tmp_path, keep_last, keep_best, life=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name_of(step) for step in kept]
+
+
+def test_setting_aside_never_overwrites(tmp_path):
+    for expected in ("damaged_step_00000003", "damaged_step_00000003_2"):
+        assert set_aside(finished(tmp_path, 3)).name == expected
+    assert complete(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]"])
+def test_a_run_json_that_cannot_be_read_is_refused(tmp_path, text):
+    path = finished(tmp_path, 1)
+    (path / "run.json").unlink() if text is None else (path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        read_run(path)
+    shutil.rmtree(path)

@@ -1,0 +1,74 @@
+"""Every change of a checkpoint's files is seen."""
+
+import hashlib
+import json
+
+import pytest
+
+from megatron_prime.training.checkpoint.manifest import (
+    entry_of,
+    faults,
+    read_manifest,
+    share,
+    write_manifest,
+    write_sums,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "policy").mkdir()
+    for name, data in {
+        "policy/__0_0.distcp": b"a" * 1000,
+        "policy/common.pt": b"common",
+        "run.json": b"{}",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def test_every_file_is_listed_with_size_and_checksum(folder):
+    write_manifest(folder)
+    entries = read_manifest(folder)
+    assert sorted(entries) == ["policy/__0_0.distcp", "policy/common.pt", "run.json"]
+    assert entries["run.json"] == {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    assert faults(folder, entries) == []
+
+
+def test_sums_of_the_writers_are_taken_over_and_used_up(folder):
+    write_sums(folder.glob("policy/*.distcp"), folder / "policy" / "__0.sums")
+    expected = entry_of(folder / "policy" / "__0_0.distcp")
+    # What happens to a file after its writer took the sum is damage, not content.
+    (folder / "policy" / "__0_0.distcp").write_bytes(b"b" * 1000)
+    write_manifest(folder)
+    assert read_manifest(folder)["policy/__0_0.distcp"] == expected
+    assert not list(folder.rglob("*.sums"))
+    (told,) = faults(folder, read_manifest(folder))
+    assert told == "policy/__0_0.distcp has another checksum than when it was written"
+
+
+def test_what_is_wrong_is_named(folder):
+    write_manifest(folder)
+    (folder / "run.json").unlink()
+    (folder / "policy" / "common.pt").write_bytes(b"comm")
+    assert faults(folder, read_manifest(folder)) == [
+        "policy/common.pt has 4 bytes instead of 6",
+        "run.json is missing",
+    ]
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"files": 3}', '{"files": {"a": {}}}'])
+def test_a_manifest_that_cannot_be_understood_is_refused(folder, text):
+    if text is not None:
+        (folder / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
+        read_manifest(folder)
+
+
+def test_shares_are_whole_disjoint_and_even():
+    entries = {f"file{size}": {"bytes": size, "sha256": ""} for size in range(1, 10)}
+    shares = [share(entries, 3, index) for index in range(3)]
+    assert sorted(name for part in shares for name in part) == sorted(entries)
+    sizes = [sum(entry["bytes"] for entry in part.values()) for part in shares]
+    assert max(sizes) - min(sizes) <= 6
+    assert json.dumps(share(entries, 1, 0), sort_keys=True) == json.dumps(entries, sort_keys=True)

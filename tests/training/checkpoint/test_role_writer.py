@@ -1,0 +1,57 @@
+"""A write in the background holds what was there when it began; whole checkpoints are in test_checkpoint.py."""
+
+import shutil
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+
+from megatron_prime.parallel.platform import select_platform
+from megatron_prime.training.checkpoint.manifest import read_manifest, write_manifest
+from megatron_prime.training.checkpoint.role_writer import RoleWriter
+
+
+@pytest.fixture(scope="module", autouse=True)
+def job():
+    select_platform("cpu").start_process_group()
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_two_roles_on_their_way_at_once_keep_what_they_were_given(tmp_path, in_background):
+    tensors = {role: torch.full((300, 7), value) for role, value in (("policy", 1.0), ("prm", 2.0))}
+    writers = []
+    for role, tensor in tensors.items():
+        (tmp_path / role).mkdir()
+        # The same name in both, as two models of one shape have.
+        state = {"weight": ShardedTensor.from_rank_offsets("weight", tensor), "step": 5}
+        writers.append(RoleWriter(state, tmp_path / role, rank=0))
+    for writer in writers:
+        writer.write(in_background)
+    for tensor in tensors.values():
+        tensor.zero_()
+    for writer in reversed(writers):
+        writer.finish()
+        assert writer.is_done()
+    for role, value in (("policy", 1.0), ("prm", 2.0)):
+        template = {"weight": ShardedTensor.from_rank_offsets("weight", torch.empty(300, 7)), "step": None}
+        loaded = dist_checkpointing.load(template, str(tmp_path / role))
+        assert (loaded["weight"] == value).all()
+        assert loaded["step"] == 5
+    assert {path.suffix for path in tmp_path.glob("policy/__*")} == {".distcp", ".sums"}
+    write_manifest(tmp_path)
+    assert sum(name.endswith(".distcp") for name in read_manifest(tmp_path)) >= 2
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_an_abandoned_write_fails_to_finish(tmp_path, is_removed):
+    (tmp_path / "policy").mkdir()
+    state = {"weight": ShardedTensor.from_rank_offsets("weight", torch.ones(4_000_000))}
+    writer = RoleWriter(state, tmp_path / "policy", rank=0)
+    writer.write(in_background=True)
+    writer.abandon()
+    assert writer.is_done()
+    if is_removed:  # by rank 0, while this rank still looks for words
+        shutil.rmtree(tmp_path / "policy")
+    with pytest.raises(OSError, match="could not be written"):
+        writer.finish()

@@ -1,0 +1,229 @@
+"""Resume is exact; a save is whole or absent whenever its process dies; layouts may change in between."""
+
+import pytest
+import torch
+
+from tests.support.distributed_runner import run_distributed
+from tests.support.layout_worker import hf_weights, whole_tensors
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_batches import ragged_batch
+from tests.training.checkpoint import checkpoint_worker
+
+MODELS = {"policy": "qwen2 tied", "prm": "qwen3"}
+EXPERTS = {"experts policy": "qwen3 moe", "experts prm": "mixtral"}
+TWO = (
+    ("tp2", "fp32"),
+    ("pp2", "fp32"),
+    ("pp2 vpp2", "fp32"),
+    ("dp2", "fp32"),
+    ("dp2", "bf16"),
+    *((f"experts {layout}", "fp32") for layout in ("ep2", "etp2", "pp2 vpp2")),
+)
+ONE = (("one", "fp32"),)
+FOUR = (("tp2 pp2", "fp32"),)
+EVERY = ONE + TWO + FOUR
+PAIRS_OF_TWO = (
+    ("tp2", "pp2 vpp2"),
+    ("pp2 vpp2", "cp2"),
+    ("dp2", "tp2"),
+    ("experts ep2", "experts pp2 vpp2"),
+    ("experts pp2 vpp2", "experts tp2+sp etp2"),
+    ("experts etp2", "experts tp2+sp ep2"),
+)
+PAIR_OF_FOUR = ("tp2 pp2", "cp2 dp2")
+"""Tensor, pipeline, context and data parallelism all change."""
+PAIRS_TO_ONE = (("tp2", "one"), ("dp2", "one"), ("experts ep2", "experts one"))
+PAIRS = (*PAIRS_OF_TWO, *PAIRS_TO_ONE, PAIR_OF_FOUR)
+MOMENTS = ("between the roles", "before run.json", "in the background")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoint")
+    models = {role: save_tiny_model(name, root / role) for role, name in (MODELS | EXPERTS).items()}
+    folders = {role: root / role for role in models}
+    return root, models, folders, {role: ragged_batch(model) for role, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def results(setting):
+    root, _, folders, batches = setting
+    for moment in MOMENTS:
+        with pytest.raises(AssertionError, match=r"exit codes \[-9\]"):
+            run_distributed(checkpoint_worker.die_while_saving, 1, moment, folders, batches, root)
+    two = run_distributed(checkpoint_worker.two_processes, 2, TWO, PAIRS_OF_TWO, folders, batches, root)
+    one = run_distributed(
+        checkpoint_worker.one_process, 1, ONE, PAIRS_TO_ONE, MOMENTS, folders, batches, root
+    )
+    four = run_distributed(checkpoint_worker.four_processes, 4, PAIR_OF_FOUR, folders, batches, root)
+    reports = {"faults": [of_rank["faults"] for of_rank in two], "death": one[0]["death"]}
+    for part in ("same", "elsewhere"):
+        reports[part] = {
+            key: [of_rank[part][key] for of_rank in by_rank]
+            for by_rank in (one, two, four)
+            for key in by_rank[0][part]
+        }
+    return reports
+
+
+@pytest.mark.parametrize(("layout", "dtype"), EVERY)
+def test_three_and_three_updates_are_six_bit_for_bit(layout, dtype, results):
+    for report in results["same"][layout, dtype]:
+        assert report["loaded alike"]
+        assert report["continued alike"]
+
+
+@pytest.mark.parametrize(("layout", "dtype"), EVERY)
+def test_the_rest_of_the_run_comes_back_on_every_rank(layout, dtype, results):
+    for report in results["same"][layout, dtype]:
+        assert report["newest of nothing"] is None
+        assert report["path"].name == "step_00000003"
+        assert report["faults"] == []
+        state = report["state"]
+        assert (state.step_index, state.prompt_stream, state.seed) == (3, checkpoint_worker.STREAM, 8)
+        assert state.collector == checkpoint_worker.PACE
+        assert report["draws alike"]
+
+
+@pytest.mark.parametrize(("layout", "dtype"), EVERY)
+def test_skipped_updates_are_counted_on_after_a_resume(layout, dtype, results):
+    for report in results["same"][layout, dtype]:
+        unbroken, resumed = report["guards"]
+        # Six updates of three rows each, and a skipped one of the policy before and after both halves.
+        assert unbroken == resumed
+        assert unbroken["num_skipped"] == 4
+        assert unbroken["in_a_row"] == {"policy": 1, "prm": 0}
+
+
+@pytest.mark.parametrize(("saved_by", "layout"), PAIRS)
+@pytest.mark.parametrize("role", MODELS)
+def test_another_layout_takes_over(role, saved_by, layout, results, setting):
+    """Weights are equal at once; moments and schedule are, if three more updates end where they ended at home."""
+    like = hf_weights(checkpoint_worker.of_models(layout, setting[1])[role])
+    home, away = results["same"][saved_by, "fp32"], results["elsewhere"][saved_by, layout]
+    saved = whole_tensors([of_rank["saved"][role] for of_rank in home], like)
+    unbroken = whole_tensors([of_rank["unbroken"][role] for of_rank in home], like)
+    loaded = whole_tensors([of_rank["loaded"][role] for of_rank in away], like)
+    continued = whole_tensors([of_rank["continued"][role] for of_rank in away], like)
+    for name, tensor in saved.items():
+        assert torch.equal(loaded[name], tensor), name
+        assert not torch.equal(unbroken[name], tensor), name
+        torch.testing.assert_close(continued[name], unbroken[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("saved_by", "layout"), PAIRS)
+@pytest.mark.parametrize("role", MODELS)
+def test_weights_and_moments_come_through_another_layout_bit_for_bit(role, saved_by, layout, results):
+    """What the second layout saves right after loading holds the same whole tensors."""
+    for report in results["elsewhere"][saved_by, layout]:
+        num_tensors, num_moments, different = report[f"saved alike {role}"]
+        assert different == []
+        assert num_tensors > num_moments > 4
+
+
+@pytest.mark.parametrize(("saved_by", "layout"), PAIRS)
+def test_weights_can_be_loaded_without_an_optimizer(saved_by, layout, results, setting):
+    like = hf_weights(checkpoint_worker.of_models(layout, setting[1])["prm"])
+    saved = whole_tensors([of_rank["saved"]["prm"] for of_rank in results["same"][saved_by, "fp32"]], like)
+    away = results["elsewhere"][saved_by, layout]
+    for name, tensor in whole_tensors([of_rank["alone"] for of_rank in away], like).items():
+        assert torch.equal(tensor, saved[name]), name
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_save_that_was_killed_does_not_exist(moment, results):
+    report = results["death"][moment]
+    assert report["found"] == [".step_00000006.life0.partial", "step_00000003"], "and no writer outlived it"
+    assert report["tidied"] == ["step_00000003"]
+    assert report["step"] == 3
+    assert report["alike"]
+    assert report["left"] == ["step_00000003", "step_00000006"], "the next save clears the rest away"
+
+
+def test_only_the_last_checkpoints_are_kept(results):
+    for report in results["faults"]:
+        assert report["kept"] == ["step_00000002", "step_00000003"]
+        assert report["newest"] == "step_00000003"
+
+
+def test_a_role_that_was_not_saved_is_named(results):
+    for report in results["faults"]:
+        for key in ("missing role", "weights of no role"):
+            kind, message = report[key]
+            assert kind == "ValueError"
+            assert "no prm" in message
+
+
+@pytest.mark.parametrize("damage", checkpoint_worker.DAMAGES)
+def test_every_damage_is_seen_in_the_files_and_named(damage, results):
+    for report in results["faults"]:
+        found = report["faults of damaged"][damage]
+        assert found and found == results["faults"][0]["faults of damaged"][damage]
+        assert any(
+            name in " ".join(found)
+            for name in (".distcp", "metadata.json", "rng.pt", "run.json", "manifest.json")
+        )
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_not_removed(results):
+    for report in results["faults"]:
+        sound = report["sound"]
+        assert sound["before"]
+        kind, message = sound["stop"]
+        assert kind == "ValueError"
+        assert "step_00000003 is damaged: policy/__" in message and "another checksum" in message
+        assert sound["found"] == "step_00000002"
+        (warning,) = sound["warnings"]
+        assert "going back to step_00000002" in warning and ".distcp" in warning
+        assert sound["aside"]
+        assert sound["saved again"]
+
+
+def test_with_no_sound_checkpoint_left_a_run_does_not_start_anew(results):
+    for report in results["faults"]:
+        kind, message = report["sound"]["none"]
+        assert kind == "ValueError"
+        assert "no checkpoint is sound" in message
+        assert report["sound"]["left"] == ["step_00000002", "step_00000003"]
+
+
+def test_the_best_is_kept_besides_the_last_and_the_newer_of_equals(results):
+    for report in results["faults"]:
+        assert report["best"] == [[1], [2], [2, 3], [2, 4], [5]]
+
+
+def test_a_disk_that_is_really_full_costs_nothing_that_was_saved(results):
+    for report in results["faults"]:
+        for told in report["full disk"]:
+            if told is None:
+                pytest.skip("file systems cannot be mounted here")
+            kind, message = told["fault"]
+            assert kind == "OSError", message
+            assert "could not be written" in message
+            assert told["sound"]
+            assert told["left"] == ["step_00000001"], "the torn files make room again"
+            assert told["next"] is None
+
+
+@pytest.mark.parametrize(
+    "damage", sorted(set(checkpoint_worker.DAMAGES) - set(checkpoint_worker.ONLY_IN_THE_MANIFEST))
+)
+def test_a_damaged_checkpoint_is_refused_on_every_rank(damage, results):
+    for report in results["faults"]:
+        kind, message = report[damage]
+        assert kind == "ValueError", (kind, message)
+        assert damage in message, "the folder is named"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_on_every_rank(results):
+    for report in results["faults"]:
+        assert report["no folder"][0] in ("NotADirectoryError", "FileExistsError")
+
+
+def test_a_full_disk_is_told_on_every_rank_and_costs_nothing_that_was_saved(results):
+    for report in results["faults"]:
+        kind, message = report["no room"]["fault"]
+        assert kind == "OSError"
+        assert "could not be written" in message and "start again" in message
+        assert report["no room"]["kept"], "the checkpoint before it is still the newest"
+        assert report["no room"]["next"] is None, "with room again, the same save succeeds"

@@ -1,0 +1,104 @@
+"""Counting, stopping and reporting by themselves; that no skipped update leaves a trace is in test_trainable.py."""
+
+import json
+
+import pytest
+
+from megatron_prime.config.run import GuardsConfig
+from megatron_prime.training.health.guards import RECENT_STEPS, Guards
+from megatron_prime.training.health.not_finite import Findings, SkippedUpdate
+from tests.support.toy_runs import Toy, finish
+
+BROKEN = {
+    role: SkippedUpdate(role, float("nan"), [Findings(0, [3], 1, ["layer.weight"], 0, [])])
+    for role in ("policy", "prm")
+}
+
+
+@pytest.fixture
+def warnings():
+    return []
+
+
+@pytest.fixture
+def guards(tmp_path, warnings):
+    return Guards(GuardsConfig(max_skipped_in_a_row=2), tmp_path, True, warnings.append)
+
+
+def test_each_role_is_counted_for_itself_across_steps(guards, warnings):
+    guards.begin_step(1)
+    guards.skipped(BROKEN["policy"])
+    guards.skipped(BROKEN["prm"])
+    assert guards.end_step({})["num_skipped_updates"] == 2
+    guards.begin_step(2)
+    guards.stepped("policy")
+    guards.skipped(BROKEN["policy"])
+    with pytest.raises(FloatingPointError, match="step 2, minibatch 1: 2 updates of the prm in a row"):
+        guards.skipped(BROKEN["prm"])
+    assert warnings[-1].startswith("step 2, minibatch 2: the policy's update is skipped")
+
+
+def test_metrics_of_a_step_count_the_step_and_the_run(guards):
+    for step, is_broken in enumerate((True, False, True), start=1):
+        guards.begin_step(step)
+        guards.skipped(BROKEN["policy"]) if is_broken else guards.stepped("policy")
+        added = guards.end_step({"rollout/accuracy": 0.5})
+        assert added["num_skipped_updates"] == float(is_broken)
+    assert added["num_skipped_in_all"] == 2
+
+
+def test_a_report_holds_the_last_metrics(tmp_path, guards):
+    for step in range(1, 15):
+        guards.begin_step(step)
+        guards.end_step({"prm/loss": step / 2, "policy/kl": float("inf")})
+    guards.begin_step(15)
+    guards.skipped(BROKEN["policy"])
+    with pytest.raises(FloatingPointError, match=r"reports/not_finite_step_00000015\.json"):
+        guards.skipped(BROKEN["policy"])
+    report = json.loads((tmp_path / "reports" / "not_finite_step_00000015.json").read_text())
+    assert [record["step"] for record in report["recent_metrics"]] == [*range(15 - RECENT_STEPS, 15)]
+    assert report["recent_metrics"][-1] == {"step": 14, "prm/loss": 7.0, "policy/kl": None}
+    assert report["by_rank"][0]["gradients"] == ["layer.weight"]
+    assert report["skipped_in_a_row"] == 2
+
+
+def test_only_the_writing_rank_writes(tmp_path):
+    guards = Guards(GuardsConfig(max_skipped_in_a_row=1), tmp_path, False, print)
+    with pytest.raises(FloatingPointError):
+        guards.skipped(BROKEN["policy"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_resumed_run_counts_on(tmp_path, guards):
+    guards.begin_step(1)
+    guards.skipped(BROKEN["policy"])
+    guards.end_step({})
+    resumed = Guards(GuardsConfig(max_skipped_in_a_row=2), tmp_path, True, print)
+    resumed.load_state_dict(json.loads(json.dumps(guards.state_dict())))
+    resumed.begin_step(2)
+    with pytest.raises(FloatingPointError, match="2 updates of the policy in a row"):
+        resumed.skipped(BROKEN["policy"])
+
+
+def test_an_empty_state_starts_anew(guards):
+    guards.load_state_dict({})
+    assert guards.end_step({})["num_skipped_in_all"] == 0
+
+
+def test_a_run_whose_weights_blow_up_stops_with_a_report(toy: Toy, tmp_path):
+    """A learning rate beyond all reason: the first update makes the weights overflow, the next ones are refused."""
+    run_dir = tmp_path / "run"
+    finished = finish(
+        toy.folder,
+        "train",
+        "run.toml",
+        f"run_dir={run_dir}",
+        "policy.lr=1e30",
+        "policy.num_epochs=3",
+        "data.evaluation=[]",
+    )
+    assert finished.returncode == 1
+    assert "step 1, minibatch 2: the policy's update is skipped" in finished.stdout
+    assert "step 1, minibatch 4: 3 updates of the policy in a row were not finite" in finished.stderr
+    report = json.loads((run_dir / "reports" / "not_finite_step_00000001.json").read_text())
+    assert report["role"] == "policy"

@@ -1,0 +1,51 @@
+"""A request to stop comes by a signal or by a file, and is not forgotten."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from megatron_prime.training.health.stop import STOP_FILE, STOP_SIGNAL, StopRequest
+from tests.support.toy_runs import environment
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    before = signal.getsignal(STOP_SIGNAL)
+    yield
+    signal.signal(STOP_SIGNAL, before)
+
+
+def test_the_signal_asks(monkeypatch):
+    monkeypatch.delenv(STOP_FILE, raising=False)
+    request = StopRequest()
+    assert not request()
+    os.kill(os.getpid(), STOP_SIGNAL)
+    assert request() and request()
+
+
+def test_the_file_asks(monkeypatch, tmp_path):
+    path = tmp_path / "stop"
+    monkeypatch.setenv(STOP_FILE, str(path))
+    request = StopRequest()
+    assert not request()
+    path.touch()
+    assert request()
+    path.unlink()
+    assert request(), "it is not taken back"
+
+
+@pytest.mark.parametrize("has_script", [True, False])
+def test_sigterm_asks_under_a_script_alone(tmp_path, has_script):
+    """Elsewhere it ends the process, and a fork of it always, as any other."""
+    code = "import os, signal; from megatron_prime.training.health.stop import StopRequest; asked = StopRequest(); "
+    code += "child = os.fork() or signal.pause(); os.kill(child, signal.SIGTERM); "
+    code += "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM; "
+    code += "os.kill(os.getpid(), signal.SIGTERM); print(asked())"
+    changes = {STOP_FILE: str(tmp_path / "stop")} if has_script else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(**changes), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == ((0, "True\n") if has_script else (-signal.SIGTERM, ""))

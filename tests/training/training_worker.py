@@ -1,0 +1,305 @@
+"""What one rank does in the tests of tests/training."""
+
+import torch
+import torch.distributed as dist
+
+from megatron_prime.algorithm.implicit_reward import process_rewards_BT
+from megatron_prime.algorithm.policy_loss import PolicyLossSettings
+from megatron_prime.config.acceleration import AccelerationConfig, OverlapConfig
+from megatron_prime.config.run import GuardsConfig, OptimizerConfig, PRMConfig
+from megatron_prime.conversion.export import export_hf
+from megatron_prime.models.builder import build_model
+from megatron_prime.models.forward import ScoringSettings
+from megatron_prime.training.health.guards import Guards
+from megatron_prime.training.losses import PolicyRowLoss, PRMRowLoss, minibatch_weights_BT
+from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.trainable import Scorer, Trainable
+from tests.support.layout_worker import topology_of, weight_blocks
+from tests.support.training_batches import BETA
+
+SETTINGS = ScoringSettings(max_tokens_per_microbatch=24, chunk_tokens=5)
+"""Small enough that the tests' rows need several microbatches."""
+
+
+OVERLAP = AccelerationConfig(overlap=OverlapConfig(grad_reduce=True, param_gather=True))
+
+
+def make_trainable(
+    folder, topology, num_steps=10, load_weights=True, role="policy", overlap=False, **optimizer
+):
+    """A role with an optimizer that is set in a few words."""
+    config = OptimizerConfig(**{"lr": 1e-3, "adam_eps": 1e-6} | optimizer)
+    acceleration = OVERLAP if overlap else None
+    return Trainable(
+        role, folder, topology, SETTINGS, config, num_steps, load_weights, acceleration=acceleration
+    )
+
+
+def policy_loss(batch, rows):
+    """PPO clip with entropy bonus and KL, over the rows of a minibatch."""
+    return PolicyRowLoss(
+        settings=PolicyLossSettings(**batch["settings"]),
+        weights_BT=minibatch_weights_BT(batch["mask"], rows, "token"),
+        old_logprobs_BT=batch["old"],
+        advantages_BT=batch["advantages"],
+        rollout_logprobs_BT=batch["old"],
+        ref_logprobs_BT=batch["ref"],
+    )
+
+
+def prm_loss(batch, rows):
+    """Cross-entropy of the implicit reward over the rows of a minibatch."""
+    return PRMRowLoss(
+        kind="ce",
+        beta=batch["beta"],
+        num_rows=len(rows),
+        ref_logprobs_BT=batch["ref"],
+        response_mask_BT=batch["mask"],
+        outcome_rewards_B=batch["labels"],
+    )
+
+
+LOSSES = {"policy": policy_loss, "prm": prm_loss}
+
+
+def poisoned_loss(rows_b, logprobs_bT, entropy_bT):
+    """Not finite on the microbatch that holds row 0 alone."""
+    value = logprobs_bT.sum()
+    return (value * torch.nan if 0 in rows_b.tolist() else value), {}
+
+
+def train(layouts, jobs):
+    """Each job in each of its layouts: metrics of each update and the final weights."""
+    return {
+        (layout, name): _train(topology_of(layout), **job)
+        for layout in layouts
+        for name, job in jobs.items()
+        if layout in job["layouts"]
+    }
+
+
+def _train(topology, layouts, folder, kind, batch, minibatches, optimizer, num_steps):
+    trainable = make_trainable(folder, topology, num_steps, **optimizer)
+    report = {"metrics": [], "lr": [], "logprobs": []}
+    for rows in minibatches:
+        report["lr"].append(trainable.lr)
+        scores, metrics = trainable.update(batch["sequences"], rows, LOSSES[kind](batch, rows))
+        report["metrics"].append(metrics)
+        report["logprobs"].append(scores.logprobs_BT)
+        # Without the gather at a step's end, so that the next update's forward pass has it to do.
+        trainable.schedule.step(increment=1)
+    trainable.gather_weights()
+    report["weights"] = weight_blocks(trainable.built, topology)
+    return report
+
+
+def schedules(folder, configs, num_steps):
+    """Learning rates of one trainer step after another."""
+    topology = topology_of("one")
+    rates = {}
+    for name, optimizer in configs.items():
+        trainable = make_trainable(folder, topology, num_steps, **optimizer)
+        rates[name] = []
+        for _ in range(num_steps):
+            rates[name].append(trainable.lr)
+            trainable.advance_schedule()
+    return rates
+
+
+def infinite_gradient(rows_b, logprobs_bT, entropy_bT):
+    """A finite loss whose gradient overflows, on the microbatch that holds row 0 alone."""
+    value = logprobs_bT.sum()
+    return (1 / (1e-30 + (value - value.detach()) ** 2).sqrt() if 0 in rows_b.tolist() else value), {}
+
+
+BROKEN_LOSSES = {"loss is NaN": poisoned_loss, "gradient is infinite": infinite_gradient}
+
+
+def moments(trainable):
+    """Adam's moments and step counts on this rank."""
+    (optimizer,) = trainable.optimizer.chained_optimizers
+    inner = optimizer.optimizer
+    tensors = [
+        inner.state[parameter][name].clone()
+        for group in inner.param_groups
+        for parameter in group["params"]
+        for name in ("exp_avg", "exp_avg_sq")
+    ]
+    return tensors, [group["step"] for group in inner.param_groups]
+
+
+def meet_nan(layouts, folder, batch, rows, root):
+    """Updates that are not finite, watched and not, then a good one beside that of a model that met none."""
+    return {layout: _meet_nan(topology_of(layout), folder, batch, rows, root / layout) for layout in layouts}
+
+
+def _meet_nan(topology, folder, batch, rows, root):
+    poisoned, clean = (make_trainable(folder, topology) for _ in range(2))
+    for trainable in (poisoned, clean):
+        trainable.update(batch["sequences"], rows, policy_loss(batch, rows))
+    before, (before_moments, before_steps) = weight_blocks(poisoned.built, topology), moments(poisoned)
+    report = {"message": _told(lambda: poisoned.update(batch["sequences"], rows, poisoned_loss))}
+    warnings = []
+    guards = Guards(GuardsConfig(max_skipped_in_a_row=3), root, topology.rank == 0, warnings.append)
+    poisoned.watch = guards
+    guards.begin_step(7)
+    for name, loss in BROKEN_LOSSES.items():
+        _, report[name] = poisoned.update(batch["sequences"], rows, loss)
+    after_moments, after_steps = moments(poisoned)
+    report["weights unchanged"] = _same(before, weight_blocks(poisoned.built, topology))
+    report["moments unchanged"] = before_steps == after_steps and all(
+        torch.equal(one, other) for one, other in zip(before_moments, after_moments, strict=True)
+    )
+    for trainable in (poisoned, clean):
+        trainable.update(batch["sequences"], rows, policy_loss(batch, rows))
+    report |= {
+        "counted": guards.end_step({"policy/grad_norm": float("nan")}),
+        "warnings": warnings.copy(),
+        "recovers": _same(weight_blocks(poisoned.built, topology), weight_blocks(clean.built, topology)),
+        "moved": not _same(before, weight_blocks(poisoned.built, topology)),
+    }
+    guards.begin_step(8)
+    if topology.tensor_rank == 0 and topology.pipeline_rank == 0 and topology.data_rank == 0:
+        next(iter(poisoned.built.module.parameters())).data[0] = torch.inf
+    report["stops"] = [
+        _told(lambda: poisoned.update(batch["sequences"], rows, poisoned_loss)) for _ in range(3)
+    ]
+    return report
+
+
+def _told(action):
+    try:
+        action()
+    except FloatingPointError as error:
+        return str(error)
+    return None
+
+
+def _same(blocks, others):
+    return all(
+        torch.equal(tensor, other) for (_, _, _, tensor), (_, _, _, other) in zip(blocks, others, strict=True)
+    )
+
+
+def train_and_meet_nan(layouts, nan_layouts, jobs, folder, batch, rows, configs, num_steps, root):
+    """All that test_trainable.py asks of one start of the processes."""
+    return {
+        "train": train(layouts, jobs),
+        "nan": meet_nan([layout for layout in layouts if layout in nan_layouts], folder, batch, rows, root),
+        "schedules": schedules(folder, configs, num_steps) if layouts == ("one",) else None,
+    }
+
+
+def run_prm_phases(layouts, folder, batch, rollout_batch, cases, num_steps):
+    """Each case in each layout: the phase's results, and the PRM's scores taken on their own before and after."""
+    report = {}
+    for layout in layouts:
+        topology = topology_of(layout)
+        reference = Scorer("reference", folder, topology, SETTINGS)
+        ref_logprobs_BT = reference.score(batch["sequences"]).logprobs_BT
+        for name, options in cases.items():
+            config = PRMConfig(**{"lr": 1e-3, "adam_eps": 1e-6, "beta": BETA} | options)
+            if config.update_order == "none":
+                prm = Scorer("prm", folder, topology, SETTINGS)
+            else:
+                prm = Trainable("prm", folder, topology, SETTINGS, config, num_steps=10)
+            phase = PRMPhase(prm, config, seed=3)
+            report[layout, name] = [
+                _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step)
+                for step in range(num_steps)
+            ]
+    return report
+
+
+def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step):
+    before_BT = prm.score(batch["sequences"]).logprobs_BT
+    result = phase.run(rollout_batch, batch["sequences"], ref_logprobs_BT, step)
+    mask_BT = rollout_batch.response_mask_BT
+    return {
+        "before": before_BT,
+        "result": result.logprobs_BT,
+        "after": prm.score(batch["sequences"]).logprobs_BT,
+        "metrics": result.metrics,
+        "rewards": process_rewards_BT(result.logprobs_BT, ref_logprobs_BT, mask_BT, BETA),
+    }
+
+
+def export(layouts, cases, folders, root):
+    """Export each (layout, model) of `cases`, and the faults of rank 0's file system as every rank sees them."""
+    report = {}
+    for layout, name in cases:
+        for dtype in ("fp32", "bf16"):
+            topology = topology_of(layout, dtype)
+            export_hf(
+                build_model(folders[name], topology),
+                topology,
+                folders[name],
+                root / f"{layout} {name} {dtype}",
+            )
+    for layout in layouts:
+        topology = topology_of(layout)
+        old = build_model(folders["qwen3"], topology)
+        new = build_model(folders["qwen3 other"], topology)
+        source, place = folders["qwen3"], root / f"{layout} again"
+        blocked = root / f"{layout} file"
+        blocked.write_text("not a folder") if topology.rank == 0 else None
+        export_hf(old, topology, source, place)
+        no_config = root / f"{layout} none"
+        report[layout] = {
+            "exists": _fault(lambda: export_hf(new, topology, source, place)),  # noqa: B023
+            "under a file": _fault(lambda: export_hf(new, topology, source, blocked / "deep" / "hf")),  # noqa: B023
+            "no companions": _fault(lambda: export_hf(new, topology, no_config, root / f"{layout} lost")),  # noqa: B023
+        }
+        kept = (place / "model.safetensors").read_bytes()
+        dist.barrier()
+        export_hf(new, topology, source, place, replace=True)
+        report[layout]["replaced"] = kept != (place / "model.safetensors").read_bytes()
+    return report
+
+
+def _fault(action):
+    try:
+        action()
+    except (OSError, ValueError) as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def moments_of_buckets():
+    """Moments as a checkpoint has them, and as Adam has them, of two buckets of which the first is padded."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from megatron_prime.training.trainable import _megatron_optimizer_config, keep_padding_between_buckets
+
+    topology = topology_of("one")
+    module = torch.nn.Module()
+    for name, size in (("embedding", 7), ("layer", 5)):
+        setattr(module, name, torch.nn.Parameter(torch.randn(size)))
+    module.embedding.shared_embedding = True
+    config = TransformerConfig(num_layers=1, hidden_size=1, num_attention_heads=1)
+    settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    ddp = DistributedDataParallel(config, settings, module)
+    keep_padding_between_buckets(ddp)
+    optimizer = get_megatron_optimizer(
+        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), topology, AccelerationConfig(), "policy"),
+        [ddp],
+    )
+    for parameter in module.parameters():
+        parameter.main_grad.copy_(torch.randn_like(parameter))
+    optimizer.step()
+    one = optimizer.chained_optimizers[0] if hasattr(optimizer, "chained_optimizers") else optimizer
+    [saved] = one.get_parameter_state_dp_zero(use_gloo_comm=False, return_on_all_ranks=True)[0].values()
+    [buffer] = ddp.buffers
+    return (
+        len(buffer.buckets),
+        [
+            (
+                saved[key][start:end].tolist(),
+                one._get_main_param_and_optimizer_states(parameter)[key].tolist(),
+            )
+            for parameter, (start, end, _) in buffer.param_index_map.items()
+            for key in ("param", "exp_avg", "exp_avg_sq")
+        ],
+    )
