@@ -194,7 +194,16 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     first: dict[str, float] | None = None
     for way in WAYS:
-        command = [sys.executable, "-W", "ignore", __file__, "--way", way, *["--quick"] * options.quick]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.logprobs",
+            "--way",
+            way,
+            *["--quick"] * options.quick,
+        ]
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
         )

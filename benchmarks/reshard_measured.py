@@ -50,7 +50,7 @@ def measure(repeats: int, timeout_s: float = 300) -> list[dict[str, Any]]:
         }
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", __file__, folder, str(repeats)],
+                [sys.executable, "-W", "ignore", "-m", "benchmarks.reshard_measured", folder, str(repeats)],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(2)

@@ -40,7 +40,16 @@ def main() -> None:
         found = run_ranks(num_processes, repeats=1 if options.quick else 5)
         print(speed_table(num_processes, found), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", __file__, "--toy", folder, *["--quick"] * options.quick]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.training",
+            "--toy",
+            folder,
+            *["--quick"] * options.quick,
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         records = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         inside = json.loads(Path(folder, "inside.json").read_text())

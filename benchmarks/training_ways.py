@@ -63,7 +63,7 @@ def run_ranks(num_processes: int, repeats: int, timeout_s: float = 300) -> dict[
         }
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", __file__, folder, str(repeats)],
+                [sys.executable, "-W", "ignore", "-m", "benchmarks.training_ways", folder, str(repeats)],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stderr=subprocess.DEVNULL,
             )

@@ -101,7 +101,7 @@ def _outcome(check: Check, setting: Setting) -> Outcome:
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier run of the tool left
     folder.mkdir()
     lines_file, log = folder / "lines.jsonl", folder / "log.txt"
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--child", check.name]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.gpu_check", "--child", check.name]
     command += ["--out", str(folder), "--device", setting.device, *["--tiny"] * setting.is_tiny]
     if setting.sglang_python is not None:
         command += ["--sglang-python", str(setting.sglang_python)]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 SGLANG = "sglang==0.5.23"
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ROOT / "requirements-sglang-cpu.txt"
+REQUIREMENTS = ROOT / "tools" / "requirements-sglang-cpu.txt"
 STANDINS = Path(__file__).resolve().parent / "sglang_cpu_standins"
 STAMP = ".installed"
 PROOF = "import sglang.launch_server, sglang.srt.entrypoints.http_server"

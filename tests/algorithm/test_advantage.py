@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from algorithm import oracle
-from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +14,8 @@ from megatron_prime.algorithm.advantage import (
     prime_advantages,
 )
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
+from tests.algorithm import oracle
+from tests.algorithm.oracle import Batch
 
 ESTIMATORS = ["rloo", "grpo", "reinforce", "prm_value"]
 BASELINES = ["sequence_sum", "sequence_spread", "token_mean", "released"]

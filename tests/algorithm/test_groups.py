@@ -1,7 +1,5 @@
 import pytest
 import torch
-from algorithm import oracle
-from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +10,8 @@ from megatron_prime.algorithm.groups import (
     group_table,
     leave_one_out_mean,
 )
+from tests.algorithm import oracle
+from tests.algorithm.oracle import Batch
 
 RAGGED = (2, 5, 3)
 

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from megatron_prime.algorithm.implicit_reward import (
     reward_positions,
     sequence_scores_B,
 )
+from tests.algorithm.oracle import Batch
 
 BETA = 0.05
 

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from algorithm import oracle
-from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +12,8 @@ from megatron_prime.algorithm.policy_loss import (
     aggregation_weights_BT,
     clip_policy_loss,
 )
+from tests.algorithm import oracle
+from tests.algorithm.oracle import Batch
 
 EVERYTHING = PolicyLossSettings(
     clip_low=0.2,

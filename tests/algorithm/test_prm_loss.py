@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from algorithm import oracle
-from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_prime.algorithm.prm_loss import prm_loss, prm_metrics, prm_pair_targets
+from tests.algorithm import oracle
+from tests.algorithm.oracle import Batch
 
 PAIR_KINDS = ["dpo", "bon_acc", "bon_rm"]
 KINDS = ["ce", *PAIR_KINDS]

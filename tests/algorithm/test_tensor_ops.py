@@ -2,8 +2,6 @@ import math
 
 import pytest
 import torch
-from algorithm import oracle
-from algorithm.oracle import Batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +13,8 @@ from megatron_prime.algorithm.tensor_ops import (
     masked_whiten_BT,
     zero_padding,
 )
+from tests.algorithm import oracle
+from tests.algorithm.oracle import Batch
 
 
 def test_padding_is_replaced_and_passes_no_gradient():

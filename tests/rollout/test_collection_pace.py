@@ -1,9 +1,9 @@
 import pytest
-from test_collection_stats import group
 
 from megatron_prime.rollout.collection_pace import Pace
 from megatron_prime.rollout.collection_stats import CollectionTally
 from megatron_prime.rollout.group_filter import Verdict
+from tests.rollout.test_collection_stats import group
 
 MIXED, EASY, HARD = group(0, [1.0, 0.0]), group(1, [1.0, 1.0]), group(2, [0.0, 0.0])
 

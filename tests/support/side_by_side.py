@@ -11,17 +11,17 @@ import pytest
 
 GROUPS = (
     # SGLang servers start with all cores; more at a time would run into their deadlines.
-    ("tests/rollout/test_sglang_", "servers"),
-    ("tests/resharding/test_sglang_path", "servers"),
+    ("tests/engines/sglang/", "servers"),
     ("tests/cli/", "toy"),
+    ("tests/evaluation/test_evaluator", "toy"),
+    ("tests/preflight/test_doctor", "toy"),
     ("tests/examples/", "toy"),
     ("tests/slurm/", "toy"),
     ("tests/tools/test_chaos", "toy"),
     ("tests/models/test_passthrough", "toy"),
     ("tests/parallel/test_watchdog", "toy"),
-    ("tests/training/test_guards", "toy"),
+    ("tests/training/health/", "toy"),
     ("tests/training/test_loop", "toy"),
-    ("tests/training/test_mismatch", "toy"),
     ("tests/training/test_sft", "toy"),
     ("tests/training/test_trainer", "toy"),
     # Attacks look for what was left behind by the one user that boxes run as.
@@ -29,6 +29,7 @@ GROUPS = (
     ("tests/benchmarks/test_verifiers", "boxes"),
     ("tests/conversion/", "conversion"),
     ("tests/parallel/", "parallel"),
+    ("tests/logprobs/", "parallel"),
     ("tests/resharding/", "resharding"),
 )
 """(beginning of a path, group); the first that fits counts. A file without one is a group of its own."""

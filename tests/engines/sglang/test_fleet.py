@@ -11,16 +11,15 @@ from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.engines.sglang.server import free_port
-from megatron_prime.rollout import sglang_client, sglang_fleet, sglang_server
 from megatron_prime.rollout.engine import EngineError
 from tests.engines.sglang.tiny_server import tiny_plan
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(sglang_server, "GRACE_S", 0.5)
-    monkeypatch.setattr(sglang_client, "HEALTH_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(sglang_fleet, "HEALTH_EVERY_S", 0.1)
+    monkeypatch.setattr("megatron_prime.engines.sglang.server.GRACE_S", 0.5)
+    monkeypatch.setattr("megatron_prime.engines.sglang.client.HEALTH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("megatron_prime.engines.sglang.fleet.HEALTH_EVERY_S", 0.1)
 
 
 def with_fleet(tmp_path, scenario, num_servers=2, **settings):
