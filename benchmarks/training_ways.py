@@ -131,7 +131,7 @@ class Ours:
     """Packed sequences through Megatron's schedule, without the optimizer step."""
 
     def __init__(self, folder: Path, platform: Any, layout: str, sequences: Sequence[Any]) -> None:
-        from megatron_prime.config.run import PolicyConfig
+        from megatron_prime.config.tables.policy import PolicyConfig
         from megatron_prime.models.forward import ScoringSettings
         from megatron_prime.parallel.topology import build_topology
         from megatron_prime.training.trainable import Trainable

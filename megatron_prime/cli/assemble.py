@@ -3,7 +3,8 @@
 import os
 from dataclasses import dataclass, replace
 
-from megatron_prime.config.run import ParallelConfig, PrimeConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.parallel import ParallelConfig
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
 from megatron_prime.engines.local.engine import LocalEngine
 from megatron_prime.engines.sglang.driver import Driver

@@ -29,7 +29,7 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
     rollout = build_rollout(config, topology)
     try:
         # Before the weights are loaded: a row that does not fit should not cost the wait.
-        evaluator = Evaluator(config, rollout)
+        evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
         for note in evaluator.notes():
             progress.line(note)
         assert isinstance(rollout.engine, LocalEngine | SGLangEngine)

@@ -2,7 +2,8 @@
 
 from megatron_prime.cli.assemble import scoring_settings, start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.run import MemoryConfig, PrimeConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.sft import SFTDataset, SFTStream
 from megatron_prime.data.tokenizer import load_tokenizer

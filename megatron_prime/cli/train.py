@@ -250,7 +250,7 @@ def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
 def _evaluator(config: PrimeConfig, rollout: RolloutParts, progress: Progress) -> Evaluator | None:
     if not config.data.evaluation and not config.evaluation.benchmarks:
         return None
-    evaluator = Evaluator(config, rollout)
+    evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
     for note in evaluator.notes():
         progress.line(note)
     return evaluator

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from megatron_prime.config.run import OptimizerConfig, PrimeConfig
+from megatron_prime.config.optimizer import OptimizerConfig
+from megatron_prime.config.run import PrimeConfig
 
 
 @dataclass(frozen=True, slots=True)

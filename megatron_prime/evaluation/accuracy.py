@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from megatron_prime.config.run import EvaluationConfig
+from megatron_prime.config.tables.evaluation import EvaluationConfig
 from megatron_prime.evaluation.confidence import bootstrap_interval
 from megatron_prime.rollout.collection_stats import accuracy_by_source, rollout_stats
 from megatron_prime.rollout.engine import Engine

@@ -7,7 +7,8 @@ The others are judged by one greedy answer a problem.
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_prime.config.tables.data import BenchmarkConfig, BenchmarkName, DataConfig, LayoutName
+from megatron_prime.config.tables.data import DataConfig, LayoutName
+from megatron_prime.config.tables.evaluation import BenchmarkConfig, BenchmarkName
 
 MATH_INSTRUCTION = "Reason step by step, and put the final answer in \\boxed{}."
 CODE_INSTRUCTION = "Write the solution in Python, in one ```python code block."

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from megatron_prime.cli.assemble import RolloutParts
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.accuracy import EvaluationReport, Intervals, evaluate, evaluation_sampling
 from megatron_prime.evaluation.benchmarks import benchmark_data, benchmark_of, held_out_data
+from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.stream_keys import evaluation_stream_key
+from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import Prompt, SamplingParams
 
 
@@ -33,11 +34,18 @@ class Evaluator:
         ValueError: a file that cannot be read, a row of it that does not fit, or one that no verifier judges.
     """
 
-    def __init__(self, config: PrimeConfig, rollout: RolloutParts) -> None:
-        self._rollout = rollout
+    def __init__(
+        self,
+        config: PrimeConfig,
+        engine: Engine,
+        verifier: RolloutVerifier,
+        stop_token_ids: tuple[int, ...],
+    ) -> None:
+        self._engine = engine
+        self._verifier = verifier
         settings = config.evaluation
         self._intervals = Intervals(settings.confidence, settings.num_resamples, config.seed)
-        self.sets = list(_sets(config, rollout.sampling.stop_token_ids))
+        self.sets = list(_sets(config, stop_token_ids))
         for prompt in (prompt for prompts in self.sets for prompt in prompts.prompts):
             config.reward.verifier_of(prompt.source, prompt.ability)
 
@@ -51,9 +59,9 @@ class Evaluator:
         """Sample and verify after so many steps. Collective over all ranks."""
         results = {
             prompts.name: evaluate(
-                self._rollout.engine,
+                self._engine,
                 prompts.prompts,
-                self._rollout.verifier,
+                self._verifier,
                 prompts.sampling,
                 samples_per_prompt=prompts.samples_per_prompt,
                 stream_key=evaluation_stream_key(step_index, number),

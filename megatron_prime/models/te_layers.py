@@ -11,7 +11,8 @@ import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_prime.config.acceleration import AccelerationConfig, Fp8Recipe
+from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.tables.fp8 import Fp8Recipe
 from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer
 from megatron_prime.parallel.platform import Platform

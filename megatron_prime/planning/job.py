@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_prime.config.run import ParallelConfig, PrimeConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.parallel import ParallelConfig
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.gpus import GPU
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout

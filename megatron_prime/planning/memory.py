@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from megatron_prime.config.run import MemoryConfig
+from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.activations import scoring_activations, training_activations
 from megatron_prime.planning.counts import num_parameters, rank_parameters

@@ -11,8 +11,10 @@ from typing import Any
 
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError
-from megatron_prime.config.run import ParallelConfig, PrimeConfig
-from megatron_prime.config.tables.data import CODE_BENCHMARKS
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.evaluation import CODE_BENCHMARKS
+from megatron_prime.config.tables.parallel import ParallelConfig
+from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS
 from megatron_prime.preflight.rewards import reward_faults
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -20,9 +22,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 """A folder that has it holds its weights in Megatron's format (tools/hf_to_megatron.py)."""
-
-SGLANG_RESERVED_POSITIONS = 2
-"""SGLang cuts a response silently that would come nearer to the end of the context."""
 
 TEXT_VERIFIERS = ("exact_match", "math")
 """Verifiers that judge text alone."""

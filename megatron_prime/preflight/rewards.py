@@ -7,9 +7,7 @@ from collections.abc import Collection, Iterator
 from urllib.parse import urlsplit
 
 from megatron_prime.config.tables.reward import RewardConfig
-
-FUNCTION = "function"
-"""The registered name behind every import path; by itself it names no function."""
+from megatron_prime.rewards.user_function import FUNCTION
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 

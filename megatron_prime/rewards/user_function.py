@@ -12,6 +12,9 @@ trained on. The function runs in worker processes, is killed after reward.timeou
 import importlib
 from collections.abc import Callable
 
+FUNCTION = "function"
+"""The registered name behind every import path; by itself it names no function."""
+
 
 class UserFunction:
     """See the module's contract."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_prime.algorithm.overlong import overlong_penalties_B
-from megatron_prime.config.run import FilterConfig
+from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.rollout.collection_pace import Pace
 from megatron_prime.rollout.collection_stats import CollectionTally
 from megatron_prime.rollout.engine import Engine

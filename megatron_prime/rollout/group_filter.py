@@ -7,7 +7,7 @@ from enum import StrEnum
 import torch
 
 from megatron_prime.algorithm.filtering import accuracy_band_keep, truncation_keep, verified_keep
-from megatron_prime.config.run import FilterConfig
+from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.types import FinishReason, Rollout
 
 _NUM_BINS = 5

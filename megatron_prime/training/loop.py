@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.heartbeat import begin_step, phase
 from megatron_prime.observability.metrics import Metrics
@@ -42,6 +41,18 @@ class ResumableStream(Protocol):
         ...
 
 
+class EvaluationSummary(Protocol):
+    """The part of an evaluation's result that the loop logs."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the values to log, by name."""
+        ...
+
+    def summary(self) -> str:
+        """Return the result in one line."""
+        ...
+
+
 class SamplingRecord(ResumableStream, Protocol):
     """The part of a collector that outlives a step."""
 
@@ -59,7 +70,7 @@ class Surroundings:
     roles: Mapping[str, Trainable]
     """What a checkpoint holds."""
     prompt_stream: ResumableStream
-    evaluate: Callable[[int], EvaluationReport] | None
+    evaluate: Callable[[int], EvaluationSummary] | None
     """Held-out accuracy after so many steps; None without evaluation data."""
     logger: MetricsLogger | None
     """On rank 0 alone."""

@@ -14,7 +14,7 @@ import torch
 
 from megatron_prime.algorithm.implicit_reward import sequence_scores_B
 from megatron_prime.algorithm.prm_loss import prm_metrics, prm_pair_targets
-from megatron_prime.config.run import PRMConfig
+from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.models.forward import Scores, Sequences
 from megatron_prime.training.losses import PRMRowLoss
 from megatron_prime.training.minibatches import minibatches

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_prime.config.run import SFTConfig
+from megatron_prime.config.tables.sft import SFTConfig
 from megatron_prime.data.sft import SFTStream
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT

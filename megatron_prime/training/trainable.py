@@ -20,7 +20,8 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_prime.config.acceleration import AccelerationConfig
-from megatron_prime.config.run import MemoryConfig, OptimizerConfig
+from megatron_prime.config.optimizer import OptimizerConfig
+from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.models.builder import BuiltModel, build_model
 from megatron_prime.models.costs import row_costs
 from megatron_prime.models.forward import PackedPass, Routing, RowLoss, Scores, ScoringSettings, Sequences

@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from megatron_prime.algorithm.advantage import ProcessBaseline
 from megatron_prime.config.faults import dotted_keys, section_of
-from megatron_prime.config.run import PrimeConfig, SGLangConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 
 MINIMAL = {"run_dir": "runs/a", "model": {"path": "m"}, "trainer": {"num_steps": 1, "prompts_per_step": 6}}
 

@@ -4,7 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_prime.config.run import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.prompts import PromptDataset, PromptStream
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from megatron_prime.config.run import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.sft import SFTDataset, SFTStream, response_token_ids
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from megatron_prime.config.run import EvaluationConfig
+from megatron_prime.config.tables.evaluation import EvaluationConfig
 from megatron_prime.evaluation.accuracy import (
     EvaluationReport,
     Intervals,

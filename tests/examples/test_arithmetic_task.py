@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_prime.config.run import DataConfig
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.sft import SFTDataset
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids

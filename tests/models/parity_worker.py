@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_prime.config.run import PolicyConfig
+from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.training.trainable import Trainable
 from tests.support.layout_worker import blocks_of, topology_of

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from megatron_prime.config.acceleration import AccelerationConfig
 from megatron_prime.config.megatron.schema import MegatronConfig
-from megatron_prime.config.run import PolicyConfig
+from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.builder import transformer_config
 from megatron_prime.models.passthrough import with_passthrough
 from megatron_prime.parallel.platform import Platform

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_prime.config.acceleration import AccelerationConfig, Fp8Config, OverlapConfig
+from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.tables.fp8 import Fp8Config
+from megatron_prime.config.tables.overlap import OverlapConfig
 from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.models.te_layers import (
     check_acceleration,

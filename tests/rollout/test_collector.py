@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from megatron_prime.config.run import FilterConfig, RolloutConfig
+from megatron_prime.config.tables.filter import FilterConfig
+from megatron_prime.config.tables.rollout import RolloutConfig
 from megatron_prime.engines.local.engine import LocalEngine
 from megatron_prime.engines.local.sampling import training_sampling
 from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from megatron_prime.config.run import FilterConfig
+from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.rollout.group_filter import Verdict, accuracy_histogram, judge_groups, split_groups
 from megatron_prime.types import FinishReason, Prompt, Rollout
 

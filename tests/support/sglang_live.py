@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.types import Prompt
 
 ROOT = Path(__file__).parents[2]

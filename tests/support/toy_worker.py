@@ -97,7 +97,7 @@ def parts_of() -> dict[str, Any]:
     rollout = build_rollout(config, topology)
     try:
         rollout.engine.load_from_hf(config.model.path)
-        evaluator = Evaluator(config, rollout)
+        evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
         reports = [evaluator(step_index) for step_index in (0, 0, 1)]
     finally:
         rollout.close()

@@ -4,7 +4,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_prime.cli.train import _build_models
-from megatron_prime.config.run import MemoryConfig, OptimizerConfig, PolicyConfig, PrimeConfig
+from megatron_prime.config.optimizer import OptimizerConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.memory import MemoryConfig
+from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping, RunState

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_prime.config.run import GuardsConfig, PrimeConfig
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.evaluation.accuracy import EvaluationReport, EvaluationResult
 from megatron_prime.observability import Metrics, Progress
 from megatron_prime.training.checkpoint.run_lock import FencedError

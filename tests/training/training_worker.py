@@ -5,8 +5,11 @@ import torch.distributed as dist
 
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT
 from megatron_prime.algorithm.policy_loss import PolicyLossSettings
-from megatron_prime.config.acceleration import AccelerationConfig, OverlapConfig
-from megatron_prime.config.run import GuardsConfig, OptimizerConfig, PRMConfig
+from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.optimizer import OptimizerConfig
+from megatron_prime.config.tables.guards import GuardsConfig
+from megatron_prime.config.tables.overlap import OverlapConfig
+from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.conversion.export import export_hf
 from megatron_prime.models.builder import build_model
 from megatron_prime.models.forward import ScoringSettings

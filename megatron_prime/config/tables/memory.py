@@ -1,4 +1,4 @@
-"""What a run keeps in device memory, and what it computes again instead."""
+"""[memory]: offloading and activation recomputation."""
 
 from typing import Literal, Self
 

@@ -1,4 +1,4 @@
-"""The knobs of SGLang servers."""
+"""[rollout] and [rollout.sglang]: how responses are sampled, and the servers that sample them."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from megatron_prime.config.section import NonNegative, Positive, PositiveFloat, Section, UserPath
 
+SGLANG_RESERVED_POSITIONS = 2
+"""Positions at the end of the context that SGLang keeps: it silently truncates a response that would reach them."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -103,3 +105,25 @@ class SGLangConfig(Section):
                 f"http://127.0.0.1:30000, and not {elsewhere[0]}: use 'shards'"
             )
         return self
+
+
+class RolloutConfig(Section):
+    """How responses are sampled from the policy."""
+
+    engine: Literal["local", "sglang"] = "local"
+    """Rollout engine; local runs inside the training processes, sglang in servers beside them."""
+    sglang: SGLangConfig = SGLangConfig()
+    group_size: Positive = 4
+    """Responses a prompt (the paper's K)."""
+    max_prompt_tokens: Positive = 1024
+    """Longer prompts are dropped when the data is read."""
+    max_response_tokens: Positive = 3072
+    """A response that reaches this length is truncated."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; policy log-probs use the same."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass to sample from."""
+    max_batch_size: Positive = 256
+    """Sequences that the embedded engine decodes at once."""
+    logprob_alarm: PositiveFloat = 1.0
+    """Warn when the mean |train - rollout| log-prob of a step exceeds this (nats)."""

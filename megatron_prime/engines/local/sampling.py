@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_prime.config.run import RolloutConfig
+from megatron_prime.config.tables.rollout import RolloutConfig
 from megatron_prime.types import SamplingParams
 
 _MAX_ELEMENTS_AT_ONCE = 1 << 24

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.driver import Driver
 from megatron_prime.engines.sglang.fleet import Fleet

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.balancer import Balancer
 from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
 from megatron_prime.engines.sglang.nodes import Server

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS
 from megatron_prime.engines.local.sampling import StreamKey, check_sampling
 from megatron_prime.engines.sglang.routing import RoutingReader
-from megatron_prime.preflight.checks import SGLANG_RESERVED_POSITIONS
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from megatron_prime.config.run import GuardsConfig
+from megatron_prime.config.tables.guards import GuardsConfig
 
 REWARD = "rollout/accuracy_before_filter"
 ENTROPY = "policy/entropy"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.config.run import GuardsConfig
+from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.jsonl import finite_or_none
 from megatron_prime.training.health.alarms import Alarms

@@ -1,12 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_prime.config.tables.data import (
-    DataConfig,
-    EvaluationConfig,
-    FilterConfig,
-    PRMEvaluationConfig,
-)
+from megatron_prime.config.tables.data import DataConfig
+from megatron_prime.config.tables.evaluation import EvaluationConfig
+from megatron_prime.config.tables.filter import FilterConfig
+from megatron_prime.config.tables.prm_evaluation import PRMEvaluationConfig
 
 
 def test_the_defaults_are_the_paper_s_filter_and_plain_columns():

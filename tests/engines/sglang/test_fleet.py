@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.nodes import start_servers

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
 from megatron_prime.rollout.engine import EngineError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.launch import (
     LOADER,
     LaunchPlan,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang import server as sglang_server
 from megatron_prime.engines.sglang.client import SGLangClient
 from megatron_prime.engines.sglang.engine import SGLangEngine

@@ -106,7 +106,7 @@ def test_free_ports_differ_from_those_in_use(start):
 TRAINER = """
 import sys, time
 from pathlib import Path
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.launch import LaunchPlan
 from megatron_prime.engines.sglang.server import SupervisedServer
 python, model, log = map(Path, sys.argv[1:])

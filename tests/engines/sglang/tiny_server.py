@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.launch import LaunchPlan
 
 

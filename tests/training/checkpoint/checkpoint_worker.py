@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
-from megatron_prime.config.run import GuardsConfig
+from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.models.builder import build_model
 from megatron_prime.training.checkpoint.folder import ROOM_BYTES
 from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping, RunState, load_weights

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from megatron_prime.config.run import GuardsConfig
+from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.training.health.alarms import ENTROPY, REWARD, Alarms
 
 CALM = [1.0, 1.1, 0.9, 1.05, 0.95]

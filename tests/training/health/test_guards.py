@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_prime.config.run import GuardsConfig
+from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.training.health.guards import RECENT_STEPS, Guards
 from megatron_prime.training.health.not_finite import Findings, SkippedUpdate
 from tests.support.toy_runs import Toy, finish

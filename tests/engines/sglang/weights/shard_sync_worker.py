@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from megatron_prime.config.run import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.engine import SGLangEngine
 from megatron_prime.engines.sglang.weights.shards import ShardWeights, shard_weight_sync
 from megatron_prime.hf.checkpoint import HFCheckpointReader

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_prime.config.acceleration import Fp8Config, OverlapConfig
+from megatron_prime.config.tables.fp8 import Fp8Config
+from megatron_prime.config.tables.overlap import OverlapConfig
 
 
 def test_a_role_has_its_recipe_and_the_reference_the_prms():

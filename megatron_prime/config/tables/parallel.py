@@ -1,0 +1,58 @@
+"""[parallel]: how one model is split over processes."""
+
+import math
+from typing import Self
+
+from pydantic import model_validator
+
+from megatron_prime.config.section import Positive, Section
+
+
+class ParallelConfig(Section):
+    """How one model is spread over the processes; the data-parallel size is whatever is left."""
+
+    tensor: Positive = 1
+    """Tensor-parallel size: must divide attention heads, KV heads and the FFN."""
+    pipeline: Positive = 1
+    """Pipeline-parallel size: must divide the number of layers."""
+    virtual_pipeline: Positive = 1
+    """Chunks of layers a pipeline stage: smaller bubbles, more messages (interleaved schedule); needs pipeline > 1."""
+    context: Positive = 1
+    """Context-parallel size: ranks that share each sequence."""
+    expert: Positive = 1
+    """Expert-parallel size: must divide the experts; it re-uses the tensor, context and data-parallel ranks."""
+    expert_tensor: Positive = 1
+    """Tensor-parallel size of each expert; expert * expert_tensor must divide the processes of a pipeline stage."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel ranks."""
+    num_processes: Positive | None = None
+    """Processes to start when not under torchrun; default the fewest that hold the model."""
+
+    @property
+    def model_size(self) -> int:
+        """Processes of one data-parallel replica."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def min_processes(self) -> int:
+        """Fewest processes: whole replicas of the model that hold all experts."""
+        expert_size = self.pipeline * self.expert * self.expert_tensor
+        return math.lcm(self.model_size, expert_size)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sequence_parallel and self.tensor == 1:
+            raise ValueError("sequence_parallel needs tensor > 1; set parallel.sequence_parallel = false")
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise ValueError(f"virtual_pipeline = {self.virtual_pipeline} needs pipeline > 1")
+        if self.num_processes is not None and self.num_processes % self.model_size:
+            raise ValueError(
+                f"num_processes = {self.num_processes} is not a multiple of tensor * pipeline * context = "
+                f"{self.tensor} * {self.pipeline} * {self.context}"
+            )
+        if self.num_processes is not None and self.num_processes % self.min_processes:
+            raise ValueError(
+                f"num_processes = {self.num_processes} is not a multiple of pipeline * expert * expert_tensor = "
+                f"{self.pipeline} * {self.expert} * {self.expert_tensor}"
+            )
+        return self
