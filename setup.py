@@ -65,6 +65,6 @@ setup(
             'triton>=3.3; platform_system == "Linux"',
         ],
     },
-    entry_points={"console_scripts": ["megatron-prime = megatron_prime.cli:main"]},
+    entry_points={"console_scripts": ["megatron-prime = megatron_prime.__main__:run"]},
     classifiers=["Programming Language :: Python :: 3 :: Only", "Private :: Do Not Upload"],
 )

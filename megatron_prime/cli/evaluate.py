@@ -17,6 +17,7 @@ from megatron_prime.evaluation.saved_responses import write_responses
 from megatron_prime.observability import Progress
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.tensorboard import TensorBoardWriter
+from megatron_prime.parallel.watchdog import stop_watchdog
 
 
 def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
@@ -43,6 +44,8 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
         if "" in report.results:
             progress.table(_table(config, report.results[""]))
         progress.line(f"written to {config.run_dir / 'evaluation.json'}")
+    stop_watchdog()
+    topology.close()
 
 
 def _write(config: PrimeConfig, report: EvaluationReport, progress: Progress) -> None:

@@ -59,6 +59,7 @@ def evaluate_prm(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     if topology.rank == 0:
         report.write(progress)
     stop_watchdog()
+    topology.close()
 
 
 class _Inputs:

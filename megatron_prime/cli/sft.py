@@ -74,3 +74,4 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     export_hf(policy.built, topology, config.model.path, output)
     progress.line(f"HF checkpoint after SFT: {output}")
     stop_watchdog()
+    topology.close()

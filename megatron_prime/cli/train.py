@@ -70,6 +70,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     finally:
         lock.close()
         stop_watchdog()
+    topology.close()
 
 
 def _train(

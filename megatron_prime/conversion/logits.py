@@ -32,12 +32,14 @@ def compare_logits(hf_folder: Path, weights: Path, tolerance: float = TOLERANCE)
     """
     platform = select_platform("cpu", "fp32", 1, 600.0)
     platform.start_process_group()
-    built = build_model(hf_folder, build_topology(platform), load_weights=False)
+    topology = build_topology(platform)
+    built = build_model(hf_folder, topology, load_weights=False)
     load_megatron_weights(built.chunks, weights)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, built.shape.vocab_size, (NUM_TOKENS,), generator=generator)
     ours = _megatron_logprobs(built.chunks[0], built.shape.vocab_size, tokens)
     del built
+    topology.close()
     theirs_model: Any = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=torch.float32)
     with torch.no_grad():
         theirs = torch.log_softmax(theirs_model(tokens[None]).logits[0], -1)

@@ -1,6 +1,13 @@
-"""Where this process stands in the grid of tensor, pipeline, context, expert and data parallelism.
+"""The grid of tensor, pipeline, context, expert and data parallelism, and this rank's coordinates in it.
 
-The only user of Megatron's parallel_state: the rest of the project asks a Topology.
+A Topology wraps Megatron's `parallel_state`, whose groups exist once per process: building the next topology destroys
+the groups of the one before. Use it in this order:
+
+    platform.start_process_group()
+    topology = build_topology(platform, tensor=2)
+    ...
+    topology.close()
+    leave_job()  # once per process, at its very end
 """
 
 import math
@@ -16,10 +23,11 @@ from megatron_prime.parallel.platform import Platform
 
 @dataclass(frozen=True)
 class Topology:
-    """Sizes and this rank's coordinates.
+    """Sizes of the parallel axes and this rank's coordinates on them.
 
-    Rank order is Megatron's default: tensor fastest, then context, data, pipeline. Experts divide the ranks of a stage
-    anew: expert tensor fastest, then expert, then replicas.
+    The rank order is Megatron's default: the tensor axis varies fastest, then context, data and pipeline. Expert
+    parallelism divides the same ranks of a pipeline stage independently: expert tensor fastest, then expert, then
+    expert data parallelism.
     """
 
     platform: Platform
@@ -35,27 +43,27 @@ class Topology:
     context_size: int = 1
     context_rank: int = 0
     virtual_size: int = 1
-    """Chunks of layers that a pipeline stage holds; they go round the stages."""
+    """Number of model chunks per pipeline stage (interleaved schedule); 1 without a virtual pipeline."""
     expert_size: int = 1
     expert_rank: int = 0
     expert_tensor_size: int = 1
     expert_tensor_rank: int = 0
     megatron: MegatronConfig = field(default_factory=MegatronConfig)
-    """What models in this layout take from `[megatron]`."""
+    """Megatron-core settings (`[megatron]`) that models built in this topology use."""
 
     @property
     def is_first_stage(self) -> bool:
-        """True where the embedding lives."""
+        """True on the pipeline stage that holds the embedding."""
         return self.pipeline_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """True where the output layer lives."""
+        """True on the pipeline stage that holds the output layer."""
         return self.pipeline_rank == self.pipeline_size - 1
 
     @property
     def tensor_group(self) -> dist.ProcessGroup:
-        """The ranks that split each matrix with this one."""
+        """The ranks that hold the other shards of this rank's weight matrices."""
         return _group(parallel_state.get_tensor_model_parallel_group())
 
     @property
@@ -65,28 +73,62 @@ class Topology:
 
     @property
     def data_group(self) -> dist.ProcessGroup:
-        """The replicas of this rank's shard."""
+        """The ranks that hold replicas of this rank's weights."""
         return _group(parallel_state.get_data_parallel_group())
 
     @property
     def context_group(self) -> dist.ProcessGroup:
-        """The ranks that share this rank's sequences, each holding some of their tokens."""
+        """The ranks that process different tokens of the same sequences."""
         return _group(parallel_state.get_context_parallel_group())
 
     @property
     def process_groups(self) -> ProcessGroupCollection:
-        """Megatron's view of the same groups."""
+        """The same groups in the form that Megatron-core's constructors take."""
         return ProcessGroupCollection.use_mpu_process_groups()
 
     @property
     def last_stage_rank(self) -> int:
-        """Global rank of the last stage of this rank's pipeline."""
+        """Global rank of the last stage in this rank's pipeline."""
         return parallel_state.get_pipeline_model_parallel_last_rank()
+
+    def close(self) -> None:
+        """Destroy the topology's process groups; the job's own group stays. Collective over all ranks.
+
+        Models built in this topology cannot be used afterwards. Call it on success only: after an error on one rank the
+        others may never arrive, and the end of the process frees its groups anyway.
+        """
+        _destroy_groups(self.platform)
 
 
 def _group(group: object) -> dist.ProcessGroup:
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def _destroy_groups(platform: Platform) -> None:
+    """Destroy all groups that Megatron made in this process; do nothing where there are none."""
+    if not parallel_state.model_parallel_is_initialized():
+        return
+    # A rank that closes a group early would break the collective in which a slower rank still reads from it.
+    dist.barrier(device_ids=[platform.device.index] if platform.is_cuda else None)
+    # The list starts with None, which stands for the job's own group; this rank is a member of all the others.
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
+    # Megatron only drops its references. The groups stay registered with torch, and each gloo group keeps two threads
+    # and its sockets until it is destroyed.
+    for group in reversed(groups):
+        dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
+
+
+def leave_job() -> None:
+    """Destroy the job's own process group, with which the process can take part in no further collective.
+
+    Collective over all ranks; do nothing where no job was joined. A process cannot join the same job again: the ranks
+    would look for each other in the store of the first time.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def build_topology(
@@ -103,8 +145,11 @@ def build_topology(
 ) -> Topology:
     """Create Megatron's process groups over the running job and seed the parallel random streams.
 
-    Raises ValueError when the number of processes is not a multiple of tensor * pipeline * context, when
-    expert * expert_tensor does not divide the processes of a stage, or for a virtual pipeline without a pipeline.
+    Groups of an earlier topology of this process are destroyed first. Collective over all ranks.
+
+    Raises:
+        ValueError: The number of processes is not a multiple of tensor * pipeline * context, expert * expert_tensor
+            does not divide the processes of a pipeline stage, or a virtual pipeline is asked for without a pipeline.
     """
     world_size = dist.get_world_size()
     if world_size % (tensor * pipeline * context):
@@ -119,8 +164,7 @@ def build_topology(
         )
     if virtual_pipeline > 1 and pipeline == 1:
         raise ValueError(f"parallel.virtual_pipeline = {virtual_pipeline} needs parallel.pipeline > 1")
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    _destroy_groups(platform)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,

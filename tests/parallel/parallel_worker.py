@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
 from tests.logprobs.shard_scores import score_shard
 from tests.parallel.context_worker import share_tokens
+from tests.support.deadlines import seconds
 from tests.support.layout_worker import topology_of
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -122,6 +124,51 @@ def _draw_from_parallel_stream(platform, seed):
         return torch.rand(4)
 
 
+def count_resources(layouts, num_rounds):
+    """Threads, file descriptors and child processes of this rank after each build and each close of the layouts.
+
+    The first round is a warm-up: torch and gloo keep some threads that the first collective of each kind starts.
+    """
+    counts = []
+    for _ in range(1 + num_rounds):
+        for layout in layouts:
+            topology = topology_of(layout)
+            # A model keeps its groups, and lives until the garbage collector finds it.
+            kept = topology.process_groups
+            for group in (topology.tensor_group, topology.pipeline_group, topology.data_group):
+                dist.all_reduce(torch.ones(1), group=group)
+            built = _resources()
+            topology.close()
+            counts.append(
+                {"layout": layout, "built": built, "closed": _settled(counts), "groups": _num_groups()}
+            )
+            assert kept is not None
+    return counts
+
+
+def _num_groups():
+    return len(dist.distributed_c10d._world.pg_map)
+
+
+def _settled(counts):
+    """Resources once they have come down to the first count: the peers' sockets close a moment later."""
+    deadline = time.monotonic() + seconds(30)
+    now = _resources()
+    while counts and now["files"] > counts[0]["closed"]["files"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+        now = _resources()
+    return now
+
+
+def _resources():
+    children = [Path(task, "children").read_text().split() for task in Path("/proc/self/task").iterdir()]
+    return {
+        "threads": len(children),
+        "files": len(list(Path("/proc/self/fd").iterdir())),
+        "children": sum(map(len, children)),
+    }
+
+
 def use_uneven_ranks():
     """Different numbers of tokens on each rank: gathered for all, and gradients brought back."""
     from megatron.core.tensor_parallel import mappings
@@ -145,7 +192,7 @@ def use_uneven_ranks():
     }
 
 
-def four_processes(grids, tensor_sizes, cases, layouts, context_cases):
+def four_processes(grids, tensor_sizes, cases, layouts, context_cases, resource_layouts):
     """All that the tests of topology, collectives and context ask, in one start of the processes."""
     return {
         "topologies": _use_topologies(grids),
@@ -153,6 +200,7 @@ def four_processes(grids, tensor_sizes, cases, layouts, context_cases):
         "shared": _share_results(layouts),
         "context": share_tokens(_platform(), context_cases),
         "uneven": use_uneven_ranks(),
+        "resources": count_resources(resource_layouts, num_rounds=2),
     }
 
 

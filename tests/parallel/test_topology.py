@@ -1,9 +1,9 @@
-"""Every rank's place, against the order that Megatron documents: tensor fastest, then data, then pipeline."""
+"""Tests of the rank order (as Megatron documents it), of the random streams, and of closing a topology."""
 
 import pytest
 import torch
 
-from tests.parallel.parallel_cases import GRIDS
+from tests.parallel.parallel_cases import GRIDS, RESOURCE_LAYOUTS
 from tests.parallel.parallel_cases import NUM_RANKS as WORLD_SIZE
 
 
@@ -51,3 +51,15 @@ def test_parallel_random_streams_follow_the_seed_and_differ_between_tensor_ranks
     assert not torch.equal(first, other)
     assert not torch.equal(first, reports[1]["streams"][0])
     assert torch.equal(first, reports[2]["streams"][0]), "data replicas draw alike"
+
+
+def test_a_closed_topology_leaves_no_threads_files_or_processes(four_processes):
+    for rank in four_processes:
+        counts = rank["resources"]
+        first = counts[: len(RESOURCE_LAYOUTS)]
+        for count in counts:
+            assert count["groups"] == 1, "only the job's own group stays"
+            assert count["closed"]["threads"] < count["built"]["threads"]
+        for count in counts[len(RESOURCE_LAYOUTS) :]:
+            for name, number in count["closed"].items():
+                assert number <= max(before["closed"][name] for before in first), (count, name)

@@ -8,6 +8,7 @@ from tests.parallel.parallel_cases import (
     CONTEXT_CASES,
     GRIDS,
     NUM_RANKS,
+    RESOURCE_LAYOUTS,
     SHARING_LAYOUTS,
     TENSOR_SIZES,
 )
@@ -17,5 +18,12 @@ from tests.support.distributed_runner import run_distributed
 @pytest.fixture(scope="session")
 def four_processes():
     return run_distributed(
-        parallel_worker.four_processes, NUM_RANKS, GRIDS, TENSOR_SIZES, CASES, SHARING_LAYOUTS, CONTEXT_CASES
+        parallel_worker.four_processes,
+        NUM_RANKS,
+        GRIDS,
+        TENSOR_SIZES,
+        CASES,
+        SHARING_LAYOUTS,
+        CONTEXT_CASES,
+        RESOURCE_LAYOUTS,
     )
