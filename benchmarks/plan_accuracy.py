@@ -22,8 +22,8 @@ from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
 from megatron_prime.planning.gpus import KNOWN
-from megatron_prime.planning.job import Guess, job_of
 from megatron_prime.planning.memory import plan_memory
+from megatron_prime.planning.planned_run import Assumptions, read_planned_run
 from megatron_prime.training.trainable import Scorer, Trainable
 
 SIZES = {
@@ -98,7 +98,7 @@ def config_of(folder, layout, recompute, dtype):
 def predict(folder, layout, recompute, dtype):
     """Bytes by what `measure` measures, of the fullest rank, from config.json alone."""
     config = config_of(folder, layout, recompute, dtype)
-    plan = plan_memory(job_of(config, LAYOUTS[layout][0], KNOWN["H100-80G"], Guess(64, 64)))
+    plan = plan_memory(read_planned_run(config, LAYOUTS[layout][0], KNOWN["H100-80G"], Assumptions(64, 64)))
     held = plan.phases["policy"]
     models = sum(size for name, size in held.items() if name.split()[0] in ("policy", "prm", "reference"))
     return {"models": models, "working": held["activations"] + held["output layer"]}

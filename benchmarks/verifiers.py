@@ -19,7 +19,7 @@ from megatron_prime.config.tables.reward import CodeConfig
 from megatron_prime.rewards import VerifierPool
 from megatron_prime.rewards.code.comparison import outputs_equal, results_equal
 from megatron_prime.rewards.code.sandbox import Completed, Sandbox
-from megatron_prime.rewards.math.answer import MathAnswer
+from megatron_prime.rewards.math.answer import MathVerifier
 from tests.rewards.code import sandbox_attacks
 from tests.rewards.math.pathological_answers import ANSWERS
 
@@ -64,7 +64,7 @@ def print_accuracy() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     totals = [0] * 5
     for kind, of_kind in cases().items():
-        rejected, accepted = mistakes(MathAnswer().verify, of_kind)
+        rejected, accepted = mistakes(MathVerifier().verify, of_kind)
         plain_rejected, plain_accepted = mistakes(plain, of_kind)
         row = [len(of_kind), rejected, accepted, plain_rejected, plain_accepted]
         totals = [a + b for a, b in zip(totals, row, strict=True)]

@@ -8,8 +8,17 @@ policy version; a *batch* is what one step trains on.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Protocol
 
 import torch
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that decodes tokens to text."""
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """Return the text of the tokens."""
+        ...
 
 
 class FinishReason(StrEnum):

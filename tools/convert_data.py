@@ -23,8 +23,8 @@ from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.bad_rows import BadRows
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Message, layout
-from megatron_prime.data.reading import plain_text
-from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.reading import prompt_text
+from megatron_prime.data.rows import DataRow, read_rows
 from megatron_prime.data.sft import response_text
 
 MESSAGES = pyarrow.list_(pyarrow.struct([("content", pyarrow.string()), ("role", pyarrow.string())]))
@@ -63,21 +63,21 @@ class Converter:
     def records(self) -> Iterator[dict[str, Any]]:
         """Converted rows of all inputs, in order."""
         for path in self._options.inputs:
-            for row in read_rows(path, self.bad_rows.refuse):
+            for row in read_rows(path, self.bad_rows.reject):
                 try:
                     record = self._record(row)
                 except ValueError as error:
-                    self.bad_rows.refuse(error)
+                    self.bad_rows.reject(error)
                     continue
                 if record is not None:
                     self.num_written += 1
                     yield record
 
-    def _record(self, row: Row) -> dict[str, Any] | None:
+    def _record(self, row: DataRow) -> dict[str, Any] | None:
         prompt = self._layout.prompt(row)
         options = self._options
         target = response_text(row, options.response_field) if options.sft else self._layout.answer(row)
-        if self.duplicates.is_duplicate(plain_text(prompt), target):
+        if self.duplicates.is_duplicate(prompt_text(prompt), target):
             return None
         source = options.source or self._layout.source(row) or row.path.stem
         record = {"data_source": source, "prompt": self._messages(prompt)}
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
         # "data.on_bad_row" is what it is called in a configuration; here it is an option.
         print(f"convert_data: {str(error).replace('data.on_bad_row = ', '--on-bad-row ')}", file=sys.stderr)
         return 1
-    for line in (*converter.duplicates.lines(), *converter.bad_rows.lines()):
+    for line in (*converter.duplicates.log_lines(), *converter.bad_rows.log_lines()):
         print(line)
     print(f"{converter.num_written} rows written to {options.output}")
     return 0

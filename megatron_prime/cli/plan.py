@@ -1,4 +1,4 @@
-"""`megatron-prime plan`."""
+"""The command `megatron-prime plan`: prints the memory and time of a run and recommends layouts."""
 
 import argparse
 import json
@@ -9,63 +9,68 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.progress import Progress
 from megatron_prime.planning.gpus import gpu_of
-from megatron_prime.planning.job import Guess, Job, job_of
 from megatron_prime.planning.memory import plan_memory
+from megatron_prime.planning.planned_run import Assumptions, PlannedRun, read_planned_run
 from megatron_prime.planning.report import (
     as_json,
+    fit_summary,
     layouts_table,
     memory_table,
     summary_lines,
     time_table,
-    verdict,
 )
-from megatron_prime.planning.search import best_layouts, fewest_processes
+from megatron_prime.planning.search import best_layouts, find_num_processes
 from megatron_prime.planning.times import plan_times
 
 DOES_NOT_FIT = 3
+"""Exit code of a plan that does not fit."""
 
 
 def plan(config: PrimeConfig, options: argparse.Namespace) -> int:
-    """Print the plan and the layouts that are recommended; the exit code is 3 when the configuration does not fit.
+    """Print the plan and the recommended layouts.
 
-    Raises ValueError for a model, a GPU or a layout that is not possible.
+    Returns:
+        The exit code: 0, or DOES_NOT_FIT if the configuration does not fit.
+
+    Raises:
+        ValueError: If a model is not supported, a GPU is unknown, or the layout is not possible.
     """
-    job = _job(config, options)
-    memory, times = plan_memory(job), plan_times(job)
-    best = best_layouts(job)
+    run = _planned_run(config, options)
+    memory, times = plan_memory(run), plan_times(run)
+    best = best_layouts(run)
     progress = Progress()
-    for line in summary_lines(job, memory, times):
+    for line in summary_lines(run, memory, times):
         progress.line(line)
     for table in (memory_table(memory), time_table(times)):
         progress.table(table)
-    progress.line(verdict(job, memory))
+    progress.line(fit_summary(run, memory))
     if best:
         progress.table(layouts_table(best))
     else:
-        number = fewest_processes(job)
+        number = find_num_processes(run)
         progress.line(
-            f"no layout fits on {job.num_processes} x {job.gpu.name}"
-            + (f"; {number} are enough" if number else ", nor on any number of them")
+            f"no layout fits on {run.num_processes} x {run.gpu.name}"
+            + (f"; {number} GPUs are enough" if number else ", nor on any larger number of them")
         )
     if options.json:
-        replace_file(Path(options.json), json.dumps(as_json(job, memory, times, best), indent=1) + "\n")
+        replace_file(Path(options.json), json.dumps(as_json(run, memory, times, best), indent=1) + "\n")
     return 0 if memory.fits else DOES_NOT_FIT
 
 
-def _job(config: PrimeConfig, options: argparse.Namespace) -> Job:
+def _planned_run(config: PrimeConfig, options: argparse.Namespace) -> PlannedRun:
     changes = {}
     for text in options.gpu_set:
         key, equals, value = text.partition("=")
         try:
             changes[key] = float(value)
         except ValueError:
-            raise ValueError(f"--gpu-set {text}: give it as FIGURE=NUMBER") from None
+            raise ValueError(f"--gpu-set {text}: the form is FIGURE=NUMBER") from None
         assert equals
     number = options.gpus or config.parallel.num_processes or config.parallel.min_processes
-    job = job_of(config, number, gpu_of(options.gpu, changes))
+    run = read_planned_run(config, number, gpu_of(options.gpu, changes))
     given = {
         name: getattr(options, name)
-        for name in Guess.__dataclass_fields__
+        for name in Assumptions.__dataclass_fields__
         if getattr(options, name, None) is not None
     }
-    return replace(job, guess=replace(job.guess, **given))
+    return replace(run, assumptions=replace(run.assumptions, **given))

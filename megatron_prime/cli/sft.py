@@ -5,7 +5,7 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.conversion.export import export_hf
-from megatron_prime.data.sft import SFTDataset, SFTStream
+from megatron_prime.data.sft import SFTDataset
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Metrics, MetricsLogger, Progress
 from megatron_prime.observability.heartbeat import begin_step
@@ -52,7 +52,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")
     )
     guards.begin_step(1)
-    stream = SFTStream(dataset, config.seed, config.data.shuffle, weights)
+    stream = dataset.stream(config.seed, config.data.shuffle, weights)
     # A folder of its own: train's history in the same run_dir must survive, and the other way round.
     logger = MetricsLogger(config.run_dir / "sft_log") if topology.rank == 0 else None
     every = max(1, config.sft.num_steps // LINES_A_RUN)

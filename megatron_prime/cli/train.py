@@ -16,7 +16,8 @@ from megatron_prime.cli.assemble import (
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.conversion.export import export_hf
-from megatron_prime.data.prompts import PromptDataset, PromptStream
+from megatron_prime.data.mixing import ResumableStream
+from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.evaluator import Evaluator
@@ -36,6 +37,7 @@ from megatron_prime.training.loop import Loop, Surroundings, changed_settings, s
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.training.trainer import Parts, Trainer
+from megatron_prime.types import Prompt
 
 
 def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
@@ -203,7 +205,7 @@ def _build_models(config: PrimeConfig, topology: Topology, load_weights: bool) -
 def _parts(
     config: PrimeConfig,
     models: _Models,
-    stream: PromptStream,
+    stream: ResumableStream[Prompt],
     sync: WeightSync,
     rollout: RolloutParts,
     progress: Progress,
@@ -238,14 +240,14 @@ def _parts(
     )
 
 
-def _prompt_stream(config: PrimeConfig, progress: Progress) -> PromptStream:
+def _prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[Prompt]:
     tokenizer = load_tokenizer(config.model.path)
     dataset = PromptDataset.read(config.data.train, config.data, tokenizer, config.rollout.max_prompt_tokens)
     for source, ability in sorted(dataset.prompts.kinds):
         config.reward.verifier_of(source, ability)  # a prompt that nobody can judge is told of now
     for line in (f"{len(dataset)} training prompts", *dataset.notes):
         progress.line(line)
-    return PromptStream(dataset, config.seed, config.data.shuffle, config.data.weights)
+    return dataset.stream(config.seed, config.data.shuffle, config.data.weights)
 
 
 def _evaluator(config: PrimeConfig, rollout: RolloutParts, progress: Progress) -> Evaluator | None:

@@ -1,0 +1,19 @@
+"""Data files to training and evaluation prompts: reading, rendering, tokenization, mixing and resumable order.
+
+- `rows`: reads the rows of jsonl, parquet and csv files
+- `layouts`: finds prompt, answer, source and ability in a row, by the layout of a known data set
+- `final_answers`: extracts the final answer from a worked solution
+- `code_tests`: converts the unit tests of code benchmarks to ground truths
+- `duplicates`: detects repeated prompts
+- `bad_rows`: applies the policy for rows that cannot be used
+- `rendering`: applies system prompt, instruction and chat template, and tokenizes
+- `tokenizer`: loads the tokenizer and the tokens that end a response
+- `reading`: combines the modules above into a reader of tokenized problems
+- `columns`: stores records compactly, column by column
+- `ordering`: visits a data set in a seeded, resumable order
+- `mixing`: mixes several data sets at given rates
+- `prompts`: data set of prompts to sample rollouts from
+- `sft`: data set of demonstrations for supervised fine-tuning
+- `steps`: splits a response into reasoning steps
+- `whole_spans`: finds the formulas and code blocks that a step boundary must not cut
+"""

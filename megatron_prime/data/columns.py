@@ -1,14 +1,18 @@
-"""Records in a few flat buffers: half a million prompts cost what their tokens and answers take, not an object each.
+"""Columnar tables: half a million prompts stored in a few flat buffers instead of one Python object each.
 
-A tuple of token ids takes 8 to 36 bytes a token, a buffer of 32-bit integers 4.
+A tuple of token ids takes 8 to 36 bytes per token, a buffer of 32-bit integers 4 bytes per token.
 """
 
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, overload
+
+Record = TypeVar("Record")
 
 
 class TokensColumn:
-    """Sequences of token ids, by row."""
+    """A column of token id sequences."""
 
     def __init__(self) -> None:
         self._values = array("i")
@@ -25,14 +29,16 @@ class TokensColumn:
     def __getitem__(self, row: int) -> tuple[int, ...]:
         return tuple(self._values[self._ends[row] : self._ends[row + 1]])
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the buffers in use."""
+    def __sizeof__(self) -> int:
+        """Return the bytes of the buffers that are in use."""
         return len(self._values) * self._values.itemsize + len(self._ends) * self._ends.itemsize
 
 
 class TextColumn:
-    """Texts, by row, as UTF-8; lone surrogates, which JSON can write, survive."""
+    """A column of texts, stored as UTF-8.
+
+    Lone surrogates, which JSON can express and UTF-8 cannot, are preserved.
+    """
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -49,14 +55,13 @@ class TextColumn:
     def __getitem__(self, row: int) -> str:
         return self._bytes[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogatepass")
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the buffers in use."""
+    def __sizeof__(self) -> int:
+        """Return the bytes of the buffers that are in use."""
         return len(self._bytes) + len(self._ends) * self._ends.itemsize
 
 
-class NamesColumn:
-    """Names out of a few, by row."""
+class CategoryColumn:
+    """A column of strings with few distinct values, stored as integer codes."""
 
     def __init__(self) -> None:
         self._codes = array("i")
@@ -76,7 +81,31 @@ class NamesColumn:
     def __getitem__(self, row: int) -> str:
         return self._names[self._codes[row]]
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the buffer in use, names aside."""
+    def __sizeof__(self) -> int:
+        """Return the bytes of the codes; the few distinct names are not counted."""
         return len(self._codes) * self._codes.itemsize
+
+
+class ColumnTable(Sequence[Record], ABC):
+    """A sequence of records that are built from columns when they are accessed."""
+
+    def __init__(self) -> None:
+        self.groups = CategoryColumn()
+        """The key of `data.weights` that each row belongs to."""
+
+    @abstractmethod
+    def _record(self, row: int) -> Record:
+        """Build the record of a row, `0 <= row < len(self)`."""
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, row: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Record]: ...
+
+    def __getitem__(self, row: int | slice) -> Record | list[Record]:
+        rows = range(len(self))[row]  # resolves negative rows and raises IndexError, as a list does
+        return self._record(rows) if isinstance(rows, int) else [self._record(index) for index in rows]

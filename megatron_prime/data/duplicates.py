@@ -1,4 +1,4 @@
-"""Prompts that came before, found by a digest of their text."""
+"""Detection of repeated prompts by a digest of their text."""
 
 import hashlib
 import re
@@ -6,27 +6,28 @@ import unicodedata
 from typing import Literal
 
 DIGEST_BYTES = 16
-"""Half a million prompts collide with a chance below 1e-27."""
+"""Size of a digest. At 128 bits, half a million prompts collide with a probability below 1e-27."""
 _WHITE_SPACE = re.compile(r"\s+")
 
 
 class DuplicateFinder:
-    """Remembers the prompts of one data set, over its files."""
+    """Remembers the prompts of one data set, across its files."""
 
     def __init__(self, mode: Literal["none", "exact", "normalized"]) -> None:
-        """`mode` is data.dedup; none finds nothing and remembers nothing."""
+        """Start empty; `mode` is data.dedup, and "none" finds no duplicates and stores nothing."""
         self._mode = mode
         self._answer_of: dict[bytes, bytes] = {}
         self.num_duplicates = 0
         self.num_conflicts = 0
-        """Duplicates whose answer is another than that of the prompt kept: one of the two is wrong."""
+        """Number of duplicates whose answer differs from that of the prompt that was kept: one of the two is wrong."""
 
     def is_duplicate(self, text: str, answer: str) -> bool:
-        """True for a prompt whose text was seen before; counts it."""
+        """Return True, and count it, if a prompt with this text was seen before."""
         if self._mode == "none":
             return False
         key = _digest(normalized(text) if self._mode == "normalized" else text)
         answer_digest = _digest(answer)
+        # setdefault returns this very object only when the key is new: equality would not tell a repeated answer.
         first = self._answer_of.setdefault(key, answer_digest)
         if first is answer_digest:
             return False
@@ -34,16 +35,19 @@ class DuplicateFinder:
         self.num_conflicts += first != answer_digest
         return True
 
-    def lines(self) -> list[str]:
-        """What to log: nothing without duplicates."""
+    def log_lines(self) -> list[str]:
+        """Return a summary for the log; empty when there were no duplicates."""
         if not self.num_duplicates:
             return []
-        conflicts = f"; {self.num_conflicts} of them have another answer" if self.num_conflicts else ""
-        return [f"{self.num_duplicates} duplicates are left out{conflicts}"]
+        conflicts = f"; {self.num_conflicts} of them have a different answer" if self.num_conflicts else ""
+        return [f"{self.num_duplicates} duplicates were dropped{conflicts}"]
 
 
 def normalized(text: str) -> str:
-    """The text without what does not change a problem: Unicode compatibility forms, case, runs of white space."""
+    """Return the text without differences that do not change a problem.
+
+    Those are Unicode compatibility forms, case, and runs of white space.
+    """
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 

@@ -1,4 +1,4 @@
-"""The final answer inside a worked solution, as data sets write them down."""
+"""Extraction of the final answer from a worked solution, in the notations of common data sets."""
 
 import re
 
@@ -9,31 +9,37 @@ _LEADING_ZEROS = re.compile(r"0+(\d+)")
 
 
 def gsm8k_answer(solution: str) -> str | None:
-    """What follows the last `####`, without thousands separators, dollar sign and final point; None without one."""
+    """Return the text after the last `####`, or None if there is none.
+
+    Thousands separators, a leading dollar sign and a final period are removed.
+    """
     _, mark, answer = solution.rpartition(_GSM8K_MARK)
     answer = answer.strip().removeprefix("$").removesuffix(".").replace(",", "").strip()
     return answer if mark and answer else None
 
 
 def last_boxed(solution: str) -> str | None:
-    r"""Contents of the last `\boxed{...}` (or fbox) whose braces close; None without one, or when it is empty."""
+    r"""Return the contents of the last `\boxed{...}` or `\fbox{...}` with balanced braces, or None if none or empty."""
     answer = None
     for box in _BOX.finditer(solution):
-        depth, place = 1, box.end()
-        while place < len(solution) and depth:
-            character = solution[place]
+        depth, index = 1, box.end()
+        while index < len(solution) and depth:
+            character = solution[index]
             if character == "\\":
-                place += 1  # the next character is escaped, a brace too
+                index += 1  # skip the next character: \{ and \} are not grouping braces
             elif character in "{}":
                 depth += 1 if character == "{" else -1
-            place += 1
+            index += 1
         if depth == 0:
-            answer = solution[box.end() : place - 1].strip()
+            answer = solution[box.end() : index - 1].strip()
     return answer or None
 
 
 def plain_number(answer: str) -> str:
-    """Whole numbers as people write them: `27.0` (a column of floats) as 27, `073` (an AIME answer sheet) as 73."""
+    """Return a whole number in its usual notation; any other answer is returned unchanged.
+
+    A column of floats yields `27.0` for 27, and AIME answer sheets have `073` for 73.
+    """
     whole = _WHOLE_FLOAT.fullmatch(answer)
     if whole:
         return whole[1]
@@ -42,7 +48,7 @@ def plain_number(answer: str) -> str:
 
 
 def without_dollars(answer: str) -> str:
-    """The answer without the dollar signs around it."""
+    """Return the answer without the dollar signs that surround it."""
     stripped = answer.strip()
     while len(stripped) > 2 and stripped[0] == stripped[-1] == "$":
         stripped = stripped[1:-1].strip()

@@ -1,7 +1,7 @@
-"""How the files of known data sets say what the problem and its answer are.
+"""Layouts of known data sets: the columns in which they keep the problem and its answer.
 
-A layout reads one row; what it cannot find it says with file and row. Training data, benchmarks and
-`tools/convert_data.py` share them.
+A layout reads one row; its errors name the file and the row. Training data, benchmarks and `tools/convert_data.py`
+share the layouts.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import Any
 from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
 from megatron_prime.data.final_answers import gsm8k_answer, last_boxed, plain_number, without_dollars
-from megatron_prime.data.rows import Row
+from megatron_prime.data.rows import DataRow
 
 Message = dict[str, str]
-"""{"role": ..., "content": ...}."""
+"""A chat message, {"role": ..., "content": ...}."""
 
 _QUESTIONS = ("problem", "question", "Problem", "Question")
 _ANSWERS = ("answer", "Answer", "expected_answer", "final_answer")
@@ -25,24 +25,24 @@ _CODE_PROMPTS = ("prompt_sft", "question", "problem_description", "content", "pr
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Reads the parts of a problem from a row; each function raises ValueError naming the row."""
+    """Functions that read the parts of a problem from a row; each raises ValueError naming the row."""
 
-    prompt: Callable[[Row], str | list[Message]]
-    answer: Callable[[Row], str]
-    """Ground truth as the verifier of the ability takes it."""
-    source: Callable[[Row], str]
-    ability: Callable[[Row], str]
+    prompt: Callable[[DataRow], str | list[Message]]
+    answer: Callable[[DataRow], str]
+    """Reads the ground truth in the format of the verifier for the row's ability."""
+    source: Callable[[DataRow], str]
+    ability: Callable[[DataRow], str]
     is_question: bool = True
-    """The prompt is a bare question: a tokenizer with a chat template shows it as a user's message."""
+    """True if the prompt is a bare question, which becomes a user message if the tokenizer has a chat template."""
 
 
 def layout(name: LayoutName, config: DataConfig) -> Layout:
-    """The layout of that name; `config` names the columns of "columns"."""
+    """Return the layout of that name; `config` names the columns for the layout "columns"."""
     return _columns(config) if name == "columns" else LAYOUTS[name]
 
 
 def _columns(config: DataConfig) -> Layout:
-    def optional(field: str | None) -> Callable[[Row], str]:
+    def optional(field: str | None) -> Callable[[DataRow], str]:
         return lambda row: "" if field is None else str(row.field(field))
 
     return Layout(
@@ -54,11 +54,11 @@ def _columns(config: DataConfig) -> Layout:
     )
 
 
-def checked_prompt(row: Row, field: str) -> str | list[Message]:
-    """A prompt that is text or chat messages.
+def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
+    """Return the prompt of a row, text or chat messages.
 
     Raises:
-        ValueError: the field is missing, empty, or neither text nor a list of {"role", "content"} messages.
+        ValueError: If the field is missing, empty, or neither text nor a list of {"role", "content"} messages.
     """
     value = row.field(field)
     if isinstance(value, str):
@@ -66,15 +66,17 @@ def checked_prompt(row: Row, field: str) -> str | list[Message]:
             raise row.error(f"{field!r} is empty")
         return value
     if not isinstance(value, list):
-        raise row.error(f"{field!r} is a {type(value).__name__}; a prompt is text or a list of chat messages")
+        raise row.error(
+            f"{field!r} is a {type(value).__name__}; a prompt must be text or a list of chat messages"
+        )
     messages = checked_messages(row, field, value)
     if not any(message["content"].strip() for message in messages):
         raise row.error(f"{field!r} is empty")
     return messages
 
 
-def checked_messages(row: Row, field: str, messages: Sequence[Any]) -> list[Message]:
-    """Chat messages with their role and content alone. Raises ValueError for what is none."""
+def checked_messages(row: DataRow, field: str, messages: Sequence[Any]) -> list[Message]:
+    """Return chat messages reduced to role and content. Raises ValueError for an invalid message."""
     if not messages:
         raise row.error(f"{field!r} is an empty list of messages")
     checked = []
@@ -85,15 +87,19 @@ def checked_messages(row: Row, field: str, messages: Sequence[Any]) -> list[Mess
             or "role" not in message
         ):
             raise row.error(
-                f"message {position} of {field!r} is {message!r}; a message is "
+                f"message {position} of {field!r} is {message!r}; a message must look like "
                 '{"role": "user", "content": "text"}'
             )
         checked.append({"role": str(message["role"]), "content": message["content"]})
     return checked
 
 
-def answer_text(row: Row, field: str) -> str:
-    """The ground truth as text: numbers by str, objects and lists (unit tests of code) as JSON."""
+def answer_text(row: DataRow, field: str) -> str:
+    """Return the ground truth as text: numbers by str, objects and lists (unit tests of code) as JSON.
+
+    Raises:
+        ValueError: If the field is missing, null or blank.
+    """
     value = row.field(field)
     if value is None:
         raise row.error(f"{field!r} is null: the verifier needs a ground truth")
@@ -106,34 +112,34 @@ def answer_text(row: Row, field: str) -> str:
     return str(value)
 
 
-def _text(row: Row, names: Sequence[str]) -> str:
-    """The first of the columns that is there, which must hold text."""
+def _text(row: DataRow, names: Sequence[str]) -> str:
+    """Return the text of the first of the columns that the row has."""
     for name in names:
         value = row.fields.get(name)
         if value is not None:
             if not isinstance(value, str) or not value.strip():
                 raise row.error(f"{name!r} is {value!r}; it must be text that is not empty")
             return value
-    raise row.error(f"none of the columns {', '.join(names)}; there is {sorted(row.fields)}")
+    raise row.error(f"none of the columns {', '.join(names)} is present; the row has {sorted(row.fields)}")
 
 
-def _always(name: str) -> Callable[[Row], str]:
+def _always(name: str) -> Callable[[DataRow], str]:
     return lambda row: name
 
 
-def _source(default: str) -> Callable[[Row], str]:
+def _source(default: str) -> Callable[[DataRow], str]:
     return lambda row: str(row.fields.get("data_source") or default)
 
 
-def _gsm8k_answer(row: Row) -> str:
+def _gsm8k_answer(row: DataRow) -> str:
     answer = gsm8k_answer(_text(row, ("answer",)))
     if answer is None:
-        raise row.error("'answer' has no '#### ' with a number behind it")
+        raise row.error("'answer' has no '#### ' followed by a number")
     return answer
 
 
-def _math_answer(row: Row) -> str:
-    """The answer column, else the last box of the worked solution."""
+def _math_answer(row: DataRow) -> str:
+    """Return the answer column if there is one, otherwise the last box of the worked solution."""
     for name in _ANSWERS:
         value = row.fields.get(name)
         if value is not None and str(value).strip():
@@ -141,54 +147,57 @@ def _math_answer(row: Row) -> str:
     solution = _text(row, _SOLUTIONS)
     answer = last_boxed(solution)
     if answer is None:
-        raise row.error(f"no column of {', '.join(_ANSWERS)}, and the solution has no \\boxed{{answer}}")
+        raise row.error(
+            f"none of the columns {', '.join(_ANSWERS)} is present, and the solution has no \\boxed{{answer}}"
+        )
     return answer
 
 
-def _olympiad_question(row: Row) -> str:
+def _olympiad_question(row: DataRow) -> str:
     context = row.fields.get("context")
     question = _text(row, ("question",))
     return f"{context}\n\n{question}" if isinstance(context, str) and context.strip() else question
 
 
-def _olympiad_answer(row: Row) -> str:
-    """All final answers, parted by commas: a problem with several asks for all of them."""
+def _olympiad_answer(row: DataRow) -> str:
+    """Return all final answers, separated by commas: a problem with several requires all of them."""
     answers = row.fields.get("final_answer")
     if isinstance(answers, str):
         answers = [answers]
     if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise row.error(
-            f"'final_answer' is {answers!r}; a problem that can be verified has a list of answers (proofs have none)"
+            f"'final_answer' is {answers!r}; only problems with a list of answers can be verified (proofs have none)"
         )
     return ", ".join(without_dollars(answer) for answer in answers)
 
 
-def _leetcode_answer(row: Row) -> str:
+def _leetcode_answer(row: DataRow) -> str:
     entry_point = row.fields.get("entry_point")
     try:
         return leetcode_tests(_text(row, ("test",)), None if entry_point is None else str(entry_point))
     except ValueError as error:
+        # _text already names the row; leetcode_tests knows no rows.
         raise error if str(row.path) in str(error) else row.error(str(error)) from error
 
 
-def _starter(row: Row) -> str | None:
-    """Code to complete, as an ending of the question; None without."""
+def _starter_code(row: DataRow) -> str | None:
+    """Return the code to complete as an ending for the question, or None if there is none."""
     starter = row.fields.get("starter_code")
     if not isinstance(starter, str) or not starter.strip():
         return None
     return f"\n\nComplete this code:\n```python\n{starter}\n```"
 
 
-def _leetcode_question(row: Row) -> str:
-    return _text(row, _CODE_PROMPTS) + (_starter(row) or "")
+def _leetcode_question(row: DataRow) -> str:
+    return _text(row, _CODE_PROMPTS) + (_starter_code(row) or "")
 
 
-def _livecodebench_question(row: Row) -> str:
-    by_streams = "\n\nThe program reads from standard input and writes to standard output."
-    return _text(row, ("question_content",)) + (_starter(row) or by_streams)
+def _livecodebench_question(row: DataRow) -> str:
+    by_stdin = "\n\nThe program reads from standard input and writes to standard output."
+    return _text(row, ("question_content",)) + (_starter_code(row) or by_stdin)
 
 
-def _livecodebench_answer(row: Row) -> str:
+def _livecodebench_answer(row: DataRow) -> str:
     fields = row.fields
     try:
         return livecodebench_tests(
@@ -214,4 +223,4 @@ LAYOUTS: dict[str, Layout] = {
         _livecodebench_question, _livecodebench_answer, _source("livecodebench"), _always("code")
     ),
 }
-"""Every layout but "columns", which the configuration describes."""
+"""The layouts of `data.layout` by name, except "columns", whose columns the configuration names."""

@@ -1,4 +1,4 @@
-"""The order in which a data set is visited: a seeded permutation an epoch, resumable at any row."""
+"""The order in which a data set is visited: one seeded permutation per epoch, resumable at any row."""
 
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
@@ -9,10 +9,10 @@ Item = TypeVar("Item")
 
 
 class ResumableOrder(Generic[Item]):
-    """Endless passes over `items`, without repetition inside an epoch.
+    """An endless order over `items` that visits each item once per epoch.
 
-    Epoch e is the permutation of numpy's counter-based Philox generator keyed on (seed, e), so no generator state is
-    carried: the position is two numbers, and it is the same on every machine.
+    Epoch e is a permutation by numpy's counter-based Philox generator keyed on (seed, e). No generator state has to be
+    saved: the position is two numbers, and the order is the same on every machine.
     """
 
     def __init__(
@@ -21,14 +21,18 @@ class ResumableOrder(Generic[Item]):
         """Start at epoch 0, row 0.
 
         Args:
-            items: what to visit; not empty.
-            fingerprint: identifies the contents of `items`; checked on resuming.
-            seed: of the permutations, 0 or more.
-            shuffle: False visits rows in file order every epoch.
-            stream: data sets that are visited side by side shuffle alike unless this differs.
+            items: The items to visit, at least one.
+            fingerprint: Identifies the contents of `items`; checked on resuming.
+            seed: Seed of the permutations, 0 or more.
+            shuffle: False visits items in their order every epoch.
+            stream: Number of this data set in a mixture. Data sets of equal size with the same seed and stream would
+                be permuted identically.
+
+        Raises:
+            ValueError: If there are no items.
         """
         if not items:
-            raise ValueError("there is nothing to visit: the data set is empty")
+            raise ValueError("the data set is empty: there is nothing to visit")
         self._items = items
         self._fingerprint = fingerprint
         self._seed = seed
@@ -38,11 +42,11 @@ class ResumableOrder(Generic[Item]):
 
     @property
     def epoch(self) -> int:
-        """Complete passes so far."""
+        """Number of complete passes so far."""
         return self._epoch
 
     def next(self, num_items: int) -> list[Item]:
-        """The next items, going on into the next epoch where one ends. Advances the position."""
+        """Return the next items and advance the position, into the next epoch where one ends."""
         chosen = []
         for _ in range(num_items):
             if self._offset == len(self._items):
@@ -52,7 +56,7 @@ class ResumableOrder(Generic[Item]):
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as plain JSON values; the size does not grow with the data."""
+        """Return the position as plain JSON values; its size does not grow with the data."""
         return {
             "epoch": self._epoch,
             "offset": self._offset,
@@ -65,7 +69,7 @@ class ResumableOrder(Generic[Item]):
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: the state belongs to other data, another seed or another shuffling, where going on would visit
+            ValueError: If data, seed or shuffling differ from those the state was taken with; continuing would visit
                 some rows twice and others never.
         """
         mine = self.state_dict()
@@ -87,6 +91,7 @@ class ResumableOrder(Generic[Item]):
         self._epoch = epoch
         self._offset = offset
         if self._shuffle:
+            # Stream 0 adds no entropy: the order of an unmixed data set is keyed on (seed, epoch) alone.
             entropy = [self._seed, epoch, *([self._stream] if self._stream else [])]
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
             self._permutation: Sequence[int] | np.ndarray = generator.permutation(len(self._items))

@@ -1,6 +1,8 @@
-"""From files to tokenised problems, a batch of rows at a time: what prompts and demonstrations share.
+"""Reader of tokenized problems, shared by prompts and demonstrations.
 
-files -> Row (rows.py) -> prompt and answer (layouts.py) -> duplicates out -> chat template -> token ids
+    files -> DataRow (rows.py) -> prompt and answer (layouts.py) -> drop duplicates -> chat template -> token ids
+
+Rows are read one at a time and tokenized in batches, so that memory does not grow with the files.
 """
 
 import hashlib
@@ -16,20 +18,20 @@ from megatron_prime.data.bad_rows import BadRows
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, Message
 from megatron_prime.data.rendering import PromptRenderer, Rendered
-from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.rows import DataRow, read_rows
 
 BATCH_ROWS = 256
-"""Rows tokenised at once: enough for the tokenizer's threads, little enough to hold."""
+"""Number of rows tokenized at once: enough to use the tokenizer's threads, few enough to hold in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedProblem:
-    """A row that fits."""
+    """A valid row, rendered and tokenized."""
 
     index: int
-    """Row in the data set, counted over its files, rows left out included."""
+    """Row number in the data set from 0, counting the rows of all files including dropped ones."""
     group: str
-    """Of data.weights: the row's source where that is named there, else its file; "" without weights."""
+    """Key of data.weights: the row's source if that is a key, otherwise its file; "" without weights."""
     prompt_ids: tuple[int, ...]
     answer: str
     source: str
@@ -39,7 +41,7 @@ class TokenizedProblem:
 @dataclass(frozen=True, slots=True)
 class _Problem:
     index: int
-    row: Row
+    row: DataRow
     rendered: Rendered
     answer: str
     source: str
@@ -50,11 +52,12 @@ class ProblemReader:
     """Reads the files of one data set once.
 
     Args:
-        paths: the files, in order.
-        config: layout, prompt text, and what to do about bad rows, duplicates and weights.
-        layout: where things stand in a row.
-        tokenizer: of the policy.
-        read_target: answer or response of a row, given its prompt; raises ValueError naming the row.
+        paths: The files, in order.
+        config: Prompt format, and the policies for bad rows, duplicates and weights.
+        layout: Reads the parts of a problem from a row.
+        tokenizer: The policy's tokenizer.
+        read_target: Reads the answer or response of a row (default: the layout's answer) and raises ValueError naming
+            the row.
     """
 
     def __init__(
@@ -63,24 +66,24 @@ class ProblemReader:
         config: DataConfig,
         layout: Layout,
         tokenizer: PreTrainedTokenizerBase,
-        read_target: Callable[[Row], str] | None = None,
+        read_target: Callable[[DataRow], str] | None = None,
     ) -> None:
         self._paths = paths
         self._layout = layout
         self._config = config
         self._renderer = PromptRenderer(config, tokenizer)
         self._read_target = read_target or layout.answer
-        self._groups = FileGroups(config.weights)
+        self._groups = WeightGroups(config.weights)
         self.bad_rows = BadRows(config.on_bad_row)
         self.duplicates = DuplicateFinder(config.dedup)
         self.num_rows = 0
-        """Rows seen, those left out included."""
+        """Number of rows read so far, including dropped ones."""
 
     def __iter__(self) -> Iterator[TokenizedProblem]:
-        """Problems in file order.
+        """Yield the problems in file order.
 
         Raises:
-            ValueError: a missing or unreadable file, or a row that does not fit where such rows stop the run.
+            ValueError: If a file is missing or unreadable, or a row is invalid and data.on_bad_row is "stop".
         """
         batch: list[_Problem] = []
         for problem in self._problems():
@@ -90,25 +93,51 @@ class ProblemReader:
                 batch = []
         yield from self._tokenized(batch)
 
+    def log_lines(self) -> list[str]:
+        """Return log lines about the duplicates and bad rows met so far."""
+        return [*self.duplicates.log_lines(), *self.bad_rows.log_lines()]
+
+    def require_rows(self, num_kept: int, num_too_long: int, max_tokens: int) -> None:
+        """Check that rows are left after reading.
+
+        Raises:
+            ValueError: If none is left; the error counts the rows by the reason why they were dropped.
+        """
+        if not num_kept:
+            reason = self.empty_reason(num_too_long, max_tokens)
+            raise ValueError(f"the data set {', '.join(map(str, self._paths))} is empty: {reason}")
+
+    def empty_reason(self, num_too_long: int, max_tokens: int) -> str:
+        """Return why no row is left."""
+        if not self.num_rows:
+            return "it has no rows"
+        reasons = []
+        if num_too_long:
+            reasons.append(f"{num_too_long} longer than {max_tokens} tokens")
+        if self.bad_rows.num_rows:
+            reasons.append(f"{self.bad_rows.num_rows} invalid, such as {self.bad_rows.examples[0]!r}")
+        return f"of its {self.num_rows} rows none is left: {'; '.join(reasons)}"
+
     def _problems(self) -> Iterator[_Problem]:
         for path in self._paths:
-            for row in read_rows(path, self._refuse_line):
+            for row in read_rows(path, self._reject_line):
                 index = self.num_rows
                 self.num_rows += 1
                 try:
                     problem = self._problem(index, row)
                 except ValueError as error:
-                    self.bad_rows.refuse(error)
+                    self.bad_rows.reject(error)
                     continue
                 if problem is not None:
                     yield problem
 
-    def _refuse_line(self, error: ValueError) -> None:
+    def _reject_line(self, error: ValueError) -> None:
+        # A line that is not a record still counts, so that the index of later rows does not depend on the policy.
         self.num_rows += 1
-        self.bad_rows.refuse(error)
+        self.bad_rows.reject(error)
 
-    def _problem(self, index: int, row: Row) -> _Problem | None:
-        """None for a duplicate. Raises ValueError for a row that does not fit."""
+    def _problem(self, index: int, row: DataRow) -> _Problem | None:
+        """Return the problem of a row, or None for a duplicate. Raises ValueError for an invalid row."""
         layout = self._layout
         prompt = layout.prompt(row)
         answer = self._read_target(row)
@@ -117,8 +146,8 @@ class ProblemReader:
             rendered = self._renderer.render(prompt, layout.is_question)
         except ValueError as error:
             raise row.error(str(error)) from error
-        # Judged by what the data says: system prompt and instruction are the same for all.
-        if self.duplicates.is_duplicate(plain_text(prompt), answer):
+        # Duplicates are compared before rendering: system prompt and instruction are the same for all rows.
+        if self.duplicates.is_duplicate(prompt_text(prompt), answer):
             return None
         return _Problem(index, row, rendered, answer, source, ability)
 
@@ -127,37 +156,26 @@ class ProblemReader:
         for problem, prompt_ids in zip(batch, token_ids, strict=True):
             if not prompt_ids:
                 reason = f"the prompt has no tokens: {problem.rendered.text!r}"
-                self.bad_rows.refuse(problem.row.error(reason))
+                self.bad_rows.reject(problem.row.error(reason))
                 continue
-            # Never skipped: a key that is missing from data.weights is a mistake there, not in the row.
+            # Not subject to on_bad_row: a missing key of data.weights is a mistake in the configuration.
             group = self._groups.group_of(problem.row, problem.source)
             yield TokenizedProblem(
                 problem.index, group, tuple(prompt_ids), problem.answer, problem.source, problem.ability
             )
 
-    def why_empty(self, num_too_long: int, max_tokens: int) -> str:
-        """What became of all rows, for the error when none is left."""
-        if not self.num_rows:
-            return "it has no rows"
-        reasons = []
-        if num_too_long:
-            reasons.append(f"{num_too_long} longer than {max_tokens} tokens")
-        if self.bad_rows.num_rows:
-            reasons.append(f"{self.bad_rows.num_rows} that do not fit, such as {self.bad_rows.examples[0]!r}")
-        return f"of its {self.num_rows} rows none is left: {'; '.join(reasons)}"
 
-
-class FileGroups:
-    """Which key of data.weights a row belongs to."""
+class WeightGroups:
+    """Assigns each row to a key of data.weights."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
 
-    def group_of(self, row: Row, source: str) -> str:
-        """The key that names the row's source, else its file by path or by name; "" without weights.
+    def group_of(self, row: DataRow, source: str) -> str:
+        """Return the key that names the row's source, else its file by path or by name; "" without weights.
 
         Raises:
-            ValueError: weights are given, and none of them is the row's.
+            ValueError: If there are weights and none of their keys names the row's source or file.
         """
         if not self._weights:
             return ""
@@ -165,33 +183,33 @@ class FileGroups:
             if key in self._weights:
                 return key
         raise row.error(
-            f"data.weights has neither the source {source!r} nor the file {row.path.name!r}: it names "
+            f"data.weights has neither the source {source!r} nor the file {row.path.name!r}: its keys are "
             f"{sorted(self._weights)}"
         )
 
 
-def plain_text(prompt: str | Sequence[Message]) -> str:
-    """Text of a prompt, whatever its form."""
+def prompt_text(prompt: str | Sequence[Message]) -> str:
+    """Return the text of a prompt, joining the contents of chat messages by newlines."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
 class Fingerprint:
-    """Hash over records of tokens and texts; changes with any of them and with their order."""
+    """A hash over records of tokens and texts that changes with any of them and with their order."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def add(self, *parts: int | str | Sequence[int]) -> None:
-        """Take one record in."""
+        """Add one record."""
         for part in parts:
             if isinstance(part, str):
                 data = part.encode("utf-8", "surrogatepass")
             else:
                 data = array("q", [part] if isinstance(part, int) else part).tobytes()
-            # The length parts the fields: ("ab", "c") is not ("a", "bc").
+            # The length separates the fields: ("ab", "c") must not hash like ("a", "bc").
             self._digest.update(len(data).to_bytes(8, "little"))
             self._digest.update(data)
 
-    def text(self) -> str:
-        """16 hexadecimal digits."""
+    def hexdigest(self) -> str:
+        """Return the first 16 hexadecimal digits of the hash."""
         return self._digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""From a problem's text or messages to the token ids that a model is given."""
+"""Rendering of a problem's text or chat messages to the token ids that the model receives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,35 +17,36 @@ class Rendered:
 
     text: str
     has_special_tokens: bool
-    """Written by the chat template: adding them again would double BOS."""
+    """True if the chat template wrote the special tokens; adding them again would double the BOS token."""
 
 
 class PromptRenderer:
     """Applies system prompt, instruction and chat template.
 
     Args:
-        config: system_prompt, instruction, chat_template and chat_template_file.
-        tokenizer: of the policy.
+        config: Supplies system_prompt, instruction, chat_template and chat_template_file.
+        tokenizer: The policy's tokenizer.
 
     Raises:
-        ValueError: the template file cannot be read.
+        ValueError: If the template file cannot be read.
     """
 
     def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        own: Any = tokenizer.chat_template
-        self._template = _template(config.chat_template_file) or own
+        default: Any = tokenizer.chat_template
+        self._template = _read_template(config.chat_template_file) or default
 
     def render(self, prompt: str | Sequence[Message], is_question: bool) -> Rendered:
-        """The prompt as the model sees it.
+        """Return the prompt as the text that the model receives.
 
         Args:
-            prompt: text or chat messages.
-            is_question: text that "auto" shows as a user's message to a tokenizer with a chat template.
+            prompt: Text or chat messages.
+            is_question: True for text that data.chat_template = "auto" turns into a user message if there is a
+                chat template.
 
         Raises:
-            ValueError: messages, and neither a template nor data.chat_template = "never"; or a template that fails.
+            ValueError: If the prompt needs a chat template and there is none, or the template fails.
         """
         config = self._config
         is_chat = not isinstance(prompt, str) or config.system_prompt is not None
@@ -57,34 +58,34 @@ class PromptRenderer:
             return Rendered("\n".join(message["content"] for message in messages), False)
         if self._template is None:
             raise ValueError(
-                "the tokenizer has no chat template for this prompt: name one by data.chat_template_file, or set "
-                "data.chat_template = 'never' to join the messages' text instead"
+                "the tokenizer has no chat template for this prompt: give one with data.chat_template_file, or set "
+                "data.chat_template = 'never' to join the texts of the messages instead"
             )
         try:
             text = self._tokenizer.apply_chat_template(
                 messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # a template is a program of the user's and raises what it likes
-            raise ValueError(f"the chat template refuses this prompt: {error}") from error
+        except Exception as error:  # a template is a program of the user's and may raise anything
+            raise ValueError(f"the chat template fails on this prompt: {error}") from error
         return Rendered(str(text), True)
 
     def tokenize(self, prompts: Sequence[Rendered]) -> list[list[int]]:
-        """Token ids of each, all at once, which uses the tokenizer's threads."""
+        """Return the token ids of each prompt; tokenizing them in one call uses the tokenizer's threads."""
         token_ids: list[list[int]] = [[] for _ in prompts]
         for has_special_tokens in (False, True):
-            places = [
-                place
-                for place, prompt in enumerate(prompts)
+            indices = [
+                index
+                for index, prompt in enumerate(prompts)
                 if prompt.has_special_tokens is has_special_tokens
             ]
-            if places:
-                texts = [prompts[place].text for place in places]
-                # Truncation and padding stay off: a tokenizer file may carry settings of its own.
+            if indices:
+                texts = [prompts[index].text for index in indices]
+                # Switched off explicitly: a tokenizer file may enable truncation or padding.
                 batch = self._tokenizer(
                     texts, add_special_tokens=not has_special_tokens, truncation=False, padding=False
                 )
-                for place, ids in zip(places, batch["input_ids"], strict=True):
-                    token_ids[place] = list(ids)
+                for index, ids in zip(indices, batch["input_ids"], strict=True):
+                    token_ids[index] = list(ids)
         return token_ids
 
     def _messages(self, prompt: str | Sequence[Message]) -> list[Message]:
@@ -100,7 +101,7 @@ class PromptRenderer:
         return messages
 
 
-def _template(path: Path | None) -> str | None:
+def _read_template(path: Path | None) -> str | None:
     if path is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""Rows of jsonl, parquet and csv files, and the fields inside them, with errors that name the file and the row.
+"""Reads the rows of jsonl, parquet and csv files, with errors that name the file and the row.
 
-pyarrow and json read the files directly, not `datasets`: nothing is cached on disk (many ranks read at once), nothing
-is asked of a hub, and a bad row keeps its number.
+Files are read by json and pyarrow directly and not by `datasets`: nothing is cached on disk, where many ranks would
+write at once, no hub is contacted, and an invalid row can be named by its number.
 """
 
 import csv
@@ -15,31 +15,31 @@ import pyarrow
 import pyarrow.parquet
 
 PARQUET_BATCH_ROWS = 512
-"""Rows that are Python objects at one time; a row of code problems can hold megabytes of tests."""
+"""Number of rows converted to Python objects at once; a row of a code data set can hold megabytes of tests."""
 OnBadRow = Callable[[ValueError], None]
-"""Is told of a row that is none; what it raises ends the reading."""
+"""Called with the error of a line that holds no record; an exception that it raises ends the reading."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One record and where it stands."""
+class DataRow:
+    """One record and its position in a file."""
 
     fields: Mapping[str, Any]
     path: Path
     number: int
-    """From 1; the line number of a jsonl file, the record number of any other."""
+    """Position from 1: the line number in a jsonl file, the record number in any other file."""
 
     def error(self, reason: str) -> ValueError:
-        """An error that says which row of which file does not fit."""
+        """Return an error that names the file and the row."""
         return ValueError(f"{self.path}, row {self.number}: {reason}")
 
     def field(self, dotted: str) -> Any:  # noqa: ANN401 - JSON values
-        """The value at `dotted`, descending by dots; a column that holds JSON text is parsed where needed.
+        """Return the value at a path of names separated by dots.
 
-        A column whose own name has dots wins over descending.
+        Text on the way is parsed as JSON. A column whose own name contains the dots takes precedence.
 
         Raises:
-            ValueError: no such field, or one that cannot be descended into; names what is there.
+            ValueError: If there is no such field; the error lists the fields that exist.
         """
         if dotted in self.fields:
             return self.fields[dotted]
@@ -49,7 +49,9 @@ class Row:
             value = self._as_mapping(value, walked, dotted)
             if name not in value:
                 where = f" in {'.'.join(walked)!r}" if walked else ""
-                raise self.error(f"no field {name!r}{where} (asked for {dotted!r}); there is {sorted(value)}")
+                raise self.error(
+                    f"no field {name!r}{where} (looking for {dotted!r}); the fields are {sorted(value)}"
+                )
             value = value[name]
             walked.append(name)
         return value
@@ -69,21 +71,21 @@ class Row:
         return value
 
 
-def read_rows(path: Path, on_bad_row: OnBadRow | None = None) -> Iterator[Row]:
-    """Rows of one file, in order; blank lines of a jsonl file are passed over.
+def read_rows(path: Path, on_bad_row: OnBadRow | None = None) -> Iterator[DataRow]:
+    """Yield the rows of one file, in order; blank lines of a jsonl file are skipped.
 
     Args:
-        path: ends in .jsonl, .json (a list of objects, or one object a line), .parquet or .csv (a line of column names
-            first).
-        on_bad_row: is given the error of a line that holds no record; without it, the error is raised.
+        path: A file that ends in .jsonl, .json (a list of objects, or one object per line), .parquet or .csv (with a
+            header line).
+        on_bad_row: Called with the error of a line that holds no record; by default the error is raised.
 
     Raises:
-        ValueError: missing, of an unknown type, unreadable, or a line that is not a JSON object.
+        ValueError: If the file is missing, unreadable or of an unknown type, or a line holds no record.
     """
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv}
     if not path.is_file():
-        what = "is a directory, not a file" if path.is_dir() else "does not exist"
-        raise ValueError(f"data file {path} {what} (working directory {Path.cwd()})")
+        reason = "is a directory, not a file" if path.is_dir() else "does not exist"
+        raise ValueError(f"data file {path} {reason} (working directory {Path.cwd()})")
     if path.suffix not in readers:
         raise ValueError(f"data file {path} has unknown type {path.suffix!r}: use .jsonl, .parquet or .csv")
     return readers[path.suffix](path, on_bad_row or _raise)
@@ -93,7 +95,7 @@ def _raise(error: ValueError) -> None:
     raise error
 
 
-def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
+def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Iterator[DataRow]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -105,13 +107,13 @@ def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
                 on_bad_row(ValueError(f"{where}: not a JSON object ({error})"))
                 continue
             if isinstance(fields, dict):
-                yield Row(fields, path, number)
+                yield DataRow(fields, path, number)
             else:
-                on_bad_row(ValueError(f"{where}: a {type(fields).__name__} where a JSON object should be"))
+                on_bad_row(ValueError(f"{where}: {_not_an_object(fields)}"))
 
 
-def _read_json(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
-    """A list, read as a whole; anything else as lines."""
+def _read_json(path: Path, on_bad_row: OnBadRow) -> Iterator[DataRow]:
+    """Yield the rows of a JSON list, which is read as a whole, or of a file with one object per line."""
     with path.open("rb") as file:
         is_list = file.read(1024).lstrip()[:1] == b"["
     if not is_list:
@@ -123,30 +125,34 @@ def _read_json(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
         raise ValueError(f"data file {path} is not readable as JSON: {error}") from error
     for number, fields in enumerate(records, start=1):
         if isinstance(fields, dict):
-            yield Row(fields, path, number)
+            yield DataRow(fields, path, number)
         else:
-            reason = f"a {type(fields).__name__} where a JSON object should be"
-            on_bad_row(ValueError(f"{path}, row {number}: {reason}"))
+            on_bad_row(ValueError(f"{path}, row {number}: {_not_an_object(fields)}"))
 
 
-def _read_parquet(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
-    del on_bad_row  # A record that parquet can read at all is an object.
+def _not_an_object(value: object) -> str:
+    return f"a {type(value).__name__} where a JSON object should be"
+
+
+def _read_parquet(path: Path, on_bad_row: OnBadRow) -> Iterator[DataRow]:
+    del on_bad_row  # every record of a parquet file is an object
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             number = 0
             for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(fields, path, number)
+                    yield DataRow(fields, path, number)
     except pyarrow.ArrowException as error:
         raise ValueError(f"data file {path} is not readable as parquet: {error}") from error
 
 
-def _read_csv(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
+def _read_csv(path: Path, on_bad_row: OnBadRow) -> Iterator[DataRow]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for number, fields in enumerate(reader, start=1):
+                # DictReader puts surplus values under the key None, and None where values are missing.
                 if None in fields or None in fields.values():
                     count = sum(value is not None for name, value in fields.items() if name is not None)
                     count += len(fields.get(None) or ())
@@ -155,6 +161,6 @@ def _read_csv(path: Path, on_bad_row: OnBadRow) -> Iterator[Row]:
                     )
                     on_bad_row(ValueError(f"{path}, row {number}: {reason}"))
                 else:
-                    yield Row(fields, path, number)
+                    yield DataRow(fields, path, number)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"data file {path} is not readable as csv: {error}") from error

@@ -1,20 +1,20 @@
-"""Reasoning steps of a response: lines, and sentences inside a line, but never a part of a formula or of code.
+"""Splits a response into reasoning steps: lines, and sentences within a line, but never inside a formula or code.
 
-Used for step granularity, step scores and reports. Sentences come from nltk's Punkt without trained data, which needs
-no download: it splits at sentence-final punctuation followed by a capital or an opening, and so keeps "3.14" whole.
-What it does not know is added here: abbreviations of mathematical prose, enumerators ("Step 3.", "2)", "Case (b):"),
-formulas and code blocks.
+Steps are used for step-level process rewards, step scores and reports. Sentences come from nltk's Punkt tokenizer
+without trained data, so that nothing has to be downloaded: it splits at sentence-final punctuation followed by a
+capital or an opening bracket, and keeps "3.14" whole. This module adds what it does not know: abbreviations of
+mathematical prose, enumerators ("Step 3.", "2)", "Case (b):"), formulas and code blocks.
 """
 
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
 from megatron_prime.data.whole_spans import whole_spans
+from megatron_prime.types import Decoder
 
 _LINE = re.compile(r"[^\n]*\n*")
 _ENUMERATOR = re.compile(
@@ -22,7 +22,7 @@ _ENUMERATOR = re.compile(
     r"[(\[]?(?:\d{1,3}|[ivx]{1,4}|[a-z])(?:\.\d{1,3})*[)\]]?[.:)]?[\s*_:]*",
     re.IGNORECASE,
 )
-"""All of a step that only numbers what follows."""
+"""Matches a text that only numbers the step after it, such as "Step 3." or "(b)"."""
 _ABBREVIATIONS = (
     "e.g",
     "i.e",
@@ -43,23 +43,15 @@ _ABBREVIATIONS = (
 )
 _REPLACEMENT = "\ufffd"
 MAX_TOKENS_PER_CHARACTER = 4
-"""UTF-8 has at most four bytes a character, so a longer wait means that the bytes are really invalid."""
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that turns tokens into text."""
-
-    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
-        """Text of token_ids."""
-        ...
+"""Limit on the tokens of one character: UTF-8 has at most four bytes, so after four tokens the bytes are invalid."""
 
 
 def step_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each step, in characters.
+    """Return (start, end) in characters of each step.
 
-    The spans cover `text` without gaps: white space belongs to the step before it, blank lines too, and leading white
-    space to the first step. Text without anything but white space is one step; empty text has none. No span begins
-    inside a formula or a code block (`whole_spans`), nor right behind an enumerator.
+    The spans cover `text` without gaps: white space, including blank lines, belongs to the step before it, and leading
+    white space to the first step. Blank text is one step; empty text has none. No span starts inside a formula or code
+    block (`whole_spans`), or directly after an enumerator.
     """
     if not text:
         return []
@@ -68,11 +60,11 @@ def step_spans(text: str) -> list[tuple[int, int]]:
     starts: list[int] = []
     for line in _LINE.finditer(text):
         for start, _ in _punkt().span_tokenize(line[0]):
-            place = line.start() + start
-            around = bisect_right(whole_starts, place) - 1
-            is_inside = around >= 0 and whole[around][0] < place < whole[around][1]
-            if not is_inside and not (starts and _ENUMERATOR.fullmatch(text, starts[-1], place)):
-                starts.append(place)
+            position = line.start() + start
+            nearest = bisect_right(whole_starts, position) - 1
+            is_inside = nearest >= 0 and whole[nearest][0] < position < whole[nearest][1]
+            if not is_inside and not (starts and _ENUMERATOR.fullmatch(text, starts[-1], position)):
+                starts.append(position)
     if not starts:
         return [(0, len(text))]
     starts[0] = 0
@@ -80,9 +72,10 @@ def step_spans(text: str) -> list[tuple[int, int]]:
 
 
 def step_ids(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
-    """Step of each token, from 0, nondecreasing; see `token_spans` for the tokens at a boundary.
+    """Return the step of each token, numbered from 0 and nondecreasing.
 
-    Steps that own no token get no number: the ids that occur are 0, 1, 2, ... without holes.
+    See `token_spans` for the tokens at a boundary. Steps without a token get no number, so that the ids that occur are
+    0, 1, 2, ... without gaps.
     """
     text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
     spans = token_spans(tokenizer, response_ids, step_spans(text))
@@ -93,48 +86,50 @@ def step_ids(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
 def token_spans(
     tokenizer: Decoder, response_ids: Sequence[int], spans: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Which of the spans of its text each token belongs to, nondecreasing.
+    """Return the index of the text span that each token belongs to, nondecreasing.
 
-    A token belongs to the span of the first character that is complete after it and was not before; a token that
-    completes none (part of a multi-byte character, a special token without text) goes with the text that follows it,
-    or, at the end, with the last span. A token that lies over a boundary belongs to the span it begins in.
+    A token belongs to the span of the first character that it completes. A token that completes none (part of a
+    multi-byte character, or a special token without text) belongs to the span of the text that follows it, or to the
+    last span at the end. A token across a boundary belongs to the span in which it starts.
 
     Args:
-        tokenizer: turns tokens into text.
-        response_ids: tokens of the response.
+        tokenizer: Decodes tokens to text.
+        response_ids: Tokens of the response.
         spans: (start, end) in characters, covering the text without gaps.
     """
     ends = _decoded_lengths(tokenizer, response_ids)
     text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
-    found: list[int] = []
+    owners: list[int] = []
     span = 0
     start = 0
     for end in ends:
-        # Leading white space of a token (" Then") already belongs to the step before; judge by what it says.
+        # The leading blank of a token such as " Then" belongs to the step before: use its first visible character.
         visible = start
         while visible < end and visible < len(text) and text[visible].isspace():
             visible += 1
-        place = visible if visible < end else start
-        while span + 1 < len(spans) and place >= spans[span][1]:
+        position = visible if visible < end else start
+        while span + 1 < len(spans) and position >= spans[span][1]:
             span += 1
-        found.append(span)
+        owners.append(span)
         start = end
-    return found
+    return owners
 
 
 def _decoded_lengths(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
-    """Characters of text complete after each token.
+    """Return the number of characters that are complete after each token.
 
-    Decodes a short window that moves along, as streaming servers do, so that the cost is linear. A window whose text
-    ends in the replacement character stops inside a multi-byte character, and its length is not trusted: the token
-    counts for nothing yet. A response that really contains that character is settled when the window closes.
+    Decodes a short sliding window, as streaming servers do, so that the cost is linear in the number of tokens. If the
+    text of the window ends in the replacement character, the window ends inside a multi-byte character, and its last
+    token adds no characters yet. A response that really contains the replacement character is resolved after
+    MAX_TOKENS_PER_CHARACTER tokens.
     """
     lengths: list[int] = []
     complete = 0
     prefix = 0
     read = 0
     for position in range(1, len(response_ids) + 1):
-        # Text of [prefix, read) is known; the difference is what the tokens since `read` add, with their spacing.
+        # The text of [prefix, read) is already counted. Decoding the longer window with the same prefix yields what
+        # the tokens since `read` add, including the spacing that depends on the tokens before them.
         known = tokenizer.decode(list(response_ids[prefix:read]), skip_special_tokens=True)
         window = tokenizer.decode(list(response_ids[prefix:position]), skip_special_tokens=True)
         is_cut = window.endswith(_REPLACEMENT) and position - read < MAX_TOKENS_PER_CHARACTER

@@ -8,15 +8,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer saved in a checkpoint directory; never asks a hub.
+    """Load the tokenizer saved in a checkpoint directory, without contacting a hub.
 
     Raises:
-        ValueError: no such directory, no tokenizer in it, one that transformers cannot load, or one without an
-            end-of-sequence token.
+        ValueError: If there is no such directory, or its tokenizer is missing, cannot be loaded by transformers, or has
+            no end-of-sequence token.
     """
     if not path.is_dir():
         raise ValueError(
-            f"model.path {path} is not a directory: give a local HF checkpoint with its tokenizer"
+            f"model.path {path} is not a directory: set it to a local HF checkpoint with its tokenizer"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -24,7 +24,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         names = sorted(entry.name for entry in path.iterdir())
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
-            f"no tokenizer can be loaded from {path}: {reason}. It holds {names}; copy tokenizer.json and "
+            f"no tokenizer can be loaded from {path}: {reason}. The directory holds {names}; copy tokenizer.json and "
             "tokenizer_config.json there"
         ) from error
     if tokenizer.eos_token_id is None:
@@ -35,7 +35,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the tokenizer's end-of-sequence token. Raises ValueError when it has none."""
+    """Return the id of the tokenizer's end-of-sequence token. Raises ValueError if it has none."""
     token_id = tokenizer.eos_token_id
     if not isinstance(token_id, int):
         raise ValueError(
@@ -45,12 +45,13 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[int, ...]:
-    """Tokens that end a response, ascending: the tokenizer's EOS and those of generation_config.json in `path`.
+    """Return the tokens that end a response, ascending.
 
-    Chat models name more than one (Qwen2.5: `<|im_end|>` and `<|endoftext|>`).
+    They are the tokenizer's end-of-sequence token and those of generation_config.json in `path`: chat models use more
+    than one (Qwen2.5: `<|im_end|>` and `<|endoftext|>`).
 
     Raises:
-        ValueError: generation_config.json is there and does not hold integer eos_token_id values.
+        ValueError: If generation_config.json is not JSON or its eos_token_id values are not integers.
     """
     stop = {end_of_sequence(tokenizer)}
     generation_config = path / "generation_config.json"
@@ -70,6 +71,6 @@ def _eos_of(generation_config: Path) -> list[int]:
     values = value if isinstance(value, list) else [value]
     if any(isinstance(token, bool) or not isinstance(token, int) for token in values):
         raise ValueError(
-            f"{generation_config}: eos_token_id = {value!r} is neither an integer nor a list of integers"
+            f"{generation_config}: eos_token_id = {value!r} must be an integer or a list of integers"
         )
     return values

@@ -1,47 +1,47 @@
-r"""Parts of a response that no reasoning step may be cut in: formulas and code.
+r"""Finds the parts of a response that a step boundary must not cut: formulas and code blocks.
 
-Formulas are $...$, $$...$$, \(...\), \[...\] and \begin{name}...\end{name}; code is what stands between ``` fences. An
-opening without its closing protects nothing, but for a fence, which then runs to the end: a response that was
-truncated.
+Formulas are $...$, $$...$$, \(...\), \[...\] and \begin{name}...\end{name}; code is the text between ``` fences. An
+opening delimiter without its closing one is ordinary text. The exception is a code fence, which extends to the end of
+the text, because the response was probably truncated.
 """
 
 import re
 from collections.abc import Iterator
 
 MAX_INLINE_CHARACTERS = 2000
-"""A formula between single dollars is no longer: a dollar sign without a partner must not swallow the response."""
+"""Limit on a formula between single dollars, so that an unpaired dollar sign does not swallow the response."""
 _OPENING = re.compile(
     r"(?P<fence>^[ ]{0,3}```)|(?P<begin>\\begin\{(?P<name>[A-Za-z]+\*?)\})|(?P<display>\\\[)|(?P<inline>\\\()"
     r"|(?P<escaped>\\.)|(?P<double>\$\$)|(?P<dollar>\$)",
     re.MULTILINE | re.DOTALL,
 )
 _CLOSING_FENCE = re.compile(r"^[ ]{0,3}```[ \t]*$", re.MULTILINE)
-# As Markdown writers have it: "$5 or $6" is money.
+# As in Markdown, a closing dollar follows a non-blank and precedes no digit: "$5 or $6" is money.
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\])\$(?!\d)")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _ENDINGS = {"display": "\\]", "inline": "\\)", "double": "$$"}
 
 
 def whole_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) in characters of each part, in order and without overlap: the outermost ones."""
+    """Return (start, end) in characters of each outermost formula or code block, in order."""
     return list(_spans(text))
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    place = 0
+    position = 0
+    # Delimiters known not to occur any more: searching for them again at every opening would take quadratic time.
     missing: set[str] = set()
-    """Endings that do not come any more: looking for them again at every opening would take quadratic time."""
-    while opening := _OPENING.search(text, place):
+    while opening := _OPENING.search(text, position):
         end = _end_of(text, opening, missing)
         if end is None:
-            place = opening.end()
+            position = opening.end()
         else:
             yield opening.start(), end
-            place = end
+            position = end
 
 
 def _end_of(text: str, opening: re.Match[str], missing: set[str]) -> int | None:
-    """Where the part that opens here ends; None when it does not."""
+    """Return the end of the part that starts with `opening`, or None if it has no end."""
     kind = opening.lastgroup if opening["begin"] is None else "begin"
     start = opening.end()
     if kind == "fence":
@@ -58,16 +58,16 @@ def _end_of(text: str, opening: re.Match[str], missing: set[str]) -> int | None:
 
 
 def _end_of_environment(text: str, name: str, start: int, missing: set[str]) -> int | None:
-    r"""The matching \end, environments of the same name inside included."""
+    r"""Return the end of the matching \end, counting nested environments of the same name, or None."""
     begin, end = f"\\begin{{{name}}}", f"\\end{{{name}}}"
-    depth, place = 1, start
+    depth, position = 1, start
     while depth:
-        close = _find(text, end, place, missing)
+        close = _find(text, end, position, missing)
         if close is None:
             return None
-        depth += text.count(begin, place, close) - 1
-        place = close
-    return place
+        depth += text.count(begin, position, close) - 1
+        position = close
+    return position
 
 
 def _end_of_inline(text: str, start: int) -> int | None:
@@ -82,8 +82,8 @@ def _end_of_inline(text: str, start: int) -> int | None:
 def _find(text: str, ending: str, start: int, missing: set[str]) -> int | None:
     if ending in missing:
         return None
-    place = text.find(ending, start)
-    if place < 0:
+    position = text.find(ending, start)
+    if position < 0:
         missing.add(ending)
         return None
-    return place + len(ending)
+    return position + len(ending)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.layouts import checked_prompt
 from megatron_prime.data.rendering import PromptRenderer
-from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.rows import DataRow, read_rows
 from megatron_prime.data.steps import token_spans
 
 STEP_SEPARATOR = "\n\n"
@@ -102,10 +102,10 @@ def read_pairs(path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBas
 
 def _prompt_encoder(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[Row, str | list[dict[str, str]]], tuple[int, ...]]:
+) -> Callable[[DataRow, str | list[dict[str, str]]], tuple[int, ...]]:
     renderer = PromptRenderer(config, tokenizer)
 
-    def encode(row: Row, prompt: str | list[dict[str, str]]) -> tuple[int, ...]:
+    def encode(row: DataRow, prompt: str | list[dict[str, str]]) -> tuple[int, ...]:
         try:
             rendered = renderer.render(prompt, is_question=True)
         except ValueError as error:

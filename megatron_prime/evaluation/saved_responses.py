@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.rows import DataRow, read_rows
 from megatron_prime.observability.durable import replace_file
-from megatron_prime.rollout.verification import Decoder
-from megatron_prime.types import Rollout
+from megatron_prime.types import Decoder, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def read_responses(path: Path) -> Iterator[SavedProblem]:
         )
 
 
-def _response(row: Row, value: Any) -> SavedResponse:  # noqa: ANN401 - JSON values
+def _response(row: DataRow, value: Any) -> SavedResponse:  # noqa: ANN401 - JSON values
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise row.error("a response has no 'text'")
     outcome = value.get("outcome")
@@ -92,7 +91,7 @@ def _response(row: Row, value: Any) -> SavedResponse:  # noqa: ANN401 - JSON val
     return SavedResponse(value["text"], token_ids, math.nan if outcome is None else float(outcome))
 
 
-def _token_ids(row: Row, value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON values
+def _token_ids(row: DataRow, value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON values
     if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
         raise row.error(
             "its token ids are no list of whole numbers; write the file with `megatron-prime eval`"

@@ -67,7 +67,7 @@ def phase(name: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Place:
+class ThreadActivity:
     """Where a thread is."""
 
     is_waiting: bool
@@ -76,11 +76,11 @@ class Place:
     """Innermost function, and the innermost line of this package that led there."""
 
 
-def place_of(thread_id: int, is_cuda: bool = False) -> Place:
+def thread_activity(thread_id: int, is_cuda: bool = False) -> ThreadActivity:
     """Where a thread of this process is at this moment; costs some microseconds."""
     innermost = sys._current_frames().get(thread_id)
     if innermost is None:
-        return Place(False, "the thread has ended")
+        return ThreadActivity(False, "the thread has ended")
     line = linecache.getline(innermost.f_code.co_filename, innermost.f_lineno)
     calls = WAITING_CALLS + (DEVICE_CALLS if is_cuda else ())
     is_waiting = any(part in innermost.f_code.co_filename for part in WAITING_FILES) or any(
@@ -90,7 +90,7 @@ def place_of(thread_id: int, is_cuda: bool = False) -> Place:
     text = (
         _named(innermost) if own is innermost or own is None else f"{_named(innermost)}, from {_named(own)}"
     )
-    return Place(is_waiting, text)
+    return ThreadActivity(is_waiting, text)
 
 
 def _first_own(frame: FrameType | None) -> FrameType | None:

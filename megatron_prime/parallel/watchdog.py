@@ -188,7 +188,10 @@ class Watchdog:
     def _stuck_s(self) -> float:
         """Seconds that the watched thread has been waiting for other ranks without a sign of progress."""
         beats, now = heartbeat.current(), time.monotonic()
-        if not heartbeat.place_of(self._watched, self._is_cuda).is_waiting or beats.at != self._last_beat_at:
+        if (
+            not heartbeat.thread_activity(self._watched, self._is_cuda).is_waiting
+            or beats.at != self._last_beat_at
+        ):
             self._waiting_since, self._last_beat_at = now, beats.at
         assert self._waiting_since is not None
         return now - max(self._waiting_since, beats.at)
@@ -224,7 +227,7 @@ class Watchdog:
         self._table = now, reports
 
     def _own_report(self) -> Report:
-        beats, place = heartbeat.current(), heartbeat.place_of(self._watched, self._is_cuda)
+        beats, place = heartbeat.current(), heartbeat.thread_activity(self._watched, self._is_cuda)
         self._ticks += 1
         since_s = time.monotonic() - beats.at
         return Report(

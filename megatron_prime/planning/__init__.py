@@ -1,1 +1,13 @@
-"""What a run will need and take, from its configuration and each model's config.json: no GPU, no weights, no torch."""
+"""Predicts the memory and time of a run from its configuration and each model's config.json.
+
+Planning needs no GPU, no weights and no torch.
+
+- `planned_run`: the run to plan: configuration, model shapes, GPUs, and assumptions
+- `gpus`: data sheets of known GPUs
+- `counts`: parameters and FLOPs of a model
+- `activations`: memory of forward and backward passes
+- `memory`: memory of a rank by part and phase
+- `times`: seconds of a step by phase
+- `search`: the fastest layout that fits
+- `report`: a plan as text, tables and JSON
+"""

@@ -1,108 +1,134 @@
-"""Bytes of a forward and backward pass beyond weights and gradient buffers.
+"""Memory of forward and backward passes beyond weights and gradient buffers.
 
-Elements that a layer keeps for its backward pass, for each token, as this package's layers in plain torch do (h hidden
-size, q query size, k KV size, f FFN size, n heads, d head size):
+Elements per token that a layer keeps for its backward pass, as this package's layers in plain torch do (h hidden size,
+q query size, k KV size, f FFN size, d head size):
 
-    attention   6 h + 4 q + 3 k + 4 d    hidden states, norms; queries before and after rotation, result twice; keys
-                                         twice, values; sines and cosines
-                + q + k (+ q)            with query and key norms (grouped queries are copied for it)
-    MLP         5 f                      gate and up, silu, product, and a copy of it
-    experts     K (6 f + h) + 5 E        K of E experts a token; f is an expert's
+    attention   6 h + 4 q + 3 k + 4 d    hidden states and norms; queries before and after rotation, and the result
+                                         twice; keys twice, and values; sines and cosines
+                + q + k (+ q)            with query and key norms (grouped queries are copied for them)
+    MLP         5 f                      gate and up projection, silu, product, and a copy of the product
+    experts     K (6 f + h) + 5 E        K of E experts per token; f is the FFN size of an expert
 
-What is left of it under tensor, sequence, context parallelism and recomputation, and the largest moment of the backward
-pass, follow in `peak_bytes`. `benchmarks/plan_accuracy.py` compares with what is measured.
+Tensor, sequence and context parallelism divide these, and recomputation drops most of them; `_Sizes.kept` has the
+details. On top comes the largest transient of the backward pass (`_Sizes.backward_peak`).
+`benchmarks/plan_accuracy.py` compares the plan with measurements.
 """
 
 from dataclasses import dataclass
 
 from megatron_prime.hf.shape import ModelShape
-from megatron_prime.planning.job import Job
+from megatron_prime.planning.planned_run import PlannedRun
 
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
-"""Logits of a tile of the output layer (parallel.vocab_logprobs)."""
-FEWEST_COLUMNS = 256
+"""Number of logits in a tile of the output layer (logprobs/tiles.py)."""
+MIN_COLUMNS = 256
+"""Minimum number of vocabulary columns in a tile."""
 FP32 = 4
+"""Bytes of a float32."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes on one rank."""
+    """Bytes of activations on one rank."""
 
     kept: int
-    """By layers, over all microbatches in flight."""
+    """Bytes that layers keep for their backward pass, over all microbatches in flight."""
     transient: int
-    """The largest moment on top: in a layer, or in the output layer."""
+    """Bytes of the largest transient on top of `kept`, in a layer or in the output layer."""
     tiles: int
-    """Of `transient`, what the output layer takes: tiles, gradients of its weight and of hidden states."""
+    """Part of `transient` in the output layer: tiles, and gradients of its weight and of hidden states."""
 
     @property
     def total(self) -> int:
-        """All."""
+        """Bytes at the peak."""
         return self.kept + self.transient
 
 
-def training_activations(job: Job, role: str, stage: int, microbatches: int) -> Activations:
-    """Of one update of a role on a rank of a pipeline stage."""
-    sizes = _Sizes.of(job, job.shapes[role])
-    layout, recompute = job.layout, job.config.memory.recompute
+def training_activations(run: PlannedRun, role: str, stage: int, microbatches: int) -> Activations:
+    """Return the activations of an update of a role on a rank of a pipeline stage.
+
+    Args:
+        run: The run.
+        role: `policy` or `prm`.
+        stage: Pipeline stage, from 0.
+        microbatches: Number of microbatches per minibatch on the rank.
+    """
+    sizes = _Sizes.of(run, run.shapes[role])
+    layout, recompute = run.layout, run.config.memory.recompute
     chunks = layout.stage_layers(sizes.shape.num_layers)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
-    flight = in_flight(layout.pp, layout.vpp, stage, microbatches) / layout.vpp
+    # A unit in flight is a model chunk, 1 / vpp of the stage's layers.
+    num_in_flight = in_flight(layout.pp, layout.vpp, stage, microbatches) / layout.vpp
     per_layer = [sizes.kept(layer, recompute.granularity, recompute.modules) for layer in layers]
     if recompute.granularity == "full" and recompute.method == "block":
+        # The first num_layers are recomputed, the others keep everything.
         whole = [sizes.kept(layer, "none", ()) for layer in layers]
         per_layer = per_layer[: recompute.num_layers] + whole[recompute.num_layers :]
     if recompute.granularity == "full" and recompute.method == "uniform":
+        # One input is kept for each group of num_layers layers.
         per_layer = [total / recompute.num_layers for total in per_layer]
-    again = max(sizes.kept(layer, "none", ()) for layer in layers) if recompute.granularity == "full" else 0
-    again *= recompute.num_layers if recompute.method == "uniform" else 1
+    # During the backward pass, one group of layers is recomputed and then holds all its activations.
+    recomputed = (
+        max(sizes.kept(layer, "none", ()) for layer in layers) if recompute.granularity == "full" else 0
+    )
+    recomputed *= recompute.num_layers if recompute.method == "uniform" else 1
     output = sizes.output_backward() if stage == layout.pp - 1 else 0.0
-    moment = max(sizes.moment(layer, recompute.granularity) for layer in layers)
+    peak = max(sizes.backward_peak(layer, recompute.granularity) for layer in layers)
     return Activations(
-        int(flight * sum(per_layer)), int(max(again + moment, output)), int(min(output, max(moment, output)))
+        int(num_in_flight * sum(per_layer)),
+        int(max(recomputed + peak, output)),
+        int(min(output, max(peak, output))),
     )
 
 
-def scoring_activations(job: Job, role: str, stage: int) -> Activations:
-    """Of a pass without gradients."""
-    sizes = _Sizes.of(job, job.shapes[role])
+def scoring_activations(run: PlannedRun, role: str, stage: int) -> Activations:
+    """Return the activations of a forward pass without gradients."""
+    sizes = _Sizes.of(run, run.shapes[role])
     layers = range(sizes.shape.num_layers)
-    inside = max(sizes.forward_moment(layer) for layer in layers)
-    output = sizes.output_forward() if stage == job.layout.pp - 1 else 0.0
-    return Activations(0, int(max(inside, output)), int(output))
+    peak = max(sizes.forward_peak(layer) for layer in layers)
+    output = sizes.output_forward() if stage == run.layout.pp - 1 else 0.0
+    return Activations(0, int(max(peak, output)), int(output))
 
 
 def in_flight(pp: int, vpp: int, stage: int, microbatches: int) -> int:
-    """Microbatches, or with chunks their parts, whose activations a stage holds at one time (1F1B, interleaved)."""
+    """Return the number of microbatches whose activations a stage holds at the same time.
+
+    With an interleaved schedule (vpp > 1) the unit is a microbatch on one of the stage's model chunks.
+    """
     if vpp == 1:
+        # 1F1B: a stage runs ahead by the number of stages after it.
         return min(microbatches, pp - stage)
     return min(microbatches * vpp, (pp - stage - 1) * 2 + (vpp - 1) * pp + 1)
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Sizes on one rank, in elements a token, times the tokens of a microbatch."""
+    """Sizes on one rank: elements per token, and bytes for the tokens of a microbatch."""
 
     shape: ModelShape
     tokens: float
-    """Of a microbatch on this context rank."""
+    """Tokens of a microbatch on one context-parallel rank."""
     scored: float
+    """Tokens of `tokens` whose log-probabilities are computed: those of responses."""
     whole: float
-    """Share of hidden states: 1, or 1 / tp with sequence parallelism."""
+    """Fraction of the hidden states on this rank: 1, or 1 / tp with sequence parallelism."""
     split: float
-    """1 / tp."""
+    """Fraction of a tensor-parallel weight on this rank, 1 / tp."""
     expert_split: float
+    """Fraction of an expert's weight on this rank, 1 / etp."""
     width: int
-    """Bytes an element."""
+    """Bytes per element."""
     chunk: int
+    """Tokens per tile of the output layer."""
     is_cuda: bool
     vocab_rows: int
+    """Rows of the output layer on this rank, including padding."""
     has_kernels: bool
-    """Triton kernels work in the one buffer that the product was written to."""
+    """True if Triton kernels are used, which work in place on the logits of a tile."""
 
     @staticmethod
-    def of(job: Job, shape: ModelShape) -> "_Sizes":
-        parallel, trainer, rollout = job.config.parallel, job.config.trainer, job.config.rollout
+    def of(run: PlannedRun, shape: ModelShape) -> "_Sizes":
+        parallel, trainer, rollout = run.config.parallel, run.config.trainer, run.config.rollout
         share = rollout.max_response_tokens / (rollout.max_prompt_tokens + rollout.max_response_tokens)
         tokens = trainer.max_tokens_per_microbatch / parallel.context
         return _Sizes(
@@ -112,11 +138,11 @@ class _Sizes:
             1 / parallel.tensor if parallel.sequence_parallel else 1.0,
             1 / parallel.tensor,
             1 / parallel.expert_tensor,
-            job.dtype_bytes,
+            run.dtype_bytes,
             trainer.logprob_chunk_tokens,
-            job.config.platform.device != "cpu",
+            run.config.platform.device != "cpu",
             shape.padded_vocab_size(parallel.tensor) // parallel.tensor,
-            job.config.platform.device != "cpu" and trainer.logprob_kernel != "torch",
+            run.config.platform.device != "cpu" and trainer.logprob_kernel != "torch",
         )
 
     @property
@@ -144,30 +170,31 @@ class _Sizes:
         return (s.num_experts_per_tok * expert + 5 * s.num_experts) * (self.whole if s.is_moe else 1.0)
 
     def kept(self, layer: int, granularity: str, modules: tuple[str, ...]) -> float:
-        """Bytes that a layer keeps of one microbatch."""
+        """Return the bytes that a layer keeps of one microbatch, with a granularity of recomputation."""
         if granularity == "full":
             return self.tokens * self.hidden * self.width
         attention, mlp = self.attention(), self.mlp(layer)
-        small = self.shape.num_attention_heads * self.split + 2
+        # float32 statistics per token: the softmax's log-sum-exp per head, and the two norms' scales.
+        statistics = self.shape.num_attention_heads * self.split + 2
         if granularity == "selective" and "core_attn" in modules:
             attention -= self.shape.query_size * self.split
-            small = 2
+            statistics = 2
         has_experts = self.shape.has_experts(layer)
         if granularity == "selective" and ("moe" if has_experts else "mlp") in modules:
             mlp = 0.0
         # torch's RMSNorm keeps a float32 copy of a narrower input on a CPU.
         upcast = 2 * self.hidden * FP32 if self.width < FP32 and not self.is_cuda else 0.0
-        return self.tokens * ((attention + mlp) * self.width + small * FP32 + upcast)
+        return self.tokens * ((attention + mlp) * self.width + statistics * FP32 + upcast)
 
-    def moment(self, layer: int, granularity: str) -> float:
-        """Bytes of the largest moment of a layer's backward pass."""
+    def backward_peak(self, layer: int, granularity: str) -> float:
+        """Return the bytes of the largest transient of a layer's backward pass."""
         mlp = self.shape.hidden_size * self.whole + 2 * self._mlp_width(layer)
         if granularity == "selective":
             mlp += self.hidden + 5 * self._mlp_width(layer)
         return self.tokens * max(mlp * self.width, 6 * self.hidden * FP32)
 
-    def forward_moment(self, layer: int) -> float:
-        """Bytes of the largest moment of a layer without gradients."""
+    def forward_peak(self, layer: int) -> float:
+        """Return the bytes of the largest transient of a layer's forward pass without gradients."""
         query, kv = self.shape.query_size * self.split, self.shape.kv_size * self.split
         attention = 2 * self.hidden + 4 * query + 7 * kv
         return self.tokens * self.width * max(attention, 4 * self.hidden + 5 * self._mlp_width(layer))
@@ -175,16 +202,16 @@ class _Sizes:
     def _mlp_width(self, layer: int) -> float:
         if not self.shape.has_experts(layer):
             return self.ffn
-        # All chosen experts' tokens are dispatched at once, and worked on expert by expert.
+        # The tokens of all chosen experts are dispatched at once, but computed expert by expert.
         return self.shape.moe_ffn_hidden_size * self.expert_split
 
     def output_forward(self) -> float:
-        """Bytes of the output layer: hidden states, the scored ones, the tiles."""
+        """Return the bytes of the output layer: all hidden states, the scored ones, and the tiles."""
         states = (2 * self.tokens + self.scored) * self.shape.hidden_size * self.width
         return states + self._tiles()
 
     def output_backward(self) -> float:
-        """And the float32 gradients of its weight and of the scored hidden states."""
+        """Return the bytes of the output layer with float32 gradients of its weight and of scored hidden states."""
         hidden = self.shape.hidden_size
         narrow = self.width < FP32
         weight = self.vocab_rows * hidden * (FP32 + (self.width if narrow else 0))
@@ -193,7 +220,7 @@ class _Sizes:
     def _tiles(self) -> float:
         chunk = max(1, min(self.chunk, int(self.scored)))
         elements = TILE_ELEMENTS["cuda" if self.is_cuda else "cpu"]
-        columns = min(self.vocab_rows, max(FEWEST_COLUMNS, elements // chunk))
+        columns = min(self.vocab_rows, max(MIN_COLUMNS, elements // chunk))
         if self.has_kernels:
             return chunk * columns * self.width
         return chunk * columns * (2 * FP32 + (self.width if self.width < FP32 else 0))

@@ -1,4 +1,7 @@
-"""Parameters of a model, whole and on a rank, and the work of a token. Exact: they come from the conversion table."""
+"""Number of parameters of a model, in total and per rank, and FLOPs per token.
+
+Parameters are counted exactly, from the table that also converts checkpoints.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,33 +13,36 @@ from megatron_prime.resharding.layouts import TrainingLayout
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters of a rank: those that all data ranks share, and those of experts, which have replicas of their own."""
+    """Number of parameters on a rank.
+
+    Expert parameters are counted separately, because they have other data-parallel replicas than dense ones.
+    """
 
     dense: int
     expert: int = 0
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Number of all parameters."""
         return self.dense + self.expert
 
     def __add__(self, other: "Count") -> "Count":
         return Count(self.dense + other.dense, self.expert + other.expert)
 
     def times(self, factor: int) -> "Count":
-        """Of so many alike."""
+        """Return the count of `factor` equal parts."""
         return Count(self.dense * factor, self.expert * factor)
 
 
 @lru_cache(maxsize=256)
 def num_parameters(shape: ModelShape) -> int:
-    """Of the HF checkpoint: what a model is named after."""
+    """Return the number of parameters in the HF checkpoint, without padding."""
     return sum(math.prod(dims) for dims in hf_tensors(shape).values())
 
 
 @lru_cache(maxsize=256)
 def num_active_parameters(shape: ModelShape) -> int:
-    """Those that take part in one token: of the experts, only the chosen ones."""
+    """Return the number of parameters that a token uses: of the experts, only the chosen ones."""
     experts = sum(math.prod(dims) for name, dims in hf_tensors(shape).items() if ".experts." in name)
     if not experts:
         return num_parameters(shape)
@@ -45,11 +51,12 @@ def num_active_parameters(shape: ModelShape) -> int:
 
 @lru_cache(maxsize=4096)
 def rank_parameters(shape: ModelShape, layout: TrainingLayout, stage: int) -> Count:
-    """Parameters of a rank of a pipeline stage, padding of the vocabulary included."""
+    """Return the parameters of a rank of a pipeline stage, including padding of the vocabulary."""
     chunks = layout.stage_layers(shape.num_layers)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
     num_moe = sum(shape.has_experts(layer) for layer in layers)
-    total = _ends(shape, layout, stage == 0, stage == layout.pp - 1)
+    # All layers with (or without) experts are equal, so one of each is counted and multiplied.
+    total = _outside_layers(shape, layout, stage == 0, stage == layout.pp - 1)
     for has_experts, number in ((True, num_moe), (False, len(layers) - num_moe)):
         if number:
             total += _layer(shape, layout.tp, layout.ep, layout.etp, has_experts).times(number)
@@ -62,7 +69,8 @@ def _layer(shape: ModelShape, tp: int, ep: int, etp: int, has_experts: bool) -> 
     return _count(shape, tp, ExpertShare(ep, 0, etp, 0), range(layer, layer + 1), False, False)
 
 
-def _ends(shape: ModelShape, layout: TrainingLayout, is_first: bool, is_last: bool) -> Count:
+def _outside_layers(shape: ModelShape, layout: TrainingLayout, is_first: bool, is_last: bool) -> Count:
+    """Count the embedding of the first stage, and the final norm and output layer of the last."""
     return _count(shape, layout.tp, ExpertShare(), range(0, 0), is_first, is_last)
 
 
@@ -88,12 +96,18 @@ def _count(
 
 
 def forward_flops(shape: ModelShape, tokens: float, context: float, scored: float) -> float:
-    """FLOPs of a forward pass.
+    """Return the FLOPs of a forward pass.
 
-    2 for each weight of the matrices that a token meets, causal attention over sequences of `context` tokens
-    (2 * context * query_size a token and layer), and the output layer for the scored tokens alone.
+    They are 2 per token and weight that the token uses, 2 * context * query_size per token and layer for causal
+    attention, and the output layer for the scored tokens only.
+
+    Args:
+        shape: The model.
+        tokens: Number of tokens.
+        context: Mean sequence length in tokens.
+        scored: Number of tokens for which the output layer is computed.
     """
     vocab = shape.vocab_size * shape.hidden_size
-    met = num_active_parameters(shape) - vocab * (2 if shape.untied else 1)
+    weights = num_active_parameters(shape) - vocab * (2 if shape.untied else 1)
     attention = 2 * context * shape.query_size * shape.num_layers
-    return tokens * (2 * met + attention) + 2 * scored * vocab
+    return tokens * (2 * weights + attention) + 2 * scored * vocab

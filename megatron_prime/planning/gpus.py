@@ -1,4 +1,4 @@
-"""GPUs as their makers' data sheets describe them."""
+"""Memory, compute and bandwidth of known GPUs, from their data sheets."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -8,20 +8,21 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class GPU:
-    """One kind of GPU in the kind of node that it is usually sold in."""
+    """A kind of GPU, in the kind of node in which it is usually sold."""
 
     name: str
     memory_gib: float
-    """What a process can use of it, the driver's own share left out."""
+    """GiB that a process can use, without what the driver reserves."""
     bf16_tflops: float
-    """Dense matrix products, no sparsity."""
+    """Peak TFLOP/s of dense bf16 matrix products, without sparsity."""
     memory_gb_s: float
+    """Memory bandwidth in GB/s."""
     nvlink_gb_s: float
-    """One direction, to the other GPUs of a node."""
+    """GB/s per direction to the other GPUs of a node."""
     host_gb_s: float = 50.0
-    """One direction, to host memory: PCIe 5 with 16 lanes."""
+    """GB/s per direction to host memory; the default is PCIe 5 with 16 lanes."""
     nic_gb_s: float = 50.0
-    """One direction, to other nodes, for each GPU: 400 Gbit/s."""
+    """GB/s per direction and GPU to other nodes; the default is 400 Gbit/s."""
     gpus_per_node: int = 8
 
 
@@ -35,15 +36,23 @@ KNOWN = {
         GPU("B200", 178.4, 2250, 7700, 900),
     )
 }
-"""H100 SXM, H200 SXM, A100 SXM (PCIe 4, and 200 Gbit/s a GPU, as in its DGX), B200 in a DGX."""
+"""Known GPUs by name: H100 SXM, H200 SXM, A100 SXM (PCIe 4 and 200 Gbit/s per GPU, as in its DGX), B200 in a DGX."""
 
 
 def gpu_of(name: str, changes: dict[str, float] | None = None) -> GPU:
-    """A known GPU, with some figures replaced. Raises ValueError for a name or a figure that is not known."""
+    """Return a known GPU with some figures replaced.
+
+    Args:
+        name: Name of the GPU; case does not matter.
+        changes: Field of `GPU` -> its new value.
+
+    Raises:
+        ValueError: If the name or a figure is unknown, or a value is not positive.
+    """
     by_lower = {known.lower(): gpu for known, gpu in KNOWN.items()}
     if name.lower() not in by_lower:
         raise ValueError(
-            f"GPU {name!r} is not known; known are {', '.join(KNOWN)} (change figures with --gpu-set)"
+            f"unknown GPU {name!r}; known are {', '.join(KNOWN)} (change their figures with --gpu-set)"
         )
     gpu = by_lower[name.lower()]
     figures = {field.name for field in fields(GPU)} - {"name"}

@@ -1,4 +1,4 @@
-"""Memory of a rank by part and by phase."""
+"""Memory of a rank, by part (weights, gradients, ...) and by phase of a step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,57 +8,63 @@ from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.activations import scoring_activations, training_activations
 from megatron_prime.planning.counts import num_parameters, rank_parameters
 from megatron_prime.planning.gpus import GIB
-from megatron_prime.planning.job import Job
+from megatron_prime.planning.planned_run import PlannedRun
 
 PHASES = ("rollout", "logprobs", "prm", "policy", "weight_sync")
 GRAD_BYTES = 4
+"""Bytes of a gradient per parameter: float32."""
 MASTER_BYTES = 4
+"""Bytes of a float32 master weight per parameter."""
 MOMENT_BYTES = 8
+"""Bytes of Adam's two float32 moments per parameter."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the fullest rank of a pipeline stage."""
+    """Bytes on a rank of a pipeline stage."""
 
     stage: int
     parts: Mapping[str, Mapping[str, int]]
-    """Role -> weights, gradients, optimizer: while it is in use."""
+    """Role -> bytes of its weights, gradients and optimizer states while it is in use."""
     phases: Mapping[str, Mapping[str, int]]
-    """Phase -> what is on the GPU, part by part."""
+    """Phase -> bytes on the GPU by part."""
     host: int = 0
-    """Host memory behind what is offloaded, of one rank."""
+    """Bytes of host memory for offloaded parts."""
     limit: int = 0
-    """Of the GPU."""
+    """Bytes of memory of the GPU."""
     overhead: int = field(default=0)
+    """Bytes of CUDA context, NCCL buffers and fragmentation."""
 
     def total(self, phase: str) -> int:
-        """Bytes on the GPU in a phase."""
+        """Return the bytes on the GPU in a phase."""
         return sum(self.phases[phase].values())
 
     @property
     def peak(self) -> tuple[str, int]:
-        """(phase, bytes) where most is held."""
+        """The phase with the most bytes on the GPU, and its bytes."""
         return max(((phase, self.total(phase)) for phase in self.phases), key=lambda item: item[1])
 
     @property
     def fits(self) -> bool:
-        """Whether every phase does."""
+        """True if every phase fits on the GPU."""
         return self.peak[1] <= self.limit
 
 
-def plan_memory(job: Job) -> MemoryPlan:
-    """The plan of the pipeline stage that holds most."""
-    plans = [_plan_stage(job, stage) for stage in range(job.layout.pp)]
+def plan_memory(run: PlannedRun) -> MemoryPlan:
+    """Return the plan of the pipeline stage with the highest peak."""
+    plans = [_plan_stage(run, stage) for stage in range(run.layout.pp)]
     return max(plans, key=lambda plan: plan.peak[1])
 
 
-def role_bytes(job: Job, role: str, stage: int) -> dict[str, int]:
-    """Weights, gradients and optimizer states of a role on a rank of a stage."""
-    layout = job.layout
-    count = rank_parameters(job.shapes[role], layout, stage)
-    parts = {"weights": count.total * job.dtype_bytes}
-    if role in job.trained:
-        master = MASTER_BYTES if job.dtype_bytes < MASTER_BYTES else 0  # else the weights are their own
+def role_bytes(run: PlannedRun, role: str, stage: int) -> dict[str, int]:
+    """Return the bytes of weights, gradients and optimizer states of a role on a rank of a stage."""
+    layout = run.layout
+    count = rank_parameters(run.shapes[role], layout, stage)
+    parts = {"weights": count.total * run.dtype_bytes}
+    if role in run.trained:
+        # Weights in float32 serve as their own master weights.
+        master = MASTER_BYTES if run.dtype_bytes < MASTER_BYTES else 0
+        # The distributed optimizer shards states over the replicas of a parameter: dp * cp for dense ones.
         expert_replicas = layout.ranks_per_stage // (layout.ep * layout.etp)
         sharded = count.dense / (layout.dp * layout.cp) + count.expert / expert_replicas
         parts |= {
@@ -68,15 +74,15 @@ def role_bytes(job: Job, role: str, stage: int) -> dict[str, int]:
     return parts
 
 
-def _plan_stage(job: Job, stage: int) -> MemoryPlan:
-    memory = job.config.memory
-    parts = {role: role_bytes(job, role, stage) for role in job.shapes}
+def _plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
+    memory = run.config.memory
+    parts = {role: role_bytes(run, role, stage) for role in run.shapes}
     phases = {phase: _residents(memory, parts, phase) for phase in PHASES}
-    if "prm" not in job.shapes:
+    if "prm" not in run.shapes:
         del phases["prm"]
-    overhead = int(job.guess.overhead_gib * GIB) if job.config.platform.device != "cpu" else 0
+    overhead = int(run.assumptions.overhead_gib * GIB) if run.config.platform.device != "cpu" else 0
     for phase, held in phases.items():
-        held |= _working(job, phase, stage) | _engine(job, phase)
+        held |= _working(run, phase, stage) | _engine(run, phase)
         if overhead:
             held["overhead"] = overhead
     host = sum(
@@ -85,11 +91,11 @@ def _plan_stage(job: Job, stage: int) -> MemoryPlan:
         for part, size in sizes.items()
         if part in memory.offloaded_parts(role) and part != "gradients"
     )
-    return MemoryPlan(stage, parts, phases, host, int(job.gpu.memory_gib * GIB), overhead)
+    return MemoryPlan(stage, parts, phases, host, int(run.gpu.memory_gib * GIB), overhead)
 
 
 def _residents(memory: MemoryConfig, parts: Mapping[str, Mapping[str, int]], phase: str) -> dict[str, int]:
-    """Models on the device in a phase."""
+    """Return the bytes of the models that are on the device in a phase."""
     in_use = {
         "logprobs": {"policy": ("weights",), "reference": ("weights",)},
         "prm": {"prm": ("weights", "gradients", "optimizer")},
@@ -98,49 +104,49 @@ def _residents(memory: MemoryConfig, parts: Mapping[str, Mapping[str, int]], pha
     }.get(phase, {})
     held = {}
     for role, sizes in parts.items():
-        away = memory.offloaded_parts(role)
+        offloaded = memory.offloaded_parts(role)
         for part, size in sizes.items():
-            if part not in away or part in in_use.get(role, ()):
+            if part not in offloaded or part in in_use.get(role, ()):
                 held[f"{role} {part}"] = size
     return held
 
 
-def _working(job: Job, phase: str, stage: int) -> dict[str, int]:
-    """Activations of a phase, the output layer's share apart."""
+def _working(run: PlannedRun, phase: str, stage: int) -> dict[str, int]:
+    """Return the bytes of the activations of a phase, with those of the output layer separately."""
     if phase == "logprobs":
-        roles = [role for role in ("policy", "reference") if role in job.shapes]
-        found = max((scoring_activations(job, role, stage) for role in roles), key=lambda a: a.total)
-    elif phase in job.trained:
-        found = training_activations(job, phase, stage, job.microbatches(phase))
+        roles = [role for role in ("policy", "reference") if role in run.shapes]
+        activations = max((scoring_activations(run, role, stage) for role in roles), key=lambda a: a.total)
+    elif phase in run.trained:
+        activations = training_activations(run, phase, stage, run.microbatches(phase))
     elif phase == "prm":
-        found = scoring_activations(job, phase, stage)
+        activations = scoring_activations(run, phase, stage)
     else:
         return {}
-    return {"activations": found.total - found.tiles, "output layer": found.tiles}
+    return {"activations": activations.total - activations.tiles, "output layer": activations.tiles}
 
 
-def _engine(job: Job, phase: str) -> dict[str, int]:
-    """What the engine holds on a training rank's GPU."""
-    shape = job.shapes["policy"]
-    if job.config.rollout.engine == "local":
-        weights = num_parameters(shape) * job.dtype_bytes
-        kv = _embedded_kv_bytes(job, shape) if phase == "rollout" else 0
+def _engine(run: PlannedRun, phase: str) -> dict[str, int]:
+    """Return the bytes that the rollout engine holds on a training rank's GPU."""
+    shape = run.shapes["policy"]
+    if run.config.rollout.engine == "local":
+        weights = num_parameters(shape) * run.dtype_bytes
+        kv = _embedded_kv_bytes(run, shape) if phase == "rollout" else 0
         return {"engine weights": weights, "engine KV cache": kv}
-    if not job.is_colocated or phase not in ("rollout", "weight_sync"):
+    if not run.is_colocated or phase not in ("rollout", "weight_sync"):
         return {}
-    weights = num_parameters(shape) * 2 // job.config.rollout.sglang.tensor
-    budget = int(job.config.rollout.sglang.mem_fraction * job.gpu.memory_gib * GIB)
+    weights = num_parameters(shape) * 2 // run.config.rollout.sglang.tensor
+    budget = int(run.config.rollout.sglang.mem_fraction * run.gpu.memory_gib * GIB)
     kv = max(0, budget - weights) if phase == "rollout" else 0
     return {"engine weights": weights, "engine KV cache": kv}
 
 
 def kv_bytes_per_token(shape: ModelShape, width: int = 2) -> int:
-    """Keys and values of one token, over all layers."""
+    """Return the bytes of the keys and values of one token, over all layers."""
     return 2 * shape.kv_size * shape.num_layers * width
 
 
-def _embedded_kv_bytes(job: Job, shape: ModelShape) -> int:
-    rollout = job.config.rollout
-    sequences = min(rollout.max_batch_size, -(-job.rollouts // job.num_processes))
+def _embedded_kv_bytes(run: PlannedRun, shape: ModelShape) -> int:
+    rollout = run.config.rollout
+    sequences = min(rollout.max_batch_size, -(-run.rollouts // run.num_processes))
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    return sequences * longest * kv_bytes_per_token(shape, job.dtype_bytes)
+    return sequences * longest * kv_bytes_per_token(shape, run.dtype_bytes)

@@ -1,4 +1,4 @@
-"""A plan in words, as tables and as JSON."""
+"""A plan as text, as tables and as JSON."""
 
 from typing import Any
 
@@ -6,20 +6,20 @@ from rich.table import Table
 
 from megatron_prime.planning.counts import num_active_parameters, num_parameters, rank_parameters
 from megatron_prime.planning.gpus import GB, GIB
-from megatron_prime.planning.job import Job
 from megatron_prime.planning.memory import MemoryPlan, kv_bytes_per_token
-from megatron_prime.planning.search import Candidate, refusal
+from megatron_prime.planning.planned_run import PlannedRun
+from megatron_prime.planning.search import Candidate, misfit_message
 from megatron_prime.planning.times import TimePlan
 
 PART_ORDER = ("weights", "gradients", "optimizer")
 
 
-def as_json(job: Job, memory: MemoryPlan, times: TimePlan, best: list[Candidate]) -> dict[str, Any]:
-    """Everything that the tables show."""
-    layout = job.layout
+def as_json(run: PlannedRun, memory: MemoryPlan, times: TimePlan, best: list[Candidate]) -> dict[str, Any]:
+    """Return everything that the tables show as JSON values."""
+    layout = run.layout
     return {
-        "gpu": job.gpu.name,
-        "processes": job.num_processes,
+        "gpu": run.gpu.name,
+        "processes": run.num_processes,
         "layout": {axis: getattr(layout, axis) for axis in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")},
         "parameters": {
             role: {
@@ -27,9 +27,9 @@ def as_json(job: Job, memory: MemoryPlan, times: TimePlan, best: list[Candidate]
                 "active": num_active_parameters(shape),
                 "rank": rank_parameters(shape, layout, memory.stage).total,
             }
-            for role, shape in job.shapes.items()
+            for role, shape in run.shapes.items()
         },
-        "guess": vars(job.guess),
+        "guess": vars(run.assumptions),
         "memory_gib": {
             phase: {name: size / GIB for name, size in parts.items()}
             for phase, parts in memory.phases.items()
@@ -37,9 +37,9 @@ def as_json(job: Job, memory: MemoryPlan, times: TimePlan, best: list[Candidate]
         "host_memory_gib": memory.host / GIB,
         "fits": memory.fits,
         "limit_gib": memory.limit / GIB,
-        "kv_bytes_per_token": kv_bytes_per_token(job.shapes["policy"]),
+        "kv_bytes_per_token": kv_bytes_per_token(run.shapes["policy"]),
         "bubble": times.bubble,
-        "microbatches": {role: job.microbatches(role) for role in job.trained},
+        "microbatches": {role: run.microbatches(role) for role in run.trained},
         "phases": {name: {"flops": p.flops, "seconds": p.seconds} for name, p in times.phases.items()},
         "seconds": times.seconds,
         "weight_sync_bytes": None if times.sync is None else times.sync.network_bytes,
@@ -50,37 +50,37 @@ def as_json(job: Job, memory: MemoryPlan, times: TimePlan, best: list[Candidate]
     }
 
 
-def summary_lines(job: Job, memory: MemoryPlan, times: TimePlan) -> list[str]:
-    """The plan's head: sizes, work, and what was guessed."""
-    layout, guess = job.layout, job.guess
+def summary_lines(run: PlannedRun, memory: MemoryPlan, times: TimePlan) -> list[str]:
+    """Return the head of a plan: sizes, work, and assumptions."""
+    layout, assumptions = run.layout, run.assumptions
     lines = [
         f"{role:<10} {num_parameters(shape):,} parameters ({num_active_parameters(shape):,} active), "
-        f"{rank_parameters(shape, layout, memory.stage).total:,} on a rank of stage {memory.stage}"
-        for role, shape in job.shapes.items()
+        f"{rank_parameters(shape, layout, memory.stage).total:,} per rank of stage {memory.stage}"
+        for role, shape in run.shapes.items()
     ]
     lines += [
-        f"layout     {job.num_processes} x {job.gpu.name}: tensor {layout.tp}, pipeline {layout.pp} "
+        f"layout     {run.num_processes} x {run.gpu.name}: tensor {layout.tp}, pipeline {layout.pp} "
         f"({layout.vpp} chunks), context {layout.cp}, expert {layout.ep} x {layout.etp}, data {layout.dp}",
-        f"step       {job.rollouts:,} responses, {job.tokens:,.0f} tokens if prompts have {guess.prompt_tokens:.0f} "
-        f"and responses {guess.response_tokens:.0f} on average",
-        f"policy     {job.microbatches('policy')} microbatches a minibatch and data rank; pipeline bubble "
+        f"step       {run.rollouts:,} responses, {run.tokens:,.0f} tokens assuming a mean of "
+        f"{assumptions.prompt_tokens:.0f} per prompt and {assumptions.response_tokens:.0f} per response",
+        f"policy     {run.microbatches('policy')} microbatches per minibatch and data rank; pipeline bubble "
         f"{times.bubble:.1%}",
-        f"KV cache   {kv_bytes_per_token(job.shapes['policy']) / 1024:.0f} KiB a token",
+        f"KV cache   {kv_bytes_per_token(run.shapes['policy']) / 1024:.0f} KiB per token",
     ]
     if times.sync is not None:
         lines.append(
             f"sync       {times.sync.network_bytes / GB:,.1f} GB over the network ({times.sync.nic_bytes / GB:,.1f} GB "
-            f"between nodes), {times.sync.local_bytes / GB:,.1f} GB on the spot"
+            f"between nodes), {times.sync.local_bytes / GB:,.1f} GB within a GPU"
         )
     if memory.host:
-        lines.append(f"host       {memory.host / GIB:.1f} GiB of host memory a rank behind what is offloaded")
+        lines.append(f"host       {memory.host / GIB:.1f} GiB of host memory per rank for offloaded parts")
     return lines
 
 
-def verdict(job: Job, memory: MemoryPlan) -> str:
-    """One line: it fits, or why not."""
+def fit_summary(run: PlannedRun, memory: MemoryPlan) -> str:
+    """Return one line that says by how much the run fits, or why it does not."""
     if not memory.fits:
-        return refusal(job, memory)
+        return misfit_message(run, memory)
     phase, size = memory.peak
     return (
         f"fits: {size / GIB:.1f} of {memory.limit / GIB:.1f} GiB in the fullest phase ({phase}), "
@@ -89,8 +89,8 @@ def verdict(job: Job, memory: MemoryPlan) -> str:
 
 
 def memory_table(memory: MemoryPlan) -> Table:
-    """Parts down, phases across, GiB."""
-    table = Table("GiB", *memory.phases, title=f"memory of a rank of pipeline stage {memory.stage}")
+    """Return a table of GiB with a row per part and a column per phase."""
+    table = Table("GiB", *memory.phases, title=f"memory per rank of pipeline stage {memory.stage}")
     names = dict.fromkeys(name for parts in memory.phases.values() for name in parts)
     for name in sorted(names, key=_part_key):
         cells = [_gib(parts.get(name)) for parts in memory.phases.values()]
@@ -111,8 +111,8 @@ def _gib(size: int | None) -> str:
 
 
 def time_table(times: TimePlan) -> Table:
-    """Phases down."""
-    table = Table("phase", "PFLOP", "seconds", "share", title="estimated time of a step")
+    """Return a table of FLOPs and seconds with a row per phase."""
+    table = Table("phase", "PFLOP", "seconds", "share", title="estimated time per step")
     for name, phase in times.phases.items():
         table.add_row(
             name,
@@ -125,9 +125,9 @@ def time_table(times: TimePlan) -> Table:
 
 
 def layouts_table(best: list[Candidate]) -> Table:
-    """The recommended layouts, fastest first."""
+    """Return a table of the recommended layouts, fastest first."""
     table = Table(
-        "seconds", "peak GiB", "overrides", title="layouts that fit, fastest first (weight sync left out)"
+        "seconds", "peak GiB", "overrides", title="layouts that fit, fastest first (without weight sync)"
     )
     for candidate in best:
         table.add_row(

@@ -1,4 +1,7 @@
-"""Seconds of a step by phase, from FLOPs and bytes; a floor with honest efficiencies, not a promise."""
+"""Estimated seconds of a step by phase, from FLOPs and bytes at assumed efficiencies.
+
+The estimate is optimistic: it leaves out imbalance between ranks, waiting, and Python overhead.
+"""
 
 from dataclasses import dataclass
 
@@ -10,13 +13,15 @@ from megatron_prime.planning.counts import (
     rank_parameters,
 )
 from megatron_prime.planning.gpus import GB
-from megatron_prime.planning.job import Job
-from megatron_prime.planning.memory import role_bytes
+from megatron_prime.planning.memory import kv_bytes_per_token, role_bytes
+from megatron_prime.planning.planned_run import PlannedRun
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.summary import PlanSummary, summary
 
 BACKWARD = 2
-"""Of a forward pass's FLOPs."""
+"""FLOPs of a backward pass relative to a forward pass."""
+NETWORK_EFFICIENCY = 0.7
+"""Fraction of the link bandwidth that collectives reach."""
 
 
 @dataclass(frozen=True)
@@ -24,157 +29,173 @@ class PhaseTime:
     """One phase of a step."""
 
     flops: float
-    """Over all GPUs, recomputation included."""
+    """FLOPs over all GPUs, including recomputation."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class TimePlan:
-    """One step."""
+    """The time of one step."""
 
     phases: dict[str, PhaseTime]
     bubble: float
-    """Share of a policy update in which a pipeline stage waits."""
+    """Fraction of a policy update in which a pipeline stage is idle."""
     sync: PlanSummary | None
-    """Bytes of a weight sync; None for the embedded engine on one process and for servers of unknown place."""
+    """Bytes of a weight sync; None without SGLang servers, or if it was not planned."""
 
     @property
     def seconds(self) -> float:
-        """Of a step."""
+        """Seconds per step."""
         return sum(phase.seconds for phase in self.phases.values())
 
 
 def bubble(pp: int, vpp: int, num_microbatches: int) -> float:
-    """Share of a pipeline's time in which a stage waits: (pp - 1) / (vpp m + pp - 1)."""
+    """Return the fraction of time in which a pipeline stage is idle: (pp - 1) / (vpp * m + pp - 1)."""
     return (pp - 1) / (vpp * num_microbatches + pp - 1)
 
 
-def plan_times(job: Job, with_sync: bool = True) -> TimePlan:
-    """Seconds and FLOPs by phase."""
-    phases = {"rollout": _rollout(job)}
-    scored = [role for role in ("policy", "reference") if role in job.shapes]
-    phases["logprobs"] = _sum([_pass(job, role, 1.0) for role in scored])
-    for role in job.trained:
-        phases[role] = _update(job, role)
-    if "prm" in job.shapes:
-        scoring = _pass(job, "prm", 1.0)
+def plan_times(run: PlannedRun, with_sync: bool = True) -> TimePlan:
+    """Estimate the seconds and FLOPs of a step by phase."""
+    phases = {"rollout": _rollout(run)}
+    scored = [role for role in ("policy", "reference") if role in run.shapes]
+    phases["logprobs"] = _sum([_pass(run, role, 1.0) for role in scored])
+    for role in run.trained:
+        phases[role] = _update(run, role)
+    if "prm" in run.shapes:
+        scoring = _pass(run, "prm", 1.0)
         phases["prm"] = _sum([scoring, phases["prm"]]) if "prm" in phases else scoring
-    for role in job.shapes:
+    for role in run.shapes:
         phase = "logprobs" if role == "reference" else role
-        phases[phase] = _sum([phases[phase], PhaseTime(0.0, _offload_seconds(job, role))])
-    counted = weight_sync(job) if with_sync else None
-    if counted is not None:
-        phases["weight_sync"] = PhaseTime(
-            0.0, counted.seconds(job.gpu.nic_gb_s * GB, job.gpu.nvlink_gb_s * GB)
-        )
+        phases[phase] = _sum([phases[phase], PhaseTime(0.0, _offload_seconds(run, role))])
+    sync = weight_sync(run) if with_sync else None
+    if sync is not None:
+        phases["weight_sync"] = PhaseTime(0.0, sync.seconds(run.gpu.nic_gb_s * GB, run.gpu.nvlink_gb_s * GB))
     order = ("rollout", "logprobs", "prm", "policy", "weight_sync")
-    waiting = bubble(job.layout.pp, job.layout.vpp, job.microbatches("policy"))
-    return TimePlan({name: phases[name] for name in order if name in phases}, waiting, counted)
+    idle = bubble(run.layout.pp, run.layout.vpp, run.microbatches("policy"))
+    return TimePlan({name: phases[name] for name in order if name in phases}, idle, sync)
 
 
 def _sum(parts: list[PhaseTime]) -> PhaseTime:
     return PhaseTime(sum(p.flops for p in parts), sum(p.seconds for p in parts))
 
 
-def _pass(job: Job, role: str, passes: float) -> PhaseTime:
-    """So many forward passes' work over a step's sequences."""
-    shape, guess = job.shapes[role], job.guess
-    context = guess.prompt_tokens + guess.response_tokens
-    flops = passes * forward_flops(shape, job.tokens, context, job.rollouts * guess.response_tokens)
-    num_micro = job.microbatches(role)
-    compute = flops / (job.num_processes * job.gpu.bf16_tflops * 1e12 * guess.mfu)
-    compute /= 1 - bubble(job.layout.pp, job.layout.vpp, num_micro)
-    return PhaseTime(flops, compute + passes * _tensor_parallel_seconds(job, shape))
+def _pass(run: PlannedRun, role: str, passes: float) -> PhaseTime:
+    """Return the time of a number of forward passes over the sequences of a step."""
+    shape, assumptions = run.shapes[role], run.assumptions
+    context = assumptions.prompt_tokens + assumptions.response_tokens
+    flops = passes * forward_flops(shape, run.tokens, context, run.rollouts * assumptions.response_tokens)
+    num_micro = run.microbatches(role)
+    compute = flops / (run.num_processes * run.gpu.bf16_tflops * 1e12 * assumptions.mfu)
+    compute /= 1 - bubble(run.layout.pp, run.layout.vpp, num_micro)
+    return PhaseTime(flops, compute + passes * _tensor_parallel_seconds(run, shape))
 
 
-def _update(job: Job, role: str) -> PhaseTime:
-    config = job.config.policy if role == "policy" else job.config.prm
-    granularity = job.config.memory.recompute.granularity
-    again = {"none": 0.0, "selective": 0.35, "full": 1.0}[granularity]
-    one = _pass(job, role, 1 + BACKWARD + again)
+def _update(run: PlannedRun, role: str) -> PhaseTime:
+    config = run.config.policy if role == "policy" else run.config.prm
+    granularity = run.config.memory.recompute.granularity
+    # Fraction of a forward pass that the backward pass repeats.
+    recomputed = {"none": 0.0, "selective": 0.35, "full": 1.0}[granularity]
+    one = _pass(run, role, 1 + BACKWARD + recomputed)
     updates = config.num_minibatches * config.num_epochs
     return PhaseTime(
         one.flops * config.num_epochs,
-        one.seconds * config.num_epochs + updates * _optimizer_seconds(job, role),
+        one.seconds * config.num_epochs + updates * _optimizer_seconds(run, role),
     )
 
 
-def _tensor_parallel_seconds(job: Job, shape: ModelShape) -> float:
-    """Two all-reduces (or their halves) of hidden states a layer, on NVLink, or on NICs where a node is too small."""
-    layout = job.layout
+def _tensor_parallel_seconds(run: PlannedRun, shape: ModelShape) -> float:
+    """Return the seconds of two all-reduces of hidden states per layer, one for attention and one for the MLP.
+
+    With sequence parallelism each is a reduce-scatter and an all-gather, of the same volume. They use NVLink, or the
+    NICs if the tensor-parallel group is larger than a node.
+    """
+    layout = run.layout
     if layout.tp == 1:
         return 0.0
-    tokens = job.tokens / layout.dp / layout.cp
-    num_bytes = 2 * 2 * (layout.tp - 1) / layout.tp * tokens * shape.hidden_size * job.dtype_bytes
+    tokens = run.tokens / layout.dp / layout.cp
+    # A ring all-reduce sends 2 (n - 1) / n of its data.
+    num_bytes = 2 * 2 * (layout.tp - 1) / layout.tp * tokens * shape.hidden_size * run.dtype_bytes
     layers = shape.num_layers / layout.pp
-    speed = job.gpu.nvlink_gb_s if layout.tp <= job.gpu.gpus_per_node else job.gpu.nic_gb_s
-    return layers * num_bytes / (0.7 * speed * GB)
+    speed = run.gpu.nvlink_gb_s if layout.tp <= run.gpu.gpus_per_node else run.gpu.nic_gb_s
+    return layers * num_bytes / (NETWORK_EFFICIENCY * speed * GB)
 
 
-def _optimizer_seconds(job: Job, role: str) -> float:
-    """Reduce-scatter of fp32 gradients, all-gather of weights, and Adam's traffic in the GPU's memory."""
-    layout = job.layout
-    count = rank_parameters(job.shapes[role], layout, 0)
+def _optimizer_seconds(run: PlannedRun, role: str) -> float:
+    """Return the seconds of an optimizer step.
+
+    They are the reduce-scatter of float32 gradients, the all-gather of weights, and Adam's memory traffic of about 30
+    bytes per parameter that the rank updates.
+    """
+    layout = run.layout
+    count = rank_parameters(run.shapes[role], layout, 0)
     replicas = layout.dp * layout.cp
-    moved = count.total * (4 + job.dtype_bytes) * (replicas - 1) / replicas
-    within_node = layout.tp * replicas <= job.gpu.gpus_per_node
-    speed = (job.gpu.nvlink_gb_s if within_node else job.gpu.nic_gb_s) * 0.7 * GB
+    moved = count.total * (4 + run.dtype_bytes) * (replicas - 1) / replicas
+    within_node = layout.tp * replicas <= run.gpu.gpus_per_node
+    speed = (run.gpu.nvlink_gb_s if within_node else run.gpu.nic_gb_s) * NETWORK_EFFICIENCY * GB
     touched = count.total / replicas * 30 + count.total * 4
-    return moved / speed + touched / (job.gpu.memory_gb_s * GB)
+    return moved / speed + touched / (run.gpu.memory_gb_s * GB)
 
 
-def _offload_seconds(job: Job, role: str) -> float:
-    """Back from host memory and away again; gradients have no copy, and constant weights are not written back."""
-    parts = role_bytes(job, role, 0)
-    away = job.config.memory.offloaded_parts(role) - {"gradients"}
-    trips = 2 if role in job.trained else 1
-    return trips * sum(size for part, size in parts.items() if part in away) / (job.gpu.host_gb_s * GB)
+def _offload_seconds(run: PlannedRun, role: str) -> float:
+    """Return the seconds per step to load offloaded parts from host memory and to store them again.
+
+    Gradients are dropped instead of copied, and the weights of a role that is not trained are not stored again.
+    """
+    parts = role_bytes(run, role, 0)
+    offloaded = run.config.memory.offloaded_parts(role) - {"gradients"}
+    trips = 2 if role in run.trained else 1
+    return trips * sum(size for part, size in parts.items() if part in offloaded) / (run.gpu.host_gb_s * GB)
 
 
-def _rollout(job: Job) -> PhaseTime:
-    """Prompts by FLOPs; then token by token, each step reading the weights and the KV cache of what is running."""
-    shape, guess, rollout = job.shapes["policy"], job.guess, job.config.rollout
+def _rollout(run: PlannedRun) -> PhaseTime:
+    """Return the time to sample all responses of a step.
+
+    Prefill is bound by FLOPs. Decoding is bound by FLOPs or by memory bandwidth, because each decoding step reads the
+    weights and the KV cache of the running sequences.
+    """
+    shape, assumptions, rollout = run.shapes["policy"], run.assumptions, run.config.rollout
     if rollout.engine == "sglang":
         settings = rollout.sglang
-        replicas, width = job.num_servers, settings.tensor
+        replicas, width = run.num_servers, settings.tensor
         concurrent = settings.concurrency
     else:
-        replicas, width, concurrent = job.num_processes, 1, rollout.max_batch_size
-    sequences = job.rollouts / replicas
-    at_once = max(1.0, min(concurrent, sequences))
-    context = guess.prompt_tokens + guess.response_tokens
+        replicas, width, concurrent = run.num_processes, 1, rollout.max_batch_size
+    sequences = run.rollouts / replicas
+    batch_size = max(1.0, min(concurrent, sequences))
+    context = assumptions.prompt_tokens + assumptions.response_tokens
     prefill = (
-        forward_flops(shape, job.rollouts * guess.prompt_tokens, guess.prompt_tokens, job.rollouts)
+        forward_flops(
+            shape, run.rollouts * assumptions.prompt_tokens, assumptions.prompt_tokens, run.rollouts
+        )
         / rollout.group_size
-    )  # the prompt's keys and values are shared by its responses
+    )  # the responses of a group share the keys and values of their prompt
     decode = forward_flops(
-        shape, job.rollouts * guess.response_tokens, context, job.rollouts * guess.response_tokens
+        shape, run.rollouts * assumptions.response_tokens, context, run.rollouts * assumptions.response_tokens
     )
     gpus = replicas * width
-    compute = prefill / (gpus * job.gpu.bf16_tflops * 1e12 * guess.mfu)
-    # A step of many tokens meets every expert.
-    few = num_active_parameters(shape) * at_once
-    weights = min(num_parameters(shape), few) * 2
-    cache = (
-        at_once * (guess.prompt_tokens + guess.response_tokens / 2) * 2 * 2 * shape.kv_size * shape.num_layers
-    )
+    compute = prefill / (gpus * run.gpu.bf16_tflops * 1e12 * assumptions.mfu)
+    # The tokens of a large batch together use every expert, those of a small one only some.
+    used = num_active_parameters(shape) * batch_size
+    weights = min(num_parameters(shape), used) * 2
+    mean_cached = assumptions.prompt_tokens + assumptions.response_tokens / 2
+    cache = batch_size * mean_cached * kv_bytes_per_token(shape)
     step_bytes = (weights + cache) / width
-    steps = guess.response_tokens * sequences / at_once
-    by_memory = steps * step_bytes / (job.gpu.memory_gb_s * GB * guess.decode_efficiency)
-    by_compute = decode / (gpus * job.gpu.bf16_tflops * 1e12 * guess.mfu)
+    steps = assumptions.response_tokens * sequences / batch_size
+    by_memory = steps * step_bytes / (run.gpu.memory_gb_s * GB * assumptions.decode_efficiency)
+    by_compute = decode / (gpus * run.gpu.bf16_tflops * 1e12 * assumptions.mfu)
     return PhaseTime(prefill + decode, compute + max(by_memory, by_compute))
 
 
-def weight_sync(job: Job) -> PlanSummary | None:
-    """Bytes of one sync into the servers; None where there are none of ours."""
-    engines = job.engines
+def weight_sync(run: PlannedRun) -> PlanSummary | None:
+    """Return the bytes of one weight sync to the SGLang servers, or None for the embedded engine."""
+    engines = run.engines
     if engines is None:
         return None
     plan = plan_reshard(
-        job.shapes["policy"],
-        job.layout,
+        run.shapes["policy"],
+        run.layout,
         engines,
-        bytes_per_element=job.dtype_bytes,
-        ranks_per_node=job.gpu.gpus_per_node,
+        bytes_per_element=run.dtype_bytes,
+        ranks_per_node=run.gpu.gpus_per_node,
     )
     return summary(plan)

@@ -4,8 +4,8 @@ Importing the package registers the built-in verifiers. It imports no torch, and
 """
 
 from megatron_prime.rewards import exact_match, user_function
-from megatron_prime.rewards.code.tests import CodeTests
-from megatron_prime.rewards.math.answer import MathAnswer
+from megatron_prime.rewards.code.verifier import CodeVerifier
+from megatron_prime.rewards.math.answer import MathVerifier
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.selection import RewardPools
 from megatron_prime.rewards.verifier import (
@@ -18,8 +18,8 @@ from megatron_prime.rewards.verifier import (
 )
 
 register("exact_match", exact_match.ExactMatch)
-register("math", MathAnswer)
-register("code", CodeTests)
+register("math", MathVerifier)
+register("code", CodeVerifier)
 register("function", user_function.UserFunction)
 
 __all__ = [

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
-from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus, get, judge
+from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus, get, run_verifier
 from megatron_prime.rewards.worker import HEADER, MAX_FRAME_BYTES, encode_frame
 
 WORKER_PROGRAM = "from megatron_prime.rewards.worker import main; main()"
@@ -218,7 +218,7 @@ class VerifierPool:
         if self._is_closed:
             raise RuntimeError("this VerifierPool is closed")
         if self._in_process_verifier is not None:
-            outcomes = [judge(self._in_process_verifier, text, answer) for text, answer in responses]
+            outcomes = [run_verifier(self._in_process_verifier, text, answer) for text, answer in responses]
         else:
             outcomes = self._verify_in_workers(responses)
         self._report(outcomes)

@@ -24,7 +24,7 @@ class Verifier(Protocol):
 
 
 @runtime_checkable
-class WarmsUp(Protocol):
+class WarmUp(Protocol):
     """A verifier with something slow to load, which must not count against the first response's deadline."""
 
     def warm_up(self) -> None:
@@ -90,7 +90,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_FACTORIES))
 
 
-def judge(verifier: Verifier, response_text: str, answer: str) -> VerificationOutcome:
+def run_verifier(verifier: Verifier, response_text: str, answer: str) -> VerificationOutcome:
     """Run a verifier here and put whatever it does into an outcome. Does not bound its time."""
     try:
         reward = float(verifier.verify(response_text, answer))

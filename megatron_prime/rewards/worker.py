@@ -53,14 +53,14 @@ def main() -> None:
     from megatron_prime.rewards import verifier as registry
 
     verifier = registry.get(verifier_name, json.loads(settings))
-    if isinstance(verifier, registry.WarmsUp):
+    if isinstance(verifier, registry.WarmUp):
         verifier.warm_up()
     replies.write(encode_frame({"ready": os.getpid()}))
     replies.flush()
     while (request := read_frame(requests)) is not None:
         # The default action ends the process even inside C code, where a Python handler would wait.
         signal.setitimer(signal.ITIMER_REAL, float(timeout_s))
-        outcome = registry.judge(verifier, request["response_text"], request["answer"])
+        outcome = registry.run_verifier(verifier, request["response_text"], request["answer"])
         signal.setitimer(signal.ITIMER_REAL, 0)
         # NaN is not JSON; the status says the same.
         reward = None if math.isnan(outcome.reward) else outcome.reward

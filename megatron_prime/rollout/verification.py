@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from megatron_prime.rollout.ranks import Ranks
-from megatron_prime.types import Rollout
+from megatron_prime.types import Decoder, Rollout
 
 
 class Outcome(Protocol):
@@ -13,14 +13,6 @@ class Outcome(Protocol):
     @property
     def reward(self) -> float:
         """In [0, 1]; NaN when the verifier failed or ran out of time."""
-        ...
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that turns responses into text."""
-
-    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
-        """Text of token_ids."""
         ...
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 
 from megatron_prime.config.tables.sft import SFTConfig
-from megatron_prime.data.sft import SFTStream
+from megatron_prime.data.mixing import ResumableStream
+from megatron_prime.data.sft import SFTExample
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT
 from megatron_prime.training.trainable import Trainable
@@ -20,7 +21,7 @@ class SFTTrainer:
         stream: demonstrations, equal on every rank.
     """
 
-    def __init__(self, config: SFTConfig, policy: Trainable, stream: SFTStream) -> None:
+    def __init__(self, config: SFTConfig, policy: Trainable, stream: ResumableStream[SFTExample]) -> None:
         self._config = config
         self._policy = policy
         self._stream = stream

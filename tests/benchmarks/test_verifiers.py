@@ -2,7 +2,7 @@
 
 from benchmarks import verifiers
 from megatron_prime.rewards.code.sandbox import Completed
-from megatron_prime.rewards.math.answer import MathAnswer
+from megatron_prime.rewards.math.answer import MathVerifier
 
 
 def test_mistakes_are_counted_by_direction():
@@ -15,7 +15,7 @@ def test_mistakes_are_counted_by_direction():
 def test_both_judges_see_the_same_cases():
     of_kind = verifiers.cases()["multiple_choice"]
     assert {is_right for _, _, is_right in of_kind} == {True, False}
-    assert verifiers.mistakes(MathAnswer().verify, of_kind) == (0, 0)
+    assert verifiers.mistakes(MathVerifier().verify, of_kind) == (0, 0)
     assert verifiers.plain(r"$\boxed{\frac{1}{2}}$", "0.5") == 1.0
     assert verifiers.plain(r"$\boxed{2}$", "0.5") == 0.0
 

@@ -1,4 +1,4 @@
-"""The command plans without torch, tells what fits by its exit code, and refuses what it does not know in one line."""
+"""Runs the command without torch, and checks its exit code and its one-line errors."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ import pytest
 
 from megatron_prime.config.loading import load_config
 from megatron_prime.planning.gpus import KNOWN
-from megatron_prime.planning.job import job_of
 from megatron_prime.planning.memory import plan_memory
-from tests.support.plan_jobs import write_model
+from megatron_prime.planning.planned_run import read_planned_run
+from tests.support.planned_runs import write_model
 from tests.support.toy_runs import ROOT
 
 RUN = """
@@ -71,7 +71,7 @@ def test_a_plan_that_fits(folder):
     assert found["recommended"]
 
 
-def test_one_that_does_not(folder):
+def test_a_plan_that_does_not_fit(folder):
     done = plan(folder, "parallel.num_processes=8", "--gpu-set", "memory_gib=10")
     assert done.returncode == 3
     assert "does not fit: in the " in done.stdout
@@ -81,13 +81,13 @@ def test_one_that_does_not(folder):
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--gpu", "TPU"], "GPU 'TPU' is not known"),
-        (["--gpu-set", "memory_gib=much"], "--gpu-set memory_gib=much: give it as FIGURE=NUMBER"),
+        (["--gpu", "TPU"], "unknown GPU 'TPU'"),
+        (["--gpu-set", "memory_gib=much"], "--gpu-set memory_gib=much: the form is FIGURE=NUMBER"),
         (["--gpus", "6"], "6 processes are not a multiple of the 4"),
         (["model.path=nowhere"], "nowhere/config.json cannot be read"),
     ],
 )
-def test_what_is_unknown_is_one_line(arguments, fault, folder):
+def test_an_unknown_argument_is_reported_in_one_line(arguments, fault, folder):
     done = plan(folder, *arguments)
     assert done.returncode == 2
     assert fault in done.stderr and "Traceback" not in done.stderr
@@ -102,9 +102,9 @@ def test_what_is_unknown_is_one_line(arguments, fault, folder):
         ("prime_moe", "Qwen3-30B-A3B"),
     ],
 )
-def test_the_examples_configurations_fit_the_gpus_that_they_name(name, model, tmp_path):
+def test_the_example_configurations_fit_their_gpus(name, model, tmp_path):
     folder = write_model(tmp_path / "model", model)
     config = load_config(ROOT / "examples" / f"{name}.toml", [f"model.path={folder}"])
-    memory = plan_memory(job_of(config, config.parallel.num_processes, KNOWN["H100-80G"]))
+    memory = plan_memory(read_planned_run(config, config.parallel.num_processes, KNOWN["H100-80G"]))
     assert memory.fits, memory.phases
     assert (config.policy.lr, config.prm.lr, config.prm.beta) == (5e-7, 1e-6, 0.05)

@@ -9,7 +9,7 @@ import pytest
 from megatron_prime.data import code_tests
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
 from megatron_prime.rewards.code.comparison import outputs_equal, results_equal
-from megatron_prime.rewards.code.tests import read_tests
+from megatron_prime.rewards.code.verifier import read_tests
 
 
 def packed(value):
@@ -26,14 +26,14 @@ CALLS = [{"input": '[1]\n"k"', "output": "null", "testtype": "functional"}]
 @pytest.mark.parametrize(
     "private", [json.dumps(CASES[1:]), CASES[1:], packed(json.dumps(CASES[1:])), packed(CASES[1:])]
 )
-def test_streams_from_every_form_of_the_columns(private):
+def test_stdin_tests_are_read_from_every_form_of_the_columns(private):
     assert json.loads(livecodebench_tests(json.dumps(CASES[:1]), private, "{}")) == {
         "inputs": ["1\n", "5"],
         "outputs": ["2\n", "6"],
     }
 
 
-def test_calls():
+def test_function_calls_are_read():
     truth = json.loads(livecodebench_tests(CALLS, "", '{"func_name": "f"}'))
     assert truth == {"fn_name": "f", "inputs": [[[1], "k"]], "outputs": [[None]]}
 
@@ -51,23 +51,23 @@ class Attack:
         (CALLS, None, "{}", "no func_name"),
         (CALLS, None, "{", "'metadata' is not JSON"),
         (CASES, "not packed", "{}", "'private_test_cases' is neither JSON nor packed"),
-        (CASES, "{}", "{}", "no list of tests"),
-        ([{"testtype": "stdin"}], None, "{}", "not of LiveCodeBench's form"),
+        (CASES, "{}", "{}", "is not a list of tests"),
+        ([{"testtype": "stdin"}], None, "{}", "not in LiveCodeBench's format"),
     ],
 )
-def test_what_does_not_fit_is_explained(public, private, metadata, reason):
+def test_invalid_columns_are_explained(public, private, metadata, reason):
     with pytest.raises(ValueError, match=reason):
         livecodebench_tests(public, private, metadata)
 
 
-def test_a_pickle_never_runs_anything(tmp_path, monkeypatch):
+def test_a_pickle_never_executes_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"asks for \w+\.system"):
+    with pytest.raises(ValueError, match=r"refers to \w+\.system"):
         livecodebench_tests(CASES, packed(Attack()), "{}")
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_bomb_is_not_unpacked(monkeypatch):
+def test_a_decompression_bomb_is_not_unpacked(monkeypatch):
     monkeypatch.setattr(code_tests, "MAX_TESTS_BYTES", 1 << 20)
     with pytest.raises(ValueError, match="over 1 MiB"):
         livecodebench_tests(CASES, packed("x" * (1 << 22)), "{}")
@@ -82,7 +82,7 @@ assert my_solution.top(**test_input) == []
 """
 
 
-def test_leetcode_asserts_are_read_in_their_order():
+def test_leetcode_asserts_are_read_in_the_order_of_the_text():
     assert json.loads(leetcode_tests(LEETCODE)) == {
         "fn_name": "top",
         "inputs": [[[3, 1], 2], [[], 0]],
@@ -101,18 +101,18 @@ def test_leetcode_asserts_are_read_in_their_order():
     [
         ("assert f(1) == g(2)", "line 1 .* literals"),
         ("assert f(1)", "line 1 does not compare"),
-        ("assert f(**unknown) == 1", "unknown is not known"),
+        ("assert f(**unknown) == 1", "no dictionary is assigned to unknown"),
         ("assert f(1) == 1\nassert g(1) == 1", r"call \['f', 'g'\]"),
         ("x = 1", r"call \[\]"),
         ("assert (", "not Python"),
     ],
 )
-def test_other_asserts_are_refused(source, reason):
+def test_asserts_of_another_form_are_rejected(source, reason):
     with pytest.raises(ValueError, match=reason):
         leetcode_tests(source)
 
 
-def test_the_verifier_of_code_reads_what_is_written():
+def test_the_code_verifier_reads_the_ground_truths():
     name, (first, second) = read_tests(leetcode_tests(LEETCODE))
     assert name == "top"
     assert (json.loads(first.stdin), json.loads(second.stdin)) == ([[3, 1], 2], [[], 0])

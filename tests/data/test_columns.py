@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_prime.data.columns import NamesColumn, TextColumn, TokensColumn
+from megatron_prime.data.columns import CategoryColumn, TextColumn, TokensColumn
 
 
 @pytest.mark.parametrize(
@@ -8,20 +8,20 @@ from megatron_prime.data.columns import NamesColumn, TextColumn, TokensColumn
     [
         (TokensColumn, [(1, 2, 3), (), (151_999,)]),
         (TextColumn, ["", "x = ½", "two\nlines", "\ud83d alone"]),
-        (NamesColumn, ["math", "", "code", "math"]),
+        (CategoryColumn, ["math", "", "code", "math"]),
     ],
 )
-def test_rows_come_back_as_they_were_put_in(column, rows):
+def test_a_column_returns_the_rows_that_were_appended(column, rows):
     filled = column()
     for row in rows:
         filled.append(row)
     assert len(filled) == len(rows)
     assert [filled[place] for place in range(len(rows))] == rows
-    assert filled.num_bytes >= 4 * len(rows)
+    assert filled.__sizeof__() >= 4 * len(rows)
 
 
 def test_a_token_takes_four_bytes():
     column = TokensColumn()
     for _ in range(100):
         column.append(range(1000, 2000))
-    assert column.num_bytes == 100 * 1000 * 4 + 101 * 8
+    assert column.__sizeof__() == 100 * 1000 * 4 + 101 * 8

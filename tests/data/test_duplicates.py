@@ -7,13 +7,13 @@ from megatron_prime.data.duplicates import DuplicateFinder, normalized
     ("left", "right", "is_same"),
     [
         ("Find  x.\n", "find x.", True),
-        ("x² + 1", "x2 + 1", True),  # compatibility forms: told in the page on data
+        ("x² + 1", "x2 + 1", True),  # compatibility forms, as docs/data.md says
         ("Straße", "STRASSE", True),
         ("x+1", "x-1", False),
         ("f(A)", "f(B)", False),
     ],
 )
-def test_what_normalising_forgets(left, right, is_same):
+def test_normalization_ignores_form_case_and_white_space(left, right, is_same):
     assert (normalized(left) == normalized(right)) is is_same
 
 
@@ -22,10 +22,10 @@ def test_duplicates_and_conflicts_are_counted():
     calls = [("a b", "1"), ("A  b", "1"), ("a b", "2"), ("ab", "1"), ("AB", "1")]
     assert [finder.is_duplicate(*call) for call in calls] == [False, True, True, False, True]
     assert (finder.num_duplicates, finder.num_conflicts) == (3, 1)
-    assert finder.lines() == ["3 duplicates are left out; 1 of them have another answer"]
+    assert finder.log_lines() == ["3 duplicates were dropped; 1 of them have a different answer"]
 
 
-def test_exact_keeps_what_differs_in_case_and_none_keeps_all():
+def test_exact_mode_distinguishes_case_and_none_keeps_all():
     assert not any(DuplicateFinder("none").is_duplicate("a", "1") for _ in range(3))
     finder = DuplicateFinder("exact")
     assert [finder.is_duplicate(text, "1") for text in ("a", "A", "a")] == [False, False, True]

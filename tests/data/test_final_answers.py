@@ -14,7 +14,7 @@ from megatron_prime.data.final_answers import gsm8k_answer, last_boxed, plain_nu
         ("#### ", None),
     ],
 )
-def test_gsm8k(text, answer):
+def test_the_gsm8k_answer_follows_the_last_mark(text, answer):
     assert gsm8k_answer(text) == answer
 
 
@@ -33,11 +33,11 @@ def test_gsm8k(text, answer):
         ("none", None),
     ],
 )
-def test_last_box(text, answer):
+def test_the_last_complete_box_is_the_answer(text, answer):
     assert last_boxed(text) == answer
 
 
-def test_numbers_and_dollars():
+def test_numbers_and_dollar_signs_are_normalized():
     pairs = [
         ("27.0", "27"),
         ("073", "73"),

@@ -1,4 +1,4 @@
-"""Each layout on the sample files that ship with the examples, whose answers are known by hand."""
+"""Reads the sample files of the examples, whose answers are known, with each layout."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.layouts import LAYOUTS, layout
-from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.rows import DataRow, read_rows
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
 
@@ -37,18 +37,18 @@ def test_every_name_of_the_configuration_has_a_layout():
         ("olympiadbench", "olympiadbench.jsonl", ["0, 4", "2"], "olympiadbench"),
     ],
 )
-def test_mathematics(name, file, answers, source):
+def test_mathematics_layouts_find_the_answers(name, file, answers, source):
     rows = read(name, file)
     assert [answer for _, answer, _, _ in rows] == answers
     assert {(where, ability) for _, _, where, ability in rows} == {(source, "math")}
     assert all(isinstance(prompt, str) and prompt.endswith(("?", ".", "$")) for prompt, _, _, _ in rows)
 
 
-def test_the_context_of_an_olympiad_question_comes_first():
+def test_the_context_of_an_olympiad_question_precedes_it():
     assert read("olympiadbench", "olympiadbench.jsonl")[1][0].startswith("A circle has radius 1.\n\nWhat")
 
 
-def test_eurus():
+def test_the_eurus_layout_reads_mathematics_and_code():
     rows = read("eurus", "eurus.jsonl")
     assert [answer for _, answer, _, _ in rows[:3]] == ["7", r"\frac{3}{4}", "9"]
     assert json.loads(rows[4][1])["fn_name"] == "double"
@@ -62,7 +62,7 @@ def test_eurus():
     assert [message["role"] for message in rows[0][0]] == ["system", "user"]
 
 
-def test_code():
+def test_code_layouts_find_question_and_tests():
     (by_streams, answer, _, ability), (by_call, call, _, _) = read("livecodebench", "livecodebench.jsonl")
     assert ability == "code"
     assert by_streams.endswith("standard output.")
@@ -89,8 +89,8 @@ def test_code():
         ("eurus", {"prompt": "q", "data_source": "s", "ability": "math"}, "no field 'reward_model'"),
     ],
 )
-def test_a_row_that_does_not_fit_is_named(name, fields, reason):
-    row = Row(fields, Path("a.jsonl"), 9)
+def test_the_error_names_an_invalid_row(name, fields, reason):
+    row = DataRow(fields, Path("a.jsonl"), 9)
     found = layout(name, DataConfig())
     with pytest.raises(
         ValueError, match=rf"a\.jsonl, row 9: .*{reason}" if "row 9" not in reason else reason

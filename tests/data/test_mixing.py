@@ -1,11 +1,12 @@
-"""Shares against an exact count, resume at every place, and no repetition inside a set's epoch."""
+"""Compares shares with an exact count, resumes at every position, and checks epochs for repetitions."""
 
 import json
 from fractions import Fraction
 
 import pytest
 
-from megatron_prime.data.mixing import MixedOrder, Subset, make_order
+from megatron_prime.data.columns import ColumnTable
+from megatron_prime.data.mixing import MixedOrder, Subset, make_stream
 from megatron_prime.data.ordering import ResumableOrder
 
 SETS = {
@@ -20,7 +21,7 @@ def make(seed=1, weights=WEIGHTS, shuffle=True):
     return MixedOrder(SETS, weights, "print", seed, shuffle)
 
 
-def test_every_prefix_has_its_shares():
+def test_every_prefix_meets_the_shares():
     taken = make().next(500)
     total = sum(Fraction(weight) for weight in WEIGHTS.values())
     for length in range(1, 501):
@@ -29,7 +30,7 @@ def test_every_prefix_has_its_shares():
             assert abs(count - length * Fraction(weight) / total) < len(SETS) / 2
 
 
-def test_each_set_is_gone_through_without_repetition():
+def test_each_set_is_visited_without_repetition():
     taken = make().next(400)
     for name, items in SETS.items():
         mine = [item for item in taken if item[0] == name]
@@ -37,7 +38,7 @@ def test_each_set_is_gone_through_without_repetition():
             assert sorted(mine[start : start + len(items)]) == sorted(items)
 
 
-def test_it_resumes_at_every_place():
+def test_it_resumes_at_every_position():
     whole = make().next(60)
     for place in range(60):
         order = make()
@@ -47,7 +48,7 @@ def test_it_resumes_at_every_place():
         assert resumed.next(60 - place) == whole[place:]
 
 
-def test_the_epoch_is_that_of_the_set_with_the_fewest():
+def test_the_epoch_is_the_minimum_over_the_sets():
     order = make()
     order.next(400)
     assert order.epoch == 0
@@ -70,12 +71,12 @@ def test_sets_of_one_size_are_shuffled_differently():
         ({"shuffle": False}, "another data.shuffle"),
     ],
 )
-def test_another_mixture_is_not_resumed(changes, reason):
+def test_another_mixture_cannot_be_resumed(changes, reason):
     with pytest.raises(ValueError, match=reason):
         make(**changes).load_state_dict(make().state_dict())
 
 
-def test_a_plain_order_s_position_is_no_mixture_s_and_the_other_way_round():
+def test_a_plain_order_and_a_mixture_do_not_resume_each_other():
     plain = ResumableOrder(SETS["a"], "print", 1, True)
     with pytest.raises(ValueError, match=r"other data\.weights"):
         make().load_state_dict(plain.state_dict())
@@ -83,14 +84,24 @@ def test_a_plain_order_s_position_is_no_mixture_s_and_the_other_way_round():
         plain.load_state_dict(make().state_dict())
 
 
-def test_make_order_parts_items_by_group():
+class Numbers(ColumnTable[int]):
+    """The row numbers themselves, with the given groups."""
+
+    def __init__(self, groups):
+        super().__init__()
+        for group in groups:
+            self.groups.append(group)
+
+    def _record(self, row):
+        return row
+
+
+def test_make_stream_splits_rows_by_group():
     items = list(range(10))
-    plain = make_order(items, lambda place: "", {}, "p", 0, False)
+    plain = make_stream(Numbers([""] * 10), "p", 0, False, {})
     assert plain.next(10) == items
-    mixed = make_order(
-        items, lambda place: "odd" if place % 2 else "even", {"odd": 1, "even": 1}, "p", 0, False
-    )
+    mixed = make_stream(Numbers(["even", "odd"] * 5), "p", 0, False, {"odd": 1, "even": 1})
     assert sorted(mixed.next(10)) == items
-    with pytest.raises(ValueError, match="names none, but no prompt"):
-        make_order(items, lambda place: "some", {"some": 1, "none": 1}, "p", 0, False)
+    with pytest.raises(ValueError, match="names none, but no row"):
+        make_stream(Numbers(["some"] * 10), "p", 0, False, {"some": 1, "none": 1})
     assert list(Subset("abcdef", [4, 1])) == ["e", "b"]

@@ -10,7 +10,7 @@ def order(seed=0, shuffle=True, num_items=7, fingerprint="f"):
     return ResumableOrder([f"item {index}" for index in range(num_items)], fingerprint, seed, shuffle)
 
 
-def test_an_epoch_visits_every_item_once_and_the_next_in_another_order():
+def test_every_epoch_visits_every_item_once_in_a_new_order():
     visited = order(num_items=50)
     first, second = visited.next(50), visited.next(50)
     assert Counter(first) == Counter(second) == Counter(f"item {index}" for index in range(50))
@@ -26,13 +26,13 @@ def test_without_shuffling_items_come_in_file_order():
     assert order(shuffle=False, num_items=3).next(5) == ["item 0", "item 1", "item 2", "item 0", "item 1"]
 
 
-def test_how_items_are_asked_for_does_not_change_the_order():
+def test_the_order_does_not_depend_on_how_many_items_are_requested():
     one, many = order(), order()
     assert [item for _ in range(30) for item in one.next(1)] == many.next(13) + many.next(17)
 
 
 @pytest.mark.parametrize("position", [0, 1, 6, 7, 8, 14, 20])
-def test_resuming_anywhere_goes_on_as_if_nothing_had_happened(position):
+def test_resuming_anywhere_continues_the_same_order(position):
     whole = order(seed=3)
     whole.next(position)
     state = json.loads(json.dumps(whole.state_dict()))
@@ -52,16 +52,16 @@ def test_resuming_anywhere_goes_on_as_if_nothing_had_happened(position):
         ({"shuffle": False}, "data.shuffle"),
     ],
 )
-def test_a_state_of_other_data_is_refused(other, named):
+def test_a_state_of_other_data_is_rejected(other, named):
     with pytest.raises(ValueError, match=f"another {named}"):
         order().load_state_dict(order(**other).state_dict())
 
 
-def test_a_position_outside_the_data_is_refused():
+def test_a_position_outside_the_data_is_rejected():
     with pytest.raises(ValueError, match="out of range"):
         order().load_state_dict(order().state_dict() | {"offset": 8})
 
 
-def test_nothing_to_visit_is_refused():
+def test_an_empty_data_set_is_rejected():
     with pytest.raises(ValueError, match="empty"):
         ResumableOrder([], "f", 0, True)

@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_prime.config.tables.data import DataConfig
-from megatron_prime.data.prompts import PromptDataset, PromptStream
+from megatron_prime.data.prompts import PromptDataset
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 
@@ -27,7 +27,7 @@ MESSAGES = [{"role": "system", "content": "Think."}, {"role": "user", "content":
 RENDERED = "<|system|>Think.<|user|>2+2?<|assistant|>"
 
 
-def test_text_prompts_are_tokenised_as_they_stand(tmp_path):
+def test_text_prompts_are_tokenized_verbatim(tmp_path):
     dataset = read(
         write(tmp_path / "a.jsonl", [{"prompt": "2 + 2 =", "answer": 4}, {"prompt": "é", "answer": "x"}])
     )
@@ -39,7 +39,7 @@ def test_text_prompts_are_tokenised_as_they_stand(tmp_path):
     assert len(dataset) == 2
 
 
-def test_the_released_data_set_s_form_is_read_from_parquet(tmp_path):
+def test_the_format_of_the_released_data_set_is_read_from_parquet(tmp_path):
     path = tmp_path / "eurus.parquet"
     rows = [
         {
@@ -70,7 +70,7 @@ def test_the_released_data_set_s_form_is_read_from_parquet(tmp_path):
     assert text_of(dataset.prompts[0]) == RENDERED
 
 
-def test_reward_model_as_json_text_is_descended_into(tmp_path):
+def test_a_dotted_field_descends_into_json_text(tmp_path):
     row = {"prompt": "q", "reward_model": json.dumps({"ground_truth": {"inputs": ["1"]}})}
     dataset = read(write(tmp_path / "a.jsonl", [row]), answer_field="reward_model.ground_truth")
     assert json.loads(dataset.prompts[0].answer) == {"inputs": ["1"]}
@@ -87,12 +87,12 @@ def test_reward_model_as_json_text_is_descended_into(tmp_path):
         ("2+2?", "never", "2+2?"),
     ],
 )
-def test_when_the_chat_template_is_applied(tmp_path, prompt, mode, expected):
+def test_the_chat_template_is_applied_by_mode_and_prompt(tmp_path, prompt, mode, expected):
     path = write(tmp_path / "a.jsonl", [{"prompt": prompt, "answer": "4"}])
     assert text_of(read(path, byte_tokenizer(CHAT_TEMPLATE), chat_template=mode).prompts[0]) == expected
 
 
-def test_long_prompts_are_dropped_counted_and_do_not_move_the_index(tmp_path):
+def test_long_prompts_are_dropped_and_counted_without_changing_the_index(tmp_path):
     rows = [{"prompt": "x" * length, "answer": "1"} for length in (3, 11, 10, 12)]
     dataset = read(write(tmp_path / "a.jsonl", rows), max_prompt_tokens=10)
     assert [prompt.index for prompt in dataset.prompts] == [0, 2]
@@ -119,7 +119,7 @@ def test_the_index_is_unique_over_files(tmp_path):
         ({"prompt": "q", "answer": " "}, "'answer' is empty"),
     ],
 )
-def test_a_row_that_does_not_fit_is_named(tmp_path, row, reason):
+def test_the_error_names_an_invalid_row(tmp_path, row, reason):
     path = write(tmp_path / "a.jsonl", [{"prompt": "fine", "answer": "1"}, row])
     with pytest.raises(ValueError, match=rf"a\.jsonl, row 2: .*{reason}"):
         read(path)
@@ -142,22 +142,22 @@ def dataset_of(tmp_path, answers):
 
 def test_the_stream_resumes_in_mid_epoch_across_processes(tmp_path):
     answers = [str(n) for n in range(10)]
-    whole = PromptStream(dataset_of(tmp_path, answers), seed=5)
+    whole = dataset_of(tmp_path, answers).stream(seed=5)
     whole.next(13)
     state = json.loads(json.dumps(whole.state_dict()))
-    resumed = PromptStream(dataset_of(tmp_path, answers), seed=5)
+    resumed = dataset_of(tmp_path, answers).stream(seed=5)
     resumed.load_state_dict(state)
     assert resumed.next(12) == whole.next(12)
     assert resumed.epoch == whole.epoch == 2
 
 
-def test_one_changed_answer_is_another_data_set(tmp_path):
-    state = PromptStream(dataset_of(tmp_path, ["1", "2"]), seed=0).state_dict()
+def test_one_changed_answer_changes_the_fingerprint(tmp_path):
+    state = dataset_of(tmp_path, ["1", "2"]).stream(seed=0).state_dict()
     with pytest.raises(ValueError, match="another data set"):
-        PromptStream(dataset_of(tmp_path, ["1", "3"]), seed=0).load_state_dict(state)
+        dataset_of(tmp_path, ["1", "3"]).stream(seed=0).load_state_dict(state)
 
 
-def test_bad_rows_are_skipped_counted_and_told(tmp_path):
+def test_bad_rows_are_dropped_counted_and_reported(tmp_path):
     rows = [{"prompt": "q0", "answer": "0"}, {"prompt": "q1"}, {"prompt": "q2", "answer": "2"}]
     path = write(tmp_path / "a.jsonl", rows)
     path.write_text(path.read_text() + "{no json\n" + json.dumps({"prompt": "q4", "answer": "4"}) + "\n")
@@ -166,13 +166,13 @@ def test_bad_rows_are_skipped_counted_and_told(tmp_path):
     dataset = read(path, on_bad_row="skip")
     assert [(prompt.index, prompt.answer) for prompt in dataset.prompts] == [(0, "0"), (2, "2"), (4, "4")]
     assert dataset.num_bad_rows == 2
-    assert "2 rows do not fit" in dataset.notes[0]
+    assert "2 invalid rows" in dataset.notes[0]
     assert "row 2: no field" in dataset.notes[1] and "row 4: not a JSON object" in dataset.notes[2]
-    with pytest.raises(ValueError, match=r"none is left: 1 that do not fit, such as .*row 1"):
+    with pytest.raises(ValueError, match=r"none is left: 1 invalid, such as .*row 1"):
         read(write(tmp_path / "b.jsonl", [{"prompt": "q"}]), on_bad_row="skip")
 
 
-def test_duplicates_are_left_out_over_files(tmp_path):
+def test_duplicates_are_dropped_across_files(tmp_path):
     first = write(tmp_path / "a.jsonl", [{"prompt": "What is  1+1?", "answer": "2"}])
     second = write(
         tmp_path / "b.jsonl",
@@ -203,7 +203,7 @@ def test_weights_by_source_and_file_and_exact_resume_in_mid_epoch(tmp_path):
 
     def stream():
         dataset = read(paths, source_field="from", weights=weights)
-        return PromptStream(dataset, seed=3, weights=weights)
+        return dataset.stream(seed=3, weights=weights)
 
     whole = stream()
     taken = [text_of(prompt) for prompt in whole.next(17)]
@@ -215,14 +215,14 @@ def test_weights_by_source_and_file_and_exact_resume_in_mid_epoch(tmp_path):
     assert resumed.next(23) == whole.next(23)
     with pytest.raises(ValueError, match=r"other data.weights"):
         even = {"maths": 1, "b.jsonl": 1}
-        PromptStream(read(paths, source_field="from", weights=even), 3, weights=even).load_state_dict(state)
+        read(paths, source_field="from", weights=even).stream(3, weights=even).load_state_dict(state)
     with pytest.raises(ValueError, match=r"b\.jsonl, row 1: data\.weights has neither the source 'x'"):
         read(paths, source_field="from", weights={"maths": 1}, on_bad_row="skip")
-    with pytest.raises(ValueError, match="names ghost, but no prompt"):
-        PromptStream(read(paths[0]), 0, weights={"": 1, "ghost": 1})
+    with pytest.raises(ValueError, match="names ghost, but no row"):
+        read(paths[0]).stream(0, weights={"": 1, "ghost": 1})
 
 
-def test_the_table_is_compact_and_a_sequence(tmp_path):
+def test_the_table_is_a_compact_sequence(tmp_path):
     rows = [{"prompt": "x" * 100, "answer": "\ud800" if n == 1 else "1"} for n in range(200)]
     prompts = read(write(tmp_path / "a.jsonl", rows)).prompts
     assert len(prompts) == 200
@@ -231,4 +231,4 @@ def test_the_table_is_compact_and_a_sequence(tmp_path):
     assert prompts[3:9:2] == [prompts[3], prompts[5], prompts[7]]
     with pytest.raises(IndexError):
         prompts[200]
-    assert prompts.num_bytes / 200 < 4 * 100 + 64
+    assert prompts.__sizeof__() / 200 < 4 * 100 + 64

@@ -4,8 +4,8 @@ import pytest
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.layouts import layout
-from megatron_prime.data.reading import BATCH_ROWS, FileGroups, Fingerprint, ProblemReader, plain_text
-from megatron_prime.data.rows import Row
+from megatron_prime.data.reading import BATCH_ROWS, Fingerprint, ProblemReader, WeightGroups, prompt_text
+from megatron_prime.data.rows import DataRow
 from tests.support.tokenizers import byte_tokenizer
 
 
@@ -16,7 +16,7 @@ def reader_of(tmp_path, rows, **config):
     return ProblemReader([path], settings, layout("columns", settings), byte_tokenizer())
 
 
-def test_rows_keep_their_order_over_batches(tmp_path):
+def test_rows_keep_their_order_across_batches(tmp_path):
     rows = [{"prompt": f"q{n}", "answer": str(n)} for n in range(2 * BATCH_ROWS + 3)]
     problems = list(reader_of(tmp_path, rows))
     assert [problem.index for problem in problems] == list(range(len(rows)))
@@ -28,30 +28,30 @@ def bytes_of(problem):
     return byte_tokenizer().decode(list(problem.prompt_ids))
 
 
-def test_why_nothing_is_left(tmp_path):
+def test_an_empty_result_is_explained(tmp_path):
     reader = reader_of(tmp_path, [{"prompt": ""}, {"prompt": "q", "answer": "1"}], on_bad_row="skip")
     assert len(list(reader)) == 1
-    assert reader.why_empty(1, 5).startswith(
-        "of its 2 rows none is left: 1 longer than 5 tokens; 1 that do not"
+    assert reader.empty_reason(1, 5).startswith(
+        "of its 2 rows none is left: 1 longer than 5 tokens; 1 invalid"
     )
 
 
-def test_a_row_s_source_comes_before_its_file(tmp_path):
-    row = Row({}, tmp_path / "b.jsonl", 1)
-    assert FileGroups({"s": 1, "b.jsonl": 1}).group_of(row, "s") == "s"
-    assert FileGroups({"s": 1, "b.jsonl": 1}).group_of(row, "t") == "b.jsonl"
-    assert FileGroups({str(row.path): 1}).group_of(row, "t") == str(row.path)
-    assert FileGroups({}).group_of(row, "t") == ""
+def test_the_source_takes_precedence_over_the_file(tmp_path):
+    row = DataRow({}, tmp_path / "b.jsonl", 1)
+    assert WeightGroups({"s": 1, "b.jsonl": 1}).group_of(row, "s") == "s"
+    assert WeightGroups({"s": 1, "b.jsonl": 1}).group_of(row, "t") == "b.jsonl"
+    assert WeightGroups({str(row.path): 1}).group_of(row, "t") == str(row.path)
+    assert WeightGroups({}).group_of(row, "t") == ""
     with pytest.raises(ValueError, match=r"row 1: data\.weights .* \['s'\]"):
-        FileGroups({"s": 1}).group_of(row, "t")
+        WeightGroups({"s": 1}).group_of(row, "t")
 
 
-def test_fingerprints_tell_records_apart():
+def test_fingerprints_distinguish_records():
     def of(*records):
         fingerprint = Fingerprint()
         for record in records:
             fingerprint.add(*record)
-        return fingerprint.text()
+        return fingerprint.hexdigest()
 
     texts = {
         of((1, (2, 3), "a")),
@@ -67,6 +67,6 @@ def test_fingerprints_tell_records_apart():
     assert of((1, (2, 3), "a")) == of((1, [2, 3], "a"))
 
 
-def test_plain_text():
-    assert plain_text("q") == "q"
-    assert plain_text([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]) == "s\nq"
+def test_prompt_text_joins_the_messages():
+    assert prompt_text("q") == "q"
+    assert prompt_text([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]) == "s\nq"

@@ -23,17 +23,17 @@ def render(prompt, is_question=False, template=CHAT_TEMPLATE, **config):
         (USER, {"system_prompt": "s", "chat_template": "never"}, "s\nq"),
     ],
 )
-def test_system_prompt_and_instruction(prompt, config, text):
+def test_system_prompt_and_instruction_are_added(prompt, config, text):
     assert render(prompt, **config) == text
 
 
-def test_a_question_is_shown_as_a_message_where_there_is_a_template():
+def test_a_question_becomes_a_message_if_there_is_a_template():
     assert render("q", is_question=True) == "<|user|>q<|assistant|>"
     assert render("q", is_question=True, template=None) == "q"
     assert render("q", is_question=True, chat_template="never") == "q"
 
 
-def test_a_template_of_the_user_s(tmp_path):
+def test_a_template_file_replaces_the_tokenizers_template(tmp_path):
     path = tmp_path / "chat.jinja"
     path.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}>")
     assert render(USER, template=None, chat_template_file=path) == "[q]>"
@@ -45,12 +45,12 @@ def test_a_template_of_the_user_s(tmp_path):
         render(USER, chat_template_file=path)
 
 
-def test_messages_without_any_template_are_refused():
+def test_messages_without_a_template_are_rejected():
     with pytest.raises(ValueError, match=r"no chat template .*data\.chat_template_file"):
         render(USER, template=None)
 
 
-def test_tokens_of_many_prompts_are_those_of_each():
+def test_batched_tokenization_equals_single_tokenization():
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     renderer = PromptRenderer(DataConfig(), tokenizer)
     prompts = [renderer.render(prompt, False) for prompt in ("plain é", USER, "", WITH_SYSTEM, "x" * 50)]

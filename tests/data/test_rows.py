@@ -4,16 +4,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_prime.data.rows import Row, read_rows
+from megatron_prime.data.rows import DataRow, read_rows
 
 
-def test_jsonl_rows_keep_line_numbers_over_blank_lines(tmp_path):
+def test_jsonl_rows_keep_line_numbers_across_blank_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n{"a": "zwölf"}\n', encoding="utf-8")
     assert [(row.number, dict(row.fields)) for row in read_rows(path)] == [(1, {"a": 1}), (3, {"a": "zwölf"})]
 
 
-def test_parquet_gives_nested_values(tmp_path):
+def test_parquet_returns_nested_values(tmp_path):
     path = tmp_path / "a.parquet"
     records = [
         {"prompt": [{"role": "user", "content": f"q{n}"}], "reward_model": {"ground_truth": str(n)}}
@@ -38,13 +38,13 @@ def test_parquet_gives_nested_values(tmp_path):
         ("a.csv", b'a,b\n"1"2,3\n', "not readable as csv"),
     ],
 )
-def test_unreadable_files_are_named(tmp_path, name, content, reason):
+def test_the_error_names_an_unreadable_file(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         list(read_rows(tmp_path / name))
 
 
-def test_a_json_file_is_a_list_or_lines(tmp_path):
+def test_a_json_file_holds_a_list_or_lines(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(' [{"a": 1},\n {"a": 2}, 3]')
     told = []
@@ -70,7 +70,7 @@ def test_csv_rows_are_text_and_may_hold_line_breaks(tmp_path):
     ("name", "content", "good"),
     [("a.jsonl", b'{"a": 1}\n{\n[2]\n{"a": 3}\n', [1, 4]), ("a.csv", b"a\n1\n2,2\n3\n", [1, 3])],
 )
-def test_lines_that_are_no_record_are_told_and_reading_goes_on(tmp_path, name, content, good):
+def test_lines_without_a_record_are_reported_and_reading_continues(tmp_path, name, content, good):
     (tmp_path / name).write_bytes(content)
     told = []
     assert [row.number for row in read_rows(tmp_path / name, told.append)] == good
@@ -79,7 +79,7 @@ def test_lines_that_are_no_record_are_told_and_reading_goes_on(tmp_path, name, c
     ]
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+def test_a_missing_file_and_a_folder_have_different_errors(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         read_rows(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="is a directory"):
@@ -87,7 +87,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
 
 
 def row(fields, tmp_path):
-    return Row(fields, tmp_path / "a.jsonl", 5)
+    return DataRow(fields, tmp_path / "a.jsonl", 5)
 
 
 def test_dots_descend_through_objects_and_json_text(tmp_path):
@@ -101,12 +101,12 @@ def test_dots_descend_through_objects_and_json_text(tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("b", r"row 5: no field 'b' .*there is \['a', 'n', 'text'\]"),
+        ("b", r"row 5: no field 'b' .*the fields are \['a', 'n', 'text'\]"),
         ("a.c", r"no field 'c' in 'a'"),
         ("n.c", "'n' is a int"),
         ("text.c", "'text' is text that is not JSON"),
     ],
 )
-def test_a_field_that_is_not_there_is_explained(tmp_path, name, reason):
+def test_a_missing_field_is_explained(tmp_path, name, reason):
     with pytest.raises(ValueError, match=reason):
         row({"a": {"b": 1}, "n": 2, "text": "{"}, tmp_path).field(name)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from megatron_prime.config.tables.data import DataConfig
-from megatron_prime.data.sft import SFTDataset, SFTStream, response_token_ids
+from megatron_prime.data.sft import SFTDataset, response_token_ids
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 EOS = 256
@@ -14,7 +14,7 @@ def read(path, rows, field="response", max_tokens=100):
     return SFTDataset.read([path], DataConfig(), field, byte_tokenizer(CHAT_TEMPLATE), max_tokens)
 
 
-def test_examples_are_prompt_and_response_with_end_of_sequence(tmp_path):
+def test_examples_end_with_end_of_sequence(tmp_path):
     rows = [
         {"prompt": "1+1=", "response": "2"},
         {"prompt": [{"role": "user", "content": "q"}], "response": "a b"},
@@ -33,14 +33,14 @@ def test_end_of_sequence_is_written_once():
     assert response_token_ids("2<eos>", byte_tokenizer()).count(EOS) == 1
 
 
-def test_long_examples_are_dropped_whole(tmp_path):
+def test_long_examples_are_dropped_and_never_truncated(tmp_path):
     rows = [{"prompt": "1234", "response": "56"}, {"prompt": "1234", "response": "567"}]
     dataset = read(tmp_path / "a.jsonl", rows, max_tokens=7)
     assert len(dataset) == 1
     assert dataset.num_dropped == 1
 
 
-def test_what_does_not_fit_is_explained(tmp_path):
+def test_invalid_demonstrations_are_explained(tmp_path):
     with pytest.raises(ValueError, match="row 1: no field 'reply'"):
         read(tmp_path / "a.jsonl", [{"prompt": "q", "response": "a"}], field="reply")
     with pytest.raises(ValueError, match="row 1: 'response' is 7"):
@@ -53,14 +53,14 @@ def test_what_does_not_fit_is_explained(tmp_path):
 
 def test_the_stream_resumes(tmp_path):
     dataset = read(tmp_path / "a.jsonl", [{"prompt": f"q{n}", "response": "a"} for n in range(5)])
-    whole, resumed = SFTStream(dataset, seed=1), SFTStream(dataset, seed=1)
+    whole, resumed = dataset.stream(seed=1), dataset.stream(seed=1)
     whole.next(8)
     resumed.load_state_dict(whole.state_dict())
     assert resumed.next(9) == whole.next(9)
     assert whole.epoch == 3
 
 
-def test_conversations_give_prompt_and_last_answer(tmp_path):
+def test_conversations_are_split_into_prompt_and_last_answer(tmp_path):
     turns = [
         {"role": "user", "content": "1+1?"},
         {"role": "assistant", "content": "2"},
@@ -80,7 +80,7 @@ def test_conversations_give_prompt_and_last_answer(tmp_path):
         SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages")
 
 
-def test_bad_rows_and_duplicates_are_left_out_and_told(tmp_path):
+def test_bad_rows_and_duplicates_are_dropped_and_reported(tmp_path):
     rows = [
         {"prompt": "q", "response": "r"},
         {"prompt": "q", "response": "other"},
@@ -91,7 +91,7 @@ def test_bad_rows_and_duplicates_are_left_out_and_told(tmp_path):
     config = DataConfig(on_bad_row="skip", dedup="exact")
     dataset = SFTDataset.read([path], config, "response", byte_tokenizer(), 20)
     assert len(dataset) == 1
-    assert "1 duplicates" in dataset.notes[0] and "1 of them have another answer" in dataset.notes[0]
+    assert "1 duplicates" in dataset.notes[0] and "1 of them have a different answer" in dataset.notes[0]
     assert "row 3" in dataset.notes[2]
 
 
@@ -102,6 +102,6 @@ def test_demonstrations_are_mixed_by_file(tmp_path):
     weights = {"a.jsonl": 1, "b.jsonl": 3}
     config, tokenizer = DataConfig(weights=weights), byte_tokenizer()
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    stream = SFTStream(SFTDataset.read(paths, config, "response", tokenizer, 20), 0, weights=weights)
+    stream = SFTDataset.read(paths, config, "response", tokenizer, 20).stream(0, weights=weights)
     names = [tokenizer.decode(list(example.prompt_ids)) for example in stream.next(40)]
     assert (names.count("a"), names.count("b")) == (10, 30)

@@ -47,7 +47,7 @@ def test_steps_are_lines_and_sentences(text, steps):
 
 
 def steps_by_bytes(text):
-    """Step of every byte: that of its character, whose bytes complete together at the last of them."""
+    """Return the step of every byte: the step of its character, which is complete at its last byte."""
     step_of_character = [
         number for number, (start, end) in enumerate(step_spans(text)) for _ in range(start, end)
     ]
@@ -76,7 +76,7 @@ def test_end_of_sequence_belongs_to_the_last_step():
     assert ids == [0] * 5 + [1] * 4 + [1]
 
 
-def test_a_response_cut_inside_a_character_is_covered():
+def test_a_response_truncated_inside_a_character_is_covered():
     tokenizer = byte_tokenizer()
     ids = step_ids(tokenizer, tokenizer.encode("One. 🙂")[:-2])
     assert len(ids) == 7
@@ -93,12 +93,12 @@ def test_invalid_bytes_neither_stall_nor_crash():
     assert ids[-1] == ids[4] + 2
 
 
-def test_tokens_with_leading_space_go_with_their_word():
+def test_a_leading_space_belongs_to_the_step_of_its_word():
     tokenizer = word_tokenizer(["We", "add.", "Then", "stop."])
     assert step_ids(tokenizer, tokenizer.encode("We add. Then stop.")) == [0, 0, 1, 1]
 
 
-def test_ids_have_no_holes_where_one_token_spans_several_steps():
+def test_ids_have_no_gaps_if_one_token_spans_several_steps():
     class Chunks:
         pieces = ("One. Two. Three", " end.\n", "Four.")
 
@@ -108,7 +108,7 @@ def test_ids_have_no_holes_where_one_token_spans_several_steps():
     assert step_ids(Chunks(), [0, 1, 2]) == [0, 1, 2]
 
 
-def test_no_tokens_no_steps_and_special_tokens_alone_are_one():
+def test_no_tokens_have_no_steps_and_special_tokens_alone_have_one():
     assert step_ids(byte_tokenizer(), []) == []
     assert step_ids(byte_tokenizer(), [EOS, EOS]) == [0, 0]
 
@@ -135,7 +135,7 @@ PIECES = [
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
-def test_steps_cover_any_text_and_never_begin_inside_a_formula(text):
+def test_steps_cover_any_text_and_never_start_inside_a_formula(text):
     spans = step_spans(text)
     assert "".join(text[start:end] for start, end in spans) == text
     assert all(start < end for start, end in spans)
@@ -146,7 +146,7 @@ def test_steps_cover_any_text_and_never_begin_inside_a_formula(text):
 @pytest.mark.parametrize(
     "piece", ["$5 ", "\\[ ", "\\begin{a} ", "\\begin{a}\\begin{a}\\end{a} ", "```\n", "Step 1. "]
 )
-def test_no_text_takes_long(piece):
+def test_the_time_is_not_quadratic_in_the_text(piece):
     text = piece * (60_000 // len(piece))
     begin = time.process_time()
     step_spans(text)

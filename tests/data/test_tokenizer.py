@@ -15,7 +15,7 @@ def test_a_saved_tokenizer_is_loaded_offline(tmp_path):
     assert end_of_sequence(loaded) == 2
 
 
-def test_what_cannot_be_loaded_is_explained(tmp_path):
+def test_a_tokenizer_that_cannot_be_loaded_is_explained(tmp_path):
     with pytest.raises(ValueError, match="is not a directory"):
         load_tokenizer(tmp_path / "none")
     (tmp_path / "notes.txt").write_text("x")
@@ -23,7 +23,7 @@ def test_what_cannot_be_loaded_is_explained(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_without_end_of_sequence_is_refused(tmp_path):
+def test_a_tokenizer_without_end_of_sequence_is_rejected(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}))).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no end-of-sequence token"):
         load_tokenizer(tmp_path)
@@ -38,7 +38,7 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(tmp_path):
         ({"eos_token_id": [256, 9, 3]}, (3, 9, 256)),
     ],
 )
-def test_stop_tokens_are_those_of_tokenizer_and_generation_config(tmp_path, config, expected):
+def test_stop_tokens_come_from_tokenizer_and_generation_config(tmp_path, config, expected):
     if config is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert stop_token_ids(byte_tokenizer(), tmp_path) == expected
@@ -48,11 +48,11 @@ def test_stop_tokens_are_those_of_tokenizer_and_generation_config(tmp_path, conf
     ("text", "reason"),
     [
         ("{", "not JSON"),
-        ('{"eos_token_id": "x"}', "neither an integer"),
-        ('{"eos_token_id": [true]}', "neither"),
+        ('{"eos_token_id": "x"}', "must be an integer"),
+        ('{"eos_token_id": [true]}', "must be an integer"),
     ],
 )
-def test_a_broken_generation_config_is_named(tmp_path, text, reason):
+def test_the_error_names_an_invalid_generation_config(tmp_path, text, reason):
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ValueError, match=reason):
         stop_token_ids(byte_tokenizer(), tmp_path)

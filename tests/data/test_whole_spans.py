@@ -24,10 +24,10 @@ from megatron_prime.data.whole_spans import whole_spans
         ("", []),
     ],
 )
-def test_formulas_and_code(text, parts):
+def test_formulas_and_code_are_found(text, parts):
     assert [text[start:end] for start, end in whole_spans(text)] == parts
 
 
-def test_a_lone_dollar_swallows_nothing_far_away():
+def test_an_unpaired_dollar_does_not_match_far_away():
     text = "$x" + " y" * 3000 + "z$"
     assert whole_spans(text) == []

@@ -3,7 +3,7 @@ import pytest
 from megatron_prime.observability.durable import replace_file
 
 
-def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
+def test_a_file_is_replaced_atomically_without_leftovers(tmp_path):
     path = tmp_path / "state.json"
     replace_file(path, "first")
     replace_file(path, "ä")
@@ -11,7 +11,7 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "state.json"
     replace_file(path, "old")
 

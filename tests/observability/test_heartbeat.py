@@ -1,12 +1,12 @@
-"""What is told is what is read, and a thread's place is named."""
+"""Checks that recorded events can be read back, and that the activity of a thread is described."""
 
 import threading
 
 from megatron_prime.observability import Metrics
-from megatron_prime.observability.heartbeat import beat, begin_step, current, phase, place_of
+from megatron_prime.observability.heartbeat import beat, begin_step, current, phase, thread_activity
 
 
-def test_signs_count_up_and_name_the_last_event():
+def test_beats_are_counted_and_the_last_event_is_recorded():
     begin_step(4)
     before, at = current().count, current().at
     beat("microbatch")
@@ -28,13 +28,13 @@ def test_phases_nest_and_end_when_the_block_fails():
         assert (current().phase, current().event) == ("step", "end of rollout")
 
 
-def test_timed_phases_of_metrics_are_phases():
+def test_timed_metrics_set_the_phase():
     with Metrics().timed("policy"):
         assert current().phase == "policy"
     assert current().phase != "policy"
 
 
-def test_a_wait_for_others_is_told_from_work():
+def test_a_waiting_thread_is_distinguished_from_a_working_one():
     event, ended = threading.Event(), threading.Event()
 
     def waits():
@@ -48,8 +48,8 @@ def test_a_wait_for_others_is_told_from_work():
     for thread in threads:
         thread.start()
     try:
-        # Event.wait itself is a Python function of the standard library, which calls lock.acquire().
-        places = [place_of(thread.ident) for thread in threads]
+        # Event.wait is a Python function of the standard library whose innermost line calls lock.acquire().
+        places = [thread_activity(thread.ident) for thread in threads]
         assert "in works" not in places[0].text
         assert not places[1].is_waiting
         assert "works" in places[1].text or "is_set" in places[1].text
@@ -58,15 +58,15 @@ def test_a_wait_for_others_is_told_from_work():
         ended.set()
     for thread in threads:
         thread.join()
-    assert place_of(threads[0].ident).text == "the thread has ended"
+    assert thread_activity(threads[0].ident).text == "the thread has ended"
 
 
-def test_calls_that_wait_for_a_gpu_count_on_a_gpu_alone(tmp_path):
+def test_gpu_synchronization_counts_as_waiting_only_with_a_gpu(tmp_path):
     entered, lock = threading.Event(), threading.Lock()
     lock.acquire()
 
     class Tensor:
-        """Its item() is a C function: the innermost Python line is the one that calls it."""
+        """A tensor whose item() is a C function, so that the innermost Python line is the one that calls it."""
 
         item = lock.acquire
 
@@ -78,9 +78,9 @@ def test_calls_that_wait_for_a_gpu_count_on_a_gpu_alone(tmp_path):
     thread = threading.Thread(target=scope["read"], args=(Tensor, entered))
     thread.start()
     entered.wait()
-    while "reads.py:3" not in place_of(thread.ident).text:
+    while "reads.py:3" not in thread_activity(thread.ident).text:
         pass
-    assert not place_of(thread.ident).is_waiting
-    assert place_of(thread.ident, is_cuda=True).is_waiting
+    assert not thread_activity(thread.ident).is_waiting
+    assert thread_activity(thread.ident, is_cuda=True).is_waiting
     lock.release()
     thread.join()

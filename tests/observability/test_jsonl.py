@@ -54,7 +54,7 @@ def test_a_killed_process_loses_nothing_that_was_logged(tmp_path):
     assert [entry["step"] for entry in read_history(path)] == [0, 1, 2]
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_non_finite_values_are_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with JsonlHistory(path) as history:
         history.log(0, {"a/nan": math.nan, "a/inf": -math.inf, "a/x": 0.0})
@@ -65,7 +65,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 
 @pytest.mark.parametrize("resume_step", [0, 3])
-def test_steps_increase(tmp_path, resume_step):
+def test_steps_must_increase(tmp_path, resume_step):
     path = tmp_path / "metrics.jsonl"
     record(path, range(3))
     with JsonlHistory(path, resume_step) as history:
@@ -82,5 +82,5 @@ def test_damage_before_the_end_is_reported_with_its_line(tmp_path, line):
         JsonlHistory(path, resume_step=2)
 
 
-def test_no_file_is_no_history(tmp_path):
+def test_a_missing_file_is_an_empty_history(tmp_path):
     assert read_history(tmp_path / "absent.jsonl") == []

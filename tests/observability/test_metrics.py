@@ -6,7 +6,7 @@ import pytest
 from megatron_prime.observability.metrics import NAMES, Metrics, process_memory, undocumented
 
 
-def test_metrics_are_floats_in_the_order_of_setting():
+def test_metrics_are_floats_in_insertion_order():
     metrics = Metrics({"policy/loss": 1})
     metrics["eval/accuracy_by_source/AIME 24"] = True
     metrics["policy/loss"] = 2
@@ -24,12 +24,12 @@ def test_a_group_is_added_under_its_name():
 
 
 @pytest.mark.parametrize("name", ["loss", "Policy/loss", "policy/", "/loss", "policy loss/x", ""])
-def test_names_have_a_group(name):
+def test_names_must_have_a_group(name):
     with pytest.raises(ValueError, match="group/quantity"):
         Metrics()[name] = 1.0
 
 
-def test_a_phase_timer_adds_up_and_counts_a_phase_that_fails():
+def test_a_phase_timer_accumulates_and_includes_a_phase_that_raises():
     metrics = Metrics()
     with metrics.timed("rollout"):
         time.sleep(0.02)

@@ -4,7 +4,7 @@ from megatron_prime.observability import Metrics, MetricsLogger
 from megatron_prime.observability.jsonl import read_history
 
 
-def test_one_call_reaches_every_file_and_a_resume_purges_them_all(tmp_path):
+def test_one_call_writes_every_file_and_a_resume_truncates_all(tmp_path):
     with MetricsLogger(tmp_path) as logger:
         for step in range(4):
             logger.log(step, Metrics({"policy/loss": step}))

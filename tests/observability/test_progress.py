@@ -16,14 +16,14 @@ def plain(output: io.StringIO) -> Progress:
     return Progress(console=Console(file=output, force_terminal=False, width=40))
 
 
-def test_a_log_file_gets_whole_plain_lines(output):
+def test_a_log_file_gets_unwrapped_plain_lines(output):
     reporter = plain(output)
     reporter.line("x" * 100)
     reporter.line("[red]as it stands[/red] 3.5")
     assert output.getvalue() == "x" * 100 + "\n[red]as it stands[/red] 3.5\n"
 
 
-def test_a_step_line_shows_the_metrics_that_are_there(output):
+def test_a_step_line_shows_the_metrics_that_exist(output):
     labels = {"rollout/outcome_reward": "reward", "eval/accuracy": "eval", "time/step_s": "s"}
     plain(output).step(3, 20, {"rollout/outcome_reward": 0.41666, "time/step_s": 12.3456}, labels)
     assert output.getvalue() == "step 3/20  reward 0.4167  s 12.35\n"
@@ -36,7 +36,7 @@ def test_a_short_phase_is_silent_in_a_log_file(output):
     assert output.getvalue() == ""
 
 
-def test_a_long_phase_says_how_far_it_is(output, monkeypatch):
+def test_a_long_phase_reports_its_progress(output, monkeypatch):
     monkeypatch.setattr(progress_module, "PLAIN_INTERVAL_S", 0.0)
     with plain(output).phase("rollout", total=4) as advance:
         advance(1)

@@ -1,4 +1,4 @@
-"""Versions and git state are those that git and pip tell; lives keep their own files."""
+"""Compares versions and git state with git and pip; each attempt of a run writes its own file."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ def git(folder, *arguments):
     return done.stdout
 
 
-def test_git_state_tells_commit_and_changes(tmp_path):
+def test_git_state_has_commit_and_changes(tmp_path):
     assert git_state(tmp_path) is None
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("one = 1\n")
@@ -29,11 +29,11 @@ def test_git_state_tells_commit_and_changes(tmp_path):
     assert "-one = 1\n+one = 2" in changed["diff"] and changed["diff_is_whole"]
 
 
-def test_versions_are_those_installed():
+def test_versions_are_the_installed_ones():
     assert versions(["torch", "no-such-package"]) == {"torch": version("torch")}
 
 
-def test_each_life_has_its_file(tmp_path, monkeypatch):
+def test_each_attempt_has_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     first, second = (save_provenance(tmp_path, life) for life in (1, 2))
     assert first != second

@@ -46,7 +46,7 @@ def test_an_event_file_torn_by_a_kill_is_read_up_to_the_tear_and_resumed(tmp_pat
     assert read(tmp_path) == [(0, 0.0), (1, 1.0), (2, 2.5), (3, 3.5)]
 
 
-def test_what_was_logged_is_readable_before_the_file_is_closed(tmp_path):
+def test_logged_scalars_are_readable_before_the_file_is_closed(tmp_path):
     writer = TensorBoardWriter(tmp_path)
     writer.log(0, {"policy/loss": 1.0, "policy/kl": math.nan})
     assert read(tmp_path) == [(0, 1.0)]

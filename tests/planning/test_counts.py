@@ -1,4 +1,4 @@
-"""Parameter counts are the published ones, and a rank's are those of the conversion table."""
+"""Compares parameter counts with published ones, and those of a rank with the conversion table."""
 
 import math
 
@@ -12,7 +12,7 @@ from megatron_prime.planning.counts import (
     rank_parameters,
 )
 from megatron_prime.resharding.layouts import TrainingLayout, local_parameters
-from tests.support.plan_jobs import PUBLIC
+from tests.support.planned_runs import PUBLIC
 
 PUBLISHED = {
     "Llama-3-70B": 70_553_706_496,
@@ -22,16 +22,16 @@ PUBLISHED = {
     "Qwen3-30B-A3B": 30_532_122_624,
     "Qwen3-235B-A22B": 235_093_634_560,
 }
-"""Elements in the published safetensors files."""
+"""Numbers of elements in the published safetensors files."""
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_counts_are_the_published_ones(name):
+def test_counts_equal_the_published_ones(name):
     assert num_parameters(ModelShape.from_hf_config(PUBLIC[name])) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize(("name", "billions"), [("Qwen3-30B-A3B", 3.3), ("Qwen3-235B-A22B", 22.1)])
-def test_active_parameters_are_what_the_models_are_named_after(name, billions):
+def test_active_parameters_match_the_names_of_the_models(name, billions):
     found = num_active_parameters(ModelShape.from_hf_config(PUBLIC[name])) / 1e9
     assert found == pytest.approx(billions, rel=0.02)
 
@@ -44,7 +44,7 @@ def test_active_parameters_are_what_the_models_are_named_after(name, billions):
         ("Qwen3-30B-A3B", TrainingLayout(tp=2, pp=4, dp=8, ep=8)),
     ],
 )
-def test_a_ranks_parameters_are_those_of_the_table(name, layout):
+def test_a_ranks_parameters_match_the_conversion_table(name, layout):
     shape = ModelShape.from_hf_config(PUBLIC[name])
     for stage in range(layout.pp):
         parameters = local_parameters(shape, layout, stage * layout.ranks_per_stage)
@@ -53,7 +53,7 @@ def test_a_ranks_parameters_are_those_of_the_table(name, layout):
         assert found.expert == sum(math.prod(p.shape) for p in parameters if p.is_expert)
 
 
-def test_flops_of_a_model_small_enough_to_count_by_hand():
+def test_flops_of_a_small_model_equal_a_count_by_hand():
     config = PUBLIC["Qwen2.5-7B"] | {
         "hidden_size": 8,
         "intermediate_size": 10,
@@ -64,7 +64,7 @@ def test_flops_of_a_model_small_enough_to_count_by_hand():
     }
     shape = ModelShape.from_hf_config(config)
     matrices = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 10
-    vectors = 8 + 2 * 4 + 3 * 8  # biases and norms, which are counted with them
+    vectors = 8 + 2 * 4 + 3 * 8  # biases and norms, which count as parameters
     assert forward_flops(shape, 1, 0, 0) == 2 * (matrices + vectors)
     assert forward_flops(shape, 0, 0, 1) == 2 * 800
     assert forward_flops(shape, 1, 100, 0) - forward_flops(shape, 1, 0, 0) == 2 * 100 * 8

@@ -1,4 +1,4 @@
-"""Names are found however they are written, figures can be changed, and what is unknown is told."""
+"""Names of GPUs are case-insensitive, figures can be changed, and unknown ones are reported."""
 
 import pytest
 
@@ -14,11 +14,11 @@ def test_figures_can_be_changed_by_name():
 @pytest.mark.parametrize(
     ("name", "changes", "fault"),
     [
-        ("H1000", {}, "'H1000' is not known; known are H100-80G"),
+        ("H1000", {}, "unknown GPU 'H1000'; known are H100-80G"),
         ("B200", {"speed": 1.0}, "no figure 'speed'; it has bf16_tflops"),
         ("B200", {"memory_gib": 0.0}, "memory_gib = 0.0 must be positive"),
     ],
 )
-def test_what_is_unknown_is_told(name, changes, fault):
+def test_unknown_names_and_figures_are_reported(name, changes, fault):
     with pytest.raises(ValueError, match=fault):
         gpu_of(name, changes)

@@ -21,10 +21,10 @@ from megatron_prime.rewards.exact_match import ExactMatch
         ("３", "3", 1.0),
     ],
 )
-def test_the_end_of_the_response_is_the_answer(response, answer, reward):
+def test_the_response_must_end_with_the_answer(response, answer, reward):
     assert ExactMatch().verify(response, answer) == reward
 
 
-def test_a_blank_ground_truth_is_an_error_not_a_gift():
+def test_a_blank_ground_truth_is_an_error():
     with pytest.raises(ValueError, match="blank"):
         ExactMatch().verify("anything", " ")

@@ -104,14 +104,14 @@ def test_rewards_come_in_order_and_in_parallel(server):
     assert endpoint.verify_all([]) == []
 
 
-def test_what_may_pass_is_tried_again(server):
+def test_transient_failures_are_retried(server):
     endpoint, outcomes = verify(server, "fails 2", "drops 1", num_retries=3)
     assert [outcome.reward for outcome in outcomes] == [1.0, 0.25]
     assert endpoint.counts["restarts"] == 3
     assert server.tries == {"0": 3, "1": 2}
 
 
-def test_tries_have_an_end(server):
+def test_the_number_of_retries_is_limited(server):
     _, (busy, limited) = verify(server, "status 503", "status 429", num_retries=1)
     assert (busy.status, limited.status) == (ERROR, ERROR)
     assert "status 503: why" in busy.detail
@@ -126,13 +126,13 @@ def test_tries_have_an_end(server):
         "raw " + "[" * 100_000,
     ],
 )  # fmt: skip
-def test_an_answer_that_is_no_reward_is_an_error_at_once(server, text):
+def test_an_invalid_reply_is_an_error_without_a_retry(server, text):
     _, (outcome,) = verify(server, text)
     assert outcome.status is ERROR
     assert sum(server.tries.values()) == 1
 
 
-def test_the_deadline_covers_all_tries(server):
+def test_the_deadline_covers_all_attempts(server):
     start = time.monotonic()
     _, outcomes = verify(server, "sleep 30", "status 503", "reward 1", timeout_s=1.0, num_retries=1000)
     assert [outcome.status for outcome in outcomes] == [TIMEOUT, TIMEOUT, OK]
@@ -140,7 +140,7 @@ def test_the_deadline_covers_all_tries(server):
     assert time.monotonic() - start < 15
 
 
-def test_a_server_that_is_not_there_is_an_error_that_says_so(server):
+def test_an_unreachable_server_is_reported(server):
     url = server.url
     server.server_close()
     endpoint = HttpEndpoint(url, HttpRewardConfig(num_retries=1))
@@ -149,7 +149,7 @@ def test_a_server_that_is_not_there_is_an_error_that_says_so(server):
     assert "127.0.0.1" in outcome.detail
 
 
-def test_text_that_has_no_utf8_is_sent_all_the_same(server):
+def test_text_with_lone_surrogates_is_sent(server):
     _, (outcome,) = verify(server, "reward 1 \ud800")
     assert outcome.status is ERROR  # this server's number does not parse; the request came
     assert server.requests[0][0]["response"] == "reward 1 \ud800"

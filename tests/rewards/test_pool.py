@@ -46,7 +46,7 @@ def test_rewards_come_in_order_from_several_workers(tmp_path):
         assert pool.counts == {"ok": 104, "timeout": 0, "error": 0, "restarts": 0}
 
 
-def test_a_cheap_verifier_runs_here_without_processes():
+def test_an_in_process_verifier_starts_no_processes():
     with VerifierPool("exact_match", 4, 1.0) as pool:
         assert pool.worker_pids == ()
         assert [outcome.reward for outcome in pool.verify_all([("1 2", "2"), ("1 2", "1")])] == [1.0, 0.0]
@@ -63,7 +63,7 @@ def test_math_runs_in_workers():
 
 
 @pytest.mark.parametrize("command", ["hang", "stubborn"])
-def test_a_verification_past_its_deadline_is_killed_and_costs_no_other(command):
+def test_a_verification_past_its_deadline_is_killed_without_affecting_others(command):
     with scripted(timeout_s=1.0) as pool:
         first_pid = pool.worker_pids[0]
         start = time.monotonic()
@@ -76,14 +76,14 @@ def test_a_verification_past_its_deadline_is_killed_and_costs_no_other(command):
         assert pool.counts == {"ok": 2, "timeout": 1, "error": 0, "restarts": 1}
 
 
-def test_what_a_killed_verification_started_dies_with_it(tmp_path):
+def test_killing_a_verification_kills_its_subprocesses(tmp_path):
     with scripted(timeout_s=1.0) as pool:
         (outcome,) = pool.verify_all([("child", str(tmp_path / "pid"))])
     assert outcome.status is TIMEOUT
     eventually(lambda: is_gone(int((tmp_path / "pid").read_text())))
 
 
-def test_a_worker_that_dies_costs_one_retry(tmp_path):
+def test_a_response_whose_worker_dies_is_retried_once(tmp_path):
     with scripted() as pool:
         (outcome,) = pool.verify_all([("crash_once", str(tmp_path / "marker"))])
         assert (outcome.reward, outcome.status) == (1.0, OK)
@@ -105,7 +105,7 @@ def test_a_worker_killed_between_batches_is_replaced():
         assert [outcome.reward for outcome in pool.verify_all([("reward 1", "")])] == [1.0]
 
 
-def test_exceptions_noise_and_greed_stay_inside_the_worker():
+def test_exceptions_output_and_memory_use_are_confined_to_the_worker():
     with scripted() as pool:
         outcomes = pool.verify_all(
             [
@@ -124,7 +124,7 @@ def test_exceptions_noise_and_greed_stay_inside_the_worker():
         assert pool.counts["restarts"] == 0
 
 
-def test_texts_larger_than_a_pipe_and_of_any_characters_arrive():
+def test_texts_of_any_size_and_characters_are_transmitted():
     text = "é\ud800\0\n" * 100_000
     with scripted() as pool:
         outcomes = pool.verify_all([("length " + text, str(len(text)))])
@@ -169,17 +169,17 @@ def test_it_is_safe_beside_a_parent_with_busy_torch_threads():
 
 
 @pytest.mark.parametrize(("num_workers", "timeout_s"), [(0, 1.0), (1, 0.0)])
-def test_sizes_must_be_positive(num_workers, timeout_s):
+def test_numbers_of_workers_and_seconds_must_be_positive(num_workers, timeout_s):
     with pytest.raises(ValueError, match="must both be positive"):
         VerifierPool("math", num_workers, timeout_s)
 
 
-def test_an_unknown_verifier_is_refused_before_any_process_starts():
+def test_an_unknown_verifier_is_rejected_before_any_process_starts():
     with pytest.raises(ValueError, match="unknown verifier"):
         VerifierPool("none", 1, 1.0)
 
 
-def test_a_worker_that_cannot_start_stops_the_pool(capfd):
+def test_a_worker_that_cannot_start_is_an_error(capfd):
     with pytest.raises(RuntimeError, match="'scripted' does not start"):
         VerifierPool("scripted", 1, 1.0, module="no_such_module")
     assert "no_such_module" in capfd.readouterr().err

@@ -12,7 +12,7 @@ SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
 PROGRAM = "```python\nprint(sum(map(int, input().split())))\n```"
 
 
-def test_one_verifier_judges_everything():
+def test_a_single_verifier_verifies_everything():
     with RewardPools(RewardConfig(verifier="exact_match")) as pools:
         outcomes = pools.verify_all([("1 2", "2", "any", "thing"), ("1 2", "1", "", "")])
         assert [outcome.reward for outcome in outcomes] == [1.0, 0.0]
@@ -21,7 +21,7 @@ def test_one_verifier_judges_everything():
 
 
 @needs_sandbox
-def test_auto_goes_by_source_and_then_by_ability():
+def test_auto_routes_by_source_and_then_by_ability():
     routes = {"math": "math", "code": "code", "toy": "exact_match"}
     code = {"test_timeout_s": 20.0, "total_timeout_s": 40.0}
     reward = RewardConfig(verifier="auto", routes=routes, timeout_s=30.0, code=code)
@@ -47,7 +47,7 @@ def test_an_import_path_and_a_url_are_verifiers():
     assert isinstance(build_pool("http://localhost:1/verify", RewardConfig()), HttpEndpoint)
 
 
-def test_what_cannot_start_leaves_no_processes():
+def test_a_failed_start_leaves_no_processes():
     routes = {"a": "math", "b": "no_such_module_x:f"}
     with pytest.raises(RuntimeError, match="does not start"):
         RewardPools(RewardConfig(verifier="auto", routes=routes))

@@ -35,7 +35,7 @@ def test_the_function_gives_the_reward(my_rewards):
 
 
 @pytest.mark.parametrize(("name", "fault"), [("wrong", "outside"), ("nothing", "TypeError")])
-def test_what_is_no_reward_is_an_error(my_rewards, name, fault):
+def test_an_invalid_reward_is_an_error(my_rewards, name, fault):
     with my_rewards(name) as pool:
         (outcome,) = pool.verify_all([("a", "1")])
     assert outcome.status is VerificationStatus.ERROR
@@ -49,16 +49,16 @@ def test_it_is_killed_at_the_deadline(my_rewards):
 
 
 @pytest.mark.parametrize("name", ["no_such_function"])
-def test_a_function_that_is_not_there_stops_the_start(my_rewards, name):
+def test_a_missing_function_is_an_error_at_start(my_rewards, name):
     with pytest.raises(RuntimeError, match="does not start"):
         my_rewards(name)
 
 
 @pytest.mark.parametrize("path", ["", "module", ":f", "module:"])
-def test_a_path_of_another_form_is_refused(path):
+def test_a_malformed_path_is_rejected(path):
     with pytest.raises(ValueError, match="not of the form"):
         UserFunction(path)
 
 
-def test_it_imports_when_first_called_without_a_pool():
+def test_without_a_pool_it_imports_on_the_first_call():
     assert UserFunction("operator:eq").verify("a", "a") == 1.0

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_prime.rewards import get, names, register
 from megatron_prime.rewards.exact_match import ExactMatch
-from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus, Verifier, judge
+from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus, Verifier, run_verifier
 
 
 class Fixed:
@@ -27,12 +27,12 @@ def test_the_built_in_verifiers_are_registered():
     assert all(isinstance(get(name), Verifier) for name in ("exact_match", "math"))
 
 
-def test_an_unknown_name_lists_what_is_known():
+def test_the_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown verifier 'mathh': known are .*exact_match, .*math"):
         get("mathh")
 
 
-def test_a_taken_name_is_refused_and_registering_again_is_harmless():
+def test_a_taken_name_is_rejected_and_registering_again_is_harmless():
     register("exact_match", ExactMatch)
     with pytest.raises(ValueError, match="is taken"):
         register("exact_match", lambda: Fixed(1.0))
@@ -41,14 +41,14 @@ def test_a_taken_name_is_refused_and_registering_again_is_harmless():
 
 @pytest.mark.parametrize("reward", [0, 0.25, 1, True])
 def test_a_reward_is_passed_on(reward):
-    assert judge(Fixed(reward), "r", "a") == VerificationOutcome(float(reward), VerificationStatus.OK)
+    assert run_verifier(Fixed(reward), "r", "a") == VerificationOutcome(float(reward), VerificationStatus.OK)
 
 
 @pytest.mark.parametrize(
     "reward", [1.5, -0.1, math.nan, math.inf, None, "x", ValueError("broken"), RecursionError()]
 )
-def test_anything_else_is_a_counted_error_and_nan(reward):
-    outcome = judge(Fixed(reward), "r", "a")
+def test_an_invalid_reward_is_an_error_and_nan(reward):
+    outcome = run_verifier(Fixed(reward), "r", "a")
     assert outcome.status is VerificationStatus.ERROR
     assert math.isnan(outcome.reward)
     assert outcome.detail

@@ -1,4 +1,4 @@
-"""Model shapes for the tests of planning."""
+"""Model shapes for the tests of planning and resharding."""
 
 from megatron_prime.hf.mapping import ModelShape
 
@@ -47,4 +47,4 @@ MOE_1T = ModelShape(
     num_experts_per_tok=8,
     moe_ffn_hidden_size=2048,
 )
-"""The counts of today's largest open mixtures, with this project's attention: 1.04e12 parameters."""
+"""The sizes of the largest open mixture-of-experts models, with this project's attention: 1.04e12 parameters."""

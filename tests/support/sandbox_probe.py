@@ -1,4 +1,4 @@
-"""Whether this machine can run the sandbox, and the mark of tests that need it."""
+"""A probe for a working sandbox on this machine, and the pytest mark of tests that need it."""
 
 import shutil
 import subprocess
@@ -7,7 +7,7 @@ import pytest
 
 
 def why_not() -> str:
-    """ "" where bubblewrap works."""
+    """Return why bubblewrap does not work on this machine, or "" if it works."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         return "bubblewrap is not installed (apt-get install bubblewrap)"

@@ -1,4 +1,4 @@
-"""Tokenizers made in the test: no file of a real model is at hand."""
+"""Small tokenizers that are built in the tests, without files of a real model."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +10,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token a byte: every character outside ASCII is split over several tokens."""
+    """Return a tokenizer with one token per byte, so that characters outside ASCII take several tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -23,7 +23,7 @@ def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """One token a word."""
+    """Return a tokenizer with one token per word."""
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate([*words, "<eos>"])}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

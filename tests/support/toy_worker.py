@@ -246,7 +246,7 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
 
     from megatron_prime.cli.assemble import scoring_settings, start_topology
     from megatron_prime.config.loading import load_config
-    from megatron_prime.data.sft import SFTDataset, SFTStream
+    from megatron_prime.data.sft import SFTDataset
     from megatron_prime.data.tokenizer import load_tokenizer
     from megatron_prime.training.sft import SFTTrainer
     from megatron_prime.training.trainable import Trainable
@@ -270,11 +270,11 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
         for name in ("loss", "grad_norm", "lr", "num_tokens"):
             history[name].append(metrics[f"sft/{name}"])
 
-    SFTTrainer(config.sft, policy, SFTStream(dataset, 0, config.data.shuffle)).run(after_step)
+    SFTTrainer(config.sft, policy, dataset.stream(0, config.data.shuffle)).run(after_step)
 
     model = AutoModelForCausalLM.from_pretrained(config.model.path)
     optimizer = torch.optim.AdamW(_decay_groups(model, 0.1), lr=0.0)
-    stream = SFTStream(dataset, 0, config.data.shuffle)
+    stream = dataset.stream(0, config.data.shuffle)
     history |= {"hf_loss": [], "hf_grad_norm": []}
     for lr in history["lr"]:
         total, num_tokens = torch.zeros(()), 0

@@ -77,7 +77,7 @@ def test_columns_by_name_and_prompt_text(tmp_path, capsys):
     more = ["--on-bad-row", "skip", "--dedup", "exact", "--system-prompt", "s", "--instruction", "Box it."]
     assert convert(source, *options, *more) == 0
     printed = capsys.readouterr().out
-    assert "1 duplicates" in printed and "1 rows do not fit" in printed and "1 rows written" in printed
+    assert "1 duplicates" in printed and "1 invalid rows" in printed and "1 rows written" in printed
     (record,) = [json.loads(line) for line in output.read_text().splitlines()]
     assert record["data_source"] == "rows"
     assert record["prompt"] == [

@@ -10,8 +10,8 @@ import torch
 
 from megatron_prime.planning.counts import forward_flops, num_parameters
 from megatron_prime.planning.gpus import GIB, GPU, KNOWN
-from megatron_prime.planning.job import Guess, job_of
 from megatron_prime.planning.memory import MemoryPlan, plan_memory
+from megatron_prime.planning.planned_run import Assumptions, read_planned_run
 from tools.gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
 from tools.gpu_checks.machine import synchronize
 from tools.gpu_checks.roles import (
@@ -164,7 +164,9 @@ def _plan(model: Path, setting: Setting, num_microbatches: int, *overrides: str)
         f"trainer.prompts_per_step={num_microbatches * ROWS // 4}",
         *overrides,
     )
-    return plan_memory(job_of(config, 1, gpu_here(setting) or KNOWN["H100-80G"], Guess(prompt, response)))
+    return plan_memory(
+        read_planned_run(config, 1, gpu_here(setting) or KNOWN["H100-80G"], Assumptions(prompt, response))
+    )
 
 
 def _of_policy(plan: MemoryPlan) -> dict[str, int]:

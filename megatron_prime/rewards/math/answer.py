@@ -50,7 +50,7 @@ MAX_ITEMS = 64
 """Alternatives or components that are compared; more is a wrong answer."""
 
 
-class MathAnswer:
+class MathVerifier:
     """See the module's contract."""
 
     in_process = False

@@ -22,7 +22,7 @@ PRINTED = {
     "read the parent's environment": "print(open('/proc/PARENT/environ').read())",
     "read our own /proc": "print(open('/proc/self/environ').read()); print(open('/proc/1/root/etc/passwd').read())",
     "environment": "import os; print(os.environ.get('SECRET_VALUE', 'none'))",
-    "import our modules": "import megatron_prime.rewards.code.tests as c; c.outputs_equal = lambda *a: True; print(42)",
+    "import our modules": "import megatron_prime.rewards.code.verifier as c; c.outputs_equal = lambda *a: True; print(42)",
     "import what we use": "import math_verify; print(42)",
     "search the frames": "import sys\nf = sys._getframe()\nwhile f:\n    for v in list(f.f_globals.values()) + list(f.f_locals.values()):\n        if '42' in repr(v) and len(repr(v)) < 10: print(42)\n    f = f.f_back",
     "search the heap": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and ('outputs' in o or 'expected' in o): print(o)",

@@ -19,7 +19,7 @@ time.sleep(1)
 
 
 @needs_groups
-def test_memory_is_bounded_over_all_processes():
+def test_memory_is_limited_over_all_processes():
     with ControlGroup(100 << 20, 64) as group:
         process = subprocess.run(
             [sys.executable, "-c", HOG], preexec_fn=group.enter, capture_output=True, timeout=60, check=False
@@ -33,7 +33,7 @@ def test_memory_is_bounded_over_all_processes():
 
 
 @needs_groups
-def test_groups_go_with_everything_in_them():
+def test_removing_a_group_kills_its_processes():
     with ControlGroup(1 << 30, 64) as group:
         folders = list(group.folders)
         assert len(folders) == 2
@@ -45,7 +45,7 @@ def test_groups_go_with_everything_in_them():
 
 
 @needs_groups
-def test_groups_of_killed_processes_are_swept_and_others_stay():
+def test_only_stale_groups_are_removed():
     killed = subprocess.Popen(["sleep", "1000"])
     left = [parent_group(name) / f"megatron_prime_{killed.pid}_{name}" for name in ("memory", "pids")]
     for folder in left:
@@ -60,13 +60,13 @@ def test_groups_of_killed_processes_are_swept_and_others_stay():
         assert all(folder.exists() for folder in group.folders)
 
 
-def test_without_the_right_it_does_nothing(tmp_path):
+def test_without_permission_no_group_is_created(tmp_path):
     with ControlGroup(1 << 30, 64, root=tmp_path / "none") as group:
         assert group.folders == []
         group.enter()
 
 
-def test_groups_of_version_2_take_their_limits(tmp_path):
+def test_groups_of_cgroup_version_2_are_limited(tmp_path):
     """A folder that has no controller's files is not one of cgroups, and is left as it was."""
     (tmp_path / "cgroup.controllers").write_text("")
     with ControlGroup(1 << 30, 64, root=tmp_path) as group:

@@ -36,7 +36,7 @@ def test_equal_outputs(expected, printed):
         ("e", "f"),
     ],
 )
-def test_other_outputs(expected, printed):
+def test_different_outputs(expected, printed):
     assert not outputs_equal(expected, printed)
 
 
@@ -76,5 +76,5 @@ def test_equal_results(expected, printed):
         (None, "0"),
     ],
 )
-def test_other_results(expected, printed):
+def test_different_results(expected, printed):
     assert not results_equal(expected, printed)

@@ -23,13 +23,13 @@ def launch(tmp_path, code, stdin="", call=None, **rlimits):
     return subprocess.run(command, input=stdin.encode(), capture_output=True, timeout=60, check=False)
 
 
-def test_it_says_ready_and_becomes_the_program(tmp_path):
+def test_it_reports_ready_and_runs_the_program(tmp_path):
     done = launch(tmp_path, "import os, sys\nprint(__name__, input(), os.getcwd(), sys.argv)", "hello\n")
     assert done.stdout.decode() == f"\x06__main__ hello {tmp_path} ['solution.py']\n"
     assert done.returncode == 0
 
 
-def test_a_call_gives_the_result_alone(tmp_path):
+def test_a_call_prints_only_the_result(tmp_path):
     done = launch(
         tmp_path, "print('noise')\ndef f(a, b):\n    print(a)\n    return (a, {b})", '["x", 2]', call="f"
     )
@@ -38,7 +38,7 @@ def test_a_call_gives_the_result_alone(tmp_path):
     assert done.stdout == b"\x062"
 
 
-def test_a_call_finds_what_sites_import_and_its_own_names_win(tmp_path):
+def test_a_call_has_the_prelude_and_its_own_names_take_precedence(tmp_path):
     code = "class Solution:\n    def f(self, a: List[int]): return heappop(a) + gcd(4, 6) + len(defaultdict(int))"
     assert launch(tmp_path, code, "[[3, 5]]", call="f").stdout == b"\x065"
     own = "def gcd(a, b): return 100\ndef f(a): return gcd(a, a)"
@@ -46,12 +46,12 @@ def test_a_call_finds_what_sites_import_and_its_own_names_win(tmp_path):
 
 
 @pytest.mark.parametrize("code", ["def g(): pass", "1 / 0", "def f(a): return object()", "syntax error"])
-def test_a_call_that_fails_gives_none(tmp_path, code):
+def test_a_call_that_fails_prints_no_result(tmp_path, code):
     done = launch(tmp_path, code, "[1]", call="f")
     assert (done.stdout, done.returncode) == (b"\x06", 1)
 
 
-def test_limits_hold_before_the_program_starts(tmp_path):
+def test_limits_are_set_before_the_program_starts(tmp_path):
     done = launch(
         tmp_path, "import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE))", RLIMIT_NOFILE=20
     )

@@ -20,12 +20,12 @@ def box(request):
     return Sandbox(CodeConfig(sandbox=request.param, max_output_mib=1))
 
 
-def test_output_input_and_exit_code_come_back(box):
+def test_input_output_and_exit_code_are_passed(box):
     done = box.run("import sys\nprint(input())\nsys.stderr.write('why')\nexit(3)", b"hello\n", 20.0)
     assert (done.exit_code, done.stdout, done.detail) == (3, b"hello\n", "why")
 
 
-def test_much_input_that_is_not_read_harms_nothing(box):
+def test_large_unread_input_does_not_block(box):
     assert box.run("print(1)", b"x" * (1 << 22), 20.0).stdout == b"1\n"
     assert box.run("print(len(input()))", b"x" * (1 << 22), 20.0).stdout == f"{1 << 22}\n".encode()
 
@@ -37,7 +37,7 @@ def test_time_and_output_are_limited(box):
     assert "1 MiB" in done.detail
 
 
-def test_text_that_no_encoding_has_is_a_program_that_fails(box):
+def test_a_program_with_lone_surrogates_fails(box):
     assert box.run("print('\ud800')", b"", 20.0).stdout == b"?\n"
     assert box.run("\0", b"", 20.0).exit_code == 1
 
@@ -48,7 +48,7 @@ def test_runs_are_repeatable(box):
 
 
 @needs_sandbox
-def test_a_sandbox_that_fails_is_an_error_and_no_result(monkeypatch):
+def test_a_sandbox_failure_is_an_error_and_not_a_result(monkeypatch):
     broken = Sandbox(CodeConfig(readable_paths=["/does/not/exist"]))
     with pytest.raises(SandboxError, match="/does/not/exist"):
         broken.run("print(1)", b"", 20.0)
@@ -57,7 +57,7 @@ def test_a_sandbox_that_fails_is_an_error_and_no_result(monkeypatch):
         Sandbox(CodeConfig()).run("print(1)", b"", 20.0)
 
 
-def test_without_bubblewrap_it_refuses_unless_told_by_name(monkeypatch, tmp_path):
+def test_a_missing_bubblewrap_is_an_error_unless_accepted(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"apt-get install bubblewrap.*none-i-accept-the-risk"):
         Sandbox(CodeConfig())
@@ -65,7 +65,7 @@ def test_without_bubblewrap_it_refuses_unless_told_by_name(monkeypatch, tmp_path
 
 
 @needs_sandbox
-def test_extra_folders_can_be_read_and_no_others(tmp_path):
+def test_only_the_configured_folders_can_be_read(tmp_path):
     (tmp_path / "mine.py").write_text("VALUE = 7")
     tmp_path.chmod(0o755)
     code = f"import sys\nsys.path.append({str(tmp_path)!r})\nimport mine\nprint(mine.VALUE)"
@@ -74,7 +74,7 @@ def test_extra_folders_can_be_read_and_no_others(tmp_path):
 
 
 @needs_sandbox
-def test_another_interpreter_brings_its_packages(tmp_path):
+def test_a_configured_interpreter_has_its_packages(tmp_path):
     folder = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
@@ -86,7 +86,7 @@ def test_another_interpreter_brings_its_packages(tmp_path):
 @needs_sandbox
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(not os.path.exists(SYSTEM_PYTHON), reason=f"no {SYSTEM_PYTHON}, which every user can run")
-def test_an_ordinary_user_has_the_same_box():
+def test_an_unprivileged_user_has_the_same_sandbox():
     """In a process of another user: user namespaces take the place of root."""
     program = (
         "import os, pickle, sys\n"

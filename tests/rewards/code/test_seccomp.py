@@ -42,7 +42,7 @@ def decide(machine, number, arguments=(), architecture=None):
 
 
 @pytest.mark.parametrize("machine", seccomp.MACHINES)
-def test_every_call_is_decided_as_the_table_says(machine):
+def test_every_call_is_decided_by_the_table(machine):
     place = seccomp.MACHINES[machine]
     denied = {numbers[place] for numbers in seccomp.DENIED.values()} - {None}
     for number in range(600):
@@ -51,7 +51,7 @@ def test_every_call_is_decided_as_the_table_says(machine):
 
 
 @pytest.mark.parametrize("machine", seccomp.MACHINES)
-def test_arguments_are_looked_at(machine):
+def test_arguments_are_inspected(machine):
     place = seccomp.MACHINES[machine]
     clone, ioctl = seccomp.CLONE[place], seccomp.IOCTL[place]
     assert decide(machine, clone, [0x1200011]) == seccomp.ALLOW  # fork
@@ -63,13 +63,13 @@ def test_arguments_are_looked_at(machine):
     assert decide(machine, ioctl, [0, 0x541C]) == DENY
 
 
-def test_other_ways_in_are_closed():
+def test_other_system_call_interfaces_are_closed():
     assert decide("x86_64", 0, architecture=0x40000003) == seccomp.KILL_PROCESS  # 32-bit calls
     assert decide("x86_64", 0x40000000 | 101) == DENY  # the x32 ABI
 
 
 @pytest.mark.parametrize("machine", seccomp.MACHINES)
-def test_numbers_are_the_kernels(machine):
+def test_numbers_equal_the_kernels(machine):
     if not HEADERS[machine].exists():
         pytest.skip(f"no {HEADERS[machine]} (apt-get install linux-libc-dev)")
     pattern = r"#define __NR(?:3264)?_(\w+)\s+(\d+)"
@@ -82,6 +82,6 @@ def test_numbers_are_the_kernels(machine):
     assert len(table) > 60
 
 
-def test_an_unknown_machine_is_refused():
+def test_an_unknown_architecture_is_rejected():
     with pytest.raises(ValueError, match="riscv64"):
         seccomp.program("riscv64")

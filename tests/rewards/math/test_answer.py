@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.rewards import VerifierPool
-from megatron_prime.rewards.math.answer import MathAnswer, answers_equal, values_equal
+from megatron_prime.rewards.math.answer import MathVerifier, answers_equal, values_equal
 from tests.rewards.math.pathological_answers import ANSWERS
 
 CASES = tomllib.loads((Path(__file__).parent / "math_cases.toml").read_text(encoding="utf-8"))
@@ -13,29 +13,29 @@ CASES = tomllib.loads((Path(__file__).parent / "math_cases.toml").read_text(enco
 
 
 def verify(answer, boxed):
-    return MathAnswer().verify(rf"Thus \boxed{{{boxed}}}.", answer)
+    return MathVerifier().verify(rf"Thus \boxed{{{boxed}}}.", answer)
 
 
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("verdict", ["right", "wrong"])
-def test_the_table_of_cases(kind, verdict):
+def test_table_of_cases(kind, verdict):
     pairs = CASES[kind].get(verdict, [])
     misjudged = []
     for answer, text in pairs:
         response = text if kind == "responses" else rf"Thus \boxed{{{text}}}."
-        if MathAnswer().verify(response, answer) != (verdict == "right"):
+        if MathVerifier().verify(response, answer) != (verdict == "right"):
             misjudged.append((answer, text))
     assert not misjudged
 
 
-def test_the_table_is_large_and_says_everything_once():
+def test_the_table_is_large_and_has_no_repetitions():
     cases = [(kind, *pair) for kind, of_kind in CASES.items() for pairs in of_kind.values() for pair in pairs]
     assert len(cases) >= 300
     assert len(cases) == len(set(cases))
     assert set().union(*CASES.values()) == {"right", "wrong"}
 
 
-def test_pathological_answers_end_by_the_deadline_and_earn_nothing():
+def test_pathological_answers_are_wrong_and_end_by_the_deadline():
     with VerifierPool("math", 1, 2.0) as pool:
         outcomes = pool.verify_all([(rf"\boxed{{{text}}}", answer) for answer, text in ANSWERS])
     late = [pair for pair, outcome in zip(ANSWERS, outcomes, strict=True) if outcome.status == "timeout"]
@@ -57,12 +57,12 @@ def test_pathological_answers_end_by_the_deadline_and_earn_nothing():
     ],
 )
 def test_only_the_boxed_answer_counts(response, reward):
-    assert MathAnswer().verify(response, "42") == reward
+    assert MathVerifier().verify(response, "42") == reward
 
 
-def test_boxes_side_by_side_are_the_parts_of_one_answer():
-    assert MathAnswer().verify(r"$\boxed{3}$ and $\boxed{2}$", "2, 3") == 1.0
-    assert MathAnswer().verify(r"\boxed{x=3}, \boxed{x=2}", "2, 3") == 1.0
+def test_adjacent_boxes_are_parts_of_one_answer():
+    assert MathVerifier().verify(r"$\boxed{3}$ and $\boxed{2}$", "2, 3") == 1.0
+    assert MathVerifier().verify(r"\boxed{x=3}, \boxed{x=2}", "2, 3") == 1.0
 
 
 def test_a_blank_ground_truth_is_an_error():
@@ -78,7 +78,7 @@ def test_it_works_off_the_main_thread():
     assert rewards == [1.0]
 
 
-def test_text_of_any_kind_never_raises():
+def test_no_text_raises():
     for text in [
         "\\",
         "{",

@@ -32,11 +32,11 @@ from megatron_prime.rewards.math.boxed import MAX_TAIL_CHARS, closing_brace, las
         (r"\boxed{1} is wrong, so \boxed{2}", "2"),
     ],
 )
-def test_last_boxed(text, answer):
+def test_the_last_complete_box_is_found(text, answer):
     assert last_boxed(text) == answer
 
 
-def test_only_the_end_of_a_long_response_counts_and_quickly():
+def test_only_the_end_of_a_long_response_is_searched_in_linear_time():
     assert last_boxed(r"\boxed{1}" + "x" * MAX_TAIL_CHARS) is None
     assert last_boxed(r"\boxed{1}" + "x" * (MAX_TAIL_CHARS - 20)) == "1"
     start = time.monotonic()

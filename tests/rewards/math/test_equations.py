@@ -23,11 +23,11 @@ from megatron_prime.rewards.math.equations import (
         ("5", ("", "5")),
     ],
 )
-def test_assignments(text, expected):
+def test_assignments_are_stripped(text, expected):
     assert strip_assignment(text) == expected
 
 
-def test_sides():
+def test_equations_are_split_into_sides():
     assert sides_of("a = b=c") == ["a", "b", "c"]
     assert sides_of(r"\sum_{k=1}^{3} k") == [r"\sum_{k=1}^{3} k"]
     assert difference_of(["x", "1"]) == "(x)-(1)"
@@ -36,12 +36,12 @@ def test_sides():
 @pytest.mark.parametrize(
     ("side", "is_name"), [("AB", True), ("P(A)", True), (r"\angle ABC", True), ("x+y", False), ("2x", False)]
 )
-def test_left_sides(side, is_name):
+def test_left_sides_that_only_name_a_quantity_are_recognized(side, is_name):
     assert names_a_quantity(side) == is_name
 
 
 @pytest.mark.parametrize(
     ("text", "terms"), [("1:2 : 3", ["1", "2", "3"]), ("5", ["5"]), (":3", [":3"]), ("{1:2}", ["{1:2}"])]
 )
-def test_ratios(text, terms):
+def test_ratios_are_split_into_terms(text, terms):
     assert ratio_terms(text) == terms

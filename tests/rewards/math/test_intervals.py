@@ -22,7 +22,7 @@ from megatron_prime.rewards.math.intervals import real_set
         (r"\{t \in (-\infty,\infty) | 1<t<2\}", "", [("(", "1", "2", ")")]),
     ],
 )
-def test_real_sets(text, variable, intervals):
+def test_real_sets_are_parsed(text, variable, intervals):
     assert real_set(text) == (variable, intervals)
 
 
@@ -43,5 +43,5 @@ def test_real_sets(text, variable, intervals):
         "",
     ],
 )
-def test_what_is_no_set_of_reals(text):
+def test_other_texts_are_not_real_sets(text):
     assert real_set(text) is None

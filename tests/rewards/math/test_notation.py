@@ -51,7 +51,7 @@ from megatron_prime.rewards.math.notation import (
         ("1, 2, …", r"1, 2, \ldots"),
     ],
 )
-def test_one_notation(text, normal):
+def test_answers_are_normalized_to_one_notation(text, normal):
     assert squeezed(normalise(text)) == squeezed(normal)
 
 
@@ -68,7 +68,7 @@ def test_one_notation(text, normal):
         ("3", "3"),
     ],
 )
-def test_decimals_become_exact(text, exact):
+def test_decimals_become_exact_fractions(text, exact):
     assert exact_decimals(text) == exact
 
 
@@ -88,7 +88,7 @@ def test_decimals_become_exact(text, exact):
         (r"\pi", None),
     ],
 )
-def test_words(text, expected):
+def test_words_are_distinguished_from_mathematics(text, expected):
     assert words(text) == expected
 
 
@@ -109,9 +109,9 @@ def test_words(text, expected):
         ("12", None),
     ],
 )
-def test_chosen_letters(text, letter):
+def test_multiple_choice_letters_are_recognized(text, letter):
     assert chosen_letter(text) == letter
 
 
-def test_text_commands_do_not_change_what_is_written():
+def test_text_commands_do_not_change_the_answer():
     assert unwrapped(r"\text{7:30 PM}") == unwrapped(r"7:30\text{ PM}") == "7:30PM"

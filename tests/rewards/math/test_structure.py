@@ -31,7 +31,7 @@ from megatron_prime.rewards.math.structure import (
         ("42", "42", ""),
     ],
 )
-def test_units(text, value, unit):
+def test_units_are_split_from_values(text, value, unit):
     assert split_unit(text) == Quantity(value, unit)
 
 
@@ -48,7 +48,7 @@ def test_units(text, value, unit):
         ("5", ["5"]),
     ],
 )
-def test_items(text, items):
+def test_items_are_split(text, items):
     assert split_items(text) == items
 
 
@@ -63,5 +63,5 @@ def test_items(text, items):
         ("1,2", None),
     ],
 )
-def test_brackets(text, parts):
+def test_bracketed_parts_are_split(text, parts):
     assert split_bracketed(text) == parts

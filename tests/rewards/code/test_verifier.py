@@ -10,7 +10,7 @@ import pytest
 from megatron_prime.rewards import VerificationStatus, VerifierPool
 from megatron_prime.rewards.code.cgroup import parent_group
 from megatron_prime.rewards.code.sandbox import FIRST_UID
-from megatron_prime.rewards.code.tests import CodeTests, last_program, read_tests, spread
+from megatron_prime.rewards.code.verifier import CodeVerifier, last_program, read_tests, spread
 from tests.rewards.code import sandbox_attacks
 from tests.support.sandbox_probe import needs_sandbox
 
@@ -26,12 +26,12 @@ def fenced(code):
 
 @pytest.fixture(scope="module")
 def strict():
-    return CodeTests(test_timeout_s=SECONDS, memory_mib=512)
+    return CodeVerifier(test_timeout_s=SECONDS, memory_mib=512)
 
 
 @pytest.fixture(scope="module")
 def patient():
-    return CodeTests(test_timeout_s=20.0, total_timeout_s=60.0)
+    return CodeVerifier(test_timeout_s=20.0, total_timeout_s=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def assert_nothing_is_left(host):
 
 @needs_sandbox
 @pytest.mark.parametrize("name", sandbox_attacks.PRINTED)
-def test_an_attack_on_printed_outputs_earns_and_leaves_nothing(name, strict, host):
+def test_an_attack_on_printed_outputs_gains_and_leaves_nothing(name, strict, host):
     code = fill(sandbox_attacks.PRINTED[name], host)
     assert strict.verify(fenced(code), SUM) == 0.0
     assert_nothing_is_left(host)
@@ -105,7 +105,7 @@ def test_an_attack_on_printed_outputs_earns_and_leaves_nothing(name, strict, hos
 
 @needs_sandbox
 @pytest.mark.parametrize("name", sandbox_attacks.CALLED)
-def test_an_attack_on_results_earns_and_leaves_nothing(name, strict, host):
+def test_an_attack_on_results_gains_and_leaves_nothing(name, strict, host):
     assert strict.verify(fenced(fill(sandbox_attacks.CALLED[name], host)), CALL) == 0.0
     assert_nothing_is_left(host)
 
@@ -113,7 +113,7 @@ def test_an_attack_on_results_earns_and_leaves_nothing(name, strict, host):
 @needs_sandbox
 def test_the_attacks_would_succeed_on_an_open_machine(host):
     """What the boxes keep is there to be had: the same programs outside a box reach it."""
-    open_machine = CodeTests(sandbox="none-i-accept-the-risk", test_timeout_s=20.0)
+    open_machine = CodeVerifier(sandbox="none-i-accept-the-risk", test_timeout_s=20.0)
     for name in ("read a host file", "symlink to the host", "TCP to loopback", "abstract socket"):
         code = fill(sandbox_attacks.PRINTED[name], host).replace("/tmp/link", "link")
         assert open_machine.verify(fenced(code), SUM) == 1.0, name
@@ -143,21 +143,21 @@ def test_the_reward_is_the_fraction_of_tests_passed(patient):
     truth = json.dumps({"inputs": ["1", "2", "3", "4"], "outputs": ["1", "4", "9", "16"]})
     half = fenced("n = int(input())\nprint(n * n if n < 3 else 0)")
     assert patient.verify(half, truth) == 0.5
-    assert CodeTests(partial_credit=False).verify(half, truth) == 0.0
-    assert CodeTests(partial_credit=False).verify(fenced("print(int(input()) ** 2)"), truth) == 1.0
+    assert CodeVerifier(partial_credit=False).verify(half, truth) == 0.0
+    assert CodeVerifier(partial_credit=False).verify(fenced("print(int(input()) ** 2)"), truth) == 1.0
 
 
 @needs_sandbox
-def test_tests_that_have_not_begun_in_time_are_failed():
+def test_tests_that_have_not_started_in_time_fail():
     truth = json.dumps({"inputs": ["1"] * 8, "outputs": ["1"] * 8})
-    verifier = CodeTests(test_timeout_s=0.5, total_timeout_s=0.7)
+    verifier = CodeVerifier(test_timeout_s=0.5, total_timeout_s=0.7)
     start = time.monotonic()
     assert verifier.verify(fenced("import time\ntime.sleep(99)"), truth) == 0.0
     assert time.monotonic() - start < 30  # not 8 sleeps of a loaded machine, and no hang
 
 
 @needs_sandbox
-def test_a_killed_worker_takes_its_box_along():
+def test_killing_a_worker_kills_its_sandbox():
     settings = {"test_timeout_s": 300.0, "total_timeout_s": 300.0}
     with VerifierPool("code", 1, 1.5, settings=settings) as pool:
         uid = FIRST_UID + pool.worker_pids[0]
@@ -167,7 +167,7 @@ def test_a_killed_worker_takes_its_box_along():
         while [p for p in psutil.process_iter(["uids"]) if p.info["uids"].real == uid]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    CodeTests()  # the next worker sweeps what the killed one could not
+    CodeVerifier()  # the next worker sweeps what the killed one could not
     pid = uid - FIRST_UID
     parents = [parent_group(controller) for controller in ("memory", "pids")]
     assert not [folder for parent in parents if parent for folder in parent.glob(f"megatron_prime_{pid}_*")]
@@ -185,8 +185,8 @@ def test_the_last_closed_python_block_is_the_program():
     assert last_program("```python\ns = '```'\n```") == "s = '```'\n"
 
 
-def test_no_program_earns_nothing_without_a_sandbox():
-    verifier = CodeTests(sandbox="none-i-accept-the-risk")
+def test_a_response_without_a_program_gets_zero_without_a_sandbox():
+    verifier = CodeVerifier(sandbox="none-i-accept-the-risk")
     assert verifier.verify("print(42)", SUM) == 0.0
 
 
@@ -201,7 +201,7 @@ def test_no_program_earns_nothing_without_a_sandbox():
         ('{"fn_name": "f", "inputs": [1], "outputs": [1]}', "list of arguments"),
     ],
 )
-def test_a_ground_truth_of_another_form_is_an_error(answer, fault):
+def test_an_invalid_ground_truth_is_an_error(answer, fault):
     with pytest.raises(ValueError, match=fault):
         read_tests(answer)
 
@@ -213,14 +213,14 @@ def test_tests_are_read():
     assert (fn_name, json.loads(test.stdin), test.expected) == ("add", [13, 29], [42])
 
 
-def test_many_tests_are_thinned_evenly():
+def test_a_subset_of_the_tests_is_evenly_spaced():
     assert spread(list(range(10)), 4) == [0, 3, 6, 9]
     assert spread(list(range(3)), 4) == [0, 1, 2]
     assert spread(list(range(3)), 1) == [0]
 
 
 @needs_sandbox
-def test_an_interpreter_that_does_not_work_in_the_box_stops_the_start(tmp_path):
+def test_an_interpreter_that_fails_in_the_sandbox_is_an_error_at_start(tmp_path):
     script = tmp_path / "python"
     script.write_text(
         '#!/bin/sh\ncase "$*" in *base_prefix*) echo; echo;; *) printf "\\006"; exit 1;; esac\n'
@@ -228,7 +228,7 @@ def test_an_interpreter_that_does_not_work_in_the_box_stops_the_start(tmp_path):
     script.chmod(0o755)
     settings = {"python": str(script), "readable_paths": [str(tmp_path)]}
     with pytest.raises(RuntimeError, match=r"print.* 42"):
-        CodeTests(**settings).warm_up()
+        CodeVerifier(**settings).warm_up()
     with pytest.raises(RuntimeError, match="does not start"):
         VerifierPool("code", 1, 60.0, settings=settings)
 

@@ -1,10 +1,10 @@
-"""Public models by the values of their config.json, and runs to plan with them."""
+"""The config.json of public models, and runs to plan with them."""
 
 import json
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.planning.gpus import KNOWN
-from megatron_prime.planning.job import job_of
+from megatron_prime.planning.planned_run import read_planned_run
 
 QWEN = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "tie_word_embeddings": False}
 
@@ -47,8 +47,8 @@ def write_model(folder, name):
     return folder
 
 
-def make_job(folder, model="Qwen2.5-7B", processes=8, gpu="H100-80G", **sections):
-    """A run of one public model, with whole sections of its configuration replaced."""
+def make_run(folder, model="Qwen2.5-7B", processes=8, gpu="H100-80G", **sections):
+    """Return a run of one public model; `sections` replace whole sections of its configuration."""
     config = {
         "run_dir": "unused",
         "model": {"path": write_model(folder / model, model)},
@@ -58,4 +58,4 @@ def make_job(folder, model="Qwen2.5-7B", processes=8, gpu="H100-80G", **sections
         "prm": {"num_minibatches": 4},
         "rollout": {"engine": "sglang", "sglang": {"colocated": True, "num_servers": processes}},
     }
-    return job_of(PrimeConfig.model_validate(config | sections), processes, KNOWN[gpu])
+    return read_planned_run(PrimeConfig.model_validate(config | sections), processes, KNOWN[gpu])

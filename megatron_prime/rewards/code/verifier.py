@@ -37,7 +37,7 @@ class CodeTest:
     """Standard output as text, or the result as a JSON value."""
 
 
-class CodeTests:
+class CodeVerifier:
     """See the module's contract. One program at a time."""
 
     in_process = False

@@ -1,4 +1,4 @@
-"""What is planned: a configuration, its models' shapes, the GPUs, and what must be guessed about the run."""
+"""The run to plan: a configuration, the shapes of its models, the GPUs, and assumptions about the run."""
 
 import json
 import math
@@ -15,35 +15,39 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
-class Guess:
-    """What no configuration says; each has a flag."""
+class Assumptions:
+    """Quantities that no configuration states; each has a flag of `megatron-prime plan`."""
 
     prompt_tokens: float
-    """Mean, of a prompt."""
+    """Mean number of tokens per prompt."""
     response_tokens: float
-    """Mean, of a response."""
+    """Mean number of tokens per response."""
     mfu: float = 0.4
-    """Share of the peak FLOPs that training reaches in its matrix products."""
+    """Model FLOPs utilization: the fraction of the peak FLOPs that matrix products reach."""
     decode_efficiency: float = 0.6
-    """Share of the memory bandwidth that decoding reaches."""
+    """Fraction of the memory bandwidth that decoding reaches."""
     overhead_gib: float = 3.0
-    """CUDA context, NCCL buffers, fragmentation: of each process on a GPU."""
+    """GiB per process and GPU for CUDA context, NCCL buffers and fragmentation."""
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """A run to plan."""
 
     config: PrimeConfig
     shapes: dict[str, ModelShape]
-    """Of the roles that the run holds: policy, prm, reference."""
+    """Shape of each role that the run has: policy, prm, reference."""
     num_processes: int
     gpu: GPU
-    guess: Guess
+    assumptions: Assumptions
 
     @property
     def layout(self) -> TrainingLayout:
-        """Raises ValueError when the processes do not divide, or the sizes do not fit together."""
+        """The layout of the training ranks.
+
+        Raises:
+            ValueError: If the number of processes is no multiple of a replica, or the sizes are inconsistent.
+        """
         parallel = self.config.parallel
         if self.num_processes % parallel.min_processes:
             raise ValueError(
@@ -62,18 +66,18 @@ class Job:
 
     @property
     def dtype_bytes(self) -> int:
-        """Of weights and activations."""
+        """Bytes per element of weights and activations."""
         return DTYPE_BYTES[self.config.platform.dtype]
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Roles that hold gradients and optimizer states."""
-        learns = self.config.prm.update_order != "none"
-        return tuple(r for r in ("policy", "prm") if r in self.shapes and (r == "policy" or learns))
+        """The roles that have gradients and optimizer states."""
+        is_prm_trained = self.config.prm.update_order != "none"
+        return tuple(r for r in ("policy", "prm") if r in self.shapes and (r == "policy" or is_prm_trained))
 
     @property
     def engines(self) -> EngineLayout | None:
-        """SGLang servers that we start; None for the embedded engine and for servers elsewhere."""
+        """The layout of SGLang servers, or None for the embedded engine."""
         settings = self.config.rollout.sglang
         if self.config.rollout.engine != "sglang":
             return None
@@ -84,14 +88,14 @@ class Job:
 
     @property
     def num_servers(self) -> int:
-        """SGLang servers, attached ones included."""
+        """Number of SGLang servers, including external ones."""
         settings = self.config.rollout.sglang
         nodes = math.ceil(self.num_processes / self.gpu.gpus_per_node) if settings.nodes == "all" else 1
         return len(settings.urls) or settings.num_servers * nodes
 
     @property
     def is_colocated(self) -> bool:
-        """Whether servers share the training ranks' GPUs."""
+        """True if servers share the GPUs of the training ranks."""
         settings = self.config.rollout.sglang
         if self.config.rollout.engine != "sglang" or settings.urls:
             return False
@@ -102,47 +106,65 @@ class Job:
 
     @property
     def rollouts(self) -> int:
-        """Responses of one step."""
+        """Number of responses per step."""
         return self.config.trainer.prompts_per_step * self.config.rollout.group_size
 
     def microbatches(self, role: str) -> int:
-        """Of one minibatch, on one data rank."""
+        """Return the number of microbatches per minibatch and data-parallel rank."""
         config = self.config.policy if role == "policy" else self.config.prm
         tokens = self.tokens / config.num_minibatches / self.layout.dp
         return max(1, math.ceil(tokens / self.config.trainer.max_tokens_per_microbatch))
 
     @property
     def tokens(self) -> float:
-        """Of one step's sequences."""
-        return self.rollouts * (self.guess.prompt_tokens + self.guess.response_tokens)
+        """Number of tokens in the sequences of one step, prompts and responses."""
+        return self.rollouts * (self.assumptions.prompt_tokens + self.assumptions.response_tokens)
 
-    def with_parallel(self, **sizes: int | bool) -> "Job":
-        """The same run in another layout. Raises ValueError when the sizes do not fit together."""
+    def with_parallel(self, **sizes: int | bool) -> "PlannedRun":
+        """Return the same run in another layout. Raises ValueError if the sizes are inconsistent."""
         parallel = ParallelConfig.model_validate({**self.config.parallel.model_dump(), **sizes})
         return replace(self, config=self.config.model_copy(update={"parallel": parallel}))
 
 
-def job_of(config: PrimeConfig, num_processes: int, gpu: GPU, guess: Guess | None = None) -> Job:
-    """Read each role's config.json. Raises ValueError when one is missing or not supported."""
+def read_planned_run(
+    config: PrimeConfig, num_processes: int, gpu: GPU, assumptions: Assumptions | None = None
+) -> PlannedRun:
+    """Read the config.json of each role and return the run to plan.
+
+    Args:
+        config: The run's configuration.
+        num_processes: Number of training processes, one per GPU.
+        gpu: Kind of GPU.
+        assumptions: By default, prompts and responses have half their maximum lengths.
+
+    Raises:
+        ValueError: If a config.json is missing or describes an unsupported model.
+    """
     prm = config.prm.path or config.model.path
     paths = {"policy": config.model.path}
     if config.prm.enabled:
         paths["prm"] = prm
     if config.reference.mode == "freeze" and (config.prm.enabled or config.policy.kl_coef > 0):
         paths["reference"] = config.reference.path or prm
-    if guess is None:
+    if assumptions is None:
         rollout = config.rollout
-        guess = Guess(rollout.max_prompt_tokens / 2, rollout.max_response_tokens / 2)
-    return Job(config, {role: read_shape(path) for role, path in paths.items()}, num_processes, gpu, guess)
+        assumptions = Assumptions(rollout.max_prompt_tokens / 2, rollout.max_response_tokens / 2)
+    return PlannedRun(
+        config, {role: read_shape(path) for role, path in paths.items()}, num_processes, gpu, assumptions
+    )
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape in a folder's config.json. Raises ValueError when there is none that is supported."""
+    """Return the shape that a folder's config.json describes.
+
+    Raises:
+        ValueError: If the file cannot be read or describes an unsupported model.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} does not hold an object")
+        raise ValueError(f"{path} does not hold a JSON object")
     return ModelShape.from_hf_config(config)
