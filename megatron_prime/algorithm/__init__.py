@@ -1,12 +1,27 @@
 """The paper as pure tensor functions: no process group, no model, no framework but torch.
 
+- `advantage`: from outcome and process rewards to advantages; the protocol of an estimator.
+- `estimators`: advantage estimators, one per module.
+- `policy_loss`: the policy's loss and its options; the protocol of a surrogate.
+- `policy_losses`: surrogates, one per module.
+- `prm_loss`: the PRM's loss and metrics; the protocol of an objective.
+- `prm_objectives`: objectives of the PRM, one per module.
+- `prm_pairs`: comparisons within a group, for the pairwise objectives.
+- `registry`: from a name in the configuration to an estimator, objective or policy loss.
+- `implicit_reward`: the scaled log-ratio of PRM and reference.
+- `filtering`: the groups that may train.
+- `overlong`: the penalty of responses near the length limit.
+- `groups`: statistics over the responses to one prompt.
+- `tensor_ops`: masked sums, whitening, discounted returns.
+- `checks`: errors that several functions raise.
+
 Trainers hold the global batch [B, T] on every rank and pass it whole; losses also take any subset of its
 rows, because their weights were fixed beforehand from the whole minibatch. Hence no result depends on ranks,
 sharding or microbatches.
 
 Deviations from the paper (arXiv 2502.01456) and from the released code (PRIME-RL/PRIME; "recipe" is verl's
-port), and the option that gives each form. AdvantageSettings() == RELEASED_SETTINGS; PAPER_SETTINGS follows
-the text.
+port), and the option that gives each form. The defaults of AdvantageConfig are the released code's; its docstring
+names the options of the text.
 
 Process rewards
 - Eq. 3 is beta * q_t: reward_scale="beta" (default). The released code returns q_t: reward_scale="raw".
@@ -20,7 +35,7 @@ Process rewards
 Baselines and returns
 - process_baseline="sequence_sum" is Eq. 5 as printed, "token_mean" as its text says, "released" the code:
   token_mean + (r_t - mean_i)/(G-1). "sequence_spread" is ours: the one form free of the length bias that
-  cross-entropy's constant offset brings (see advantage.py).
+  cross-entropy's constant offset brings (see estimators/rloo.py).
 - Groups are named by group_ids_B and may be ragged and scattered; the released code needs G contiguous rows.
 - The outcome is not discounted in Eq. 5: gamma_outcome=1.0. The code has one gamma per source: gamma_outcome,
   gamma_process; both are 1.0 there, and the recipe has none.
@@ -34,11 +49,11 @@ Baselines and returns
 - A value head (PPO) is not in this package.
 
 PRM
-- kind="ce" takes logits; the released code takes a sigmoid first and saturates. Soft labels are allowed, as
+- prm.loss="ce" takes logits; the released code takes a sigmoid first and saturates. Soft labels are allowed, as
   there.
-- kind="dpo", "bon_acc", "bon_rm" are the recipe's. There other scores come from batch statistics that may mix
+- prm.loss="dpo", "bon_acc", "bon_rm" are the recipe's. There other scores come from batch statistics that may mix
   PRMs between minibatch updates, bon_rm ranks by the score during the update, and dpo is a mean while bon is
-  a sum; here targets are fixed once before the update (prm_pair_targets), and the caller's weights choose
+  a sum; here targets are fixed once before the update (prm_targets), and the caller's weights choose
   mean (1/B) or sum (1).
 - Pair accuracy pools pairs over groups and counts ties one half; the recipe averages over groups, gives a
   group without pairs 0.5, and weighs pairs by their label gap (the same thing for labels of 0 and 1).
@@ -59,63 +74,3 @@ Filtering
 - Rejected groups never fill a batch: the recipe pads with them, which gives zero outcome but non-zero process
   advantage.
 """
-
-from megatron_prime.algorithm.advantage import (
-    PAPER_SETTINGS,
-    RELEASED_SETTINGS,
-    AdvantageSettings,
-    prime_advantages,
-)
-from megatron_prime.algorithm.filtering import accuracy_band_keep, truncation_keep, verified_keep
-from megatron_prime.algorithm.groups import (
-    group_mean,
-    group_sizes,
-    group_std,
-    group_table,
-    leave_one_out_mean,
-)
-from megatron_prime.algorithm.implicit_reward import (
-    log_ratio_BT,
-    process_rewards_BT,
-    reward_positions,
-    sequence_scores_B,
-)
-from megatron_prime.algorithm.policy_loss import PolicyLossSettings, aggregation_weights_BT, clip_policy_loss
-from megatron_prime.algorithm.prm_loss import prm_loss, prm_metrics, prm_pair_targets
-from megatron_prime.algorithm.tensor_ops import (
-    discounted_return_BT,
-    last_token_onehot,
-    masked_mean,
-    masked_sum,
-    masked_whiten_BT,
-)
-
-__all__ = [
-    "PAPER_SETTINGS",
-    "RELEASED_SETTINGS",
-    "AdvantageSettings",
-    "PolicyLossSettings",
-    "accuracy_band_keep",
-    "aggregation_weights_BT",
-    "clip_policy_loss",
-    "discounted_return_BT",
-    "group_mean",
-    "group_sizes",
-    "group_std",
-    "group_table",
-    "last_token_onehot",
-    "leave_one_out_mean",
-    "log_ratio_BT",
-    "masked_mean",
-    "masked_sum",
-    "masked_whiten_BT",
-    "prime_advantages",
-    "prm_loss",
-    "prm_metrics",
-    "prm_pair_targets",
-    "process_rewards_BT",
-    "reward_positions",
-    "sequence_scores_B",
-    "truncation_keep",
-    "verified_keep",
-]

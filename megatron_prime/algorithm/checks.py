@@ -1,4 +1,4 @@
-"""Refusals shared by the algorithm: each says what is wrong and how to mend it.
+"""Argument checks shared by the algorithm; each error says what is wrong and how to fix it.
 
 Shapes: B responses, T response tokens (right padded).
 """
@@ -17,7 +17,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_shapes(shape: torch.Size, **tensors: Tensor | None) -> None:
-    """Raise ValueError unless each tensor given has exactly `shape`: broadcasting would hide mistakes."""
+    """Raise ValueError unless each tensor given has exactly `shape`; broadcasting would hide mistakes."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
@@ -51,7 +51,7 @@ def check_response_mask(response_mask_BT: Tensor) -> Tensor:
 
 
 def check_outcomes(outcome_rewards_B: Tensor, *, allow_nan: bool = False) -> None:
-    """Raise ValueError unless every outcome lies in [0, 1]; NaN, a verifier error, passes where allowed."""
+    """Raise ValueError unless every outcome lies in [0, 1]; NaN, a verifier error, passes if `allow_nan`."""
     is_nan_B = outcome_rewards_B.isnan()
     if not allow_nan and bool(is_nan_B.any()):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Which groups may train.
+"""Filters that choose the groups to train on.
 
-Every filter returns a bool per row, equal over a group's rows, so filters combine with &. Whole groups stay
-or go: a baseline over the remains of a group would be biased towards whatever survived.
+Every filter returns a bool per row, equal over the rows of a group, so filters combine with &. A group is kept
+or dropped as a whole: a baseline over part of a group would be biased towards the responses that survived.
 
 Shapes: B responses.
 """
@@ -35,7 +35,7 @@ def accuracy_band_keep(outcome_rewards_B: Tensor, group_ids_B: Tensor, low: floa
     check_outcomes(outcome_rewards_B, allow_nan=True)
     accuracy_B = group_mean(outcome_rewards_B.double(), group_ids_B).float()
     low_32, high_32 = torch.tensor([low, high], dtype=torch.float32, device=accuracy_B.device)
-    # A NaN mean compares false with both bounds, which is what drops the group.
+    # A NaN mean compares false with both bounds, so a group with a verifier error is dropped.
     return (accuracy_B >= low_32) & (accuracy_B <= high_32)
 
 
@@ -43,7 +43,7 @@ def verified_keep(outcome_rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
     """Keep the groups without a NaN outcome.
 
     NaN says that the verifier failed, not that the answer is wrong: an error scored 0.5 or 0 would pass the
-    band and teach noise. The whole group goes, because its leave-one-out baselines would lack a member.
+    band and teach noise. The whole group is dropped, because its leave-one-out baselines would lack a member.
 
     Raises:
         ValueError: outcomes outside [0, 1] other than NaN, shapes differ.

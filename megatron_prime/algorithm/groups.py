@@ -1,7 +1,7 @@
 """Statistics over the responses that share a prompt.
 
-A group is named by its id, not by its place: length balancing and sharding shuffle rows, so nothing here
-assumes that a group's rows are neighbours, that ids are dense, or that groups have one size.
+A group is identified by its id, not by its position: length balancing and sharding shuffle rows, so nothing here
+assumes that the rows of a group are adjacent, that ids are dense, or that groups have equal sizes.
 
 Shapes: B responses, P groups, G slots of the largest group.
 """
@@ -18,7 +18,7 @@ from megatron_prime.algorithm.checks import check_rows
 class GroupTable:
     """The batch regrouped as a dense [P, G] table.
 
-    Dense rather than scatter-add so that sums do not depend on the order of atomic additions on a GPU.
+    It is dense, instead of a scatter-add, so that sums do not depend on the order of atomic additions on a GPU.
 
     Attributes:
         rows: int64 [P, G], the batch row in each slot; 0 where the slot is empty.
@@ -34,7 +34,7 @@ class GroupTable:
 
     @property
     def sizes(self) -> Tensor:
-        """Number of responses in each group, int64 [P]."""
+        """The number of responses in each group, int64 [P]."""
         return self.filled.sum(dim=1)
 
     def gather(self, values_B: Tensor) -> Tensor:
@@ -44,11 +44,11 @@ class GroupTable:
         return torch.where(self.filled, values_PG, torch.zeros_like(values_PG))
 
     def scatter(self, values_PG: Tensor) -> Tensor:
-        """Return the [B] values of a [P, G] table: the inverse of `gather`."""
+        """Return the values of a [P, G] table by row, [B]: the inverse of `gather`."""
         return values_PG[self.group_of_row, self.slot_of_row]
 
     def spread(self, values_P: Tensor) -> Tensor:
-        """Return each group's value on every one of its rows, [B]."""
+        """Return the value of each row's group, [B]."""
         return values_P[self.group_of_row]
 
 
@@ -65,6 +65,7 @@ def group_table(group_ids_B: Tensor) -> GroupTable:
     _, group_B, sizes_P = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
     num_groups = sizes_P.numel()
     largest = int(sizes_P.max()) if num_groups else 0
+    # A stable sort by group gives each row its slot: its rank among the rows of its group.
     order_B = torch.argsort(group_B, stable=True)
     first_P = sizes_P.cumsum(dim=0) - sizes_P
     slot_B = torch.empty_like(group_B)
@@ -79,7 +80,7 @@ def _require_pairs(table: GroupTable, what: str) -> None:
     num_single = int((table.sizes < 2).sum())
     if num_single:
         raise ValueError(
-            f"{what} needs at least two responses a prompt and {num_single} groups have one; "
+            f"{what} needs at least two responses per prompt and {num_single} groups have one; "
             "raise group_size or use the reinforce estimator"
         )
 
@@ -89,15 +90,15 @@ def _as_input(values_B: Tensor, like_B: Tensor) -> Tensor:
 
 
 def group_sizes(group_ids_B: Tensor) -> Tensor:
-    """Number of responses in the group of each row, int64 [B]."""
+    """Return the number of responses in the group of each row, int64 [B]."""
     table = group_table(group_ids_B)
     return table.spread(table.sizes)
 
 
 def group_mean(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """Mean of each row's group, itself included, [B].
+    """Return the mean of each row's group, the row included, [B].
 
-    Summed in float64, so that a constant group's mean is the constant; returned in the type of the input,
+    The sum is in float64, so that the mean of a constant group is the constant; the result has the input's type,
     float32 at least.
     """
     table = group_table(group_ids_B)
@@ -106,7 +107,7 @@ def group_mean(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
 
 
 def leave_one_out_mean(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """Mean of the other rows of each row's group, [B]: 1/(G-1) * sum_{j != i} (Eq. 4).
+    """Return the mean of the other rows of each row's group, [B]: 1/(G-1) * sum_{j != i} (Eq. 4).
 
     Raises:
         ValueError: a group has one row, so that there are no others.
@@ -119,7 +120,7 @@ def leave_one_out_mean(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
 
 
 def group_std(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """Unbiased standard deviation of each row's group, [B].
+    """Return the unbiased standard deviation of each row's group, [B].
 
     Raises:
         ValueError: a group has one row.

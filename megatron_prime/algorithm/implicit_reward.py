@@ -2,21 +2,19 @@
 
 The reward is q_t = log pi_phi(y_t | y_<t) - log pi_ref(y_t | y_<t). At the first step pi_phi = pi_ref and q
 must be exactly 0, which it is only if both models run the same kernels on the same packing: rounding noise is
-information to whatever normalises it later.
+information to whatever normalizes it later.
 
 Shapes: B responses, T response tokens (right padded).
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_choice, check_response_mask, check_shapes
 from megatron_prime.algorithm.tensor_ops import as_float, last_token_onehot, zero_padding
-
-Granularity = Literal["token", "step", "whole"]
-RewardScale = Literal["beta", "raw"]
+from megatron_prime.config.tables.prm import Granularity, PRMConfig
 
 
 def log_ratio_BT(  # noqa: N802
@@ -42,7 +40,8 @@ def sequence_scores_B(  # noqa: N802
     Raises:
         ValueError: beta is not positive, or shapes differ.
     """
-    _check_beta(beta)
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}; it must be positive (the paper's is 0.05)")
     return beta * log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, response_mask_BT).sum(dim=1)
 
 
@@ -55,8 +54,8 @@ def reward_positions(
 
     Args:
         response_mask_BT: bool or 0/1, right padded.
-        granularity: see above.
-        step_ids_BT: int, the step of each token, nondecreasing along a response; read for `step` alone,
+        granularity: the tokens to mark.
+        step_ids_BT: int, the step of each token, nondecreasing along a response; read for `step` only,
             ignored in the padding.
 
     Raises:
@@ -87,12 +86,10 @@ def process_rewards_BT(  # noqa: N802
     prm_logprobs_BT: Tensor,
     ref_logprobs_BT: Tensor,
     response_mask_BT: Tensor,
-    beta: float,
-    granularity: Granularity = "token",
+    config: PRMConfig,
     step_ids_BT: Tensor | None = None,
-    reward_scale: RewardScale = "beta",
 ) -> Tensor:
-    """Return the process rewards r_t = beta * q_t (Eq. 3), detached, zero in the padding.
+    """Return the process rewards r_t = beta * q_t (Eq. 3), or q_t by reward_scale, detached, zero in the padding.
 
     Every token counts, the last one of the response included. A granularity coarser than `token` sums the
     token rewards up to each position of `reward_positions`, so that a response's total is the same at every
@@ -102,29 +99,24 @@ def process_rewards_BT(  # noqa: N802
         prm_logprobs_BT: nats.
         ref_logprobs_BT: nats.
         response_mask_BT: bool or 0/1, right padded.
-        beta: scale of the log-ratio, positive.
-        granularity: token | step | whole.
-        step_ids_BT: int, nondecreasing; needed for `step`.
-        reward_scale: `beta` is Eq. 3; `raw` returns q_t, the released code's form, where beta stands in the
-            loss alone.
+        config: the [prm] section; reads beta, granularity and reward_scale.
+        step_ids_BT: int, nondecreasing; needed for granularity `step`.
 
     Raises:
-        ValueError: an unknown option, beta not positive, shapes differ, a mask with holes, bad step ids.
+        ValueError: shapes differ, a mask with holes, bad step ids.
     """
-    check_choice("reward_scale", reward_scale, get_args(RewardScale))
-    _check_beta(beta)
-    positions_BT = reward_positions(response_mask_BT, granularity, step_ids_BT)
+    positions_BT = reward_positions(response_mask_BT, config.granularity, step_ids_BT)
     rewards_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, response_mask_BT)
-    if reward_scale == "beta":
-        rewards_BT = beta * rewards_BT
-    if granularity == "token":
+    if config.reward_scale == "beta":
+        rewards_BT = config.beta * rewards_BT
+    if config.granularity == "token":
         return rewards_BT
     return _sum_between(rewards_BT, positions_BT)
 
 
 def _sum_between(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Put on each position the sum of the rewards after the position before it."""
-    # float64 because a difference of two running sums loses the small one's digits.
+    """Return, on each position, the sum of the rewards since the position before it."""
+    # In float64, because the difference of two running sums loses the digits of the smaller one.
     running_BT = rewards_BT.double().cumsum(dim=1)
     columns_T = torch.arange(rewards_BT.shape[1], device=rewards_BT.device)
     latest_BT = torch.where(positions_BT, columns_T, -1).cummax(dim=1).values
@@ -132,8 +124,3 @@ def _sum_between(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:
     running_before_BT = running_BT.gather(1, before_BT.clamp(min=0))
     sums_BT = running_BT - torch.where(before_BT >= 0, running_before_BT, 0.0)
     return zero_padding(sums_BT, positions_BT).to(rewards_BT.dtype)
-
-
-def _check_beta(beta: float) -> None:
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}; it must be positive (the paper's is 0.05)")

@@ -1,4 +1,4 @@
-"""Responses that come near to the length limit, or reach it.
+"""The penalty of responses that come near the length limit or reach it.
 
 Shapes: B responses.
 """
@@ -12,15 +12,15 @@ from megatron_prime.algorithm.checks import check_unit_interval
 def overlong_penalties_B(  # noqa: N802
     num_tokens_B: Tensor, max_tokens: int, buffer_tokens: int, penalty: float = 1.0
 ) -> Tensor:
-    """DAPO's soft over-long penalty (arXiv 2503.14476, Eq. 13), to be added to the outcome: float32 in [-penalty, 0].
+    """Return DAPO's soft over-long penalty (arXiv 2503.14476, Eq. 13), to be added to the outcome: float32 [B].
 
-    0 up to max_tokens - buffer_tokens tokens, then falling linearly to -penalty at max_tokens.
+    It is 0 up to max_tokens - buffer_tokens tokens, then falls linearly to -penalty at max_tokens.
 
     Args:
-        num_tokens_B: int, response lengths; none can be over max_tokens.
+        num_tokens_B: int, response lengths, at most max_tokens.
         max_tokens: the limit at which responses are cut.
-        buffer_tokens: over how many tokens before the limit the penalty grows, 1 .. max_tokens.
-        penalty: at the limit, in [0, 1].
+        buffer_tokens: number of tokens before the limit over which the penalty grows, 1 .. max_tokens.
+        penalty: the penalty at the limit, in [0, 1].
 
     Raises:
         ValueError: buffer_tokens or penalty out of range.

@@ -1,7 +1,7 @@
 """Masked sums, whitening and discounted returns on right-padded responses.
 
-What stands in the padding, NaN and infinities included, never reaches a result: it is replaced, not
-multiplied by zero.
+Values in the padding, NaN and infinities included, never reach a result: they are replaced, not multiplied
+by zero.
 
 Shapes: B responses, T response tokens (right padded).
 """
@@ -12,10 +12,12 @@ from torch import Tensor
 from megatron_prime.algorithm.checks import check_shapes, check_unit_interval
 
 WHITEN_EPS = 1e-8
+# exp(20) is 5e8: beyond any meaningful ratio, far from overflow in float32. Past the clamp the gradient is 0.
+MAX_LOG_RATIO = 20.0
 
 
 def as_float(values: Tensor) -> Tensor:
-    """Return the tensor in float32, or in float64 if it is that already: sums over a response need it."""
+    """Return the tensor in float32, or in float64 if it is that already; sums over a response need the precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -25,14 +27,19 @@ def zero_padding(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT.bool(), values_BT, torch.zeros_like(values_BT))
 
 
+def safe_exp(log_ratio: Tensor) -> Tensor:
+    """Return exp of the log-ratio clamped to +-20, which neither overflows nor vanishes."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
 def masked_sum(values_BT: Tensor, mask_BT: Tensor, dim: int | None = None) -> Tensor:
-    """Sum of the values under the mask, over all of it or along one dimension."""
+    """Return the sum of the values under the mask, over all of it or along one dimension."""
     kept_BT = zero_padding(as_float(values_BT), mask_BT)
     return kept_BT.sum() if dim is None else kept_BT.sum(dim=dim)
 
 
 def masked_mean(values_BT: Tensor, mask_BT: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of the values under the mask, over all of it or along one dimension; 0 where it is empty."""
+    """Return the mean of the values under the mask, over all of it or along one dimension; 0 where it is empty."""
     mask_BT = mask_BT.bool()
     count = mask_BT.sum() if dim is None else mask_BT.sum(dim=dim)
     return masked_sum(values_BT, mask_BT, dim) / count.clamp(min=1)

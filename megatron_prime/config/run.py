@@ -84,14 +84,6 @@ class PrimeConfig(Section):
         return self
 
     def _faults_of_the_algorithm(self) -> Iterator[str]:
-        group_size = self.rollout.group_size
-        if group_size == 1 and self.advantage.estimator in ("rloo", "grpo"):
-            yield (
-                f"advantage.estimator = {self.advantage.estimator!r} compares the responses of a group: "
-                "set rollout.group_size to 2 or more, or use reinforce"
-            )
-        if group_size == 1 and self.prm.enabled and self.prm.loss != "ce":
-            yield f"prm.loss = {self.prm.loss!r} compares the responses of a group: raise rollout.group_size"
         if self.reference.mode == "policy" and self.rollout.temperature != 1.0:
             yield (
                 "reference.mode = 'policy' uses the policy's own log-probs, which are taken at "
@@ -104,14 +96,6 @@ class PrimeConfig(Section):
                 f"rollout.temperature = {self.rollout.temperature}, with a reference at 1: "
                 "set the temperature to 1, or the coefficient to 0"
             )
-        if self.advantage.estimator == "prm_value":
-            if not self.prm.enabled:
-                yield "advantage.estimator = 'prm_value' needs the PRM: set prm.enabled = true"
-            if self.advantage.gamma_process != 1.0:
-                yield (
-                    f"advantage.gamma_process = {self.advantage.gamma_process}: 'prm_value' needs 1, "
-                    "its value is a plain sum"
-                )
 
     def _faults_of_the_memory(self) -> Iterator[str]:
         has_reference = self.reference.mode == "freeze" and (self.prm.enabled or self.policy.kl_coef > 0)

@@ -1,5 +1,6 @@
 """What every table of the configuration is made of."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,15 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
+
+def _check_name_or_path(value: str) -> str:
+    if not re.fullmatch(r"\w+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise ValueError(f"{value!r} is neither a name nor an import path of the form package.module:Class")
+    return value
+
+
+NameOrPath = Annotated[str, AfterValidator(_check_name_or_path)]
+"""The name of a built-in object, or "package.module:Class"; preflight/algorithm.py checks that it exists."""
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """Relative to the working directory of the command; a leading ~ is the home folder."""

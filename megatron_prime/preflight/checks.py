@@ -15,6 +15,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.evaluation import CODE_BENCHMARKS
 from megatron_prime.config.tables.parallel import ParallelConfig
 from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS
+from megatron_prime.preflight.algorithm import algorithm_faults
 from megatron_prime.preflight.rewards import reward_faults
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -55,6 +56,8 @@ def check_run(
         *_output_faults(config, command),
         *_resume_faults(config, command),
     ]
+    if command == "train":
+        faults += algorithm_faults(config)
     if verifiers is not None and command not in ("sft", "evaluate_prm"):
         faults += reward_faults(config.reward, verifiers)
     if faults:

@@ -1,4 +1,4 @@
-"""The algorithm's losses as row losses: what the packed backward pass calls on each microbatch.
+"""The algorithm's losses as row losses, which the packed backward pass calls on each microbatch.
 
 Shape legend: B rows of the batch, b rows of a microbatch, T response tokens.
 """
@@ -8,22 +8,20 @@ from dataclasses import dataclass
 import torch
 
 from megatron_prime.algorithm.implicit_reward import sequence_scores_B
-from megatron_prime.algorithm.policy_loss import (
-    Aggregation,
-    PolicyLossSettings,
-    aggregation_weights_BT,
-    clip_policy_loss,
-)
-from megatron_prime.algorithm.prm_loss import PRMLossKind, prm_loss
+from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
+from megatron_prime.algorithm.prm_loss import prm_loss
+from megatron_prime.algorithm.prm_pairs import PairTargets
+from megatron_prime.config.tables.policy import Aggregation, PolicyConfig
+from megatron_prime.config.tables.prm import PRMConfig
 
 
 @dataclass(frozen=True)
 class PolicyRowLoss:
-    """PPO clip over a minibatch."""
+    """The policy's loss over a minibatch."""
 
-    settings: PolicyLossSettings
+    config: PolicyConfig
     weights_BT: torch.Tensor
-    """Of the minibatch's tokens; 0 elsewhere."""
+    """Weights of the minibatch's tokens; 0 elsewhere."""
     old_logprobs_BT: torch.Tensor
     advantages_BT: torch.Tensor
     rollout_logprobs_BT: torch.Tensor
@@ -33,12 +31,12 @@ class PolicyRowLoss:
         self, rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See RowLoss."""
-        return clip_policy_loss(
+        return policy_loss(
             logprobs_bT,
             self.old_logprobs_BT[rows_b],
             self.advantages_BT[rows_b],
             self.weights_BT[rows_b],
-            self.settings,
+            self.config,
             entropy_BT=entropy_bT,
             ref_logprobs_BT=None if self.ref_logprobs_BT is None else self.ref_logprobs_BT[rows_b],
             rollout_logprobs_BT=self.rollout_logprobs_BT[rows_b],
@@ -47,16 +45,15 @@ class PolicyRowLoss:
 
 @dataclass(frozen=True)
 class PRMRowLoss:
-    """The PRM's loss on outcome labels over a minibatch of `num_rows` trained responses: their mean."""
+    """The PRM's loss on outcome labels, averaged over the `num_rows` trained responses of a minibatch."""
 
-    kind: PRMLossKind
-    beta: float
+    config: PRMConfig
     num_rows: int
     ref_logprobs_BT: torch.Tensor
     response_mask_BT: torch.Tensor
     outcome_rewards_B: torch.Tensor
-    other_scores_B: torch.Tensor | None = None
-    pair_weights_B: torch.Tensor | None = None
+    targets: PairTargets | None = None
+    """Targets of the whole batch, for objectives that compare within a group."""
     is_trained_B: torch.Tensor | None = None
     """bool; rows that are False have no loss, and num_rows does not count them. None trains all."""
 
@@ -65,15 +62,14 @@ class PRMRowLoss:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See RowLoss."""
         scores_b = sequence_scores_B(
-            logprobs_bT, self.ref_logprobs_BT[rows_b], self.response_mask_BT[rows_b], self.beta
+            logprobs_bT, self.ref_logprobs_BT[rows_b], self.response_mask_BT[rows_b], self.config.beta
         )
         loss = prm_loss(
             scores_b,
             self.outcome_rewards_B[rows_b],
-            self.kind,
             self._weights(scores_b, rows_b),
-            None if self.other_scores_B is None else self.other_scores_B[rows_b],
-            None if self.pair_weights_B is None else self.pair_weights_B[rows_b],
+            self.config,
+            None if self.targets is None else self.targets.rows(rows_b),
         )
         return loss, {"loss": loss.detach()}
 
@@ -99,7 +95,7 @@ class SFTRowLoss:
 def minibatch_weights_BT(  # noqa: N802
     response_mask_BT: torch.Tensor, rows: list[int], aggregation: Aggregation
 ) -> torch.Tensor:
-    """Token weights of one minibatch, in the shape of the whole batch and 0 outside it."""
+    """Return the token weights of one minibatch in the shape of the whole batch, 0 outside the minibatch."""
     weights_BT = torch.zeros(response_mask_BT.shape, device=response_mask_BT.device)
     weights_BT[rows] = aggregation_weights_BT(response_mask_BT[rows], aggregation)
     return weights_BT

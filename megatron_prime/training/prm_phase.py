@@ -1,33 +1,35 @@
-"""The PRM's part of a step: when it is scored and when it is updated.
+"""The PRM's part of a training step: when it scores the batch and when it is updated.
 
     after    score | update          rewards of the PRM before this step's update (one forward pass if it can be)
-    before           update | score  rewards of the PRM that has seen this very batch
+    before           update | score  rewards of the PRM after its update on this very batch
     reverse  score | update          the update uses the scores (dpo, best-of-N losses)
     none     score                   the PRM stays as it is
 
 All rewards of a batch come from one PRM: with several minibatches, scores taken during the update would not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from megatron_prime.algorithm.implicit_reward import sequence_scores_B
-from megatron_prime.algorithm.prm_loss import prm_metrics, prm_pair_targets
+from megatron_prime.algorithm.prm_loss import prm_metrics, prm_targets
+from megatron_prime.algorithm.registry import PRM_OBJECTIVES
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.models.forward import Scores, Sequences
 from megatron_prime.training.losses import PRMRowLoss
-from megatron_prime.training.minibatches import minibatches
+from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
 
 
 @dataclass(frozen=True)
 class PRMResult:
-    """What the phase hands on."""
+    """The result of one phase."""
 
     logprobs_BT: torch.Tensor
-    """The PRM's log-probs that the process rewards are made of."""
+    """Log-probs of the PRM that the process rewards are made of."""
     metrics: dict[str, float]
 
 
@@ -37,21 +39,22 @@ class PRMPhase:
     Args:
         prm: a Trainable, or a Scorer when update_order is none.
         config: loss, beta, update order, minibatches.
-        seed: of the minibatch order.
+        seed: seed of the order of the minibatches.
     """
 
     def __init__(self, prm: Scorer, config: PRMConfig, seed: int) -> None:
         assert isinstance(prm, Trainable) == (config.update_order != "none"), (
-            "only a frozen PRM stays as it is"
+            "only a PRM that is never updated may be a plain Scorer"
         )
         self.prm = prm
         self._config = config
         self._seed = seed
+        self._needs_targets = PRM_OBJECTIVES.build(config.loss, config).requires.group
 
     def run(
         self, batch: RolloutBatch, sequences: Sequences, ref_logprobs_BT: torch.Tensor, step_index: int
     ) -> PRMResult:
-        """One step's phase. Collective over all ranks."""
+        """Score and update as configured, in the order configured. Collective over all ranks."""
         with self.prm.resident():
             return self._run(batch, sequences, ref_logprobs_BT, step_index)
 
@@ -59,12 +62,13 @@ class PRMPhase:
         self, batch: RolloutBatch, sequences: Sequences, ref_logprobs_BT: torch.Tensor, step_index: int
     ) -> PRMResult:
         config = self._config
+        # One update on the whole batch runs the same forward pass as scoring it: its log-probs are the scores.
         single_forward = (
             config.update_order == "after"
-            and config.loss == "ce"
+            and not self._needs_targets
             and config.num_minibatches == config.num_epochs == 1
         )
-        needs_scores_first = config.update_order != "before" or config.loss != "ce"
+        needs_scores_first = config.update_order != "before" or self._needs_targets
         scores: Scores | None = None
         if needs_scores_first and not single_forward:
             scores = self.prm.score(sequences)
@@ -74,11 +78,12 @@ class PRMPhase:
                 self.prm, batch, sequences, ref_logprobs_BT, scores, step_index
             )
             if single_forward:
+                # Without a row to train on there was no update, hence no forward pass.
                 scores = first_scores or self.prm.score(sequences)
             elif config.update_order == "before":
                 scores = self.prm.score(sequences)
         assert scores is not None
-        scores_B = sequence_scores_B(scores.logprobs_BT, ref_logprobs_BT, batch.response_mask_BT, config.beta)
+        scores_B = self._sequence_scores(scores, ref_logprobs_BT, batch)
         metrics |= prm_metrics(scores_B, batch.outcome_rewards_B, batch.group_ids_B)
         return PRMResult(scores.logprobs_BT, metrics)
 
@@ -91,43 +96,29 @@ class PRMPhase:
         scores: Scores | None,
         step_index: int,
     ) -> tuple[Scores | None, dict[str, float]]:
-        """All optimizer steps; returns the first one's scores and the mean metrics.
-
-        A minibatch without a row to train on has no update; the scores are None when none has.
-        """
-        config = self._config
-        other_scores_B = pair_weights_B = None
-        if config.loss != "ce":
+        """Take all optimizer steps; return the scores behind the first one and the mean metrics."""
+        targets = None
+        if self._needs_targets:
             assert scores is not None
-            scores_B = sequence_scores_B(
-                scores.logprobs_BT, ref_logprobs_BT, batch.response_mask_BT, config.beta
-            )
-            other_scores_B, pair_weights_B = prm_pair_targets(
-                scores_B, batch.outcome_rewards_B, batch.group_ids_B, config.loss
-            )
-        first_scores: Scores | None = None
-        totals: dict[str, float] = {}
-        lr = prm.lr
-        all_rows = minibatches(
-            batch.num_rows, config.num_minibatches, config.num_epochs, self._seed, step_index
-        )
-        rows_of_updates = [rows for rows in all_rows if batch.trained_rows(rows)]
-        num_updates = len(rows_of_updates)
-        for rows in rows_of_updates:
-            loss = PRMRowLoss(
-                kind=config.loss,
-                beta=config.beta,
+            scores_B = self._sequence_scores(scores, ref_logprobs_BT, batch)
+            targets = prm_targets(scores_B, batch.outcome_rewards_B, batch.group_ids_B, self._config)
+
+        def make_loss(rows: Sequence[int]) -> PRMRowLoss:
+            return PRMRowLoss(
+                config=self._config,
                 num_rows=len(batch.trained_rows(rows)),
                 ref_logprobs_BT=ref_logprobs_BT,
                 response_mask_BT=batch.response_mask_BT,
                 outcome_rewards_B=batch.outcome_rewards_B,
-                other_scores_B=other_scores_B,
-                pair_weights_B=pair_weights_B,
+                targets=targets,
                 is_trained_B=batch.is_trained_B,
             )
-            minibatch_scores, metrics = prm.update(sequences, rows, loss)
-            first_scores = first_scores or minibatch_scores
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value / num_updates
-        prm.advance_schedule()
-        return first_scores, totals | {"lr": lr}
+
+        return update_on_batch(prm, batch, sequences, self._config, make_loss, (self._seed, step_index))
+
+    def _sequence_scores(
+        self, scores: Scores, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch
+    ) -> torch.Tensor:
+        return sequence_scores_B(
+            scores.logprobs_BT, ref_logprobs_BT, batch.response_mask_BT, self._config.beta
+        )

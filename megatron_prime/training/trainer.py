@@ -3,14 +3,13 @@
 prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy -> sync
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from megatron_prime.algorithm.advantage import AdvantageSettings, prime_advantages
+from megatron_prime.algorithm.advantage import prime_advantages
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
-from megatron_prime.algorithm.policy_loss import PolicyLossSettings
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
@@ -19,7 +18,7 @@ from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.training.health.mismatch import Mismatch, MismatchAlarm
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
-from megatron_prime.training.minibatches import minibatches
+from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.phase_memory import PhaseMemory, make_room
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
@@ -56,7 +55,6 @@ class Trainer:
         self.step_index = step_index
         self._parts = parts
         self._mismatch_alarm = MismatchAlarm(config.rollout.logprob_alarm, config.policy.tis_cap)
-        self._advantage_settings = AdvantageSettings(**config.advantage.model_dump())
         roles: dict[str, Scorer | None] = {
             "policy": parts.policy,
             "prm": parts.prm_phase and parts.prm_phase.prm,
@@ -65,16 +63,6 @@ class Trainer:
         self._memory = PhaseMemory(
             {name: role.residency for name, role in roles.items() if role is not None},
             parts.policy.topology.platform,
-        )
-        policy = config.policy
-        self._loss_settings = PolicyLossSettings(
-            clip_low=policy.clip_low,
-            clip_high=policy.clip_high,
-            dual_clip=policy.dual_clip,
-            entropy_coef=policy.entropy_coef,
-            kl_coef=policy.kl_coef,
-            kl_estimator=policy.kl_estimator,
-            tis_cap=policy.tis_cap,
         )
 
     def step(self) -> Metrics:
@@ -107,11 +95,12 @@ class Trainer:
         return batch.to(self._parts.policy.topology.platform.device)
 
     def _routing(self, batch: RolloutBatch) -> Routing | None:
-        """What the policy alone replays: PRM and reference have other weights, and their ratio must start at 0."""
-        rollout = self.config.rollout
-        if rollout.engine != "sglang" or not rollout.sglang.routing_replay:
-            return None
-        return [rollout.routed_experts for rollout in batch.rollouts]
+        """Return the experts that the engine chose for each token, where it reported them.
+
+        The policy alone replays them: PRM and reference have other weights, and their log-ratio must start at 0.
+        """
+        routed = [rollout.routed_experts for rollout in batch.rollouts]
+        return None if all(experts is None for experts in routed) else routed
 
     def _ref_logprobs(self, sequences: Sequences, old: Scores) -> torch.Tensor | None:
         if self._parts.reference is not None:
@@ -135,10 +124,8 @@ class Trainer:
             result.logprobs_BT,
             ref_logprobs_BT,
             batch.response_mask_BT,
-            prm.beta,
-            prm.granularity,
+            prm,
             batch.step_ids_BT,
-            prm.reward_scale,
         )
         metrics.add("prm", result.metrics)
         token_rewards = rewards_BT[batch.response_mask_BT]
@@ -162,7 +149,7 @@ class Trainer:
             rewards_BT,
             batch.response_mask_BT,
             batch.group_ids_B,
-            self._advantage_settings,
+            self.config.advantage,
             positions_BT,
             batch.outcome_penalties_B,
         )
@@ -175,34 +162,26 @@ class Trainer:
         ref_logprobs_BT: torch.Tensor | None,
         advantages_BT: torch.Tensor,
     ) -> dict[str, float]:
-        """All optimizer steps of the policy; returns the mean of their metrics."""
-        config, policy = self.config.policy, self._parts.policy
-        totals: dict[str, float] = {}
-        lr = policy.lr
-        all_rows = minibatches(
-            batch.num_rows, config.num_minibatches, config.num_epochs, self.config.seed, self.step_index
+        """Take all optimizer steps of the policy; return the mean of their metrics."""
+        config = self.config.policy
+
+        def make_loss(rows: Sequence[int]) -> PolicyRowLoss:
+            return PolicyRowLoss(
+                config=config,
+                weights_BT=minibatch_weights_BT(
+                    batch.response_mask_BT, batch.trained_rows(rows), config.aggregation
+                ),
+                old_logprobs_BT=old.logprobs_BT,
+                advantages_BT=advantages_BT,
+                rollout_logprobs_BT=batch.rollout_logprobs_BT,
+                ref_logprobs_BT=ref_logprobs_BT,
+            )
+
+        key = (self.config.seed, self.step_index)
+        _, metrics = update_on_batch(
+            self._parts.policy, batch, sequences, config, make_loss, key, self._routing(batch)
         )
-        # A minibatch without a row to train on has no update.
-        rows_of_updates = [rows for rows in all_rows if batch.trained_rows(rows)]
-        num_updates = len(rows_of_updates)
-        routing = self._routing(batch)
-        with policy.resident():
-            for rows in rows_of_updates:
-                loss = PolicyRowLoss(
-                    settings=self._loss_settings,
-                    weights_BT=minibatch_weights_BT(
-                        batch.response_mask_BT, batch.trained_rows(rows), config.aggregation
-                    ),
-                    old_logprobs_BT=old.logprobs_BT,
-                    advantages_BT=advantages_BT,
-                    rollout_logprobs_BT=batch.rollout_logprobs_BT,
-                    ref_logprobs_BT=ref_logprobs_BT,
-                )
-                _, metrics = policy.update(sequences, rows, loss, routing)
-                for name, value in metrics.items():
-                    totals[name] = totals.get(name, 0.0) + value / num_updates
-        policy.advance_schedule()
-        return totals | {"lr": lr}
+        return metrics
 
     def _describe(
         self, metrics: Metrics, batch: RolloutBatch, old: Scores, advantages_BT: torch.Tensor

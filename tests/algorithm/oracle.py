@@ -9,6 +9,11 @@ import random
 import torch
 
 
+def replace(config, **changes):
+    """Return a configuration section with some options changed, validated again."""
+    return type(config)(**config.model_dump() | changes)
+
+
 class Batch:
     """Ragged responses in scattered groups, as lists for the oracle and as tensors for the package."""
 
@@ -139,22 +144,22 @@ def batch_max(rewards):
     return [[r / (largest + 1e-6) for r in row] for row in rewards]
 
 
-def advantages(batch, settings):
+def advantages(batch, config):
     """The whole of prime_advantages from its parts."""
-    parts = [(settings.outcome_coef, outcome_part(batch, settings.estimator, settings.gamma_outcome))]
+    parts = [(config.outcome_coef, outcome_part(batch, config.estimator, config.gamma_outcome))]
     rewards = batch.rewards
-    if settings.process_normalization == "batch_max":
+    if config.process_normalization == "batch_max":
         rewards = batch_max(rewards)
     process = process_part(
-        rewards, batch.ids, settings.estimator, settings.process_baseline, settings.gamma_process
+        rewards, batch.ids, config.estimator, config.process_baseline, config.gamma_process
     )
-    parts.append((settings.process_coef, process))
-    if settings.whitening == "per_source":
+    parts.append((config.process_coef, process))
+    if config.whitening == "per_source":
         parts = [(c, whiten(rows)) for c, rows in parts]
     total = [
         [sum(c * rows[i][t] for c, rows in parts) for t in range(n)] for i, n in enumerate(batch.lengths)
     ]
-    return whiten(total) if settings.whitening == "joint" else total
+    return whiten(total) if config.whitening == "joint" else total
 
 
 def sigmoid(x):
@@ -188,14 +193,14 @@ def pair_loss(score, label, other):
     return -math.log(sigmoid(sign * (score - other)))
 
 
-def policy_token_loss(new, old, advantage, settings, entropy=0.0, ref=0.0, rollout=None):
+def policy_token_loss(new, old, advantage, config, entropy=0.0, ref=0.0, rollout=None):
     ratio = math.exp(new - old)
-    clipped = min(max(ratio, 1 - settings.clip_low), 1 + settings.clip_high)
+    clipped = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
     loss = -min(advantage * ratio, advantage * clipped)
-    if settings.dual_clip is not None and advantage < 0:
-        loss = min(loss, -advantage * settings.dual_clip)
-    if settings.tis_cap is not None:
-        loss *= min(math.exp(old - rollout), settings.tis_cap)
+    if config.dual_clip is not None and advantage < 0:
+        loss = min(loss, -advantage * config.dual_clip)
+    if config.tis_cap is not None:
+        loss *= min(math.exp(old - rollout), config.tis_cap)
     d = new - ref
-    kl = {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[settings.kl_estimator]
-    return loss - settings.entropy_coef * entropy + settings.kl_coef * kl
+    kl = {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[config.kl_estimator]
+    return loss - config.entropy_coef * entropy + config.kl_coef * kl

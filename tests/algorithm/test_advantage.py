@@ -1,42 +1,24 @@
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_prime.algorithm.advantage import (
-    PAPER_SETTINGS,
-    RELEASED_SETTINGS,
-    AdvantageSettings,
-    prime_advantages,
-)
+from megatron_prime.algorithm.advantage import prime_advantages
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
+from megatron_prime.config.tables.advantage import AdvantageConfig
+from megatron_prime.config.tables.prm import PRMConfig
 from tests.algorithm import oracle
-from tests.algorithm.oracle import Batch
+from tests.algorithm.advantages import PLAIN, RAGGED, RELEASED, advantages_of
+from tests.algorithm.oracle import Batch, replace
 
 ESTIMATORS = ["rloo", "grpo", "reinforce", "prm_value"]
 BASELINES = ["sequence_sum", "sequence_spread", "token_mean", "released"]
 NORMALIZATIONS = ["none", "batch_max"]
 WHITENINGS = ["none", "joint", "per_source"]
-RAGGED = (2, 5, 3)
-PLAIN = AdvantageSettings(process_baseline="sequence_sum", process_normalization="none", whitening="none")
-
-
-def advantages_of(batch, options, rewards_BT=None, rows=None, positions_BT=None):
-    rows = torch.arange(len(batch.ids)) if rows is None else rows
-    rewards_BT = batch.rewards_BT if rewards_BT is None else rewards_BT
-    positions_BT = None if positions_BT is None else positions_BT[rows]
-    return prime_advantages(
-        batch.outcome_rewards_B[rows],
-        rewards_BT[rows],
-        batch.mask_BT[rows],
-        batch.group_ids_B[rows],
-        options,
-        positions_BT,
-    )
+PAPER = AdvantageConfig(process_baseline="token_mean", process_normalization="none", whitening="none")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +28,16 @@ def advantages_of(batch, options, rewards_BT=None, rows=None, positions_BT=None)
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_every_form_matches_the_loops(estimator, baseline, normalization, whitening):
     gamma_process = 1.0 if estimator == "prm_value" else 0.9
-    options = AdvantageSettings(estimator, baseline, normalization, whitening, 0.97, gamma_process, 1.5, 0.5)
+    options = AdvantageConfig(
+        estimator=estimator,
+        process_baseline=baseline,
+        process_normalization=normalization,
+        whitening=whitening,
+        gamma_outcome=0.97,
+        gamma_process=gamma_process,
+        outcome_coef=1.5,
+        process_coef=0.5,
+    )
     for seed in range(3):
         batch = Batch(seed, sizes=RAGGED, soft=seed == 1, extra_padding=seed)
         result_BT = advantages_of(batch, options)
@@ -54,7 +45,7 @@ def test_every_form_matches_the_loops(estimator, baseline, normalization, whiten
         torch.testing.assert_close(result_BT, expected_BT)
 
 
-@pytest.mark.parametrize("options", [PAPER_SETTINGS, RELEASED_SETTINGS])
+@pytest.mark.parametrize("options", [PAPER, RELEASED])
 def test_float32_and_bfloat16_batches(options):
     batch, exact = Batch(3, sizes=RAGGED, dtype=torch.float32), Batch(3, sizes=RAGGED)
     result_BT = advantages_of(batch, options)
@@ -65,21 +56,10 @@ def test_float32_and_bfloat16_batches(options):
     torch.testing.assert_close(low_BT, result_BT, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_released_code_is_equation_5_with_token_means_plus_a_leak(gamma):
-    """official = Eq. 5 with token-mean baseline + reverse-cumsum((r_t - mean_i) / (G - 1))."""
-    batch = Batch(8, sizes=(4, 4, 4))
-    options = replace(PLAIN, gamma_process=gamma)
-    released_BT = advantages_of(batch, replace(options, process_baseline="released"))
-    token_mean_BT = advantages_of(batch, replace(options, process_baseline="token_mean"))
-    leak = [oracle.returns([(r - oracle.mean(row)) / 3 for r in row], gamma) for row in batch.rewards]
-    torch.testing.assert_close(released_BT, token_mean_BT + batch.padded(leak, padding=0.0))
-
-
 @pytest.mark.parametrize("whitening", WHITENINGS)
 def test_without_process_rewards_it_is_leave_one_out_exactly(whitening):
     batch = Batch(4, sizes=RAGGED, dtype=torch.float32)
-    options = replace(RELEASED_SETTINGS, whitening=whitening)
+    options = replace(RELEASED, whitening=whitening)
     arguments = (batch.outcome_rewards_B, None, batch.mask_BT, batch.group_ids_B)
     absent_BT = prime_advantages(*arguments, options)
     unused_BT = advantages_of(batch, replace(options, process_coef=0.0))
@@ -117,7 +97,12 @@ def test_coefficients_reach_the_advantage():
 def test_a_prm_equal_to_its_reference_adds_nothing(estimator, baseline, normalization):
     """Step 0: q is exactly 0, so normalisation must not make something of it."""
     batch = Batch(7, dtype=torch.float32)
-    options = AdvantageSettings(estimator, baseline, normalization, whitening="none")
+    options = AdvantageConfig(
+        estimator=estimator,
+        process_baseline=baseline,
+        process_normalization=normalization,
+        whitening="none",
+    )
     silent_BT = torch.zeros_like(batch.rewards_BT)
     outcome_BT = advantages_of(batch, replace(options, process_coef=0.0))
     assert torch.equal(advantages_of(batch, options, silent_BT), outcome_BT)
@@ -132,47 +117,6 @@ def test_a_constant_group_has_no_outcome_advantage(estimator, value):
     assert not advantages_of(batch, options, torch.zeros_like(batch.rewards_BT)).any()
 
 
-def test_grpo_ignores_a_process_contrast_that_is_rounding():
-    batch = Batch(9, sizes=(4,), dtype=torch.float32)
-    rewards = [[0.1 * n / n] * n for n in batch.lengths]
-    rewards[0] = [0.1 + 1e-8] * batch.lengths[0]
-    options = replace(PLAIN, estimator="grpo", outcome_coef=0.0)
-    assert not advantages_of(batch, options, batch.padded(rewards)).any()
-
-
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_length_bias_of_a_constant_offset_is_as_documented(baseline):
-    """Cross-entropy's class prior adds c to every response's sum, spread evenly here."""
-    batch, c = Batch(10, sizes=RAGGED), 0.7
-    options = replace(PLAIN, process_baseline=baseline)
-    offset = [[r + c / len(row) for r in row] for row in batch.rewards]
-    shift_BT = advantages_of(batch, options, batch.padded(offset)) - advantages_of(batch, options)
-    for i, length in enumerate(batch.lengths):
-        inverse = oracle.mean(1 / batch.lengths[j] for j in oracle.others(batch.ids, i))
-        expected = {
-            "sequence_spread": 0.0,
-            "sequence_sum": c - c * length,
-            "token_mean": c - c * length * inverse,
-            "released": c - c * length * inverse,
-        }[baseline]
-        assert float(shift_BT[i, 0]) == pytest.approx(expected, abs=1e-12)
-    if baseline == "sequence_spread":
-        torch.testing.assert_close(shift_BT, torch.zeros_like(shift_BT))
-
-
-@pytest.mark.parametrize("baseline", ["sequence_sum", "sequence_spread", "token_mean"])
-def test_whole_granularity_with_positions_is_leave_one_out_of_the_sums(baseline):
-    batch = Batch(11, sizes=RAGGED)
-    args = (batch.rewards_BT, torch.zeros_like(batch.rewards_BT), batch.mask_BT)
-    rewards_BT = process_rewards_BT(*args, beta=1.0, granularity="whole")
-    positions_BT = reward_positions(batch.mask_BT, "whole")
-    options = replace(PLAIN, process_baseline=baseline, outcome_coef=0.0)
-    result_BT = advantages_of(batch, options, rewards_BT, positions_BT=positions_BT)
-    for i, row in enumerate(batch.rewards):
-        expected = sum(row) - oracle.mean(sum(batch.rewards[j]) for j in oracle.others(batch.ids, i))
-        assert result_BT[i, : len(row)].tolist() == pytest.approx([expected] * len(row))
-
-
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("granularity", ["token", "step", "whole"])
@@ -180,20 +124,14 @@ def test_every_granularity_runs_with_every_form(estimator, baseline, granularity
     batch = Batch(12, sizes=RAGGED)
     step_ids_BT = (torch.arange(batch.num_columns) // 3).repeat(len(batch.ids), 1)
     args = (batch.rewards_BT, torch.zeros_like(batch.rewards_BT), batch.mask_BT)
-    rewards_BT = process_rewards_BT(*args, 0.05, granularity, step_ids_BT)
+    rewards_BT = process_rewards_BT(*args, PRMConfig(granularity=granularity), step_ids_BT)
     positions_BT = reward_positions(batch.mask_BT, granularity, step_ids_BT)
-    for options in (replace(PLAIN, whitening="per_source"), RELEASED_SETTINGS):
+    for options in (replace(PLAIN, whitening="per_source"), RELEASED):
         options = replace(options, estimator=estimator, process_baseline=baseline)
         for positions in (None, positions_BT):
             result_BT = advantages_of(batch, options, rewards_BT, positions_BT=positions)
             assert result_BT.isfinite().all()
             assert result_BT[batch.mask_BT].any()
-
-
-def test_prm_value_starts_from_the_bare_outcome():
-    batch = Batch(13)
-    result_BT = advantages_of(batch, replace(PLAIN, estimator="prm_value"))
-    assert result_BT[:, 0].tolist() == pytest.approx(batch.outcomes)
 
 
 def test_empty_response_takes_part_in_the_outcome_baseline_only():
@@ -206,20 +144,19 @@ def test_empty_response_takes_part_in_the_outcome_baseline_only():
         assert result_BT.tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 
-def test_bad_settings_are_explained():
+def test_bad_options_are_explained():
     cases = (
-        ({"estimator": "gae"}, "choose one of rloo, grpo, reinforce, prm_value"),
-        ({"process_baseline": "mean"}, "process_baseline is 'mean'"),
-        ({"process_normalization": "batch_norm"}, "process_normalization is"),
-        ({"whitening": "yes"}, "whitening is"),
-        ({"gamma_outcome": 1.5}, "gamma_outcome is 1.5"),
-        ({"gamma_process": -0.1}, "gamma_process is"),
-        ({"process_coef": -1.0}, "must not be negative"),
-        ({"estimator": "prm_value", "gamma_process": 0.9}, "prm_value needs 1"),
+        ({"estimator": "a b"}, "estimator\n.*neither a name nor an import path"),
+        ({"process_baseline": "mean"}, "process_baseline\n.*'sequence_sum', 'sequence_spread'"),
+        ({"process_normalization": "batch_norm"}, "process_normalization\n"),
+        ({"whitening": "yes"}, "whitening\n"),
+        ({"gamma_outcome": 1.5}, "gamma_outcome\n.*less than or equal to 1"),
+        ({"gamma_process": -0.1}, "gamma_process\n"),
+        ({"process_coef": -1.0}, "process_coef\n.*greater than or equal to 0"),
     )
     for kwargs, message in cases:
         with pytest.raises(ValueError, match=message):
-            AdvantageSettings(**kwargs)
+            AdvantageConfig(**kwargs)
 
 
 def test_bad_batches_are_explained():
@@ -240,19 +177,19 @@ def test_bad_batches_are_explained():
         ({"process_rewards_BT": batch.rewards_BT[:, :1]}, "process_rewards_BT has shape"),
         ({"process_rewards_BT": diverged_BT}, "PRM has diverged"),
         ({"response_mask_BT": holes_BT}, "padded on the right"),
-        ({"group_ids_B": torch.arange(len(batch.ids))}, "at least two responses a prompt"),
+        ({"group_ids_B": torch.arange(len(batch.ids))}, "at least two responses per prompt"),
         ({"process_positions_BT": torch.ones_like(batch.mask_BT)}, "marks padding"),
     )
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
-            prime_advantages(settings=RELEASED_SETTINGS, **{**good, **change})
+            prime_advantages(config=RELEASED, **{**good, **change})
     alone = {**good, "group_ids_B": torch.arange(len(batch.ids))}
-    reinforce = replace(RELEASED_SETTINGS, estimator="reinforce")
-    assert prime_advantages(settings=reinforce, **alone).isfinite().all()
+    reinforce = replace(RELEASED, estimator="reinforce")
+    assert prime_advantages(config=reinforce, **alone).isfinite().all()
 
 
 every_form = st.builds(
-    AdvantageSettings,
+    AdvantageConfig,
     estimator=st.sampled_from(ESTIMATORS),
     process_baseline=st.sampled_from(BASELINES),
     process_normalization=st.sampled_from(NORMALIZATIONS),
@@ -291,7 +228,7 @@ def test_without_batch_statistics_each_group_stands_alone(seed, estimator, basel
         torch.testing.assert_close(advantages_of(batch, options, rows=rows), whole_BT[rows])
 
 
-@pytest.mark.parametrize("options", [RELEASED_SETTINGS, replace(PLAIN, process_normalization="batch_max")])
+@pytest.mark.parametrize("options", [RELEASED, replace(PLAIN, process_normalization="batch_max")])
 def test_batch_statistics_taken_by_rank_would_differ(options):
     """The released code's trap is real: normalising each rank's share is another result."""
     batch = Batch(15)

@@ -11,6 +11,7 @@ from megatron_prime.algorithm.implicit_reward import (
     reward_positions,
     sequence_scores_B,
 )
+from megatron_prime.config.tables.prm import PRMConfig
 from tests.algorithm.oracle import Batch
 
 BETA = 0.05
@@ -53,7 +54,11 @@ def test_rewards_match_equation_3(granularity, reward_scale, seed):
     prm, ref, q = logprobs(batch)
     steps, step_ids_BT = steps_of(batch)
     result_BT = process_rewards_BT(
-        batch.padded(prm), batch.padded(ref), batch.mask_BT, BETA, granularity, step_ids_BT, reward_scale
+        batch.padded(prm),
+        batch.padded(ref),
+        batch.mask_BT,
+        PRMConfig(beta=BETA, granularity=granularity, reward_scale=reward_scale),
+        step_ids_BT,
     )
     scale = BETA if reward_scale == "beta" else 1.0
     expected = expected_rewards(q, granularity, steps, scale)
@@ -65,7 +70,8 @@ def test_the_last_token_is_rewarded(granularity):
     """The recipe zeroes it; a response that differs only in its last token must score there."""
     prm_BT, ref_BT, mask_BT = torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([[1, 1, 1, 0]])
     prm_BT[0, 2] = 2.0
-    rewards_BT = process_rewards_BT(prm_BT, ref_BT, mask_BT, BETA, granularity, torch.zeros(1, 4).long())
+    config = PRMConfig(beta=BETA, granularity=granularity)
+    rewards_BT = process_rewards_BT(prm_BT, ref_BT, mask_BT, config, torch.zeros(1, 4).long())
     torch.testing.assert_close(rewards_BT, torch.tensor([[0.0, 0.0, 0.1, 0.0]]))
 
 
@@ -73,9 +79,10 @@ def test_the_last_token_is_rewarded(granularity):
 def test_total_is_the_score_at_every_granularity(granularity):
     batch = Batch(7)
     prm, ref, _ = logprobs(batch)
-    args = (batch.padded(prm), batch.padded(ref), batch.mask_BT, BETA)
-    rewards_BT = process_rewards_BT(*args, granularity, steps_of(batch)[1])
-    torch.testing.assert_close(rewards_BT.sum(dim=1), sequence_scores_B(*args))
+    args = (batch.padded(prm), batch.padded(ref), batch.mask_BT)
+    config = PRMConfig(beta=BETA, granularity=granularity)
+    rewards_BT = process_rewards_BT(*args, config, steps_of(batch)[1])
+    torch.testing.assert_close(rewards_BT.sum(dim=1), sequence_scores_B(*args, BETA))
 
 
 def test_equal_models_give_exact_zeros():
@@ -84,7 +91,11 @@ def test_equal_models_give_exact_zeros():
     mask_BT = torch.ones(4, 6)
     for granularity in ("token", "step", "whole"):
         rewards_BT = process_rewards_BT(
-            logprobs_BT, logprobs_BT.clone(), mask_BT, BETA, granularity, torch.arange(6).repeat(4, 1)
+            logprobs_BT,
+            logprobs_BT.clone(),
+            mask_BT,
+            PRMConfig(beta=BETA, granularity=granularity),
+            torch.arange(6).repeat(4, 1),
         )
         assert not rewards_BT.any()
 
@@ -103,7 +114,11 @@ def test_empty_response_scores_zero():
     logprobs_BT = torch.tensor([[math.nan, math.nan], [-1.0, -2.0]])
     for granularity in ("token", "step", "whole"):
         rewards_BT = process_rewards_BT(
-            logprobs_BT, -torch.ones(2, 2), mask_BT, 1.0, granularity, torch.zeros(2, 2).long()
+            logprobs_BT,
+            -torch.ones(2, 2),
+            mask_BT,
+            PRMConfig(beta=1.0, granularity=granularity),
+            torch.zeros(2, 2).long(),
         )
         assert rewards_BT.sum(dim=1).tolist() == [0.0, -1.0]
 
@@ -116,7 +131,7 @@ def test_gradient_reaches_the_prm_alone_and_not_the_padding():
     assert prm_BT.grad is not None
     assert prm_BT.grad.tolist() == [[0.5, 0.0], [0.5, 0.5]]
     assert ref_BT.grad is None
-    assert not process_rewards_BT(prm_BT, ref_BT, mask_BT, 0.5).requires_grad
+    assert not process_rewards_BT(prm_BT, ref_BT, mask_BT, PRMConfig(beta=0.5)).requires_grad
 
 
 def test_bfloat16_logprobs_are_subtracted_in_float32():
@@ -129,18 +144,21 @@ def test_bfloat16_logprobs_are_subtracted_in_float32():
 def test_bad_input_is_explained():
     ok_BT, mask_BT = torch.zeros(2, 3), torch.ones(2, 3)
     cases = (
-        ({"granularity": "line"}, "choose one of token, step, whole"),
-        ({"reward_scale": "half"}, "choose one of beta, raw"),
+        ({"granularity": "line"}, "granularity\n.*'token', 'step' or 'whole'"),
+        ({"reward_scale": "half"}, "reward_scale\n.*'beta' or 'raw'"),
         ({"granularity": "step"}, "needs step_ids_BT"),
         ({"granularity": "step", "step_ids_BT": torch.tensor([[0, 1, 0]] * 2)}, "decreases"),
         ({"granularity": "step", "step_ids_BT": torch.zeros(2, 2)}, "step_ids_BT has shape"),
-        ({"beta": 0.0}, "must be positive"),
+        ({"beta": 0.0}, "beta\n.*greater than 0"),
     )
-    for kwargs, message in cases:
+    for options, message in cases:
+        step_ids_BT = options.pop("step_ids_BT", None)
         with pytest.raises(ValueError, match=message):
-            process_rewards_BT(ok_BT, ok_BT, mask_BT, **{"beta": 1.0, **kwargs})
+            process_rewards_BT(ok_BT, ok_BT, mask_BT, PRMConfig(**options), step_ids_BT)
+    with pytest.raises(ValueError, match="choose one of token, step, whole"):
+        reward_positions(mask_BT, "line")
     with pytest.raises(ValueError, match="prm_logprobs_BT has shape"):
-        process_rewards_BT(torch.zeros(2, 1), ok_BT, mask_BT, 1.0)
+        process_rewards_BT(torch.zeros(2, 1), ok_BT, mask_BT, PRMConfig())
     with pytest.raises(ValueError, match="beta is"):
         sequence_scores_B(ok_BT, ok_BT, mask_BT, math.nan)
 
@@ -150,8 +168,9 @@ def test_bad_input_is_explained():
 def test_rows_are_independent_of_order_and_padding(seed, granularity):
     narrow, wide = Batch(seed), Batch(seed, extra_padding=4)
     prm, ref, _ = logprobs(narrow, seed)
+    config = PRMConfig(beta=BETA, granularity=granularity)
     straight_BT, padded_BT = (
-        process_rewards_BT(b.padded(prm), b.padded(ref), b.mask_BT, BETA, granularity, steps_of(b, seed)[1])
+        process_rewards_BT(b.padded(prm), b.padded(ref), b.mask_BT, config, steps_of(b, seed)[1])
         for b in (narrow, wide)
     )
     torch.testing.assert_close(padded_BT[:, : narrow.num_columns], straight_BT)
@@ -160,8 +179,7 @@ def test_rows_are_independent_of_order_and_padding(seed, granularity):
         narrow.padded(prm)[order],
         narrow.padded(ref)[order],
         narrow.mask_BT[order],
-        BETA,
-        granularity,
+        config,
         steps_of(narrow, seed)[1][order],
     )
     assert torch.equal(shuffled_BT, straight_BT[order])

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_prime.algorithm.prm_loss import prm_loss, prm_metrics, prm_pair_targets
+from megatron_prime.algorithm.prm_loss import prm_loss, prm_metrics, prm_targets
+from megatron_prime.algorithm.prm_pairs import PairTargets
+from megatron_prime.config.tables.prm import PRMConfig
 from tests.algorithm import oracle
 from tests.algorithm.oracle import Batch
 
@@ -20,12 +22,12 @@ def scores_of(batch, seed=11):
 def loss_of(scores_B, batch, kind, weights_B, before_B=None, rows=None):
     """prm_loss with the targets of the whole batch, on some of its rows."""
     rows = torch.arange(len(batch.ids)) if rows is None else rows
-    targets = (None, None)
-    if kind != "ce":
-        before_B = scores_B if before_B is None else before_B
-        other_B, pair_B = prm_pair_targets(before_B, batch.outcome_rewards_B, batch.group_ids_B, kind)
-        targets = (other_B[rows], pair_B[rows])
-    return prm_loss(scores_B[rows], batch.outcome_rewards_B[rows], kind, weights_B[rows], *targets)
+    config = PRMConfig(loss=kind)
+    before_B = scores_B if before_B is None else before_B
+    targets = prm_targets(before_B, batch.outcome_rewards_B, batch.group_ids_B, config)
+    assert (targets is None) == (kind == "ce")
+    targets = None if targets is None else targets.rows(rows)
+    return prm_loss(scores_B[rows], batch.outcome_rewards_B[rows], weights_B[rows], config, targets)
 
 
 def expected_loss(scores, batch, kind, weights, before=None):
@@ -80,20 +82,22 @@ def test_first_loss_is_log_two():
     """PRM equal to its reference: every score 0, the figure people post is 0.69."""
     weights_B = torch.full((4,), 0.25)
     for label in (0.0, 0.3, 1.0):
-        loss = prm_loss(torch.zeros(4), torch.full((4,), label), "ce", weights_B)
+        loss = prm_loss(torch.zeros(4), torch.full((4,), label), weights_B, PRMConfig())
         assert float(loss) == pytest.approx(math.log(2))
 
 
 def test_confident_and_wrong_stays_finite_with_a_gradient():
     """A sigmoid before the cross-entropy saturates at 1 and loses the gradient; logits do not."""
     scores_B = torch.tensor([120.0, -120.0], requires_grad=True)
-    loss = prm_loss(scores_B, torch.tensor([0.0, 1.0]), "ce", torch.ones(2))
+    loss = prm_loss(scores_B, torch.tensor([0.0, 1.0]), torch.ones(2), PRMConfig())
     loss.backward()
     assert float(loss.detach()) == pytest.approx(240)
     assert scores_B.grad is not None
     assert scores_B.grad.tolist() == [1.0, -1.0]
-    other_B = torch.zeros(2)
-    pairs = prm_loss(scores_B.detach(), torch.tensor([0.0, 1.0]), "dpo", torch.ones(2), other_B)
+    targets = PairTargets(torch.zeros(2), torch.ones(2))
+    pairs = prm_loss(
+        scores_B.detach(), torch.tensor([0.0, 1.0]), torch.ones(2), PRMConfig(loss="dpo"), targets
+    )
     assert float(pairs) == pytest.approx(240)
 
 
@@ -101,49 +105,38 @@ def test_confident_and_wrong_stays_finite_with_a_gradient():
 def test_targets_are_detached_and_do_not_follow_the_update(kind):
     batch = Batch(5)
     scores_B = torch.tensor(scores_of(batch), requires_grad=True)
-    other_B, pair_B = prm_pair_targets(scores_B, batch.outcome_rewards_B, batch.group_ids_B, kind)
-    assert not other_B.requires_grad
-    assert not pair_B.requires_grad
-    other_B.requires_grad_()
+    config = PRMConfig(loss=kind)
+    targets = prm_targets(scores_B, batch.outcome_rewards_B, batch.group_ids_B, config)
+    assert targets is not None
+    assert not targets.other_scores_B.requires_grad
+    assert not targets.weights_B.requires_grad
+    targets.other_scores_B.requires_grad_()
     weights_B = torch.ones(len(batch.ids), requires_grad=True)
-    loss = prm_loss(scores_B, batch.outcome_rewards_B, kind, weights_B, other_B, pair_B)
+    loss = prm_loss(scores_B, batch.outcome_rewards_B, weights_B, config, targets)
     loss.backward()
-    assert other_B.grad is None
+    assert targets.other_scores_B.grad is None
     assert weights_B.grad is None
-
-
-def test_a_group_without_contrast_compares_with_zero():
-    scores_B, ids_B = torch.tensor([3.0, -1.0, 2.0]), torch.tensor([4, 4, 4])
-    other_B, pair_B = prm_pair_targets(scores_B, torch.ones(3), ids_B, "bon_acc")
-    assert other_B.tolist() == [0, 0, 0]
-    assert pair_B.tolist() == [3, 3, 3]
-    assert prm_pair_targets(torch.ones(1), torch.ones(1), ids_B[:1], "bon_rm")[1].tolist() == [1]
-
-
-def test_bon_weights_by_hand():
-    scores_B = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    _, pair_B = prm_pair_targets(
-        scores_B, torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.zeros(4).long(), "bon_rm"
-    )
-    torch.testing.assert_close(pair_B, 4 * torch.tensor([1.0, 0.75, 0.5, 0.25]) ** 3)
 
 
 def test_bad_input_is_explained():
     scores_B, labels_B, ids_B = torch.zeros(2), torch.tensor([0.0, 1.0]), torch.zeros(2).long()
+    ce, dpo, bon_rm = PRMConfig(), PRMConfig(loss="dpo"), PRMConfig(loss="bon_rm")
+    short = PairTargets(torch.ones(1), torch.ones(2))
     cases = (
-        ((scores_B, labels_B, "mse", scores_B), "kind is 'mse'"),
-        ((scores_B, labels_B, "dpo", scores_B), "needs other_scores_B"),
-        ((scores_B, labels_B, "bon_rm", scores_B, scores_B), "needs pair_weights_B"),
-        ((scores_B, torch.tensor([0.0, math.nan]), "ce", scores_B), "verifier errors"),
-        ((scores_B, torch.tensor([0.0, 2.0]), "ce", scores_B), r"\[0, 1\]"),
-        ((scores_B, labels_B, "ce", torch.ones(1)), "weights_B has shape"),
-        ((scores_B[:, None], labels_B, "ce", scores_B), "scores_B has shape"),
+        ((scores_B, labels_B, scores_B, PRMConfig(loss="mse")), "known names are bon_acc, bon_rm, ce, dpo"),
+        ((scores_B, labels_B, scores_B, dpo), "needs targets"),
+        ((scores_B, labels_B, scores_B, bon_rm), "needs targets"),
+        ((scores_B, labels_B, scores_B, dpo, short), "other_scores_B has shape"),
+        ((scores_B, torch.tensor([0.0, math.nan]), scores_B, ce), "verifier errors"),
+        ((scores_B, torch.tensor([0.0, 2.0]), scores_B, ce), r"\[0, 1\]"),
+        ((scores_B, labels_B, torch.ones(1), ce), "weights_B has shape"),
+        ((scores_B[:, None], labels_B, scores_B, ce), "scores_B has shape"),
     )
-    for args, message in cases:
+    for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
-            prm_loss(*args)
-    with pytest.raises(ValueError, match="kind is 'ce'; choose one of dpo, bon_acc, bon_rm"):
-        prm_pair_targets(scores_B, labels_B, ids_B, "ce")
+            prm_loss(*arguments)
+    with pytest.raises(ValueError, match="verifier errors"):
+        prm_targets(scores_B, labels_B * math.nan, ids_B, dpo)
 
 
 def test_metrics_match_the_loops():

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from megatron_prime.algorithm.implicit_reward import sequence_scores_B
-from megatron_prime.algorithm.prm_loss import prm_pair_targets
+from megatron_prime.algorithm.prm_loss import prm_targets
+from megatron_prime.config.tables.policy import PolicyConfig
+from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT
 from tests.support.tiny_models import tiny_model
 from tests.support.training_batches import BETA, PLAIN_LOSSES, ragged_batch, score_with_hf
@@ -79,7 +81,8 @@ def test_policy_metrics_are_minibatch_means(batch):
 
 def test_policy_loss_works_without_a_reference(batch):
     loss = policy_loss(batch, ROWS)
-    loss = replace(loss, ref_logprobs_BT=None, settings=replace(loss.settings, kl_coef=0.0))
+    config = PolicyConfig(**batch["settings"] | {"kl_coef": 0.0})
+    loss = replace(loss, ref_logprobs_BT=None, config=config)
     _, _, metrics = run_split(loss, batch, [ROWS])
     assert "ref_kl" not in metrics
 
@@ -97,12 +100,14 @@ def test_pairwise_prm_losses_take_their_targets_from_before_the_update(batch):
     scores_B = sequence_scores_B(batch["logprobs"], batch["ref"], batch["mask"], BETA)
     group_ids_B = torch.tensor([0, 0, 0, 1, 1, 2, 2])
     for kind in ("dpo", "bon_acc", "bon_rm"):
-        others_B, weights_B = prm_pair_targets(scores_B, batch["labels"], group_ids_B, kind)
-        loss = replace(prm_loss(batch, ROWS), kind=kind, other_scores_B=others_B, pair_weights_B=weights_B)
+        config = PRMConfig(loss=kind, beta=BETA)
+        targets = prm_targets(scores_B, batch["labels"], group_ids_B, config)
+        assert targets is not None
+        loss = replace(prm_loss(batch, ROWS), config=config, targets=targets)
         sign_B = torch.where(batch["labels"] > 0, 1.0, -1.0)
-        terms_B = torch.nn.functional.softplus(-sign_B * (scores_B - others_B))
+        terms_B = torch.nn.functional.softplus(-sign_B * (scores_B - targets.other_scores_B))
         if kind != "dpo":
-            terms_B = terms_B * weights_B
+            terms_B = terms_B * targets.weights_B
         expected = terms_B[ROWS].mean().item()
         for split in SPLITS[:3]:
             assert run_split(loss, batch, split)[0] == pytest.approx(expected, abs=1e-6), kind

@@ -4,11 +4,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT
-from megatron_prime.algorithm.policy_loss import PolicyLossSettings
 from megatron_prime.config.acceleration import AccelerationConfig
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.config.tables.overlap import OverlapConfig
+from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.conversion.export import export_hf
 from megatron_prime.models.builder import build_model
@@ -41,7 +41,7 @@ def make_trainable(
 def policy_loss(batch, rows):
     """PPO clip with entropy bonus and KL, over the rows of a minibatch."""
     return PolicyRowLoss(
-        settings=PolicyLossSettings(**batch["settings"]),
+        config=PolicyConfig(**batch["settings"]),
         weights_BT=minibatch_weights_BT(batch["mask"], rows, "token"),
         old_logprobs_BT=batch["old"],
         advantages_BT=batch["advantages"],
@@ -53,8 +53,7 @@ def policy_loss(batch, rows):
 def prm_loss(batch, rows):
     """Cross-entropy of the implicit reward over the rows of a minibatch."""
     return PRMRowLoss(
-        kind="ce",
-        beta=batch["beta"],
+        config=PRMConfig(beta=batch["beta"]),
         num_rows=len(rows),
         ref_logprobs_BT=batch["ref"],
         response_mask_BT=batch["mask"],
@@ -223,7 +222,7 @@ def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step):
         "result": result.logprobs_BT,
         "after": prm.score(batch["sequences"]).logprobs_BT,
         "metrics": result.metrics,
-        "rewards": process_rewards_BT(result.logprobs_BT, ref_logprobs_BT, mask_BT, BETA),
+        "rewards": process_rewards_BT(result.logprobs_BT, ref_logprobs_BT, mask_BT, PRMConfig(beta=BETA)),
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.training.losses import PRMRowLoss, SFTRowLoss, minibatch_weights_BT
 from tools.gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
 from tools.gpu_checks.roles import (
@@ -173,8 +174,7 @@ def _prm_loss(built: Roles, index: int, sizes: Sizes) -> float:
     labels = [1 - label if wrong else label for label, wrong in zip(labels, is_wrong.tolist(), strict=True)]
     device = built.topology.platform.device
     loss = PRMRowLoss(
-        kind="ce",
-        beta=BETA,
+        config=PRMConfig(beta=BETA),
         num_rows=sizes.num_rows,
         ref_logprobs_BT=built.reference.score(sequences).logprobs_BT,
         response_mask_BT=torch.ones(sizes.num_rows, sizes.response_tokens, dtype=torch.bool, device=device),
@@ -245,8 +245,7 @@ def _zero_lines(what: str, built: Roles, setting: Setting) -> Iterator[Line]:
     mask_BT = (torch.arange(sizes.response_tokens) < lengths_B[:, None]).to(built.topology.platform.device)
     ref_logprobs_BT = built.reference.score(sequences).logprobs_BT
     loss = PRMRowLoss(
-        kind="ce",
-        beta=BETA,
+        config=PRMConfig(beta=BETA),
         num_rows=sizes.num_rows,
         ref_logprobs_BT=ref_logprobs_BT,
         response_mask_BT=mask_BT,

@@ -1,19 +1,35 @@
-"""[advantage]: from rewards to advantages."""
+"""The [advantage] table: from outcome and process rewards to advantages."""
 
 from typing import Literal
 
-from megatron_prime.config.section import NonNegativeFloat, Section, UnitInterval
+from megatron_prime.config.section import NameOrPath, NonNegativeFloat, Section, UnitInterval
+
+ProcessBaseline = Literal["sequence_sum", "sequence_spread", "token_mean", "released"]
+ProcessNormalization = Literal["none", "batch_max"]
+Whitening = Literal["none", "joint", "per_source"]
 
 
 class AdvantageConfig(Section):
-    """From rewards to advantages (Eq. 4-8)."""
+    """How advantages are computed (Eq. 4, 5, 7, 8 and Sec. 5.4); the defaults are the released code's.
 
-    estimator: Literal["rloo", "grpo", "reinforce", "prm_value"] = "rloo"
-    process_baseline: Literal["sequence_sum", "sequence_spread", "token_mean", "released"] = "released"
-    """Form of the process baseline: Eq. 5 as printed, the same once a response, Eq. 5 averaged, the released code."""
-    process_normalization: Literal["none", "batch_max"] = "batch_max"
-    whitening: Literal["none", "joint", "per_source"] = "joint"
+    The text of the paper is process_baseline = "token_mean", process_normalization = "none", whitening = "none".
+    """
+
+    estimator: NameOrPath = "rloo"
+    """A module of algorithm/estimators (rloo, grpo, reinforce, prm_value), or a class as "package.module:Class"."""
+    process_baseline: ProcessBaseline = "released"
+    """The baseline that rloo subtracts from process rewards: Eq. 5 as printed (sequence_sum), the same total taken once
+    per response (sequence_spread), Eq. 5 as its text says (token_mean), or the released code's."""
+    process_normalization: ProcessNormalization = "batch_max"
+    """batch_max divides process rewards by 1e-6 + the largest absolute undiscounted return of the batch. Where PRM and
+    reference agree up to rounding noise, it scales that noise to +-1."""
+    whitening: Whitening = "joint"
+    """joint whitens the weighted sum of both parts; per_source whitens each part before it is weighted."""
     gamma_outcome: UnitInterval = 1.0
+    """Discount of the outcome reward; 1 in the paper (Eq. 5 does not discount it)."""
     gamma_process: UnitInterval = 1.0
+    """Discount of the process rewards."""
     outcome_coef: NonNegativeFloat = 1.0
+    """Weight of the outcome part."""
     process_coef: NonNegativeFloat = 1.0
+    """Weight of the process part; 0 trains on outcomes alone."""

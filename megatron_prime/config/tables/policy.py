@@ -1,29 +1,37 @@
-"""[policy]: the policy update."""
+"""The [policy] table: the policy update."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from megatron_prime.config.optimizer import OptimizerConfig
-from megatron_prime.config.section import NonNegativeFloat, PositiveFloat
+from megatron_prime.config.section import NameOrPath, NonNegativeFloat, PositiveFloat
+
+Aggregation = Literal["token", "sequence"]
+KLEstimator = Literal["k1", "k2", "k3"]
 
 
 class PolicyConfig(OptimizerConfig):
-    """The policy's update: PPO clip and its options."""
+    """The policy's loss and its update; the defaults are the paper's 7B run."""
 
     lr: NonNegativeFloat = 5e-7
     weight_decay: NonNegativeFloat = 0.01
+    loss: NameOrPath = "ppo_clip"
+    """A module of algorithm/policy_losses (ppo_clip), or a class as "package.module:Class"."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Ratio clip below 1."""
+    """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: PositiveFloat = 0.2
-    """Ratio clip above 1; larger than clip_low is clip-higher."""
+    """The probability ratio is clipped above at 1 + clip_high; larger than clip_low is DAPO's clip-higher."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound c of dual clip; off by default."""
-    aggregation: Literal["token", "sequence"] = "token"
-    """Mean over tokens, or of sequence means."""
+    """Bound c of dual clip: the loss of a token with a negative advantage is at most -c * advantage; off by default."""
+    aggregation: Aggregation = "token"
+    """Average over all tokens of a minibatch, or over the means of its sequences."""
     entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus in the loss."""
     kl_coef: NonNegativeFloat = 0.0
-    """Weight of the KL to the reference in the loss."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Weight of KL(policy || reference) in the loss."""
+    kl_estimator: KLEstimator = "k3"
+    """With d = log-prob of the policy - of the reference: k1 = d (its gradient is 0 on average, so it measures but does
+    not restrain), k2 = d^2 / 2, k3 = exp(-d) - 1 + d (never negative)."""
     tis_cap: PositiveFloat | None = None
-    """Truncated importance sampling: cap on exp(old - rollout log-probs); off by default."""
+    """Truncated importance sampling: cap on exp(old - rollout log-prob), a detached weight; off by default."""

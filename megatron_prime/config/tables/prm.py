@@ -1,25 +1,30 @@
-"""[prm]: the process reward model."""
+"""The [prm] table: the process reward model."""
 
 from typing import Literal
 
 from megatron_prime.config.optimizer import OptimizerConfig
-from megatron_prime.config.section import NonNegativeFloat, PositiveFloat, UserPath
+from megatron_prime.config.section import NameOrPath, NonNegativeFloat, PositiveFloat, UserPath
+
+Granularity = Literal["token", "step", "whole"]
+RewardScale = Literal["beta", "raw"]
 
 
 class PRMConfig(OptimizerConfig):
-    """The implicit process reward model."""
+    """The implicit process reward model, its loss and its update."""
 
     enabled: bool = True
-    """false trains by outcome rewards alone (RLOO with the same trainer)."""
+    """false trains on outcome rewards alone, with the same trainer."""
     path: UserPath | None = None
     """HF checkpoint to start from; default model.path."""
     lr: NonNegativeFloat = 1e-6
     grad_clip: NonNegativeFloat = 10.0
     beta: PositiveFloat = 0.05
     """Scale of the log-ratio (Eq. 3)."""
-    loss: Literal["ce", "dpo", "bon_acc", "bon_rm"] = "ce"
+    loss: NameOrPath = "ce"
+    """A module of algorithm/prm_objectives (ce, dpo, bon_acc, bon_rm), or a class as "package.module:Class"."""
     update_order: Literal["after", "before", "none", "reverse"] = "after"
-    """after and reverse score with the PRM before this step's update, before with the updated one."""
-    granularity: Literal["token", "step", "whole"] = "token"
-    reward_scale: Literal["beta", "raw"] = "beta"
-    """raw leaves beta to the loss (released code)."""
+    """after and reverse score with the PRM before this step's update, before with the updated one; none: no update."""
+    granularity: Granularity = "token"
+    """Tokens that carry a process reward: every token, the last token of each step, or the last of the response."""
+    reward_scale: RewardScale = "beta"
+    """beta multiplies the log-ratio by prm.beta (Eq. 3); raw uses beta in the loss alone, as the released code does."""

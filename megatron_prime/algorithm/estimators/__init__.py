@@ -1,0 +1,9 @@
+"""Advantage estimators, one per module; the module's name is the value of `advantage.estimator`.
+
+A module holds a class `Estimator` that fulfils `algorithm.advantage.AdvantageEstimator`. Adding a file adds a name.
+
+- `rloo`: leave-one-out baselines (Eq. 4 and 5), the default.
+- `grpo`: group mean and standard deviation (Eq. 7).
+- `reinforce`: no baseline (Eq. 8).
+- `prm_value`: the PRM as value model (Sec. 5.4).
+"""

@@ -1,0 +1,9 @@
+"""PRM training objectives, one per module; the module's name is the value of `prm.loss`.
+
+A module holds a class `Objective` that fulfils `algorithm.prm_loss.PRMObjective`. Adding a file adds a name.
+
+- `ce`: cross-entropy of the sequence score with the outcome, the paper's and the default.
+- `dpo`: each response against the mean score of its group's other side.
+- `bon_acc`: dpo weighted by the response's rank in its group by outcome.
+- `bon_rm`: dpo weighted by the response's rank in its group by score.
+"""

@@ -1,0 +1,72 @@
+"""Comparisons within a group, from which the pairwise PRM objectives (dpo, bon_acc, bon_rm) are made.
+
+Shapes: B responses, P groups, G slots of the largest group.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from megatron_prime.algorithm.groups import group_table
+
+
+@dataclass(frozen=True, eq=False)
+class PairTargets:
+    """Constants of a pairwise objective, computed once on whole groups before the update.
+
+    Scores taken between minibatch updates would come from different PRMs.
+    """
+
+    other_scores_B: Tensor
+    """Score that each response is compared with."""
+    weights_B: Tensor
+    """Weight of each response's loss."""
+
+    def rows(self, rows_b: Tensor) -> "PairTargets":
+        """Return the targets of some rows of the batch."""
+        return PairTargets(self.other_scores_B[rows_b], self.weights_B[rows_b])
+
+
+def other_side_scores_B(scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802
+    """Return the mean score of the group's members on the other side of each response's label, [B].
+
+    The other side is the members with a strictly lower label where label > 0, and those with a strictly higher label
+    elsewhere; the score is 0 where there are none.
+    """
+    table = group_table(group_ids_B)
+    scores_PG, labels_PG = table.gather(scores_B), table.gather(labels_B)
+    # Axis 1 is the response itself, axis 2 the member that it is compared with.
+    own_PG1, member_P1G = labels_PG[:, :, None], labels_PG[:, None, :]
+    is_other_PGG = (
+        torch.where(own_PG1 > 0, member_P1G < own_PG1, member_P1G > own_PG1) & table.filled[:, None, :]
+    )
+    num_others_PG = is_other_PGG.sum(dim=2)
+    sum_PG = torch.where(is_other_PGG, scores_PG[:, None, :].double(), 0.0).sum(dim=2)
+    return table.scatter(sum_PG / num_others_PG.clamp(min=1)).to(scores_B.dtype)
+
+
+def best_of_n_weights_B(ranked_by_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802
+    """Return n * (share of the group <= own)^(n - 1) by the values given, float64 [B], n the group's size.
+
+    Up to the factor n, this is the chance that n - 1 draws from the group do not beat the response.
+    """
+    table = group_table(group_ids_B)
+    ranked_PG = table.gather(ranked_by_B)
+    not_above_PGG = (ranked_PG[:, None, :] <= ranked_PG[:, :, None]) & table.filled[:, None, :]
+    size_P1 = table.sizes[:, None].double()
+    return table.scatter(size_P1 * (not_above_PGG.sum(dim=2) / size_P1) ** (size_P1 - 1))
+
+
+def pair_losses_B(scores_B: Tensor, labels_B: Tensor, targets: PairTargets | None) -> Tensor:  # noqa: N802
+    """Return -log sigmoid(sign * (score - other score)) * weight, [B], differentiable in scores_B alone.
+
+    Raises:
+        ValueError: there are no targets.
+    """
+    if targets is None:
+        raise ValueError("a pairwise PRM objective needs targets: pass those of prm_targets on whole groups")
+    signs_B = (labels_B > 0).to(scores_B.dtype) * 2 - 1
+    losses_B = -logsigmoid(signs_B * (scores_B - targets.other_scores_B.detach()))
+    return losses_B * targets.weights_B.detach()

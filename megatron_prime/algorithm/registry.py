@@ -1,0 +1,124 @@
+"""From the name in a configuration to the object that computes: estimators, PRM objectives and policy losses.
+
+A built-in name is short for an import path, so a new object is one new file:
+
+    advantage.estimator = "rloo"                       # megatron_prime.algorithm.estimators.rloo:Estimator
+    advantage.estimator = "my_package.my_module:Mine"  # a class of the user's, found on PYTHONPATH
+
+Every class is constructed with its configuration section. This module imports no torch: built-in names are the module
+files of a package, so that a misspelt one is refused on a login node in milliseconds.
+"""
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from megatron_prime.algorithm.advantage import AdvantageEstimator
+    from megatron_prime.algorithm.policy_loss import PolicyLoss
+    from megatron_prime.algorithm.prm_loss import PRMObjective
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a registered class needs of the rest of the configuration, declared by its attribute `requires`."""
+
+    group: bool = False
+    """At least two responses per prompt (rollout.group_size > 1)."""
+    prm: bool = False
+    """A PRM (prm.enabled)."""
+    undiscounted_process: bool = False
+    """advantage.gamma_process = 1."""
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """The classes that one option of the configuration may name."""
+
+    option: str
+    """Key of the option, such as "advantage.estimator"; error messages begin with it."""
+    package: str
+    """Package whose modules are the built-in names."""
+    class_name: str
+    """Name of the class in each of those modules."""
+    members: tuple[str, ...]
+    """Attributes that every class must have."""
+
+    def names(self) -> list[str]:
+        """Return the built-in names, sorted; no module of the package is imported."""
+        return _module_names(self.package)
+
+    def load(self, spec: str) -> Callable[[Any], T]:
+        """Return the class that `spec`, a built-in name or an import path, stands for.
+
+        Raises:
+            ValueError: there is no such name, module or class, or the class lacks a member.
+        """
+        if ":" not in spec and spec not in self.names():
+            near = difflib.get_close_matches(spec, self.names(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{self.option} = {spec!r}: known names are {', '.join(self.names())}; "
+                f"a class of your own is package.module:Class{hint}"
+            )
+        path = spec if ":" in spec else f"{self.package}.{spec}:{self.class_name}"
+        module_name, _, class_name = path.partition(":")
+        try:
+            found: Any = getattr(importlib.import_module(module_name), class_name)
+        except ImportError as error:
+            raise ValueError(
+                f"{self.option} = {spec!r}: {error}; install the module, or put its folder on PYTHONPATH"
+            ) from error
+        except AttributeError as error:
+            raise ValueError(f"{self.option} = {spec!r}: {error}") from error
+        missing = [member for member in self.members if not hasattr(found, member)]
+        if missing or not callable(found):
+            needed = f"a class with {', '.join(self.members)}"
+            raise ValueError(
+                f"{self.option} = {spec!r} must name {needed}; missing: {', '.join(missing) or 'a class'}"
+            )
+        return found
+
+    def build(self, spec: str, section: object) -> T:
+        """Return an object of the class that `spec` names, constructed with its configuration section."""
+        return self.load(spec)(section)
+
+    def faults(self, spec: str) -> Iterator[str]:
+        """Yield why `spec` cannot be used, if it cannot. A built-in is looked up by its file, without importing it."""
+        if ":" not in spec and spec in self.names():
+            return
+        try:
+            self.load(spec)
+        except ValueError as error:
+            yield str(error)
+
+
+@functools.cache
+def _module_names(package: str) -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
+
+
+ESTIMATORS: "Registry[AdvantageEstimator]" = Registry(
+    option="advantage.estimator",
+    package="megatron_prime.algorithm.estimators",
+    class_name="Estimator",
+    members=("requires", "outcome_advantages_B", "process_advantages_BT"),
+)
+PRM_OBJECTIVES: "Registry[PRMObjective]" = Registry(
+    option="prm.loss",
+    package="megatron_prime.algorithm.prm_objectives",
+    class_name="Objective",
+    members=("requires", "targets", "losses_B"),
+)
+POLICY_LOSSES: "Registry[PolicyLoss]" = Registry(
+    option="policy.loss",
+    package="megatron_prime.algorithm.policy_losses",
+    class_name="Loss",
+    members=("token_losses_BT",),
+)

@@ -1,0 +1,127 @@
+"""Names and requirements of algorithm objects are checked by `check` and `train` alike, before a process starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megatron_prime.config.loading import ConfigError
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.preflight.algorithm import algorithm_faults
+from megatron_prime.preflight.checks import check_run
+
+MODULE = """
+from megatron_prime.algorithm.estimators import rloo
+from megatron_prime.algorithm.registry import Requirements
+
+class Mine(rloo.Estimator):
+    requires = Requirements(prm=True)
+
+class Unfinished:
+    requires = Requirements()
+
+a_number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def my_module(tmp_path, monkeypatch):
+    (tmp_path / "my_estimators.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("my_estimators", None)
+
+
+def build(**sections) -> PrimeConfig:
+    return PrimeConfig.model_validate(
+        {"run_dir": "runs/a", "model": {"path": "m"}, "trainer": {"num_steps": 1}} | sections
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "fault"),
+    [
+        (
+            {"advantage": {"estimator": "gae"}},
+            "advantage.estimator = 'gae': known names are grpo, prm_value, reinforce, rloo; "
+            "a class of your own is package.module:Class",
+        ),
+        ({"advantage": {"estimator": "rlo"}}, "; did you mean 'rloo'?"),
+        ({"prm": {"loss": "mse"}}, "prm.loss = 'mse': known names are bon_acc, bon_rm, ce, dpo"),
+        ({"policy": {"loss": "ppo"}}, "policy.loss = 'ppo': known names are ppo_clip"),
+        ({"rollout": {"group_size": 1}}, "advantage.estimator = 'rloo' compares the responses of a group"),
+        (
+            {"rollout": {"group_size": 1}, "advantage": {"estimator": "grpo"}},
+            "advantage.estimator = 'grpo' compares the responses of a group",
+        ),
+        (
+            {
+                "rollout": {"group_size": 1},
+                "advantage": {"estimator": "reinforce"},
+                "prm": {"loss": "dpo"},
+            },
+            "prm.loss = 'dpo' compares the responses of a group",
+        ),
+        (
+            {"prm": {"enabled": False}, "advantage": {"estimator": "prm_value"}},
+            "advantage.estimator = 'prm_value' needs the PRM: set prm.enabled = true",
+        ),
+        (
+            {"advantage": {"estimator": "prm_value", "gamma_process": 0.9}},
+            "advantage.estimator = 'prm_value' needs advantage.gamma_process = 1, not 0.9",
+        ),
+        (
+            {"prm": {"enabled": False}, "advantage": {"estimator": "my_estimators:Mine"}},
+            "advantage.estimator = 'my_estimators:Mine' needs the PRM",
+        ),
+        ({"advantage": {"estimator": "no_such:Mine"}}, "No module named 'no_such'; install the module"),
+        ({"advantage": {"estimator": "my_estimators:Other"}}, "has no attribute 'Other'"),
+        (
+            {"advantage": {"estimator": "my_estimators:Unfinished"}},
+            "missing: outcome_advantages_B, process_advantages_BT",
+        ),
+        ({"policy": {"loss": "my_estimators:a_number"}}, "must name a class with token_losses_BT"),
+    ],
+)
+def test_what_cannot_train_is_refused(sections, fault):
+    (line,) = algorithm_faults(build(**sections))
+    assert fault in line
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"advantage": {"estimator": "my_estimators:Mine"}},
+        {"rollout": {"group_size": 1}, "advantage": {"estimator": "reinforce"}},
+        # Without a PRM nobody reads its loss.
+        {"prm": {"enabled": False, "loss": "mse"}},
+        {"advantage": {"gamma_process": 0.9}},
+    ],
+)
+def test_what_can_train_passes(sections):
+    assert list(algorithm_faults(build(**sections))) == []
+
+
+def test_train_is_checked_and_other_commands_are_not():
+    config = build(advantage={"estimator": "gae"})
+    with pytest.raises(ConfigError) as caught:
+        check_run(config, 1, "train")
+    assert any("'gae'" in fault for fault in caught.value.faults)
+    with pytest.raises(ConfigError) as caught:
+        check_run(config, 1, "sft")
+    assert not any("'gae'" in fault for fault in caught.value.faults)
+
+
+def test_the_default_configuration_is_checked_without_torch():
+    program = (
+        "import sys\n"
+        "from megatron_prime.config.run import PrimeConfig\n"
+        "from megatron_prime.preflight.algorithm import algorithm_faults\n"
+        "sections = {'run_dir': 'a', 'model': {'path': 'm'}, 'trainer': {'num_steps': 1}}\n"
+        "assert not list(algorithm_faults(PrimeConfig.model_validate(sections)))\n"
+        "wrong = {**sections, 'advantage': {'estimator': 'gae'}}\n"
+        "assert len(list(algorithm_faults(PrimeConfig.model_validate(wrong)))) == 1\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
