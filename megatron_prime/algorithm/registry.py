@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from megatron_prime.algorithm.advantage import AdvantageEstimator
@@ -70,7 +70,7 @@ class Registry(Generic[T]):
         path = spec if ":" in spec else f"{self.package}.{spec}:{self.class_name}"
         module_name, _, class_name = path.partition(":")
         try:
-            found: Any = getattr(importlib.import_module(module_name), class_name)
+            found = getattr(importlib.import_module(module_name), class_name)
         except ImportError as error:
             raise ValueError(
                 f"{self.option} = {spec!r}: {error}; install the module, or put its folder on PYTHONPATH"
@@ -83,7 +83,7 @@ class Registry(Generic[T]):
             raise ValueError(
                 f"{self.option} = {spec!r} must name {needed}; missing: {', '.join(missing) or 'a class'}"
             )
-        return found
+        return cast(Callable[[Any], T], found)
 
     def build(self, spec: str, section: object) -> T:
         """Return an object of the class that `spec` names, constructed with its configuration section."""
