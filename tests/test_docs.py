@@ -1,43 +1,136 @@
-"""What the documents say of the tree is true: modules, tests, decisions and targets that they name exist."""
+"""The documents agree with the tree: the modules, files, tests, decisions, options and commands they name exist."""
 
+import ast
 import re
+import tomllib
+from collections import Counter
 from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from megatron_prime.config.run import PrimeConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "megatron_prime"
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+TREES = ("megatron_prime", "tests", "tools", "benchmarks", "examples", "docs")
+"""Folders of the repository whose paths documents name."""
+
+PACKAGES = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 
 
-def packages_table() -> dict[str, set[str]]:
-    """Package -> modules, from the rows of the table under the heading Packages."""
-    rows = re.findall(
-        r"^\| `(\w+)` \| (.*) \|$", ARCHITECTURE.partition("\n## Packages\n")[2], flags=re.MULTILINE
-    )
-    return {package: set(re.findall(r"`(\w+)`", text)) for package, text in rows}
+def spans(document: Path) -> list[str]:
+    """Return what stands between backticks in a document, outside of its code blocks."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"`([^`\n]+)`", text)
 
 
-def test_the_packages_table_lists_every_module():
-    actual = {
-        folder.name: {path.stem for path in folder.glob("*.py") if path.name != "__init__.py"}
-        for folder in PACKAGE.iterdir()
-        if (folder / "__init__.py").exists()
-    }
-    table = packages_table()
-    assert {name: table.get(name) for name in actual} == actual
+def documented(pattern: str) -> list[tuple[Path, str]]:
+    """Return each backticked span that matches the whole pattern, with its document."""
+    return [
+        (document, span) for document in DOCUMENTS for span in spans(document) if re.fullmatch(pattern, span)
+    ]
+
+
+def files_of_the_tree() -> set[str]:
+    """Return the names, without folders, of all files that documents can name."""
+    below = (path for tree in TREES for path in (ROOT / tree).rglob("*") if "__pycache__" not in path.parts)
+    return {path.name for path in (*below, *ROOT.iterdir()) if path.is_file()}
+
+
+def test_the_architecture_lists_every_package():
+    section = ARCHITECTURE.partition("\n## Packages\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+    actual = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+    assert sorted(listed) == sorted([*actual, "types"])
+
+
+def test_the_layers_of_the_architecture_are_those_of_the_import_contract():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    [layers] = [contract["layers"] for contract in contracts["contracts"] if contract["type"] == "layers"]
+    block = ARCHITECTURE.partition("\n## Layers\n")[2].split("```")[1].strip()
+    assert block.splitlines() == [line for line in layers if line != "__main__"]
+
+
+@pytest.mark.xfail(reason="package docstrings are being written", strict=False)
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_the_docstring_of_a_package_lists_its_modules(package: Path):
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    listed = Counter(re.findall(r"^- `(\w+)`: ", docstring, flags=re.MULTILINE))
+    modules = [path.stem for path in package.glob("*.py") if path.name != "__init__.py"]
+    subpackages = [path.parent.name for path in package.glob("*/__init__.py")]
+    assert listed == Counter([*modules, *subpackages])
 
 
 def test_paths_in_the_documents_exist():
-    missing = []
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        for path in re.findall(r"`((?:\w+/)+[\w.-]+\.(?:py|md|toml))`", text):
-            if not any((base / path).exists() for base in (ROOT, PACKAGE)):
-                missing.append(f"{document.relative_to(ROOT)}: {path}")
+    missing = [
+        f"{document.relative_to(ROOT)}: {path}"
+        for document, path in documented(r"(?:[\w-]+/)+[\w.-]+\.(?:py|md|toml|sh)")
+        if not any((base / path).exists() for base in (ROOT, PACKAGE))
+    ]
     # The mirror convention is explained with names that stand for any module.
     assert [
         line for line in missing if not re.search(r"(tests/)?(megatron_prime/)?a/(test_)?b\.py$", line)
     ] == []
+
+
+def test_folders_in_the_documents_exist():
+    trees = "|".join(TREES)
+    assert [
+        f"{document.relative_to(ROOT)}: {path}"
+        for document, path in documented(rf"(?:{trees})/[\w/]*")
+        if not (ROOT / path).exists()
+    ] == []
+
+
+def test_files_that_the_documents_name_without_a_folder_exist():
+    names = files_of_the_tree()
+    assert [
+        f"{document.relative_to(ROOT)}: {name}"
+        for document, name in documented(r"[\w-]+\.(?:py|md|sh)")
+        if name not in names
+    ] == []
+
+
+def test_python_commands_in_the_documents_exist():
+    missing = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        own = "|".join(tree for tree in TREES if tree != "docs")
+        modules = [
+            name.replace(".", "/") for name in re.findall(rf"-m ((?:{own})(?:\.[a-z_]+)*)(?=[\s`])", text)
+        ]
+        scripts = re.findall(r"python ([\w/]+)\.py", text)
+        for name in (*modules, *scripts):
+            if not (ROOT / f"{name}.py").exists() and not (ROOT / name / "__main__.py").exists():
+                missing.append(f"{document.relative_to(ROOT)}: {name}")
+    assert missing == []
+
+
+def test_options_in_the_documents_exist():
+    """A backticked `table.key` whose table is one of the configuration's is an option of it."""
+    tables = "|".join(PrimeConfig.model_fields)
+    unknown = []
+    for document, span in documented(rf"(?:{tables})\.[\w.]+(?: ?= ?[^`]+)?"):
+        path = re.match(r"[\w.]+", span)[0].rstrip(".")
+        if not path.endswith((".py", ".toml", ".json", ".jsonl")) and not is_option(path):
+            unknown.append(f"{document.relative_to(ROOT)}: {span}")
+    assert unknown == []
+
+
+def is_option(path: str) -> bool:
+    """Return whether a dotted path leads to a field of the configuration; keys of a dictionary are free."""
+    section: type[BaseModel] | None = PrimeConfig
+    for key in path.split("."):
+        if section is None:
+            return True
+        if key not in section.model_fields:
+            return False
+        annotation = section.model_fields[key].annotation
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return True
 
 
 def test_make_targets_in_the_documents_exist():
@@ -67,10 +160,38 @@ def test_the_errors_that_the_placement_page_explains_are_those_of_the_code():
     assert unknown == []
 
 
-def test_every_decision_is_listed():
-    listing = (ROOT / "docs" / "adr" / "README.md").read_text(encoding="utf-8")
-    files = [path.name for path in (ROOT / "docs" / "adr").glob("[0-9]*.md")]
-    assert sorted(files) == sorted(set(re.findall(r"\((\d{4}-[\w-]+\.md)\)", listing)))
+def test_decisions_are_listed_in_order_with_their_titles():
+    folder = ROOT / "docs" / "adr"
+    listing = (folder / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\d{4})\]\((\d{4}-[\w-]+\.md)\) \| (.*) \|$", listing, flags=re.MULTILINE)
+    actual = []
+    for path in sorted(folder.glob("[0-9]*.md")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0]
+        number, _, words = title.removeprefix("# ").partition(" ")
+        actual.append((number, path.name, words))
+    assert rows == actual
+
+
+def test_decisions_have_a_status():
+    without = [
+        path.name
+        for path in (ROOT / "docs" / "adr").glob("[0-9]*.md")
+        if not re.search(
+            r"^Status: (accepted|superseded|proposed)", path.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
+    ]
+    assert without == []
+
+
+def test_the_documents_use_the_terms_of_the_field():
+    """A word that has a standard counterpart is not used: restart or attempt, fix, expensive, option, report."""
+    pattern = re.compile(r"\b(life|mend(?:s|ed|ing)?|dear(?:er|est)?|knobs?|goes round|torment)\b")
+    assert [
+        f"{document.relative_to(ROOT)}: {line.strip()}"
+        for document in DOCUMENTS
+        for line in document.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line.lower())
+    ] == []
 
 
 def test_no_document_or_script_names_a_machine():
