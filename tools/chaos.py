@@ -1,12 +1,12 @@
-"""Kills a training run at random moments, again and again, and compares what it ends with to an unbroken run.
+"""Kill a training run repeatedly at random moments, and compare its results to those of an uninterrupted run.
 
-    python tools/chaos.py run.toml --work chaos --kills 50 --seed 0 parallel.num_processes=2 checkpoint.async_save=true
+    python -m tools.chaos run.toml --work chaos --kills 50 --seed 0 parallel.num_processes=2 checkpoint.async_save=true
 
-The run is killed by SIGKILL: one rank, the launcher, or everything at once; while it starts, in the middle of a step,
-while a checkpoint is being written, or just after one got its name. Then it is started again, and killed again. Each
-run that reaches its end must hold the very metrics (wall-clock measurements apart) and the very weights of the unbroken
-run, sound checkpoints and nothing half written; each kill must leave no process behind. Exit code 1 when something
-differs.
+SIGKILL is sent to one rank, to the launcher, or to all processes at once; during the start, in the middle of a step,
+while a checkpoint is being written, or just after a checkpoint was published. Then the run is restarted and killed
+again. Every run that finishes must have the same metrics (except measured times and sizes) and the same weights as the
+uninterrupted run, intact checkpoints and no partial files. A kill must leave no process behind. The exit code is 1 if
+anything differs.
 """
 
 import argparse
@@ -30,80 +30,88 @@ import psutil
 from megatron_prime.training.checkpoint.manifest import faults, read_manifest
 
 MEASURED = ("time", "throughput", "memory")
-"""Groups of metrics that are measured rather than computed."""
+"""Groups of metrics that are measured, and therefore differ between two equal runs."""
 MOMENTS = ("start", "step", "save", "saved")
-VICTIMS = ("rank", "launcher", "everything")
-GONE_S = 60.0
-"""What processes get to disappear after a kill."""
+TARGETS = ("rank", "launcher", "everything")
+EXIT_TIMEOUT_S = 60.0
+"""Time in which the other processes of a killed run must exit."""
 POLL_S = 0.001
 
 
 @dataclass
 class Tally:
-    """What was done and what came of it."""
+    """Counts of kills and attempts, and the differences that were found."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    """Moment and victim -> kills."""
+    """Number of kills by moment and target."""
     num_runs: int = 0
-    num_lives: int = 0
+    num_attempts: int = 0
     faults: list[str] = field(default_factory=list)
-    deck: list[tuple[str, str]] = field(default_factory=list)
-    """Moments and victims that are still to come before any comes again."""
+    remaining_kinds: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of moment and target that have not been used since all pairs were last used once."""
 
     @property
     def num_kills(self) -> int:
-        """All kills."""
+        """Total number of kills."""
         return sum(self.kills.values())
 
     def lines(self) -> Iterator[str]:
-        """For a person."""
+        """Yield the lines of a report for people."""
         for name, count in sorted(self.kills.items()):
             yield f"{count:4d} x {name}"
         yield (
-            f"{self.num_kills} kills, {self.num_lives} lives, {self.num_runs} runs to the end: "
-            + (f"{len(self.faults)} faults" if self.faults else "all equal to the unbroken run, bit for bit")
+            f"{self.num_kills} kills, {self.num_attempts} attempts, {self.num_runs} finished runs: "
+            + (f"{len(self.faults)} faults" if self.faults else "all bit-identical to the uninterrupted run")
         )
         yield from self.faults
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run, and where."""
+    """The run to kill, and the folder to run it in."""
 
     config: Path
     overrides: Sequence[str]
     work: Path
 
     def start(self, run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
-        """Start the training in a new process."""
+        """Start an attempt of the training in a new process; its output is appended to `log`."""
         command = [sys.executable, "-m", "megatron_prime", "train", str(self.config), *self.overrides]
         with log.open("ab") as file:
             return subprocess.Popen([*command, f"run_dir={run_dir}"], stdout=file, stderr=subprocess.STDOUT)
 
 
-def unbroken_run(setting: Setting) -> Path:
-    """The run that nothing happens to; made once a work folder."""
-    run_dir = setting.work / "unbroken"
+def uninterrupted_run(setting: Setting) -> Path:
+    """Return the run_dir of a run without kills; it is executed once per work folder."""
+    run_dir = setting.work / "uninterrupted"
     if not (run_dir / "hf").is_dir():
         started = time.monotonic()
-        code = setting.start(run_dir, setting.work / "unbroken.log").wait()
-        assert code == 0, f"the unbroken run failed: see {setting.work / 'unbroken.log'}"
-        print(f"unbroken run: {time.monotonic() - started:.0f} s", flush=True)
+        code = setting.start(run_dir, setting.work / "uninterrupted.log").wait()
+        assert code == 0, f"the uninterrupted run failed: see {setting.work / 'uninterrupted.log'}"
+        print(f"uninterrupted run: {time.monotonic() - started:.0f} s", flush=True)
     return run_dir
 
 
-def torment(setting: Setting, unbroken: Path, num_kills: int, most_kills_a_run: int, seed: int) -> Tally:
-    """Kill and restart until there were so many kills; returns what came of it."""
-    chance, tally = random.Random(seed), Tally()
+def kill_runs(setting: Setting, expected: Path, num_kills: int, max_kills_per_run: int, seed: int) -> Tally:
+    """Run, kill, restart and compare until `num_kills` kills were made.
+
+    Args:
+        setting: the run.
+        expected: run_dir of the uninterrupted run.
+        num_kills: total number of kills, over all runs.
+        max_kills_per_run: each run is killed between 1 and this many times before it may finish.
+        seed: of the moments and targets.
+    """
+    generator, tally = random.Random(seed), Tally()
     while tally.num_kills < num_kills:
         run_dir = setting.work / f"seed{seed}_run{tally.num_runs}"
         shutil.rmtree(run_dir, ignore_errors=True)
         log = run_dir.with_suffix(".log")
         log.unlink(missing_ok=True)
-        wanted = min(chance.randint(1, most_kills_a_run), num_kills - tally.num_kills)
-        found = _live_and_die(setting, run_dir, log, wanted, chance, tally)
+        wanted = min(generator.randint(1, max_kills_per_run), num_kills - tally.num_kills)
+        found = _run_with_kills(setting, run_dir, log, wanted, generator, tally)
         tally.num_runs += 1
-        found = found or compare(unbroken, run_dir)
+        found = found or compare(expected, run_dir)
         tally.faults += [f"{run_dir.name}: {fault}" for fault in found]
         print(f"{run_dir.name}: {tally.num_kills} kills so far, {'; '.join(found) or 'equal'}", flush=True)
         if not found:
@@ -111,41 +119,42 @@ def torment(setting: Setting, unbroken: Path, num_kills: int, most_kills_a_run: 
     return tally
 
 
-def _live_and_die(
-    setting: Setting, run_dir: Path, log: Path, num_kills: int, chance: random.Random, tally: Tally
+def _run_with_kills(
+    setting: Setting, run_dir: Path, log: Path, num_kills: int, generator: random.Random, tally: Tally
 ) -> list[str]:
-    """Kill a run so many times, then let it come to its end; faults on the way."""
+    """Kill a run `num_kills` times, then let it finish; return the faults seen on the way."""
     done = 0
     process: subprocess.Popen[bytes] | None = None
-    # An interrupted tool must not leave a run behind; its ranks end with their launcher.
+    # When this tool is interrupted it must not leave a run behind. The ranks end with their launcher.
     atexit.register(lambda: process and process.kill())
     while True:
         process = setting.start(run_dir, log)
-        tally.num_lives += 1
+        tally.num_attempts += 1
         is_last = done == num_kills
-        if not tally.deck:
-            tally.deck = list(itertools.product(MOMENTS, VICTIMS))
-            chance.shuffle(tally.deck)
-        moment, victim = tally.deck.pop()
-        if is_last or not _wait_for(moment, run_dir, process, chance):
+        # Dealing from a shuffled list instead of drawing independently covers every pair early on.
+        if not tally.remaining_kinds:
+            tally.remaining_kinds = list(itertools.product(MOMENTS, TARGETS))
+            generator.shuffle(tally.remaining_kinds)
+        moment, target = tally.remaining_kinds.pop()
+        if is_last or not _wait_for(moment, run_dir, process, generator):
             code = process.wait()
-            # A life that reached its end before its moment came needs no other.
+            # An attempt may finish before its moment comes; the run then had fewer kills than planned.
             return [] if code == 0 else [f"exit code {code} after {done} kills: see {log}"]
-        family = _kill(process, victim, chance)
-        tally.kills[f"{moment}, {victim}"] += 1
+        family = _kill(process, target, generator)
+        tally.kills[f"{moment}, {target}"] += 1
         done += 1
-        left = _left_after(family, GONE_S)
+        left = _left_after(family, EXIT_TIMEOUT_S)
         if left:
             for other in left:
                 other.kill()
-            return [
-                f"processes {[other.pid for other in left]} outlived the kill ({moment}, {victim}): see {log}"
-            ]
+            pids = [other.pid for other in left]
+            return [f"processes {pids} are still running after the kill ({moment}, {target}): see {log}"]
 
 
-def _wait_for(moment: str, run_dir: Path, process: subprocess.Popen[bytes], chance: random.Random) -> bool:
-    """Wait for the moment and a little longer; False when the process ended before."""
+def _wait_for(moment: str, run_dir: Path, process: subprocess.Popen[bytes], generator: random.Random) -> bool:
+    """Wait for the moment and a random time after it; return False if the process ended before."""
     checkpoints = run_dir / "checkpoints"
+    # Only what this attempt adds counts: earlier attempts have left checkpoints and partial folders.
     known = {path.name for path in checkpoints.glob("*step_*")}
     num_logged = _num_lines(run_dir / "metrics.jsonl")
     has_come: Callable[[], bool]
@@ -163,7 +172,7 @@ def _wait_for(moment: str, run_dir: Path, process: subprocess.Popen[bytes], chan
         if process.poll() is not None:
             return False
         time.sleep(POLL_S)
-    time.sleep(chance.uniform(0, longest_s))
+    time.sleep(generator.uniform(0, longest_s))
     return process.poll() is None
 
 
@@ -174,17 +183,15 @@ def _num_lines(path: Path) -> int:
         return 0
 
 
-def _kill(process: subprocess.Popen[bytes], victim: str, chance: random.Random) -> list[psutil.Process]:
-    """SIGKILL to the victim; returns every process that must be gone soon."""
+def _kill(process: subprocess.Popen[bytes], target: str, generator: random.Random) -> list[psutil.Process]:
+    """Send SIGKILL to the target; return all other processes of the run, which must exit soon."""
     launcher = psutil.Process(process.pid)
     family = launcher.children(recursive=True)
     ranks = [child for child in family if child.ppid() == process.pid] or [launcher]
-    targets = {"rank": [chance.choice(ranks)], "launcher": [launcher], "everything": [launcher, *family]}[
-        victim
-    ]
-    for target in targets:
+    killed = {"rank": [generator.choice(ranks)], "launcher": [launcher], "everything": [launcher, *family]}
+    for victim in killed[target]:
         try:
-            target.kill()
+            victim.kill()
         except psutil.NoSuchProcess:
             continue
     process.wait()
@@ -192,37 +199,38 @@ def _kill(process: subprocess.Popen[bytes], victim: str, chance: random.Random) 
 
 
 def _left_after(family: Sequence[psutil.Process], longest_s: float) -> list[psutil.Process]:
+    """Wait until all processes have exited, at most `longest_s`; return those that have not."""
     deadline = time.monotonic() + longest_s
     while True:
-        left = [other for other in family if _lives(other)]
+        left = [other for other in family if _is_running(other)]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def compare(unbroken: Path, broken: Path) -> list[str]:
-    """What two finished runs differ in; empty when they are the same run."""
+def compare(expected: Path, actual: Path) -> list[str]:
+    """Return the differences between the run_dirs of two finished runs; empty when their results are equal."""
     found = []
-    mine, theirs = _history(unbroken), _history(broken)
+    mine, theirs = _history(expected), _history(actual)
     if mine != theirs:
         at = next(
             (k for k, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), "the end"
         )
         found.append(f"metrics differ from record {at} on ({len(mine)} and {len(theirs)} records)")
-    for path in sorted((unbroken / "hf").glob("*.safetensors")):
-        if path.read_bytes() != (broken / "hf" / path.name).read_bytes():
+    for path in sorted((expected / "hf").glob("*.safetensors")):
+        if path.read_bytes() != (actual / "hf" / path.name).read_bytes():
             found.append(f"weights in {path.name} differ")
-    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (unbroken, broken)]
+    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (expected, actual)]
     if names[0] != names[1]:
         found.append(f"checkpoints {names[1]} instead of {names[0]}")
-    for checkpoint in (broken / "checkpoints").glob("step_*"):
+    for checkpoint in (actual / "checkpoints").glob("step_*"):
         found += [f"{checkpoint.name}: {fault}" for fault in faults(checkpoint, read_manifest(checkpoint))]
     return found
 
@@ -239,19 +247,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", type=Path, help="TOML file of a run of a few steps and checkpoints")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the runs; kept")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs; it is kept")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--most-kills-a-run", type=int, default=5)
+    parser.add_argument("--max-kills-per-run", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--unbroken", type=Path, help="run_dir of an unbroken run; made by default")
+    parser.add_argument(
+        "--uninterrupted", type=Path, help="run_dir of an uninterrupted run; default: run one"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     setting = Setting(options.config, options.overrides, options.work)
-    unbroken = options.unbroken or unbroken_run(setting)
-    tally = torment(setting, unbroken, options.kills, options.most_kills_a_run, options.seed)
+    expected = options.uninterrupted or uninterrupted_run(setting)
+    tally = kill_runs(setting, expected, options.kills, options.max_kills_per_run, options.seed)
     print("\n".join(tally.lines()))
     return 1 if tally.faults else 0
 

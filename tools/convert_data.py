@@ -1,12 +1,13 @@
 """Convert data files of known layouts into the schema of Eurus-2-RL-Data, or into SFT demonstrations.
 
-    python tools/convert_data.py train.jsonl --layout gsm8k --output gsm8k.parquet
-    python tools/convert_data.py aime.csv --layout math --source aime24 --output aime24.jsonl
-    python tools/convert_data.py rows.jsonl --prompt-field q --answer-field a --ability math --output rows.parquet
-    python tools/convert_data.py train.jsonl --layout math --sft --response-field solution --output sft.jsonl
+    python -m tools.convert_data train.jsonl --layout gsm8k --output gsm8k.parquet
+    python -m tools.convert_data aime.csv --layout math --source aime24 --output aime24.jsonl
+    python -m tools.convert_data rows.jsonl --prompt-field q --answer-field a --ability math --output rows.parquet
+    python -m tools.convert_data train.jsonl --layout math --sft --response-field solution --output sft.jsonl
 
-Rows stream through: memory does not grow with the files. The output appears whole or not at all. What does not fit is
-told with file and row; --on-bad-row skip goes on without it, counted.
+Rows are streamed, so memory does not grow with the files. The output appears complete or not at all. A row that does
+not fit the layout is reported with its file and number, and ends the conversion; --on-bad-row skip leaves it out and
+counts it.
 """
 
 import argparse
@@ -41,11 +42,15 @@ SFT_SCHEMA = pyarrow.schema(
     [("data_source", pyarrow.string()), ("prompt", MESSAGES), ("response", pyarrow.string())]
 )
 ROW_GROUP = 4096
-"""Records in memory before they are written."""
+"""Records per row group of a parquet file; so many are held in memory."""
 
 
 class Converter:
-    """One conversion: options in, records and counts out."""
+    """Converts the rows of all inputs, and counts bad rows and duplicates.
+
+    Args:
+        options: what `parse` returns.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -61,7 +66,7 @@ class Converter:
         self.num_written = 0
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Converted rows of all inputs, in order."""
+        """Yield the converted rows of all inputs, in order."""
         for path in self._options.inputs:
             for row in read_rows(path, self.bad_rows.reject):
                 try:
@@ -85,7 +90,7 @@ class Converter:
             return record | {"response": target}
         ability = options.ability or self._layout.ability(row)
         if not ability:
-            raise row.error("what it asks for is unknown: give --ability or --ability-field")
+            raise row.error("its ability (math, code, ...) is unknown: pass --ability or --ability-field")
         return record | {
             "ability": ability,
             "reward_model": {"style": "rule", "ground_truth": target},
@@ -104,7 +109,7 @@ class Converter:
 
 
 def write(records: Iterator[dict[str, Any]], output: Path, schema: pyarrow.Schema) -> None:
-    """Write jsonl or parquet aside, then rename."""
+    """Write jsonl or parquet, by the suffix of `output`, to a temporary file that is renamed at the end."""
     aside = output.with_name(f".{output.name}.partial")
     try:
         if output.suffix == ".parquet":
@@ -130,7 +135,7 @@ def _write_parquet(records: Iterator[dict[str, Any]], path: Path, schema: pyarro
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Options of the command line; ends the program for ones that cannot be."""
+    """Parse the command line; exit with a usage error if options are invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -138,14 +143,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help=".parquet or .jsonl; must not exist")
     parser.add_argument("--layout", choices=get_args(LayoutName), default="columns")
     for field, default in (("prompt", "prompt"), ("answer", "answer"), ("source", None), ("ability", None)):
-        parser.add_argument(f"--{field}-field", default=default, help="of the columns layout; dots descend")
+        parser.add_argument(
+            f"--{field}-field",
+            default=default,
+            help="column of the columns layout; dots select nested fields",
+        )
     parser.add_argument(
         "--source", help="data_source of all rows; default: the row's own, or the file's name"
     )
-    parser.add_argument("--ability", help="of all rows; default: that of the layout")
+    parser.add_argument("--ability", help="ability of all rows; default: the one of the layout")
     parser.add_argument("--split", default="train", help="extra_info.split")
-    parser.add_argument("--system-prompt", help="system message put before prompts that have none")
-    parser.add_argument("--instruction", help="text put after the question")
+    parser.add_argument("--system-prompt", help="system message for prompts that have none")
+    parser.add_argument("--instruction", help="text appended to the question")
     parser.add_argument("--sft", action="store_true", help="write prompt and response instead")
     parser.add_argument("--response-field", default="response", help="column of the response, with --sft")
     parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
@@ -159,13 +168,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert; returns the exit code."""
+    """Run the command line and return its exit code."""
     options = parse(arguments)
     converter = Converter(options)
     try:
         write(converter.records(), options.output, SFT_SCHEMA if options.sft else RL_SCHEMA)
     except ValueError as error:
-        # "data.on_bad_row" is what it is called in a configuration; here it is an option.
+        # The message names the configuration's option; here it is a command-line option.
         print(f"convert_data: {str(error).replace('data.on_bad_row = ', '--on-bad-row ')}", file=sys.stderr)
         return 1
     for line in (*converter.duplicates.log_lines(), *converter.bad_rows.log_lines()):

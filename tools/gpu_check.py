@@ -1,4 +1,4 @@
-"""Everything that one GPU can prove of this checkout: each check in a process of its own, one table, JSON.
+"""Check everything about this checkout that one GPU can show: one process per check, one table, one JSON file.
 
     python -m tools.gpu_check --out gpu-check                            # all; under twenty minutes on one H100
     python -m tools.gpu_check --list
@@ -6,9 +6,9 @@
     python -m tools.gpu_check --out gpu-check --markdown docs/gpu-results.md
     python -m tools.gpu_check --device cpu --tiny --out gpu-check        # the same code at toy size, no GPU
 
-Needs no network, and sets nothing on the GPU. docs/gpu.md says how to install, and what each goal means. A check that
-fails, runs out of memory or hangs is a line of the table, and the next one runs all the same. The exit code is 0 when
-nothing failed (what was skipped has not failed), 1 otherwise.
+It needs no network and changes no setting of the GPU. docs/gpu.md describes the installation and the goals. A check
+that fails, runs out of memory or hangs becomes a row of the table, and the next check runs nevertheless. The exit code
+is 0 if nothing failed (a skipped check has not failed), and 1 otherwise.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from tools.gpu_checks.catalog import CHECKS, Check, chosen
 from tools.gpu_checks.lines import ROOT, Line, Outcome, Setting
 from tools.gpu_checks.report import as_json, as_markdown, print_table
 
-CPU_PATIENCE = 3.0
-"""Times the deadline, where no GPU does the work."""
+CPU_DEADLINE_FACTOR = 3.0
+"""Factor on the deadlines of checks that run on a CPU."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the checks that were asked for."""
+    """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     if options.child:
         return _run_child(options)
     if options.list:
         for check in CHECKS:
-            print(f"{check.name:12} {check.says}{f' (needs {check.needs})' if check.needs else ''}")
+            print(f"{check.name:12} {check.description}{f' (needs {check.needs})' if check.needs else ''}")
         return 0
     try:
         checks = chosen(options.only)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for check in checks:
-        print(f"gpu_check: {check.name} ({check.says})", flush=True)
+        print(f"gpu_check: {check.name} ({check.description})", flush=True)
         outcomes.append(_outcome(check, setting))
     print_table(outcomes)
     report = as_json(outcomes, setting)
@@ -63,42 +63,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--list", action="store_true", help="name the checks and stop")
+    parser.add_argument("--list", action="store_true", help="list the checks and exit")
     parser.add_argument("--only", nargs="+", default=[], metavar="CHECK")
     parser.add_argument(
-        "--out", type=Path, default=Path("gpu-check"), help="folder for JSON, logs, scratch files"
+        "--out", type=Path, default=Path("gpu-check"), help="folder for the JSON file, logs and scratch files"
     )
-    parser.add_argument("--markdown", type=Path, help="write the body of docs/gpu-results.md there")
+    parser.add_argument("--markdown", type=Path, help="write the results as Markdown (docs/gpu-results.md)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument(
-        "--tiny", action="store_true", help="toy sizes: whether the code runs, and nothing else"
-    )
+    parser.add_argument("--tiny", action="store_true", help="toy sizes: check only that the code runs")
     parser.add_argument("--sglang-python", type=Path, help="interpreter of the engine environment")
     parser.add_argument("--child", metavar="CHECK", help=argparse.SUPPRESS)
     return parser
 
 
 def _setting(options: argparse.Namespace) -> Setting:
-    """Raises ValueError where there is no GPU for what was asked."""
+    """Build the setting. Raises ValueError if the options need a GPU and there is none."""
     named = os.environ.get("MEGATRON_PRIME_SGLANG_PYTHON")
     python = options.sglang_python or (Path(named) if named else None)
     if options.device == "cpu" and not options.tiny:
-        raise ValueError("real sizes take a CPU days: give --device cpu with --tiny")
+        raise ValueError("real sizes would take days on a CPU: use --device cpu with --tiny")
     if options.device == "cuda" and not options.child:
         from megatron_prime.parallel.platform import num_gpus
 
         if not num_gpus():
-            raise ValueError("torch sees no GPU: run it on a machine with one, or with --device cpu --tiny")
-    # Not resolved: an environment's interpreter is a link that must stay one.
+            raise ValueError("torch finds no GPU: use a machine with one, or --device cpu --tiny")
+    # absolute(), not resolve(): through its link, an interpreter would not find its virtual environment.
     return Setting(options.device, options.tiny, options.out.resolve(), python and python.absolute())
 
 
 def _outcome(check: Check, setting: Setting) -> Outcome:
-    reason = check.why_not(setting)
+    """Run one check in a child process, unless something it needs is missing."""
+    reason = check.reason_to_skip(setting)
     if reason is not None:
-        return Outcome(check.name, check.says, (Line(check.says, "skipped", note=reason),), 0.0)
+        return Outcome(check.name, check.description, (Line(check.description, "skipped", note=reason),), 0.0)
     folder = setting.folder / check.name
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier run of the tool left
+    shutil.rmtree(folder, ignore_errors=True)  # left behind by an earlier run of this tool
     folder.mkdir()
     lines_file, log = folder / "lines.jsonl", folder / "log.txt"
     command = [sys.executable, "-W", "ignore", "-m", "tools.gpu_check", "--child", check.name]
@@ -106,15 +105,15 @@ def _outcome(check: Check, setting: Setting) -> Outcome:
     if setting.sglang_python is not None:
         command += ["--sglang-python", str(setting.sglang_python)]
     started = time.monotonic()
-    deadline_s = check.deadline_s * (1.0 if setting.is_cuda else CPU_PATIENCE)
+    deadline_s = check.deadline_s * (1.0 if setting.is_cuda else CPU_DEADLINE_FACTOR)
     fault = _run(command, log, deadline_s)
     read = lines_file.read_text().splitlines() if lines_file.is_file() else []
     lines = tuple(Line(**{**fields, "series": tuple(fields["series"])}) for fields in map(json.loads, read))
-    return Outcome(check.name, check.says, lines, time.monotonic() - started, fault)
+    return Outcome(check.name, check.description, lines, time.monotonic() - started, fault)
 
 
 def _run(command: list[str], log: Path, deadline_s: float) -> str:
-    """Run a child with all that it starts; why it did not end well, or nothing."""
+    """Run a child process and end everything it started; return why it failed, or an empty string."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     with log.open("wb") as file:
@@ -127,7 +126,7 @@ def _run(command: list[str], log: Path, deadline_s: float) -> str:
         except subprocess.TimeoutExpired:
             fault = f"killed at its deadline of {deadline_s:.0f} s"
         finally:
-            # What it left behind would hold the GPU; the group is the child's own.
+            # Processes that the child left behind would occupy the GPU. The process group contains only the child's.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -140,11 +139,11 @@ def _ending(code: int) -> str:
 
 def _last_line(log: Path) -> str:
     words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return words[-1][:300] if words else "it printed nothing"
+    return words[-1][:300] if words else "no output"
 
 
 def _run_child(options: argparse.Namespace) -> int:
-    """One check in this process; its lines are on disk as soon as they are known."""
+    """Run one check in this process, and write each line as soon as it is known: it survives a later crash."""
     (check,) = chosen([options.child])
     setting = _setting(options)
     with (setting.folder / "lines.jsonl").open("w") as file:

@@ -1,11 +1,11 @@
-"""Builds the rollout engine's own Python environment: SGLang pins its torch, so it can't share the training one.
+"""Build the Python environment of the SGLang servers, which is separate because SGLang pins its own torch.
 
-    python tools/install_sglang.py [--venv .venv-sglang] [--cache FOLDER]
+    python -m tools.install_sglang [--venv .venv-sglang] [--cache FOLDER]
 
-With an NVIDIA GPU: SGLang with all it asks for. Without one: the CPU build of torch, SGLang without its CUDA
-dependencies, and the stand-ins of tools/sglang_cpu_standins. Running it again does nothing until an input changes.
-With --cache, the environment stands in that folder under a name that changes with its inputs, where other checkouts
-find it too, and --venv becomes a link to it.
+With an NVIDIA GPU it contains SGLang with all its dependencies; without one, the CPU build of torch, SGLang without its
+CUDA dependencies, and the stand-ins of tools/sglang_cpu_standins. Running the command again does nothing until an input
+changes. With --cache, the environment is built in that folder, under a name that depends on its inputs, where other
+checkouts find it too, and --venv becomes a link to it.
 """
 
 import argparse
@@ -26,11 +26,11 @@ REQUIREMENTS = ROOT / "tools" / "requirements-sglang-cpu.txt"
 STANDINS = Path(__file__).resolve().parent / "sglang_cpu_standins"
 STAMP = ".installed"
 PROOF = "import sglang.launch_server, sglang.srt.entrypoints.http_server"
-"""What must import for a server to start; takes seconds and needs no model."""
+"""Code that runs without an error if a server can start; it takes seconds and needs no model."""
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver lists at least one GPU."""
+    """Return whether the driver lists at least one GPU."""
     if shutil.which("nvidia-smi") is None:
         return False
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
@@ -38,7 +38,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def fingerprint(gpu: bool) -> str:
-    """Changes when an environment built earlier no longer is what this would build."""
+    """Return a hash of everything that determines the environment: an environment with another hash is out of date."""
     digest = hashlib.sha256(f"{SGLANG} {gpu} {sys.version_info[:2]}".encode())
     files = [
         REQUIREMENTS,
@@ -59,7 +59,7 @@ def install(venv: Path, gpu: bool) -> None:
         _pip(python, "-r", str(REQUIREMENTS))
         _pip(python, "--no-deps", SGLANG)
         with tempfile.TemporaryDirectory() as folder:
-            # setuptools builds beside the source: not in the working tree.
+            # setuptools writes build files beside the source, which must not end up in the working tree.
             copy = shutil.copytree(STANDINS, Path(folder) / STANDINS.name)
             _pip(python, "--no-deps", str(copy))
     environment = os.environ | ({} if gpu else {"SGLANG_USE_CPU_ENGINE": "1"})
@@ -74,20 +74,20 @@ def _pip(python: Path, *arguments: str) -> None:
 
 
 def is_built(venv: Path, wanted: str) -> bool:
-    """Whether the environment is complete and of these inputs; not when the Python that it links to is gone."""
+    """Return whether the environment is complete and up to date, and the Python that it links to still exists."""
     stamp = venv / STAMP
     return stamp.is_file() and stamp.read_text() == wanted and (venv / "bin" / "python").exists()
 
 
 def build(venv: Path, gpu: bool) -> int:
-    """Bring `venv`, no link, up to date; the exit status says whether it is."""
+    """Bring `venv`, which must not be a link, up to date; return the exit code."""
     wanted = fingerprint(gpu)
     if is_built(venv, wanted):
         print(f"{venv} is up to date")
         return 0
     if venv.exists() and not (venv / "pyvenv.cfg").is_file():
         print(
-            f"{venv} is there and no virtual environment: choose another --venv, or remove it",
+            f"{venv} exists and is not a virtual environment: remove it, or choose another --venv",
             file=sys.stderr,
         )
         return 1
@@ -99,7 +99,10 @@ def build(venv: Path, gpu: bool) -> int:
     try:
         install(venv, gpu)
     except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        print(f"{error}\nThe environment is incomplete; mend the cause and run this again.", file=sys.stderr)
+        print(
+            f"{error}\nThe environment is incomplete: fix the cause and run this command again.",
+            file=sys.stderr,
+        )
         return 1
     (venv / STAMP).write_text(wanted)
     print(f"done: {venv / 'bin' / 'python'}")
@@ -108,7 +111,7 @@ def build(venv: Path, gpu: bool) -> int:
 
 @contextlib.contextmanager
 def one_at_a_time(venv: Path) -> Iterator[None]:
-    """Hold back others that would build the same folder; the file of the lock stays."""
+    """Wait for other processes that build the same folder. The lock file is left behind: removing it would race."""
     venv.parent.mkdir(parents=True, exist_ok=True)
     with venv.with_name(f".{venv.name.lstrip('.')}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -116,7 +119,7 @@ def one_at_a_time(venv: Path) -> Iterator[None]:
 
 
 def link(venv: Path, target: Path) -> None:
-    """Make `venv` a link to `target`, in place of a link or an environment that is there."""
+    """Make `venv` a link to `target`, replacing an existing link or environment."""
     aside = venv.with_name(f".{venv.name.lstrip('.')}.link")
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
@@ -126,12 +129,14 @@ def link(venv: Path, target: Path) -> None:
 
 
 def main() -> int:
-    """Command line; the exit status says whether the environment stands."""
-    parser = argparse.ArgumentParser(description="Build the rollout engine's Python environment.")
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(description="Build the Python environment of the SGLang servers.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-sglang", help="folder of the environment")
-    parser.add_argument("--cache", type=Path, help="folder that outlives the checkout, for --venv to link to")
+    parser.add_argument(
+        "--cache", type=Path, help="folder outside the checkout to build in; --venv becomes a link"
+    )
     options = parser.parse_args()
-    # Not resolved: what a link leads to belongs to a cache, which others may use.
+    # absolute(), not resolve(): the target of a link belongs to a cache that other checkouts may use.
     venv, gpu = options.venv.absolute(), has_nvidia_gpu()
     wanted = fingerprint(gpu)
     is_other = venv.exists() and not (venv / "pyvenv.cfg").is_file()

@@ -1,4 +1,4 @@
-"""The checks run, say what they found, and none of them takes the others down; figures of a GPU need a GPU."""
+"""The checks run at toy size and report what they found, and an error in one of them does not affect the others."""
 
 import json
 import math
@@ -27,7 +27,7 @@ RUN = ("environment", "zero", "parity", "step-1.5b", "memory", "offload", "sglan
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The tool's exit code, what it printed, its JSON and its Markdown, of most checks at toy size on this CPU."""
+    """Run most checks at toy size on this CPU; return the finished process, the checks by name, and the Markdown."""
     out = tmp_path_factory.mktemp("gpu-check")
     arguments = ["--device", "cpu", "--tiny", "--out", out, "--markdown", out / "results.md", "--only", *RUN]
     done = subprocess.run(
@@ -64,7 +64,7 @@ def test_process_rewards_are_0_before_an_update_and_not_after(ran):
     assert set(before) == {0.0} and min(after) > 0
 
 
-def test_curves_are_told_step_by_step(ran):
+def test_curves_have_a_value_per_step(ran):
     _, checks, _ = ran
     curves = {line["what"]: line["series"] for line in checks["parity"]["lines"] if line["series"]}
     assert len(curves) == 4 and {len(series) for series in curves.values()} == {6}
@@ -101,15 +101,15 @@ def test_the_table_and_the_markdown_hold_every_line(ran):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("print('first'); raise RuntimeError('out of memory')", "exit code 1: RuntimeError: out of memory"),
-        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL: it printed nothing"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL: no output"),
         ("import time; time.sleep(60)", "killed at its deadline of 1 s"),
     ],
 )
-def test_a_check_that_breaks_says_how(code, said, tmp_path):
-    assert gpu_check._run([sys.executable, "-c", code], tmp_path / "log", 1.0) == said
+def test_a_check_that_fails_is_explained(code, message, tmp_path):
+    assert gpu_check._run([sys.executable, "-c", code], tmp_path / "log", 1.0) == message
 
 
 def test_what_a_check_leaves_running_is_ended(tmp_path):
@@ -118,24 +118,24 @@ def test_what_a_check_leaves_running_is_ended(tmp_path):
     status = Path(f"/proc/{(tmp_path / 'log').read_text().strip()}/status")
     deadline = time.monotonic() + 20
     while status.exists() and "zombie" not in status.read_text():
-        assert time.monotonic() < deadline, "it lives on"
+        assert time.monotonic() < deadline, "the process is still running"
         time.sleep(0.02)
 
 
-def test_a_broken_check_is_a_line_and_the_exit_code(tmp_path, monkeypatch, capsys):
+def test_a_broken_check_is_a_line_and_sets_the_exit_code(tmp_path, monkeypatch, capsys):
     broken = Check("broken", "nowhere:nothing", "is not there", 60)
     monkeypatch.setattr(gpu_check, "chosen", lambda names: (broken, broken))
     assert gpu_check.main(["--device", "cpu", "--tiny", "--out", str(tmp_path)]) == 1
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert [check["status"] for check in report["checks"]] == ["fail", "fail"], (
-        "the next one ran all the same"
+        "the next check ran nevertheless"
     )
-    assert "no check broken" in report["checks"][0]["fault"]
-    assert "did not come to its end" in capsys.readouterr().out
-    assert "did not come to its end" in as_markdown(report)
+    assert "unknown check broken" in report["checks"][0]["fault"]
+    assert "did not finish" in capsys.readouterr().out
+    assert "did not finish" in as_markdown(report)
 
 
-def test_a_format_that_breaks_is_a_line_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+def test_a_format_that_fails_is_a_line_and_the_others_run(tmp_path, monkeypatch, capsys):
     def curve(kind, form, model, setting):
         if form.name == "bf16":
             raise RuntimeError("CUDA out of memory\nmore words")
@@ -162,15 +162,15 @@ def test_an_outcome_is_its_worst_line():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--only", "kernel"], "no check kernel; there are environment, "),
-        (["--device", "cpu"], "give --device cpu with --tiny"),
+        (["--only", "kernel"], "unknown check kernel; the checks are environment, "),
+        (["--device", "cpu"], "use --device cpu with --tiny"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(arguments, said, tmp_path, capsys):
+def test_invalid_options_are_refused(arguments, message, tmp_path, capsys):
     assert gpu_check.main([*arguments, "--out", str(tmp_path)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_checks_are_listed_in_order_and_all_can_be_found(capsys):
@@ -183,8 +183,8 @@ def test_checks_are_listed_in_order_and_all_can_be_found(capsys):
         assert callable(check.load())
 
 
-def test_shapes_are_of_the_sizes_that_they_are_named_after():
-    """Of the models' public pages: 0.49B, 1.54B and 3.21B parameters."""
+def test_shapes_have_the_sizes_in_their_names():
+    """The models' public pages state 0.49B, 1.54B and 3.21B parameters."""
     counts = {
         name: num_parameters(ModelShape.from_hf_config(values)) / 1e9 for name, values in SHAPES.items()
     }

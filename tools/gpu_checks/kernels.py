@@ -1,16 +1,16 @@
-"""The log-prob kernels against float64 and over their floor, through benchmarks/logprob_kernel.py."""
+"""Errors of the log-prob kernels against float64 and times relative to a copy, by `benchmarks.logprob_kernel`."""
 
 from collections.abc import Iterator
 
-from tools.gpu_checks.lines import Line, Setting, judged, told
+from tools.gpu_checks.lines import Line, Setting, info, judged
 
 GOAL = 1.3
 ERROR_BOUNDS = {"tile": 1e-4, "layer": 5e-2}
-"""Nats; a layer's holds the rounding of its bf16 logits."""
+"""Bounds in nats; the layer's includes the rounding of its logits to bf16."""
 
 
 def logprob_kernels(setting: Setting) -> Iterator[Line]:
-    """Errors and times of every way that runs here; the goal is that of ours on a tile."""
+    """Measure every implementation that runs here; the goal applies to this project's kernels on a tile."""
     from benchmarks.logprob_kernel import Sizes, measure
 
     sizes = Sizes(32, 512, 16, 16) if setting.is_tiny else None
@@ -28,7 +28,7 @@ def logprob_kernels(setting: Setting) -> Iterator[Line]:
             goal = f"<= {GOAL} of the floor"
             yield judged(what, row.ratio, "of the floor", goal, row.ratio <= GOAL, note, setting.why_no_speed)
         else:
-            yield told(what, row.ratio, "of the floor", note)
+            yield info(what, row.ratio, "of the floor", note)
     errors = {
         (row.level, row.way): row.error
         for row in rows

@@ -1,4 +1,4 @@
-"""bf16 and FP8 beside fp32: loss curves on the same rows, and process rewards that are exactly 0 before an update."""
+"""bf16 and FP8 compared to fp32 by loss curves on the same rows; process rewards that must be 0 before an update."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.training.losses import PRMRowLoss, SFTRowLoss, minibatch_weights_BT
-from tools.gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
+from tools.gpu_checks.lines import FAULTS, Line, Setting, failed, info, judged, skipped
 from tools.gpu_checks.roles import (
     FP8_RECIPES,
     Roles,
@@ -21,12 +21,12 @@ from tools.gpu_checks.roles import (
 
 BETA = 0.05
 BOUNDS = {"sft": {"bf16": 0.03, "fp8": 0.1}, "prm": {"bf16": 0.02, "fp8": 0.05}}
-"""Nats between the mean loss of the last fifth of the steps and fp32's."""
+"""Bounds in nats on the difference of the mean loss over the last fifth of the steps from fp32's."""
 FOLLOWS_RULE = 0.8
-"""Share of tokens that the rule sets; the others are random, so that no model's loss can go to 0."""
+"""Share of tokens that follow the rule; the others are random, so that the loss cannot go to 0."""
 
 WRONG_LABELS = 0.15
-"""Share of the PRM's labels that are turned round, for the same reason."""
+"""Share of the PRM's labels that are flipped, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Format:
     name: str
     overrides: tuple[str, ...]
     bound: str = ""
-    """Key of BOUNDS; none for fp32."""
+    """Key into BOUNDS; empty for fp32, the baseline."""
     recipe: str = ""
 
 
@@ -53,7 +53,7 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a training curve."""
+    """Sizes of a training curve."""
 
     num_steps: int
     num_rows: int
@@ -63,17 +63,17 @@ class Sizes:
 
     @staticmethod
     def of(setting: Setting) -> "Sizes":
-        """A hundred steps; a few in a tiny setting."""
+        """Return a hundred steps, or a few in a tiny setting."""
         return Sizes(6, 4, 4, 12, 128) if setting.is_tiny else Sizes(100, 16, 16, 112, 1024)
 
     @property
     def last(self) -> int:
-        """Steps of the last fifth."""
+        """Number of steps in the last fifth."""
         return max(1, self.num_steps // 5)
 
 
 def parity(setting: Setting) -> Iterator[Line]:
-    """SFT and PRM losses over 100 steps in each format, on the same rows from the same weights."""
+    """Train SFT and PRM in each format, on the same rows from the same weights, and compare losses to fp32."""
     model = write_shape(setting, "small", with_weights=True)
     for kind in ("sft", "prm"):
         baseline: list[float] = []
@@ -86,10 +86,10 @@ def parity(setting: Setting) -> Iterator[Line]:
             try:
                 curve = _curve(kind, form, model, setting)
             except FAULTS as error:
-                yield broke(what, error)
+                yield failed(what, error)
                 continue
             if form.bound and not baseline:
-                yield skipped(what, "fp32, to compare with, failed")
+                yield skipped(what, "the fp32 baseline failed")
                 continue
             if not form.bound:
                 baseline = curve
@@ -100,21 +100,21 @@ def parity(setting: Setting) -> Iterator[Line]:
 
 def _reason_to_skip(kind: str, form: Format, setting: Setting) -> str | None:
     if form.recipe == "delayed" and kind == "prm":
-        return "refused for a PRM: it would differ from the reference by what each has seen"
+        return "refused for a PRM: its scales depend on the data seen, so that it would differ from the reference"
     if form.name == "bf16, torch layers" and not setting.is_cuda:
-        return "no GPU: bf16 below is the same"
+        return "no GPU: the same as bf16 below"
     return fp8_fault_here(form.recipe, setting) if form.recipe else None
 
 
 def _first_line(what: str, curve: list[float], setting: Setting) -> Line:
-    """fp32 must learn, or the others have nothing to be compared with."""
+    """Judge the baseline: fp32 must learn, or a comparison to it means nothing."""
     last = mean_of_last(curve, Sizes.of(setting).last)
     return Line(
         what,
         "skipped" if setting.is_tiny else "pass" if last < 0.75 * curve[0] else "fail",
         last,
         "nats",
-        "under 0.75 of the first step's",
+        "under 0.75 of the first step",
         "toy size" if setting.is_tiny else _at_steps(curve),
         tuple(curve),
     )
@@ -125,7 +125,7 @@ def _compared(kind: str, form: Format, curve: list[float], baseline: list[float]
     gap = abs(mean_of_last(curve, number) - mean_of_last(baseline, number))
     bound = BOUNDS[kind][form.bound]
     return Line(
-        f"{kind} loss, {form.name}: from fp32 in the last {number} steps",
+        f"{kind} loss, {form.name}: difference from fp32 in the last {number} steps",
         "pass" if gap <= bound else "fail",
         gap,
         "nats",
@@ -136,7 +136,7 @@ def _compared(kind: str, form: Format, curve: list[float], baseline: list[float]
 
 
 def mean_of_last(curve: list[float], number: int) -> float:
-    """Mean of a curve's last steps."""
+    """Return the mean of a curve's last `number` values."""
     return sum(curve[-number:]) / number
 
 
@@ -185,7 +185,7 @@ def _prm_loss(built: Roles, index: int, sizes: Sizes) -> float:
 
 
 def ruled_sequences(sizes: Sizes, seed: int, rules: list[int]) -> Sequences:
-    """Rows in which a token mostly sets the next one, by the rule of the row's number."""
+    """Return rows in which a token mostly determines the next one, by one of two fixed rules (a permutation)."""
     tables = torch.stack(
         [
             torch.randperm(sizes.vocab_size, generator=torch.Generator().manual_seed(10**6 + rule))
@@ -204,7 +204,7 @@ def ruled_sequences(sizes: Sizes, seed: int, rules: list[int]) -> Sequences:
 
 
 def zero_rewards(setting: Setting) -> Iterator[Line]:
-    """PRM and reference from the same weights: every process reward of the first step is exactly 0."""
+    """Check that every process reward is exactly 0 while PRM and reference have the same weights."""
     model = write_shape(setting, "small", with_weights=True)
     forms = [
         ("fp32", "", ("platform.dtype=fp32", "platform.layers=torch")),
@@ -231,13 +231,13 @@ def zero_rewards(setting: Setting) -> Iterator[Line]:
             with roles(setting, model, *overrides) as built:
                 yield from _zero_lines(what, built, setting)
         except FAULTS as error:
-            yield broke(what, error)
+            yield failed(what, error)
 
 
 def _zero_lines(what: str, built: Roles, setting: Setting) -> Iterator[Line]:
     sizes = Sizes.of(setting)
     sequences = random_sequences(sizes.vocab_size, sizes.num_rows, sizes.prompt_tokens, sizes.response_tokens)
-    # Of different lengths, so that padding and packing have something to do.
+    # Different lengths exercise padding and packing.
     sequences = [
         (prompt, response[: len(response) - row]) for row, (prompt, response) in enumerate(sequences)
     ]
@@ -258,6 +258,6 @@ def _zero_lines(what: str, built: Roles, setting: Setting) -> Iterator[Line]:
         yield judged(f"{what}, {way}", largest, "nats", "0", largest == 0.0)
     after = built.prm.score(sequences).logprobs_BT
     moved = (after - ref_logprobs_BT).abs().max().item()
-    # Else 0 above would prove nothing: both could score without looking at their weights.
+    # Without this, 0 above would prove nothing: both models could ignore their weights.
     yield judged(f"{what.replace('at step 0', 'after an update')}", moved, "nats", "over 0", moved > 0.0)
-    yield told(f"prm loss at step 0, {what.rpartition(', ')[2]}", metrics["loss"], "nats")
+    yield info(f"prm loss at step 0, {what.rpartition(', ')[2]}", metrics["loss"], "nats")

@@ -1,4 +1,4 @@
-"""The outcomes of all checks as a table, as JSON and as docs/gpu-results.md."""
+"""Reports of the results of all checks: a table, JSON, and docs/gpu-results.md."""
 
 import subprocess
 import time
@@ -11,12 +11,12 @@ from rich.table import Table
 
 from tools.gpu_checks.lines import ROOT, Line, Outcome, Setting
 
-COLUMNS = ("check", "figure", "", "goal", "result", "note")
+COLUMNS = ("check", "measurement", "", "goal", "result", "note")
 WIDTH = 200
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
-    """One table of every line."""
+    """Print all lines as one table."""
     table = Table(*COLUMNS)
     for outcome in outcomes:
         for name, line in _rows(outcome.name, outcome.lines, outcome.fault):
@@ -27,12 +27,12 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
 
 
 def _rows(name: str, lines: Sequence[Line], fault: str) -> list[tuple[str, Line]]:
-    broken = [Line("did not come to its end", "fail", note=fault)] if fault else []
+    broken = [Line("did not finish", "fail", note=fault)] if fault else []
     return [(name, line) for line in (*lines, *broken)]
 
 
 def as_json(outcomes: Sequence[Outcome], setting: Setting) -> dict[str, Any]:
-    """Everything, with the curves."""
+    """Return all results, including the loss curves, as JSON values."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
@@ -41,7 +41,7 @@ def as_json(outcomes: Sequence[Outcome], setting: Setting) -> dict[str, Any]:
         "checks": [
             {
                 "name": outcome.name,
-                "says": outcome.says,
+                "description": outcome.description,
                 "status": outcome.status,
                 "seconds": round(outcome.seconds, 1),
                 "fault": outcome.fault,
@@ -53,7 +53,7 @@ def as_json(outcomes: Sequence[Outcome], setting: Setting) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The checkout's, with a mark when something was changed in it."""
+    """Return the commit of the checkout, marked as dirty if files were changed."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=ROOT,
@@ -65,10 +65,10 @@ def _commit() -> str:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The body of docs/gpu-results.md."""
-    sizes = " Toy sizes: no figure of speed means anything." if report["tiny"] else ""
+    """Return the text of docs/gpu-results.md, from what `as_json` returned."""
+    sizes = " Toy sizes: measurements of speed mean nothing." if report["tiny"] else ""
     lines = [
-        "# What one GPU showed",
+        "# Results on one GPU",
         "",
         f"Written by `python -m tools.gpu_check --markdown docs/gpu-results.md` at {report['time']}, commit "
         f"`{report['commit']}`, on `{report['device']}`.{sizes} The goals are those of [gpu.md](gpu.md).",
@@ -78,10 +78,10 @@ def as_markdown(report: dict[str, Any]) -> str:
             "",
             f"## {check['name']}: {check['status']}",
             "",
-            f"{check['says']} ({check['seconds']:.0f} s).",
+            f"{check['description']} ({check['seconds']:.0f} s).",
             "",
         ]
-        lines += ["| figure | | goal | result | note |", "|---|---|---|---|---|"]
+        lines += ["| measurement | | goal | result | note |", "|---|---|---|---|---|"]
         rows = [Line(**{**fields, "series": ()}) for fields in check["lines"]]
         for _, line in _rows(check["name"], rows, check["fault"]):
             cells = (line.what, line.figure, line.goal, line.status, line.note)

@@ -1,4 +1,4 @@
-"""Models for the checks: shapes of public models with random weights, and roles built as a run builds them."""
+"""Models for the checks: random weights in the shapes of public models, and roles built as a run builds them."""
 
 import gc
 import json
@@ -88,16 +88,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""The values of the models' public config.json; "small" is of no public model."""
+"""Values of the models' public config.json; "small" is not the shape of a public model."""
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-"""SGLang asks for it."""
+"""Value of `architectures` in config.json, which SGLang needs."""
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 Sequences = list[tuple[list[int], list[int]]]
 
 
 @dataclass
 class Roles:
-    """What `roles` builds, and lets go of at the end of its block, however long the caller keeps this."""
+    """The models that `roles` builds. It removes them at the end of its block, even if the caller keeps this object."""
 
     config: PrimeConfig
     topology: Topology
@@ -107,7 +107,7 @@ class Roles:
 
 
 def write_shape(setting: Setting, name: str, with_weights: bool = False) -> Path:
-    """A folder with the shape's config.json (the tiny one's in a tiny setting), and random weights where asked."""
+    """Write config.json of a shape (of TINY in a tiny setting), and random weights if asked; return the folder."""
     folder = setting.folder / f"model {name}"
     if folder.exists():
         return folder
@@ -129,7 +129,7 @@ def write_shape(setting: Setting, name: str, with_weights: bool = False) -> Path
 
 
 def make_config(setting: Setting, model: Path, *overrides: str) -> PrimeConfig:
-    """A run's configuration on this device. Raises ConfigError, which is a ValueError."""
+    """Return a run's configuration for this device. Raises ConfigError, which is a ValueError."""
     path = setting.folder / "check.toml"
     path.write_text(
         f"run_dir = {json.dumps(str(setting.folder / 'run'))}\n"
@@ -142,11 +142,11 @@ def make_config(setting: Setting, model: Path, *overrides: str) -> PrimeConfig:
 
 @contextmanager
 def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = True) -> Iterator[Roles]:
-    """Policy, PRM and reference as a training run builds them; their memory is given back at the end of the block.
+    """Build policy, PRM and reference as a training run does; their memory is released at the end of the block.
 
-    Raises ValueError when the configuration asks for what this machine does not have.
+    Raises ValueError if the configuration needs something that this machine does not have.
     """
-    gc.collect()  # of a setting that ended in a fault, whose traceback held its models until now
+    gc.collect()  # If the previous configuration failed, the traceback kept its models until now.
     config = make_config(setting, model, *overrides)
     topology = start_topology(config)
     found = Roles(config, topology, None, None, None)
@@ -159,7 +159,7 @@ def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = T
         stop_watchdog()
         for role in (found.policy, found.prm):
             for chunk in getattr(role, "_ddp", ()):
-                # Hooks in torch's graph, which Python's collector cannot see through, hold the model for ever.
+                # These hooks in torch's graph form a cycle that Python's garbage collector cannot see.
                 chunk.grad_accs.clear()
         found.policy = found.prm = found.reference = role = chunk = None
         gc.collect()
@@ -167,7 +167,7 @@ def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = T
 
 
 def fp8_fault_here(recipe: str, setting: Setting) -> str | None:
-    """Why a recipe cannot run on this machine; None when it can."""
+    """Return why an FP8 recipe cannot run on this machine, or None."""
     if not setting.is_cuda:
         return "no GPU"
     from megatron_prime.models.te_layers import fp8_fault
@@ -183,7 +183,7 @@ def fp8_fault_here(recipe: str, setting: Setting) -> str | None:
 def random_sequences(
     vocab_size: int, num_rows: int, prompt_tokens: int, response_tokens: int, seed: int = 0
 ) -> Sequences:
-    """Rows of random tokens."""
+    """Return rows of random tokens, as pairs of prompt and response."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (
@@ -197,6 +197,6 @@ def random_sequences(
 def plain_loss(
     rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A loss with log-probs and entropies in it, for updates whose result does not matter."""
+    """A loss that uses log-probs and entropies, for updates whose result does not matter."""
     loss = -(logprobs_bT.sum() + 0.01 * entropy_bT.sum()) / logprobs_bT.shape[1] / 1000
     return loss, {"loss": loss.detach()}

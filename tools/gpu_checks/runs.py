@@ -1,19 +1,19 @@
-"""A whole run through the command line: the quickstart's toy task, in bf16 on the GPU."""
+"""A complete run through the command line: the quickstart's toy task, in bf16 on the GPU."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 
-from tools.gpu_checks.lines import ROOT, Line, Setting, judged, told
+from tools.gpu_checks.lines import ROOT, Line, Setting, info, judged
 
 MIN_GAIN = 0.2
-"""Held-out accuracy that PRIME must add; on CPUs in fp32 it adds about 0.7 (README)."""
+"""Gain in held-out accuracy that PRIME must reach; on CPUs in fp32 it is about 0.7 (README)."""
 EXAMPLES = ROOT / "examples"
 
 
 def prime_run(setting: Setting) -> Iterator[Line]:
-    """SFT and PRIME on the arithmetic task as a user starts them; held-out accuracy must rise."""
+    """Run SFT and PRIME on the arithmetic task as a user would; held-out accuracy must rise."""
     task = setting.folder / "task"
     subprocess.run(
         [sys.executable, str(EXAMPLES / "arithmetic_task.py"), "--output", str(task)], check=True, timeout=120
@@ -37,20 +37,22 @@ def prime_run(setting: Setting) -> Iterator[Line]:
     yield from _command("train", [*shared, f"model.path={setting.folder / 'sft'}", *short, f"run_dir={run}"])
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     accuracy = [record["eval/accuracy"] for record in records if "eval/accuracy" in record]
-    yield told("held-out accuracy after SFT", accuracy[0])
+    yield info("held-out accuracy after SFT", accuracy[0])
     gain = accuracy[-1] - accuracy[0]
     goal = f"gain >= {MIN_GAIN}"
     why_not = "toy size: two steps" if setting.is_tiny else None
     yield judged("held-out accuracy after PRIME", accuracy[-1], "", goal, gain >= MIN_GAIN, why_not=why_not)
     steps = [record for record in records if "time/step_s" in record]
-    yield told("seconds of a step, last", steps[-1]["time/step_s"], "s")
-    yield told("log-prob gap of trainer and engine, last", steps[-1]["rollout/logprob_gap"], "nats")
+    yield info("duration of the last step", steps[-1]["time/step_s"], "s")
+    yield info(
+        "log-prob gap of trainer and engine in the last step", steps[-1]["rollout/logprob_gap"], "nats"
+    )
     num_files = len(list((run / "hf").glob("*.safetensors")))
     yield judged("safetensors files of the exported policy", num_files, "", ">= 1", num_files >= 1)
 
 
 def _command(name: str, overrides: list[str]) -> Iterator[Line]:
-    """Run it; what it printed goes to the check's log. Raises CalledProcessError when it fails."""
+    """Run a command; its output goes to the check's log. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", "megatron_prime", name, str(EXAMPLES / "quickstart.toml"), *overrides]
     done = subprocess.run(command, check=False, cwd=ROOT)
     yield judged(f"exit code of {name}", done.returncode, "", "0", done.returncode == 0)

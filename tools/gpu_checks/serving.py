@@ -1,4 +1,4 @@
-"""A colocated SGLang server: weights by memory shared with the trainer, memory given up, equal log-probs."""
+"""A colocated SGLang server: weight sync through shared memory, released memory, and equal log-probs."""
 
 import json
 import time
@@ -12,28 +12,28 @@ from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.phase_memory import make_room
 from megatron_prime.types import Prompt, SamplingParams
-from tools.gpu_checks.lines import Line, Setting, judged, skipped, told
+from tools.gpu_checks.lines import Line, Setting, info, judged, skipped
 from tools.gpu_checks.machine import median_seconds, synchronize
 from tools.gpu_checks.roles import Roles, random_sequences, roles, write_shape
 
 SYNC_GOAL = 2.0
 GAP_GOAL = 0.05
 DUMMY_WEIGHTS = '["--load-format", "dummy"]'
-"""What the server starts with; the first sync brings the policy's."""
+"""Argument that makes the server start with arbitrary weights; the first sync brings the policy's."""
 
 
 def serving(setting: Setting) -> Iterator[Line]:
-    """Sync times over the copy floor, memory released and taken back, and the log-prob gap, by each transport."""
+    """Measure sync times, memory released and taken back, and the log-prob gap, with each transport."""
     assert setting.sglang_python is not None, "the check is skipped without it"
     for transport in ("ipc", "shards"):
         if transport == "shards" and setting.is_cuda:
-            reason = "NCCL refuses two processes on one GPU: shards need a second one"
-            yield skipped("weight sync by shards", reason, f"<= {SYNC_GOAL} x the copy floor")
+            reason = "NCCL refuses two processes on one GPU: shards need a second GPU"
+            yield skipped("weight sync by shards", reason, f"<= {SYNC_GOAL} x a copy on the device")
             continue
-        yield from _by(transport, setting)
+        yield from _with_transport(transport, setting)
 
 
-def _by(transport: str, setting: Setting) -> Iterator[Line]:
+def _with_transport(transport: str, setting: Setting) -> Iterator[Line]:
     model = write_shape(setting, "qwen2.5-1.5b")
     _write_tokenizer(model)
     overrides = (
@@ -53,7 +53,7 @@ def _by(transport: str, setting: Setting) -> Iterator[Line]:
         try:
             sync = build_weight_sync(built.config, built.topology, rollout, built.policy.built)
             sync.push(0)
-            yield told(f"{transport}: server started and first sync", time.perf_counter() - start, "s")
+            yield info(f"{transport}: server started and first sync", time.perf_counter() - start, "s")
             yield from _sync_times(transport, sync, built, setting)
             yield from _memory(transport, sync, rollout, built, setting)
             yield _gap(transport, rollout, built, setting)
@@ -62,7 +62,7 @@ def _by(transport: str, setting: Setting) -> Iterator[Line]:
 
 
 def _write_tokenizer(model: Path) -> None:
-    """A run asks for stop tokens; the toy task's tokenizer has one."""
+    """Add the toy task's tokenizer: a run needs a tokenizer with a stop token."""
     if not (model / "tokenizer.json").exists():
         from examples.arithmetic_task import VOCABULARY, write_tokenizer
 
@@ -91,7 +91,7 @@ def _sync_times(transport: str, sync: WeightSync, built: Roles, setting: Setting
     seconds = sorted(times)[1]
     num_bytes = sum(parameter.nbytes for parameter in parameters)
     note = f"{seconds:.3f} s for {num_bytes / 2**30:.3g} GiB; a copy on the device takes {floor:.4f} s"
-    goal = f"<= {SYNC_GOAL} x the copy floor"
+    goal = f"<= {SYNC_GOAL} x a copy on the device"
     ratio = seconds / floor
     yield judged(
         f"{transport}: weight sync", ratio, "x", goal, ratio <= SYNC_GOAL, note, setting.why_no_speed
@@ -101,22 +101,24 @@ def _sync_times(transport: str, sync: WeightSync, built: Roles, setting: Setting
 def _memory(
     transport: str, sync: WeightSync, rollout: RolloutParts, built: Roles, setting: Setting
 ) -> Iterator[Line]:
-    """As a step does it: release, work, make room, sync."""
+    """Measure one cycle as in a training step: release, make room, sync."""
     before = _free_bytes(setting)
     rollout.engine.release_memory()
     during = _free_bytes(setting)
     start = time.perf_counter()
     make_room(rollout.engine, built.topology)
     sync.push(4)
-    yield told(f"{transport}: taken back, with a sync", time.perf_counter() - start, "s")
+    yield info(f"{transport}: taken back, with a sync", time.perf_counter() - start, "s")
     what = f"{transport}: memory released"
     if before is None or during is None:
-        yield skipped(what, "no GPU: on a CPU SGLang answers and releases nothing", "over half of its 40 %")
+        yield skipped(
+            what, "no GPU: on a CPU SGLang accepts the request and releases nothing", "over half of its 40 %"
+        )
         return
     free, total = during - before, torch.cuda.get_device_properties(0).total_memory
     yield judged(what, free / 2**30, "GiB", "over half of its 40 %", free > 0.2 * total)
     left = _free_bytes(setting)
-    yield told(
+    yield info(
         f"{transport}: free before the release and after taking back",
         f"{before / 2**30:.1f}, {(left or 0) / 2**30:.1f}",
         "GiB",
@@ -124,12 +126,12 @@ def _memory(
 
 
 def _free_bytes(setting: Setting) -> int | None:
-    """Of the whole GPU, other processes counted."""
+    """Return the free memory of the whole GPU, which takes other processes into account."""
     return torch.cuda.mem_get_info()[0] if setting.is_cuda else None
 
 
 def _gap(transport: str, rollout: RolloutParts, built: Roles, setting: Setting) -> Line:
-    """Log-probs that the server reports of what it samples, beside the trainer's of the same tokens."""
+    """Compare the log-probs that the server reports for its samples to the trainer's for the same tokens."""
     num_tokens = 8 if setting.is_tiny else 128
     rows = random_sequences(built.policy.built.shape.vocab_size, 16, 32, 1)
     prompts = [Prompt(index, tuple(prompt), "") for index, (prompt, _) in enumerate(rows)]

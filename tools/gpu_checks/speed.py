@@ -1,4 +1,4 @@
-"""A training step of a real model: its share of the GPU's peak, what FP8 gains, and its memory beside the plan."""
+"""A training step of a real model: MFU, speed of FP8 relative to bf16, and memory compared to the plan."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from megatron_prime.planning.counts import forward_flops, num_parameters
 from megatron_prime.planning.gpus import GIB, GPU, KNOWN
 from megatron_prime.planning.memory import MemoryPlan, plan_memory
 from megatron_prime.planning.planned_run import Assumptions, read_planned_run
-from tools.gpu_checks.lines import FAULTS, Line, Setting, broke, judged, skipped, told
+from tools.gpu_checks.lines import FAULTS, Line, Setting, failed, info, judged, skipped
 from tools.gpu_checks.machine import synchronize
 from tools.gpu_checks.roles import (
     FP8_RECIPES,
@@ -29,28 +29,29 @@ MFU_GOAL = 0.45
 FP8_GOAL = 1.25
 MEMORY_GOAL = 0.1
 PROMPT_TOKENS, RESPONSE_TOKENS = 128, 896
-"""Of a sequence: ROWS fill a microbatch of 4,096 tokens."""
+"""Lengths of a sequence: ROWS sequences fill a microbatch of 4,096 tokens."""
 TINY_TOKENS = (16, 48)
 ROWS = 4
-"""Sequences of a microbatch."""
+"""Sequences per microbatch."""
 MICROBATCHES = 8
-"""Of the update whose speed has a goal; one of a single microbatch is told too, most of which is the optimizer."""
+"""Microbatches of the update whose speed is judged. An update of a single microbatch, mostly spent in the optimizer, is
+reported too."""
 RECOMPUTES = ("none", "selective", "full")
 POLICY_ALONE = ("prm.enabled=false", "policy.lr=1e-6")
 
 
 def step_1_5b(setting: Setting) -> Iterator[Line]:
-    """Qwen2.5-1.5B's shape."""
+    """Measure a training step in the shape of Qwen2.5-1.5B."""
     yield from _training_step("qwen2.5-1.5b", setting)
 
 
 def step_3b(setting: Setting) -> Iterator[Line]:
-    """Llama-3.2-3B's shape."""
+    """Measure a training step in the shape of Llama-3.2-3B."""
     yield from _training_step("llama-3.2-3b", setting)
 
 
 def gpu_here(setting: Setting) -> GPU | None:
-    """The data sheet of this GPU; None where there is none."""
+    """Return the data sheet of this GPU; None without a GPU, or for an unknown one."""
     if not setting.is_cuda:
         return None
     name = torch.cuda.get_device_name(0)
@@ -62,7 +63,11 @@ def gpu_here(setting: Setting) -> GPU | None:
 def _training_step(shape_name: str, setting: Setting) -> Iterator[Line]:
     model = write_shape(setting, shape_name)
     recompute = _recompute_that_fits(model, setting)
-    yield told("recomputed", recompute, note="the least that `plan` says fits; recomputed FLOPs do not count")
+    yield info(
+        "recomputation",
+        recompute,
+        note="the least that fits according to `plan`; recomputed FLOPs do not count",
+    )
     seconds_of: dict[str, float] = {}
     forms: list[tuple[str, str, tuple[str, ...]]] = [
         ("bf16", "", ()),
@@ -72,7 +77,7 @@ def _training_step(shape_name: str, setting: Setting) -> Iterator[Line]:
     for name, recipe, overrides in forms:
         reason = fp8_fault_here(recipe, setting) if recipe else None
         if reason is None and name == "bf16, torch layers" and not setting.is_cuda:
-            reason = "no GPU: bf16 is the same"
+            reason = "no GPU: the same as bf16"
         if reason is not None:
             yield skipped(f"update, {name}", reason)
             continue
@@ -82,12 +87,12 @@ def _training_step(shape_name: str, setting: Setting) -> Iterator[Line]:
                 by_size = {number: _update_seconds(built, number, setting) for number in (1, MICROBATCHES)}
                 yield from _speed_lines(name, built, by_size, setting)
         except FAULTS as error:
-            yield broke(f"update, {name}", error)
+            yield failed(f"update, {name}", error)
             continue
         seconds_of[name] = by_size[MICROBATCHES]
     base = seconds_of.get("bf16", math.nan)
     gains = {name: base / seconds for name, seconds in seconds_of.items() if name.startswith("fp8")}
-    what, goal = f"best FP8 recipe: speed over bf16, {MICROBATCHES} microbatches", f">= {FP8_GOAL}"
+    what, goal = f"best FP8 recipe: speed relative to bf16, {MICROBATCHES} microbatches", f">= {FP8_GOAL}"
     if not gains:
         yield skipped(what, "no FP8 recipe ran", goal)
         return
@@ -97,7 +102,7 @@ def _training_step(shape_name: str, setting: Setting) -> Iterator[Line]:
 
 
 def _limits(setting: Setting) -> tuple[str, ...]:
-    """The policy alone, with microbatches that four sequences fill."""
+    """Return overrides for the policy alone, with microbatches of ROWS sequences."""
     prompt, response = _tokens(setting)
     return (
         *POLICY_ALONE,
@@ -118,7 +123,7 @@ def _sequences(built: Roles, num_microbatches: int, setting: Setting) -> list[tu
 
 
 def _update_seconds(built: Roles, num_microbatches: int, setting: Setting) -> float:
-    """Median of updates over so many full microbatches, optimizer step included, after two that are not counted."""
+    """Return the median duration of an update over full microbatches, optimizer step included, after two warm-ups."""
     sequences = _sequences(built, num_microbatches, setting)
     times = []
     for index in range(3 if setting.is_tiny else 7):
@@ -138,10 +143,10 @@ def _speed_lines(name: str, built: Roles, by_size: dict[int, float], setting: Se
         rows = number * ROWS
         tokens = rows * (prompt + response)
         what = f"update, {name}, {number} x {tokens // number:,} tokens"
-        yield told(what, tokens / seconds, "tokens/s", f"{1e3 * seconds:.1f} ms")
+        yield info(what, tokens / seconds, "tokens/s", f"{1e3 * seconds:.1f} ms")
         flops = 3 * forward_flops(shape, tokens, prompt + response, rows * response)
         if gpu is None:
-            yield skipped(f"{what}: MFU", "no GPU, or one whose peak is not known")
+            yield skipped(f"{what}: MFU", "no GPU, or one whose peak is unknown")
             continue
         mfu = flops / seconds / (gpu.bf16_tflops * 1e12)
         note = f"{num_parameters(shape) / 1e9:.2f}B parameters; peak {gpu.bf16_tflops} TFLOP/s of bf16 ({gpu.name})"
@@ -150,11 +155,11 @@ def _speed_lines(name: str, built: Roles, by_size: dict[int, float], setting: Se
             goal = f">= {MFU_GOAL}"
             yield judged(f"{what}: MFU", mfu, "", goal, mfu >= MFU_GOAL, note, setting.why_no_speed)
         else:
-            yield told(f"{what}: MFU", mfu, "", note)
+            yield info(f"{what}: MFU", mfu, "", note)
 
 
 def _plan(model: Path, setting: Setting, num_microbatches: int, *overrides: str) -> MemoryPlan:
-    """What `plan` says of the policy alone, on this GPU or an H100."""
+    """Plan the memory of the policy alone, on this GPU, or on an H100 if there is none."""
     prompt, response = _tokens(setting)
     config = make_config(
         setting,
@@ -170,7 +175,7 @@ def _plan(model: Path, setting: Setting, num_microbatches: int, *overrides: str)
 
 
 def _of_policy(plan: MemoryPlan) -> dict[str, int]:
-    """Bytes of the policy's phase that an update here has too: no rollout engine, no guess of an overhead."""
+    """Return the planned bytes of the policy's phase that exist here too: no rollout engine, no overhead estimate."""
     held = plan.phases["policy"]
     return {
         "models": sum(size for part, size in held.items() if part.startswith("policy ")),
@@ -188,7 +193,7 @@ def _recompute_that_fits(model: Path, setting: Setting) -> str:
 
 
 def memory(setting: Setting) -> Iterator[Line]:
-    """What an update of the 1.5B model holds, beside what `megatron-prime plan` says of it."""
+    """Compare the memory of an update of the 1.5B model to the prediction of `megatron-prime plan`."""
     model = write_shape(setting, "qwen2.5-1.5b")
     forms = [
         ("torch layers", ("platform.layers=torch",)),
@@ -205,7 +210,7 @@ def memory(setting: Setting) -> Iterator[Line]:
                     measured = _measured_bytes(built, setting)
                 yield from _memory_lines(f"{name}, recompute {recompute}", planned, measured, setting)
             except FAULTS as error:
-                yield broke(f"{name}, recompute {recompute}", error)
+                yield failed(f"{name}, recompute {recompute}", error)
 
 
 def _memory_lines(
@@ -213,17 +218,17 @@ def _memory_lines(
 ) -> Iterator[Line]:
     for part in ("models", "working"):
         note = f"planned {planned[part] / GIB:.4g} GiB"
-        yield told(f"{name}: {part}", measured[part] / GIB, "GiB", note)
+        yield info(f"{name}: {part}", measured[part] / GIB, "GiB", note)
     ratio = sum(planned.values()) / sum(measured.values())
     is_met = abs(ratio - 1) <= MEMORY_GOAL
     why_not = "toy size: a model of 20 thousand parameters" if setting.is_tiny else None
-    yield judged(f"{name}: plan over measured", ratio, "", f"1 +- {MEMORY_GOAL}", is_met, why_not=why_not)
+    yield judged(f"{name}: planned / measured", ratio, "", f"1 +- {MEMORY_GOAL}", is_met, why_not=why_not)
 
 
 def _measured_bytes(built: Roles, setting: Setting) -> dict[str, int]:
-    """Of weights, gradients and optimizer states, and the most that an update's passes hold beside them."""
+    """Return the bytes of weights, gradients and optimizer states, and the peak of an update's passes beyond them."""
     policy, sequences = built.policy, _sequences(built, 2, setting)
-    policy.update(sequences[:2], [0, 1], plain_loss)  # optimizer states exist from the first update on
+    policy.update(sequences[:2], [0, 1], plain_loss)  # creates the optimizer states
     models = policy.residency.bytes_here()
     rows = range(len(sequences))
     if setting.is_cuda:
