@@ -1,10 +1,10 @@
-"""Peak memory and speed of the conversions, on a model made for it: few layers, tensors as wide as a 7B's or as asked.
+"""Measure peak memory and speed of the checkpoint conversions, on a model with few layers and 7B-sized tensors.
 
     python -m benchmarks.conversion [--hidden 3584] [--ffn 18944] [--vocab 152064] [--layers 2]
 
-Each direction runs in a process of its own. Peak memory is what the kernel says of that process (VmHWM), less what it
-held before it began; page cache is not counted, as it can be taken back. Prints one line a direction, and the model's
-and the largest tensor's size.
+Each direction runs in a separate process. Peak memory is the kernel's figure for that process (VmHWM) minus what it
+held before the conversion; the page cache is not counted, because the kernel can reclaim it. Prints one line per
+direction, and the sizes of the model and of its largest tensor.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SETTINGS = {
 
 
 def write_model(folder, *, hidden, ffn, vocab, layers):
-    """An HF checkpoint of these sizes with random bf16 weights, written tensor by tensor."""
+    """Write an HF checkpoint of these sizes with random bf16 weights, tensor by tensor; return its number of bytes."""
     source = folder.with_name(f"{folder.name}_config")
     source.mkdir()
     sizes = {
@@ -55,7 +55,7 @@ def write_model(folder, *, hidden, ffn, vocab, layers):
 
 
 def largest_tensor(folder):
-    """Bytes of the largest tensor on either side."""
+    """Return the bytes of the largest tensor, in Megatron's format, which fuses several HF tensors into one."""
     shape = read_shape(folder)
     ours = parameters_of(
         shape,
@@ -69,7 +69,7 @@ def largest_tensor(folder):
 
 
 def convert(direction, source, output):
-    """Convert with one worker, in this process."""
+    """Convert in one direction with one worker, in this process."""
     if direction == "to Megatron":
         hf_to_megatron(source, output, num_workers=1, max_file_bytes=1 << 30, progress=Progress(False))
     else:
@@ -85,7 +85,7 @@ def convert(direction, source, output):
 
 
 def measure(direction, source, output):
-    """(peak bytes above the start, seconds) of a conversion in a new process."""
+    """Return (peak bytes beyond those at the start, seconds) of a conversion in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (direction, source, output))
 

@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors that are alive, operation by operation: the same figure on every machine."""
+"""A count of the bytes of live tensors after every operation, which gives the same result on every machine."""
 
 import weakref
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within the block, follows every storage that an operation returns until it is freed.
+    """A context that follows every storage returned by an operation until it is freed.
 
-    `peak` is the most bytes alive at one time, `largest` the most elements that any one tensor had. Storages that
-    existed before count only from an operation that returns them (an in-place one) and not at all if `known`.
+    `peak` is the largest number of bytes alive at one time, `largest` the largest number of elements of one tensor.
+    A storage that existed before the context counts from the first operation that returns it (an in-place one).
 
     Args:
-        known: tensors whose storages are not counted, such as the inputs.
+        known: tensors whose storages are never counted, such as the inputs.
     """
 
     def __init__(self, known: list[torch.Tensor] | None = None) -> None:
@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run one operation and count what it returns."""
+        """Run one operation and count the storages that it returns."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -48,6 +48,7 @@ class LiveBytes(TorchDispatchMode):
             return
         self.largest = max(self.largest, tensor.numel())
         if key in self._sizes:
+            # An operation may resize a storage that is already counted.
             self.live += storage.nbytes() - self._sizes[key]
         else:
             self._watchers[key] = weakref.ref(storage, lambda _, key=key: self._forget(key))

@@ -1,15 +1,15 @@
-"""The log-prob and entropy kernels beside other ways, as time over a floor that is measured in the same run.
+"""Compare the log-prob and entropy kernels to other methods, relative to a lower bound measured in the same run.
 
     python -m benchmarks.logprob_kernel [--json FILE]       # on a GPU: 4,096 tokens, vocabulary 151,936, bf16
     python -m benchmarks.logprob_kernel --device cpu        # small sizes, plain torch only
 
-1. A tile of logits, given: the part of the work that goes over every logit. The floor is the bytes that must move (the
-   tile read once forward; read, and its gradient written, backward) over the bandwidth of a copy. Tiles take turns over
-   more memory than a cache holds.
-2. A whole output layer, hidden states and weight given. The floor is that of its logits and the time of the matrix
-   products that no way can leave out (one forward, two more backward).
+1. A tile of given logits: the part of the work that touches every logit. The lower bound ("floor") is the number of
+   bytes that must move (forward: read the tile once; backward: read it and write its gradient) divided by the
+   bandwidth of a copy. The calls rotate over more tiles than fit into a cache.
+2. A whole output layer, from hidden states and weight. The floor is that of its logits plus the time of the matrix
+   products that no method can avoid (one forward, two more backward).
 
-Ways that lack something here are listed with what it is; nothing is estimated.
+Methods that cannot run on this machine are listed with the reason; nothing is estimated.
 """
 
 import argparse
@@ -27,14 +27,14 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.live_bytes import LiveBytes
-from benchmarks.logprob_ways import (
+from benchmarks.logprob_methods import (
     Calls,
     CannotRunError,
     LayerInputs,
     Scores,
     TileInputs,
-    layer_ways,
-    tile_ways,
+    layer_methods,
+    tile_methods,
 )
 from megatron_prime.logprobs.output_layer import TILE_ELEMENTS
 
@@ -49,15 +49,15 @@ def _faults_of_triton() -> tuple[type[Exception], ...]:
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 BYTES_IN_TURN = {"cuda": 2**29, "cpu": 2**22}
-"""Tiles that take turns: ten times an H100's cache."""
+"""Total size of the tiles that calls rotate over; on a GPU ten times the cache of an H100."""
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, ImportError, *_faults_of_triton())
-"""Memory runs out, or a library is of another release: the way is listed with it, and the others are measured."""
+"""Errors of a single method (out of memory, another version of a library): it is listed with its error."""
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is scored."""
+    """Sizes of the output layer that is scored, and of a tile."""
 
     num_tokens: int
     vocab_size: int
@@ -66,49 +66,52 @@ class Sizes:
 
     @staticmethod
     def default(device: str) -> "Sizes":
-        """Of a 7B model on a GPU; what a CPU does in seconds elsewhere."""
+        """Return the sizes of a 7B model on a GPU, and smaller ones that take seconds on a CPU."""
         return Sizes(4096, 151_936, 4096) if device == "cuda" else Sizes(256, 8192, 64, 64)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way and what it took."""
+    """The result of one method and step."""
 
     level: str
-    """tile or layer."""
-    way: str
+    """"tile" or "layer"."""
+    method: str
     step: str
-    """forward, backward, or forward + backward."""
+    """"forward", "backward", or "forward + backward"."""
     seconds: float | None
-    """Median; None where it could not run."""
+    """Median time; None if the method could not run."""
     floor_seconds: float
     peak_bytes: int | None = None
-    """Of a layer's forward + backward, beyond its inputs: the gradients are in it."""
+    """Peak memory of a layer's forward + backward beyond its inputs, gradients included."""
     error: float | None = None
-    """Largest error of a log-prob against float64 (of their mean, for a way that returns only a sum), nats; a layer's
-    holds the rounding of bf16 logits."""
+    """Largest error of a log-prob against float64, in nats (error of the mean for a method that returns only a sum). A
+    layer's includes the rounding of logits to bf16."""
     note: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """Time over the floor: 1 is as fast as memory and products allow."""
+        """Time divided by the floor: 1 is as fast as memory and matrix products allow."""
         return None if self.seconds is None else self.seconds / self.floor_seconds
 
 
 def measure(
     device: str = "cuda", dtype: str = "bf16", sizes: Sizes | None = None, repeats: int = 20, seed: int = 0
 ) -> list[Row]:
-    """Time every way on this machine, in this process.
+    """Time every method on this machine, in this process.
 
     Args:
-        device: cuda or cpu; on a CPU the Triton kernels and the libraries of others are listed as not run.
-        dtype: bf16 or fp32, of hidden states, weight and logits.
+        device: "cuda" or "cpu"; on a CPU the Triton kernels and third-party libraries are listed as not run.
+        dtype: "bf16" or "fp32", of hidden states, weight and logits.
         sizes: default `Sizes.default(device)`.
-        repeats: of each timing; its median is taken.
-        seed: of the inputs.
+        repeats: number of timings, of which the median is taken.
+        seed: seed of the inputs.
 
     Returns:
-        Rows of every way and step, ours first at each level. Raises ValueError in a process group of several ranks.
+        One row per method and step, at each level those of this project first.
+
+    Raises:
+        ValueError: this process belongs to a process group of several ranks.
     """
     sizes = sizes or Sizes.default(device)
     with _process_group(device):
@@ -119,11 +122,11 @@ def measure(
 
 
 class Clock:
-    """Seconds of a call, and the most memory it holds.
+    """A measurement of the duration and the peak memory of calls.
 
     Args:
-        device: cuda or cpu.
-        repeats: calls timed.
+        device: "cuda" or "cpu".
+        repeats: number of calls that are timed.
     """
 
     def __init__(self, device: str, repeats: int) -> None:
@@ -131,13 +134,13 @@ class Clock:
         self._repeats = repeats
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Median of the repeats, after two calls that are not counted."""
+        """Return the median duration of a call, after two warm-up calls."""
         for _ in range(2):
             call()
         if not self.is_cuda:
             return statistics.median(self._wall_times(call))
         torch.cuda.synchronize()
-        # The GPU idles until all calls are queued, so that none waits for Python to launch it.
+        # The GPU sleeps until all calls are queued, so that no measured call waits for Python to launch it.
         queueing = sum(self._wall_times(call, 3)) / 3 * self._repeats
         torch.cuda.synchronize()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(self._repeats + 1)]
@@ -156,7 +159,7 @@ class Clock:
             yield time.perf_counter() - start
 
     def peak_bytes(self, call: Callable[[], object], known: list[torch.Tensor]) -> int:
-        """Most bytes of tensors that a call holds, beyond those there before."""
+        """Return the peak memory of a call beyond what was allocated before; `known` tensors are not counted."""
         if not self.is_cuda:
             with LiveBytes(known=known) as counted:
                 call()
@@ -170,7 +173,7 @@ class Clock:
 
 
 def copy_bandwidth(clock: Clock, device: str) -> float:
-    """Bytes read and written a second by the copy of a large tensor."""
+    """Return the bytes per second that the copy of a large tensor reads and writes."""
     source = torch.zeros(COPIED_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * len(source) / clock.seconds(lambda: target.copy_(source))
@@ -203,10 +206,10 @@ def _measure_tiles(
     full_CW = torch.log_softmax(inputs.logits[0].double(), dim=1)
     expected_C = full_CW.gather(1, inputs.labels_C[:, None])[:, 0]
     del full_CW
-    for name, _ in tile_ways(inputs):
-        # Anew for each: some overwrite the logits that they are given.
-        build = dict(tile_ways(make()))[name]
-        yield from _time_way("tile", name, build, clock, floors, expected_C, None)
+    for name, _ in tile_methods(inputs):
+        # Each method gets new inputs, because some overwrite the logits.
+        build = dict(tile_methods(make()))[name]
+        yield from _time_method("tile", name, build, clock, floors, expected_C, None)
 
 
 def _measure_layers(
@@ -234,12 +237,12 @@ def _measure_layers(
     )
     del exact_VH
     known = [hidden_RH, weight_VH, inputs.labels_R, inputs.upstream_2R]
-    for name, build in layer_ways(inputs):
-        yield from _time_way("layer", name, build, clock, floors, expected_R, known)
+    for name, build in layer_methods(inputs):
+        yield from _time_method("layer", name, build, clock, floors, expected_R, known)
 
 
 def _layer_floors(clock: Clock, bandwidth: float, inputs: LayerInputs) -> dict[str, float]:
-    """Seconds of the products that no way can leave out, over whole logits, and of moving the logits."""
+    """Return the time of the matrix products that no method can avoid, plus the time to move the logits."""
     hidden_RH, weight_VH = inputs.hidden_RH, inputs.weight_VH
     logits_RV = hidden_RH @ weight_VH.T
     once = clock.seconds(lambda: torch.mm(hidden_RH, weight_VH.T, out=logits_RV))
@@ -248,7 +251,7 @@ def _layer_floors(clock: Clock, bandwidth: float, inputs: LayerInputs) -> dict[s
     return {"forward": once + moved, "forward + backward": once + twice + 3 * moved}
 
 
-def _time_way(
+def _time_method(
     level: str,
     name: str,
     build: Callable[[], Calls],
@@ -257,7 +260,7 @@ def _time_way(
     expected_R: torch.Tensor,
     known: list[torch.Tensor] | None,
 ) -> Iterator[Row]:
-    """Rows of one way; one that says why, where it cannot run."""
+    """Yield the rows of one method, or one row with the reason why it cannot run."""
     steps: dict[str, float] = {}
     peak = error = None
     note = ""
@@ -274,7 +277,7 @@ def _time_way(
         note = str(fault)
     except FAULTS as fault:
         note = f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"
-    calls = None
+    calls = None  # Release the memory of this method before the next one is measured.
     gc.collect()
     for step, floor in floors.items():
         if step in steps or (note and step == "forward + backward"):
@@ -296,7 +299,7 @@ def _process_group(device: str) -> Iterator[None]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     elif dist.get_world_size() > 1:
         raise ValueError(
-            f"the ways are timed in one process, and this is one of {dist.get_world_size()} ranks"
+            f"the benchmark needs a process of its own, but this is one of {dist.get_world_size()} ranks"
         )
     try:
         yield
@@ -306,12 +309,12 @@ def _process_group(device: str) -> Iterator[None]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown, a table a level."""
+    """Return the rows as Markdown, one table per level."""
     lines = []
     for level in ("tile", "layer"):
         lines += [
             f"### {level}\n",
-            "| way | step | ms | of the floor | peak MiB | error | |",
+            "| method | step | ms | of the floor | peak MiB | error | |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for row in rows:
@@ -321,23 +324,25 @@ def table(rows: list[Row]) -> str:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
             peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}"
             error = "" if row.error is None else f"{row.error:.1e}"
-            lines.append(f"| {row.way} | {row.step} | {time_ms} | {ratio} | {peak} | {error} | {row.note} |")
+            lines.append(
+                f"| {row.method} | {row.step} | {time_ms} | {ratio} | {peak} | {error} | {row.note} |"
+            )
         lines.append("")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print the tables, and write them as JSON where asked."""
+    """Measure, print the tables, and write them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--tokens", type=int, help="of the output layer")
+    parser.add_argument("--tokens", type=int, help="number of tokens of the output layer")
     parser.add_argument("--vocab", type=int)
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the rows there too")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     usual = Sizes.default(options.device)
     sizes = Sizes(

@@ -1,7 +1,8 @@
-"""Log-probs and entropy at a vocabulary of 152k, five ways: `python -m benchmarks.logprobs [--quick]`.
+"""Compare five methods for log-probs and entropy with a vocabulary of 152k: `python -m benchmarks.logprobs [--quick]`.
 
-Memory, time and error. Each way runs forward and backward in a process of its own, twice: once for the clock and the
-operating system's account of memory, once counting the bytes of live tensors. Some minutes on one core.
+It measures memory, time and error. Each method runs forward and backward in a separate process, twice: once to measure
+time and the memory seen by the operating system, once to count the bytes of live tensors. It takes a few minutes on one
+core.
 """
 
 import argparse
@@ -25,18 +26,18 @@ CHUNK_TOKENS = 1024
 
 
 def naive(hidden_RH, weight_VH, labels_R) -> Scores:
-    """Logits, log_softmax, gather; autograd keeps what it needs."""
+    """Compute logits, log_softmax, gather and entropy with autograd."""
     full_RV = torch.log_softmax(hidden_RH @ weight_VH.T, dim=1)
     return full_RV.gather(1, labels_R[:, None])[:, 0], -(full_RV.exp() * full_RV).sum(dim=1)
 
 
 def naive_logprobs_alone(hidden_RH, weight_VH, labels_R) -> Scores:
-    """Logits and cross-entropy: the least that autograd alone can do, without an entropy."""
+    """Compute logits and cross-entropy without an entropy: the minimum that autograd alone can do."""
     return -torch.nn.functional.cross_entropy(hidden_RH @ weight_VH.T, labels_R, reduction="none"), None
 
 
 def recomputed_chunks(hidden_RH, weight_VH, labels_R) -> Scores:
-    """The naive form on a chunk of tokens at a time, each under activation checkpointing."""
+    """Apply `naive` to one chunk of tokens at a time, with activation checkpointing."""
     parts = [
         checkpoint(naive, hidden_RH[chunk], weight_VH, labels_R[chunk], use_reentrant=False)
         for chunk in _chunks(len(labels_R))
@@ -46,7 +47,7 @@ def recomputed_chunks(hidden_RH, weight_VH, labels_R) -> Scores:
 
 
 class _GradientInForward(torch.autograd.Function):
-    """Sum of weighted log-probs whose gradients are taken during the forward pass, chunk by chunk."""
+    """Sum of weighted log-probs whose gradients are computed during the forward pass, chunk by chunk."""
 
     @staticmethod
     def forward(ctx, hidden_RH, weight_VH, labels_R, weights_R):
@@ -73,12 +74,12 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def ours(hidden_RH, weight_VH, labels_R) -> Scores:
-    """What the trainer runs."""
+    """Call the trainer's function."""
     shard = VocabShard(dist.group.WORLD, 0, len(weight_VH), hidden_is_gathered=False)
     return output_logprobs(hidden_RH, weight_VH, labels_R, shard, chunk_tokens=CHUNK_TOKENS)
 
 
-WAYS: dict[str, Callable[..., Scores] | None] = {
+METHODS: dict[str, Callable[..., Scores] | None] = {
     "naive": naive,
     "naive, no entropy": naive_logprobs_alone,
     "recomputed chunks": recomputed_chunks,
@@ -92,7 +93,7 @@ def _chunks(num_tokens: int) -> list[slice]:
 
 
 def inputs(num_tokens: int, vocab_size: int, hidden_size: int):
-    """Hidden states, output layer, labels and each score's weight in the loss, [2, R]."""
+    """Return hidden states, output layer, labels, and the weight of each score in the loss [2, R]."""
     generator = torch.Generator().manual_seed(0)
     hidden_RH = torch.randn(num_tokens, hidden_size, generator=generator).requires_grad_()
     weight_VH = torch.randn(vocab_size, hidden_size, generator=generator).mul_(2 * hidden_size**-0.5)
@@ -100,9 +101,9 @@ def inputs(num_tokens: int, vocab_size: int, hidden_size: int):
     return hidden_RH, weight_VH.requires_grad_(), labels_R, torch.randn(2, num_tokens, generator=generator)
 
 
-def forward_and_backward(way: str, hidden_RH, weight_VH, labels_R, upstream_2R) -> Scores:
-    """Scores by one way, and the loss's gradients in `hidden_RH.grad` and `weight_VH.grad`."""
-    function = WAYS[way]
+def forward_and_backward(method: str, hidden_RH, weight_VH, labels_R, upstream_2R) -> Scores:
+    """Return the scores of one method; the loss's gradients are in `hidden_RH.grad` and `weight_VH.grad`."""
+    function = METHODS[method]
     if function is None:
         loss, logprobs_R = _GradientInForward.apply(hidden_RH, weight_VH, labels_R, upstream_2R[0])
         loss.backward()
@@ -115,16 +116,16 @@ def forward_and_backward(way: str, hidden_RH, weight_VH, labels_R, upstream_2R) 
     return logprobs_R.detach(), None if entropy_R is None else entropy_R.detach()
 
 
-def count(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> LiveBytes:
-    """Live bytes of one way beyond its inputs and their gradients, which every way needs alike."""
+def count(method: str, num_tokens: int, vocab_size: int, hidden_size: int) -> LiveBytes:
+    """Count the live bytes of one method beyond its inputs."""
     tensors = inputs(num_tokens, vocab_size, hidden_size)
     with LiveBytes(known=list(tensors)) as counted:
-        forward_and_backward(way, *tensors)
+        forward_and_backward(method, *tensors)
     return counted
 
 
-def errors(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, float]:
-    """Largest error against float64, relative to the largest value."""
+def errors(method: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, float]:
+    """Return the largest error of each result against float64, relative to its largest value."""
     tensors = inputs(num_tokens, vocab_size, hidden_size)
     exact = [
         tensor.detach().double().requires_grad_(tensor.requires_grad)
@@ -132,9 +133,9 @@ def errors(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict
         else tensor
         for tensor in tensors
     ]
-    has_entropy = "no entropy" not in way
+    has_entropy = "no entropy" not in method
     expected = forward_and_backward("naive" if has_entropy else "naive, no entropy", *exact)
-    found = forward_and_backward(way, *tensors)
+    found = forward_and_backward(method, *tensors)
     pairs = {
         "logprobs": (found[0], expected[0]),
         "grad_hidden": (tensors[0].grad, exact[0].grad),
@@ -148,14 +149,14 @@ def errors(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict
     }
 
 
-def run_way(way: str, sizes: tuple[int, int, int]) -> dict[str, float]:
-    """One way in this process, which does nothing else."""
+def run_method(method: str, sizes: tuple[int, int, int]) -> dict[str, float]:
+    """Measure one method in this process, which must do nothing else."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     tensors = inputs(*sizes)
     before = peak_resident_bytes()
     start = time.perf_counter()
-    forward_and_backward(way, *tensors)
+    forward_and_backward(method, *tensors)
     seconds = time.perf_counter() - start
     resident = peak_resident_bytes() - before
     del tensors
@@ -165,8 +166,8 @@ def run_way(way: str, sizes: tuple[int, int, int]) -> dict[str, float]:
         "seconds": seconds,
         "resident": resident,
         "gradients": gradients,
-        "counted": count(way, *sizes).peak,
-        **_by_kind(errors(way, *small)),
+        "counted": count(method, *sizes).peak,
+        **_by_kind(errors(method, *small)),
     }
 
 
@@ -179,29 +180,29 @@ def _by_kind(found: dict[str, float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="use a quarter of the tokens")
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = (512 if options.quick else 2048, 151936, 256)
-    if options.way:
-        print(json.dumps(run_way(options.way, sizes)))
+    if options.method:
+        print(json.dumps(run_method(options.method, sizes)))
         return
     print("{} tokens, vocabulary {}, hidden size {}, fp32, one thread\n".format(*sizes))
     print(
-        "| way | counted MiB | of naive | less the gradients, MiB | of naive | resident MiB | s "
+        "| method | counted MiB | of naive | less the gradients, MiB | of naive | resident MiB | s "
         "| error of values | of gradients |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     first: dict[str, float] | None = None
-    for way in WAYS:
+    for method in METHODS:
         command = [
             sys.executable,
             "-W",
             "ignore",
             "-m",
             "benchmarks.logprobs",
-            "--way",
-            way,
+            "--method",
+            method,
             *["--quick"] * options.quick,
         ]
         done = subprocess.run(
@@ -212,7 +213,7 @@ def main() -> None:
         counted, resident = found["counted"], found["resident"]
         beyond, beyond_naive = counted - found["gradients"], first["counted"] - first["gradients"]
         print(
-            f"| {way} | {counted / 2**20:,.0f} | {counted / first['counted']:.3f} | {beyond / 2**20:,.0f} "
+            f"| {method} | {counted / 2**20:,.0f} | {counted / first['counted']:.3f} | {beyond / 2**20:,.0f} "
             f"| {beyond / beyond_naive:.3f} | {resident / 2**20:,.0f} | {found['seconds']:.1f} "
             f"| {found['value_error']:.1e} | {found['gradient_error']:.1e} |",
             flush=True,

@@ -1,7 +1,7 @@
-"""How evenly packing spreads a batch over ranks: `python -m benchmarks.packing_balance`, a few seconds.
+"""Measure how evenly packing distributes a batch over ranks: `python -m benchmarks.packing_balance`, a few seconds.
 
-Batches are heavy-tailed (log-normal responses that are cut off at the limit, 200 prompt tokens). Compared with naive
-packing: rows dealt to the ranks in the order of arrival, each rank filling one microbatch after another.
+Batches are heavy-tailed (log-normal responses that are truncated at the limit, 200 prompt tokens). The baseline assigns
+rows to ranks in the order of arrival, and each rank fills one microbatch after another.
 """
 
 import random
@@ -38,7 +38,7 @@ CASES = {
 
 
 def naive(lengths: Sequence[int], max_tokens: int, num_ranks: int) -> Packing:
-    """Rows in the order of arrival: equally many a rank, microbatches filled one after another."""
+    """Pack rows in the order of arrival: equally many per rank, filling one microbatch after another."""
     per_rank = -(-len(lengths) // num_ranks)
     ranks = []
     for rank in range(num_ranks):
@@ -53,7 +53,7 @@ def naive(lengths: Sequence[int], max_tokens: int, num_ranks: int) -> Packing:
 
 
 def figures(packing: Packing, lengths: Sequence[int], costs: Sequence[float], padding: Padding):
-    """Slowest rank over the mean; the same where ranks wait at every microbatch; padding's share of tokens."""
+    """Return (slowest rank relative to the mean, the same if ranks wait at every microbatch, share of padding)."""
     by_microbatch = [[sum(costs[row] for row in rows) for rows in rank] for rank in packing.rows]
     mean = sum(map(sum, by_microbatch)) / len(by_microbatch)
     in_step = sum(max(of_ranks) for of_ranks in zip(*by_microbatch, strict=True))
@@ -74,15 +74,17 @@ def batch(seed: int, num_rows: int, longest: int, costs: RowCosts):
 def main() -> None:
     costs = row_costs(QWEN_7B)
     print(f"attention equals the linear layers at {costs.attention_tokens:.0f} tokens\n")
-    print("| batch | way | slowest rank / mean | in step / mean | microbatches a rank | padding | pack ms |")
+    print(
+        "| batch | method | slowest rank / mean | in step / mean | microbatches per rank | padding | pack ms |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, (num_rows, longest, max_tokens, num_ranks, padding) in CASES.items():
-        for way in ("arrival order", "ours"):
+        for method in ("arrival order", "ours"):
             found, counts, seconds = [], [], []
             for seed in range(10):
                 lengths, row_cost = batch(seed, num_rows, longest, costs)
                 start = time.perf_counter()
-                if way == "ours":
+                if method == "ours":
                     packing = pack(lengths, max_tokens, num_ranks, row_cost, padding)
                 else:
                     packing = naive(lengths, max_tokens, num_ranks)
@@ -91,7 +93,7 @@ def main() -> None:
                 counts.append(packing.num_microbatches)
             slowest, in_step, padded = (statistics.mean(values) for values in zip(*found, strict=True))
             print(
-                f"| {name} | {way} | {slowest:.3f} | {in_step:.3f} | {statistics.mean(counts):.1f} | {padded:.2%} "
+                f"| {name} | {method} | {slowest:.3f} | {in_step:.3f} | {statistics.mean(counts):.1f} | {padded:.2%} "
                 f"| {1000 * statistics.median(seconds):.1f} |"
             )
 

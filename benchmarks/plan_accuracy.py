@@ -1,10 +1,10 @@
-"""Predicted against measured memory: what `megatron-prime plan` says of small CPU runs, and what their tensors take.
+"""Compare the memory that `megatron-prime plan` predicts for small CPU runs to the memory that their tensors take.
 
     python -m benchmarks.plan_accuracy
 
-Three models of a family (policy, PRM, reference) are built in each layout; one update of the policy is run over
-microbatches that are full. Measured are the storages of weights, gradients and optimizer states, and the most bytes of
-tensors alive in the update beside them (live_bytes.py), on the fullest rank. Prints a markdown table.
+Three models of a family (policy, PRM, reference) are built in each layout, and the policy is updated once on full
+microbatches. Measured are the storages of weights, gradients and optimizer states, and the peak of other live tensors
+during the update (`live_bytes`), on the rank with the largest total. Prints a Markdown table.
 """
 
 import json
@@ -60,7 +60,7 @@ LAYOUTS = {
     "ep2": (2, {"expert": 2}),
 }
 TOKENS = 2048
-"""Of a microbatch; sequences are 64 tokens of a prompt and 64 of a response."""
+"""Tokens of a microbatch; sequences have 64 tokens of a prompt and 64 of a response."""
 NUM_MICROBATCHES = 4
 CASES = [
     *(("qwen2", layout, "none", "fp32") for layout in ("one", "dp2", "tp2", "tp2+sp", "pp2")),
@@ -74,7 +74,7 @@ CASES = [
 
 
 def config_of(folder, layout, recompute, dtype):
-    """The run of a case."""
+    """Return the configuration of a case."""
     processes, sizes = LAYOUTS[layout]
     data = processes if layout in ("dp2", "ep2") else 1
     return PrimeConfig.model_validate(
@@ -96,7 +96,7 @@ def config_of(folder, layout, recompute, dtype):
 
 
 def predict(folder, layout, recompute, dtype):
-    """Bytes by what `measure` measures, of the fullest rank, from config.json alone."""
+    """Predict the bytes that `measure` measures on the rank with the largest total, from config.json alone."""
     config = config_of(folder, layout, recompute, dtype)
     plan = plan_memory(read_planned_run(config, LAYOUTS[layout][0], KNOWN["H100-80G"], Assumptions(64, 64)))
     held = plan.phases["policy"]
@@ -105,7 +105,7 @@ def predict(folder, layout, recompute, dtype):
 
 
 def measure(folder, layout, recompute, dtype):
-    """Bytes of one rank; call it in every process of the job."""
+    """Measure the bytes of this rank; call it in every process of the job."""
     config = config_of(folder, layout, recompute, dtype)
     platform = select_platform("cpu", dtype)
     platform.start_process_group()
@@ -124,7 +124,7 @@ def measure(folder, layout, recompute, dtype):
         for _ in range(rows)
     ]
     for role in (policy, prm):
-        role.update(sequences[:2], [0, 1], _loss)  # optimizer states exist from the first update on
+        role.update(sequences[:2], [0, 1], _loss)  # creates the optimizer states
     known = [*policy.built.module.parameters(), *policy._gradients()]
     with LiveBytes(known) as counted:
         policy._pass.backward(sequences, range(rows), _loss)
@@ -149,7 +149,7 @@ def _rank(rank, world_size, port, cases, root, results):
 
 
 def measure_all(cases, root):
-    """Case -> bytes on the fullest rank."""
+    """Return the bytes of each case on the rank with the largest total."""
     measured = {}
     for world_size in (1, 2):
         chosen = [case for case in cases if LAYOUTS[case[1]][0] == world_size]
@@ -175,14 +175,14 @@ def measure_all(cases, root):
 
 
 def write_configs(root):
-    """Each model's config.json in a folder of its name."""
+    """Write each model's config.json to a folder of its name."""
     for name, settings in MODELS.items():
         Path(root, name).mkdir()
         Path(root, name, "config.json").write_text(json.dumps(settings))
 
 
 def compare(cases, root):
-    """Rows of (case, predicted, measured)."""
+    """Return one (case, predicted, measured) per case."""
     write_configs(root)
     measured = measure_all(cases, root)
     return [(case, predict(Path(root, case[0]), *case[1:]), measured[case]) for case in cases]

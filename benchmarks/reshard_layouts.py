@@ -1,4 +1,4 @@
-"""The models and layouts of the resharding benchmark, and how close plans come to the fewest bytes."""
+"""The models and layouts of the resharding benchmark, and the bytes of their plans relative to the lower bound."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ QWEN3_235B = ModelShape(
     num_experts_per_tok=8,
     moe_ffn_hidden_size=1536,
 )
-# Counts as the largest open mixtures have them, with grouped-query attention.
+# Sizes similar to the largest open mixtures of experts, with grouped-query attention.
 MOE_1T = ModelShape(
     "qwen3_moe",
     num_layers=61,
@@ -48,7 +48,7 @@ MOE_1T = ModelShape(
 
 @dataclass(frozen=True)
 class Case:
-    """A model in a training layout, and the engines it is sent to."""
+    """A model in a training layout, and the engines that its weights are sent to."""
 
     name: str
     shape: ModelShape
@@ -57,17 +57,17 @@ class Case:
 
     @property
     def is_colocated(self) -> bool:
-        """Whether the engines live on training ranks."""
+        """Whether the engines run on training ranks."""
         return self.engines.ranks[0][0] < self.training.num_ranks
 
     @property
     def num_gpus(self) -> int:
-        """Devices of both sides."""
+        """Number of GPUs of trainer and engines together."""
         return max(self.training.num_ranks, 1 + max(map(max, self.engines.ranks)))
 
 
 def grid(quick: bool) -> Iterator[Case]:
-    """Layouts of a dense model and of a mixture, each with engines on its own ranks and beside them."""
+    """Yield layouts of a dense model and of a mixture of experts, with engines on the training ranks and on others."""
     dense = [
         TrainingLayout(tp=tp, pp=pp, vpp=vpp, dp=dp)
         for tp, (pp, vpp), dp in product((1, 2, 4, 8), ((1, 1), (4, 1), (4, 2)), (1, 4))
@@ -87,7 +87,7 @@ def grid(quick: bool) -> Iterator[Case]:
 
 
 def bytes_over_lower_bound(cases: Iterator[Case]) -> dict[str, dict[str, float]]:
-    """By model: how many layouts, and the worst ratio of bytes sent to the fewest that could do."""
+    """Return, by model, the number of layouts and the largest ratio of bytes sent to the minimum possible."""
     found: dict[str, dict[str, float]] = {}
     for case in cases:
         counted = summary(plan_reshard(case.shape, case.training, case.engines, ranks_per_node=8))

@@ -1,7 +1,7 @@
-"""Wall time of a weight sync between real processes on this machine, four ways in the same run.
+"""Measure the wall time of a weight sync between real processes on this machine, with four methods in the same run.
 
-Run by itself it is one rank (RANK, WORLD_SIZE and the rest of torch's variables in the environment); `measure` starts
-the ranks.
+As a script it is one rank (RANK, WORLD_SIZE and the other variables of torch in the environment); `measure` starts the
+ranks.
 """
 
 import json
@@ -34,7 +34,7 @@ CONFIG = {
 
 
 def measure(repeats: int, timeout_s: float = 300) -> list[dict[str, Any]]:
-    """Run two ranks over gloo; each case's median seconds by way, and the bytes."""
+    """Run two ranks over gloo; return each case's bytes and its median seconds by method."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +61,7 @@ def measure(repeats: int, timeout_s: float = 300) -> list[dict[str, Any]]:
             for rank in ranks:
                 rank.kill()
         if any(codes):
-            raise RuntimeError(f"the ranks ended with {codes}")
+            raise RuntimeError(f"the ranks ended with exit codes {codes}")
         return json.loads(Path(folder, "result.json").read_text())
 
 
@@ -69,33 +69,33 @@ def rank_main(folder: Path, repeats: int) -> None:
     """Measure every case; rank 0 writes the result."""
     import torch.distributed as dist
 
-    from benchmarks.reshard_ways import Ways
+    from benchmarks.reshard_methods import Methods
     from megatron_prime.parallel.platform import select_platform
 
     platform = select_platform("cpu")
     platform.start_process_group()
     results = []
     for case in CASES:
-        ways = Ways(folder, case, platform)
-        functions = ways.functions()
+        methods = Methods(folder, case, platform)
+        functions = methods.functions()
         times: dict[str, list[float]] = {name: [] for name in functions}
         notes = {}
-        for repeat in range(repeats + 1):  # the first is not counted
+        for repeat in range(repeats + 1):  # the first is a warm-up
             for name, function in functions.items():
                 seconds = _timed(function)
                 if repeat:
                     times[name].append(seconds)
                 elif name != "memcpy":
-                    notes[name] = ways.check()
+                    notes[name] = methods.check()
         results.append(
             {
                 "case": case,
-                "parameters": ways.num_parameters,
-                "network_bytes": ways.network_bytes,
-                "delivered_bytes": ways.delivered_bytes,
+                "parameters": methods.num_parameters,
+                "network_bytes": methods.network_bytes,
+                "delivered_bytes": methods.delivered_bytes,
                 "seconds": {name: statistics.median(values) for name, values in times.items()},
                 "correct": notes,
-                "without": ways.without,
+                "without": methods.without,
             }
         )
     if dist.get_rank() == 0:

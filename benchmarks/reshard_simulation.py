@@ -1,7 +1,7 @@
-"""Seconds of a weight sync on large jobs, from the bytes on each link: our plan, and gathering everything.
+"""Estimate the time of a weight sync in large jobs from the bytes on each link: this project's plan, and gathering.
 
-Both by one model: links are full duplex, all of them work at the same time, and nothing else costs anything. It is a
-floor for either way, kindest to the one with more steps.
+Both use the same model: links are full duplex, all links work at the same time, and nothing else takes time. The result
+is a lower bound for both methods, most optimistic for the one with more steps.
 """
 
 import math
@@ -21,7 +21,7 @@ NIC_BYTES_PER_S = 46e9
 
 
 def cases() -> Iterator[Case]:
-    """Each model on all its GPUs together, and with half of them for engines alone."""
+    """Yield each model with engines on all its GPUs, and with half of the GPUs reserved for engines."""
     unequal = (15, 15, 15, 16)
     yield Case("Llama-70B", LLAMA_70B, TrainingLayout(tp=8, pp=4, dp=4), EngineLayout.consecutive(16, 8))
     yield Case(
@@ -57,7 +57,7 @@ def cases() -> Iterator[Case]:
 
 
 def simulate(case: Case) -> dict[str, Any]:
-    """Planning time, bytes on the links and seconds of one case, bf16 unless said otherwise."""
+    """Return planning time, bytes on the links and seconds of one case, in bf16 unless stated otherwise."""
     start = time.perf_counter()
     plan = plan_reshard(case.shape, case.training, case.engines, ranks_per_node=RANKS_PER_NODE)
     planning_s = time.perf_counter() - start
@@ -86,10 +86,10 @@ def simulate(case: Case) -> dict[str, Any]:
 
 
 def gather_everything(case: Case) -> dict[str, float]:
-    """Every training rank gets the whole model, and every engine GPU the whole tensors.
+    """Return the cost of gathering the whole model on every training rank, and whole tensors on every engine GPU.
 
-    PP broadcast of each TP shard between nodes, TP all-gather within them; every expert is broadcast to all ranks.
-    Engines beside the job get all tensors whole, by a pipelined broadcast between nodes.
+    Each TP shard is broadcast over PP between nodes and all-gathered over TP within them; every expert is broadcast to
+    all ranks. Engines on other GPUs receive all tensors whole, by a pipelined broadcast between nodes.
     """
     training = case.training
     total = 2.0 * sum(math.prod(dims) for dims in hf_tensors(case.shape).values())

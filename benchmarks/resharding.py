@@ -1,10 +1,10 @@
-"""How much a weight sync moves and how long it takes: `python -m benchmarks.resharding --json out.json`.
+"""Measure the bytes and the time of weight syncs: `python -m benchmarks.resharding --json out.json`.
 
-    1. bytes sent over the fewest that could do, for every layout of a grid
-    2. seconds on large jobs, simulated from the bytes on each link, beside gathering everything
-    3. seconds on this machine between two real processes, beside gathering, Megatron-core's own and a memcpy
+    1. bytes sent, relative to the minimum possible, for every layout of a grid
+    2. time in large jobs, simulated from the bytes on each link, compared to gathering everything
+    3. time between two real processes on this machine, compared to gathering, Megatron-core's resharding and a memcpy
 
-About two minutes on two cores; --quick takes half a minute.
+It takes about two minutes on two cores, and half a minute with --quick.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from benchmarks import reshard_measured
 from benchmarks.reshard_layouts import bytes_over_lower_bound, grid
 from benchmarks.reshard_simulation import NIC_BYTES_PER_S, NVLINK_BYTES_PER_S, RANKS_PER_NODE, cases, simulate
 
-WAYS = ("ours", "gather everything", "megatron-core", "memcpy")
+METHODS = ("ours", "gather everything", "megatron-core", "memcpy")
 
 
 def main() -> None:
-    """Run all three parts; print the tables, write the JSON."""
+    """Run all three parts, print the tables and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path, help="file for all results")
     parser.add_argument("--quick", action="store_true", help="a third of the grid, fewer repeats")
     options = parser.parse_args()
     start = time.perf_counter()
@@ -56,7 +56,7 @@ def _grid_table(found: dict[str, dict[str, float]]) -> str:
         )
         for name, entry in found.items()
     ]
-    header = ("model", "layouts", "of them without network", "worst bytes / lower bound")
+    header = ("model", "layouts", "without network traffic", "worst bytes / lower bound")
     return f"\n## Bytes over the lower bound\n\n{_table(header, rows)}"
 
 
@@ -73,7 +73,7 @@ def _simulated_table(results: list[dict[str, Any]]) -> str:
         "NVLink mean GB",
         "ours s",
         "ours FP8 s",
-        "gather: NIC GB a GPU",
+        "gather: NIC GB per GPU",
         "gather s",
         "gather / ours",
     )
@@ -97,8 +97,8 @@ def _simulated_table(results: list[dict[str, Any]]) -> str:
         for r in results
     ]
     title = (
-        f"\n## Simulated: {RANKS_PER_NODE} GPUs a node, NVLink {NVLINK_BYTES_PER_S / 1e9:.0f} GB/s,"
-        f" one NIC of {NIC_BYTES_PER_S / 1e9:.0f} GB/s a GPU, bf16"
+        f"\n## Simulated: {RANKS_PER_NODE} GPUs per node, NVLink {NVLINK_BYTES_PER_S / 1e9:.0f} GB/s,"
+        f" one NIC of {NIC_BYTES_PER_S / 1e9:.0f} GB/s per GPU, bf16"
     )
     return f"{title}\n\n{_table(header, rows)}"
 
@@ -107,10 +107,10 @@ def _measured_table(results: list[dict[str, Any]]) -> str:
     rows = []
     for r in results:
         assert all(r["correct"].values()), r
-        seconds = (f"{r['seconds'][way]:.3f}" if way in r["seconds"] else "-" for way in WAYS)
+        seconds = (f"{r['seconds'][method]:.3f}" if method in r["seconds"] else "-" for method in METHODS)
         size = (f"{r[key] / 1e6:,.0f}" for key in ("delivered_bytes", "network_bytes"))
         rows.append((r["case"], *size, *seconds))
-    header = ("case", "delivered MB", "over the network MB", *(f"{way} s" for way in WAYS))
+    header = ("case", "delivered MB", "over the network MB", *(f"{method} s" for method in METHODS))
     parameters = results[0]["parameters"] / 1e6
     title = f"\n## Measured: {parameters:.0f}M parameters in fp32, two processes, gloo, medians of one run"
     return f"{title}\n\n{_table(header, rows)}"

@@ -1,11 +1,11 @@
-"""Training speed beside the equal HF model, and the share of a step that is not model compute.
+"""Compare training speed to the same HF model, and measure the share of a step that is not model compute.
 
     python -m benchmarks.training [--quick]      # about two minutes on two cores
 
-1. Tokens a second of scoring and of forward + backward, on one process and on two: this project packed,
-   and transformers with sdpa on the same weights and tokens. The ways take turns within one run.
-2. A toy run through the command line: seconds of each phase by the trainer's own timers, and within them what is spent
-   in the models (sampling, forward and backward passes, optimizer steps).
+1. Tokens per second of scoring and of forward + backward, with one and two processes: this project with packing, and
+   transformers with sdpa on the same weights and tokens. The methods alternate within one run.
+2. A toy run through the command line: seconds of each phase by the trainer's own timers, and the part of them spent in
+   the models (sampling, forward and backward passes, optimizer steps).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training_ways import run_ranks
+from benchmarks.training_methods import run_ranks
 
 ROOT = Path(__file__).parents[1]
 TOY_STEPS = 8
@@ -53,29 +53,29 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         records = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         inside = json.loads(Path(folder, "inside.json").read_text())
-        print(overhead_table(records[1:], inside[1:]))  # the first step warms up
+        print(overhead_table(records[1:], inside[1:]))  # the first step is a warm-up
 
 
 def speed_table(num_processes: int, found: dict[str, Any]) -> str:
-    """Medians; HF on the same number of processes, one sequence at a time, is 1."""
-    base = found["ways"]["HF, one sequence at a time"]
+    """Return a table of medians, relative to HF with one sequence at a time on the same number of processes."""
+    base = found["methods"]["HF, one sequence at a time"]
     lines = [
         f"\n## {num_processes} process{'es' * (num_processes > 1)}: {found['num_rows']} rows, {found['tokens']} tokens "
         f"({found['padded_tokens']} padded in eights)\n",
-        "| way | scoring tokens/s | of HF | forward + backward tokens/s | of HF |",
+        "| method | scoring tokens/s | of HF | forward + backward tokens/s | of HF |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for way, seconds in found["ways"].items():
+    for method, seconds in found["methods"].items():
         figures = (
             f"{found['tokens'] / seconds[kind]:,.0f} | {base[kind] / seconds[kind]:.2f}"
             for kind in ("score", "train")
         )
-        lines.append(f"| {way} | {' | '.join(figures)} |")
+        lines.append(f"| {method} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
 def overhead_table(records: list[dict[str, float]], inside: list[dict[str, float]]) -> str:
-    """Mean seconds of a step by phase, and how much of each is inside the models."""
+    """Return a table of the mean seconds of a step by phase, with the part spent inside the models."""
     step = statistics.mean(record["time/step_s"] for record in records)
     lines = [
         f"\n## A step of the toy run ({step:.3f} s, mean of {len(records)} steps)\n",
@@ -99,7 +99,7 @@ def overhead_table(records: list[dict[str, float]], inside: list[dict[str, float
 
 
 def _toy_run(folder: Path, num_steps: int) -> int:
-    """Train on the arithmetic task in this process, timing what happens inside the models."""
+    """Train on the arithmetic task in this process, and time the work inside the models."""
     from examples.arithmetic_task import write_all
     from megatron_prime.cli import main as command_line
     from megatron_prime.engines.local.engine import LocalEngine
@@ -109,7 +109,7 @@ def _toy_run(folder: Path, num_steps: int) -> int:
     from megatron_prime.training.trainer import Trainer
 
     steps: list[dict[str, float]] = []
-    depth = 0
+    depth = 0  # Timed functions may call each other; only the outermost one is counted.
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

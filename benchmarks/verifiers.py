@@ -1,8 +1,7 @@
-"""The math verifier beside plain math-verify, and the code verifier's sandbox: what attacks come to, what a box costs.
+"""Compare the math verifier to plain math-verify, and measure attacks on and the cost of the code verifier's sandbox.
 
-`python -m benchmarks.verifiers`, about three minutes. Both judge the same hand-made cases
-(tests/rewards/math/math_cases.toml) in the same run; math-verify as its documentation shows it, with its own
-time limits.
+`python -m benchmarks.verifiers` takes about three minutes. Both math verifiers judge the same hand-made cases
+(tests/rewards/math/math_cases.toml) in the same run; math-verify is used as documented, with its own time limits.
 """
 
 import logging
@@ -29,12 +28,14 @@ DEADLINE_S = 2.0
 NUM_ROUNDS = 6
 
 Judge = Callable[[str, str], float]
-"""Response and ground truth to 0 or 1."""
+"""A function from response and ground truth to 0 or 1."""
 
 
 def cases() -> dict[str, list[tuple[str, str, bool]]]:
-    """Kind -> (response, ground truth, is it right)."""
-    table = tomllib.loads((ROOT / "tests" / "rewards" / "math_cases.toml").read_text(encoding="utf-8"))
+    """Return, by kind, tuples of response, ground truth and whether the response is right."""
+    table = tomllib.loads(
+        (ROOT / "tests" / "rewards" / "math" / "math_cases.toml").read_text(encoding="utf-8")
+    )
     return {
         kind: [
             (text if kind == "responses" else rf"Thus $\boxed{{{text}}}$.", answer, verdict == "right")
@@ -46,15 +47,15 @@ def cases() -> dict[str, list[tuple[str, str, bool]]]:
 
 
 def plain(response: str, answer: str) -> float:
-    """math-verify's documented use; an exception is no reward."""
+    """Judge with math-verify as documented; an exception counts as reward 0."""
     try:
         return float(verify(parse(f"${answer}$"), parse(response)))
-    except Exception:  # noqa: BLE001 - whatever it raises
+    except Exception:  # noqa: BLE001 - it may raise anything
         return 0.0
 
 
 def mistakes(judge: Judge, of_kind: list[tuple[str, str, bool]]) -> tuple[int, int]:
-    """Right answers that were rejected, wrong ones that were accepted."""
+    """Return the number of right answers that were rejected and of wrong ones that were accepted."""
     verdicts = [(judge(response, answer) == 1.0, is_right) for response, answer, is_right in of_kind]
     return sum(r and not v for v, r in verdicts), sum(v and not r for v, r in verdicts)
 
@@ -81,7 +82,7 @@ def accuracy_row(name: str, counts: list[int]) -> str:
 
 
 def speeds(num_workers: int) -> tuple[float, float]:
-    """Answers a second (the best round) and a CPU second of the workers, which were started before."""
+    """Return answers per second (of the best round) and per CPU second of the workers, without their start."""
     pairs = [case[:2] for of_kind in cases().values() for case in of_kind]
     seconds = []
     with VerifierPool("math", num_workers, 30.0) as pool:
@@ -99,7 +100,10 @@ def cpu_seconds(pool: VerifierPool) -> float:
 
 
 def pathological_seconds() -> tuple[list[float], int]:
-    """Seconds of each answer, without the restart of a killed worker, which the next one pays; and timeouts."""
+    """Return the seconds of each answer, and the number of timeouts.
+
+    After each answer a trivial one is judged, which pays for the restart of a worker that was killed.
+    """
     seconds = []
     with VerifierPool("math", 1, DEADLINE_S) as pool:
         for answer, text in ANSWERS:
@@ -111,7 +115,7 @@ def pathological_seconds() -> tuple[list[float], int]:
 
 
 def print_attacks() -> None:
-    """How each attack of the tests ends; placeholders name things that do not exist here."""
+    """Print how each attack of the tests ends; placeholders are replaced by things that do not exist."""
     box = Sandbox(CodeConfig(memory_mib=512))
     print("\n| attack | passes | how it ends |\n| --- | --- | --- |")
     for name, code in sandbox_attacks.PRINTED.items():
@@ -130,8 +134,8 @@ def attack_row(name: str, passes: bool, done: Completed) -> str:
     return f"| {name} | {'YES' if passes else 'no'} | {ending}: {last_words.replace('|', '/')} |"
 
 
-def seconds_a_run(sandbox: str) -> float:
-    """Median of a program that prints a sum."""
+def seconds_per_run(sandbox: str) -> float:
+    """Return the median duration of a program that prints a sum."""
     box = Sandbox(CodeConfig(sandbox=sandbox))
     seconds = []
     for _ in range(30):
@@ -147,14 +151,14 @@ def main() -> None:
     print_accuracy()
     (one, one_cpu), (two, two_cpu) = speeds(1), speeds(2)
     print(f"\n{one:.0f} answers/s with one worker, {two:.0f} with two: {two / one:.2f}x")
-    print(f"{one_cpu:.0f} answers a CPU second of the workers with one, {two_cpu:.0f} with two")
+    print(f"{one_cpu:.0f} answers per CPU second with one worker, {two_cpu:.0f} with two")
     seconds, num_timeouts = pathological_seconds()
     print(
         f"{len(seconds)} pathological answers: median {statistics.median(seconds):.3f} s, worst {max(seconds):.2f} s, "
-        f"{num_timeouts} ended at the deadline of {DEADLINE_S} s"
+        f"{num_timeouts} killed at the deadline of {DEADLINE_S} s"
     )
-    boxed, bare = seconds_a_run("bubblewrap"), seconds_a_run("none-i-accept-the-risk")
-    print(f"a test in the sandbox {1000 * boxed:.0f} ms, without {1000 * bare:.0f} ms")
+    boxed, bare = seconds_per_run("bubblewrap"), seconds_per_run("none-i-accept-the-risk")
+    print(f"a test takes {1000 * boxed:.0f} ms in the sandbox, {1000 * bare:.0f} ms without")
     print_attacks()
 
 

@@ -13,7 +13,11 @@ from megatron_prime.config.run import PrimeConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "megatron_prime"
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "benchmarks" / "results").glob("*.md"),
+]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TREES = ("megatron_prime", "tests", "tools", "benchmarks", "examples", "docs")
 """Folders of the repository whose paths documents name."""

@@ -1,11 +1,11 @@
-"""Either direction holds less than twice the largest tensor, of a model that is many times that."""
+"""Both directions need less memory than twice the largest tensor, for a model that is many times larger."""
 
 import pytest
 
 from benchmarks.conversion import largest_tensor, measure, write_model
 
 BUFFERS = 48 << 20
-"""Blocks for comparing, imports, the allocator."""
+"""Allowance for comparison buffers, imports and the allocator."""
 
 
 @pytest.mark.parametrize("hidden", [512])

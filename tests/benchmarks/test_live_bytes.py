@@ -25,7 +25,7 @@ def test_peak_live_and_largest_of_a_few_operations():
     assert counted.largest == 2000
 
 
-def test_what_autograd_saves_is_alive():
+def test_tensors_saved_by_autograd_are_alive():
     known = torch.ones(1000, requires_grad=True)
     with LiveBytes(known=[known]) as counted:
         result = known.exp().exp().sum()

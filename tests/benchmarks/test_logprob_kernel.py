@@ -1,11 +1,11 @@
-"""What the benchmark of the kernels reports is what it ran; a GPU's part of it needs a GPU."""
+"""The benchmark of the log-prob kernels reports every method and its errors; its GPU cases need a GPU."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks import logprob_kernel, logprob_ways
+from benchmarks import logprob_kernel, logprob_methods
 from benchmarks.logprob_kernel import Sizes, measure, table
 
 SIZES = Sizes(num_tokens=48, vocab_size=3000, hidden_size=16, tile_tokens=8)
@@ -18,28 +18,28 @@ def rows(request):
     return measure(request.param, "fp32", SIZES, repeats=2)
 
 
-def of(rows, level, way):
-    return {row.step: row for row in rows if (row.level, row.way) == (level, way)}
+def of(rows, level, method):
+    return {row.step: row for row in rows if (row.level, row.method) == (level, method)}
 
 
-def test_every_way_is_there_once_a_step_or_says_why_not(rows):
+def test_every_method_is_reported_once_per_step_or_with_a_reason(rows):
     for level in ("tile", "layer"):
-        ways = {row.way for row in rows if row.level == level}
-        assert {"ours, triton", "ours, torch", *logprob_ways.OF_LOGITS} <= ways
-        for way in ways:
-            steps = of(rows, level, way)
-            assert len(steps) == len([row for row in rows if (row.level, row.way) == (level, way)])
+        methods = {row.method for row in rows if row.level == level}
+        assert {"ours, triton", "ours, torch", *logprob_methods.OF_LOGITS} <= methods
+        for method in methods:
+            steps = of(rows, level, method)
+            assert len(steps) == len([row for row in rows if (row.level, row.method) == (level, method)])
             ran = {step for step, row in steps.items() if row.seconds is not None}
             assert ran >= {"forward", "forward + backward"} or all(row.note for row in steps.values())
     assert of(rows, "tile", "ours, torch").keys() == {"forward", "backward", "forward + backward"}
 
 
-def test_ways_that_ran_are_right(rows):
-    errors = {(row.level, row.way): row.error for row in rows if row.seconds is not None}
+def test_methods_that_ran_are_correct(rows):
+    errors = {(row.level, row.method): row.error for row in rows if row.seconds is not None}
     assert {("tile", "naive"), ("layer", "naive"), ("tile", "ours, torch"), ("layer", "ours, torch")} <= set(
         errors
     )
-    # Libraries of others may multiply in TF32.
+    # Third-party libraries may multiply in TF32.
     exact = {
         key: error for key, error in errors.items() if "cut" not in key[1] and "fused linear" not in key[1]
     }
@@ -56,21 +56,24 @@ def test_floors_are_the_bytes_that_must_move(rows):
         assert row.ratio == (None if row.seconds is None else row.seconds / row.floor_seconds)
 
 
-def test_a_layers_peak_is_counted(rows):
-    peaks = {way: of(rows, "layer", way)["forward + backward"].peak_bytes for way in ("naive", "ours, torch")}
+def test_the_peak_memory_of_a_layer_is_counted(rows):
+    peaks = {
+        method: of(rows, "layer", method)["forward + backward"].peak_bytes
+        for method in ("naive", "ours, torch")
+    }
     logits = 4 * SIZES.num_tokens * SIZES.vocab_size
     assert peaks["naive"] > 3 * logits
     gradients = 4 * SIZES.hidden_size * (SIZES.num_tokens + SIZES.vocab_size)
-    assert peaks["ours, torch"] < 2.2 * logits + gradients, "two tiles, here of all tokens"
+    assert peaks["ours, torch"] < 2.2 * logits + gradients, "two tiles, which hold all tokens here"
 
 
-def test_a_way_that_fails_does_not_end_the_others(monkeypatch):
+def test_a_method_that_fails_does_not_stop_the_others(monkeypatch):
     def broken():
         raise RuntimeError("out of memory\nmore")
 
-    monkeypatch.setitem(logprob_ways.OF_LOGITS, "naive", broken)
+    monkeypatch.setitem(logprob_methods.OF_LOGITS, "naive", broken)
     rows = measure("cpu", "bf16", Sizes(8, 300, 8, 8), repeats=1)
-    failed = [row for row in rows if row.way == "naive"]
+    failed = [row for row in rows if row.method == "naive"]
     assert [(row.level, row.seconds, row.note) for row in failed] == [
         (level, None, "RuntimeError: out of memory") for level in ("tile", "layer")
     ]
@@ -85,7 +88,7 @@ def test_the_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys
     report = json.loads((tmp_path / "rows.json").read_text())
     assert report["sizes"] == {"num_tokens": 16, "vocab_size": 200, "hidden_size": 8, "tile_tokens": 64}
     assert len([line for line in printed.splitlines() if line.startswith("| ours")]) == len(
-        [row for row in report["rows"] if row["way"].startswith("ours")]
+        [row for row in report["rows"] if row["method"].startswith("ours")]
     )
     rows = [logprob_kernel.Row(**{key: row[key] for key in row if key != "ratio"}) for row in report["rows"]]
     assert table(rows) in printed

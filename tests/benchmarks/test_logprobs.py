@@ -1,4 +1,4 @@
-"""Memory of log-probs and entropy is bounded, whatever the vocabulary: bytes are counted, so the bound is exact."""
+"""Memory of log-probs and entropy is bounded for any vocabulary; bytes are counted, so the bound is exact."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 32)
 
 
-def beyond_gradients(way, sizes=SIZES):
+def beyond_gradients(method, sizes=SIZES):
     num_tokens, vocab_size, hidden_size = sizes
-    return logprobs.count(way, *sizes).peak - 4 * hidden_size * (num_tokens + vocab_size)
+    return logprobs.count(method, *sizes).peak - 4 * hidden_size * (num_tokens + vocab_size)
 
 
-def test_two_tiles_are_all_that_exists_of_the_logits():
+def test_only_two_tiles_of_logits_exist_at_a_time():
     num_tokens, vocab_size, hidden_size = SIZES
     counted = logprobs.count("ours", *SIZES)
     tile, per_token = 4 * 2**15, 4 * num_tokens * (hidden_size + 20)
@@ -43,12 +43,12 @@ def test_two_tiles_are_all_that_exists_of_the_logits():
     assert counted.largest < num_tokens * vocab_size
 
 
-def test_at_most_an_eighth_of_naive_with_the_gradients_counted_in():
+def test_memory_with_gradients_is_at_most_an_eighth_of_naive():
     assert logprobs.count("ours", *SIZES).peak <= logprobs.count("naive", *SIZES).peak / 8
     assert beyond_gradients("ours") <= beyond_gradients("naive") / 50
 
 
-def test_it_does_not_grow_with_the_vocabulary_nor_with_the_tokens():
+def test_memory_grows_neither_with_the_vocabulary_nor_with_the_tokens():
     num_tokens, vocab_size, hidden_size = SIZES
     wider = (num_tokens, 2 * vocab_size, hidden_size)
     assert beyond_gradients("ours", wider) == beyond_gradients("ours")
@@ -59,18 +59,18 @@ def test_it_does_not_grow_with_the_vocabulary_nor_with_the_tokens():
     assert beyond_gradients("naive", longer) > 1.9 * beyond_gradients("naive")
 
 
-def test_naive_really_holds_whole_logits():
+def test_naive_holds_whole_logits():
     counted = logprobs.count("naive", *SIZES)
     assert counted.largest == SIZES[0] * SIZES[1]
     assert counted.peak > 4 * counted.largest * 3
 
 
-@pytest.mark.parametrize("way", logprobs.WAYS)
-def test_every_way_gives_the_values_of_float64(way):
-    assert max(logprobs.errors(way, 64, 3000, 16).values()) < 1e-6
+@pytest.mark.parametrize("method", logprobs.METHODS)
+def test_every_method_gives_the_values_of_float64(method):
+    assert max(logprobs.errors(method, 64, 3000, 16).values()) < 1e-6
 
 
-def test_the_values_hold_at_a_large_vocabulary_too():
+def test_values_are_correct_with_a_large_vocabulary():
     found = logprobs.errors("ours", 16, 150_000, 16)
     assert set(found) == {"logprobs", "entropy", "grad_hidden", "grad_weight"}
     assert max(found.values()) < 1e-6

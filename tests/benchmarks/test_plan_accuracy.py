@@ -1,4 +1,4 @@
-"""Predicted memory is within 10 % of what real CPU runs hold, models and working memory each for themselves."""
+"""Predicted memory is within 10 % of real CPU runs, for models and working memory separately."""
 
 import pytest
 

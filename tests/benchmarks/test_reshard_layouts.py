@@ -1,4 +1,4 @@
-"""The grid is as large as it should be, and every plan of it sends the fewest bytes."""
+"""The grid has the expected models and size, and every plan sends the minimum number of bytes."""
 
 from benchmarks.reshard_layouts import LLAMA_70B, MOE_1T, QWEN3_235B, bytes_over_lower_bound, grid
 from megatron_prime.hf.mapping import hf_tensors

@@ -1,4 +1,4 @@
-"""Simulated seconds against arithmetic done by hand."""
+"""Simulated times are compared to calculations by hand."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 MODEL_BYTES = 70_553_706_496 * 2
 
 
-def test_every_model_is_simulated_on_the_gpus_it_should_be_on():
+def test_every_model_is_simulated_on_the_expected_number_of_gpus():
     assert [(case.name, case.num_gpus, case.is_colocated) for case in cases()] == [
         (name, num_gpus, is_colocated)
         for name, num_gpus in (("Llama-70B", 128), ("Qwen3-235B-A22B", 256), ("1T MoE", 1024))
@@ -23,11 +23,11 @@ def test_every_model_is_simulated_on_the_gpus_it_should_be_on():
     ]
 
 
-def test_a_disaggregated_70b_takes_an_eighth_of_the_model_a_nic():
+def test_a_disaggregated_70b_moves_an_eighth_of_the_model_per_nic():
     training = TrainingLayout(tp=8, pp=4, dp=2)
     case = Case("70B", LLAMA_70B, training, EngineLayout.consecutive(8, 8, first_rank=64))
     found = simulate(case)
-    norms = 161 * 8192 * 2 * 7 / 8  # whole on each GPU, not an eighth
+    norms = 161 * 8192 * 2 * 7 / 8  # norms are whole on each GPU, not an eighth
     assert found["nic_received_gb"][0] * 1e9 == pytest.approx(MODEL_BYTES / 8 + norms, rel=1e-6)
     assert found["seconds"] == pytest.approx(found["nic_sent_gb"][0] * 1e9 / NIC_BYTES_PER_S)
     assert found["nvlink_gb"] == found["local_gb"] == 0
@@ -37,7 +37,7 @@ def test_a_disaggregated_70b_takes_an_eighth_of_the_model_a_nic():
 
 
 def test_replicas_on_the_engines_node_use_nvlink_alone():
-    """One stage, TP 2: each node of 8 has every weight four times."""
+    """With one stage and TP 2, each node of 8 GPUs has every weight four times."""
     case = Case("70B", LLAMA_70B, TrainingLayout(tp=2, dp=8), EngineLayout.consecutive(2, 8))
     found = simulate(case)
     assert found["nic_sent_gb"] == found["nic_received_gb"] == (0.0, 0.0)

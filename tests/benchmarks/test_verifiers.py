@@ -1,4 +1,4 @@
-"""The verifier benchmark counts mistakes of both kinds, for both judges on the same cases."""
+"""The verifier benchmark counts both kinds of mistakes, for both verifiers on the same cases."""
 
 from benchmarks import verifiers
 from megatron_prime.rewards.code.sandbox import Completed

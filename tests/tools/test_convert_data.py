@@ -1,6 +1,4 @@
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pyarrow.parquet
@@ -10,20 +8,10 @@ from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.sft import SFTDataset
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
+from tools import convert_data
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "examples" / "data"
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("convert_data", ROOT / "tools" / "convert_data.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["convert_data"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-convert_data = load_tool()
 
 
 def convert(*arguments):
@@ -73,7 +61,7 @@ def test_columns_by_name_and_prompt_text(tmp_path, capsys):
     options = ["--prompt-field", "q", "--answer-field", "a.v", "--ability", "math", "--output", output]
     assert convert(source, *options) == 1
     assert "rows.jsonl, row 3" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [source], "nothing half written"
+    assert list(tmp_path.iterdir()) == [source], "no partial file is left"
     more = ["--on-bad-row", "skip", "--dedup", "exact", "--system-prompt", "s", "--instruction", "Box it."]
     assert convert(source, *options, *more) == 0
     printed = capsys.readouterr().out
@@ -98,7 +86,7 @@ def test_demonstrations(tmp_path):
     )
 
 
-def test_options_that_cannot_be(tmp_path, capsys):
+def test_invalid_options_are_refused(tmp_path, capsys):
     (tmp_path / "there.jsonl").touch()
     for output, reason in (("there.jsonl", "exists already"), ("a.txt", "use .parquet or .jsonl")):
         with pytest.raises(SystemExit):
@@ -116,4 +104,4 @@ def test_options_that_cannot_be(tmp_path, capsys):
         )
         == 1
     )
-    assert "give --ability" in capsys.readouterr().err
+    assert "pass --ability" in capsys.readouterr().err

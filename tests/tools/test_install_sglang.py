@@ -1,4 +1,4 @@
-"""The engine environment is built once, and again when an input changes; never over something else."""
+"""The engine environment is built once and rebuilt when an input changes, and never replaces anything else."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """main() with arguments and an install that only counts; returns (status, output, number of installs)."""
+    """Call main() with an install that only counts; return (exit code, output, number of installs)."""
     installs = []
 
     def install(venv, gpu):
@@ -51,7 +51,7 @@ def test_a_changed_input_builds_again(run, tmp_path, monkeypatch):
     assert run(venv)[2] == 2
 
 
-def test_a_failed_build_is_not_taken_for_a_good_one(run, tmp_path):
+def test_a_failed_build_is_repeated(run, tmp_path):
     def fails(venv, gpu):
         raise subprocess.CalledProcessError(1, "pip")
 
@@ -63,7 +63,7 @@ def test_a_failed_build_is_not_taken_for_a_good_one(run, tmp_path):
 def test_a_folder_that_is_no_environment_is_left_alone(run, tmp_path):
     (tmp_path / "thesis.txt").touch()
     status, output, num_installs = run(tmp_path)
-    assert (status, num_installs) == (1, 0) and "no virtual environment" in output
+    assert (status, num_installs) == (1, 0) and "not a virtual environment" in output
 
 
 def test_an_environment_whose_python_is_gone_is_built_again(run, tmp_path):
@@ -72,7 +72,7 @@ def test_an_environment_whose_python_is_gone_is_built_again(run, tmp_path):
     assert run(tmp_path / "venv")[::2] == (0, 2)
 
 
-def test_a_cache_serves_every_checkout_and_keeps_what_older_ones_use(run, tmp_path, monkeypatch):
+def test_a_cache_serves_every_checkout_and_keeps_environments_in_use(run, tmp_path, monkeypatch):
     cache, first, second = tmp_path / "cache", tmp_path / "first", tmp_path / "second"
     assert [run(venv, cache=cache)[::2] for venv in (first, second)] == [(0, 1), (0, 1)]
     assert first.is_symlink() and first.resolve() == second.resolve()
@@ -82,12 +82,12 @@ def test_a_cache_serves_every_checkout_and_keeps_what_older_ones_use(run, tmp_pa
     monkeypatch.setattr(install_sglang, "REQUIREMENTS", changed)
     assert run(first, cache=cache)[::2] == (0, 2)
     assert first.resolve() != old == second.resolve()
-    # Without the cache the link gives way to a folder: what it led to stays whole.
+    # Without the cache the link is replaced by a folder; the target of the link stays intact.
     assert run(second)[::2] == (0, 3)
     assert not second.is_symlink() and (old / "pyvenv.cfg").is_file()
 
 
-def test_a_cache_takes_the_place_of_an_outdated_environment_alone(run, tmp_path):
+def test_a_cache_replaces_only_an_outdated_environment(run, tmp_path):
     run(tmp_path / "venv")
     assert run(tmp_path / "venv", cache=tmp_path / "cache")[::2] == (0, 1)
     assert not (tmp_path / "cache").exists()
@@ -106,7 +106,7 @@ def test_a_failed_build_in_the_cache_makes_no_link(run, tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-def test_every_requirement_is_pinned_and_names_no_place():
+def test_every_requirement_is_pinned_and_has_no_url():
     lines = [
         line for line in install_sglang.REQUIREMENTS.read_text().splitlines() if not line.startswith("#")
     ]
@@ -115,7 +115,7 @@ def test_every_requirement_is_pinned_and_names_no_place():
 
 
 def test_the_stand_ins_import_and_refuse_to_compute(tmp_path):
-    """In a process of its own: the package's name is that of the real kernels."""
+    """Runs in a separate process, because the package has the name of the real kernels."""
     code = (
         "import sgl_kernel\n"
         "from sgl_kernel.anything.deep import kernel\n"

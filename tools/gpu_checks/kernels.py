@@ -15,10 +15,10 @@ def logprob_kernels(setting: Setting) -> Iterator[Line]:
 
     sizes = Sizes(32, 512, 16, 16) if setting.is_tiny else None
     rows = measure(setting.device, "bf16", sizes, repeats=2 if setting.is_tiny else 20)
-    ours = {level: next(row.way for row in rows if row.level == level) for level in ("tile", "layer")}
+    ours = {level: next(row.method for row in rows if row.level == level) for level in ("tile", "layer")}
     for row in rows:
-        what = f"{row.level}, {row.way}, {row.step}"
-        is_ours = row.way == ours[row.level]
+        what = f"{row.level}, {row.method}, {row.step}"
+        is_ours = row.method == ours[row.level]
         if row.ratio is None:
             why_skipped = row.note or "did not run"
             yield Line(what, "fail" if is_ours and setting.is_cuda else "skipped", note=why_skipped)
@@ -30,10 +30,10 @@ def logprob_kernels(setting: Setting) -> Iterator[Line]:
         else:
             yield info(what, row.ratio, "of the floor", note)
     errors = {
-        (row.level, row.way): row.error
+        (row.level, row.method): row.error
         for row in rows
-        if row.way.startswith("ours") and row.error is not None
+        if row.method.startswith("ours") and row.error is not None
     }
-    for (level, way), error in errors.items():
+    for (level, method), error in errors.items():
         bound = ERROR_BOUNDS[level]
-        yield judged(f"{level}, {way}: error against float64", error, "nats", f"<= {bound}", error <= bound)
+        yield judged(f"{level}, {method}: error against float64", error, "nats", f"<= {bound}", error <= bound)

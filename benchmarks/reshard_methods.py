@@ -1,4 +1,4 @@
-"""The ways of bringing a Megatron model's weights into engine tensors that `reshard_measured` times, on one rank."""
+"""The methods of copying a Megatron model's weights to engine tensors that `reshard_measured` times, for one rank."""
 
 import zlib
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from megatron_prime.resharding.weight_sync import plan_for, training_layout
 
 
 class _CpuCopyService(GlooCopyService):
-    """Megatron-core's own gloo service; its constructor makes a CUDA stream, which a CPU does not have."""
+    """Megatron-core's gloo service with another constructor: the original creates a CUDA stream."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
@@ -33,12 +33,12 @@ class _CpuCopyService(GlooCopyService):
 
 
 def _whole(name: str, dims: tuple[int, ...]) -> torch.Tensor:
-    """The same random HF tensor on every rank."""
+    """Return a random HF tensor that is the same on every rank."""
     return torch.randn(dims, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
 
 
-class Ways:
-    """One case: a model in a training layout, and this rank's part of the engines."""
+class Methods:
+    """All methods on one case: a model in a training layout, and this rank's part of the engines."""
 
     def __init__(self, folder: Path, case: str, platform: Platform) -> None:
         tensor, pipeline = (2, 1) if case.startswith("tp2") else (1, 2)
@@ -68,7 +68,7 @@ class Ways:
         self._target = self._megatron_target(folder, platform, engine_tp)
 
     def functions(self) -> dict[str, Callable[[], None]]:
-        """Name -> one whole sync."""
+        """Return, by name, functions that perform one complete sync."""
         found = {"ours": self._ours, "gather everything": self._gather, "memcpy": self._memcpy}
         if self._target is not None:
             self._service = _CpuCopyService()
@@ -76,7 +76,7 @@ class Ways:
         return found
 
     def check(self) -> bool:
-        """Whether the sync that ran last gave this rank every byte; clears the engine for the next."""
+        """Return whether the last sync delivered every byte to this rank, and clear the engine for the next sync."""
         if self._last_is_megatron:
             assert self._target is not None
             module, parameters = dict(self._target.module.named_parameters()), self._target.parameters
@@ -101,7 +101,7 @@ class Ways:
         return self._hf[name].narrow(dim, start, length)
 
     def _store(self, name: str, dim: int, start: int, block: torch.Tensor) -> None:
-        """Copy the part of a block that this rank's engine holds."""
+        """Copy the part of a block that belongs to this rank's engine."""
         shard = self._shards[name]
         begin = max(start, shard.hf_start)
         length = min(start + block.shape[dim], shard.hf_start + shard.length) - begin
@@ -117,7 +117,7 @@ class Ways:
 
     @torch.no_grad()
     def _gather(self) -> None:
-        """PP broadcast, or TP all-gather, of each parameter; then conversion to HF and the load."""
+        """Broadcast (PP) or all-gather (TP) each parameter, convert it to HF tensors, and load them."""
         self._last_is_megatron = False
         if self._is_pipeline:
             for owner, parameters in enumerate(self._peers):
@@ -158,7 +158,7 @@ class Ways:
         try:
             service = _CpuCopyService()
             swap_model_weights(self._source.module, target.module, service)
-        except Exception as error:  # noqa: BLE001 - what another project's code may raise is not known
+        except Exception as error:  # noqa: BLE001 - another project may raise anything
             self.without["megatron-core"] = repr(error)
             return None
         return target

@@ -1,4 +1,4 @@
-"""Ways to log-probs and entropy for logprob_kernel.py: on the logits of a tile, and as a whole output layer."""
+"""The methods that `logprob_kernel` compares: from a tile's logits, or through a whole output layer."""
 
 import importlib
 import os
@@ -17,30 +17,30 @@ from megatron_prime.logprobs.tiles import TorchTileMath
 
 CHUNK_TOKENS = 1024
 Scores = tuple[torch.Tensor, torch.Tensor | None]
-"""Log-probs of each token, or their sum where a kernel returns no more; entropies where it knows them."""
+"""Log-probs per token (or only their sum, if a kernel returns no more), and entropies if the method computes them."""
 OfLogits = Callable[[torch.Tensor, torch.Tensor], Scores]
 OfLayer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Scores]
 
 
 class CannotRunError(Exception):
-    """A way that this machine lacks something for."""
+    """A method cannot run because this machine lacks something."""
 
 
 @dataclass(frozen=True)
 class Calls:
-    """One way, ready to be timed."""
+    """The calls of one method, ready to be timed."""
 
     forward: Callable[[], Scores]
-    """The first call is made on inputs as they were given."""
+    """The first call sees the original inputs; its scores are compared to float64."""
     both: Callable[[], None]
-    """Forward and backward."""
+    """Forward and backward pass together."""
     backward: Callable[[], None] | None = None
-    """By itself, where that can be had."""
+    """The backward pass alone, if it can be separated."""
 
 
 @dataclass(frozen=True)
 class TileInputs:
-    """Logits of tiles that take turns, so that none is found in a cache."""
+    """Logits of several tiles; calls rotate over them, so that no tile is in a cache."""
 
     logits: list[torch.Tensor]
     labels_C: torch.Tensor
@@ -49,7 +49,7 @@ class TileInputs:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """An output layer and what comes in."""
+    """Inputs of an output layer, and the upstream gradients of log-probs and entropies."""
 
     hidden_RH: torch.Tensor
     weight_VH: torch.Tensor
@@ -58,13 +58,13 @@ class LayerInputs:
 
 
 def naive(logits_CW: torch.Tensor, labels_C: torch.Tensor) -> Scores:
-    """float32 log_softmax, gather, entropy; autograd keeps what it needs."""
+    """Compute log_softmax, gather and entropy in float32, with autograd."""
     full_CW = torch.log_softmax(logits_CW.float(), dim=1)
     return full_CW.gather(1, labels_C[:, None])[:, 0], -(full_CW.exp() * full_CW).sum(dim=1)
 
 
 def compiled() -> OfLogits:
-    """`naive`, through torch.compile."""
+    """Return `naive` compiled by torch.compile."""
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         raise CannotRunError("TORCHDYNAMO_DISABLE is set")
     if not shutil.which("g++") and not torch.cuda.is_available():
@@ -73,7 +73,7 @@ def compiled() -> OfLogits:
 
 
 def megatron() -> OfLogits:
-    """Megatron-core's fused cross-entropy: no entropy, gradients in bf16."""
+    """Return Megatron-core's fused cross-entropy, which has no entropy and computes gradients in bf16."""
     from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 
     def score(logits_CW: torch.Tensor, labels_C: torch.Tensor) -> Scores:
@@ -85,7 +85,7 @@ def megatron() -> OfLogits:
 
 
 def liger() -> OfLogits:
-    """Liger's cross-entropy: no entropy; where gradients are wanted, they are taken in the forward pass."""
+    """Return Liger's cross-entropy, which has no entropy and computes gradients in the forward pass."""
     functional = _library("liger_kernel.transformers.functional")
     return lambda logits_CW, labels_C: (
         -functional.liger_cross_entropy(logits_CW, labels_C, reduction="none"),
@@ -94,7 +94,7 @@ def liger() -> OfLogits:
 
 
 def flash_attention() -> OfLogits:
-    """flash-attn's cross-entropy: no entropy."""
+    """Return flash-attn's cross-entropy, which has no entropy."""
     library = _library("flash_attn.ops.triton.cross_entropy")
     return lambda logits_CW, labels_C: (-library.cross_entropy_loss(logits_CW, labels_C)[0], None)
 
@@ -117,8 +117,8 @@ OF_LOGITS: dict[str, Callable[[], OfLogits]] = {
 }
 
 
-def tile_ways(inputs: TileInputs) -> Iterator[tuple[str, Callable[[], Calls]]]:
-    """Name and builder of every way from a tile's logits to its scores and gradients."""
+def tile_methods(inputs: TileInputs) -> Iterator[tuple[str, Callable[[], Calls]]]:
+    """Yield the name and the builder of every method that starts from a tile's logits."""
     yield "ours, triton", partial(_our_tile, "triton", inputs)
     yield "ours, torch", partial(_our_tile, "torch", inputs)
     for name, build in OF_LOGITS.items():
@@ -165,7 +165,7 @@ def _our_tile(kernel: str, inputs: TileInputs) -> Calls:
 
 
 def _first_then(first: Scores, again: Callable[[], None]) -> Callable[[], Scores]:
-    """A forward whose scores were taken once; the running sums of later calls mean nothing."""
+    """Return a forward call that always returns the first scores: later calls are only timed, on running sums."""
 
     def forward() -> Scores:
         again()
@@ -194,8 +194,8 @@ def _loss(scores: Scores, upstream_2R: torch.Tensor) -> torch.Tensor:
     return loss if entropy_R is None else loss + (upstream_2R[1] * entropy_R).sum()
 
 
-def layer_ways(inputs: LayerInputs) -> Iterator[tuple[str, Callable[[], Calls]]]:
-    """Name and builder of every way through a whole output layer."""
+def layer_methods(inputs: LayerInputs) -> Iterator[tuple[str, Callable[[], Calls]]]:
+    """Yield the name and the builder of every method that computes a whole output layer."""
     yield "ours, triton", partial(_by_autograd_on_layer, partial(_our_layer, "triton"), inputs)
     yield "ours, torch", partial(_by_autograd_on_layer, partial(_our_layer, "torch"), inputs)
     for name, build in OF_LOGITS.items():
@@ -241,7 +241,7 @@ def _recomputed_chunks() -> OfLayer:
 
 
 def _liger_layer() -> OfLayer:
-    """Gradients are taken in the forward pass, so tokens cannot be weighted: their sum."""
+    """Return Liger's fused layer; it computes gradients in the forward pass, so it returns an unweighted sum."""
     functional = _library("liger_kernel.transformers.functional")
     return lambda hidden_RH, weight_VH, labels_R: (
         -functional.liger_fused_linear_cross_entropy(hidden_RH, weight_VH, labels_R, reduction="sum"),

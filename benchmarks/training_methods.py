@@ -1,6 +1,6 @@
-"""The ways that benchmarks/training.py compares, in real processes over gloo.
+"""The methods that `training` compares, in real processes over gloo.
 
-Run by itself it is one rank (torch's variables in the environment); `run_ranks` starts the ranks.
+As a script it is one rank (torch's variables in the environment); `run_ranks` starts the ranks.
 """
 
 import json
@@ -28,14 +28,14 @@ SIZES = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-"""A Qwen3: 13M parameters."""
+"""Sizes of a Qwen3 model with 13M parameters."""
 LAYOUTS = {1: ("one",), 2: ("dp2", "tp2")}
 NUM_ROWS, PADDED_ROWS = 24, 8
 MAX_TOKENS = 4096
 
 
 def rows() -> list[tuple[list[int], list[int]]]:
-    """Prompts of 20 to 60 tokens, log-normal responses of 8 to 400."""
+    """Return prompts of 20 to 60 tokens with log-normal responses of 8 to 400 tokens."""
     rng = random.Random(0)
 
     def draw(num_tokens: int) -> list[int]:
@@ -48,7 +48,7 @@ def rows() -> list[tuple[list[int], list[int]]]:
 
 
 def run_ranks(num_processes: int, repeats: int, timeout_s: float = 300) -> dict[str, Any]:
-    """Median seconds of every way on so many processes."""
+    """Return the median seconds of every method with a number of processes."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,7 +63,7 @@ def run_ranks(num_processes: int, repeats: int, timeout_s: float = 300) -> dict[
         }
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "benchmarks.training_ways", folder, str(repeats)],
+                [sys.executable, "-W", "ignore", "-m", "benchmarks.training_methods", folder, str(repeats)],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stderr=subprocess.DEVNULL,
             )
@@ -75,12 +75,12 @@ def run_ranks(num_processes: int, repeats: int, timeout_s: float = 300) -> dict[
             for rank in ranks:
                 rank.kill()
         if any(codes):
-            raise RuntimeError(f"the ranks ended with {codes}")
+            raise RuntimeError(f"the ranks ended with exit codes {codes}")
         return json.loads(Path(folder, "result.json").read_text())
 
 
 def rank_main(folder: Path, repeats: int) -> None:
-    """Check that the ways agree, then time them in turns; rank 0 writes the result."""
+    """Check that the methods agree, then time them alternately; rank 0 writes the result."""
     import torch.distributed as dist
 
     from megatron_prime.parallel.platform import select_platform
@@ -89,7 +89,7 @@ def rank_main(folder: Path, repeats: int) -> None:
     platform.start_process_group()
     model = _hf_model(folder)
     sequences = rows()
-    ways = {
+    methods = {
         "HF, one sequence at a time": HuggingFace(model, sequences, 1),
         f"HF, padded in {PADDED_ROWS}s": HuggingFace(model, sequences, PADDED_ROWS),
         **{
@@ -98,17 +98,17 @@ def rank_main(folder: Path, repeats: int) -> None:
         },
     }
     losses = {}
-    for name, way in ways.items():
-        way.prepare()
-        losses[name] = way.train()
+    for name, method in methods.items():
+        method.prepare()
+        losses[name] = method.train()
     reference = next(iter(losses.values()))
     assert all(abs(loss - reference) < 1e-4 * abs(reference) for loss in losses.values()), losses
-    times: dict[str, dict[str, list[float]]] = {name: {"score": [], "train": []} for name in ways}
+    times: dict[str, dict[str, list[float]]] = {name: {"score": [], "train": []} for name in methods}
     for _ in range(repeats):
-        for name, way in ways.items():
-            way.prepare()
-            times[name]["score"].append(_timed(way.score))
-            times[name]["train"].append(_timed(way.train))
+        for name, method in methods.items():
+            method.prepare()
+            times[name]["score"].append(_timed(method.score))
+            times[name]["train"].append(_timed(method.train))
     if dist.get_rank() == 0:
         lengths = [len(prompt) + len(response) for prompt, response in sequences]
         result = {
@@ -117,7 +117,7 @@ def rank_main(folder: Path, repeats: int) -> None:
             "padded_tokens": sum(
                 len(part) * max(lengths[i] for i in part) for part in _parts(range(NUM_ROWS), 8)
             ),
-            "ways": {
+            "methods": {
                 name: {kind: statistics.median(values) for kind, values in by_kind.items()}
                 for name, by_kind in times.items()
             },
@@ -128,7 +128,7 @@ def rank_main(folder: Path, repeats: int) -> None:
 
 
 class Ours:
-    """Packed sequences through Megatron's schedule, without the optimizer step."""
+    """This project: packed sequences through Megatron's schedule, without the optimizer step."""
 
     def __init__(self, folder: Path, platform: Any, layout: str, sequences: Sequence[Any]) -> None:
         from megatron_prime.config.tables.policy import PolicyConfig
@@ -143,15 +143,15 @@ class Ours:
         self._sequences = sequences
 
     def prepare(self) -> None:
-        """Take up the layout: several take turns in one process."""
+        """Activate the layout: several layouts alternate in one process, and Megatron's groups are global."""
         self._build()
 
     def score(self) -> None:
-        """Log-probs and entropies of all responses."""
+        """Compute log-probs and entropies of all responses."""
         self._model.score(self._sequences)
 
     def train(self) -> float:
-        """Gradients, summed over the ranks; returns the loss."""
+        """Compute gradients, summed over the ranks; return the loss."""
 
         def loss(rows_b, logprobs_bT, entropy_bT):
             value = -(logprobs_bT.sum() + 0.01 * entropy_bT.sum()) / 1000
@@ -164,10 +164,11 @@ class Ours:
 
 
 class HuggingFace:
-    """The transformers model with sdpa; several processes share the rows and sum their gradients.
+    """The transformers model with sdpa; several processes split the rows and sum their gradients.
 
-    Both forms score responses alone, as ours does: the output layer runs on the response's positions where one sequence
-    is taken at a time, and on every position of a padded batch, as its `logits_to_keep` cannot name rows.
+    Both variants score responses only, as this project does. With one sequence at a time the output layer runs on the
+    positions of the response; with a padded batch it runs on every position, because `logits_to_keep` cannot select
+    different positions per row.
     """
 
     def __init__(self, model: Any, sequences: Sequence[Any], rows_at_once: int) -> None:
@@ -175,15 +176,15 @@ class HuggingFace:
 
         self._model = model
         size, rank = dist.get_world_size(), dist.get_rank()
-        # Longest first, dealt in turns: even shares, and little padding within a batch
+        # Sorting by length and assigning rows round-robin gives even shares and little padding within a batch.
         order = sorted(sequences, key=lambda row: -len(row[0]) - len(row[1]))[rank::size]
         self._batches = [list(part) for part in _parts(order, rows_at_once)]
 
     def prepare(self) -> None:
-        """Nothing to do."""
+        """Do nothing: the model has only one layout."""
 
     def score(self) -> None:
-        """Log-probs and entropies of this rank's responses."""
+        """Compute log-probs and entropies of this rank's responses."""
         import torch
 
         with torch.no_grad():
@@ -191,7 +192,7 @@ class HuggingFace:
                 self._logprobs_and_entropy(batch)
 
     def train(self) -> float:
-        """Gradients, summed over the ranks; returns the loss."""
+        """Compute gradients, summed over the ranks; return the loss."""
         import torch
         import torch.distributed as dist
 
@@ -232,7 +233,7 @@ class HuggingFace:
 
 
 def _hf_model(folder: Path) -> Any:
-    """The same random weights on every rank; rank 0 saves them."""
+    """Build a model with the same random weights on every rank; rank 0 saves it."""
     import torch
     import torch.distributed as dist
     from transformers import Qwen3Config, Qwen3ForCausalLM
