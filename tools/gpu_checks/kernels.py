@@ -36,4 +36,6 @@ def logprob_kernels(setting: Setting) -> Iterator[Line]:
     }
     for (level, method), error in errors.items():
         bound = ERROR_BOUNDS[level]
-        yield judged(f"{level}, {method}: error against float64", error, "nats", f"<= {bound}", error <= bound)
+        yield judged(
+            f"{level}, {method}: error against float64", error, "nats", f"<= {bound}", error <= bound
+        )
