@@ -20,8 +20,8 @@ from megatron_prime.conversion.to_hf import megatron_to_hf
 from megatron_prime.conversion.to_megatron import hf_to_megatron
 from megatron_prime.hf.checkpoint import HFCheckpointWriter, TensorSpec
 from megatron_prime.hf.mapping import hf_tensors, parameters_of
-from megatron_prime.models.builder import read_shape
-from megatron_prime.models.megatron_folder import RELEASE
+from megatron_prime.hf.shape import read_shape
+from megatron_prime.hf.weight_files import RELEASE
 from megatron_prime.observability.progress import Progress
 
 SETTINGS = {

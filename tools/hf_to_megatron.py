@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_prime.conversion.logits import compare_logits
 from megatron_prime.conversion.to_megatron import hf_to_megatron
-from megatron_prime.models.megatron_folder import RELEASE
+from megatron_prime.hf.weight_files import RELEASE
 from megatron_prime.observability.progress import Progress
 
 

@@ -17,7 +17,7 @@ import torch
 
 from megatron_prime.conversion.logits import CAST_TOLERANCE, TOLERANCE, compare_logits
 from megatron_prime.conversion.to_hf import megatron_to_hf
-from megatron_prime.models.megatron_folder import megatron_weights
+from megatron_prime.hf.weight_files import megatron_weights
 from megatron_prime.observability.progress import Progress
 
 DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -40,7 +40,7 @@ def convert(
     if role not in roles:
         raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
     progress = Progress()
-    companions = (config.prm.path if role == "prm" else None) or config.model.path
+    companions = config.prm_path if role == "prm" else config.model.path
     megatron_to_hf(
         checkpoint / role,
         companions,
@@ -51,10 +51,9 @@ def convert(
         progress=progress,
     )
     if role == "prm":
-        reference = config.reference.path or companions
         reward = {
             "beta": config.prm.beta,
-            "reference": str(reference),
+            "reference": str(config.reference_path),
             "reward": "beta * (log p - log p_reference)",
         }
         replace_file(output / REWARD_MODEL, json.dumps(reward, indent=1) + "\n")

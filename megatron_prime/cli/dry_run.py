@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.engines.sglang.launch import LaunchPlan
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.resharding.layouts import TrainingLayout
 
@@ -52,8 +53,7 @@ def process_map(config: PrimeConfig, num_processes: int, ranks_per_node: int) ->
         ep=parallel.expert,
         etp=parallel.expert_tensor,
     )
-    model = json.loads((config.model.path / "config.json").read_text(encoding="utf-8"))
-    stages = layout.stage_layers(model["num_hidden_layers"])
+    stages = layout.stage_layers(read_shape(config.model.path).num_layers)
     yield "rank  node  local  pipeline  data  context  tensor  expert  layers"
     for rank in range(num_processes):
         tensor, pipeline = layout.coordinates(rank)
@@ -66,12 +66,10 @@ def process_map(config: PrimeConfig, num_processes: int, ranks_per_node: int) ->
             f"{tensor:<8}{expert:<8}{layers}"
         )
     settings = config.rollout.sglang
-    if config.rollout.engine == "sglang" and settings.urls:
-        yield from (f"server {url}, attached" for url in settings.urls)
-    elif config.rollout.engine == "sglang":
+    yield from (f"server {url}, attached" for url in config.rollout.attached_urls)
+    if config.rollout.starts_servers:
         for server in range(settings.num_servers):
-            gpus = settings.gpu_ids or range(settings.num_servers * settings.tensor)
-            mine = list(gpus)[server * settings.tensor : (server + 1) * settings.tensor]
+            mine = settings.server_gpus(server)
             where = "the node of rank 0" if settings.nodes == "first" else "each node"
             yield f"server {server} on {where}, GPUs {' '.join(map(str, mine))}"
 
@@ -94,7 +92,7 @@ def commands(
             + shlex.join(["-m", *train])
         )
     settings = config.rollout.sglang
-    if config.rollout.engine != "sglang" or settings.urls:
+    if not config.rollout.starts_servers:
         return
     device = "cpu" if config.platform.device == "cpu" else "cuda"
     plan = LaunchPlan(config.model.path, device, config.platform.dtype, config.seed, settings)

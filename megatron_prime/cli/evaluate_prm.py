@@ -45,10 +45,9 @@ def evaluate_prm(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     for line in inputs.lines():
         progress.line(line)
     settings = scoring_settings(config)
-    prm_path = config.prm.path or config.model.path
     memory, acceleration = config.memory, config.acceleration
-    prm = Scorer("prm", prm_path, topology, settings, memory=memory, acceleration=acceleration)
-    reference_path = config.reference.path or config.model.path
+    prm = Scorer("prm", config.prm_path, topology, settings, memory=memory, acceleration=acceleration)
+    reference_path = config.evaluated_reference_path
     reference = Scorer(
         "reference", reference_path, topology, settings, memory=memory, acceleration=acceleration
     )
@@ -220,9 +219,7 @@ class _Report:
 
     def _table(self) -> Table:
         level = f"{self._config.evaluation.confidence:.0%} interval"
-        table = Table(
-            "metric", "value", level, title=f"PRM {self._config.prm.path or self._config.model.path}"
-        )
+        table = Table("metric", "value", level, title=f"PRM {self._config.prm_path}")
         for name, value in self.metrics.items():
             pair = self.intervals.get(name)
             shown = f"{value:g}" if "num_" in name else f"{value:.4f}"

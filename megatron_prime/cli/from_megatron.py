@@ -11,6 +11,7 @@ from typing import Any
 from megatron_prime.cli.megatron_script import read_arguments, read_file
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.megatron.mapping import Kind, Verdict, judge
+from megatron_prime.hf.config_json import read_config_json
 from megatron_prime.observability.durable import replace_file
 
 DEFAULT_RUN_DIR = "runs/prime"
@@ -88,14 +89,10 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _read_model(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("--model", [f"{path} cannot be read: {error}"]) from None
-    if not isinstance(model, dict):
-        raise ConfigError("--model", [f"{path} holds no object"])
-    return model
+        return read_config_json(folder)
+    except ValueError as error:
+        raise ConfigError("--model", [str(error)]) from None
 
 
 def _check(text: str, output: Path) -> None:

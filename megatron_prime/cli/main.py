@@ -16,9 +16,7 @@ from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.hf.config_json import FAMILY_TRAITS
 from megatron_prime.preflight.checks import check_convert, check_run
-from megatron_prime.rewards import names as verifier_names
 
 USAGE_ERROR = 2
 RUN_ERROR = 1
@@ -52,13 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_convert(config, options.role, options.checkpoint, options.output)
             return _convert(config, options)
         num_processes = _num_processes(config)
-        arithmetic = check_run(
-            config,
-            num_processes,
-            CHECKED_AS[options.command],
-            verifiers=verifier_names(),
-            model_types=tuple(FAMILY_TRAITS),
-        )
+        arithmetic = check_run(config, num_processes, CHECKED_AS[options.command])
     except ConfigError as error:
         # Under torchrun every rank gets here; one a node tells it (a file may be missing on one node alone).
         if os.environ.get("LOCAL_RANK", "0") == "0":

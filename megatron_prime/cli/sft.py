@@ -10,7 +10,6 @@ from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Metrics, MetricsLogger, Progress
 from megatron_prime.observability.heartbeat import begin_step
 from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.preflight.checks import sft_output
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.sft import SFTTrainer
 from megatron_prime.training.trainable import Trainable
@@ -22,7 +21,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     """Train the policy on demonstrations and write it to sft.output (default run_dir/sft) as an HF checkpoint."""
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
-    output = sft_output(config)
+    output = config.sft_output
     tokenizer = load_tokenizer(config.model.path)
     max_tokens = config.trainer.max_tokens_per_microbatch
     layout, weights = config.sft.layout or config.data.layout, config.sft.weights

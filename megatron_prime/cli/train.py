@@ -138,7 +138,7 @@ def _train(
 
 def _first_sync(config: PrimeConfig, sync: WeightSync, step_index: int, progress: Progress) -> None:
     """Push the starting weights; servers take their time to start, so a person is told what is waited for."""
-    if config.rollout.engine != "sglang":
+    if not config.rollout.uses_servers:
         sync.push(step_index)
         return
     settings, started = config.rollout.sglang, time.monotonic()
@@ -177,13 +177,12 @@ def _build_models(config: PrimeConfig, topology: Topology, load_weights: bool) -
         acceleration,
     )
     prm: Scorer | None = None
-    prm_path = config.prm.path or config.model.path
-    if config.prm.enabled and config.prm.update_order == "none":
-        prm = Scorer("prm", prm_path, topology, settings, memory=memory, acceleration=acceleration)
+    if config.prm.enabled and not config.prm.is_trained:
+        prm = Scorer("prm", config.prm_path, topology, settings, memory=memory, acceleration=acceleration)
     elif config.prm.enabled:
         prm = Trainable(
             "prm",
-            prm_path,
+            config.prm_path,
             topology,
             settings,
             config.prm,
@@ -193,8 +192,8 @@ def _build_models(config: PrimeConfig, topology: Topology, load_weights: bool) -
             acceleration,
         )
     reference: Scorer | None = None
-    if config.reference.mode == "freeze" and (config.prm.enabled or config.policy.kl_coef > 0):
-        path = config.reference.path or prm_path
+    if config.has_reference_model:
+        path = config.reference_path
         reference = Scorer("reference", path, topology, settings, memory=memory, acceleration=acceleration)
     models = _Models(policy, prm, reference)
     for role in filter(None, (policy, prm, reference)):
@@ -215,7 +214,7 @@ def _parts(
         tokenizer: Any = load_tokenizer(config.model.path)
         segmenter = partial(step_ids, tokenizer)
     minibatch_counts = [config.policy.num_minibatches]
-    if config.prm.enabled and config.prm.update_order != "none":
+    if config.prm.is_trained:
         minibatch_counts.append(config.prm.num_minibatches)
     collector = Collector(
         rollout.engine,

@@ -56,7 +56,7 @@ class BatchArithmetic:
         """Work the numbers out; never fails on a valid configuration."""
         num_responses = config.trainer.prompts_per_step * config.rollout.group_size
         roles = [_role_updates("policy", config.policy, num_responses)]
-        if config.prm.enabled and config.prm.update_order != "none":
+        if config.prm.is_trained:
             roles.append(_role_updates("prm", config.prm, num_responses))
         model_size = config.parallel.model_size
         return BatchArithmetic(
@@ -68,7 +68,7 @@ class BatchArithmetic:
             prompts_per_step=config.trainer.prompts_per_step,
             group_size=config.rollout.group_size,
             num_steps=config.trainer.num_steps,
-            max_tokens_per_sequence=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
+            max_tokens_per_sequence=config.rollout.max_sequence_tokens,
             max_tokens_per_microbatch=config.trainer.max_tokens_per_microbatch,
             roles=tuple(roles),
         )

@@ -5,6 +5,7 @@ milliseconds. Each class is one TOML table; the string below a field is its docu
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 from pydantic import model_validator
@@ -68,6 +69,45 @@ class PrimeConfig(Section):
         """What makes models faster, together."""
         return AccelerationConfig(fp8=self.fp8, overlap=self.overlap)
 
+    @property
+    def has_reference_model(self) -> bool:
+        """True if the run holds a reference model of its own, for process rewards or for a KL term."""
+        return self.reference.mode == "freeze" and (self.prm.enabled or self.policy.kl_coef > 0)
+
+    @property
+    def prm_path(self) -> Path:
+        """The checkpoint that the PRM starts from."""
+        return self.prm.path or self.model.path
+
+    @property
+    def reference_path(self) -> Path:
+        """The checkpoint of the frozen reference in training; by default the PRM's: process rewards then start at 0."""
+        return self.reference.path or self.prm_path
+
+    @property
+    def evaluated_reference_path(self) -> Path:
+        """The checkpoint that `eval-prm` compares the PRM with: by default the model that a PRM is trained from."""
+        return self.reference.path or self.model.path
+
+    def model_paths(self, command: str) -> dict[str, Path]:
+        """Return the checkpoint of each role ("policy", "prm", "reference") that a command loads.
+
+        `command` is "train", "sft", "evaluate" or "evaluate_prm". The tokenizer is always the policy's.
+        """
+        if command == "evaluate_prm":
+            return {"prm": self.prm_path, "reference": self.evaluated_reference_path}
+        paths = {"policy": self.model.path}
+        if command == "train" and self.prm.enabled:
+            paths["prm"] = self.prm_path
+        if command == "train" and self.has_reference_model:
+            paths["reference"] = self.reference_path
+        return paths
+
+    @property
+    def sft_output(self) -> Path:
+        """The folder to which `sft` writes its HF checkpoint."""
+        return self.sft.output or self.run_dir / "sft"
+
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:
         faults = [
@@ -98,8 +138,7 @@ class PrimeConfig(Section):
             )
 
     def _faults_of_the_memory(self) -> Iterator[str]:
-        has_reference = self.reference.mode == "freeze" and (self.prm.enabled or self.policy.kl_coef > 0)
-        if self.memory.offload_reference and not has_reference:
+        if self.memory.offload_reference and not self.has_reference_model:
             yield "memory.offload_reference = true, but this run holds no reference model: leave it out"
         if self.memory.offload_prm and not self.prm.enabled:
             yield "memory.offload_prm = true, but prm.enabled = false: leave it out"
@@ -159,7 +198,7 @@ class PrimeConfig(Section):
                     f"{name}.num_minibatches = {role.num_minibatches} does not divide the batch of "
                     f"trainer.prompts_per_step * rollout.group_size = {num_responses} responses"
                 )
-        longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+        longest = self.rollout.max_sequence_tokens
         if longest > self.trainer.max_tokens_per_microbatch:
             yield (
                 f"one sequence can have rollout.max_prompt_tokens + max_response_tokens = {longest} tokens, "

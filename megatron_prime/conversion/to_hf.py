@@ -27,7 +27,7 @@ from megatron_prime.hf.checkpoint import (
     write_index,
 )
 from megatron_prime.hf.mapping import ModelShape, Piece, hf_tensors
-from megatron_prime.models.builder import read_shape
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.observability.progress import Progress
 from megatron_prime.training.checkpoint.manifest import MANIFEST, faults, read_manifest
 

@@ -28,8 +28,8 @@ from megatron_prime.conversion.hf_rows import RowReader, bytes_of
 from megatron_prime.conversion.units import Done, Job, Unit, manifest_of, run_job
 from megatron_prime.hf.checkpoint import HFCheckpointReader, copy_companions
 from megatron_prime.hf.mapping import ModelShape, Piece, hf_tensors
-from megatron_prime.models.builder import read_shape
-from megatron_prime.models.megatron_folder import RELEASE, TRACKER
+from megatron_prime.hf.shape import read_shape
+from megatron_prime.hf.weight_files import RELEASE, TRACKER
 from megatron_prime.observability.progress import Progress
 
 BLOCK_BYTES = 32 << 20

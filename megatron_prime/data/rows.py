@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from megatron_prime.data.files import data_file_fault
+
 PARQUET_BATCH_ROWS = 512
 """Number of rows converted to Python objects at once; a row of a code data set can hold megabytes of tests."""
 OnBadRow = Callable[[ValueError], None]
@@ -83,11 +85,9 @@ def read_rows(path: Path, on_bad_row: OnBadRow | None = None) -> Iterator[DataRo
         ValueError: If the file is missing, unreadable or of an unknown type, or a line holds no record.
     """
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv}
-    if not path.is_file():
-        reason = "is a directory, not a file" if path.is_dir() else "does not exist"
-        raise ValueError(f"data file {path} {reason} (working directory {Path.cwd()})")
-    if path.suffix not in readers:
-        raise ValueError(f"data file {path} has unknown type {path.suffix!r}: use .jsonl, .parquet or .csv")
+    fault = data_file_fault(path)
+    if fault is not None:
+        raise ValueError(f"data file {path} {fault}")
     return readers[path.suffix](path, on_bad_row or _raise)
 
 

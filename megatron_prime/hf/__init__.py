@@ -1,0 +1,15 @@
+"""Hugging Face formats: config.json, checkpoints, and the mapping between HF tensors and Megatron parameters.
+
+All but `checkpoint` and `convert` use the standard library only, so that a login node can check and plan a run.
+
+- `config_json`: reads config.json into the fields of a `ModelShape`
+- `rope`: reads the scaling of rotary position embeddings
+- `shape`: `ModelShape`, the sizes and flags of a model, and `read_shape`
+- `families/`: one file per supported `model_type`: its parameter table and how its config.json is read
+- `training_limits`: models and layouts that cannot be trained; used by `check` and by the model builder
+- `weight_files`: the format of the weights in a model folder
+- `layouts`: splits one table row over tensor-parallel ranks
+- `mapping`: all parameters of a rank, all tensors of a checkpoint, all shards of an engine
+- `checkpoint`: reads and writes safetensors checkpoints slice by slice
+- `convert`: copies between HF tensors and Megatron parameters
+"""

@@ -1,7 +1,7 @@
-"""How one row of the tables is laid out over ranks: pieces of a parameter, shards of an engine. Stdlib only.
+"""Split one table row over tensor-parallel ranks: pieces of a parameter, shards of an engine. Standard library only.
 
-What comes from here are templates: their names still hold `{layer}` and `{expert}`, since every layer, and every
-expert, is cut alike.
+The functions return templates: names still contain `{layer}` and `{expert}`, because all layers and all experts are
+split alike.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_prime.hf.families import FAMILIES, HFTensor, Layout, Place, Row
+from megatron_prime.hf.families import FAMILIES
+from megatron_prime.hf.families.table import HFTensor, ParameterRow, Placement, TensorLayout
 from megatron_prime.hf.shape import ModelShape, padded_vocab_size
 
 NormStyle = Literal["local", "te"]
-"""Norms stand alone, or Transformer Engine fuses them into the next linear layer."""
+"""local: norms are modules of their own; te: Transformer Engine fuses them into the next linear layer."""
 ExpertStyle = Literal["sequential", "grouped"]
-"""Each expert is a module (SequentialMLP), or one module holds a weight for each (TEGroupedMLP)."""
+"""sequential: each expert is a module (SequentialMLP); grouped: one module holds a weight per expert (TEGroupedMLP)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """[hf_start, hf_start + length) of an HF tensor is [local_start, local_start + length) of a parameter.
+    """A slice of an HF tensor that is a slice of a Megatron parameter.
 
-    Both along `dim`; all other dims are whole.
+    [hf_start, hf_start + length) of the HF tensor equals [local_start, local_start + length) of the local parameter,
+    both along `dim`; all other dims are whole.
     """
 
     hf_name: str
@@ -34,24 +36,23 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ParameterPieces:
-    """A parameter of one Megatron rank. Elements that no piece covers are padding of the vocabulary.
-
-    `replicated_over_tp`: each TP rank of the stage holds the same values. `is_tied_copy`: the last stage's
-    copy of a tied embedding, which the first stage holds too. `is_expert`: its place follows from the rank's
-    `ExpertShare` and not from its TP rank.
-    """
+    """A parameter of one Megatron rank. Elements that no piece covers are padding of the vocabulary."""
 
     megatron_name: str
     shape: tuple[int, ...]
+    """Local shape on this rank."""
     pieces: tuple[Piece, ...]
     replicated_over_tp: bool
+    """Whether each TP rank of the stage holds the same values."""
     is_tied_copy: bool = False
+    """Whether this is the last stage's copy of a tied embedding, which the first stage holds too."""
     is_expert: bool = False
+    """Whether the split follows the rank's `ExpertShare` instead of its TP rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class HFShard:
-    """What a rank of an inference engine holds of an HF tensor: [hf_start, hf_start + length) along `dim`."""
+    """The slice [hf_start, hf_start + length) along `dim` of an HF tensor that one rank of an engine holds."""
 
     hf_name: str
     dim: int
@@ -59,55 +60,55 @@ class HFShard:
     length: int
 
 
-def rows_of(shape: ModelShape) -> list[Row]:
-    """The rows of a model's family that apply to it."""
-    return [row for row in FAMILIES[shape.family] if row.when is None or getattr(shape, row.when)]
+def rows_of(shape: ModelShape) -> list[ParameterRow]:
+    """Return the rows of the model's family that apply to it."""
+    return [row for row in FAMILIES[shape.family].rows if row.when is None or getattr(shape, row.when)]
 
 
 def dims_of(shape: ModelShape, tensor: HFTensor) -> tuple[int, ...]:
-    """The whole tensor's shape."""
+    """Return the shape of the whole HF tensor."""
     return tuple(getattr(shape, name) for name in tensor.dims)
 
 
 def parameter_template(
     shape: ModelShape,
-    row: Row,
+    row: ParameterRow,
     tp_size: int,
     tp_rank: int,
     norm_style: NormStyle = "local",
     expert_style: ExpertStyle = "sequential",
 ) -> ParameterPieces:
-    """A row's parameter on one of the `tp_size` ranks that split it (of an expert's row: expert TP ranks)."""
+    """Return a row's parameter on one of the `tp_size` ranks that split it; for an expert these are the ETP ranks."""
     name = row.megatron_name
     if norm_style == "te" and row.te_name:
         name = row.te_name
     if expert_style == "grouped" and row.grouped_name:
         name = row.grouped_name
-    lay_out = {
-        Layout.REPLICATED: _replicated,
-        Layout.VOCAB: _vocab,
-        Layout.CONCATENATED: _concatenated,
-        Layout.QKV_GROUPS: _qkv_groups,
+    split = {
+        TensorLayout.REPLICATED: _replicated,
+        TensorLayout.VOCAB: _vocab,
+        TensorLayout.CONCATENATED: _concatenated,
+        TensorLayout.QKV_GROUPS: _qkv_groups,
     }[row.layout]
-    length, pieces = lay_out(shape, row.tensors, tp_size, tp_rank)
+    length, pieces = split(shape, row.tensors, tp_size, tp_rank)
     local_shape = list(dims_of(shape, row.tensors[0]))
     local_shape[row.tensors[0].parallel_dim or 0] = length
     return ParameterPieces(
         name,
         tuple(local_shape),
         tuple(pieces),
-        replicated_over_tp=row.layout is Layout.REPLICATED,
-        is_tied_copy=row.place is Place.LAST_STAGE_COPY,
-        is_expert=row.place is Place.EXPERT,
+        replicated_over_tp=row.layout is TensorLayout.REPLICATED,
+        is_tied_copy=row.placement is Placement.LAST_STAGE_COPY,
+        is_expert=row.placement is Placement.EXPERT,
     )
 
 
 def shard_template(
     shape: ModelShape, tensor: HFTensor, tp_size: int, tp_rank: int, vocab_divisor: int
 ) -> HFShard:
-    """What rank `tp_rank` of `tp_size` engine ranks holds of a tensor; the name is the table's.
+    """Return the slice of a tensor that rank `tp_rank` of an engine with `tp_size` ranks holds.
 
-    Raises ValueError when it cannot be divided so.
+    Raises ValueError when the tensor cannot be split like that.
     """
     dims = dims_of(shape, tensor)
     if tensor.parallel_dim is None:
@@ -135,17 +136,17 @@ def shard_template(
     )
 
 
-# Each lay-out function returns the local length along the tensors' parallel dim, and the pieces.
-_Laid = tuple[int, list[Piece]]
+_Split = tuple[int, list[Piece]]
+"""Local length along the tensors' parallel dim, and the pieces."""
 
 
-def _replicated(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Laid:
+def _replicated(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Split:
     (tensor,) = tensors
     size = dims_of(shape, tensor)[0]
     return size, [Piece(tensor.name, 0, 0, 0, size)]
 
 
-def _vocab(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Laid:
+def _vocab(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Split:
     (tensor,) = tensors
     num_rows = shape.padded_vocab_size(tp_size) // tp_size
     start = tp_rank * num_rows
@@ -153,7 +154,7 @@ def _vocab(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_ra
     return num_rows, [Piece(tensor.name, 0, start, 0, length)] if length > 0 else []
 
 
-def _concatenated(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Laid:
+def _concatenated(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Split:
     pieces: list[Piece] = []
     local_start = 0
     for tensor in tensors:
@@ -164,9 +165,10 @@ def _concatenated(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int
     return local_start, pieces
 
 
-def _qkv_groups(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Laid:
+def _qkv_groups(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_rank: int) -> _Split:
     num_local_groups = shape.num_query_groups // tp_size
-    # Rows that each tensor gives to one group: all query heads of the group, one key head, one value head.
+    # Megatron interleaves by KV group. The lengths are the rows of each tensor per group: all query heads of the
+    # group, one key head, one value head.
     lengths = [dims_of(shape, tensor)[0] // shape.num_query_groups for tensor in tensors]
     pieces: list[Piece] = []
     for index, (tensor, length) in enumerate(zip(tensors, lengths, strict=True)):

@@ -1,14 +1,14 @@
-"""Which rows and columns of which Hugging Face tensor make up each Megatron parameter. Stdlib only.
+"""The mapping between Megatron parameters and slices of Hugging Face tensors. Standard library only.
 
-One table a family (`hf_tables.FAMILIES`) is the single place that knows names and layouts; conversion, export
-and weight sync walk it through the functions here.
+The table of a family (`hf.families`) is the single place that knows names and layouts; conversion, export and weight
+sync read it through the functions here.
 
     ModelShape + (tp_size, tp_rank) + ExpertShare + layers  --parameters_of-->  Megatron parameters as HF pieces
     ModelShape                                              --hf_tensors----->  every tensor of an HF checkpoint
-    ModelShape + engine (tp_size, tp_rank, ep_size)         --hf_shards------>  what an engine's rank holds
+    ModelShape + engine (tp_size, tp_rank, ep_size)         --hf_shards------>  shards that an engine's rank holds
 
-Experts have HF tensors of their own each, as checkpoints are published and as transformers 5 writes them (it
-fuses them in memory alone).
+Each expert has HF tensors of its own, as checkpoints are published and as transformers 5 writes them (it fuses them
+in memory only).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from megatron_prime.hf.families import FAMILIES, HFTensor, Place, Row
+from megatron_prime.hf.families.table import HFTensor, ParameterRow, Placement
 from megatron_prime.hf.layouts import (
     ExpertStyle,
     HFShard,
@@ -29,10 +29,9 @@ from megatron_prime.hf.layouts import (
     rows_of,
     shard_template,
 )
-from megatron_prime.hf.shape import ModelShape, RopeScaling, padded_vocab_size
+from megatron_prime.hf.shape import ModelShape
 
 __all__ = [
-    "FAMILIES",
     "ExpertShare",
     "ExpertStyle",
     "HFShard",
@@ -40,25 +39,23 @@ __all__ = [
     "NormStyle",
     "ParameterPieces",
     "Piece",
-    "RopeScaling",
     "check_expert_parallel",
     "check_tensor_parallel",
     "expert_range",
     "hf_shards",
     "hf_tensors",
-    "layer_places",
-    "padded_vocab_size",
+    "layer_placements",
     "parameters_of",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertShare:
-    """Which experts a Megatron rank holds, and which part of each.
+    """The experts that a Megatron rank holds, and its part of each.
 
-    Expert-parallel rank r has the r-th of `ep_size` equal blocks of experts; each is split over `etp_size`
-    ranks as a dense MLP is over TP ranks. (Megatron's own default for `etp_size` is the TP size.) Raises
-    ValueError for ranks outside of their sizes.
+    Expert-parallel rank r has the r-th of `ep_size` equal blocks of experts. Each expert is split over `etp_size`
+    ranks like a dense MLP over TP ranks; Megatron's own default for `etp_size` is the TP size. Raises ValueError
+    for ranks outside of their sizes.
     """
 
     ep_size: int = 1
@@ -84,13 +81,24 @@ def parameters_of(
     experts: ExpertShare = ExpertShare(),
     expert_style: ExpertStyle = "sequential",
 ) -> tuple[ParameterPieces, ...]:
-    """All parameters of a rank whose pipeline stage holds the HF layers `layers`.
+    """Return all parameters of a rank whose pipeline stage holds the HF layers `layers`.
 
-    Megatron names count layers from 0 within the stage, and experts from 0 within the rank. A stage of
-    several chunks (virtual pipeline) gives a sequence of ranges: names then begin with the chunk's index, as
-    in a `ModuleList` of the chunks ("1.decoder.layers.0..."). `norm_style` "te" names the norms that
-    Transformer Engine fuses into the next linear layer; `expert_style` "grouped" names the experts of
-    TEGroupedMLP. Raises ValueError when the shape cannot be divided so.
+    Megatron names count layers from 0 within the stage, and experts from 0 within the rank.
+
+    Args:
+        shape: The model.
+        tp_size: Tensor-parallel size.
+        tp_rank: Tensor-parallel rank.
+        layers: HF layers of the stage. For a stage of several chunks (virtual pipeline) a range per chunk: names
+            then begin with the chunk's index, as in a `ModuleList` of the chunks ("1.decoder.layers.0...").
+        is_first_stage: Whether the stage holds the embedding.
+        is_last_stage: Whether the stage holds the output layer.
+        norm_style: "te" names the norms that Transformer Engine fuses into the next linear layer.
+        experts: The rank's share of the experts.
+        expert_style: "grouped" names the experts of TEGroupedMLP.
+
+    Raises:
+        ValueError: The shape cannot be split like that.
     """
     check_tensor_parallel(shape, tp_size)
     check_expert_parallel(shape, experts.ep_size, experts.etp_size)
@@ -99,26 +107,32 @@ def parameters_of(
     _check_styles(norm_style, expert_style)
     chunks = _chunks(shape, layers)
 
-    def template(row: Row) -> ParameterPieces:
-        size, rank = (experts.etp_size, experts.etp_rank) if row.place is Place.EXPERT else (tp_size, tp_rank)
+    def template(row: ParameterRow) -> ParameterPieces:
+        size, rank = (
+            (experts.etp_size, experts.etp_rank) if row.placement is Placement.EXPERT else (tp_size, tp_rank)
+        )
         return parameter_template(shape, row, size, rank, norm_style, expert_style)
 
-    templates = [(row.place, template(row)) for row in rows_of(shape)]
+    templates = [(row.placement, template(row)) for row in rows_of(shape)]
     local_experts = expert_range(shape, experts.ep_size, experts.ep_rank)
     result: list[ParameterPieces] = []
     if is_first_stage:
-        result += [_placed(t, chunks[0][0]) for place, t in templates if place is Place.FIRST_STAGE]
+        result += [
+            _instantiate(t, chunks[0][0]) for placement, t in templates if placement is Placement.FIRST_STAGE
+        ]
     for prefix, chunk in chunks:
         for local_layer, layer in enumerate(chunk):
             result += _layer(shape, templates, prefix, local_layer, layer, local_experts)
     if is_last_stage:
-        ends = (Place.LAST_STAGE,) if is_first_stage else (Place.LAST_STAGE, Place.LAST_STAGE_COPY)
-        result += [_placed(t, chunks[-1][0]) for place, t in templates if place in ends]
+        ends = (
+            (Placement.LAST_STAGE,) if is_first_stage else (Placement.LAST_STAGE, Placement.LAST_STAGE_COPY)
+        )
+        result += [_instantiate(t, chunks[-1][0]) for placement, t in templates if placement in ends]
     return tuple(result)
 
 
 def hf_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of an HF checkpoint, in model order; no lm_head.weight if tied."""
+    """Return name and shape of every tensor of an HF checkpoint, in model order; no lm_head.weight if tied."""
     dims = {tensor: dims_of(shape, tensor) for row in rows_of(shape) for tensor in row.tensors}
     return {name: dims[tensor] for name, tensor, _ in _walk_hf(shape)}
 
@@ -126,14 +140,13 @@ def hf_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 def hf_shards(
     shape: ModelShape, *, tp_size: int, tp_rank: int, vocab_divisor: int = 64, ep_size: int = 1
 ) -> tuple[HFShard, ...]:
-    """What rank `tp_rank` of an inference engine with `tp_size` ranks holds, by HF name and in model order.
+    """Return the shards that rank `tp_rank` of an engine with `tp_size` ranks holds, in model order.
 
-    Column-parallel tensors are split along dim 0, row-parallel ones along dim 1, norms and routers are whole;
-    a KV head stands on several ranks when there are more ranks than KV heads. The vocabulary is padded to a
-    multiple of `vocab_divisor` (SGLang pads to 64) before it is split; padding is in no shard, so that a
-    shard may be empty. Experts go by SGLang's order: `ep_size` equal blocks of consecutive ranks hold equal
-    blocks of experts, and the ranks of a block split each of its experts. Raises ValueError when the shape
-    cannot be divided so.
+    Column-parallel tensors are split along dim 0, row-parallel ones along dim 1, norms and routers are whole.
+    Several ranks hold the same KV head when there are more ranks than KV heads. The vocabulary is padded to a
+    multiple of `vocab_divisor` (SGLang pads to 64) before it is split; padding is in no shard, so a shard may be
+    empty. Experts follow SGLang's order: `ep_size` equal blocks of consecutive ranks hold equal blocks of experts,
+    and the ranks of a block split each of its experts. Raises ValueError when the shape cannot be split like that.
     """
     if not 0 <= tp_rank < tp_size:
         raise ValueError(f"engine tp_rank {tp_rank} is outside [0, {tp_size})")
@@ -144,7 +157,7 @@ def hf_shards(
     held = expert_range(shape, ep_size, tp_rank // moe_tp)
     shards = {
         tensor: shard_template(shape, tensor, moe_tp, tp_rank % moe_tp, vocab_divisor)
-        if row.place is Place.EXPERT
+        if row.placement is Placement.EXPERT
         else shard_template(shape, tensor, tp_size, tp_rank, vocab_divisor)
         for row in rows_of(shape)
         for tensor in row.tensors
@@ -156,15 +169,15 @@ def hf_shards(
     )
 
 
-def layer_places(shape: ModelShape, layer: int) -> tuple[Place, ...]:
-    """Which kinds of rows an HF layer has."""
+def layer_placements(shape: ModelShape, layer: int) -> tuple[Placement, ...]:
+    """Return the placements of the rows that an HF layer has."""
     if shape.has_experts(layer):
-        return (Place.LAYER, Place.MOE_LAYER, Place.EXPERT)
-    return (Place.LAYER, Place.DENSE_LAYER)
+        return (Placement.LAYER, Placement.MOE_LAYER, Placement.EXPERT)
+    return (Placement.LAYER, Placement.DENSE_LAYER)
 
 
 def expert_range(shape: ModelShape, ep_size: int, ep_rank: int) -> range:
-    """The experts of one of `ep_size` equal blocks."""
+    """Return the experts of one of `ep_size` equal blocks."""
     num_local = shape.num_experts // ep_size
     return range(ep_rank * num_local, (ep_rank + 1) * num_local)
 
@@ -205,7 +218,7 @@ def _check_styles(norm_style: str, expert_style: str) -> None:
 
 
 def _chunks(shape: ModelShape, layers: range | Sequence[range]) -> list[tuple[str, range]]:
-    """Each chunk's prefix of names and its layers, checked."""
+    """Return the prefix of names and the layers of each chunk. Raises ValueError for layers outside of the model."""
     chunks = [("", layers)] if isinstance(layers, range) else [(f"{i}.", c) for i, c in enumerate(layers)]
     for _, chunk in chunks:
         if chunk.step != 1 or not 0 <= chunk.start <= chunk.stop <= shape.num_layers:
@@ -215,42 +228,46 @@ def _chunks(shape: ModelShape, layers: range | Sequence[range]) -> list[tuple[st
 
 def _layer(
     shape: ModelShape,
-    templates: Sequence[tuple[Place, ParameterPieces]],
+    templates: Sequence[tuple[Placement, ParameterPieces]],
     prefix: str,
     local_layer: int,
     layer: int,
     local_experts: range,
 ) -> list[ParameterPieces]:
-    """The parameters of one layer."""
-    places = layer_places(shape, layer)
+    """Return the parameters of one layer."""
+    placements = layer_placements(shape, layer)
     result: list[ParameterPieces] = []
-    for place, t in templates:
-        if place is Place.EXPERT and place in places:
+    for placement, t in templates:
+        if placement is Placement.EXPERT and placement in placements:
             result += [
-                _placed(t, prefix, local_layer, layer, local_expert, expert)
+                _instantiate(t, prefix, local_layer, layer, local_expert, expert)
                 for local_expert, expert in enumerate(local_experts)
             ]
-        elif place in places:
-            result.append(_placed(t, prefix, local_layer, layer))
+        elif placement in placements:
+            result.append(_instantiate(t, prefix, local_layer, layer))
     return result
 
 
 def _walk_hf(shape: ModelShape) -> Iterator[tuple[str, HFTensor, int | None]]:
-    """Each tensor of a checkpoint: its name, its entry in the table, and its expert."""
+    """Yield name, table entry and expert index (None outside of experts) of each tensor of a checkpoint."""
     rows = rows_of(shape)
-    yield from ((t.name, t, None) for row in rows if row.place is Place.FIRST_STAGE for t in row.tensors)
+    yield from (
+        (t.name, t, None) for row in rows if row.placement is Placement.FIRST_STAGE for t in row.tensors
+    )
     for layer in range(shape.num_layers):
-        places = layer_places(shape, layer)
+        placements = layer_placements(shape, layer)
         for row in rows:
-            if row.place not in places:
+            if row.placement not in placements:
                 continue
-            for expert in range(shape.num_experts) if row.place is Place.EXPERT else (None,):
+            for expert in range(shape.num_experts) if row.placement is Placement.EXPERT else (None,):
                 for t in row.tensors:
                     yield t.name.format(layer=layer, expert=expert), t, expert
-    yield from ((t.name, t, None) for row in rows if row.place is Place.LAST_STAGE for t in row.tensors)
+    yield from (
+        (t.name, t, None) for row in rows if row.placement is Placement.LAST_STAGE for t in row.tensors
+    )
 
 
-def _placed(
+def _instantiate(
     template: ParameterPieces,
     prefix: str,
     local_layer: int = 0,
@@ -258,6 +275,7 @@ def _placed(
     local_expert: int = 0,
     expert: int = 0,
 ) -> ParameterPieces:
+    """Return a template's parameter with layer and expert filled in: local indices for Megatron, global for HF."""
     pieces = tuple(
         Piece(p.hf_name.format(layer=layer, expert=expert), p.dim, p.hf_start, p.local_start, p.length)
         for p in template.pieces

@@ -1,4 +1,4 @@
-"""How a config.json scales its rotary embeddings. Stdlib only."""
+"""Read the rotary position embeddings of a config.json: theta and scaling. Standard library only."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ class RopeScaling:
 
 
 def read_rope(hf_config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+    """Return theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
 
-    Raises ValueError for a kind of scaling that is not supported, or that lacks a setting.
+    Raises ValueError for a kind of scaling that is not supported, such as YaRN, or that lacks a setting.
     """
     settings = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    # 10000 is what transformers takes for a file without a theta, as the first Llama checkpoints were
-    # published.
+    # transformers uses 10000 for a file without a theta; the first Llama checkpoints were published like that.
     theta = settings.get("rope_theta") or hf_config.get("rope_theta") or 10000.0
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if any(isinstance(value, Mapping) for value in settings.values()):

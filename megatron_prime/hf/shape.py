@@ -1,13 +1,15 @@
-"""`ModelShape`: what a Hugging Face config.json says about a model, checked. Stdlib only."""
+"""`ModelShape`: the sizes and flags of a model, as its config.json describes them. Standard library only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from megatron_prime.hf.config_json import FAMILY_TRAITS, read_config
+from megatron_prime.hf.config_json import ModelFolderError, read_config_json, shape_fields
+from megatron_prime.hf.families import FAMILIES
 from megatron_prime.hf.rope import RopeScaling
 
 _POSITIVE_FIELDS = (
@@ -25,20 +27,21 @@ _POSITIVE_FIELDS = (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes and switches of one decoder; enough to name and size each of its tensors.
+    """Sizes and flags of one decoder; enough to name and size each of its tensors.
 
-    `vocab_divisor` pads the vocabulary of the Megatron model (see `padded_vocab_size`); the HF side is
-    never padded. A dense model has 0 experts. In a mixture of experts `ffn_hidden_size` is of the layers
-    named in `dense_layers` alone; `norm_topk_prob` makes the chosen experts' weights add up to 1. Raises
-    ValueError when the sizes do not fit together.
+    Raises ValueError when the sizes do not fit together.
     """
 
     family: str
+    """The `model_type` of config.json, a key of `FAMILIES`."""
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
+    """Columns of a dense MLP; in a mixture of experts those of the layers in `dense_layers`."""
     num_attention_heads: int
+    """Query heads."""
     num_query_groups: int
+    """Key-value heads."""
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
@@ -46,16 +49,23 @@ class ModelShape:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tied: bool = False
+    """Whether the output layer uses the embedding's weight."""
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    """Whether queries and keys are normalized per head."""
     vocab_divisor: int = 128
+    """The Megatron vocabulary is padded to a multiple of this times the tensor-parallel size; HF's never is."""
     num_experts: int = 0
+    """Experts per layer; 0 for a dense model."""
     num_experts_per_tok: int = 0
     moe_ffn_hidden_size: int = 0
+    """Columns of each expert's MLP."""
     norm_topk_prob: bool = True
+    """Whether the weights of a token's chosen experts are scaled to add up to 1."""
     dense_layers: tuple[int, ...] = ()
+    """Layers of a mixture of experts that have a dense MLP instead."""
 
     def __post_init__(self) -> None:
         for name in _POSITIVE_FIELDS:
@@ -73,50 +83,68 @@ class ModelShape:
 
     @property
     def query_size(self) -> int:
-        """Rows of q_proj: all query heads."""
+        """Rows of q_proj, which are those of all query heads."""
         return self.num_attention_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Rows of k_proj and of v_proj: all KV heads."""
+        """Rows of k_proj and of v_proj, which are those of all KV heads."""
         return self.num_query_groups * self.head_dim
 
     @property
     def untied(self) -> bool:
-        """Whether the output layer has a weight of its own."""
+        """True if the output layer has a weight of its own."""
         return not self.tied
 
     @property
     def is_moe(self) -> bool:
-        """Whether some layer has experts."""
+        """True if some layer has experts."""
         return self.num_experts > 0
 
     def has_experts(self, layer: int) -> bool:
-        """Whether the MLP of an HF layer is a mixture of experts."""
+        """Return whether the MLP of an HF layer is a mixture of experts."""
         return self.is_moe and layer not in self.dense_layers
 
     def padded_vocab_size(self, tp_size: int) -> int:
-        """Rows of the whole Megatron embedding at this tensor-parallel size."""
+        """Return the rows of the whole Megatron embedding at this tensor-parallel size."""
         return padded_vocab_size(self.vocab_size, self.vocab_divisor, tp_size)
 
     @classmethod
     def from_hf_config(cls, hf_config: Mapping[str, Any], *, vocab_divisor: int = 128) -> ModelShape:
-        """Read the dict of a config.json (written by transformers 4 or 5).
+        """Return the shape that the content of a config.json describes, as transformers 4 or 5 writes it.
 
         Raises ValueError for an unknown `model_type`, for missing keys and for features that are not
         supported; the message names them.
         """
-        return cls(**read_config(hf_config), vocab_divisor=vocab_divisor)
+        return cls(**shape_fields(hf_config), vocab_divisor=vocab_divisor)
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """Return the shape of the model in a folder, from its config.json.
+
+    Every start of a run and every check goes through this function, so that they refuse the same models.
+
+    Raises:
+        ModelFolderError: There is no readable config.json, or it describes a model that is not supported.
+    """
+    config = read_config_json(Path(folder))
+    try:
+        return ModelShape.from_hf_config(config)
+    except (TypeError, AttributeError) as error:
+        # A value of another JSON type than every published file has, such as a string for a size.
+        raise ModelFolderError(folder, f"config.json has a value of the wrong type: {error}") from error
+    except ValueError as error:
+        raise ModelFolderError(folder, str(error)) from error
 
 
 def padded_vocab_size(vocab_size: int, divisor: int, tp_size: int) -> int:
-    """Smallest multiple of `divisor * tp_size` that is at least `vocab_size`: an equal share a TP rank."""
+    """Return the smallest multiple of `divisor * tp_size` that is at least `vocab_size`: equal shares per TP rank."""
     multiple = divisor * tp_size
     return math.ceil(vocab_size / multiple) * multiple
 
 
 def _check_experts(shape: ModelShape) -> None:
-    if shape.is_moe != FAMILY_TRAITS[shape.family].is_moe:
+    if shape.is_moe != FAMILIES[shape.family].is_moe:
         raise ValueError(f"num_experts is {shape.num_experts}, which a {shape.family} model cannot have")
     if not shape.is_moe:
         return

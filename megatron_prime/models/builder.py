@@ -4,7 +4,6 @@ Policy, PRM and reference come from here alone. Every argument follows from the 
 0.1, fusions, LayerNorm) never reach a model.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,19 +21,14 @@ from megatron_prime.config.acceleration import AccelerationConfig
 from megatron_prime.config.tables.memory import RecomputeConfig
 from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.convert import import_hf
-from megatron_prime.hf.mapping import (
-    ExpertShare,
-    ModelShape,
-    ParameterPieces,
-    check_expert_parallel,
-    check_tensor_parallel,
-    hf_tensors,
-    parameters_of,
-)
+from megatron_prime.hf.mapping import ExpertShare, ParameterPieces, hf_tensors, parameters_of
+from megatron_prime.hf.shape import ModelShape, read_shape
+from megatron_prime.hf.training_limits import ModelSplit, check_training, stage_layers
+from megatron_prime.hf.weight_files import megatron_weights
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer, expert_settings
 from megatron_prime.models.gpt import ScoringGPTModel
 from megatron_prime.models.layers import PackedAttention, RMSNorm
-from megatron_prime.models.megatron_folder import load_megatron_weights, megatron_weights
+from megatron_prime.models.megatron_folder import load_megatron_weights
 from megatron_prime.models.passthrough import with_passthrough
 from megatron_prime.models.te_layers import fill_quantized, quantized_parts, te_layer_spec, te_settings
 from megatron_prime.parallel.topology import Topology
@@ -68,23 +62,6 @@ class BuiltModel:
         return self.chunks[0] if len(self.chunks) == 1 else torch.nn.ModuleList(self.chunks)
 
 
-def read_shape(hf_path: Path) -> ModelShape:
-    """The shape of the HF checkpoint in a directory.
-
-    Raises ValueError when there is no readable config.json, or it describes a model that is not supported.
-    """
-    config_path = Path(hf_path) / "config.json"
-    try:
-        hf_config = json.loads(config_path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{config_path} does not exist: give the directory of an HF checkpoint") from None
-    except ValueError as error:  # broken JSON, or not even text
-        raise ValueError(f"{config_path} is not JSON: {error}") from None
-    if not isinstance(hf_config, dict):
-        raise ValueError(f"{config_path} holds no JSON object: give the directory of an HF checkpoint")
-    return ModelShape.from_hf_config(hf_config)
-
-
 def build_model(
     hf_path: Path,
     topology: Topology,
@@ -107,6 +84,7 @@ def build_model(
     tensors.
     """
     shape = read_shape(hf_path)
+    check_training(shape, _split_of(topology))
     layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank, topology.virtual_size)
     config = transformer_config(shape, topology, recompute, role, acceleration)
     chunks = _build_chunks(shape, topology, layers, config)
@@ -121,6 +99,17 @@ def build_model(
         reader.check_against(hf_tensors(shape))
         _import_weights(built, reader)
     return built
+
+
+def _split_of(topology: Topology) -> ModelSplit:
+    return ModelSplit(
+        tensor=topology.tensor_size,
+        pipeline=topology.pipeline_size,
+        virtual_pipeline=topology.virtual_size,
+        expert=topology.expert_size,
+        expert_tensor=topology.expert_tensor_size,
+        sequence_parallel=topology.sequence_parallel,
+    )
 
 
 def _parameters(
@@ -177,42 +166,9 @@ def _mark_experts(built: BuiltModel) -> None:
             named[parameter.megatron_name].allreduce = False  # type: ignore[attr-defined]
 
 
-def stage_layers(
-    shape: ModelShape, pipeline_size: int, pipeline_rank: int, virtual_size: int = 1
-) -> tuple[range, ...]:
-    """HF layers of each chunk of a pipeline stage; chunks go round the stages.
-
-    Raises ValueError when the chunks would be unequal.
-    """
-    num_chunks = pipeline_size * virtual_size
-    if shape.num_layers % num_chunks:
-        chunks = f" * virtual_pipeline = {pipeline_size} * {virtual_size}" if virtual_size > 1 else ""
-        raise ValueError(
-            f"parallel.pipeline{chunks or f' = {pipeline_size}'} does not divide the model's {shape.num_layers} layers"
-        )
-    size = shape.num_layers // num_chunks
-    return tuple(
-        range(index * size, (index + 1) * size) for index in range(pipeline_rank, num_chunks, pipeline_size)
-    )
-
-
-def _check_experts_of_stages(shape: ModelShape, topology: Topology) -> None:
-    """Experts have an optimizer of their own, and a checkpoint needs the same ones of every stage."""
-    for rank in range(topology.pipeline_size) if shape.is_moe else ():
-        chunks = stage_layers(shape, topology.pipeline_size, rank, topology.virtual_size)
-        if not any(shape.has_experts(layer) for chunk in chunks for layer in chunk):
-            raise ValueError(
-                f"pipeline stage {rank} would have no layer with experts, only dense ones of the {shape.family} model: "
-                "choose a smaller parallel.pipeline"
-            )
-
-
 def _build_chunks(
     shape: ModelShape, topology: Topology, layers: tuple[range, ...], config: TransformerConfig
 ) -> tuple[ScoringGPTModel, ...]:
-    check_tensor_parallel(shape, topology.tensor_size)
-    check_expert_parallel(shape, topology.expert_size, topology.expert_tensor_size)
-    _check_experts_of_stages(shape, topology)
     last = len(layers) - 1
     return tuple(
         _build_chunk(
@@ -336,11 +292,6 @@ def transformer_config(
         # One direction a call. With two stages, a call of both directions would pair a shape that is sent forward with
         # the one awaited from behind: both come from the same rank.
         settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    if shape.attention_out_bias or shape.mlp_bias:
-        raise ValueError(
-            f"this {shape.family} model has a bias in the attention output or the MLP (attention_bias or mlp_bias in "
-            "its config.json), which is not supported yet"
-        )
     return with_passthrough(TransformerConfig, topology.megatron, **settings)
 
 

@@ -174,20 +174,7 @@ def replay_tensor(
 
 
 def expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
-    """What a mixture of experts adds to Megatron's configuration.
-
-    No token is dropped. Raises ValueError for a layout or a router that Megatron cannot run.
-    """
-    if topology.tensor_size > 1 and not topology.sequence_parallel:
-        raise ValueError(
-            f"the {shape.family} model is a mixture of experts: with parallel.tensor = {topology.tensor_size} it needs "
-            "parallel.sequence_parallel = true"
-        )
-    if shape.num_experts_per_tok == 1 and shape.norm_topk_prob:
-        raise ValueError(
-            f"the {shape.family} model chooses one expert a token and normalises its weight, which is then 1 whatever "
-            "the router says (num_experts_per_tok, norm_topk_prob in its config.json): this is not supported"
-        )
+    """Return the settings that a mixture of experts adds to Megatron's TransformerConfig. No token is dropped."""
     settings: dict[str, Any] = {
         "num_moe_experts": shape.num_experts,
         "moe_ffn_hidden_size": shape.moe_ffn_hidden_size,

@@ -1,11 +1,4 @@
-"""A folder that holds a model in Megatron's own format beside config.json and tokenizer, as `hf_to_megatron` writes it.
-
-model/config.json, tokenizer ...
-model/latest_checkpointed_iteration.txt     the name that Megatron-LM looks for; says "release" or an iteration
-model/release/ (model/iter_0000500/)        format torch_dist
-
-`model.path` of a run may be such a folder.
-"""
+"""Load the weights of a model folder that holds them in Megatron's own format (see `hf.weight_files`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,31 +7,17 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - an exception, no communication
 
 from megatron_prime.models.chunk_state import chunk_states, fill_chunks
 
-TRACKER = "latest_checkpointed_iteration.txt"
-RELEASE = "release"
-
-
-def megatron_weights(folder: Path) -> Path | None:
-    """Where the weights of such a folder are; None for a folder of another kind.
-
-    Raises ValueError when the tracker names a folder that is not there.
-    """
-    tracker = folder / TRACKER
-    if not tracker.is_file():
-        return None
-    word = tracker.read_text(encoding="utf-8").strip()
-    weights = folder / (f"iter_{int(word):07d}" if word.isdigit() else word)
-    if not (weights / ".metadata").is_file():
-        raise ValueError(f"{tracker} names {word!r}, but {weights} holds no checkpoint of format torch_dist")
-    return weights
-
 
 def load_megatron_weights(chunks: Sequence[torch.nn.Module], weights: Path) -> None:
-    """Fill this rank's chunks of a model from such a folder, whatever layout wrote it. Collective over all ranks.
+    """Fill this rank's chunks from a torch_dist checkpoint, whatever layout wrote it. Collective over all ranks.
+
+    Args:
+        chunks: This rank's chunks of the model.
+        weights: The checkpoint, as `hf.weight_files.megatron_weights` returns it.
 
     Raises ValueError when a tensor is missing or of another shape, or a file is damaged.
     """

@@ -13,7 +13,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_prime.config.acceleration import AccelerationConfig
 from megatron_prime.config.tables.fp8 import Fp8Recipe
-from megatron_prime.hf.mapping import ModelShape
+from megatron_prime.hf.shape import ModelShape
+from megatron_prime.hf.training_limits import fp8_faults
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
@@ -127,12 +128,8 @@ def te_settings(
         settings |= {"moe_grouped_gemm": True, "moe_permute_fusion": True}
     fp8 = acceleration.fp8
     recipe = fp8.recipe_of(role)
-    if recipe == "delayed" and shape.is_moe:
-        # megatron-core 0.16.1 splits the scales of grouped experts in another order than TE keeps them.
-        raise ValueError(
-            f"fp8.{role} = 'delayed' cannot be had with the experts of this {shape.family} model: a checkpoint would "
-            "mix up their scales in another layout; set it to 'tensorwise' or 'blockwise'"
-        )
+    for fault in fp8_faults(shape, fp8, role):
+        raise ValueError(fault)
     if recipe != "none":
         settings |= {
             "fp8": fp8.format,

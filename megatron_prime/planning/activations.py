@@ -129,7 +129,7 @@ class _Sizes:
     @staticmethod
     def of(run: PlannedRun, shape: ModelShape) -> "_Sizes":
         parallel, trainer, rollout = run.config.parallel, run.config.trainer, run.config.rollout
-        share = rollout.max_response_tokens / (rollout.max_prompt_tokens + rollout.max_response_tokens)
+        share = rollout.max_response_tokens / rollout.max_sequence_tokens
         tokens = trainer.max_tokens_per_microbatch / parallel.context
         return _Sizes(
             shape,

@@ -128,7 +128,7 @@ def _working(run: PlannedRun, phase: str, stage: int) -> dict[str, int]:
 def _engine(run: PlannedRun, phase: str) -> dict[str, int]:
     """Return the bytes that the rollout engine holds on a training rank's GPU."""
     shape = run.shapes["policy"]
-    if run.config.rollout.engine == "local":
+    if not run.config.rollout.uses_servers:
         weights = num_parameters(shape) * run.dtype_bytes
         kv = _embedded_kv_bytes(run, shape) if phase == "rollout" else 0
         return {"engine weights": weights, "engine KV cache": kv}
@@ -148,5 +148,5 @@ def kv_bytes_per_token(shape: ModelShape, width: int = 2) -> int:
 def _embedded_kv_bytes(run: PlannedRun, shape: ModelShape) -> int:
     rollout = run.config.rollout
     sequences = min(rollout.max_batch_size, -(-run.rollouts // run.num_processes))
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = rollout.max_sequence_tokens
     return sequences * longest * kv_bytes_per_token(shape, run.dtype_bytes)

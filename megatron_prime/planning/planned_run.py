@@ -1,13 +1,11 @@
 """The run to plan: a configuration, the shapes of its models, the GPUs, and assumptions about the run."""
 
-import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
-from megatron_prime.hf.shape import ModelShape
+from megatron_prime.hf.shape import ModelShape, read_shape
 from megatron_prime.planning.gpus import GPU
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 
@@ -72,14 +70,13 @@ class PlannedRun:
     @property
     def trained(self) -> tuple[str, ...]:
         """The roles that have gradients and optimizer states."""
-        is_prm_trained = self.config.prm.update_order != "none"
-        return tuple(r for r in ("policy", "prm") if r in self.shapes and (r == "policy" or is_prm_trained))
+        return ("policy", "prm") if self.config.prm.is_trained else ("policy",)
 
     @property
     def engines(self) -> EngineLayout | None:
         """The layout of SGLang servers, or None for the embedded engine."""
         settings = self.config.rollout.sglang
-        if self.config.rollout.engine != "sglang":
+        if not self.config.rollout.uses_servers:
             return None
         first = 0 if self.is_colocated else self.num_processes
         return EngineLayout.consecutive(
@@ -97,12 +94,10 @@ class PlannedRun:
     def is_colocated(self) -> bool:
         """True if servers share the GPUs of the training ranks."""
         settings = self.config.rollout.sglang
-        if self.config.rollout.engine != "sglang" or settings.urls:
+        if not self.config.rollout.uses_servers:
             return False
-        if settings.colocated is not None:
-            return settings.colocated
-        gpus = settings.gpu_ids or range(settings.num_servers * settings.tensor)
-        return any(gpu < min(self.num_processes, self.gpu.gpus_per_node) for gpu in gpus)
+        gpus = (gpu for server in range(settings.num_servers) for gpu in settings.server_gpus(server))
+        return settings.is_colocated_on(range(min(self.num_processes, self.gpu.gpus_per_node)), gpus)
 
     @property
     def rollouts(self) -> int:
@@ -140,31 +135,8 @@ def read_planned_run(
     Raises:
         ValueError: If a config.json is missing or describes an unsupported model.
     """
-    prm = config.prm.path or config.model.path
-    paths = {"policy": config.model.path}
-    if config.prm.enabled:
-        paths["prm"] = prm
-    if config.reference.mode == "freeze" and (config.prm.enabled or config.policy.kl_coef > 0):
-        paths["reference"] = config.reference.path or prm
     if assumptions is None:
         rollout = config.rollout
         assumptions = Assumptions(rollout.max_prompt_tokens / 2, rollout.max_response_tokens / 2)
-    return PlannedRun(
-        config, {role: read_shape(path) for role, path in paths.items()}, num_processes, gpu, assumptions
-    )
-
-
-def read_shape(folder: Path) -> ModelShape:
-    """Return the shape that a folder's config.json describes.
-
-    Raises:
-        ValueError: If the file cannot be read or describes an unsupported model.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return ModelShape.from_hf_config(config)
+    shapes = {role: read_shape(path) for role, path in config.model_paths("train").items()}
+    return PlannedRun(config, shapes, num_processes, gpu, assumptions)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megatron_prime.config.tables.memory import MemoryConfig, RecomputeConfig
-from megatron_prime.hf.mapping import check_expert_parallel, check_tensor_parallel
+from megatron_prime.hf.training_limits import ModelSplit, check_training
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.memory import MemoryPlan, plan_memory
 from megatron_prime.planning.planned_run import PlannedRun
@@ -81,14 +81,12 @@ def misfit_message(run: PlannedRun, memory: MemoryPlan) -> str:
 
 
 def _candidates(run: PlannedRun) -> Iterator[PlannedRun]:
-    shape = run.shapes["policy"]
     for sizes in _layouts(run):
         try:
-            for other in run.shapes.values():
-                check_tensor_parallel(other, int(sizes["tensor"]))
-                check_expert_parallel(other, int(sizes["expert"]), 1)
             candidate = run.with_parallel(**sizes)
-            candidate.layout.stage_layers(shape.num_layers)
+            for shape in run.shapes.values():
+                check_training(shape, ModelSplit.of(candidate.config.parallel))
+            _ = candidate.layout  # refuses sizes that do not fit the processes
         except ValueError:
             continue  # the sizes do not divide the model or the processes
         for memory in _memory_settings(run):
@@ -97,7 +95,7 @@ def _candidates(run: PlannedRun) -> Iterator[PlannedRun]:
 
 def _layouts(run: PlannedRun) -> Iterator[dict[str, int | bool]]:
     shape, number = run.shapes["policy"], run.num_processes
-    longest = run.config.rollout.max_prompt_tokens + run.config.rollout.max_response_tokens
+    longest = run.config.rollout.max_sequence_tokens
     contexts = [c for c in (1, 2, 4, 8) if c == 1 or longest >= LONG_SEQUENCE]
     for tensor in _powers_of_two(min(run.gpu.gpus_per_node, shape.num_query_groups, number)):
         for pipeline in (p for p in range(1, shape.num_layers + 1) if shape.num_layers % p == 0):

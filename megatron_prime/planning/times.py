@@ -154,7 +154,7 @@ def _rollout(run: PlannedRun) -> PhaseTime:
     weights and the KV cache of the running sequences.
     """
     shape, assumptions, rollout = run.shapes["policy"], run.assumptions, run.config.rollout
-    if rollout.engine == "sglang":
+    if rollout.uses_servers:
         settings = rollout.sglang
         replicas, width = run.num_servers, settings.tensor
         concurrent = settings.concurrency

@@ -1,0 +1,16 @@
+"""Everything that can be known to be wrong before a process starts.
+
+`check`, and every command before it starts its processes, asks the modules below; they import neither torch nor
+Megatron. What the start of a run refuses comes from the same functions (`hf.shape`, `hf.training_limits`,
+`hf.weight_files`, `data.files`), so that `check` refuses exactly what `train` refuses.
+
+- `checks`: runs all checks of a command and raises one error with every fault
+- `models`: checkpoints against the layout and the settings
+- `data`: training, evaluation, benchmark and chat-template files
+- `processes`: the number of processes against the layout and the minibatches
+- `algorithm`: the estimator, PRM objective and policy loss, and what they require
+- `engines`: the environment of SGLang servers
+- `rewards`: verifiers, their imports and their sandbox
+- `outputs`: folders that a command writes
+- `doctor`: the machine: packages, devices, file systems, network (this one imports torch)
+"""

@@ -1,20 +1,29 @@
-"""What can be known to be wrong with the verifiers before anything starts."""
+"""Check the verifiers of a run: their names, imports and sandbox."""
 
 import importlib.util
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards.user_function import FUNCTION
+from megatron_prime.rewards.verifier import names as verifier_names
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
-def reward_faults(reward: RewardConfig, known: Collection[str]) -> Iterator[str]:
-    """Faults of every verifier that may be asked; `known` are the registered names."""
-    names = sorted(set(known) - {FUNCTION})
+def reward_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    """Yield each fault of the verifiers that a command may use."""
+    if command in ("train", "evaluate"):
+        yield from verifier_faults(config.reward)
+
+
+def verifier_faults(reward: RewardConfig) -> Iterator[str]:
+    """Yield each fault of the verifiers that `[reward]` names."""
+    # The registered name behind every import path names no function by itself.
+    names = sorted(set(verifier_names()) - {FUNCTION})
     for spec in reward.verifiers:
         key = "reward.verifier" if reward.verifier != "auto" else "reward.routes"
         if "://" in spec:

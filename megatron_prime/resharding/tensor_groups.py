@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from megatron_prime.hf.families import LAYER_PLACES, HFTensor, Place, Row
+from megatron_prime.hf.families.table import LAYER_PLACEMENTS, HFTensor, ParameterRow, Placement
 from megatron_prime.hf.layouts import (
     ExpertStyle,
     HFShard,
@@ -27,7 +27,7 @@ from megatron_prime.hf.mapping import (
     ModelShape,
     check_expert_parallel,
     check_tensor_parallel,
-    layer_places,
+    layer_placements,
 )
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 
@@ -112,20 +112,20 @@ def tensor_groups(
     rows = rows_of(shape)
     groups: list[TensorGroup] = []
     for row in rows:
-        size = training.etp if row.place is Place.EXPERT else training.tp
+        size = training.etp if row.placement is Placement.EXPERT else training.tp
         templates = [
             parameter_template(shape, row, size, rank, norm_style, expert_style) for rank in range(size)
         ]
-        if row.place in LAYER_PLACES:
+        if row.placement in LAYER_PLACEMENTS:
             for stage, chunks in enumerate(stages):
                 for block in (
-                    _expert_blocks(shape, training, engines) if row.place is Place.EXPERT else (None,)
+                    _expert_blocks(shape, training, engines) if row.placement is Placement.EXPERT else (None,)
                 ):
-                    members = _members(shape, training, row.place, chunks, block)
+                    members = _members(shape, training, row.placement, chunks, block)
                     if members:
                         groups += _groups(shape, training, row, templates, stage, members, block)
-        elif row.place is not Place.LAST_STAGE_COPY:
-            stage = 0 if row.place is Place.FIRST_STAGE else training.pp - 1
+        elif row.placement is not Placement.LAST_STAGE_COPY:
+            stage = 0 if row.placement is Placement.FIRST_STAGE else training.pp - 1
             groups += _groups(shape, training, row, templates, stage, (Member(),), None)
     copies = _tied_copies(shape, training)
     return tuple(_with_copies(group, copies) if group.tensor.name in copies else group for group in groups)
@@ -143,7 +143,11 @@ def _expert_blocks(shape: ModelShape, training: TrainingLayout, engines: EngineL
 
 
 def _members(
-    shape: ModelShape, training: TrainingLayout, place: Place, chunks: tuple[range, ...], block: range | None
+    shape: ModelShape,
+    training: TrainingLayout,
+    place: Placement,
+    chunks: tuple[range, ...],
+    block: range | None,
 ) -> tuple[Member, ...]:
     """Every tensor of a kind on one stage, in model order."""
     per_rank = shape.num_experts // training.ep
@@ -151,7 +155,7 @@ def _members(
         Member(_prefix(training, chunk), local_layer, layer, expert % per_rank if block else 0, expert)
         for chunk, layers in enumerate(chunks)
         for local_layer, layer in enumerate(layers)
-        if place in layer_places(shape, layer)
+        if place in layer_placements(shape, layer)
         for expert in block or (0,)
     )
 
@@ -159,7 +163,7 @@ def _members(
 def _groups(
     shape: ModelShape,
     training: TrainingLayout,
-    row: Row,
+    row: ParameterRow,
     templates: list[ParameterPieces],
     stage: int,
     members: tuple[Member, ...],
@@ -171,7 +175,7 @@ def _groups(
     for rank, template in enumerate(templates):
         holders = training.expert_replicas(rank, ep_rank, stage) if block else training.replicas(rank, stage)
         for piece in template.pieces:
-            source = Source(_end_prefix(training, row.place) + template.megatron_name, piece.local_start)
+            source = Source(_end_prefix(training, row.placement) + template.megatron_name, piece.local_start)
             sources = found[piece.hf_name].setdefault((piece.hf_start, piece.length), {})
             sources.update(dict.fromkeys(holders, source))
     for tensor in row.tensors:
@@ -182,11 +186,11 @@ def _groups(
         yield TensorGroup(tensor, dims_of(shape, tensor), stage, members, intervals, block)
 
 
-def _end_prefix(training: TrainingLayout, place: Place) -> str:
+def _end_prefix(training: TrainingLayout, place: Placement) -> str:
     """Prefix of the parameters outside of the layers, which their stage's first or last chunk holds."""
-    if place in LAYER_PLACES:
+    if place in LAYER_PLACEMENTS:
         return ""
-    return _prefix(training, 0 if place is Place.FIRST_STAGE else training.vpp - 1)
+    return _prefix(training, 0 if place is Placement.FIRST_STAGE else training.vpp - 1)
 
 
 _Copies = dict[str, dict[int, dict[int, Source]]]
@@ -197,12 +201,12 @@ def _tied_copies(shape: ModelShape, training: TrainingLayout) -> _Copies:
     copies: _Copies = {}
     if training.pp == 1:
         return copies
-    for row in (row for row in rows_of(shape) if row.place is Place.LAST_STAGE_COPY):
+    for row in (row for row in rows_of(shape) if row.placement is Placement.LAST_STAGE_COPY):
         for tp_rank in range(training.tp):
             template = parameter_template(shape, row, training.tp, tp_rank)
             ranks = training.replicas(tp_rank, training.pp - 1)
             for piece in template.pieces:
-                name = _end_prefix(training, row.place) + template.megatron_name
+                name = _end_prefix(training, row.placement) + template.megatron_name
                 of_tensor = copies.setdefault(piece.hf_name, {})
                 of_tensor[piece.hf_start] = dict.fromkeys(ranks, Source(name, piece.local_start))
     return copies

@@ -9,11 +9,12 @@ import pytest
 from megatron_prime.cli.dry_run import commands, dry_run, process_map
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
+from tests.support.hf_shapes import make_config
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 8}')
+    (tmp_path / "config.json").write_text(json.dumps(make_config("llama", num_hidden_layers=8)))
     return tmp_path
 
 

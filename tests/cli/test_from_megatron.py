@@ -18,6 +18,7 @@ MODEL = {
     "num_hidden_layers": 4,
     "vocab_size": 100,
     "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
 }
 LINE = (
     "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --num-layers 4 --hidden-size 32 --bf16 --lr 2e-6 "
@@ -89,7 +90,7 @@ def test_settings_that_make_no_configuration_are_faults_of_the_file(folder, caps
     [
         ("words alone", (), "holds no argument"),
         ("--lr 1", ("lr",), "not of the form"),
-        ("--lr 1", ("--model", "nowhere"), "cannot be read"),
+        ("--lr 1", ("--model", "nowhere"), "nowhere: no such folder"),
     ],
 )
 def test_wrong_use(folder, capsys, line, more, fault):

@@ -14,12 +14,15 @@ from tests.support.toy_runs import CONFIG, environment
 
 SHAPE = {
     "model_type": "qwen3",
+    "hidden_size": 48,
+    "head_dim": 8,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "vocab_size": 100,
     "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
 }
 FRAMEWORKS = ("torch", "megatron", "transformers", "numpy")
 PROGRAM = (

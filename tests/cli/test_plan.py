@@ -84,7 +84,7 @@ def test_a_plan_that_does_not_fit(folder):
         (["--gpu", "TPU"], "unknown GPU 'TPU'"),
         (["--gpu-set", "memory_gib=much"], "--gpu-set memory_gib=much: the form is FIGURE=NUMBER"),
         (["--gpus", "6"], "6 processes are not a multiple of the 4"),
-        (["model.path=nowhere"], "nowhere/config.json cannot be read"),
+        (["model.path=nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_an_unknown_argument_is_reported_in_one_line(arguments, fault, folder):

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from megatron_prime.conversion.cells import cells_of, extra_states
-from megatron_prime.models.builder import read_shape
+from megatron_prime.hf.shape import read_shape
 from tests.conversion.conversion_worker import DENSE, MOE
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_prime.conversion.to_megatron import hf_to_megatron
-from megatron_prime.models.megatron_folder import megatron_weights
+from megatron_prime.hf.weight_files import megatron_weights
 from megatron_prime.observability.progress import Progress
 from megatron_prime.training.checkpoint.manifest import faults, read_manifest
 from tests.conversion.conversion_worker import LOADED

@@ -1,11 +1,11 @@
-"""Every family's config.json as transformers writes it and as the hub has it; what is refused, by name."""
+"""The config.json of every family as transformers writes it, and the configs and folders that are refused."""
 
 import dataclasses
 
 import pytest
 import transformers
 
-from megatron_prime.hf.config_json import read_config
+from megatron_prime.hf.config_json import ModelFolderError, read_config_json
 from megatron_prime.hf.shape import ModelShape
 from tests.support.hf_shapes import VARIANTS, make_config
 
@@ -34,13 +34,6 @@ def test_a_config_that_cannot_be_served_is_refused(changes, message):
         ModelShape.from_hf_config(make_config(**changes))
 
 
-def test_a_sliding_window_that_is_switched_off_is_accepted():
-    off = {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1}
-    beyond = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
-    for changes in (off, beyond, {"layer_types": ["full_attention"] * 2}):
-        assert ModelShape.from_hf_config(make_config("qwen2", **changes)).family == "qwen2"
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_config_written_by_transformers_is_read(variant, tmp_path):
     config = make_config(variant)
@@ -51,45 +44,30 @@ def test_a_config_written_by_transformers_is_read(variant, tmp_path):
     ) == ModelShape.from_hf_config(make_config(variant))
 
 
-def test_layers_without_experts():
-    def dense_layers(**changes):
-        config = make_config("qwen3_moe", num_hidden_layers=6, mlp_only_layers=None)
-        return read_config(config | changes)["dense_layers"]
-
-    assert dense_layers() == ()
-    assert dense_layers(mlp_only_layers=[0, 3]) == (0, 3)
-    assert dense_layers(decoder_sparse_step=2) == (0, 2, 4)
-    assert dense_layers(decoder_sparse_step=3, mlp_only_layers=[5]) == (0, 1, 3, 4, 5)
-
-
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_layers_without_experts_are_those_of_transformers(step):
-    config = make_config("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[3], decoder_sparse_step=step)
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-    )
-    expected = tuple(i for i, layer in enumerate(model.model.layers) if not hasattr(layer.mlp, "experts"))
-    assert read_config({"model_type": "qwen3_moe", **config})["dense_layers"] == expected
-
-
-def test_sizes_of_experts():
-    qwen, mixtral = (ModelShape.from_hf_config(make_config(name)) for name in ("qwen3_moe", "mixtral"))
-    assert (qwen.num_experts, qwen.num_experts_per_tok, qwen.moe_ffn_hidden_size) == (4, 2, 8)
-    assert (mixtral.num_experts, mixtral.num_experts_per_tok, mixtral.moe_ffn_hidden_size) == (4, 2, 20)
-    assert qwen.norm_topk_prob and mixtral.norm_topk_prob
-    assert not ModelShape.from_hf_config(make_config("qwen3_moe_mixed")).norm_topk_prob
-
-
 @pytest.mark.parametrize(
-    ("variant", "changes", "message"),
+    ("content", "reason"),
     [
-        ("mixtral", {"num_local_experts": None}, "lacks num_experts or num_local_experts"),
-        ("mixtral", {"sliding_window": 8}, "sliding window"),
-        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8}, "sliding window"),
-        ("qwen3_moe", {"norm_topk_prob": None}, "lacks norm_topk_prob"),
-        ("qwen3_moe", {"moe_intermediate_size": None}, "lacks moe_intermediate_size"),
+        (None, "no config.json"),
+        ("{", "config.json is not valid JSON"),
+        (b"\xff", "config.json is not valid JSON"),
+        ("[]", "config.json does not hold an object"),
     ],
 )
-def test_a_mixture_that_cannot_be_served_is_refused(variant, changes, message):
-    with pytest.raises(ValueError, match=message):
-        read_config(make_config(variant, **changes))
+def test_a_folder_without_a_readable_config_is_refused(content, reason, tmp_path):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ModelFolderError, match=reason) as caught:
+        read_config_json(tmp_path)
+    assert caught.value.folder == tmp_path
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for name, reason in (("file", "not a folder"), ("nowhere", "no such folder")):
+        with pytest.raises(ModelFolderError, match=reason):
+            read_config_json(tmp_path / name)
+
+
+def test_the_content_is_returned(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert read_config_json(tmp_path) == {"model_type": "llama"}

@@ -1,8 +1,8 @@
-"""Templates: every row, cut over any number of ranks, covers its tensors once (replicas aside)."""
+"""Templates: every row, split over any number of ranks, covers its tensors exactly once, apart from replicas."""
 
 import pytest
 
-from megatron_prime.hf.families import Layout, Place
+from megatron_prime.hf.families.table import Placement, TensorLayout
 from megatron_prime.hf.layouts import dims_of, parameter_template, rows_of, shard_template
 from tests.support.hf_shapes import VARIANTS, make_shape
 
@@ -12,13 +12,13 @@ from tests.support.hf_shapes import VARIANTS, make_shape
 def test_the_ranks_parameters_cover_each_tensor_once(variant, tp_size):
     shape = make_shape(variant)
     for row in rows_of(shape):
-        num_owners = 1 if row.layout is Layout.REPLICATED else tp_size
+        num_owners = 1 if row.layout is TensorLayout.REPLICATED else tp_size
         covered = {
             tensor.name: [0] * dims_of(shape, tensor)[tensor.parallel_dim or 0] for tensor in row.tensors
         }
         for tp_rank in range(num_owners):
             template = parameter_template(shape, row, tp_size, tp_rank)
-            assert template.is_expert == (row.place is Place.EXPERT)
+            assert template.is_expert == (row.placement is Placement.EXPERT)
             ends = 0
             for piece in sorted(template.pieces, key=lambda piece: piece.local_start):
                 assert piece.local_start == ends, "pieces stand side by side in the parameter"

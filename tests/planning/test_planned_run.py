@@ -40,5 +40,5 @@ def test_an_indivisible_number_of_processes_is_rejected(tmp_path):
 
 
 def test_the_error_names_a_folder_without_a_config(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere/config.json cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere: no such folder"):
         make_run(tmp_path, prm={"path": tmp_path / "nowhere"})

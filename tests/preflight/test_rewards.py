@@ -1,19 +1,19 @@
+"""Verifiers that can and cannot be used, each with a message that names the option."""
+
 import pytest
 
 from megatron_prime.config.tables.reward import RewardConfig
-from megatron_prime.preflight.rewards import reward_faults
-
-KNOWN = ("code", "exact_match", "function", "math")
+from megatron_prime.preflight.rewards import verifier_faults
 
 
 def faults(**fields):
-    return list(reward_faults(RewardConfig(**fields), KNOWN))
+    return list(verifier_faults(RewardConfig(**fields)))
 
 
 @pytest.mark.parametrize(
     "verifier", ["math", "exact_match", "json:loads", "os.path:join", "http://localhost:1/x", "https://host"]
 )
-def test_what_can_be_asked(verifier):
+def test_a_verifier_that_can_be_used_has_no_fault(verifier):
     assert faults(verifier=verifier) == []
 
 
@@ -30,7 +30,7 @@ def test_what_can_be_asked(verifier):
         ("http://", "no URL of the form"),
     ],
 )
-def test_what_cannot(verifier, fault):
+def test_a_verifier_that_cannot_be_used_is_refused(verifier, fault):
     (message,) = faults(verifier=verifier)
     assert fault in message
     assert message.startswith(f"reward.verifier = {verifier!r}")

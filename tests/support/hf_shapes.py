@@ -1,10 +1,11 @@
-"""Small model shapes of every family, and how a rank imports them."""
+"""Small model shapes of every family, and the import of their weights by one rank."""
 
 import dataclasses
 
 import torch
 
 from megatron_prime.hf.convert import import_hf
+from megatron_prime.hf.families import FAMILIES
 from megatron_prime.hf.mapping import ModelShape, hf_tensors, parameters_of
 
 SIZES = {
@@ -19,13 +20,11 @@ SIZES = {
     "rms_norm_eps": 1e-5,
 }
 
-
-VARIANTS = {
+VARIANTS = {name: {"model_type": name} for name in FAMILIES} | {
     "qwen2": {"model_type": "qwen2", "hidden_size": 24},
     "qwen2_tied": {"model_type": "qwen2", "hidden_size": 24, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True},
     "qwen3_bias": {"model_type": "qwen3", "attention_bias": True},
-    "llama": {"model_type": "llama"},
     "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
     "qwen3_moe": {
         "model_type": "qwen3_moe",
@@ -46,6 +45,7 @@ VARIANTS = {
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "llama_biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
 }
+"""Changes to SIZES by variant; a dense family that needs none of its own is tested with SIZES as they are."""
 
 
 def make_config(variant="llama", **changes):

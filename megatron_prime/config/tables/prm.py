@@ -28,3 +28,8 @@ class PRMConfig(OptimizerConfig):
     """Tokens that carry a process reward: every token, the last token of each step, or the last of the response."""
     reward_scale: RewardScale = "beta"
     """beta multiplies the log-ratio by prm.beta (Eq. 3); raw uses beta in the loss alone, as the released code does."""
+
+    @property
+    def is_trained(self) -> bool:
+        """True if the run has a PRM and updates it."""
+        return self.enabled and self.update_order != "none"

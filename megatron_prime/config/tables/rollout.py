@@ -1,5 +1,6 @@
 """[rollout] and [rollout.sglang]: how responses are sampled, and the servers that sample them."""
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -64,6 +65,22 @@ class SGLangConfig(Section):
     extra_args: tuple[str, ...] = ()
     """More arguments of `python -m sglang.launch_server`; they override ours."""
 
+    def server_gpus(self, server: int) -> tuple[int, ...]:
+        """Return the GPUs of one of a node's servers, counted over the node."""
+        first = server % self.num_servers * self.tensor
+        places = range(first, first + self.tensor)
+        return tuple(self.gpu_ids[place] for place in places) if self.gpu_ids else tuple(places)
+
+    def is_colocated_on(self, training_gpus: Collection[object], server_gpus: Iterable[object]) -> bool:
+        """Return whether servers give their memory up while the trainer trains.
+
+        That is what `colocated` says; by default, servers that we start share memory with the trainer if they use one
+        of its GPUs.
+        """
+        if self.colocated is not None:
+            return self.colocated
+        return not self.urls and any(gpu in training_gpus for gpu in server_gpus)
+
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
         num_gpus = self.num_servers * self.tensor
@@ -127,3 +144,33 @@ class RolloutConfig(Section):
     """Sequences that the embedded engine decodes at once."""
     logprob_alarm: PositiveFloat = 1.0
     """Warn when the mean |train - rollout| log-prob of a step exceeds this (nats)."""
+
+    @property
+    def uses_servers(self) -> bool:
+        """True if SGLang servers sample; false if the training processes do."""
+        return self.engine == "sglang"
+
+    @property
+    def starts_servers(self) -> bool:
+        """True if the run starts SGLang servers; false if it attaches to running ones or uses none."""
+        return self.uses_servers and not self.sglang.urls
+
+    @property
+    def attached_urls(self) -> tuple[str, ...]:
+        """URLs of the running servers that the run attaches to."""
+        return self.sglang.urls if self.uses_servers else ()
+
+    @property
+    def replays_routing(self) -> bool:
+        """True if training uses the experts that the servers chose for each token."""
+        return self.uses_servers and self.sglang.routing_replay
+
+    @property
+    def reserved_positions(self) -> int:
+        """Positions at the end of the model's context that no response may reach."""
+        return SGLANG_RESERVED_POSITIONS if self.uses_servers else 0
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens of the longest prompt and the longest response together."""
+        return self.max_prompt_tokens + self.max_response_tokens

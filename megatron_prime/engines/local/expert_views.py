@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from megatron_prime.hf.families import FAMILIES, HFTensor, Place
+from megatron_prime.hf.families import FAMILIES
+from megatron_prime.hf.families.table import HFTensor, Placement
 
 _IN_MEMORY = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate\.weight|experts\.gate_up_proj|experts\.down_proj)")
 
@@ -21,12 +22,12 @@ def checkpoint_views(state: Mapping[str, Tensor], family: str) -> dict[str, Tens
         state: what `state_dict(keep_vars=True)` of the transformers model gives.
         family: its model_type.
     """
-    tensors = {place: [] for place in Place}
-    for row in FAMILIES.get(family, ()):
-        tensors[row.place] += row.tensors
-    if not tensors[Place.EXPERT]:
+    tensors = {placement: [] for placement in Placement}
+    for row in FAMILIES[family].rows if family in FAMILIES else ():
+        tensors[row.placement] += row.tensors
+    if not tensors[Placement.EXPERT]:
         return dict(state)
-    router = next(tensor for tensor in tensors[Place.MOE_LAYER] if len(tensor.dims) == 2)
+    router = next(tensor for tensor in tensors[Placement.MOE_LAYER] if len(tensor.dims) == 2)
     views: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = _IN_MEMORY.fullmatch(name)
@@ -35,7 +36,7 @@ def checkpoint_views(state: Mapping[str, Tensor], family: str) -> dict[str, Tens
         elif match[2] == "gate.weight":
             views[router.name.format(layer=match[1])] = tensor
         else:
-            views |= dict(_matrices(match[1], match[2], tensor, tensors[Place.EXPERT]))
+            views |= dict(_matrices(match[1], match[2], tensor, tensors[Placement.EXPERT]))
     return views
 
 

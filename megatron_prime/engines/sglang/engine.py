@@ -6,7 +6,6 @@ supervisor threads         SupervisedServer --> guardian process --> server
 """
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ from megatron_prime.engines.sglang.weights.disk import (
     update_from_disk,
 )
 from megatron_prime.hf.mapping import hf_tensors
-from megatron_prime.hf.shape import ModelShape
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import Prompt, Rollout, SamplingParams, WeightBucket
@@ -321,12 +320,11 @@ class SGLangEngine:
         raise WeightSyncError(f"servers keep losing policy version {policy_version} just after its sync")
 
     def _disk_weights(self, folder: Path, dtype: str) -> WeightPathFactory:
-        config = json.loads((self._model_path / "config.json").read_text(encoding="utf-8"))
         return partial(
             DiskWeights,
             model_path=self._model_path,
             folder=folder,
-            tensors=hf_tensors(ModelShape.from_hf_config(config)),
+            tensors=hf_tensors(read_shape(self._model_path)),
             dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang import loader
 from megatron_prime.engines.sglang.loader.receiver import BLOCK_SIZE
+from megatron_prime.hf.config_json import read_config_json
 
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"
@@ -118,14 +119,12 @@ class LaunchPlan:
 
     def gpus(self, server_index: int, inherited: Mapping[str, str]) -> list[str]:
         """The GPUs of one server on its node, as CUDA_VISIBLE_DEVICES names them."""
-        size = self.settings.tensor
-        first = server_index % self.settings.num_servers * size
-        places = range(first, first + size)
+        gpus = self.settings.server_gpus(server_index)
         if self.settings.gpu_ids:
-            return [str(self.settings.gpu_ids[place]) for place in places]
-        # A trainer rank that sees its own GPU alone says nothing about the others of the node.
-        num_needed = self.settings.num_servers * size
-        return gpu_names(places, inherited, num_needed)
+            return [str(gpu) for gpu in gpus]
+        # A trainer rank that sees only its own GPU cannot tell the names of the other GPUs of the node.
+        num_needed = self.settings.num_servers * self.settings.tensor
+        return gpu_names(gpus, inherited, num_needed)
 
 
 def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed: int = 1) -> list[str]:
@@ -153,7 +152,7 @@ def install_quantized(model_path: Path, folder: Path) -> Path:
     for source in model_path.iterdir():
         if source.is_file() and "safetensors" not in source.name and not source.name.endswith(".bin"):
             shutil.copyfile(source, folder / source.name)
-    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    config = read_config_json(model_path)
     config["quantization_config"] = {
         "quant_method": "fp8",
         "fmt": "e4m3",

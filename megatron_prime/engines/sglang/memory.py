@@ -23,15 +23,11 @@ def is_colocated(plan: LaunchPlan, environment: Mapping[str, str] = os.environ) 
     Training ranks have the first LOCAL_WORLD_SIZE GPUs that they can see. Nothing is assumed of attached servers, and
     a CPU has one memory for all.
     """
-    if plan.settings.colocated is not None:
-        return plan.settings.colocated
-    if plan.settings.urls or plan.device == "cpu":
-        return False
-    trainers = set(gpu_names(range(int(environment.get("LOCAL_WORLD_SIZE", "1"))), environment))
-    return any(
-        gpu in trainers
-        for server in range(plan.settings.num_servers)
-        for gpu in plan.gpus(server, environment)
+    num_trainers = 0 if plan.device == "cpu" else int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    trainers = set(gpu_names(range(num_trainers), environment))
+    servers = range(plan.settings.num_servers)
+    return plan.settings.is_colocated_on(
+        trainers, (gpu for server in servers for gpu in plan.gpus(server, environment))
     )
 
 

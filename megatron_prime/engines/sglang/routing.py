@@ -1,7 +1,6 @@
 """Which experts SGLang sent each token to, for replay in training: read from its answers and checked."""
 
 import base64
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_prime.hf.mapping import ModelShape
+from megatron_prime.hf.shape import ModelShape, read_shape
 
 
 class RoutingReader:
@@ -29,13 +28,8 @@ class RoutingReader:
 
     @staticmethod
     def of(model_path: Path) -> "RoutingReader":
-        """For the model of an HF checkpoint. Raises ValueError when its config.json can't be read."""
-        path = Path(model_path) / "config.json"
-        try:
-            hf_config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} can't be read: {error}") from error
-        return RoutingReader(ModelShape.from_hf_config(hf_config))
+        """For the model of an HF checkpoint. Raises ValueError when its config.json cannot be read."""
+        return RoutingReader(read_shape(model_path))
 
     def read(self, meta: Mapping[str, Any], num_tokens: int) -> torch.Tensor:
         """[num_tokens - 1, layers, K] of the smallest integer type that holds the experts.

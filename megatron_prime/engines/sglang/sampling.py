@@ -1,7 +1,6 @@
 """Requests to and answers from SGLang, checked here: it ignores unknown fields, and a bad token id kills it."""
 
 import hashlib
-import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS
 from megatron_prime.engines.local.sampling import StreamKey, check_sampling
 from megatron_prime.engines.sglang.routing import RoutingReader
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 
@@ -28,15 +28,9 @@ class ModelLimits:
 
     @staticmethod
     def of(model_path: Path) -> "ModelLimits":
-        """From config.json. Raises ValueError when it can't be read."""
-        path = Path(model_path) / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            return ModelLimits(int(config["vocab_size"]), config.get("max_position_embeddings"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} can't be read ({error!r}): model.path must be an HF checkpoint directory"
-            ) from error
+        """Return the limits of the model in a folder. Raises ValueError when its config.json cannot be read."""
+        shape = read_shape(model_path)
+        return ModelLimits(shape.vocab_size, shape.max_position_embeddings)
 
 
 def check_request(

@@ -16,6 +16,7 @@ from megatron_prime.engines.sglang.sampling import (
 )
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 from megatron_prime.types import FinishReason, Prompt, SamplingParams
+from tests.support.hf_shapes import make_config
 
 LIMITS = ModelLimits(vocab_size=100, max_positions=20)
 GOOD = {"max_response_tokens": 5}
@@ -149,7 +150,9 @@ def test_versions_that_are_not_ours():
 
 
 def test_limits_come_from_the_config(tmp_path):
-    with pytest.raises(ValueError, match=r"config.json can't be read"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         ModelLimits.of(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 5, "max_position_embeddings": 9}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(make_config("llama", vocab_size=5, max_position_embeddings=9))
+    )
     assert ModelLimits.of(tmp_path) == ModelLimits(5, 9)

@@ -1,16 +1,17 @@
-"""The tables are well formed: what the walkers take for granted holds for every row of every family."""
+"""The tables are well formed: the assumptions of the code that reads them hold for every row of every family."""
 
 import pytest
 
-from megatron_prime.hf.config_json import FAMILY_TRAITS
-from megatron_prime.hf.families import FAMILIES, LAYER_PLACES, Layout, Place
+from megatron_prime.hf.families import FAMILIES
+from megatron_prime.hf.families.table import LAYER_PLACEMENTS, Placement, TensorLayout
 from tests.support.hf_shapes import VARIANTS, make_shape
 
-ROWS = [(family, row) for family, rows in FAMILIES.items() for row in rows]
+ROWS = [(family, row) for family in FAMILIES for row in FAMILIES[family].rows]
 
 
-def test_every_family_that_is_read_has_a_table():
-    assert set(FAMILIES) == set(FAMILY_TRAITS)
+def test_every_family_is_found_under_its_model_type_and_has_a_table():
+    assert {"llama", "mixtral", "qwen2", "qwen3", "qwen3_moe"} <= set(FAMILIES)
+    assert all(family.model_type == name and family.rows for name, family in FAMILIES.items())
 
 
 @pytest.mark.parametrize(("family", "row"), ROWS)
@@ -26,7 +27,7 @@ def test_rows_name_attributes_of_the_shape(family, row):
 
 @pytest.mark.parametrize(("family", "row"), ROWS)
 def test_layer_rows_and_only_they_name_a_layer(family, row):
-    is_layer, is_expert = row.place in LAYER_PLACES, row.place is Place.EXPERT
+    is_layer, is_expert = row.placement in LAYER_PLACEMENTS, row.placement is Placement.EXPERT
     for name in (row.megatron_name, *(tensor.name for tensor in row.tensors)):
         assert ("{layer}" in name) == is_layer
         assert ("{expert}" in name) == is_expert
@@ -36,25 +37,25 @@ def test_layer_rows_and_only_they_name_a_layer(family, row):
 @pytest.mark.parametrize(("family", "row"), ROWS)
 def test_the_layout_fits_its_tensors(family, row):
     parallel = [tensor.parallel_dim for tensor in row.tensors]
-    if row.layout is Layout.REPLICATED:
+    if row.layout is TensorLayout.REPLICATED:
         assert parallel == [None]
-    elif row.layout is Layout.QKV_GROUPS:
+    elif row.layout is TensorLayout.QKV_GROUPS:
         assert parallel == [0, 0, 0]
     else:
         assert None not in parallel and len(set(parallel)) == 1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("absent", [Place.DENSE_LAYER, Place.MOE_LAYER])
+@pytest.mark.parametrize("absent", [Placement.DENSE_LAYER, Placement.MOE_LAYER])
 def test_no_megatron_parameter_is_made_twice(variant, absent):
-    """A layer is dense or has experts: both name their norm alike."""
+    """Dense layers and layers with experts give their norm the same name; a layer is one or the other."""
     shape = make_shape(variant)
-    rows = [row for row in FAMILIES[shape.family] if row.when is None or getattr(shape, row.when)]
-    names = [row.megatron_name for row in rows if row.place is not absent]
+    rows = [row for row in FAMILIES[shape.family].rows if row.when is None or getattr(shape, row.when)]
+    names = [row.megatron_name for row in rows if row.placement is not absent]
     assert len(names) == len(set(names))
 
 
-def test_what_engines_quantize():
+def test_linear_layers_are_those_that_engines_quantize():
     linear = {tensor.name.split(".")[-2] for _, row in ROWS for tensor in row.tensors if tensor.is_linear}
     assert linear == {
         *(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")),

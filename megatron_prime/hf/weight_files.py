@@ -1,0 +1,46 @@
+"""Find out in which format a model folder holds its weights. Standard library only.
+
+A folder holds them as safetensors, or in Megatron's own format beside config.json and the tokenizer, as
+`tools/hf_to_megatron.py` writes it:
+
+    model/config.json, tokenizer ...
+    model/latest_checkpointed_iteration.txt     the name that Megatron-LM looks for: "release" or an iteration
+    model/release/ (model/iter_0000500/)        a checkpoint of format torch_dist
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_prime.hf.config_json import ModelFolderError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""File in a model folder whose content names the folder of the weights in Megatron's format."""
+RELEASE = "release"
+"""Content of the tracker for weights that were converted rather than saved at an iteration."""
+
+
+def megatron_weights(folder: Path) -> Path | None:
+    """Return the folder of a model's weights in Megatron's format, or None if it holds none.
+
+    Raises:
+        ModelFolderError: The tracker names a folder that is not a checkpoint of format torch_dist.
+    """
+    tracker = folder / TRACKER
+    if not tracker.is_file():
+        return None
+    word = tracker.read_text(encoding="utf-8").strip()
+    weights = folder / (f"iter_{int(word):07d}" if word.isdigit() else word)
+    if not (weights / ".metadata").is_file():
+        raise ModelFolderError(
+            folder, f"{TRACKER} names {word!r}, but {weights} holds no checkpoint of format torch_dist"
+        )
+    return weights
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ModelFolderError unless the folder holds weights that training can load."""
+    if megatron_weights(folder) is None and not any(folder.glob("*.safetensors")):
+        raise ModelFolderError(
+            folder, "no *.safetensors file; convert other weight formats to safetensors first"
+        )

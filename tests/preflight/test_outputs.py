@@ -1,0 +1,27 @@
+"""Folders that cannot be written, or that hold results already."""
+
+from pathlib import Path
+
+from megatron_prime.config import load_config
+from tests.preflight.workspace import check, faults_of
+
+
+def test_a_run_dir_below_a_file_is_refused(workspace):
+    assert faults_of("run_dir=train.jsonl/x")[0].endswith("train.jsonl is not a folder")
+
+
+def test_a_run_dir_that_may_not_be_written_is_refused(workspace, monkeypatch):
+    # Root may write anywhere, so the system's answer is replaced rather than provoked.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert faults_of()[0].endswith("is not writable")
+
+
+def test_an_sft_output_that_exists_is_refused_and_nothing_else_minds_it(workspace):
+    data = "sft.data=['train.jsonl']"
+    assert faults_of(data, "sft.output=model", command="sft") == (
+        "model exists already: remove it, or set sft.output to another folder",
+    )
+    (workspace / "runs/a/sft").mkdir(parents=True)
+    assert load_config(Path("run.toml")).sft_output == Path("runs/a/sft")
+    assert faults_of(data, command="sft")[0].startswith("runs/a/sft exists already")
+    check("sft.output=model")
