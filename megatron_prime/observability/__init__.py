@@ -1,4 +1,14 @@
-"""What a run tells: metrics, their files, and progress on a terminal."""
+"""Metrics, their files, progress output, and the heartbeat of a process.
+
+- `metrics`: metrics of one step, their documented names, timers and memory
+- `metrics_logger`: writes metrics to all destinations
+- `jsonl`: the file metrics.jsonl
+- `tensorboard`: TensorBoard event files
+- `progress`: progress bars and log lines
+- `heartbeat`: step, phase and last event of this process
+- `provenance`: versions, git state and machine of each attempt of a run
+- `durable`: atomic replacement of files
+"""
 
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger

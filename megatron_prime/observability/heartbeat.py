@@ -1,6 +1,7 @@
-"""Where this process is: step, phase, last event. Told by a few assignments, read when someone asks.
+"""The latest progress of this process: step, phase, and last event, for the watchdog and its reports.
 
-One record a process, because everything that tells (phases, collectives, microbatches) has no other object in common.
+Recording costs a few assignments. The record is global, one per process, because the places that record progress
+(phases, collectives, microbatches) share no other object.
 """
 
 import linecache
@@ -12,51 +13,58 @@ from dataclasses import dataclass
 from types import FrameType
 
 WAITING_FILES = ("/torch/distributed/", "/megatron/core/pipeline_parallel/p2p_communication.py")
-"""Code whose innermost frame means that the process waits for other ranks."""
+"""Source files whose code waits for other ranks when it is the innermost frame."""
 WAITING_CALLS = (".wait(",)
+"""Calls that wait for other ranks."""
 DEVICE_CALLS = ("synchronize(", ".item(", ".tolist(", ".cpu(")
-"""Lines that wait for a GPU, and so for whatever collective is queued on it."""
+"""Calls that wait for a GPU, and therefore for the collectives that are queued on it."""
 OWN_CODE = "/megatron_prime/"
 
 
 @dataclass
 class Heartbeat:
-    """The latest sign of progress."""
+    """The latest progress of a process."""
 
     step: int = 0
-    """Step under way, from 1; 0 before the first."""
+    """Current step, from 1; 0 before the first."""
     phase: str = "start"
     event: str = "start"
+    """Last event, such as a collective or microbatch."""
     count: int = 0
-    """Common signs so far. Ranks run the same program, so the one with fewer is behind."""
+    """Number of common events so far. All ranks run the same program, so that a rank with a lower count is behind."""
     at: float = 0.0
-    """time.monotonic() of the sign."""
+    """Time of the last event, by time.monotonic()."""
 
 
 _own = Heartbeat(at=time.monotonic())
 
 
 def current() -> Heartbeat:
-    """This process's record, which changes on."""
+    """Return the record of this process; the object is updated in place."""
     return _own
 
 
 def beat(event: str, is_common: bool = True) -> None:
-    """Something has been reached, such as a microbatch or a collective; common is what every rank reaches as often."""
+    """Record an event.
+
+    Args:
+        event: Description, such as the name of a collective.
+        is_common: True if every rank records this event equally often.
+    """
     _own.event = event
     _own.count += is_common
     _own.at = time.monotonic()
 
 
 def begin_step(step: int) -> None:
-    """The step (counted from 1) that all further signs belong to."""
+    """Record the start of a step, numbered from 1."""
     _own.step = step
     beat("begin of the step")
 
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """The block is a phase; phases may hold others."""
+    """Set the phase for the duration of a block; phases may be nested."""
     outer, _own.phase = _own.phase, name
     beat(f"begin of {name}")
     try:
@@ -68,16 +76,21 @@ def phase(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ThreadActivity:
-    """Where a thread is."""
+    """The current activity of a thread."""
 
     is_waiting: bool
-    """In a collective, or a wait for a message of another rank."""
+    """True in a collective, or while waiting for a message of another rank."""
     text: str
-    """Innermost function, and the innermost line of this package that led there."""
+    """The innermost function, and the innermost line of this package that called it."""
 
 
 def thread_activity(thread_id: int, is_cuda: bool = False) -> ThreadActivity:
-    """Where a thread of this process is at this moment; costs some microseconds."""
+    """Return the current activity of a thread of this process, from its stack; takes a few microseconds.
+
+    Args:
+        thread_id: `threading.get_ident()` of the thread.
+        is_cuda: True if waiting for the GPU counts as waiting for other ranks.
+    """
     innermost = sys._current_frames().get(thread_id)
     if innermost is None:
         return ThreadActivity(False, "the thread has ended")

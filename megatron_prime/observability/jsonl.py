@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a step, kept such that a resumed run leaves the file of an unbroken one."""
+"""The file metrics.jsonl: one JSON object per step, the same after a resume as in an uninterrupted run."""
 
 import json
 import math
@@ -11,17 +11,20 @@ from typing import Self
 from megatron_prime.observability.durable import replace_file
 
 Record = dict[str, float | None]
-"""`step` and the metrics of that step; a metric that was not finite is None."""
+"""`step` and the metrics of that step; a metric that is not finite is None."""
 
 
 class JsonlHistory:
-    """Appends records to a file; each is on disk when `log` returns."""
+    """A file of records; each record is on disk when `log` returns."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        """Open `path` for a run whose first logged step will be `resume_step` or later.
+        """Open a file for a run whose first logged step will be `resume_step` or later.
 
-        Records of that step and later come from a life of the run that its checkpoint does not know: they are
-        removed, and so is a last line that a kill left torn. Raises ValueError if another line is damaged.
+        Records of `resume_step` and later were written by an earlier attempt of the run after its last checkpoint. They
+        are removed, and so is an incomplete last line.
+
+        Raises:
+            ValueError: If another line is damaged.
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +34,7 @@ class JsonlHistory:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one record. Steps must increase: one record a step."""
+        """Append the record of a step; steps must increase."""
         assert step > self._last_step, f"step {step} was logged after step {self._last_step}"
         self._file.write(_encode({"step": step, **metrics}))
         self._file.flush()
@@ -52,13 +55,16 @@ class JsonlHistory:
 
 
 def read_history(path: Path) -> list[Record]:
-    """All complete records; none when the file does not exist.
+    """Return all complete records; none if the file does not exist.
 
-    A last line without its newline was torn by a kill and is left out. Raises ValueError for other damage.
+    A last line without a newline is ignored: the process was killed while it wrote it.
+
+    Raises:
+        ValueError: If another line is damaged.
     """
     if not path.exists():
         return []
-    *lines, _torn = path.read_bytes().split(b"\n")
+    *lines, _incomplete = path.read_bytes().split(b"\n")
     return [_decode(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
@@ -66,14 +72,14 @@ def _decode(line: bytes, where: str) -> Record:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}); mend or remove the line") from error
+        raise ValueError(f"{where} is not JSON ({error}); fix or remove the line") from error
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        raise ValueError(f"{where} is not an object with a whole number 'step'; mend or remove the line")
+        raise ValueError(f"{where} is not an object with an integer 'step'; fix or remove the line")
     return record
 
 
 def finite_or_none(record: Mapping[str, float | None]) -> Record:
-    """The record with None for what is not finite: NaN and Infinity are no JSON, and readers refuse the whole line."""
+    """Replace values that are not finite by None: NaN and Infinity are not JSON, and readers reject the whole line."""
     return {name: value if value is None or math.isfinite(value) else None for name, value in record.items()}
 
 

@@ -1,7 +1,7 @@
-"""Scalars of one step under stable names, phase timers, and the memory of a process.
+"""Metrics of one step under stable names, phase timers, and the memory of a process.
 
-A name is `group/quantity`, with counts spelled `num_*` and units at the end (`_s`, `_gib`). NAMES documents
-every name that the project logs, so that a rename shows up as a diff there.
+A name has the form `group/quantity`; counts start with `num_` and units are suffixes (`_s`, `_gib`). NAMES documents
+every name that the project logs, so that renaming a metric is visible there.
 """
 
 import re
@@ -17,41 +17,50 @@ import psutil
 from megatron_prime.observability import heartbeat
 
 NAMES: Mapping[str, str] = {
-    "rollout/outcome_reward": "mean verified outcome of the responses trained on, in [0, 1]",
-    "rollout/accuracy": "mean outcome of the batch; verifier errors left out",
-    "rollout/accuracy_before_filter": "mean outcome of every response sampled for the step",
-    "rollout/accuracy_by_source/*": "mean outcome of one data source, over every response sampled",
-    "rollout/mean_response_tokens": "mean response length",
-    "rollout/truncated_fraction": "share of responses that reached rollout.max_response_tokens",
-    "rollout/policy_version": "weight syncs behind the weights that sampled the batch",
-    "rollout/num_*": "counts of the collection: rounds, prompts, groups by verdict, verifier errors",
-    "rollout/logprob_gap*": "mean (or max) |old - rollout| log-prob over response tokens, in nats; 1 while it alarms",
-    "prompts/*": "training prompts sampled so far: how many, how often on average, shares always right or always wrong",
-    "prm/*": "PRM update: loss, accuracies, grad_norm, lr; process rewards' mean and largest size",
-    "policy/*": "policy update, mean over its minibatches: losses, clip and KL figures, grad_norm, lr",
-    "advantage/*": "mean and std of the advantages over response tokens",
-    "eval/*": "held-out prompts, and eval/<name>/* of benchmarks: accuracy (avg@k), pass_at_k, their confidence "
-    "intervals (*_ci_low, *_ci_high), counts, lengths, accuracy by source; benchmark_average",
-    "prm_eval/*": "eval-prm: outcome by way of choosing among N responses, ProcessBench, accuracy on pairs",
-    "guards/*": "updates skipped in the step and in all; alarms (1 while they last)",
-    "sft/*": "supervised warm-up: loss, grad_norm, lr, tokens",
-    "throughput/*": "response tokens a second, over the whole job",
-    "time/*": "seconds of each phase of a step, and of the whole step (time/step_s)",
-    "memory/*": "GiB of this process (rss, peak_rss) and of its device; memory/<phase>/<role>_gib: the most that the "
-    "role's weights, gradients and optimizer states took in the phase; host_copies_gib: what is offloaded",
+    "rollout/outcome_reward": "Mean outcome reward of the responses that are trained on, in [0, 1].",
+    "rollout/accuracy": "Mean outcome reward of the batch without verifier errors, in [0, 1].",
+    "rollout/accuracy_before_filter": "Mean outcome reward of all responses sampled for the step, in [0, 1].",
+    "rollout/accuracy_by_source/*": "Mean outcome reward of all responses sampled from one data source, in [0, 1].",
+    "rollout/mean_response_tokens": "Mean length of the responses in tokens.",
+    "rollout/truncated_fraction": "Fraction of responses that were truncated at rollout.max_response_tokens.",
+    "rollout/policy_version": "Number of weight syncs before the weights that sampled the batch (the minimum over it).",
+    "rollout/num_*": "Counts of the collection of a step: sampling rounds, prompts, responses, groups by result of the "
+    "filter, and verifier errors.",
+    "rollout/logprob_gap*": "Absolute difference between the log-probabilities of the training engine and of the "
+    "rollout engine, in nats per response token: the mean, the maximum (`_max`), and 1 during an alarm (`_alarm`).",
+    "prompts/*": "Statistics of the training prompts sampled so far: how many, how often on average, and the fractions "
+    "whose responses were always right or always wrong.",
+    "prm/*": "Update of the process reward model: loss, accuracies in [0, 1], gradient norm, learning rate, and the "
+    "mean and the largest magnitude of the process rewards.",
+    "policy/*": "Update of the policy, averaged over its minibatches: losses, fraction of clipped tokens, KL "
+    "divergence in nats per token, gradient norm, and learning rate.",
+    "advantage/*": "Mean and standard deviation of the advantages over all response tokens.",
+    "eval/*": "Results on held-out prompts, and of each benchmark in eval/<name>/*: accuracy (avg@k) and pass_at_k in "
+    "[0, 1] with their confidence intervals (*_ci_low, *_ci_high), counts, lengths in tokens, and accuracy by data "
+    "source. benchmark_average is the mean accuracy over the benchmarks.",
+    "prm_eval/*": "Results of the command eval-prm: accuracy of each method of choosing among N responses, "
+    "ProcessBench scores, and accuracy on pairs, all in [0, 1].",
+    "guards/*": "Number of updates skipped in the step and in the whole run, and alarms (1 while an alarm is raised).",
+    "sft/*": "Supervised fine-tuning: loss in nats per token, gradient norm, learning rate, and number of tokens.",
+    "throughput/*": "Response tokens per second over the whole job.",
+    "time/*": "Seconds of each phase of a step, and of the whole step (time/step_s).",
+    "memory/*": "Memory in GiB: of this process (rss, peak_rss), of its device, the maximum that the weights, "
+    "gradients and optimizer states of a role took in a phase (memory/<phase>/<role>_gib), and the "
+    "copies of offloaded parts in host memory (host_copies_gib).",
 }
-"""Name, or prefix ending in `*`, -> meaning and unit."""
+"""Name of a metric, or prefix ending in `*`, -> description with unit."""
 
-# What follows the group may hold the name of a data source, which is the user's to choose.
+# The part after the group may contain the name of a data source, which the user chooses freely.
 _VALID_NAME = re.compile(r"[a-z0-9_]+/\S[^\n]*")
 GIB = 1024.0**3
-"""Bytes."""
+"""Number of bytes in a GiB."""
 
 
 class Metrics(MutableMapping[str, float]):
-    """The scalars of one step, in the order of their first setting; values are converted to float.
+    """The scalars of one step in insertion order; values are converted to float.
 
-    Raises ValueError for a name that is not of the form `group/quantity`.
+    Raises:
+        ValueError: On setting a name that is not of the form `group/quantity`.
     """
 
     def __init__(self, values: Mapping[str, float] | None = None) -> None:
@@ -84,9 +93,11 @@ class Metrics(MutableMapping[str, float]):
 
     @contextmanager
     def timed(self, phase: str, synchronize: Callable[[], None] | None = None) -> Iterator[None]:
-        """Add the seconds spent in the block to `time/<phase>_s`, also when the block raises.
+        """Add the seconds spent in the block to `time/<phase>_s`, even if the block raises.
 
-        `synchronize` is called at both ends, for devices that run ahead of the program.
+        Args:
+            phase: Name of the phase, which is also that of the heartbeat.
+            synchronize: Called at both ends; needed for devices that execute asynchronously.
         """
         if synchronize is not None:
             synchronize()
@@ -102,27 +113,28 @@ class Metrics(MutableMapping[str, float]):
 
 
 def undocumented(names: Iterable[str]) -> list[str]:
-    """The names that NAMES does not cover."""
+    """Return the names that NAMES does not cover, sorted."""
     return sorted(name for name in names if not any(_covers(pattern, name) for pattern in NAMES))
 
 
 def peak_resident_bytes() -> int:
-    """Most memory that this program ever held in RAM."""
+    """Return the peak resident memory of this program in bytes."""
     try:
-        # getrusage would count what the parent held when it started this process.
+        # getrusage would include the memory of the parent at the time of the fork.
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)[1]) * 1024  # type: ignore[index]
     except (OSError, TypeError):
-        # macOS has no /proc, and reports bytes where Linux reports kibibytes.
+        # macOS has no /proc, and its ru_maxrss is in bytes, where Linux has KiB.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
 
 def process_memory(device_memory: Callable[[], Mapping[str, float]] | None = None) -> dict[str, float]:
-    """Memory metrics of this process in GiB.
+    """Return the memory metrics of this process in GiB.
 
-    `device_memory` returns the device's own numbers in bytes by name (`allocated`, `peak_allocated`...); it
-    is passed in because only the platform layer touches a device.
+    Args:
+        device_memory: Returns the statistics of the device in bytes by name (`allocated`, `peak_allocated`, ...). It
+            is passed in because only the platform layer accesses a device.
     """
     memory = {"rss": psutil.Process().memory_info().rss, "peak_rss": peak_resident_bytes()}
     device = {f"device_{name}": size for name, size in device_memory().items()} if device_memory else {}

@@ -1,4 +1,4 @@
-"""Every sink of the metrics behind one call."""
+"""Writes metrics to all their destinations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,12 @@ from megatron_prime.observability.tensorboard import TensorBoardWriter
 
 
 class MetricsLogger:
-    """Writes `run_dir/metrics.jsonl` and `run_dir/tensorboard/`. Rank 0 alone makes one.
+    """Writes `run_dir/metrics.jsonl` and `run_dir/tensorboard/`. Only rank 0 creates one.
 
-    `resume_step` is the first step that this life of the run will log: what the files hold from there on is
-    dropped, so that after a kill and a resume they equal an unbroken run's (wall times and timings apart).
+    Args:
+        run_dir: Folder of the run.
+        resume_step: First step that this attempt of the run will log. Later records of earlier attempts are dropped, so
+            that the files equal those of an uninterrupted run, except for times.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
@@ -21,12 +23,12 @@ class MetricsLogger:
         self._tensorboard = TensorBoardWriter(run_dir / "tensorboard", resume_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one step; steps must increase. When it returns, a kill can no longer lose the record."""
+        """Record one step; steps must increase. The record is on disk when this returns."""
         self._history.log(step, metrics)
         self._tensorboard.log(step, metrics)
 
     def close(self) -> None:
-        """Close every file; a second call does nothing."""
+        """Close all files; a second call does nothing."""
         self._history.close()
         self._tensorboard.close()
 

@@ -1,4 +1,4 @@
-"""Progress of a run for a person: bars on a terminal, plain lines in a log file, silence on other ranks."""
+"""Progress output for people: progress bars on a terminal, plain lines in a log file, nothing on other ranks."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,22 +10,27 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 Advance = Callable[[int], None]
-"""Tells that so many more units are done."""
+"""Called with the number of units that have been completed since the last call."""
 
 PLAIN_INTERVAL_S = 30.0
-"""Least time between two plain lines of one phase, so that a batch job's log stays short."""
+"""Minimum time between two plain lines of one phase, which keeps the log of a batch job short."""
 
 
 class Progress:
-    """What one process prints. `enabled` is true on rank 0 alone."""
+    """The progress output of one process.
+
+    Args:
+        enabled: False prints nothing; true on rank 0 only.
+        console: Destination (default: standard output).
+    """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
-        # Plain output is never wrapped: a log line that a tool parses stays one line.
+        # Plain output is never wrapped, so that tools can parse a log line by line.
         self._console = console or Console(soft_wrap=True, highlight=False)
         self._enabled = enabled
 
     def line(self, text: str) -> None:
-        """Print one line as it is; above the bars, when there are any."""
+        """Print one line without markup, above the progress bars if there are any."""
         if self._enabled:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -35,13 +40,13 @@ class Progress:
             self._console.print(table)
 
     def step(self, step: int, num_steps: int, metrics: Mapping[str, float], names: Mapping[str, str]) -> None:
-        """Print one line for a finished step; `names` maps the metrics to show to their labels."""
+        """Print one line for a finished step; `names` maps each metric to show to its label."""
         shown = [f"{label} {metrics[name]:.4g}" for name, label in names.items() if name in metrics]
         self.line("  ".join([f"step {step}/{num_steps}", *shown]))
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Advance]:
-        """Show a phase of `total` units; the block is given a function to call with the units just done."""
+        """Show the progress of a phase of `total` units; yields a function to call with the units just completed."""
         if not self._enabled:
             yield lambda count: None
         elif self._console.is_terminal:
@@ -57,7 +62,7 @@ class Progress:
 
 
 class _PlainPhase:
-    """Prints how far a phase is, when it takes long enough for anyone to wonder."""
+    """Prints the progress of a phase every PLAIN_INTERVAL_S seconds, so that a short phase prints nothing."""
 
     def __init__(self, print_line: Callable[[str], None], name: str, total: int) -> None:
         self._print_line = print_line

@@ -1,4 +1,4 @@
-"""What a life of a run was made of: versions, git state, machine, job. Stdlib only."""
+"""Records the provenance of each attempt of a run: versions, git state, machine, job. Standard library only."""
 
 import json
 import os
@@ -18,7 +18,7 @@ PACKAGES = (
     *("megatron-prime", "megatron-core", "torch", "transformers", "safetensors", "numpy", "pydantic"),
     *("transformer-engine", "apex", "triton", "math-verify", "datasets", "pyarrow"),
 )
-"""Whose versions are noted, where they are installed."""
+"""Packages whose versions are recorded if they are installed."""
 JOB_VARIABLES = (
     "SLURM_JOB_ID",
     "SLURM_RESTART_COUNT",
@@ -26,13 +26,14 @@ JOB_VARIABLES = (
     "SLURM_JOB_NUM_NODES",
     "WORLD_SIZE",
 )
-MOST_DIFF = 1 << 20
-"""Characters of a diff that are kept."""
+"""Environment variables of the job that are recorded."""
+MAX_DIFF_CHARS = 1 << 20
+"""Number of characters of a diff that are kept."""
 GIT_TIMEOUT_S = 10.0
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Package -> version, of those that are installed."""
+    """Return package -> version for those that are installed."""
     found = {}
     for package in packages:
         try:
@@ -43,7 +44,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit, changed files and their diff of the checkout around a folder; None where there is none, or no git."""
+    """Return commit, changed files and diff of the git checkout that contains a folder; None without one or git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -52,13 +53,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {
         "commit": commit.strip(),
         "changed": changed.splitlines(),
-        "diff": diff[:MOST_DIFF],
-        "diff_is_whole": len(diff) <= MOST_DIFF,
+        "diff": diff[:MAX_DIFF_CHARS],
+        "diff_is_whole": len(diff) <= MAX_DIFF_CHARS,
     }
 
 
 def provenance(code: Path) -> dict[str, Any]:
-    """All of it, as JSON; `code` is a folder of the checkout that runs."""
+    """Return the provenance as JSON values; `code` is a folder of the checkout that runs."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -71,11 +72,11 @@ def provenance(code: Path) -> dict[str, Any]:
     }
 
 
-def save_provenance(run_dir: Path, life: int) -> Path:
-    """Write run_dir/provenance/life_N.json; a resumed run adds one, and keeps the others."""
+def save_provenance(run_dir: Path, attempt: int) -> Path:
+    """Write `run_dir/provenance/attempt_<N>.json` and return its path; earlier attempts keep their files."""
     folder = run_dir / "provenance"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"life_{life:04d}.json"
+    path = folder / f"attempt_{attempt:04d}.json"
     replace_file(path, json.dumps(provenance(Path(__file__).parent), indent=1) + "\n")
     return path
 

@@ -1,24 +1,24 @@
-"""TensorBoard event files through TensorBoard's own writer, which needs no framework."""
+"""Writes TensorBoard event files by TensorBoard's own writer, which needs neither torch nor TensorFlow."""
 
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-# protobuf makes these classes when the modules are imported, where a type checker cannot see them.
+# protobuf creates these classes at import time, where a type checker cannot see them.
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 class TensorBoardWriter:
-    """Scalars of each step into one event file a life of the run."""
+    """Writes the scalars of each step to an event file, one file per attempt of the run."""
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
-        """Open a new event file; readers drop what earlier files say about `resume_step` and later steps."""
+        """Open a new event file; TensorBoard ignores what earlier files have from `resume_step` on."""
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventFileWriter(str(folder))
-        # Event files are never rewritten: a START mark tells TensorBoard where this life of the run begins.
+        # Event files are append-only. A START event makes TensorBoard drop later steps of earlier files.
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=resume_step, session_log=start))
         self._writer.flush()
@@ -34,5 +34,5 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def close(self) -> None:
-        """Flush and close; a second call does nothing."""
+        """Flush and close the file; a second call does nothing."""
         self._writer.close()

@@ -1,6 +1,17 @@
-"""Outcome rewards: verifiers by name, and the process pool that runs them.
+"""Outcome rewards: verifiers, and the worker processes that run them.
 
-Importing the package registers the built-in verifiers. It imports no torch, and must not: worker processes import it.
+Importing the package registers the built-in verifiers. It must not import torch, because every worker process imports
+it.
+
+- `verifier`: protocol of a verifier, and the registry of verifiers by name
+- `pool`: runs a verifier in worker processes under a deadline
+- `worker`: main program of a worker process
+- `selection`: builds the verifiers that a configuration names and routes each response to one of them
+- `exact_match`: verifier that compares the end of the response with the answer
+- `math`: verifier of boxed mathematical answers
+- `code`: verifier that runs programs against unit tests in a sandbox
+- `user_function`: verifier by a user's Python function
+- `http_endpoint`: verifier by a user's HTTP server
 """
 
 from megatron_prime.rewards import exact_match, user_function

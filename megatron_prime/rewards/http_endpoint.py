@@ -1,11 +1,12 @@
-r"""A reward server of the user's: `reward.verifier = "http://host:8000/verify"`.
+r"""Verification by a user's HTTP server: `reward.verifier = "http://host:8000/verify"`.
 
     POST {"response": "... \\boxed{42}", "answer": "42"}  ->  200 {"reward": 1.0}
 
-One request a response, reward.http.max_concurrency at a time, each with a deadline over all its tries. A connection
-that fails, 429 and 5xx are tried again with growing pauses; any other status, or an answer without a number in [0, 1],
-is an `error` outcome at once. {"error": "why"} says that no reward can be given. Errors and timeouts are counted and
-never trained on. The server must be deterministic: a try may be repeated after its answer was lost.
+Each response is one request. At most reward.http.max_concurrency requests run at a time, and each has a deadline over
+all its attempts. Failed connections and the statuses 429, 500, 502, 503 and 504 are retried with exponential backoff.
+Any other status, or a reply without a reward in [0, 1], is an `error` outcome immediately; a server that cannot give a
+reward should reply {"error": "why"}. Errors and timeouts are counted and never trained on. The server must be
+deterministic, because a request may be repeated after its reply was lost.
 """
 
 import asyncio
@@ -32,24 +33,26 @@ logger = logging.getLogger(__name__)
 
 
 class _TryAgainError(Exception):
-    """A failure that may pass."""
+    """A transient failure."""
 
 
 class HttpEndpoint:
-    """Verifies batches of responses by a server; the interface of `VerifierPool`, without processes."""
+    """Verifies batches of responses by a server, with the interface of `VerifierPool`."""
 
     def __init__(self, url: str, config: HttpRewardConfig) -> None:
-        """Nothing is sent yet.
+        """Read the access token; no request is sent yet.
 
         Raises:
-            ValueError: reward.http.token_variable names an environment variable that is not set.
+            ValueError: If reward.http.token_variable names an environment variable that is not set.
         """
         self._url = url
         self._config = config
         self._headers = {"Content-Type": "application/json"}
         if config.token_variable is not None:
             if not os.environ.get(config.token_variable):
-                raise ValueError(f"reward.http.token_variable = {config.token_variable!r}: it is not set")
+                raise ValueError(
+                    f"reward.http.token_variable = {config.token_variable!r}: this environment variable is not set"
+                )
             self._headers["Authorization"] = f"Bearer {os.environ[config.token_variable]}"
         self._counts: Counter[VerificationStatus] = Counter()
         self._num_retries = 0
@@ -62,13 +65,17 @@ class HttpEndpoint:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Outcomes by status, and `restarts`: tries beyond the first."""
+        """Number of outcomes by status, and as `restarts` the number of retries."""
         return {status.value: self._counts[status] for status in VerificationStatus} | {
             "restarts": self._num_retries
         }
 
     def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
-        """One outcome a pair of (response text, answer), in order; nothing that the server does raises here."""
+        """Verify pairs of (response text, answer).
+
+        Returns:
+            One outcome per pair, in order. Failures of the server are outcomes and never raise.
+        """
         outcomes = asyncio.run(self._verify_all(responses))
         for outcome in outcomes:
             self._counts[outcome.status] += 1
@@ -77,7 +84,7 @@ class HttpEndpoint:
         return outcomes
 
     def close(self) -> None:
-        """There is nothing to close: connections last for one batch."""
+        """Do nothing: connections are closed after each batch."""
 
     async def _verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
         slots = asyncio.Semaphore(self._config.max_concurrency)
@@ -95,25 +102,28 @@ class HttpEndpoint:
     async def _verify_one(
         self, client: httpx.AsyncClient, response_text: str, answer: str
     ) -> VerificationOutcome:
-        last_fault = ""
+        last_error = ""
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 for attempt in range(1 + self._config.num_retries):
                     if attempt:
                         self._num_retries += 1
                         pause = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
+                        # Jitter: requests that failed together must not all return together.
                         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                     try:
-                        return await self._ask(client, response_text, answer)
+                        return await self._request(client, response_text, answer)
                     except (_TryAgainError, httpx.TransportError) as error:
-                        last_fault = f"{type(error).__name__}: {error}"
+                        last_error = f"{type(error).__name__}: {error}"
         except TimeoutError:
-            detail = f"no reward from {self._url} within {self._config.timeout_s:g} s; {last_fault}"
+            detail = f"no reward from {self._url} within {self._config.timeout_s:g} s; {last_error}"
             return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, detail[:500])
-        return _error(f"{self._url} failed {1 + self._config.num_retries} times; last: {last_fault}")
+        return _error(f"{self._url} failed {1 + self._config.num_retries} times; last: {last_error}")
 
-    async def _ask(self, client: httpx.AsyncClient, response_text: str, answer: str) -> VerificationOutcome:
-        # Lone surrogates, which a tokenizer may give, are escaped: they have no UTF-8.
+    async def _request(
+        self, client: httpx.AsyncClient, response_text: str, answer: str
+    ) -> VerificationOutcome:
+        # json escapes lone surrogates, which a tokenizer may produce and which UTF-8 cannot encode.
         body = json.dumps({"response": response_text, "answer": answer})
         async with client.stream("POST", self._url, content=body) as reply:
             content = bytearray()
@@ -133,10 +143,10 @@ def _outcome(text: str) -> VerificationOutcome:
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return _error(f"the reward server's answer is no JSON ({error}): {text[:200]}")
+        return _error(f"the reward server's reply is not JSON ({error}): {text[:200]}")
     reward = reply.get("reward") if isinstance(reply, dict) else None
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
-        return _error(f'the reward server\'s answer has no "reward" in [0, 1]: {text[:200]}')
+        return _error(f'the reward server\'s reply has no "reward" in [0, 1]: {text[:200]}')
     return VerificationOutcome(float(reward), VerificationStatus.OK)
 
 

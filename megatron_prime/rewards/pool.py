@@ -1,9 +1,9 @@
-"""Verification in processes that can be killed: a deadline holds whatever the verifier does.
+"""Verification in worker processes that can be killed, so that a deadline holds whatever the verifier does.
 
-    verify_all -> one thread a worker -> frames over pipes -> worker process -> frames -> outcomes in order
+    verify_all -> one thread per worker -> frames over pipes -> worker process -> frames -> outcomes in order
 
-Workers are separate programs, not forks: torch's threads and a GPU context live in the parent. Each is a leader of its
-own process group, so killing it takes what it started along.
+Workers are started as new programs and not forked, because the parent has torch's threads and a GPU context. Each
+worker leads its own process group, so that killing the group also kills every process that the verifier started.
 """
 
 import contextlib
@@ -27,35 +27,35 @@ from megatron_prime.rewards.worker import HEADER, MAX_FRAME_BYTES, encode_frame
 
 WORKER_PROGRAM = "from megatron_prime.rewards.worker import main; main()"
 BACKSTOP_S = 10.0
-"""A worker ends itself so long after the deadline at which its pool should have killed it."""
+"""Seconds after the deadline at which a worker ends itself, in case its pool was killed and cannot kill it."""
 STARTUP_TIMEOUT_S = 120.0
-"""For a worker to import its verifier; generous, because a cold shared file system is slow."""
+"""Deadline for a worker to import its verifier; long, because a cold shared file system is slow."""
 NUM_ATTEMPTS = 2
-"""A response whose worker dies is tried on a new worker once: the death may have been another's fault (memory)."""
+"""Attempts per response. A worker may die for an unrelated reason, such as the machine's memory, so one retry."""
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerDiedError(Exception):
-    """The worker's process ended, or it wrote something that is no verdict."""
+    """The worker process ended, or its output is not an outcome."""
 
 
 class WorkerTimeoutError(Exception):
-    """No verdict by the deadline."""
+    """The worker gave no outcome by the deadline."""
 
 
 class WorkerProcess:
-    """One verifier process, owned by one thread at a time."""
+    """A handle of one worker process, used by one thread at a time."""
 
     def __init__(self, verifier_name: str, module: str, timeout_s: float, settings: str = "{}") -> None:
         """Start the process and wait until its verifier is loaded.
 
         Raises:
-            WorkerDiedError: it ended before that; the reason is on stderr.
-            WorkerTimeoutError: STARTUP_TIMEOUT_S passed.
+            WorkerDiedError: If the process ended before that; its standard error has the reason.
+            WorkerTimeoutError: If STARTUP_TIMEOUT_S passed.
         """
         self._timeout_s = timeout_s
-        # -P: the working directory is searched only if it was in the parent.
+        # -P: the working directory is on the import path only if it is on the parent's, see _worker_environment.
         program = [sys.executable, "-P", "-c", WORKER_PROGRAM]
         self._process = subprocess.Popen(
             [*program, verifier_name, module, str(timeout_s + BACKSTOP_S), settings],
@@ -72,11 +72,18 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id, equal to its process group."""
+        """Process id, which is also the id of its process group."""
         return self._process.pid
 
     def verify(self, response_text: str, answer: str) -> VerificationOutcome:
-        """One verdict. Raises WorkerDiedError or WorkerTimeoutError, after which only `kill` may be called."""
+        """Verify one response.
+
+        Raises:
+            WorkerDiedError: If the process ended or its output is invalid.
+            WorkerTimeoutError: If there is no outcome by the deadline.
+
+        After either error only `kill` may be called.
+        """
         deadline = time.monotonic() + self._timeout_s
         self._send(encode_frame({"response_text": response_text, "answer": answer}), deadline)
         try:
@@ -84,10 +91,10 @@ class WorkerProcess:
             reward = math.nan if reply["reward"] is None else float(reply["reward"])
             return VerificationOutcome(reward, VerificationStatus(reply["status"]), reply["detail"])
         except (ValueError, KeyError, TypeError) as error:
-            raise WorkerDiedError(f"the worker wrote no verdict: {error}") from error
+            raise WorkerDiedError(f"the worker's output is not an outcome: {error}") from error
 
     def kill(self) -> None:
-        """SIGKILL to the whole process group, and reap."""
+        """Kill the whole process group and wait for the worker to end."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -97,7 +104,7 @@ class WorkerProcess:
         self._process.wait()
 
     def _send(self, frame: bytes, deadline: float) -> None:
-        """Write without blocking past the deadline: a worker that hangs never drains its pipe."""
+        """Write without blocking past the deadline: a worker that hangs never reads from its pipe."""
         assert self._process.stdin is not None
         descriptor = self._process.stdin.fileno()
         os.set_blocking(descriptor, False)
@@ -115,7 +122,7 @@ class WorkerProcess:
         header = self._read_exactly(HEADER.size, deadline)
         (length,) = HEADER.unpack(header)
         if length > MAX_FRAME_BYTES:
-            raise WorkerDiedError(f"the worker announced {length} bytes: its output is not a verdict")
+            raise WorkerDiedError(f"the worker announced {length} bytes: its output is not an outcome")
         return json.loads(self._read_exactly(length, deadline))
 
     def _read_exactly(self, num_bytes: int, deadline: float) -> bytes:
@@ -140,10 +147,10 @@ class WorkerProcess:
 
 
 class VerifierPool:
-    """Verifies batches of responses under a deadline each, in `num_workers` processes.
+    """Verifies batches of responses in `num_workers` processes, each response under a deadline.
 
-    A verifier that declares `in_process` runs in the caller instead, and no process is started.
-    Close the pool, or use it as a context manager. Not for use from several threads at once.
+    A verifier that declares `in_process` runs in the calling process instead, and no worker is started.
+    Close the pool, or use it as a context manager. A pool must not be used by several threads at the same time.
     """
 
     def __init__(
@@ -196,12 +203,12 @@ class VerifierPool:
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers alive now."""
+        """Process ids of the workers that are running."""
         return tuple(worker.pid for worker in self._workers if worker is not None)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Outcomes by status since the pool was made, and `restarts` of workers; for metrics."""
+        """Number of outcomes by status since the pool was created, and as `restarts` the number of new workers."""
         counts = {status.value: self._counts[status] for status in VerificationStatus}
         return counts | {"restarts": self._num_restarts}
 
@@ -209,11 +216,12 @@ class VerifierPool:
         """Verify pairs of (response text, answer).
 
         Returns:
-            One outcome a pair, in order. NaN with status timeout for one killed at its deadline; NaN with status
-            error when the verifier raised or its process died twice. Nothing a response does raises here.
+            One outcome per pair, in order. The reward is NaN with status timeout if the worker was killed at the
+            deadline, and NaN with status error if the verifier raised or its process died twice. A response never
+            causes an exception here.
 
         Raises:
-            RuntimeError: the pool is closed.
+            RuntimeError: If the pool is closed.
         """
         if self._is_closed:
             raise RuntimeError("this VerifierPool is closed")
@@ -225,7 +233,7 @@ class VerifierPool:
         return outcomes
 
     def close(self) -> None:
-        """Kill the workers; harmless when done already."""
+        """Kill the workers; a second call does nothing."""
         self._is_closed = True
         if self._threads is not None:
             self._threads.shutdown()
@@ -236,32 +244,33 @@ class VerifierPool:
 
     def _verify_in_workers(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
         assert self._threads is not None
-        places: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for place in range(len(responses)):
-            places.put(place)
+        # A shared queue instead of equal shares: some responses take a thousand times longer than others.
+        indices: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(len(responses)):
+            indices.put(index)
 
         def drain(slot: int) -> list[tuple[int, VerificationOutcome]]:
             done = []
             while True:
                 try:
-                    place = places.get_nowait()
+                    index = indices.get_nowait()
                 except queue.Empty:
                     return done
-                done.append((place, self._verify_one(slot, *responses[place])))
+                done.append((index, self._verify_one(slot, *responses[index])))
 
         outcomes: dict[int, VerificationOutcome] = {}
         for done in self._threads.map(drain, range(len(self._workers))):
             outcomes.update(done)
-        return [outcomes[place] for place in range(len(responses))]
+        return [outcomes[index] for index in range(len(responses))]
 
     def _verify_one(self, slot: int, response_text: str, answer: str) -> VerificationOutcome:
-        """One outcome by the worker in `slot`, which is replaced when it dies or has to be killed."""
+        """Verify one response by the worker in `slot`, which is replaced if it dies or has to be killed."""
         detail = ""
         for _ in range(NUM_ATTEMPTS):
             try:
                 worker = self._workers[slot] or self._restart_worker(slot)
             except (WorkerDiedError, WorkerTimeoutError, OSError) as error:
-                detail = f"no worker starts: {error}"
+                detail = f"no worker can be started: {error}"
                 continue
             try:
                 return worker.verify(response_text, answer)
@@ -297,13 +306,13 @@ class VerifierPool:
 
 
 def _wait_for(descriptor: int, event: int, deadline: float) -> None:
-    """Until the pipe can be read or written, or has ended. Raises WorkerTimeoutError at the deadline."""
-    poller = select.poll()  # unlike select.select, right for descriptors above 1023
+    """Wait until the pipe can be read or written, or was closed. Raises WorkerTimeoutError at the deadline."""
+    poller = select.poll()  # select.select fails for descriptors above 1023
     poller.register(descriptor, event)
     if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise WorkerTimeoutError("no verdict by the deadline")
+        raise WorkerTimeoutError("no outcome by the deadline")
 
 
 def _worker_environment() -> dict[str, str]:
-    """The parent's environment, with the parent's import path: a worker finds what the parent finds."""
+    """Return the parent's environment with its import path, so that a worker can import what the parent can."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}

@@ -1,4 +1,4 @@
-"""From `reward.*` to what verifies: one pool, or several and a route to them by data source and ability."""
+"""Builds the verifiers that `[reward]` names, and routes each response to one by data source and ability."""
 
 import threading
 from collections.abc import Sequence
@@ -12,35 +12,35 @@ from megatron_prime.rewards.user_function import FUNCTION
 from megatron_prime.rewards.verifier import VerificationOutcome
 
 CODE_MARGIN_S = 30.0
-"""Between the limits that the code verifier keeps itself and the kill of its worker."""
+"""Seconds between the time limit that the code verifier keeps itself and the kill of its worker."""
 
 
 class Pool(Protocol):
-    """What verifies batches: see `VerifierPool`."""
+    """A verifier of batches of responses, such as `VerifierPool`."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Outcomes by status, and restarts."""
+        """Number of outcomes by status, and of restarts."""
         ...
 
     def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
-        """One outcome a pair of (response text, answer), in order."""
+        """Return one outcome per pair of (response text, answer), in order."""
         ...
 
     def close(self) -> None:
-        """End its processes."""
+        """Stop all processes."""
         ...
 
 
 class RewardPools:
-    """All verifiers of a run; each response goes to its prompt's."""
+    """All verifiers of a run; each response is verified by that of its data source or ability."""
 
     def __init__(self, reward: RewardConfig) -> None:
         """Start the processes.
 
         Raises:
-            ValueError: a verifier that does not exist, or lacks what it needs.
-            RuntimeError: a verifier's process does not start.
+            ValueError: If a verifier does not exist or one of its requirements is missing.
+            RuntimeError: If a process of a verifier does not start.
         """
         self._reward = reward
         self._pools: dict[str, Pool] = {}
@@ -59,7 +59,7 @@ class RewardPools:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Outcomes by status and restarts, over all verifiers."""
+        """Number of outcomes by status and of restarts, over all verifiers."""
         counts: dict[str, int] = {}
         for pool in self._pools.values():
             for name, count in pool.counts.items():
@@ -67,37 +67,37 @@ class RewardPools:
         return counts
 
     def verify_all(self, responses: Sequence[tuple[str, str, str, str]]) -> list[VerificationOutcome]:
-        """Verify (response text, answer, data source, ability).
+        """Verify tuples of (response text, answer, data source, ability); the verifiers run concurrently.
 
         Returns:
-            One outcome a response, in order; the verifiers work side by side.
+            One outcome per response, in order.
 
         Raises:
-            ValueError: reward.routes has neither the source nor the ability of a response.
+            ValueError: If reward.routes has neither the source nor the ability of a response.
         """
-        places: dict[str, list[int]] = {}
-        for place, (_, _, source, ability) in enumerate(responses):
-            places.setdefault(self._reward.verifier_of(source, ability), []).append(place)
+        indices: dict[str, list[int]] = {}
+        for index, (_, _, source, ability) in enumerate(responses):
+            indices.setdefault(self._reward.verifier_of(source, ability), []).append(index)
         outcomes: dict[int, VerificationOutcome] = {}
         lock = threading.Lock()
 
         def verify(spec: str) -> None:
-            of_pool = self._pools[spec].verify_all([responses[place][:2] for place in places[spec]])
+            pool_outcomes = self._pools[spec].verify_all([responses[index][:2] for index in indices[spec]])
             with lock:
-                outcomes.update(zip(places[spec], of_pool, strict=True))
+                outcomes.update(zip(indices[spec], pool_outcomes, strict=True))
 
-        with ThreadPoolExecutor(max(1, len(places))) as threads:
-            list(threads.map(verify, places))
-        return [outcomes[place] for place in range(len(responses))]
+        with ThreadPoolExecutor(max(1, len(indices))) as threads:
+            list(threads.map(verify, indices))
+        return [outcomes[index] for index in range(len(responses))]
 
     def close(self) -> None:
-        """End all processes; harmless when done already."""
+        """Stop all processes; a second call does nothing."""
         for pool in self._pools.values():
             pool.close()
 
 
 def build_pool(spec: str, reward: RewardConfig) -> Pool:
-    """One verifier: a registered name, an import path, or a URL."""
+    """Build the verifier that `spec` names: a registered name, an import path, or a URL."""
     if spec.startswith(("http://", "https://")):
         return HttpEndpoint(spec, reward.http)
     settings: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a verifier is, and the names under which a configuration finds one."""
+"""The protocol of a verifier, and the registry in which a configuration finds one by name."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,49 +9,49 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Judges one response. Must be deterministic: verifying again gives the same reward."""
+    """A verifier of single responses. It must be deterministic: verifying again gives the same reward."""
 
     in_process: bool
-    """True for a verifier that is certain to return at once on any text: it runs in the caller, without processes."""
+    """True for a verifier that returns quickly on any text; it runs in the calling process, without workers."""
 
     def verify(self, response_text: str, answer: str) -> float:
-        """Reward in [0, 1] of the response to a prompt with this ground truth.
+        """Return the reward in [0, 1] of a response, given the ground truth of its prompt.
 
-        A response that is wrong, empty or makes no sense is 0. An exception means that no reward can be given (a
-        ground truth that does not parse, say) and never trains.
+        A wrong, empty or meaningless response has reward 0. An exception means that no reward can be given, for example
+        because the ground truth is invalid; such a response is never trained on.
         """
         ...
 
 
 @runtime_checkable
 class WarmUp(Protocol):
-    """A verifier with something slow to load, which must not count against the first response's deadline."""
+    """A verifier with slow initialization, which must not count against the deadline of the first response."""
 
     def warm_up(self) -> None:
-        """Called once in each worker, before the first response."""
+        """Load everything that is slow to load; called once in each worker, before the first response."""
         ...
 
 
 class VerificationStatus(StrEnum):
-    """How a verification ended."""
+    """The result status of a verification."""
 
     OK = "ok"
     """The verifier gave a reward."""
     TIMEOUT = "timeout"
-    """It ran past the deadline and its process was killed; not tried again, because it would take as long again."""
+    """The verifier ran past the deadline and its process was killed. It is not retried: it would take as long again."""
     ERROR = "error"
-    """It raised, gave no number in [0, 1], or its process died twice."""
+    """The verifier raised, returned no number in [0, 1], or its process died twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationOutcome:
-    """The verdict on one response."""
+    """The outcome of verifying one response."""
 
     reward: float
-    """In [0, 1] when the status is ok, NaN otherwise: such a response never trains."""
+    """Reward in [0, 1] if the status is ok, otherwise NaN: such a response is never trained on."""
     status: VerificationStatus
     detail: str = ""
-    """What went wrong, for the log; empty when ok."""
+    """Description of the failure for the log; empty if the status is ok."""
 
     def __post_init__(self) -> None:
         assert math.isnan(self.reward) == (self.status is not VerificationStatus.OK)
@@ -61,24 +61,24 @@ _FACTORIES: dict[str, Callable[..., Verifier]] = {}
 
 
 def register(name: str, factory: Callable[..., Verifier]) -> None:
-    """Make `factory(**settings)` reachable as `reward.verifier = name`.
+    """Register a factory, so that `reward.verifier = name` builds `factory(**settings)`.
 
-    For a verifier that runs in worker processes, `name` must be registered by importing a module that the worker can
-    import too: see `VerifierPool`.
+    For a verifier that runs in worker processes, the registration must happen on importing a module that the workers
+    can import too; see `VerifierPool`.
 
     Raises:
-        ValueError: the name is taken by another factory.
+        ValueError: If another factory is registered under the name.
     """
     known = _FACTORIES.setdefault(name, factory)
     if known is not factory:
-        raise ValueError(f"verifier name {name!r} is taken by {known!r}: choose another")
+        raise ValueError(f"the verifier name {name!r} is taken by {known!r}: choose another name")
 
 
 def get(name: str, settings: Mapping[str, Any] | None = None) -> Verifier:
-    """A new verifier of that name, made with `settings`.
+    """Return a new verifier of that name, built with `settings`.
 
     Raises:
-        ValueError: nothing is registered under it; lists what is.
+        ValueError: If the name is not registered; the error lists the registered names.
     """
     if name not in _FACTORIES:
         raise ValueError(f"unknown verifier {name!r}: known are {', '.join(names())}")
@@ -86,15 +86,15 @@ def get(name: str, settings: Mapping[str, Any] | None = None) -> Verifier:
 
 
 def names() -> tuple[str, ...]:
-    """Registered names, sorted."""
+    """Return the registered names, sorted."""
     return tuple(sorted(_FACTORIES))
 
 
 def run_verifier(verifier: Verifier, response_text: str, answer: str) -> VerificationOutcome:
-    """Run a verifier here and put whatever it does into an outcome. Does not bound its time."""
+    """Run a verifier in this process and convert its reward or exception to an outcome, without a time limit."""
     try:
         reward = float(verifier.verify(response_text, answer))
-    except Exception as error:  # noqa: BLE001 - one response's failure, of whatever kind, must not stop the run
+    except Exception as error:  # noqa: BLE001 - no failure of a single response may stop the run
         return VerificationOutcome(
             math.nan, VerificationStatus.ERROR, f"{type(error).__name__}: {error}"[:500]
         )

@@ -1,10 +1,11 @@
-"""The process that verifies for a `VerifierPool`: started afresh, imports no torch, is killed from outside.
+"""The main program of a worker process of `VerifierPool`.
 
     main() with arguments VERIFIER MODULE TIMEOUT_S SETTINGS (JSON)
 
-Requests come on stdin and verdicts go to stdout as frames: a 4-byte big-endian length and that many bytes of JSON.
-The first frame out says that the verifier is loaded. The worker ends when stdin closes, and by an alarm of the kernel
-when one verification takes longer than TIMEOUT_S, so that it does not outlive a pool that was itself killed.
+Requests arrive on stdin and outcomes leave on stdout as frames: a 4-byte big-endian length followed by that many bytes
+of JSON. The first frame on stdout reports that the verifier is loaded. The worker ends when stdin is closed. If one
+verification takes longer than TIMEOUT_S, an alarm of the kernel ends the worker, so that it does not outlive a pool
+that was itself killed.
 """
 
 import importlib
@@ -20,17 +21,17 @@ from typing import IO, Any
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 64 * 2**20
 MAX_MEMORY_BYTES = 8 * 2**30
-"""Address space of a worker: a response that makes a verifier ask for more gets a MemoryError, not the machine."""
+"""Limit on the address space of a worker, so that a verifier that needs more gets a MemoryError."""
 
 
 def encode_frame(message: Any) -> bytes:  # noqa: ANN401 - JSON values
-    """One message with its length in front."""
+    """Encode one message as a frame."""
     body = json.dumps(message).encode()
     return HEADER.pack(len(body)) + body
 
 
 def read_frame(stream: IO[bytes]) -> Any | None:  # noqa: ANN401 - JSON values
-    """The next message, or None at the end of the stream."""
+    """Return the next message, or None at the end of the stream."""
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
         return None
@@ -40,12 +41,12 @@ def read_frame(stream: IO[bytes]) -> Any | None:  # noqa: ANN401 - JSON values
 
 
 def main() -> None:
-    """Serve until stdin closes."""
+    """Verify requests until stdin is closed."""
     verifier_name, module, timeout_s, settings = sys.argv[1:5]
     _limit_memory()
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
-    # A verifier that prints would corrupt the frames, and one that reads would eat them.
+    # A verifier that prints would corrupt the frames, and one that reads stdin would consume them.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
@@ -58,11 +59,11 @@ def main() -> None:
     replies.write(encode_frame({"ready": os.getpid()}))
     replies.flush()
     while (request := read_frame(requests)) is not None:
-        # The default action ends the process even inside C code, where a Python handler would wait.
+        # The default action of SIGALRM ends the process even inside C code, where a Python handler would have to wait.
         signal.setitimer(signal.ITIMER_REAL, float(timeout_s))
         outcome = registry.run_verifier(verifier, request["response_text"], request["answer"])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # NaN is not JSON; the status says the same.
+        # JSON has no NaN; the receiver restores it from None.
         reward = None if math.isnan(outcome.reward) else outcome.reward
         replies.write(
             encode_frame({"reward": reward, "status": outcome.status.value, "detail": outcome.detail})

@@ -65,7 +65,7 @@ def plan(folder, *arguments):
 def test_a_plan_that_fits(folder):
     done = plan(folder, "--json", "plan.json", "--response-tokens", "2000")
     assert done.returncode == 0, done.stderr
-    assert "fits: " in done.stdout and "responses 2000 on average" in done.stdout
+    assert "fits: " in done.stdout and "2000 per response" in done.stdout
     found = json.loads((folder / "plan.json").read_text())
     assert found["fits"] and found["guess"]["response_tokens"] == 2000
     assert found["recommended"]

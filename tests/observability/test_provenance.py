@@ -35,7 +35,7 @@ def test_versions_are_the_installed_ones():
 
 def test_each_attempt_has_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    first, second = (save_provenance(tmp_path, life) for life in (1, 2))
+    first, second = (save_provenance(tmp_path, attempt) for attempt in (1, 2))
     assert first != second
     found = json.loads(second.read_text())
     assert found["job"]["SLURM_JOB_ID"] == "77"

@@ -1,4 +1,4 @@
-"""Verifiers that misbehave, for the pool's tests; a worker imports this module by name."""
+"""A verifier that misbehaves on request, for the tests of the pool; workers import this module by name."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from megatron_prime.rewards import register
 
 
 class Scripted:
-    """Does what the response text says; `answer` is a path or a value for it."""
+    """A verifier that executes the command in the response text, with `answer` as its argument."""
 
     in_process = False
 
@@ -35,7 +35,7 @@ class Scripted:
         return 1.0
 
     def _hang(self, argument, answer):
-        # Long in C code: no Python signal handler would ever run.
+        # Spends a long time in C code, where no Python signal handler can run.
         return float(pow(7, 10**9) == 0)
 
     def _stubborn(self, argument, answer):

@@ -1,4 +1,4 @@
-"""Against a real server on loopback, which does what the response text says."""
+"""Runs against a real HTTP server on loopback that executes the command in the response text."""
 
 import json
 import threading
@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(int(argument), b"why")
 
     def _fails(self, argument, tries):
-        """So many times, then right."""
+        """Fail the given number of times, then return the reward 1."""
         self._answer(*((503, b"busy") if tries <= int(argument) else (200, b'{"reward": 1}')))
 
     def _drops(self, argument, tries):
@@ -151,7 +151,7 @@ def test_an_unreachable_server_is_reported(server):
 
 def test_text_with_lone_surrogates_is_sent(server):
     _, (outcome,) = verify(server, "reward 1 \ud800")
-    assert outcome.status is ERROR  # this server's number does not parse; the request came
+    assert outcome.status is ERROR  # the test server cannot parse the number, so the request arrived
     assert server.requests[0][0]["response"] == "reward 1 \ud800"
 
 

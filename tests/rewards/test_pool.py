@@ -40,7 +40,7 @@ def test_rewards_come_in_order_from_several_workers(tmp_path):
         tasks = [(f"reward {n / 100}", "") for n in range(100)]
         assert [outcome.reward for outcome in pool.verify_all(tasks)] == [n / 100 for n in range(100)]
         assert pool.verify_all([]) == []
-        # Both must work at once: each holds its task until the other has had time to take one.
+        # Both workers must run at the same time: each holds its task until the other has had time to take one.
         log = str(tmp_path / "pids")
         pool.verify_all([("sleep 0.3", ""), ("sleep 0.3", ""), ("pid", log), ("pid", log)])
         assert pool.counts == {"ok": 104, "timeout": 0, "error": 0, "restarts": 0}

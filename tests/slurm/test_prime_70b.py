@@ -19,7 +19,7 @@ def test_a_job_that_is_asked_to_stop_saves_is_queued_again_and_ends_where_an_unb
     jobs, unbroken
 ):
     assert "ended with exit code 0: the run is done\nsteps done: 5 of 5" in unbroken
-    assert (jobs.folder / "slurm_unbroken" / "provenance" / "life_0001.json").is_file()
+    assert (jobs.folder / "slurm_unbroken" / "provenance" / "attempt_0001.json").is_file()
     job = jobs.submit("slurm_stopped")
     jobs.until_step(job, 0, 1)
     # What Slurm does by itself so many seconds before the time limit (--signal=B:USR1@900).

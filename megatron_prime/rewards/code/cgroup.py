@@ -1,4 +1,4 @@
-"""A cgroup for one box, where this process may make one: it bounds memory over processes, which rlimits do not."""
+"""A control group for one sandbox, which limits its memory over all processes; rlimits apply to each process alone."""
 
 import contextlib
 import os
@@ -14,22 +14,22 @@ REMOVE_TIMEOUT_S = 2.0
 
 
 class ControlGroup:
-    """A context: groups are made on entry and removed, with whatever is still in them killed, on exit.
+    """A context manager that creates control groups on entry, and on exit kills their processes and removes them.
 
-    Without the right to make groups it does nothing: the rlimits and the deadline hold all the same.
+    If this process may not create groups it does nothing; the rlimits and the deadline still apply.
     """
 
     def __init__(self, memory_bytes: int, max_processes: int, root: Path = ROOT) -> None:
         self._limits = {"memory": memory_bytes, "pids": max_processes}
         self._root = root
         self.folders: list[Path] = []
-        """Where the groups are; empty when there are none."""
+        """Folders of the groups; empty if none could be created."""
 
     def __enter__(self) -> Self:
         for controller, limit in self._limits.items():
             parent = parent_group(controller, self._root)
             if parent is not None:
-                self._make(parent, controller, limit)
+                self._create(parent, controller, limit)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -38,11 +38,11 @@ class ControlGroup:
         self.folders.clear()
 
     def enter(self) -> None:
-        """Put the calling process into the groups; for use between fork and exec."""
+        """Move the calling process into the groups; to be called between fork and exec."""
         for folder in self.folders:
             (folder / "cgroup.procs").write_text("0")
 
-    def _make(self, parent: Path, controller: str, limit: int) -> None:
+    def _create(self, parent: Path, controller: str, limit: int) -> None:
         folder = parent / f"{PREFIX}_{os.getpid()}_{controller}"
         try:
             folder.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ class ControlGroup:
             if file is None:
                 folder.rmdir()
                 return
-            # bwrap's two processes are in the group too.
+            # The two processes of bwrap are in the group too.
             file.write_text(str(limit + 2 if controller == "pids" else limit))
         except OSError:
             with contextlib.suppress(OSError):
@@ -59,8 +59,8 @@ class ControlGroup:
         self.folders.append(folder)
 
 
-def sweep(root: Path = ROOT) -> None:
-    """Remove the groups of processes that were killed before they could; one with a process inside stays."""
+def remove_stale_groups(root: Path = ROOT) -> None:
+    """Remove the groups of processes that were killed before they could remove them; groups in use are kept."""
     for controller in LIMIT_FILES:
         parent = parent_group(controller, root)
         for folder in parent.glob(f"{PREFIX}_*_{controller}") if parent is not None else ():
@@ -71,14 +71,17 @@ def sweep(root: Path = ROOT) -> None:
 
 
 def parent_group(controller: str, root: Path = ROOT) -> Path | None:
-    """This process's own group of a controller, in either version of cgroups; None when it cannot be written to."""
+    """Return this process's own group of a controller, or None if it cannot be written to.
+
+    In cgroup version 1 each controller has its own hierarchy; in version 2 all share one.
+    """
     own = Path("/proc/self/cgroup")
     lines = own.read_text().splitlines() if own.exists() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             base = root / controllers if (root / controllers).exists() else root / controller
-        elif not controllers and (root / "cgroup.controllers").exists():
+        elif not controllers and (root / "cgroup.controllers").exists():  # version 2
             base = root
         else:
             continue
@@ -90,6 +93,7 @@ def parent_group(controller: str, root: Path = ROOT) -> Path | None:
 
 def _remove(folder: Path) -> None:
     deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    # A group can be removed only when its killed processes have ended, which takes a moment.
     while True:
         with contextlib.suppress(OSError, ValueError):
             for pid in map(int, (folder / "cgroup.procs").read_text().split()):

@@ -1,4 +1,7 @@
-"""When an output of a program, or a function's result, is the expected one. Runs outside the sandbox, on plain data."""
+"""Comparison of a program's output, or a function's result, with the expected one.
+
+It runs outside the sandbox, on plain data.
+"""
 
 import json
 import math
@@ -6,11 +9,17 @@ from typing import Any
 
 RELATIVE_TOLERANCE = 1e-5
 ABSOLUTE_TOLERANCE = 1e-8
-"""Of decimal numbers, as in numpy.allclose: rounding differs with the order of summation. Whole numbers are exact."""
+"""Tolerances of decimal numbers, as in numpy.allclose, because rounding depends on the order of summation.
+
+Whole numbers are compared exactly.
+"""
 
 
 def outputs_equal(expected: str, printed: str) -> bool:
-    """Line by line, white space at the ends of lines and after the last line aside; decimals within the tolerance."""
+    """Compare two outputs line by line, with decimal numbers equal within the tolerance.
+
+    White space at the ends of lines, and blank lines at the end, are ignored.
+    """
     expected_lines, lines = _lines(expected), _lines(printed)
     if expected_lines == lines:
         return True
@@ -20,16 +29,16 @@ def outputs_equal(expected: str, printed: str) -> bool:
 
 
 def results_equal(expected: object, printed: str) -> bool:
-    """Whether the JSON text `printed` is the value `expected`, or the item of a list of one (Eurus wraps so)."""
+    """Return True if the JSON text `printed` is the value `expected`, or its only item.
+
+    Eurus-2-RL-Data wraps results in lists of length one.
+    """
     try:
         result = json.loads(printed)
         if _values_equal(expected, result):
             return True
         return isinstance(expected, list) and len(expected) == 1 and _values_equal(expected[0], result)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # no JSON, digits past the limit of int(), nesting past that of the parser
+    except (ValueError, RecursionError):  # not JSON, more digits than int() accepts, or nested too deeply
         return False
 
 
@@ -75,5 +84,5 @@ def _close(expected: float, value: float) -> bool:
         return expected == value
     try:
         return abs(value - expected) <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * abs(expected)
-    except OverflowError:  # a whole number past the largest float
+    except OverflowError:  # an integer larger than any float
         return False

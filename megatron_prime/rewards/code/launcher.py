@@ -1,13 +1,13 @@
-"""The first program in the box: takes the limits, drops the uid, says it is ready, and becomes the code under test.
+"""The first program in the sandbox: sets limits, drops the uid, reports that it is ready, and runs the code under test.
 
     python -c <this file> SETTINGS
 
-Standard library alone: nothing of this package is in the box. READY goes to standard output before any code under test
-runs, so that its absence means that the sandbox failed and not the code.
+It uses the standard library only, because this package is not available inside the sandbox. READY is written to
+standard output before any code under test runs, so that its absence means that the sandbox failed and not the code.
 
 With `call` in the settings, a function of the code is called with the JSON arguments on standard input, and its result
-goes to standard output as JSON; what the code prints itself goes nowhere. The result is all that is taken from the box:
-whoever forges it has to know what the right result is, and no right result is ever in here.
+is written to standard output as JSON; the code's own output is discarded. The code could forge that result, but not
+usefully: the expected result never enters the sandbox.
 """
 
 import json
@@ -27,11 +27,11 @@ from itertools import *
 from math import *
 from typing import *
 """
-"""What sites with a function to write have imported already; the code's own names come later and win."""
+"""Imports that coding sites provide for function problems; names that the code defines take precedence."""
 
 
 def main() -> None:
-    """Run the code under test; does not return when that exits."""
+    """Set the limits and run the code under test."""
     settings = json.loads(sys.argv[1])
     for name, value in settings["rlimits"].items():
         number = getattr(resource, name)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run(source: str, name: str, prelude: str = "") -> dict[str, object]:
-    """Execute the code as a module of that name; its globals."""
+    """Execute the code as a module of that name and return its globals."""
     module = type(sys)(name)
     sys.modules[name] = module
     exec(prelude, module.__dict__)
@@ -63,9 +63,10 @@ def run(source: str, name: str, prelude: str = "") -> dict[str, object]:
 
 
 def call(source: str, function: str) -> None:
-    """Print the JSON of `function(*arguments)`, or of the method of a class Solution."""
+    """Print the JSON of `function(*arguments)`, or of `Solution().function(*arguments)` if there is such a method."""
     arguments = json.loads(sys.stdin.readline())
     result_fd = os.dup(1)
+    # From here on the code can neither read the arguments again nor print into the result.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)

@@ -1,9 +1,10 @@
-"""Runs a Python program that nobody trusts: bubblewrap, a uid of its own, rlimits, seccomp, a cgroup where allowed.
+"""A sandbox for untrusted Python programs: bubblewrap, a separate uid, rlimits, seccomp, and a cgroup where permitted.
 
     run(code, stdin) -> bwrap (new pid, net, ipc, uts, mount namespaces) -> launcher (rlimits, uid) -> code
 
-The box holds a Python installation and the system's libraries, read-only, an empty /tmp of limited size, and the code.
-No network, no /proc, no other process, no environment. Whatever the code starts ends with it. Docs: docs/rewards.md.
+The sandbox contains a Python installation and the system's libraries (read-only), an empty /tmp of limited size, and
+the code. It has no network, no /proc, no other processes and no environment variables. All processes that the code
+starts end with it. See docs/rewards.md.
 """
 
 import contextlib
@@ -24,77 +25,90 @@ from pathlib import Path
 
 from megatron_prime.config.tables.reward import CodeConfig
 from megatron_prime.rewards.code import launcher
-from megatron_prime.rewards.code.cgroup import ControlGroup, sweep
+from megatron_prime.rewards.code.cgroup import ControlGroup, remove_stale_groups
 from megatron_prime.rewards.code.seccomp import program
 
 HOW_TO_INSTALL = (
-    "install bubblewrap (`apt-get install bubblewrap`, `dnf install bubblewrap`, or put bwrap on PATH); where that "
-    "cannot be, reward.code.sandbox = 'none-i-accept-the-risk' runs model-written code with the rights of this user"
+    "install bubblewrap (`apt-get install bubblewrap`, `dnf install bubblewrap`, or put bwrap on PATH); where that is "
+    "impossible, reward.code.sandbox = 'none-i-accept-the-risk' runs model-written code with the rights of this user"
 )
 NEEDS = (
-    "bubblewrap needs user namespaces or CAP_SYS_ADMIN: a container must be started with them (docker run --cap-add "
-    "SYS_ADMIN --security-opt seccomp=unconfined, for one)"
+    "bubblewrap needs user namespaces or CAP_SYS_ADMIN: start a container with them (for example docker run --cap-add "
+    "SYS_ADMIN --security-opt seccomp=unconfined)"
 )
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/full")
 FIRST_UID = 1_000_000_000
-"""As root, a box's uid is this plus the worker's pid: the process limit counts by uid, and boxes must not share one."""
+"""As root, a sandbox runs under this uid plus the worker's pid.
+
+RLIMIT_NPROC counts the processes of a uid, so that sandboxes that run at the same time must not share one.
+"""
 MAX_OPEN_FILES = 64
 MAX_ERROR_BYTES = 2000
+"""Bytes of the end of standard error that are kept for messages."""
 STARTUP_TIMEOUT_S = 15.0
-"""For the box to come up; not the code's time."""
+"""Deadline for the sandbox to start; the time limit of the code begins afterwards."""
 NUM_ATTEMPTS = 2
-"""For a sandbox that does not come up, on a machine out of processes for a moment, say."""
+"""Attempts to start a sandbox: a start may fail for a moment, for example when the machine is out of processes."""
 
 LAUNCHER = Path(launcher.__file__).read_text(encoding="utf-8")
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed; nothing is known about the code."""
+    """The sandbox itself failed, so that nothing is known about the code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a program did, as far as anyone outside can tell."""
+    """The result of running a program."""
 
     exit_code: int | None
-    """None when it was killed at its deadline or for its output; negative for a signal."""
+    """Exit code, negative for a signal; None if the program was killed at its deadline or for too much output."""
     stdout: bytes
-    """At most reward.code.max_output_mib; empty when there was more."""
+    """Standard output, at most reward.code.max_output_mib; empty if there is no exit code."""
     detail: str = ""
-    """Why there is no exit code; otherwise the end of standard error."""
+    """Reason why there is no exit code, otherwise the end of standard error."""
 
 
 class Sandbox:
-    """Runs programs one at a time."""
+    """A sandbox that runs one program at a time."""
 
     def __init__(self, config: CodeConfig) -> None:
-        """Look for bubblewrap and the interpreter.
+        """Find bubblewrap and the interpreter.
 
         Raises:
-            ValueError: bubblewrap is asked for and not there.
+            ValueError: If reward.code.sandbox is "bubblewrap" and bwrap is not installed.
         """
         self._config = config
         self._bwrap = None if config.sandbox == "none-i-accept-the-risk" else shutil.which("bwrap")
         if self._bwrap is None and config.sandbox == "bubblewrap":
-            raise ValueError(f"reward.code.sandbox = 'bubblewrap', but there is no bwrap: {HOW_TO_INSTALL}")
+            raise ValueError(
+                f"reward.code.sandbox = 'bubblewrap', but bwrap is not installed: {HOW_TO_INSTALL}"
+            )
         if self._bwrap is not None:
-            sweep()
-        # Ours without its environment; one that is named keeps its own, which hangs on the unresolved path.
+            remove_stale_groups()
+        # Resolving symbolic links leaves the virtual environment of this process, whose packages the code must not
+        # see. A configured interpreter is not resolved, so that it keeps the packages of its own environment.
         self._python = config.python.absolute() if config.python else Path(os.path.realpath(sys.executable))
 
     def run(self, code: str, stdin: bytes, timeout_s: float, call: str | None = None) -> Completed:
-        """Run `code` with `stdin`, or call its function `call` with the JSON arguments that `stdin` holds.
+        """Run a program, or call one of its functions.
+
+        Args:
+            code: Python source text.
+            stdin: Standard input, or with `call` one line with the JSON list of arguments.
+            timeout_s: Time limit in seconds.
+            call: Name of a function to call; standard output is then the JSON of its result.
 
         Raises:
-            SandboxError: the box did not come up, twice.
+            SandboxError: If the sandbox failed to start NUM_ATTEMPTS times.
         """
         for attempt in range(NUM_ATTEMPTS):
             try:
                 return self._run_once(code, stdin, timeout_s, call)
             except (SandboxError, OSError, subprocess.SubprocessError) as error:
                 if attempt == NUM_ATTEMPTS - 1:
-                    raise SandboxError(f"the sandbox does not come up: {error}; {NEEDS}") from error
+                    raise SandboxError(f"the sandbox does not start: {error}; {NEEDS}") from error
         raise AssertionError("unreachable")
 
     def _run_once(self, code: str, stdin: bytes, timeout_s: float, call: str | None) -> Completed:
@@ -114,7 +128,8 @@ class Sandbox:
                 env=_environment(),
                 pass_fds=descriptors,
                 start_new_session=self._bwrap is None,
-                preexec_fn=group.enter if group is not None else None,  # the pool's workers have one thread
+                # preexec_fn is unsafe with several threads, but a worker of the pool has only one.
+                preexec_fn=group.enter if group is not None else None,
             )
             stack.callback(self._end, process)
             stdout, detail = _communicate(process, stdin, timeout_s, self._config.max_output_mib << 20)
@@ -122,7 +137,7 @@ class Sandbox:
                 try:
                     process.wait(timeout=1.0)
                 except subprocess.TimeoutExpired:
-                    detail = "closed its output and went on"
+                    detail = "it closed its output and did not exit"
             if detail:
                 self._end(process)
             errors.seek(max(0, os.fstat(errors.fileno()).st_size - MAX_ERROR_BYTES))
@@ -134,7 +149,7 @@ class Sandbox:
             return Completed(process.returncode, stdout[len(launcher.READY) :], reason)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill what is left. The kernel ends everything in a box with its first process."""
+        """Kill all processes that are left; in a sandbox the kernel kills them with the first process."""
         if self._bwrap is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -148,9 +163,10 @@ class Sandbox:
     def _command(
         self, stack: contextlib.ExitStack, code: str, cpu_seconds: int, call: str | None
     ) -> tuple[list[str], list[int]]:
-        """The command, and the descriptors that it inherits."""
+        """Return the command and the file descriptors that it inherits."""
         settings = {"rlimits": self._rlimits(cpu_seconds), "uid": None, "call": call}
-        python = [str(self._python), "-s", "-P", "-B", "-X", "utf8", "-c", LAUNCHER]  # not -I: the hash seed
+        # Not -I, which would ignore PYTHONHASHSEED: runs must be repeatable.
+        python = [str(self._python), "-s", "-P", "-B", "-X", "utf8", "-c", LAUNCHER]
         if self._bwrap is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             path = Path(folder) / "solution.py"
@@ -176,7 +192,8 @@ class Sandbox:
         arguments = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
         arguments += ["--new-session", "--hostname", "box", "--chdir", "/"]
         if os.geteuid() == 0:
-            # The launcher drops root itself: in a user namespace of its own, root outside has no process limit.
+            # The launcher drops root itself. With a user namespace instead, the uid outside would still be root, to
+            # which the limit on processes does not apply.
             arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         else:
             arguments += ["--unshare-user"]
@@ -193,7 +210,7 @@ class Sandbox:
             *(str(path.absolute()) for path in self._config.readable_paths),
         ]
         for folder in _parents([*readable, *DEVICES, "/box/solution.py"]):
-            arguments += ["--perms", "0755", "--dir", folder]  # by default for root alone
+            arguments += ["--perms", "0755", "--dir", folder]  # the default permissions are for root only
         for path in readable:
             arguments += ["--ro-bind", path, path]
         for device in DEVICES:
@@ -209,7 +226,7 @@ class Sandbox:
             "RLIMIT_NOFILE": MAX_OPEN_FILES,
             "RLIMIT_CORE": 0,
         }
-        if self._bwrap is not None:  # outside a box, the user's other processes count
+        if self._bwrap is not None:  # without a sandbox, the user's other processes would count too
             limits["RLIMIT_NPROC"] = config.max_processes
         return limits
 
@@ -217,7 +234,11 @@ class Sandbox:
 def _communicate(
     process: subprocess.Popen[bytes], stdin: bytes, timeout_s: float, max_bytes: int
 ) -> tuple[bytes, str]:
-    """Feed and read until the output ends; (output, "") or (what there was, why it was given up)."""
+    """Write the input and read the output of a process until the output ends.
+
+    Returns:
+        The output and "", or the output so far and the reason for giving up (time or size).
+    """
     assert process.stdin is not None
     assert process.stdout is not None
     deadline = time.monotonic() + STARTUP_TIMEOUT_S
@@ -242,14 +263,15 @@ def _communicate(
                 if not chunk:
                     return bytes(output), ""
                 if not output:
-                    deadline = time.monotonic() + timeout_s  # the box is up: what follows is the code's time
+                    # The first byte is the launcher's READY: from here on the time is the code's.
+                    deadline = time.monotonic() + timeout_s
                 output += chunk
                 if len(output) > max_bytes:
                     return bytes(output), f"it printed more than {max_bytes >> 20} MiB"
 
 
 def _feed(descriptor: int, rest: memoryview) -> memoryview:
-    """Write what the pipe takes; nothing is left when the reader is gone."""
+    """Write as much as the pipe accepts and return the rest, which is empty if the reader is gone."""
     try:
         return rest[os.write(descriptor, rest[: 1 << 16]) :]
     except BlockingIOError:
@@ -260,7 +282,7 @@ def _feed(descriptor: int, rest: memoryview) -> memoryview:
 
 @contextlib.contextmanager
 def _readable(data: bytes) -> Iterator[int]:
-    """A descriptor from which `data` can be read."""
+    """Yield a file descriptor from which `data` can be read."""
     descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
     try:
         view = memoryview(data)
@@ -273,7 +295,7 @@ def _readable(data: bytes) -> Iterator[int]:
 
 
 def _box_uid() -> int | None:
-    """The uid that a box of this process runs as; None when not root, where the box has this user's."""
+    """Return the uid for the sandboxes of this process, or None if not root, where they keep this user's."""
     if os.geteuid() != 0:
         return None
     wanted = FIRST_UID + os.getpid()
@@ -281,18 +303,18 @@ def _box_uid() -> int | None:
         first, _, count = map(int, line.split())
         if first <= wanted < first + count:
             return wanted
-    return 65534  # a container without that many uids: nobody
+    return 65534  # the user nobody, in a container that maps fewer uids
 
 
 def _parents(paths: list[str]) -> list[str]:
-    """Folders above `paths`, the upper ones first, those of the system and the root left out."""
+    """Return the folders above `paths`, parents first, without the root and the system's folders."""
     folders = {str(parent) for path in paths for parent in Path(path).parents}
     return sorted(folder for folder in folders - {"/"} if not folder.startswith(SYSTEM_FOLDERS))
 
 
 @cache
 def _python_folders(python: Path) -> tuple[str, ...]:
-    """The folders that an interpreter needs, those of the system left out."""
+    """Return the folders that an interpreter needs, without the system's folders."""
     query = "import sys; print(sys.base_prefix, sys.prefix, sep='\\n')"
     prefixes = subprocess.run(
         [str(python), "-I", "-c", query], capture_output=True, text=True, check=True

@@ -1,18 +1,18 @@
-"""The system calls that model-written code may not make, as a classic BPF program for seccomp.
+"""The seccomp filter of the sandbox: system calls that model-written code may not make, as a classic BPF program.
 
-Namespaces and a dropped uid already keep code in its box; this list takes away what has a history of leading out of
-such boxes (namespaces of one's own, mounts, tracing, io_uring, bpf, keys) and what escapes the memory limits. Denied
-calls fail with EPERM; clone3 with ENOSYS, so that the C library falls back to clone, whose flags can be looked at.
+Namespaces and a dropped uid already isolate the code. This list also denies system calls with a history of sandbox
+escapes (new namespaces, mounts, tracing, io_uring, bpf, keys) and those that evade the memory limits. Denied calls fail
+with EPERM. clone3 fails with ENOSYS, so that the C library falls back to clone, whose flags a filter can inspect.
 
-A program is a list of 8-byte instructions (linux/filter.h) over struct seccomp_data (linux/seccomp.h): number at byte
-0, architecture at 4, low halves of the arguments from 16 in steps of 8.
+A program is a list of 8-byte instructions (linux/filter.h) over struct seccomp_data (linux/seccomp.h): the system call
+number is at byte 0, the architecture at 4, and the low halves of the arguments from 16 in steps of 8.
 """
 
 import errno
 import platform
 import struct
 
-# name: (x86_64, aarch64); None where the architecture has no such call
+# Name -> numbers on (x86_64, aarch64); None if the architecture has no such call.
 DENIED: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
     "pidfd_getfd": (438, 438), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
@@ -37,14 +37,14 @@ CLONE = (56, 220)
 IOCTL = (16, 29)
 
 MACHINES = {"x86_64": 0, "aarch64": 1}
-"""platform.machine() -> place of its numbers in the tables above."""
+"""platform.machine() -> index of its numbers in the tables above."""
 AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 X32_BIT = 0x40000000
-"""Calls of the x32 ABI have numbers of their own, which no table above holds."""
+"""Bit of all call numbers of the x32 ABI, which the tables above do not cover."""
 NAMESPACE_FLAGS = 0x7E020000
-"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET."""
+"""The flags CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET."""
 TERMINAL_INJECTIONS = (0x5412, 0x541C)
-"""TIOCSTI and TIOCLINUX: ioctls that type into a terminal."""
+"""The ioctls TIOCSTI and TIOCLINUX, which simulate input on a terminal."""
 
 ALLOW = 0x7FFF0000
 ERRNO = 0x00050000
@@ -54,14 +54,14 @@ _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 
 Instruction = tuple[int, int, int, int]
-"""Operation, jump if true, jump if false (both in instructions, forward), constant."""
+"""Operation, instructions to skip if true, instructions to skip if false, and constant."""
 
 
 def program(machine: str | None = None) -> bytes:
-    """The filter for `machine` (default: this one), as `bwrap --seccomp` reads it.
+    """Return the filter for an architecture (default: this machine's) in the format of `bwrap --seccomp`.
 
     Raises:
-        ValueError: a machine whose system calls are not known here.
+        ValueError: If the system calls of the architecture are not known.
     """
     machine = machine or platform.machine()
     if machine not in MACHINES:
@@ -69,28 +69,29 @@ def program(machine: str | None = None) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in _instructions(MACHINES[machine]))
 
 
-def _instructions(place: int) -> list[Instruction]:
+def _instructions(arch: int) -> list[Instruction]:
     deny = ERRNO | errno.EPERM
     code: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
-        (_JUMP_EQUAL, 1, 0, AUDIT_ARCH[place]),
+        (_JUMP_EQUAL, 1, 0, AUDIT_ARCH[arch]),
         (_RETURN, 0, 0, KILL_PROCESS),
         (_LOAD, 0, 0, _NUMBER),
     ]
-    if place == MACHINES["x86_64"]:
+    if arch == MACHINES["x86_64"]:
         code += [(_JUMP_GREATER_EQUAL, 0, 1, X32_BIT), (_RETURN, 0, 0, deny)]
     for numbers in DENIED.values():
-        number = numbers[place]
+        number = numbers[arch]
         if number is not None:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, deny)]
     code += [(_JUMP_EQUAL, 0, 1, CLONE3), (_RETURN, 0, 0, ERRNO | errno.ENOSYS)]
     code += [
-        (_JUMP_EQUAL, 0, 4, CLONE[place]),
+        # fork and threads are allowed, new namespaces are not
+        (_JUMP_EQUAL, 0, 4, CLONE[arch]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_JUMP_ANY_BIT, 0, 1, NAMESPACE_FLAGS),
         (_RETURN, 0, 0, deny),
         (_RETURN, 0, 0, ALLOW),
-        (_JUMP_EQUAL, 0, 4, IOCTL[place]),
+        (_JUMP_EQUAL, 0, 4, IOCTL[arch]),
         (_LOAD, 0, 0, _SECOND_ARGUMENT),
         (_JUMP_EQUAL, 1, 0, TERMINAL_INJECTIONS[0]),
         (_JUMP_EQUAL, 0, 1, TERMINAL_INJECTIONS[1]),

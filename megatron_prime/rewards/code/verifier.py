@@ -1,13 +1,13 @@
-r"""The `code` verifier: which share of a problem's tests does the response's program pass?
+r"""The `code` verifier: the fraction of a problem's tests that the program in a response passes.
 
-Contract. The program is the last closed ```python block of the response; without one the reward is 0. The ground truth
-is Eurus-2-RL-Data's JSON:
+The program is the last closed ```python block of the response; without one the reward is 0. The ground truth is JSON in
+the format of Eurus-2-RL-Data:
 
     {"inputs": ["1 2\n", ...], "outputs": ["3\n", ...]}                       standard input and output
     {"fn_name": "add", "inputs": [[1, 2], ...], "outputs": [[3], ...]}        calls of a function or of Solution().add
 
-Each test is a run of its own in a `Sandbox`. Expected outputs never go in there: what comes out is compared here, so a
-program earns a test by computing its output and in no other way. A clean exit proves nothing, and is asked for besides.
+Each test is a separate run in a `Sandbox`. Expected outputs never enter the sandbox: outputs are compared outside, so
+that a program can only pass a test by computing its output. It must also exit with code 0.
 """
 
 import json
@@ -24,7 +24,8 @@ _OPENING = re.compile(r"[ \t]*```(?:python3?|py)[ \t]*", re.IGNORECASE)
 
 
 WARM_UP = "import collections, decimal, heapq, json, math, random, re, statistics, string\nprint(6 * 7)"
-"""Imports, because an interpreter whose library the box's uid may not read starts all the same."""
+"""Program that tests the sandbox. It imports modules because an interpreter starts even if the sandbox's uid may not
+read the standard library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,53 +33,54 @@ class CodeTest:
     """One test of a problem."""
 
     stdin: str
-    """Standard input, or one line of JSON: the arguments of the function."""
+    """Standard input, or one line with the JSON list of the function's arguments."""
     expected: Any
-    """Standard output as text, or the result as a JSON value."""
+    """Expected standard output as text, or the expected result as a JSON value."""
 
 
 class CodeVerifier:
-    """See the module's contract. One program at a time."""
+    """Verifier of programs; see the module's docstring. It runs one program at a time."""
 
     in_process = False
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - fields of CodeConfig
-        """`settings` are the fields of reward.code.
+        """Create the sandbox; `settings` are the fields of reward.code.
 
         Raises:
-            ValueError: bubblewrap is asked for and not there.
+            ValueError: If reward.code.sandbox is "bubblewrap" and bwrap is not installed.
         """
         self._config = CodeConfig(**settings)
         self._sandbox = Sandbox(self._config)
 
     def warm_up(self) -> None:
-        """Try the sandbox: a machine where it does not work must not give rewards.
+        """Test the sandbox: a machine where it does not work must not give rewards.
 
         Raises:
-            SandboxError: it does not come up.
+            SandboxError: If it does not start.
+            RuntimeError: If a correct program fails in it.
         """
         completed = self._sandbox.run(WARM_UP, b"", timeout_s=30.0)
         if completed.stdout != b"42\n":
-            raise RuntimeError(f"a program that prints 42 does not in the sandbox: {completed}")
+            raise RuntimeError(f"a program that prints 42 fails in the sandbox: {completed}")
 
     def verify(self, response_text: str, answer: str) -> float:
-        """Fraction of tests passed, or with reward.code.partial_credit = false 1.0 for all of them and else 0.0.
+        """Return the fraction of tests passed; with reward.code.partial_credit = false, 1.0 for all tests or else 0.0.
 
         Raises:
-            ValueError: the ground truth is not of the form above.
-            SandboxError: the sandbox itself failed.
+            ValueError: If the ground truth is not in the module's format.
+            SandboxError: If the sandbox itself failed.
         """
         fn_name, tests = read_tests(answer)
         code = last_program(response_text)
         if code is None:
             return 0.0
-        tests = spread(tests, self._config.max_tests)
+        tests = evenly_spaced(tests, self._config.max_tests)
         deadline = time.monotonic() + self._config.total_timeout_s
         num_passed = 0
         for test in tests:
             seconds = min(self._config.test_timeout_s, deadline - time.monotonic())
             if seconds <= 0:
-                break
+                break  # the remaining tests count as failed
             is_passed = self._passes(code, test, fn_name, seconds)
             num_passed += is_passed
             if not is_passed and not self._config.partial_credit:
@@ -100,7 +102,7 @@ class CodeVerifier:
 
 
 def last_program(response_text: str) -> str | None:
-    """Contents of the last closed ```python block, or None."""
+    """Return the contents of the last closed ```python block, or None if there is none."""
     program: list[str] | None = None
     last: list[str] | None = None
     for line in response_text.replace("\r\n", "\n").split("\n"):
@@ -114,10 +116,10 @@ def last_program(response_text: str) -> str | None:
 
 
 def read_tests(answer: str) -> tuple[str | None, list[CodeTest]]:
-    """Function name (None for standard input and output) and tests of a ground truth.
+    """Return the function name (None for standard input and output) and the tests of a ground truth.
 
     Raises:
-        ValueError: no JSON, or not of the module's form; says what is wrong.
+        ValueError: If the text is not JSON or not in the module's format.
     """
     try:
         truth = json.loads(answer)
@@ -131,29 +133,29 @@ def read_tests(answer: str) -> tuple[str | None, list[CodeTest]]:
         or not inputs
     ):
         raise ValueError(
-            "the ground truth of code needs lists `inputs` and `outputs` of one length, not empty"
+            "the ground truth of code needs non-empty lists `inputs` and `outputs` of equal length"
         )
     fn_name = truth.get("fn_name")
     if fn_name is None:
         return None, [CodeTest(_text(given), _text(out)) for given, out in zip(inputs, outputs, strict=True)]
     if not isinstance(fn_name, str) or not fn_name.isidentifier():
-        raise ValueError(f"fn_name = {fn_name!r} is no name of a function")
+        raise ValueError(f"fn_name = {fn_name!r} is not a valid function name")
     if not all(isinstance(arguments, list) for arguments in inputs):
         raise ValueError("with fn_name, each of `inputs` must be the list of arguments of one call")
     return fn_name, [CodeTest(json.dumps(a) + "\n", out) for a, out in zip(inputs, outputs, strict=True)]
 
 
-def spread(tests: list[CodeTest], max_tests: int) -> list[CodeTest]:
-    """At most `max_tests` of them, evenly spread, the first and the last included."""
+def evenly_spaced(tests: list[CodeTest], max_tests: int) -> list[CodeTest]:
+    """Return at most `max_tests` tests, evenly spaced and including the first and the last."""
     if len(tests) <= max_tests:
         return tests
     if max_tests == 1:
         return tests[:1]
-    return [tests[round(place * (len(tests) - 1) / (max_tests - 1))] for place in range(max_tests)]
+    return [tests[round(index * (len(tests) - 1) / (max_tests - 1))] for index in range(max_tests)]
 
 
 def _text(value: object) -> str:
-    """Text, or lines as some sources give them."""
+    """Return text as it is, and a list of lines, as some data sources have it, joined."""
     if isinstance(value, list):
         return "\n".join(map(str, value))
     return str(value)

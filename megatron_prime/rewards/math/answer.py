@@ -1,8 +1,8 @@
-r"""The `math` verifier: is the boxed answer of a response equal to the ground truth?
+r"""The `math` verifier: compares the boxed answer of a response with the ground truth.
 
-Contract. The answer is the last complete `\boxed{}` or `\fbox{}` (see `boxed`); without one the reward is 0. Both sides
-are brought into one notation, taken apart (alternatives, tuples, sets, intervals, units), and single values are
-compared exactly by math-verify. Where math-verify alone would be wrong:
+The answer is the last complete `\boxed{}` or `\fbox{}` (see `boxed`); without one the reward is 0. Both sides are
+converted to one notation and split into alternatives, tuples, sets, intervals and units; single values are compared
+exactly by math-verify. Where math-verify alone would be wrong, this verifier is
 
 - stricter: an answer has as many alternatives as the ground truth ("41 or 42" is not 42); two units must agree
   (`5 m` is not `5 cm`); decimals are exact (0.3333333333 is not 1/3, 1.41421356 is not the root of 2); words are
@@ -10,8 +10,8 @@ compared exactly by math-verify. Where math-verify alone would be wrong:
 - more lenient: Unicode digits, fractions and powers, 3e8, thin spaces, `\varnothing`, inequalities against intervals,
   boxes side by side as the parts of one answer.
 
-math-verify's own time limits use SIGALRM, which fails off the main thread and takes the caller's alarm: they are off,
-and this verifier runs in a `VerifierPool`, which kills it from outside.
+math-verify's own time limits are switched off, because they use SIGALRM, which fails outside the main thread and
+replaces the caller's alarm. This verifier runs in a `VerifierPool`, which enforces the deadline by killing the worker.
 """
 
 import logging
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_prime.rewards.math.boxed import last_boxed, unwrap_boxed
-from megatron_prime.rewards.math.cost import is_costly
+from megatron_prime.rewards.math.cost import is_expensive
 from megatron_prime.rewards.math.equations import (
     difference_of,
     names_a_quantity,
@@ -45,25 +45,25 @@ from megatron_prime.rewards.math.structure import (
 )
 
 MAX_NORMALISED_CHARS = 2000
-"""Longer answers are compared as written, before any rewriting."""
+"""Limit on the length of an answer; longer answers are compared as text."""
 MAX_ITEMS = 64
-"""Alternatives or components that are compared; more is a wrong answer."""
+"""Limit on the number of alternatives or components; an answer with more is wrong."""
 
 
 class MathVerifier:
-    """See the module's contract."""
+    """Verifier of boxed answers; see the module's docstring."""
 
     in_process = False
 
     def warm_up(self) -> None:
-        """Load sympy and the parser's grammar: seconds on a cold file system."""
+        """Load sympy and the parser's grammar, which takes seconds on a cold file system."""
         values_equal("1", r"\frac{2}{2}")
 
     def verify(self, response_text: str, answer: str) -> float:
-        """1.0 when the boxed answer equals the ground truth, else 0.0.
+        """Return 1.0 if the boxed answer equals the ground truth, else 0.0.
 
         Raises:
-            ValueError: the ground truth is blank.
+            ValueError: If the ground truth is blank.
         """
         if not answer.strip():
             raise ValueError("the ground truth is blank")
@@ -72,7 +72,7 @@ class MathVerifier:
 
 
 def answers_equal(gold: str, given: str) -> bool:
-    """Whether `given` is the answer `gold`. Not symmetric: the form of `gold` sets what is asked for."""
+    """Return True if `given` is the answer `gold`. Not symmetric: the form of `gold` defines what is asked for."""
     if max(len(gold), len(given)) > MAX_NORMALISED_CHARS:
         return squeezed(gold) == squeezed(given)
     gold, given = normalise(gold), normalise(given)
@@ -80,13 +80,13 @@ def answers_equal(gold: str, given: str) -> bool:
         return False
     if squeezed(gold) == squeezed(given) or unwrapped(gold) == unwrapped(given):
         return True
-    # What is too costly to evaluate is compared as written, which has just failed.
-    return not (is_costly(gold) or is_costly(given)) and _equal(gold, given)
+    # An answer that is too expensive to evaluate is compared as text only, which has just failed.
+    return not (is_expensive(gold) or is_expensive(given)) and _equal(gold, given)
 
 
 def _equal(gold: str, given: str) -> bool:
     if r"\ldots" in gold + given:
-        return False  # only what is written out can be compared
+        return False  # an ellipsis can be compared as text only
     if len(gold_letter := chosen_letter(gold) or "") == 1:
         return gold_letter == chosen_letter(given)
     gold_words, given_words = words(gold), words(given)
@@ -100,20 +100,20 @@ def _equal(gold: str, given: str) -> bool:
     if len(gold_items) == 1 and len(given_items) == 1:
         return _single_equal(gold_items[0], given_items[0])
     if len(gold_items) > 1 and len(given_items) == 1 and (bracketed := split_bracketed(given)) is not None:
-        # A list asked for, a tuple given: the order then has to be right.
+        # The ground truth is a list and the answer a tuple: then the order matters.
         return _all_equal(gold_items, bracketed[1])
     return _same_collection(gold_items, given_items, _single_equal)
 
 
 def _items(text: str) -> list[str]:
-    r"""Parts of a list or of a `\{\}` set, whose order does not count."""
+    r"""Return the parts of a list or of a `\{\}` set, whose order does not matter."""
     if _is_set(text):
         text = ",".join(part for piece in text.split(r"\cup") for part in _bracketed_parts(piece))
     return split_items(text)
 
 
 def _is_set(text: str) -> bool:
-    r"""`\{1,2\}`, or a union of such."""
+    r"""Return True for a set such as `\{1,2\}`, or a union of sets."""
     pieces = [split_bracketed(piece) for piece in text.split(r"\cup")]
     return all(piece is not None and piece[0] == r"\{" for piece in pieces)
 
@@ -124,12 +124,12 @@ def _bracketed_parts(text: str) -> list[str]:
 
 
 def _words_equal(gold: str, given: str, gold_words: str | None, given_words: str | None) -> bool:
-    r"""Words against words, or against one letter in brackets or not: B, (B), `\text{B}`."""
+    r"""Compare words with words, or with one letter in any form: B, (B), `\text{B}`."""
     return (gold_words or squeezed(gold).lower()) == (given_words or squeezed(given).lower())
 
 
 def _real_sets_equal(gold: str, given: str) -> bool | None:
-    """Equality as unions of intervals; None when that is not what both sides are."""
+    """Compare two unions of intervals; None if one side is not such a union."""
     gold_set, given_set = real_set(gold), real_set(given)
     if gold_set is None or given_set is None:
         return None
@@ -139,14 +139,14 @@ def _real_sets_equal(gold: str, given: str) -> bool | None:
 
 
 def _intervals_equal(gold: Interval, given: Interval) -> bool:
-    # The bracket at an infinite end carries no meaning, and some write it closed.
+    # The bracket at an infinite end carries no meaning, and some authors write it closed.
     low = gold[0] == given[0] or r"\infty" in gold[1]
     high = gold[3] == given[3] or r"\infty" in gold[2]
     return low and high and _single_equal(gold[1], given[1]) and _single_equal(gold[2], given[2])
 
 
 def _single_equal(gold: str, given: str) -> bool:
-    """One value, tuple or word."""
+    """Compare single values, equations, ratios or tuples."""
     if squeezed(gold) == squeezed(given):
         return True
     if len(sides_of(gold)) + len(sides_of(given)) > 2:
@@ -160,13 +160,17 @@ def _single_equal(gold: str, given: str) -> bool:
 
 
 def _equations_equal(gold: str, given: str) -> bool:
-    """At least one side is an equation; a name may be left out, but not be another one."""
+    """Compare two answers of which at least one is an equation.
+
+    The name of a value (`x` in `x = 5`) may be omitted, but must not be a different one.
+    """
     (gold_name, gold_value), (given_name, given_value) = strip_assignment(gold), strip_assignment(given)
     if gold_name and gold_name == given_name:
         return _single_equal(gold_value, given_value)
     gold_sides, given_sides = sides_of(gold), sides_of(given)
     if len(gold_sides) == 1:
-        if not re.search("[A-Za-z]", given_sides[0]):  # 41 = 42 claims more than it answers
+        # Every side of a numeric chain must be right: "41 = 42" is not an answer of 42.
+        if not re.search("[A-Za-z]", given_sides[0]):
             return all(_single_equal(gold, side) for side in given_sides)
         claims = [given_value] if given_name else given_sides[1:]
         return all(_single_equal(gold, claim) for claim in claims)
@@ -181,7 +185,7 @@ def _equations_equal(gold: str, given: str) -> bool:
 
 
 def _ratios_equal(gold: Sequence[str], given: Sequence[str]) -> bool:
-    """Terms in the same proportion; a ratio of two is also a fraction."""
+    """Compare the proportions of two ratios; a ratio of two terms is also a fraction."""
     if {len(gold), len(given)} == {1, 2}:
         gold, given = (
             [rf"\frac{{{terms[0]}}}{{{terms[1]}}}"] if len(terms) == 2 else terms for terms in (gold, given)
@@ -204,7 +208,7 @@ def _tuples_equal(gold: tuple[str, list[str], str] | None, given: tuple[str, lis
 
 
 def _quantities_equal(gold: Quantity, given: Quantity) -> bool:
-    """Values are equal, and units where both name one. 50% is 50 and also 0.5."""
+    """Compare values, and units if both have one. 50% equals both 50 and 0.5."""
     if gold.unit and given.unit and gold.unit != given.unit:
         return False
     if values_equal(gold.value, given.value):
@@ -219,18 +223,15 @@ def _quantities_equal(gold: Quantity, given: Quantity) -> bool:
 
 
 def values_equal(gold: str, given: str) -> bool:
-    """Exact equality of two expressions, by math-verify."""
+    """Return True if two expressions are exactly equal by math-verify."""
     if squeezed(gold) == squeezed(given):
         return True
     if r"\text{" in gold + given:
-        return False  # math-verify drops words, whatever they say
-    from math_verify import (
-        LatexExtractionConfig,
-        parse,
-        verify,
-    )  # slow to load, and the pool's parent never needs it
+        return False  # math-verify ignores words
+    # Imported here because it loads slowly and the parent of the pool never needs it.
+    from math_verify import LatexExtractionConfig, parse, verify
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # silences warnings that its time limits are off
     parsed = [
         parse(
             f"${exact_decimals(text)}$",
@@ -255,7 +256,7 @@ def _has_imaginary_unit(text: str) -> bool:
 
 
 def _with_imaginary_unit(expression: Any) -> Any:  # noqa: ANN401 - a sympy expression or text
-    """math-verify reads `i` as a variable like any other."""
+    """Replace the variable `i` by the imaginary unit: math-verify parses it as an ordinary variable."""
     import sympy
 
     if not isinstance(expression, sympy.Basic):
@@ -271,13 +272,13 @@ def _all_equal(gold: Sequence[str], given: Sequence[str]) -> bool:
 
 
 def _same_collection(gold: Sequence, given: Sequence, equal: Callable[..., bool]) -> bool:  # type: ignore[type-arg]
-    """Each of `gold` matches another one of `given`, in any order, none left over."""
+    """Return True if each item of `gold` equals a different item of `given`, in any order, and none remains."""
     if len(gold) != len(given) or len(gold) > MAX_ITEMS:
         return False
-    left = list(given)
+    unmatched = list(given)
     for item in gold:
-        match = next((index for index, other in enumerate(left) if equal(item, other)), None)
+        match = next((index for index, other in enumerate(unmatched) if equal(item, other)), None)
         if match is None:
             return False
-        del left[match]
+        del unmatched[match]
     return True

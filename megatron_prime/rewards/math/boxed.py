@@ -1,4 +1,4 @@
-r"""The final answer of a response: its last `\boxed{}` or `\fbox{}`, braces counted."""
+r"""Extraction of the final answer of a response: its last `\boxed{}` or `\fbox{}` with balanced braces."""
 
 import re
 
@@ -8,15 +8,15 @@ _BETWEEN_BOXES = re.compile(
 )
 
 MAX_TAIL_CHARS = 20_000
-"""Only so much of the end of a response is searched; a final answer that is not near the end is none."""
+"""Length of the end of a response that is searched; a box before it does not count as the final answer."""
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Contents of the last complete box, or None when there is none.
+    r"""Return the contents of the last complete box, or None if there is none.
 
-    Boxes that stand side by side, with nothing but punctuation, "and" or "or" between them, are one answer of several
-    parts: they come joined as they were separated (`\boxed{2} or \boxed{3}` gives `2 or 3`, others `2, 3`), so that
-    offering two answers to a question that has one is not better than offering one. An empty last box is no answer.
+    Adjacent boxes with only punctuation, "and" or "or" between them are one answer of several parts, and their
+    contents are joined: `\boxed{2} or \boxed{3}` gives `2 or 3`, other separators give `2, 3`. Offering two answers to
+    a question that has one is therefore wrong. If the last box is empty, so is the result.
     """
     boxes = _complete_boxes(text[-MAX_TAIL_CHARS:])
     if not boxes:
@@ -35,7 +35,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def unwrap_boxed(text: str) -> str:
-    """The contents when all of `text` is one box, as ground truths sometimes are; otherwise `text`."""
+    """Return the contents if all of `text` is one box, as in some ground truths; otherwise return `text`."""
     stripped = text.strip().strip("$").strip()
     boxes = _complete_boxes(stripped)
     if len(boxes) == 1 and boxes[0][0] == 0 and boxes[0][1] == len(stripped):
@@ -44,9 +44,9 @@ def unwrap_boxed(text: str) -> str:
 
 
 def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, contents) of the boxes that close and lie in no other such box; one pass over `text`.
+    """Return (start, end, contents) of each complete outermost box, in one pass over `text`.
 
-    A box that has a box inside stands for the last one of those.
+    The contents of a box with boxes inside are those of the last inner box.
     """
     starts = {opening.end() - 1: opening.start() for opening in _OPENING.finditer(text)}
     open_braces: list[int] = []
@@ -64,12 +64,13 @@ def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
                 while boxes and boxes[-1][0] > brace:
                     boxes.pop()
                 boxes.append((starts[brace], index + 1, content))
+        # A backslash escapes the next character: \{ and \} are not grouping braces.
         index += 2 if text[index] == "\\" else 1
     return boxes
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    r"""Index of the brace that closes the one opened just before `start`; `\{` and `\}` do not count."""
+    r"""Return the index of the brace that closes the one just before `start`, or None; `\{` and `\}` do not count."""
     depth = 1
     index = start
     while index < len(text):

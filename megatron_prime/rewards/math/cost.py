@@ -1,4 +1,4 @@
-"""Which answers are too costly to evaluate: a cheap look at the text, in front of the deadline."""
+"""Recognizes answers that are too expensive to evaluate, by a cheap inspection of their text."""
 
 import math
 import re
@@ -6,22 +6,25 @@ import re
 from megatron_prime.rewards.math.boxed import closing_brace
 
 MAX_CHARS = 400
-"""Longer answers are compared as written only."""
+"""Limit on the number of characters."""
 MAX_POWERS = 40
+"""Limit on the number of exponents."""
 MAX_DEPTH = 24
-"""Of brackets; the parser's time doubles with each in some places."""
+"""Limit on the nesting of brackets; in some places the parser's time doubles with each level."""
 MAX_BARS = 20
+"""Limit on the number of vertical bars, for the same reason."""
 MAX_EXPANDED_TERMS = 2000
+"""Limit on the number of terms of a sum to a power, after expansion."""
 MAX_EXPONENT_PRODUCT = 10**5
-"""Of all numeric exponents: bounds the digits of nested powers and the terms of expanded ones."""
+"""Limit on the product of all numeric exponents, which bounds the digits of nested powers."""
 
 _POWER_OF_SUM = re.compile(r"\(([^()]*[-+][^()]*)\)\s*\^\s*\{?\s*(\d{1,4})")
 
 
-def is_costly(text: str) -> bool:
-    """Whether evaluating `text` could take more than moments: huge powers, power towers, factorials.
+def is_expensive(text: str) -> bool:
+    """Return True if evaluating `text` could take long: huge powers, power towers, factorials.
 
-    A cheap guard in front of the deadline, not a proof: what slips through is killed there.
+    This is a heuristic in front of the deadline, which also stops the evaluations that it misses.
     """
     if len(text) > MAX_CHARS or text.count("|") > MAX_BARS or _depth(text) > MAX_DEPTH:
         return True
@@ -31,10 +34,10 @@ def is_costly(text: str) -> bool:
         return True
     if any(len(digits) > 4 for digits in re.findall(r"\\binom\s*\{\s*(\d+)", text)):
         return True
-    return _has_costly_powers(text)
+    return _has_expensive_powers(text)
 
 
-def _has_costly_powers(text: str) -> bool:
+def _has_expensive_powers(text: str) -> bool:
     if text.count("^") > MAX_POWERS:
         return True
     if any(_num_expanded_terms(*power) > MAX_EXPANDED_TERMS for power in _POWER_OF_SUM.findall(text)):
@@ -59,21 +62,21 @@ def _depth(text: str) -> int:
 
 
 def _num_expanded_terms(base: str, exponent: str) -> int:
-    """Terms of a sum to a power, multiplied out."""
+    """Return the number of terms of a sum to a power after expansion, by the multinomial theorem."""
     return math.comb(int(exponent) + len(re.findall(r"[-+]", base)), int(exponent))
 
 
 def _exponents(text: str) -> list[str]:
-    """What stands above each ^, a tower as one."""
+    """Return the exponent after each ^; that of a power tower includes the next ^."""
     exponents = []
     for match in re.finditer(r"\^\s*", text):
-        rest = match.end()
-        if text[rest : rest + 1] == "{":
-            end = closing_brace(text, rest + 1)
+        start = match.end()
+        if text[start : start + 1] == "{":
+            end = closing_brace(text, start + 1)
             end = len(text) if end is None else end + 1
         else:
-            plain = re.compile(r"[({]?[-+]?\d*[A-Za-z]?").match(text, rest)
-            end = rest + (len(plain[0]) if plain else 1)
+            plain = re.compile(r"[({]?[-+]?\d*[A-Za-z]?").match(text, start)
+            end = start + (len(plain[0]) if plain else 1)
         tower = re.compile(r"\s*\^").match(text, end)
-        exponents.append(text[rest:end] + (tower[0] if tower else ""))
+        exponents.append(text[start:end] + (tower[0] if tower else ""))
     return exponents

@@ -1,4 +1,4 @@
-"""Equations and ratios: what is named, what is claimed, and when two of them say the same."""
+"""Splits equations into names and values, and ratios into terms."""
 
 import re
 
@@ -12,9 +12,12 @@ _ARITHMETIC = re.compile(r"[-+*/^\d]|\\(?:frac|cdot|times|sqrt)")
 
 
 def strip_assignment(text: str) -> tuple[str, str]:
-    """(`x`, `5`) of `x = 5` or `5 = x`; ("", text) when neither side is a name alone, or more than one `=` is there.
+    """Split an assignment into name and value.
 
-    Names are variables, with an index or not, `f(x)`, and tuples of variables.
+    Names are variables (with or without an index), `f(x)`, and tuples of variables.
+
+    Returns:
+        (`x`, `5`) for `x = 5` and `5 = x`; ("", text) if neither side is only a name, or there is more than one `=`.
     """
     sides = sides_of(text)
     if len(sides) != 2 or not all(sides):
@@ -27,21 +30,21 @@ def strip_assignment(text: str) -> tuple[str, str]:
 
 
 def sides_of(text: str) -> list[str]:
-    """What stands between the equals signs; one item when there is none."""
+    """Return the sides of an equation or chain of equations; one item if there is no equals sign."""
     return [side.strip() for side in split_top_level(text, "=")]
 
 
 def names_a_quantity(side: str) -> bool:
-    r"""Whether a left side only says what is meant: `AB`, `P(A)`, `\angle ABC`, but not `x+y`."""
+    r"""Return True if a left side only names a quantity: `AB`, `P(A)`, `\angle ABC`, but not `x+y`."""
     return not _ARITHMETIC.search(side)
 
 
 def difference_of(sides: list[str]) -> str:
-    """The expression that an equation sets to zero."""
+    """Return the expression that an equation sets to zero: left side minus right side."""
     return f"({sides[0]})-({sides[1]})"
 
 
 def ratio_terms(text: str) -> list[str]:
-    """`2`, `3` of `2:3`; one item when `text` is no ratio."""
+    """Return the terms of a ratio, such as `2` and `3` of `2:3`; one item if `text` is not a ratio."""
     terms = [term.strip() for term in split_top_level(text, ":")]
     return terms if all(terms) else [text]

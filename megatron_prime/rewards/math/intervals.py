@@ -1,11 +1,11 @@
-"""Subsets of the real line, from interval notation or from inequalities."""
+"""Parses subsets of the real line from interval notation or inequalities."""
 
 import re
 
 from megatron_prime.rewards.math.structure import split_bracketed
 
 Interval = tuple[str, str, str, str]
-"""Opening bracket, lower end, upper end, closing bracket."""
+"""An interval as opening bracket, lower end, upper end, closing bracket."""
 
 _RELATION = re.compile(r"<=|>=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>")
 _FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
@@ -19,10 +19,13 @@ _EXCEPTION = re.compile(r"([A-Za-z])\s*\\ne(?![A-Za-z])(.+)")
 
 
 def real_set(text: str) -> tuple[str, list[Interval]] | None:
-    r"""A subset of the line as (variable or "", intervals), from interval notation or inequalities.
+    r"""Parse a subset of the real line.
 
-    `x<3`, `1<x\le 2`, `x\le 3 or x\ge 5`, `|x-1|<2`, `x\ne 0`, `[1,2)\cup(3,\infty)`, `x\in(1,2)`,
-    `\{x\mid x<3\}`; None for anything else.
+    The forms are `x<3`, `1<x\le 2`, `x\le 3 or x\ge 5`, `|x-1|<2`, `x\ne 0`, `[1,2)\cup(3,\infty)`, `x\in(1,2)` and
+    `\{x\mid x<3\}`.
+
+    Returns:
+        The variable ("" if none is named) and the intervals, or None for any other text.
     """
     if builder := _BUILDER.fullmatch(text):
         condition = real_set(builder[2])
@@ -58,7 +61,7 @@ def _bracket_interval(text: str) -> Interval | None:
 
 
 def _inequality(text: str) -> tuple[str, Interval] | None:
-    """One variable against one or two bounds."""
+    """Parse an inequality of one variable with one or two bounds."""
     relations = [
         relation[0].lstrip("\\").replace("<=", "le").replace(">=", "ge")
         for relation in _RELATION.finditer(text)
@@ -80,7 +83,7 @@ def _inequality(text: str) -> tuple[str, Interval] | None:
 
 
 def _two_sided(text: str) -> tuple[str, Interval] | tuple[str, Interval, Interval] | None:
-    r"""What lies near a point, far from it, or is not it: `|x-1|<2`, `|x|>2`, `x\ne 3`."""
+    r"""Parse a set that is symmetric about a point: `|x-1|<2`, `|x|>2`, `x\ne 3`."""
     if exception := _EXCEPTION.fullmatch(text):
         point = exception[2].strip()
         return exception[1], ("(", r"-\infty", point, ")"), ("(", point, r"\infty", ")")

@@ -1,6 +1,6 @@
-r"""One notation for an answer: Unicode to LaTeX, spacing and decoration away, decimals to exact fractions."""
+r"""Converts an answer to one notation: Unicode to LaTeX, no spacing or decoration, decimals as exact fractions."""
 
-# ruff: noqa: RUF001 - look-alike characters are what this file is about
+# ruff: noqa: RUF001 - this file is about look-alike characters
 import re
 import unicodedata
 from fractions import Fraction
@@ -28,7 +28,7 @@ _REWRITES = tuple(
     for pattern, replacement in (
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|bf|rm|it)(?![A-Za-z])\.?", ""),
         (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
-        # Euler's number and the imaginary unit set upright
+        # Euler's number and the imaginary unit in upright type.
         (r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:varnothing|empty)(?![A-Za-z])", r"\\emptyset"),
@@ -38,7 +38,8 @@ _REWRITES = tuple(
         (r"\\[lc]?dots(?![A-Za-z])|\.\.\.+", r"\\ldots "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
-        # One class between the braces, and no white space beside it: three ways to match a blank would be cubic.
+        # A single character class between the braces, without \s* beside it: a blank that can be matched in three
+        # ways would make the time cubic.
         (
             r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol)\s*\{([^{}]*)\}",
             lambda match: rf"\text{{{match[1].strip()}}}",
@@ -55,12 +56,12 @@ _REWRITES = tuple(
             r"\1(\2\\cdot\\pi/180)",
         ),
         (r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)+(?=\d{3}(?!\d))", ""),
-        # A dollar sign with its backslash is money. Two backslashes end a row and leave the next character alone.
+        # An escaped dollar sign is money. Two backslashes end a row of a matrix and do not escape what follows.
         (r"\\\$\s*(\d[\d,]*(?:\.\d+)?)", lambda match: match[1].replace(",", "") + r"\text{ dollars}"),
         (r"(?<!\\)\\(?:[,!;: ]|quad|qquad)|~", " "),
         (r"\\\$|\$|\\\(|\\\)|\\\[|\\\]", " "),
         (r"\\[lr]brace(?![A-Za-z])", lambda match: "\\{" if match[0][1] == "l" else "\\}"),
-        # A mantissa and an exponent, but not Euler's number in 2e or an identifier in x1e5.
+        # Mantissa and exponent, but neither Euler's number (2e) nor an identifier (x1e5).
         (r"(?<![A-Za-z\d.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,3})(?![\d.A-Za-z])", r"\1\\times 10^{\2}"),
         (r"(?<!\d)(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),
         (r"\*\*", "^"),
@@ -87,7 +88,7 @@ NO_SOLUTION = {
 
 
 def normalise(text: str) -> str:
-    """`text` in the notation that the comparison works on. Idempotent up to spacing; never raises."""
+    """Convert an answer to the notation that comparisons use. Idempotent up to spacing; never raises."""
     text = _from_unicode(text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -101,20 +102,20 @@ def normalise(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Without white space: equal means equal as written."""
+    """Return the text without white space, for comparison as text."""
     return re.sub(r"\s+", "", text)
 
 
 def unwrapped(text: str) -> str:
-    r"""`\text{7:30 PM}` and `7:30\text{ PM}` as one."""
+    r"""Return the text without white space and `\text` commands: `\text{7:30 PM}` equals `7:30\text{ PM}`."""
     return squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
 
 
 def words(text: str) -> str | None:
-    r"""The lower-case words that `text` consists of, wholly; None for anything with mathematics in it.
+    r"""Return the words of `text` in lower case, or None if it contains mathematics.
 
-    `\text{East}`, `East` and `\text{(C)}` are words; `x`, `ab` (a product) and `2 east` are not. Read as mathematics,
-    "east" is the product of its letters, equal to "seat".
+    `\text{East}`, `East` and `\text{(C)}` are words; `x`, `ab` (a product) and `2 east` are not. Words must not be
+    compared as mathematics: "east" would be the product of its letters, which equals "seat".
     """
     match = _WORD.fullmatch(text.strip())
     if match is None:
@@ -131,9 +132,10 @@ def words(text: str) -> str | None:
 
 
 def chosen_letter(text: str) -> str | None:
-    r"""The option of a multiple choice that `text` names, lower case: `A`, `(A)`, `A) 12`, `\text{(A) }12`, `Option A`.
+    r"""Return the letter of the multiple-choice option that `text` names, in lower case.
 
-    None when it names none, or another one besides.
+    The forms are `A`, `(A)`, `A) 12`, `\text{(A) }12` and `Option A`. The result is None if the text names no option or
+    more than one.
     """
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1 ", text).strip()
     plain = re.sub(r"^(?:option|choice|answer)\b:?\s*", "", plain, flags=re.IGNORECASE)
@@ -144,9 +146,9 @@ def chosen_letter(text: str) -> str | None:
 
 
 def exact_decimals(text: str) -> str:
-    r"""Decimal literals as exact fractions, so that nothing is compared after rounding: 0.50 -> `\frac{1}{2}`.
+    r"""Replace decimals by exact fractions, so that nothing is compared after rounding.
 
-    Repeating ones too: `0.1\overline{6}` -> `\frac{1}{6}`.
+    0.50 becomes `\frac{1}{2}`, and the repeating decimal `0.1\overline{6}` becomes `\frac{1}{6}`.
     """
     text = _REPEATING.sub(lambda match: _as_repeating_fraction(*match.groups()), text)
     return _DECIMAL.sub(lambda match: _as_fraction(match[0]), text)
@@ -185,12 +187,12 @@ def _from_unicode(text: str) -> str:
             numerator, denominator = form.split("⁄")
             pieces.append(rf"\frac{{{numerator}}}{{{denominator}}}")
         else:
-            # Symbols first: NFKC would turn the thin and no-break spaces into blanks, which is right, and leaves these.
+            # NFKC handles the rest: full-width characters, and thin and no-break spaces, which become blanks.
             pieces.append(_SYMBOLS.get(first) or unicodedata.normalize("NFKC", first))
     return _bracket_roots("".join(pieces))
 
 
 def _bracket_roots(text: str) -> str:
-    r"""`\sqrt 12` (from the root sign) takes the whole number, `\sqrt (x+1)` the bracket."""
+    r"""Add braces to roots that come from the root sign: `\sqrt 12` applies to 12, `\sqrt (x+1)` to the bracket."""
     text = re.sub(r"\\sqrt (\d+|[A-Za-z])", r"\\sqrt{\1}", text)
     return re.sub(r"\\sqrt \(([^()]*)\)", r"\\sqrt{\1}", text)

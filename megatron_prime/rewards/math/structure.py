@@ -1,4 +1,4 @@
-"""Taking an answer apart: alternatives, sets, tuples, units."""
+"""Splits an answer into its parts: alternatives, sets, tuples, and values with units."""
 
 import re
 from dataclasses import dataclass
@@ -41,14 +41,17 @@ _UNIT_WORDS = re.compile(r"(?!.*\b(?:or|and|not)\b)[A-Za-z .°/'-]*")
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A value and its unit; "" where there is none."""
+    """A value and its unit; the unit is "" if there is none."""
 
     value: str
     unit: str
 
 
 def split_unit(text: str) -> Quantity:
-    r"""`5\text{ cm}`, `5 cm`, `50\%`, `90\degree`, `101_2` apart; anything else is a value without a unit."""
+    r"""Split `5\text{ cm}`, `5 cm`, `50\%`, `90\degree` or `101_2` into value and unit.
+
+    Any other text is a value without a unit.
+    """
     match = _UNIT.fullmatch(text)
     if match is None:
         return Quantity(text, "")
@@ -58,7 +61,7 @@ def split_unit(text: str) -> Quantity:
     if match["degree"]:
         return Quantity(value, "deg")
     if match["base"]:
-        # x_1 is a variable, 101_2 a numeral
+        # x_1 is a variable with an index, 101_2 a numeral with a base.
         return (
             Quantity(value, f"base {match['base']}")
             if re.fullmatch(r"-?[\dA-F]+", value)
@@ -72,7 +75,7 @@ def split_unit(text: str) -> Quantity:
 
 
 def _unit_name(name: str) -> str:
-    """One spelling for a unit in words: `square centimeters` is cm2, `miles per hour` mph."""
+    """Return the short name of a unit: cm2 for `square centimeters`, mph for `miles per hour`."""
     first, _, rest = name.partition(" ")
     if first.rstrip(".").lower() in _POWERS and rest:
         return _unit_name(rest) + _POWERS[first.rstrip(".").lower()]
@@ -82,7 +85,7 @@ def _unit_name(name: str) -> str:
 
 
 def split_items(text: str) -> list[str]:
-    r"""Alternatives or parts at top level, separated by commas, semicolons, "or", "and"; `\pm a` is two."""
+    r"""Split at top level at commas, semicolons, "or" and "and"; `\pm a` yields two items."""
     items: list[str] = []
     for part in split_top_level(_OR.sub(",", text), ",;"):
         item = part.strip()
@@ -96,7 +99,7 @@ def split_items(text: str) -> list[str]:
 
 
 def split_bracketed(text: str) -> tuple[str, list[str], str] | None:
-    r"""(opening, parts, closing) when one pair of brackets `( [ \{` holds all of `text`; None otherwise."""
+    r"""Return (opening, parts, closing) if a pair of `(`, `[` or `\{` brackets encloses all of `text`, else None."""
     text = text.strip()
     opening = r"\{" if text.startswith(r"\{") else text[:1]
     closing = r"\}" if text.endswith(r"\}") else text[-1:]
@@ -112,7 +115,7 @@ def split_bracketed(text: str) -> tuple[str, list[str], str] | None:
 
 
 def split_top_level(text: str, separators: str) -> list[str]:
-    """What stands between `separators` outside all brackets, as it stands."""
+    """Split at separators that are outside all brackets; parts keep their white space."""
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         if character in "([{":
@@ -126,7 +129,7 @@ def split_top_level(text: str, separators: str) -> list[str]:
 
 
 def _depth_dips(text: str) -> bool:
-    r"""Whether a bracket closes that was not opened inside: (1,2)\cup(3,4) is not one pair."""
+    r"""Return True if `text` closes a bracket that it did not open, as between the outer brackets of (1,2)\cup(3,4)."""
     depth = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")

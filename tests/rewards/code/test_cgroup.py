@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from megatron_prime.rewards.code.cgroup import ControlGroup, parent_group, sweep
+from megatron_prime.rewards.code.cgroup import ControlGroup, parent_group, remove_stale_groups
 
 MAKES_GROUPS = all(parent_group(controller) is not None for controller in ("memory", "pids"))
 needs_groups = pytest.mark.skipif(not MAKES_GROUPS, reason="this user may not make cgroups here")
@@ -51,11 +51,11 @@ def test_only_stale_groups_are_removed():
     for folder in left:
         folder.mkdir()
     with ControlGroup(1 << 30, 64) as group:
-        sweep()
+        remove_stale_groups()
         assert all(folder.exists() for folder in [*left, *group.folders])
         killed.kill()
         killed.wait()
-        sweep()
+        remove_stale_groups()
         assert not any(folder.exists() for folder in left)
         assert all(folder.exists() for folder in group.folders)
 
@@ -67,7 +67,7 @@ def test_without_permission_no_group_is_created(tmp_path):
 
 
 def test_groups_of_cgroup_version_2_are_limited(tmp_path):
-    """A folder that has no controller's files is not one of cgroups, and is left as it was."""
+    """Check the limits in a fake cgroup folder; a folder without a controller's files is left unchanged."""
     (tmp_path / "cgroup.controllers").write_text("")
     with ControlGroup(1 << 30, 64, root=tmp_path) as group:
         assert group.folders == []

@@ -87,7 +87,7 @@ def test_a_configured_interpreter_has_its_packages(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(not os.path.exists(SYSTEM_PYTHON), reason=f"no {SYSTEM_PYTHON}, which every user can run")
 def test_an_unprivileged_user_has_the_same_sandbox():
-    """In a process of another user: user namespaces take the place of root."""
+    """Run in a process of another user, where user namespaces replace root."""
     program = (
         "import os, pickle, sys\n"
         "import megatron_prime.rewards\n"

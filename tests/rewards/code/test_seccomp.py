@@ -1,4 +1,4 @@
-"""The filter is run by an interpreter of its own, and its numbers are compared with the kernel's headers."""
+"""Runs the filter in a BPF interpreter, and compares its numbers with the kernel's headers."""
 
 import errno
 import re
@@ -17,7 +17,7 @@ DENY, NOT_THERE = seccomp.ERRNO | errno.EPERM, seccomp.ERRNO | errno.ENOSYS
 
 
 def decide(machine, number, arguments=(), architecture=None):
-    """What the filter says of a system call: classic BPF by its definition in linux/bpf_common.h."""
+    """Return the filter's decision on a system call, by interpreting classic BPF as linux/bpf_common.h defines it."""
     place = seccomp.MACHINES[machine]
     padded = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("<IIQ6Q", number, architecture or seccomp.AUDIT_ARCH[place], 0, *padded)

@@ -10,14 +10,14 @@ import pytest
 from megatron_prime.rewards import VerificationStatus, VerifierPool
 from megatron_prime.rewards.code.cgroup import parent_group
 from megatron_prime.rewards.code.sandbox import FIRST_UID
-from megatron_prime.rewards.code.verifier import CodeVerifier, last_program, read_tests, spread
+from megatron_prime.rewards.code.verifier import CodeVerifier, evenly_spaced, last_program, read_tests
 from tests.rewards.code import sandbox_attacks
 from tests.support.sandbox_probe import needs_sandbox
 
 SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
 CALL = json.dumps({"fn_name": "add", "inputs": [[13, 29]], "outputs": [[42]]})
 SECONDS = 0.7
-"""Of an attack that does not end by itself."""
+"""Time limit in seconds of an attack that does not end by itself."""
 
 
 def fenced(code):
@@ -36,7 +36,7 @@ def patient():
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """A folder, servers and an environment variable outside the box; each gives 42 away to whoever reaches it."""
+    """Yield a folder, servers and an environment variable outside the sandbox that all reveal the answer, 42."""
     folder = tmp_path_factory.mktemp("host")
     (folder / "secret.txt").write_text("42")
     servers = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
@@ -80,7 +80,7 @@ def fill(code, host):
 
 
 def left_behind(before):
-    """Processes of our boxes that are still there; `before` are children of other tests, such as servers."""
+    """Return the processes of sandboxes that still run; `before` are children of other tests, such as servers."""
     box_uid = FIRST_UID + os.getpid()
     children = [child for child in psutil.Process().children() if child.pid not in before]
     in_boxes = [process for process in psutil.process_iter(["uids"]) if process.info["uids"].real == box_uid]
@@ -112,7 +112,7 @@ def test_an_attack_on_results_gains_and_leaves_nothing(name, strict, host):
 
 @needs_sandbox
 def test_the_attacks_would_succeed_on_an_open_machine(host):
-    """What the boxes keep is there to be had: the same programs outside a box reach it."""
+    """Check that the protected things exist: outside a sandbox, the same programs reach them."""
     open_machine = CodeVerifier(sandbox="none-i-accept-the-risk", test_timeout_s=20.0)
     for name in ("read a host file", "symlink to the host", "TCP to loopback", "abstract socket"):
         code = fill(sandbox_attacks.PRINTED[name], host).replace("/tmp/link", "link")
@@ -153,7 +153,7 @@ def test_tests_that_have_not_started_in_time_fail():
     verifier = CodeVerifier(test_timeout_s=0.5, total_timeout_s=0.7)
     start = time.monotonic()
     assert verifier.verify(fenced("import time\ntime.sleep(99)"), truth) == 0.0
-    assert time.monotonic() - start < 30  # not 8 sleeps of a loaded machine, and no hang
+    assert time.monotonic() - start < 30  # far below 8 sleeps and a hang, but enough for a loaded machine
 
 
 @needs_sandbox
@@ -167,7 +167,7 @@ def test_killing_a_worker_kills_its_sandbox():
         while [p for p in psutil.process_iter(["uids"]) if p.info["uids"].real == uid]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    CodeVerifier()  # the next worker sweeps what the killed one could not
+    CodeVerifier()  # the next worker removes the groups that the killed one could not
     pid = uid - FIRST_UID
     parents = [parent_group(controller) for controller in ("memory", "pids")]
     assert not [folder for parent in parents if parent for folder in parent.glob(f"megatron_prime_{pid}_*")]
@@ -195,9 +195,9 @@ def test_a_response_without_a_program_gets_zero_without_a_sandbox():
     [
         ("42", "lists"),
         ("not json", "must be JSON"),
-        ('{"inputs": ["1"], "outputs": []}', "one length"),
-        ('{"inputs": [], "outputs": []}', "not empty"),
-        ('{"fn_name": "a b", "inputs": [[1]], "outputs": [1]}', "no name"),
+        ('{"inputs": ["1"], "outputs": []}', "of equal length"),
+        ('{"inputs": [], "outputs": []}', "non-empty"),
+        ('{"fn_name": "a b", "inputs": [[1]], "outputs": [1]}', "not a valid function name"),
         ('{"fn_name": "f", "inputs": [1], "outputs": [1]}', "list of arguments"),
     ],
 )
@@ -214,9 +214,9 @@ def test_tests_are_read():
 
 
 def test_a_subset_of_the_tests_is_evenly_spaced():
-    assert spread(list(range(10)), 4) == [0, 3, 6, 9]
-    assert spread(list(range(3)), 4) == [0, 1, 2]
-    assert spread(list(range(3)), 1) == [0]
+    assert evenly_spaced(list(range(10)), 4) == [0, 3, 6, 9]
+    assert evenly_spaced(list(range(3)), 4) == [0, 1, 2]
+    assert evenly_spaced(list(range(3)), 1) == [0]
 
 
 @needs_sandbox

@@ -1,4 +1,4 @@
-r"""Boxed answers that cost a naive verifier seconds, minutes or its memory; none is right. (ground truth, answer)"""
+r"""Wrong answers that take a naive verifier seconds, minutes or all its memory, as (ground truth, boxed answer)."""
 
 ROOTS = "+".join(rf"\sqrt{{{n}}}" for n in (2, 3, 5, 7, 11, 13, 17))
 MATRIX = r"1&2\\" * 40

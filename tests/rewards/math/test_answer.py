@@ -9,7 +9,7 @@ from megatron_prime.rewards.math.answer import MathVerifier, answers_equal, valu
 from tests.rewards.math.pathological_answers import ANSWERS
 
 CASES = tomllib.loads((Path(__file__).parent / "math_cases.toml").read_text(encoding="utf-8"))
-"""Kind -> right and wrong pairs; the file says how they were judged."""
+"""Kind -> right and wrong pairs; the file documents the conventions by which they were classified."""
 
 
 def verify(answer, boxed):

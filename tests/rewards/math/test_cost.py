@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_prime.rewards.math.cost import is_costly
+from megatron_prime.rewards.math.cost import is_expensive
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ from megatron_prime.rewards.math.cost import is_costly
     ],
 )
 def test_expensive_answers_are_recognized(text):
-    assert is_costly(text)
+    assert is_expensive(text)
 
 
 @pytest.mark.parametrize(
     "text", ["2^{10}", "10!", "e^{x^y}", "x^2+y^2", "2^{2019}", "10^{-3}", "x!", "1" * 399]
 )
 def test_cheap_answers_are_recognized(text):
-    assert not is_costly(text)
+    assert not is_expensive(text)

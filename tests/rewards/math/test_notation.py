@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 - look-alike characters are what is tested
+# ruff: noqa: RUF001 - the tests are about look-alike characters
 import pytest
 
 from megatron_prime.rewards.math.notation import (
