@@ -1,8 +1,8 @@
-"""The records that pass between the layers.
+"""Records and protocols shared by all packages.
 
-Glossary: P prompts, G = group_size responses a prompt, B = P * G responses, T response tokens (right-padded to the
+Glossary: P prompts, G = group_size responses per prompt, B = P * G responses, T response tokens (right-padded to the
 longest response of the batch). A *rollout* is one sampled response; a *group* is all rollouts of one prompt at one
-policy version; a *batch* is what one step trains on.
+policy version; a *batch* is all rollouts that one step trains on.
 """
 
 from collections.abc import Sequence
@@ -14,43 +14,43 @@ import torch
 
 
 class Decoder(Protocol):
-    """The part of a tokenizer that decodes tokens to text."""
+    """A tokenizer's method for converting tokens to text."""
 
     def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
-        """Return the text of the tokens."""
+        """Return the text of `token_ids`."""
         ...
 
 
 class FinishReason(StrEnum):
-    """Why a response ended."""
+    """The reason why a response ended."""
 
     STOP = "stop"
-    """The model sampled an end-of-sequence token (which is part of the response)."""
+    """The model sampled an end-of-sequence token, which is part of the response."""
     LENGTH = "length"
-    """The response reached max_response_tokens: it is truncated."""
+    """The response reached max_response_tokens and is truncated."""
     ABORT = "abort"
-    """The engine was told to stop; the response is partial."""
+    """The engine was stopped; the response is incomplete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One problem to solve."""
+    """One problem of the data set."""
 
     index: int
-    """Row in the data set, unique over its files; the key of every per-prompt random stream."""
+    """Row in the data set, counted over all its files; seeds the random stream of the prompt."""
     token_ids: tuple[int, ...]
-    """What the engine is given: never empty, chat template applied."""
+    """Input of the engine, with the chat template applied; never empty."""
     answer: str
-    """Ground truth, handed to the verifier as it stands in the data."""
+    """Ground truth, passed to the verifier unchanged."""
     source: str = ""
-    """Name of the data source, for metrics by source."""
+    """Name of the data source, for metrics per source; "" if unknown."""
     ability: str = ""
-    """What it asks for, as the data names it ("math", "code"), for verifiers that go by it; "" where unsaid."""
+    """Kind of problem as named in the data ("math", "code"), which may select the verifier; "" if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How an engine samples. temperature 0 is greedy."""
+    """Sampling options of an engine; temperature 0 decodes greedily."""
 
     max_response_tokens: int
     temperature: float = 1.0
@@ -64,66 +64,68 @@ class Rollout:
 
     prompt: Prompt
     sample_index: int
-    """0 .. group_size - 1 within its group."""
+    """Index of the response in its group, 0 .. group_size - 1."""
     response_ids: tuple[int, ...]
-    """Sampled token ids, the end-of-sequence token included; at least one."""
+    """Sampled token ids, at least one, including the end-of-sequence token."""
     rollout_logprobs: tuple[float, ...]
-    """The engine's log-probability of each response token, at the sampling temperature, in nats."""
+    """Log-probability of each response token under the engine, at the sampling temperature, in nats."""
     finish_reason: FinishReason
     policy_version: int
-    """Number of weight syncs whose weights sampled this response; its first token's where version_spans says more."""
+    """Version of the weights, counted in weight syncs, that sampled the response (its first token, if version_spans
+    is not empty)."""
     outcome_reward: float = float("nan")
-    """Verified outcome in [0, 1]; NaN until verified, and after a verifier error (which never trains)."""
+    """Verified outcome in [0, 1]; NaN before verification and after a verifier error. Such a response is never
+    trained on."""
     version_spans: tuple[tuple[int, int, int], ...] = ()
-    """(policy_version, first token, end token), in order and joining to all tokens, when a weight sync came amid
-    the response; empty when policy_version sampled all of it."""
+    """(policy_version, first token, end token) of each part of a response that a weight sync interrupted, in order and
+    covering all tokens; empty if policy_version sampled the whole response."""
     routed_experts: torch.Tensor | None = field(default=None, compare=False, repr=False)
-    """Integers [tokens - 1, layers, K]: the experts that the engine chose for each token of prompt and response but the
-    last; None unless rollout.sglang.routing_replay asked for them."""
+    """Integers [tokens - 1, layers, K]: the top-K experts that the engine chose for each token of prompt and response
+    except the last; None unless rollout.sglang.routing_replay is enabled."""
 
     def __post_init__(self) -> None:
         assert self.response_ids, "a response has at least one token"
         assert len(self.response_ids) == len(self.rollout_logprobs)
 
     def with_outcome(self, outcome_reward: float) -> "Rollout":
-        """The same rollout, verified."""
+        """Return a copy with the given outcome."""
         return replace(self, outcome_reward=outcome_reward)
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """What one step trains on; every rank holds the same global batch."""
+    """All rollouts that one step trains on; every rank holds the same global batch."""
 
     rollouts: tuple[Rollout, ...]
     response_mask_BT: torch.Tensor
-    """bool [B, T]; True on response tokens, right-padded."""
+    """bool [B, T]; True on response tokens, False on the padding at the right."""
     rollout_logprobs_BT: torch.Tensor
-    """float32 [B, T], nats, 0 on padding."""
+    """float32 [B, T], in nats; 0 on padding."""
     outcome_rewards_B: torch.Tensor
     """float32 [B] in [0, 1]."""
     group_ids_B: torch.Tensor
-    """int64 [B]; rows with equal ids answer the same prompt."""
+    """int64 [B]; rows with equal ids form one group."""
     step_ids_BT: torch.Tensor | None = None
-    """int64 [B, T] reasoning step of each token, nondecreasing along T; only for step granularity."""
+    """int64 [B, T]; reasoning step of each token, nondecreasing along T. None unless rewards have step granularity."""
     stats: dict[str, float] = field(default_factory=dict)
-    """How it was collected: prompts sampled, kept, truncated, rounds..."""
+    """Statistics of the collection; see `CollectionTally.stats`."""
     outcome_penalties_B: torch.Tensor | None = None
-    """float32 [B], at most 0: what over-long responses lose of their outcome in the advantages; None for nothing."""
+    """float32 [B], at most 0; added to the outcomes of overlong responses in the advantages. None for no penalty."""
     is_trained_B: torch.Tensor | None = None
-    """bool [B]; False leaves a row out of both losses, not out of its group's baseline; None trains all."""
+    """bool [B]; False excludes a row from both losses, but not from the baseline of its group. None trains all rows."""
 
     @property
     def num_rows(self) -> int:
-        """B, the number of responses."""
+        """Number of responses, B."""
         return len(self.rollouts)
 
     @property
     def num_response_tokens(self) -> int:
-        """Response tokens of the whole batch."""
+        """Number of response tokens in the batch."""
         return sum(len(rollout.response_ids) for rollout in self.rollouts)
 
     def to(self, device: torch.device) -> "RolloutBatch":
-        """The same batch with its tensors on `device`."""
+        """Return a copy of the batch with its tensors on `device`."""
         return replace(
             self,
             response_mask_BT=self.response_mask_BT.to(device),
@@ -138,7 +140,7 @@ class RolloutBatch:
         )
 
     def trained_rows(self, rows: Sequence[int]) -> list[int]:
-        """Those of the rows that belong into a loss."""
+        """Return the subset of `rows` that enters the losses."""
         if self.is_trained_B is None:
             return list(rows)
         is_trained = self.is_trained_B.tolist()
@@ -151,7 +153,17 @@ class RolloutBatch:
         step_ids: Sequence[Sequence[int]] | None = None,
         stats: dict[str, float] | None = None,
     ) -> "RolloutBatch":
-        """Pad rollouts into a batch. Raises ValueError when there is none."""
+        """Pad rollouts into a batch.
+
+        Args:
+            rollouts: the rows of the batch.
+            group_ids: group of each row.
+            step_ids: reasoning step of each token of each row; None leaves step_ids_BT empty.
+            stats: statistics of the collection.
+
+        Raises:
+            ValueError: there are no rollouts.
+        """
         if not rollouts:
             raise ValueError("a batch needs at least one rollout")
         longest = max(len(rollout.response_ids) for rollout in rollouts)
@@ -164,6 +176,7 @@ class RolloutBatch:
             logprobs_BT[row, :length] = torch.tensor(rollout.rollout_logprobs)
             if steps_BT is not None and step_ids is not None:
                 steps_BT[row, :length] = torch.tensor(step_ids[row])
+                # The padding repeats the last step, so that the ids do not decrease along T.
                 steps_BT[row, length:] = steps_BT[row, length - 1]
         return RolloutBatch(
             rollouts=tuple(rollouts),
@@ -178,7 +191,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True)
 class WeightBucket:
-    """Blocks of HF-named tensors on their way into an engine, for one sync."""
+    """Blocks of HF tensors that are sent to an engine together during one weight sync."""
 
     blocks: tuple["WeightBlock", ...]
     policy_version: int
@@ -186,7 +199,7 @@ class WeightBucket:
 
 @dataclass(frozen=True, slots=True)
 class WeightBlock:
-    """Entries [start, start + length) along `dim` of the HF tensor `hf_name`; all other dims are whole."""
+    """The slice of the HF tensor `hf_name` that starts at `start` along `dim`; all other dims are whole."""
 
     hf_name: str
     dim: int

@@ -10,7 +10,7 @@ PROMPT = Prompt(index=7, token_ids=(1, 2), answer="3", source="toy")
 
 
 def rollout(*response_ids: int, outcome: float = 1.0) -> Rollout:
-    logprobs = tuple(-0.5 * (place + 1) for place in range(len(response_ids)))
+    logprobs = tuple(-0.5 * (index + 1) for index in range(len(response_ids)))
     return Rollout(PROMPT, 0, response_ids, logprobs, FinishReason.STOP, 4).with_outcome(outcome)
 
 
@@ -24,7 +24,7 @@ def batch() -> RolloutBatch:
     )
 
 
-def test_a_rollout_is_not_verified_until_it_is_and_the_original_stays():
+def test_with_outcome_returns_a_verified_copy():
     fresh = Rollout(PROMPT, 1, (5,), (-0.1,), FinishReason.LENGTH, 0)
     verified = fresh.with_outcome(0.25)
     assert math.isnan(fresh.outcome_reward)
@@ -50,19 +50,19 @@ def test_responses_are_padded_on_the_right(batch):
     assert batch.group_ids_B.tolist() == [3, 3]
 
 
-def test_step_ids_go_on_over_the_padding_so_that_they_never_decrease(batch):
+def test_the_padding_repeats_the_last_step_id(batch):
     assert batch.step_ids_BT.tolist() == [[0, 0, 1], [0, 0, 0]]
     longer_first = RolloutBatch.from_rollouts([rollout(1, 2), rollout(1, 2, 3)], [0, 0], [[0, 4], [0, 1, 2]])
     assert longer_first.step_ids_BT is not None
     assert longer_first.step_ids_BT.tolist() == [[0, 4, 4], [0, 1, 2]]
 
 
-def test_a_batch_counts_itself(batch):
+def test_a_batch_counts_its_rows_and_tokens(batch):
     assert (batch.num_rows, batch.num_response_tokens) == (2, 4)
     assert int(batch.response_mask_BT.sum()) == batch.num_response_tokens
 
 
-def test_types_of_the_tensors(batch):
+def test_tensors_have_the_documented_dtypes(batch):
     assert batch.response_mask_BT.dtype == torch.bool
     assert batch.rollout_logprobs_BT.dtype == batch.outcome_rewards_B.dtype == torch.float32
     assert batch.group_ids_B.dtype == batch.step_ids_BT.dtype == torch.int64
@@ -72,7 +72,7 @@ def test_without_steps_there_are_no_step_ids():
     assert RolloutBatch.from_rollouts([rollout(1)], [0]).step_ids_BT is None
 
 
-def test_a_move_takes_every_tensor_along(batch):
+def test_to_moves_every_tensor(batch):
     moved = batch.to(torch.device("meta"))
     tensors = [
         value
@@ -85,23 +85,23 @@ def test_a_move_takes_every_tensor_along(batch):
     assert moved.stats == batch.stats
 
 
-def test_the_statistics_are_a_copy():
+def test_the_statistics_are_copied():
     stats = {"num_rounds": 1.0}
     batch = RolloutBatch.from_rollouts([rollout(1)], [0], stats=stats)
     stats["num_rounds"] = 9.0
     assert batch.stats == {"num_rounds": 1.0}
 
 
-def test_a_batch_of_nothing_is_refused():
+def test_an_empty_batch_is_refused():
     with pytest.raises(ValueError, match="at least one rollout"):
         RolloutBatch.from_rollouts([], [])
 
 
-def test_finish_reasons_read_as_engines_spell_them():
+def test_finish_reasons_have_the_values_that_engines_report():
     assert [FinishReason(word) for word in ("stop", "length", "abort")] == list(FinishReason)
 
 
-def test_rows_that_are_left_out_of_the_losses(batch):
+def test_trained_rows_excludes_masked_rows(batch):
     assert batch.trained_rows([1, 0]) == [1, 0]
     masked = dataclasses.replace(
         batch, is_trained_B=torch.tensor([False, True]), outcome_penalties_B=torch.tensor([-0.5, 0.0])

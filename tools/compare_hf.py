@@ -1,10 +1,10 @@
-"""Compare the weights of two Hugging Face checkpoints, tensor by tensor, without loading either whole.
+"""Compare the weights of two Hugging Face checkpoints tensor by tensor, without loading them completely.
 
     python tools/compare_hf.py runs/a/hf runs/b/hf [--tolerance 1e-6]
 
-Prints every tensor that is missing on a side, has another shape or type, or differs by more than the tolerance
-(default: any bit), and a closing line. Exit code 0 when the checkpoints agree, 1 when they differ, 2 when one cannot be
-read.
+Prints every tensor that exists only in one checkpoint, has different shapes or dtypes, or differs by more than the
+tolerance (default: in any bit), and the number of such tensors. Exit code 0 means that the checkpoints are equal, 1
+that they differ, 2 that one cannot be read.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import torch
 from megatron_prime.hf.checkpoint import HFCheckpointReader
 
 ROWS_AT_A_TIME = 4096
-"""Rows of a tensor that are in memory at once, of each checkpoint."""
+"""Rows of a tensor that are in memory at a time, per checkpoint."""
 
 
 def differences(first: HFCheckpointReader, second: HFCheckpointReader, tolerance: float) -> Iterator[str]:
-    """One line for each tensor in which the checkpoints differ, in order of name."""
+    """Yield one line for each tensor that differs, ordered by name."""
     names = set(first.tensor_names), set(second.tensor_names)
     for name in sorted(names[0] | names[1]):
         if name not in names[0] or name not in names[1]:
@@ -38,7 +38,10 @@ def differences(first: HFCheckpointReader, second: HFCheckpointReader, tolerance
 
 
 def _compare(name: str, first: HFCheckpointReader, second: HFCheckpointReader) -> tuple[int, float]:
-    """(elements that differ, largest absolute difference); the latter is NaN where one side alone is not a number."""
+    """Return (number of different elements, largest absolute difference).
+
+    The difference is NaN if an element is NaN in only one of the checkpoints.
+    """
     num_different, largest = 0, torch.zeros((), dtype=torch.float64)
     num_rows = first.shape_of(name)[0]
     for start in range(0, num_rows, ROWS_AT_A_TIME):
@@ -47,21 +50,19 @@ def _compare(name: str, first: HFCheckpointReader, second: HFCheckpointReader) -
         different = (one != other) & ~(one.isnan() & other.isnan())
         num_different += int(different.sum())
         if different.any():
-            # torch.maximum hands NaN on, where max() would hide it.
+            # torch.maximum propagates NaN; max() might drop it.
             largest = torch.maximum(largest, (one - other)[different].abs().max())
     return num_different, float(largest)
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
-    parser.add_argument(
-        "--tolerance", type=float, default=0.0, help="largest absolute difference that is accepted"
-    )
+    parser.add_argument("--tolerance", type=float, default=0.0, help="largest accepted absolute difference")
     options = parser.parse_args()
     try:
         first, second = HFCheckpointReader(options.first), HFCheckpointReader(options.second)

@@ -1,9 +1,10 @@
-"""Which prompts of a run teach something, and which are always right or always wrong.
+"""Print how often the prompts of a run were sampled and solved, and which are always solved or never.
 
     python tools/prompt_stats.py runs/first
     python tools/prompt_stats.py runs/first --output prompts.csv
 
-Reads run_dir/prompts.jsonl, of a running job too. The prompt index is the row in the data set, from 0, over its files.
+Reads run_dir/prompts.jsonl, also while the job is running. The prompt index is the row in the data set, counted from 0
+over all its files.
 """
 
 import argparse
@@ -21,12 +22,12 @@ NUM_SHOWN = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the tables; returns the exit code."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--output", type=Path, help="csv file with a line a prompt")
+    parser.add_argument("--output", type=Path, help="csv file to write, with one line per prompt")
     options = parser.parse_args(arguments)
     path = options.run_dir / "prompts.jsonl"
     if not path.is_file():
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     console.print(accuracy_table(prompts))
     stuck = sorted(
-        (index for index, stats in prompts.items() if stats.num_judged > 1 and stats.sum_accuracy == 0),
+        (index for index, stats in prompts.items() if stats.num_verified > 1 and stats.sum_accuracy == 0),
         key=lambda index: -prompts[index].num_sampled,
     )
     if stuck:
@@ -49,24 +50,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def accuracy_table(prompts: dict[int, PromptStats]) -> Table:
-    """Prompts by mean accuracy."""
+    """Return a histogram of the prompts by mean accuracy."""
     table = Table("mean accuracy", "prompts", "share", "times sampled, mean")
-    judged = [stats for stats in prompts.values() if stats.num_judged]
+    verified = [stats for stats in prompts.values() if stats.num_verified]
     rows = [
-        ("0", [stats for stats in judged if stats.mean_accuracy == 0]),
+        ("0", [stats for stats in verified if stats.mean_accuracy == 0]),
         *(
             (
-                f"to {(place + 1) / NUM_BINS:.1f}",
+                f"to {(index + 1) / NUM_BINS:.1f}",
                 [
                     stats
-                    for stats in judged
-                    if 0 < stats.mean_accuracy < 1 and int(stats.mean_accuracy * NUM_BINS) == place
+                    for stats in verified
+                    if 0 < stats.mean_accuracy < 1 and int(stats.mean_accuracy * NUM_BINS) == index
                 ],
             )
-            for place in range(NUM_BINS)
+            for index in range(NUM_BINS)
         ),
-        ("1", [stats for stats in judged if stats.mean_accuracy == 1]),
-        ("verifier errors alone", [stats for stats in prompts.values() if not stats.num_judged]),
+        ("1", [stats for stats in verified if stats.mean_accuracy == 1]),
+        ("verifier errors only", [stats for stats in prompts.values() if not stats.num_verified]),
     ]
     for name, members in rows:
         times = sum(stats.num_sampled for stats in members) / len(members) if members else 0.0
@@ -76,12 +77,12 @@ def accuracy_table(prompts: dict[int, PromptStats]) -> Table:
 
 
 def write_csv(path: Path, prompts: dict[int, PromptStats]) -> None:
-    """A line a prompt, by index."""
+    """Write one line per prompt, ordered by index."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "num_sampled", "mean_accuracy", "last_step"])
         for index, stats in sorted(prompts.items()):
-            mean = stats.mean_accuracy if stats.num_judged else ""
+            mean = stats.mean_accuracy if stats.num_verified else ""
             writer.writerow([index, stats.num_sampled, mean, stats.last_step])
 
 

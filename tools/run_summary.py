@@ -1,9 +1,9 @@
-"""Why a job ended, from the logs of its ranks, in a few lines.
+"""Summarize why a job ended, from the logs of its ranks.
 
     python tools/run_summary.py logs/prime-123 --exit-code 137
 
-Tells the exit code's meaning, how far the run came, which ranks said what went wrong (the same words of several ranks
-once), and which said nothing after they began.
+Prints the meaning of the exit code, the last finished step, the error messages (once per message, with the ranks that
+printed it), and the ranks whose logs are empty.
 """
 
 import argparse
@@ -13,52 +13,59 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 MEANINGS = {
-    0: "the run is done",
-    1: "the run met a fault",
-    2: "the configuration has a fault",
-    69: "ranks missed another: it, or its node, was lost",
-    75: "the run was asked to stop, and saved",
+    0: "the run is finished",
+    1: "the run failed",
+    2: "the configuration is invalid",
+    69: "a rank or its node was lost, and the other ranks stopped",
+    75: "the run was asked to stop, and saved a checkpoint",
 }
+"""Exit code of the command line -> meaning."""
 STEP = re.compile(r"^step (\d+)/(\d+)\b", re.MULTILINE)
-FAULT = re.compile(
+ERROR = re.compile(
     r"^(?:megatron-prime|\w*(?:Error|Exception)\b|srun: error|slurmstepd: error).*", re.MULTILINE
 )
-TOLD = 6
-"""Different faults that are shown."""
+MAX_ERRORS_SHOWN = 6
+"""Number of different error messages in a summary."""
 
 
 def meaning(code: int) -> str:
-    """Of an exit code."""
+    """Return the meaning of an exit code."""
     if code > 128:
-        return f"a rank or a node was lost, or ended from outside (signal {code - 128})"
+        return f"a rank or a node was lost or killed (signal {code - 128})"
     return MEANINGS.get(code, "unknown")
 
 
 def summarize(logs: Mapping[int, str], code: int) -> list[str]:
-    """Lines of the summary; `logs`: rank -> what it wrote in its last start."""
+    """Return the lines of the summary.
+
+    Args:
+        logs: rank -> its log since the last start.
+        code: exit code of the job.
+    """
     lines = [f"ended with exit code {code}: {meaning(code)}"]
     steps = [match for text in logs.values() for match in STEP.findall(text)]
     if steps:
         done, total = max(steps, key=lambda found: int(found[0]))
-        lines.append(f"steps done: {done} of {total}")
+        lines.append(f"steps finished: {done} of {total}")
     else:
-        lines.append("no step was done in this start")
-    said: dict[str, list[int]] = {}
+        lines.append("no step was finished since the last start")
+    # Messages that differ only in the rank are the same error.
+    ranks_of_error: dict[str, list[int]] = {}
     for rank, text in logs.items():
-        for fault in FAULT.findall(text)[-1:] if code not in (0, 75) else ():
-            said.setdefault(re.sub(r"\brank \d+\b", "rank N", fault), []).append(rank)
-    for fault, ranks in list(said.items())[:TOLD]:
-        lines.append(f"{ranks_in_words(ranks)}: {fault[:300]}")
-    if len(said) > TOLD:
-        lines.append(f"and {len(said) - TOLD} other faults")
+        for error in ERROR.findall(text)[-1:] if code not in (0, 75) else ():
+            ranks_of_error.setdefault(re.sub(r"\brank \d+\b", "rank N", error), []).append(rank)
+    for error, ranks in list(ranks_of_error.items())[:MAX_ERRORS_SHOWN]:
+        lines.append(f"{format_ranks(ranks)}: {error[:300]}")
+    if len(ranks_of_error) > MAX_ERRORS_SHOWN:
+        lines.append(f"and {len(ranks_of_error) - MAX_ERRORS_SHOWN} other errors")
     silent = [rank for rank, text in logs.items() if not text.strip()]
     if silent and code not in (0, 75):
-        lines.append(f"{ranks_in_words(silent)} wrote nothing")
+        lines.append(f"{format_ranks(silent)} wrote nothing")
     return lines
 
 
-def ranks_in_words(ranks: Iterable[int]) -> str:
-    """1, 2, 3, 7 as "ranks 1-3, 7"."""
+def format_ranks(ranks: Iterable[int]) -> str:
+    """Format ranks as ranges, such as "ranks 1-3, 7"."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
         if runs and rank == runs[-1][-1] + 1:
@@ -70,7 +77,7 @@ def ranks_in_words(ranks: Iterable[int]) -> str:
 
 
 def read_logs(folder: Path) -> dict[int, str]:
-    """Rank -> the end of its log."""
+    """Return the last 256 KiB of each rank's log, by rank."""
     logs = {}
     for path in folder.glob("rank-*.log"):
         with path.open("rb") as file:
@@ -80,12 +87,12 @@ def read_logs(folder: Path) -> dict[int, str]:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("logs", type=Path, help="folder with rank-N.log")
-    parser.add_argument("--exit-code", type=int, required=True, help="of srun")
+    parser.add_argument("logs", type=Path, help="folder with the files rank-N.log")
+    parser.add_argument("--exit-code", type=int, required=True, help="exit code of srun")
     options = parser.parse_args()
     print("\n".join(summarize(read_logs(options.logs), options.exit_code)))
     return 0

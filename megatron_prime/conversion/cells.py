@@ -1,11 +1,12 @@
-"""How a model stands in Megatron's distributed checkpoint format, in pieces of HF tensors.
+"""The layout of a model in Megatron's distributed checkpoint format, in terms of HF tensors.
 
-Megatron names a tensor without its layer (and expert): all layers are one array with leading axes, and what a rank
-saves are chunks of it. A cell is one layer's (one expert's) part, the same for every layout that wrote it.
+Megatron stores a parameter of all layers (and experts) as one tensor with leading dims for layer and expert, of which
+each rank saves chunks. A cell is the part of one layer (and expert); it does not depend on the parallel layout that
+wrote the checkpoint.
 
     decoder.layers.mlp.experts.experts.linear_fc1.weight  [layers, experts, 2 * ffn, hidden]   cell (3, 7) = gate | up
 
-Models whose layers differ in kind (dense ones among mixtures of experts) have the layer in the name instead.
+Models that mix dense layers and mixture-of-experts layers have the layer index in the name instead.
 """
 
 import re
@@ -20,36 +21,37 @@ _WITH_EXTRA_STATE = ("linear_proj.weight", "linear_qkv.weight", "linear_fc1.weig
 
 @dataclass(frozen=True)
 class Cell:
-    """The part of a checkpoint's tensor that belongs to one layer, or to one expert of it."""
+    """The part of a checkpoint tensor that belongs to one layer, or to one expert of a layer."""
 
     key: str
+    """Name of the checkpoint tensor."""
     leading: tuple[int, ...]
-    """Sizes of the leading axes: layers, experts, or none."""
+    """Sizes of the leading dims: (), (layers,) or (layers, experts)."""
     index: tuple[int, ...]
-    """Where along them."""
+    """Position of the cell along the leading dims."""
     shape: tuple[int, ...]
-    """Of the cell; the vocabulary is padded."""
+    """Shape of the cell, with the padded vocabulary."""
     pieces: tuple[Piece, ...]
-    """What it is made of; rows that no piece covers are padding, and zero."""
+    """Slices of HF tensors that fill the cell; rows that no piece covers are zero padding."""
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
-        """Of the checkpoint's tensor."""
+        """Shape of the checkpoint tensor."""
         return (*self.leading, *self.shape)
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Of the cell in the checkpoint's tensor."""
+        """Offsets of the cell in the checkpoint tensor."""
         return (*self.index, *(0 for _ in self.shape))
 
     @property
     def is_vocab(self) -> bool:
-        """Whether the first dim is the padded vocabulary, whose size depends on who wrote it."""
+        """True if the first dim is the vocabulary, whose padding depends on the layout that wrote the checkpoint."""
         return self.key in ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 def cells_of(shape: ModelShape) -> tuple[Cell, ...]:
-    """Every cell of a model, in model order. A tied output layer is the embedding's."""
+    """Return all cells of a model, in model order. A tied output layer has no cell besides the embedding's."""
     parameters = parameters_of(
         shape,
         tp_size=1,
@@ -63,7 +65,7 @@ def cells_of(shape: ModelShape) -> tuple[Cell, ...]:
 
 
 def extra_states(shape: ModelShape) -> tuple[str, ...]:
-    """Keys of the objects beside the linear layers, empty without FP8, that a strict load asks for."""
+    """Return the keys of the linear layers' extra states: empty without FP8, but required by a strict load."""
     keys = []
     for cell in cells_of(shape):
         if cell.key.endswith(_WITH_EXTRA_STATE):

@@ -1,8 +1,8 @@
-"""Megatron's distributed checkpoint format ("torch_dist") on disk, a chunk at a time and without a process group.
+"""Reading and writing Megatron's distributed checkpoint format ("torch_dist") chunk by chunk, without a process group.
 
-A folder holds `.metadata` (which chunk of which tensor stands at which offset of which file), data files of chunks as
-torch.save writes them, `common.pt` and `metadata.json`. The format is torch.distributed.checkpoint's; Megatron adds the
-names and the two small files.
+A folder contains `.metadata` (the file and offset of every chunk of every tensor), data files with chunks in the format
+of torch.save, `common.pt` and `metadata.json`. The format is that of torch.distributed.checkpoint; Megatron defines the
+names and adds the two small files.
 """
 
 import itertools
@@ -32,24 +32,34 @@ METADATA = ".metadata"
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stored part of a tensor."""
+    """A stored part of a tensor, and its location on disk."""
 
     key: str
+    """Name of the tensor."""
     offsets: tuple[int, ...]
+    """First index of the chunk along each dim of the tensor."""
     sizes: tuple[int, ...]
+    """Shape of the chunk."""
     file_name: str
     offset: int
+    """First byte in the file."""
     length: int
-    """Bytes in the file, framing included."""
+    """Number of bytes in the file, including the framing of torch.save."""
 
 
 class DistReader:
-    """Chunks of the tensors of a folder. Raises ValueError when it is no such checkpoint."""
+    """Reads the chunks of the tensors in a folder.
+
+    Raises:
+        ValueError: the folder is not a checkpoint of this format.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / METADATA).is_file():
-            raise ValueError(f"{folder} is no Megatron checkpoint of format torch_dist: it has no {METADATA}")
+            raise ValueError(
+                f"{folder} is not a Megatron checkpoint of format torch_dist: it has no {METADATA}"
+            )
         try:
             metadata = FileSystemReader(folder).read_metadata()
         except (pickle.UnpicklingError, EOFError, AttributeError, OSError) as error:
@@ -61,26 +71,27 @@ class DistReader:
             for key, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        self._places = metadata.storage_data
+        self._locations = metadata.storage_data
         self._by_cell: dict[tuple[str, int], dict[tuple[int, ...], list[Chunk]]] = {}
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of all tensors."""
+        """Names of all tensors, sorted."""
         return tuple(sorted(self._tensors))
 
     def shape_of(self, key: str) -> tuple[int, ...]:
-        """Shape of a whole tensor."""
+        """Return the shape of a whole tensor."""
         return tuple(self._tensors[key].size)
 
     def dtype_of(self, key: str) -> torch.dtype:
-        """Dtype of a tensor."""
+        """Return the dtype of a tensor."""
         return self._tensors[key].properties.dtype
 
     def chunks(self, key: str, index: tuple[int, ...]) -> Sequence[Chunk]:
-        """The chunks that hold a part of a cell, which stands at `index` of the leading axes."""
-        places = self._by_cell.setdefault((key, len(index)), {})
-        if not places:
+        """Return the chunks that contain a part of the cell at `index` of the leading dims."""
+        # A tensor may have as many chunks as layers times ranks: they are sorted by cell once, on first use.
+        by_index = self._by_cell.setdefault((key, len(index)), {})
+        if not by_index:
             for chunk in self._chunks_of(key):
                 ranges = (
                     range(offset, offset + size)
@@ -88,12 +99,16 @@ class DistReader:
                         chunk.offsets[: len(index)], chunk.sizes[: len(index)], strict=True
                     )
                 )
-                for place in itertools.product(*ranges):
-                    places.setdefault(place, []).append(chunk)
-        return places.get(index, [])
+                for covered in itertools.product(*ranges):
+                    by_index.setdefault(covered, []).append(chunk)
+        return by_index.get(index, [])
 
     def load(self, chunk: Chunk) -> torch.Tensor:
-        """A chunk's values. Raises ValueError when its file is missing, torn or holds something else."""
+        """Return the values of a chunk.
+
+        Raises:
+            ValueError: the file is missing, truncated, or contains something else.
+        """
         try:
             with (self.folder / chunk.file_name).open("rb") as file:
                 tensor = load_chunk(file, chunk)
@@ -101,47 +116,49 @@ class DistReader:
             raise ValueError(f"{self.folder / chunk.file_name} is damaged at {chunk.key}: {error}") from error
         if tuple(tensor.shape) != chunk.sizes:
             raise ValueError(
-                f"{self.folder / chunk.file_name}: {chunk.key} is {tuple(tensor.shape)}, not {chunk.sizes}"
+                f"{self.folder / chunk.file_name}: {chunk.key} has shape {tuple(tensor.shape)}, not {chunk.sizes}"
             )
         return tensor
 
     def _chunks_of(self, key: str) -> list[Chunk]:
         result = []
         for stored in self._tensors[key].chunks:
-            place = self._places.get(MetadataIndex(key, stored.offsets))
-            if place is None:
-                raise ValueError(f"{self.folder / METADATA} does not say where {key} {stored.offsets} is")
+            location = self._locations.get(MetadataIndex(key, stored.offsets))
+            if location is None:
+                raise ValueError(
+                    f"{self.folder / METADATA} does not locate the chunk of {key} at {stored.offsets}"
+                )
             result.append(
                 Chunk(
                     key,
                     tuple(stored.offsets),
                     tuple(stored.sizes),
-                    place.relative_path,
-                    place.offset,
-                    place.length,
+                    location.relative_path,
+                    location.offset,
+                    location.length,
                 )
             )
         return result
 
 
 def load_chunk(file: BinaryIO, chunk: Chunk) -> torch.Tensor:
-    """Values of a chunk from its open file."""
+    """Return the values of a chunk from its open file."""
     view: Any = _create_file_view(cast(Any, file), chunk.offset, chunk.length)
     return torch.load(view, map_location="cpu", weights_only=True)
 
 
 def append_chunk(
-    file: BinaryIO, key: str, offsets: Sequence[int], tensor: torch.Tensor, leading: int
+    file: BinaryIO, key: str, offsets: Sequence[int], tensor: torch.Tensor, num_leading: int
 ) -> Chunk:
-    """Write a cell as one chunk to the end of a file; the chunk has `leading` axes of size 1 before the cell's."""
+    """Append a cell to a file as one chunk, with `num_leading` dims of size 1 prepended, and return its location."""
     begin = file.tell()
-    torch.save(tensor.reshape(*(1 for _ in range(leading)), *tensor.shape), file)
-    sizes = (*(1 for _ in range(leading)), *tensor.shape)
+    sizes = (*(1 for _ in range(num_leading)), *tensor.shape)
+    torch.save(tensor.reshape(sizes), file)
     return Chunk(key, tuple(offsets), sizes, Path(file.name).name, begin, file.tell() - begin)
 
 
 def append_empty_state(file: BinaryIO, key: str) -> Chunk:
-    """Write what Megatron saves for a module without extra state."""
+    """Append the object that Megatron saves for a module without extra state, and return its location."""
     begin = file.tell()
     torch.save([None], file)
     return Chunk(key, (), (), Path(file.name).name, begin, file.tell() - begin)
@@ -153,14 +170,21 @@ def write_metadata(
     specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     common: Mapping[str, object],
 ) -> None:
-    """Write the small files of a folder whose data files hold `chunks`; `specs`: key -> whole shape and dtype."""
+    """Write `.metadata`, `common.pt` and `metadata.json` of a folder whose data files contain `chunks`.
+
+    Args:
+        folder: the checkpoint folder.
+        chunks: all chunks of all data files.
+        specs: tensor name -> (shape, dtype) of the whole tensor. Chunks of other names are objects.
+        common: content of `common.pt`.
+    """
     entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    places: dict[MetadataIndex, _StorageInfo] = {}
+    locations: dict[MetadataIndex, _StorageInfo] = {}
     for chunk in chunks:
         info = _StorageInfo(chunk.file_name, chunk.offset, chunk.length)
         if chunk.key not in specs:
             entries[chunk.key] = BytesStorageMetadata()
-            places[MetadataIndex(chunk.key)] = info
+            locations[MetadataIndex(chunk.key)] = info
             continue
         shape, dtype = specs[chunk.key]
         entry = entries.setdefault(
@@ -168,8 +192,8 @@ def write_metadata(
         )
         assert isinstance(entry, TensorStorageMetadata)
         entry.chunks.append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
-        places[MetadataIndex(chunk.key, torch.Size(chunk.offsets))] = info
-    metadata = Metadata(entries, storage_data=places, storage_meta=StorageMeta())
+        locations[MetadataIndex(chunk.key, torch.Size(chunk.offsets))] = info
+    metadata = Metadata(entries, storage_data=locations, storage_meta=StorageMeta())
     with (folder / METADATA).open("wb") as file:
         pickle.dump(metadata, file)
     torch.save(dict(common), folder / "common.pt")

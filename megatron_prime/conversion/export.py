@@ -1,4 +1,4 @@
-"""Writes a model as an HF checkpoint: a weight sync whose target is a file."""
+"""Export of a model that is distributed over ranks as an HF checkpoint: a weight sync whose target is a file."""
 
 import shutil
 from pathlib import Path
@@ -17,11 +17,19 @@ from megatron_prime.resharding.weight_sync import plan_for
 def export_hf(
     built: BuiltModel, topology: Topology, source: Path, destination: Path, replace: bool = False
 ) -> None:
-    """Write the model's weights, with config, tokenizer and generation config of `source`, to `destination`.
+    """Write the weights of a model as an HF checkpoint. Collective over all ranks.
 
-    An existing destination is an error, or with `replace` gives way once the new one is written. Tensors stream to
-    rank 0 a bucket at a time, and nothing appears at `destination` before it is complete. Collective over all ranks;
-    a fault of rank 0's file system is raised on every rank, as OSError or ValueError.
+    Tensors are sent to rank 0 bucket by bucket, and `destination` appears only when it is complete.
+
+    Args:
+        built: the model.
+        topology: layout of the ranks.
+        source: HF folder whose config, tokenizer and generation config are copied.
+        destination: folder to write.
+        replace: replace an existing destination after the new one is written; otherwise it must not exist.
+
+    Raises:
+        OSError, ValueError: writing failed on rank 0; raised on every rank.
     """
     dtype = topology.platform.dtype
     parameters = built.named_parameters()
@@ -41,7 +49,7 @@ def export_hf(
 def _write(
     built: BuiltModel, transport: RankTransport, source: Path, destination: Path, replace: bool
 ) -> Exception | None:
-    """Rank 0's part; a fault is returned, for the others to hear of, after every bucket has been received."""
+    """Receive all buckets on rank 0 and write them; an error is returned, to be broadcast to the other ranks."""
     deliveries = transport.deliver()
     expected = hf_tensors(built.shape)
     dtype = built.chunks[0].config.params_dtype
@@ -59,16 +67,17 @@ def _write(
             for name, tensor in assemble_hf(expected, blocks):
                 writer.write(name, tensor)
         if replace:
-            _take_over(new, destination)
+            _replace_folder(new, destination)
     except (OSError, ValueError) as error:
+        # The other ranks are still sending: without a receiver they would wait until their deadline.
         for _ in deliveries:
             pass
         return error
     return None
 
 
-def _take_over(new: Path, destination: Path) -> None:
-    """Put a complete folder in the place of another; between the two renames, both are still on disk."""
+def _replace_folder(new: Path, destination: Path) -> None:
+    """Replace a folder by a complete one; a crash between the two renames leaves both on disk."""
     old = destination.with_name(f".{destination.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if destination.exists():

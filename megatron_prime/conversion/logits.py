@@ -1,6 +1,6 @@
-"""A conversion judged by what the models say: transformers' model and Megatron's on the same tokens.
+"""Comparison of a converted checkpoint with its source by the log-probs of transformers and Megatron.
 
-Both are in memory whole, so this is for models that fit this machine.
+Both models are loaded completely, one after the other, so they must fit into the memory of this machine.
 """
 
 from pathlib import Path
@@ -19,16 +19,26 @@ from megatron_prime.parallel.topology import build_topology
 
 NUM_TOKENS = 24
 TOLERANCE = 1e-4
-"""Of float32 log-probs; a tensor that went to the wrong place moves them by far more."""
+"""Accepted difference of float32 log-probs; a misplaced tensor changes them by far more."""
 CAST_TOLERANCE = 0.3
-"""Where one side was rounded to another dtype: tells right from wrong, and no more."""
+"""Accepted difference after a cast to another dtype; large, but still below the effect of a misplaced tensor."""
+
+
+def tolerance_of(dtype: str) -> float:
+    """Return the accepted difference for a conversion with the given dtype option ("keep": no cast)."""
+    return TOLERANCE if dtype == "keep" else CAST_TOLERANCE
 
 
 def compare_logits(hf_folder: Path, weights: Path, tolerance: float = TOLERANCE) -> float:
-    """Largest difference of next-token log-probs, over the whole vocabulary, on a short made-up sequence.
+    """Return the largest difference of next-token log-probs, over the vocabulary, on a short random sequence.
 
-    `weights` is a folder of format torch_dist. Everything is computed in float32. Raises ValueError when the models
-    differ by more than `tolerance`.
+    Args:
+        hf_folder: HF checkpoint; computed in float32.
+        weights: Megatron checkpoint of format torch_dist; computed in float32.
+        tolerance: largest accepted difference.
+
+    Raises:
+        ValueError: the models differ by more than `tolerance`.
     """
     platform = select_platform("cpu", "fp32", 1, 600.0)
     platform.start_process_group()
@@ -44,7 +54,7 @@ def compare_logits(hf_folder: Path, weights: Path, tolerance: float = TOLERANCE)
     with torch.no_grad():
         theirs = torch.log_softmax(theirs_model(tokens[None]).logits[0], -1)
     difference = float((ours - theirs).abs().max())
-    if not difference <= tolerance:
+    if not difference <= tolerance:  # Also true if the difference is NaN.
         raise ValueError(
             f"{hf_folder} and {weights} are different models: log-probs differ by up to {difference:.3g}"
         )
@@ -53,7 +63,8 @@ def compare_logits(hf_folder: Path, weights: Path, tolerance: float = TOLERANCE)
 
 @torch.no_grad()
 def _megatron_logprobs(model: Any, vocab_size: int, tokens: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    """[tokens, vocabulary], from the hidden states before the output layer."""
+    """Return log-probs [tokens, vocabulary], computed from the hidden states before the output layer."""
+    # The model itself returns the log-probs of given targets only, so the hidden states are captured by a hook.
     hidden: list[torch.Tensor] = []
     handle = model.decoder.register_forward_hook(lambda _module, _inputs, output: hidden.append(output))
     packed = pack_sequences([(tokens[:-1].tolist(), tokens[-1:].tolist())])

@@ -1,7 +1,7 @@
-"""Megatron checkpoint -> HF checkpoint, a chunk at a time, whatever layout wrote it.
+"""Conversion of a Megatron checkpoint, written by any parallel layout, to an HF checkpoint.
 
-Each output file is laid out first (all shapes are known), then filled rectangle by rectangle as chunks are read, and
-compared with a second reading of the source bit for bit. Memory: one chunk of the source.
+Each output file is laid out first (all shapes are known), then filled rectangle by rectangle while chunks are read, and
+finally compared bit by bit with the source, which is read again. One chunk of the source is in memory at a time.
 """
 
 import json
@@ -17,8 +17,14 @@ import torch
 
 from megatron_prime.conversion.cells import Cell, cells_of
 from megatron_prime.conversion.dist_files import Chunk, DistReader
-from megatron_prime.conversion.hf_rows import bytes_of, read_exactly
-from megatron_prime.conversion.units import Done, Job, Unit, manifest_of, run_job
+from megatron_prime.conversion.file_tasks import (
+    Conversion,
+    FileTask,
+    FinishedFile,
+    run_conversion,
+    write_folder_manifest,
+)
+from megatron_prime.conversion.row_reader import bytes_of, read_exactly
 from megatron_prime.hf.checkpoint import (
     TensorSpec,
     assign_files,
@@ -32,10 +38,13 @@ from megatron_prime.observability.progress import Progress
 from megatron_prime.training.checkpoint.manifest import MANIFEST, faults, read_manifest
 
 MODEL_PREFIXES = ("decoder.", "embedding.", "output_layer.", "mtp.")
-"""Tensors of these names are the model's; others (optimizer, random states) are left alone."""
-FAULTS_SHOWN = 8
+"""Name prefixes of model tensors; others (optimizer, random states) are ignored."""
+MAX_SHOWN = 8
+"""Number of tensors or files listed in an error message."""
+DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Value of the dtype option -> dtype to cast to."""
 BLOCK_BYTES = 32 << 20
-"""Of a written file that are in memory for the comparison."""
+"""Bytes of an output file that are in memory at a time during the comparison."""
 
 
 def megatron_to_hf(
@@ -48,20 +57,21 @@ def megatron_to_hf(
     max_file_bytes: int,
     progress: Progress,
 ) -> None:
-    """Write the HF form of a Megatron checkpoint.
+    """Convert a Megatron checkpoint to HF format.
 
     Args:
-        source: folder of format torch_dist: a role of a run's checkpoint, or what Megatron-LM or `hf_to_megatron`
-            wrote.
+        source: folder of format torch_dist: a role of a run's checkpoint, or written by Megatron-LM or
+            `hf_to_megatron`.
         companions: folder with config.json, tokenizer and generation config.
         output: folder to write; must not exist.
-        dtype: to cast to; None keeps the source's.
+        dtype: dtype to cast to; None keeps that of the source.
         num_workers: processes.
-        max_file_bytes: of one safetensors file.
-        progress: where to tell how far it is.
+        max_file_bytes: size limit of a safetensors file.
+        progress: reports the progress.
 
-    Raises ValueError for an architecture that is not supported, for tensors that are missing, unexpected or of another
-    shape (all named), for damaged files, and when `output` exists.
+    Raises:
+        ValueError: the architecture is not supported; tensors are missing, unexpected or have a wrong shape (all are
+            listed); a file is damaged; or `output` exists.
     """
     shape = read_shape(companions)
     _check_manifest(source)
@@ -70,13 +80,12 @@ def megatron_to_hf(
     _check(reader, cells)
     specs = _specs(shape, reader, cells, dtype)
     files = assign_files(specs, max_file_bytes)
-    units = []
+    tasks = []
     for file_name, names in files.items():
-        of_file = {name: specs[name] for name in names}
-        wanted = set(names)
-        parts = [cell for cell in cells if any(piece.hf_name in wanted for piece in cell.pieces)]
-        size = sum(spec.num_bytes for spec in of_file.values())
-        units.append(Unit(file_name, partial(_write_file, source, parts, of_file), size))
+        file_specs = {name: specs[name] for name in names}
+        file_cells = [cell for cell in cells if any(piece.hf_name in file_specs for piece in cell.pieces)]
+        size = sum(spec.num_bytes for spec in file_specs.values())
+        tasks.append(FileTask(file_name, partial(_write_file, source, file_cells, file_specs), size))
     identity = {
         "from": str(source.resolve()),
         "files": sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir()),
@@ -85,48 +94,50 @@ def megatron_to_hf(
         "max_file_bytes": max_file_bytes,
         "to": "hf",
     }
-    run_job(Job(output, identity, units, partial(_finish, companions, specs, files)), num_workers, progress)
+    conversion = Conversion(output, identity, tasks, partial(_finish, companions, specs, files))
+    run_conversion(conversion, num_workers, progress)
 
 
 def _check_manifest(source: Path) -> None:
-    """Compare the source's files with the checksums taken when they were written, where there are any."""
-    folder = next((at for at in (source, source.parent) if (at / MANIFEST).is_file()), None)
+    """Compare the files of the source with the checksums that were taken when they were written, if there are any."""
+    folder = next((path for path in (source, source.parent) if (path / MANIFEST).is_file()), None)
     if folder is None:
         return
     prefix = "" if folder == source else f"{source.name}/"
     entries = {name: entry for name, entry in read_manifest(folder).items() if name.startswith(prefix)}
     found = faults(folder, entries)
     if found:
-        raise ValueError(f"{folder} is damaged: {'; '.join(found[:FAULTS_SHOWN])}")
+        raise ValueError(f"{folder} is damaged: {'; '.join(found[:MAX_SHOWN])}")
 
 
 def _check(reader: DistReader, cells: Sequence[Cell]) -> None:
-    """Raise one ValueError that names what is missing, unexpected or of another shape."""
+    """Raise a ValueError that lists all tensors that are missing, unexpected or have a wrong shape."""
     first = {cell.key: cell for cell in reversed(cells)}
     present = {key for key in reader.keys if key.startswith(MODEL_PREFIXES)}
-    wrong = []
+    wrong_shapes = []
     for key in sorted(first.keys() & present):
         found, cell = reader.shape_of(key), first[key]
         needed = cell.whole_shape
         if cell.is_vocab:
+            # The padding of the vocabulary depends on the tensor parallel size that wrote the checkpoint.
             num_rows = sum(piece.length for piece in cell.pieces)
             fits = len(found) == len(needed) and found[0] >= num_rows and found[1:] == needed[1:]
         else:
             fits = found == needed
         if not fits:
-            wrong.append(f"{key} is {found} and should be {needed}")
+            wrong_shapes.append(f"{key} is {found} and should be {needed}")
     lists = (
         ("missing", sorted(first.keys() - present)),
         ("unexpected", sorted(present - first.keys())),
-        ("wrong shape", wrong),
+        ("wrong shape", wrong_shapes),
     )
-    told = [
-        f"{title} ({len(items)}): {', '.join(items[:FAULTS_SHOWN])}{', ...' if len(items) > FAULTS_SHOWN else ''}"
+    errors = [
+        f"{title} ({len(items)}): {', '.join(items[:MAX_SHOWN])}{', ...' if len(items) > MAX_SHOWN else ''}"
         for title, items in lists
         if items
     ]
-    if told:
-        raise ValueError(f"{reader.folder} does not fit config.json; {'; '.join(told)}")
+    if errors:
+        raise ValueError(f"{reader.folder} does not fit config.json; {'; '.join(errors)}")
 
 
 def _specs(
@@ -138,34 +149,34 @@ def _specs(
 
 @dataclass(frozen=True)
 class _Rectangle:
-    """Rows and columns of an HF tensor (columns: all that follows the rows), and their values."""
+    """A block of rows and columns of an HF tensor; dims after the first are flattened into columns."""
 
     name: str
     first_row: int
     first_column: int
     values: torch.Tensor
-    """[rows, columns], of the source's dtype."""
+    """Values [rows, columns], in the dtype of the source."""
 
 
-Use = Callable[[BinaryIO, int, torch.Tensor], None]
-"""Given an open file, an offset in it and contiguous values that belong there."""
+BlockAction = Callable[[BinaryIO, int, torch.Tensor], None]
+"""Called with an open file, a byte offset in it, and the contiguous values that belong there."""
 
 
 def _write_file(
     source: Path, cells: Sequence[Cell], specs: Mapping[str, TensorSpec], path: Path
 ) -> dict[str, int]:
-    """Write and check one file; returns how many elements of each tensor there were."""
+    """Write and check one file; return the number of elements written of each tensor."""
     reader = DistReader(source)
     header, offsets = file_layout(specs)
     with path.open("wb") as file:
         file.write(header)
-        counts = _walk(reader, cells, specs, offsets, file, _put)
+        counts = _walk(reader, cells, specs, offsets, file, _write_block)
         file.truncate(len(header) + sum(spec.num_bytes for spec in specs.values()))
-    lacking = [name for name, spec in specs.items() if counts.get(name, 0) != math.prod(spec.shape)]
-    if lacking:
-        raise ValueError(f"{source} holds only a part of {', '.join(lacking[:FAULTS_SHOWN])}")
+    incomplete = [name for name, spec in specs.items() if counts.get(name, 0) != math.prod(spec.shape)]
+    if incomplete:
+        raise ValueError(f"{source} contains only a part of {', '.join(incomplete[:MAX_SHOWN])}")
     with path.open("rb") as file:
-        _walk(reader, cells, specs, offsets, file, _compare)
+        _walk(reader, cells, specs, offsets, file, _compare_block)
     return counts
 
 
@@ -175,8 +186,9 @@ def _walk(
     specs: Mapping[str, TensorSpec],
     offsets: Mapping[str, int],
     file: BinaryIO,
-    use: Use,
+    action: BlockAction,
 ) -> dict[str, int]:
+    """Call `action` for every contiguous block of the file; return the number of elements of each tensor."""
     counts: dict[str, int] = {}
     for rectangle in _rectangles(reader, cells, specs):
         spec, values = specs[rectangle.name], rectangle.values
@@ -185,11 +197,11 @@ def _walk(
         begin = offsets[rectangle.name]
         counts[rectangle.name] = counts.get(rectangle.name, 0) + values.numel()
         if values.shape[1] == num_columns:
-            use(file, begin + rectangle.first_row * num_columns * itemsize, _cast(values, spec))
+            action(file, begin + rectangle.first_row * num_columns * itemsize, _cast(values, spec))
             continue
         for index, row in enumerate(_cast(values, spec)):
-            place = (rectangle.first_row + index) * num_columns + rectangle.first_column
-            use(file, begin + place * itemsize, row.contiguous())
+            start = (rectangle.first_row + index) * num_columns + rectangle.first_column
+            action(file, begin + start * itemsize, row.contiguous())
     return counts
 
 
@@ -197,27 +209,30 @@ def _cast(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     return values.to(spec.dtype).contiguous()
 
 
-def _put(file: BinaryIO, offset: int, values: torch.Tensor) -> None:
+def _write_block(file: BinaryIO, offset: int, values: torch.Tensor) -> None:
+    # The header went through Python's buffer, the values are written directly.
     file.flush()
     view, done = bytes_of(values), 0
     while done < len(view):
         done += os.pwrite(file.fileno(), view[done:], offset + done)
 
 
-def _compare(file: BinaryIO, offset: int, values: torch.Tensor) -> None:
+def _compare_block(file: BinaryIO, offset: int, values: torch.Tensor) -> None:
     flat = values.reshape(-1)
     for part in flat.split(BLOCK_BYTES // flat.element_size()):
         found = torch.empty_like(part)
         read_exactly(file.fileno(), offset, found)
         if bytes_of(found) != bytes_of(part):
-            raise ValueError(f"{file.name} reads back otherwise than it was written, at byte {offset}")
+            raise ValueError(
+                f"{file.name} differs from what was written at byte {offset}: the disk may be faulty"
+            )
         offset += part.numel() * part.element_size()
 
 
 def _rectangles(
     reader: DistReader, cells: Sequence[Cell], specs: Mapping[str, TensorSpec]
 ) -> Iterator[_Rectangle]:
-    """What the source holds of some HF tensors; one chunk is in memory at a time."""
+    """Yield all parts of the HF tensors in `specs` that the source contains; one chunk is in memory at a time."""
     for cell in cells:
         pieces = [piece for piece in cell.pieces if piece.hf_name in specs]
         for chunk in reader.chunks(cell.key, cell.index):
@@ -227,21 +242,21 @@ def _rectangles(
             overlaps = [(piece, _overlap(piece, starts, sizes)) for piece in pieces]
             if not any(overlap for _, overlap in overlaps):
                 continue
-            values = _of_cell(reader.load(chunk), cell, chunk)
+            values = _select_cell(reader.load(chunk), cell, chunk)
             for piece, overlap in overlaps:
                 if overlap is not None:
                     yield _rectangle(piece, overlap, starts, values)
-            del values
+            del values  # Free the chunk before the next one is read.
 
 
-def _of_cell(values: torch.Tensor, cell: Cell, chunk: Chunk) -> torch.Tensor:
-    for place, offset in zip(cell.index, chunk.offsets, strict=False):
-        values = values[place - offset]
+def _select_cell(values: torch.Tensor, cell: Cell, chunk: Chunk) -> torch.Tensor:
+    for index, offset in zip(cell.index, chunk.offsets, strict=False):
+        values = values[index - offset]
     return values
 
 
 def _overlap(piece: Piece, starts: Sequence[int], sizes: Sequence[int]) -> tuple[int, int] | None:
-    """[first, end) along the piece's dim, in the cell, that chunk and piece share."""
+    """Return the overlap [first, end) of piece and chunk, in the cell's indices along the piece's dim."""
     first = max(piece.local_start, starts[piece.dim])
     end = min(piece.local_start + piece.length, starts[piece.dim] + sizes[piece.dim])
     return (first, end) if first < end else None
@@ -267,8 +282,8 @@ def _finish(
     specs: Mapping[str, TensorSpec],
     files: Mapping[str, Sequence[str]],
     folder: Path,
-    done: Mapping[str, Done],
+    finished: Mapping[str, FinishedFile],
 ) -> None:
     write_index(folder, specs, files)
     copy_companions(companions, folder, {spec.dtype for spec in specs.values()})
-    manifest_of(folder, done)
+    write_folder_manifest(folder, finished)

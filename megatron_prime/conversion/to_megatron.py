@@ -1,11 +1,11 @@
-"""HF checkpoint -> Megatron checkpoint, a cell at a time.
+"""Conversion of an HF checkpoint to a Megatron checkpoint, cell by cell.
 
-    output/config.json, tokenizer ...              as the HF checkpoint has them
-    output/latest_checkpointed_iteration.txt       "release", as Megatron-LM looks for it
-    output/release/                                weights, format torch_dist, for any layout; manifest.json: checksums
+    output/config.json, tokenizer ...              copied from the HF checkpoint
+    output/latest_checkpointed_iteration.txt       "release", read by Megatron-LM
+    output/release/                                weights in format torch_dist, loadable in any layout; manifest.json
 
-Each data file is written, read back and compared with the source bit for bit before it counts as done. Memory: one cell
-(the embedding, or a fused gate and up projection), and a block of rows for the comparison.
+Each data file is written, read back and compared with the source bit by bit before it counts as finished. One cell (the
+embedding, or a fused gate and up projection) and a block of rows for the comparison are in memory at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,14 @@ from megatron_prime.conversion.dist_files import (
     load_chunk,
     write_metadata,
 )
-from megatron_prime.conversion.hf_rows import RowReader, bytes_of
-from megatron_prime.conversion.units import Done, Job, Unit, manifest_of, run_job
+from megatron_prime.conversion.file_tasks import (
+    Conversion,
+    FileTask,
+    FinishedFile,
+    run_conversion,
+    write_folder_manifest,
+)
+from megatron_prime.conversion.row_reader import RowReader, bytes_of
 from megatron_prime.hf.checkpoint import HFCheckpointReader, copy_companions
 from megatron_prime.hf.mapping import ModelShape, Piece, hf_tensors
 from megatron_prime.hf.shape import read_shape
@@ -33,29 +39,37 @@ from megatron_prime.hf.weight_files import RELEASE, TRACKER
 from megatron_prime.observability.progress import Progress
 
 BLOCK_BYTES = 32 << 20
-"""Of the source that are in memory for a comparison."""
+"""Bytes of the source that are in memory at a time during the comparison."""
 
 
 def hf_to_megatron(
     source: Path, output: Path, *, num_workers: int, max_file_bytes: int, progress: Progress
 ) -> None:
-    """Write the Megatron form of an HF checkpoint; dtypes and values stay as they are.
+    """Convert an HF checkpoint to Megatron format; dtypes and values do not change.
 
-    Raises ValueError for an architecture that is not supported, for tensors that are missing, unexpected or of another
-    shape (all named), when `output` exists, or when what was written reads back otherwise.
+    Args:
+        source: HF checkpoint folder.
+        output: folder to write; must not exist.
+        num_workers: processes.
+        max_file_bytes: approximate size limit of a data file; a larger cell has a file of its own.
+        progress: reports the progress.
+
+    Raises:
+        ValueError: the architecture is not supported; tensors are missing, unexpected or have a wrong shape (all are
+            listed); `output` exists; or the written data differs from the source.
     """
     shape = read_shape(source)
     HFCheckpointReader(source).check_against(hf_tensors(shape))
     reader = RowReader(source)
     dtypes = {key: _dtype_of(reader, cell) for key, cell in _first_cells(shape).items()}
-    groups = _groups(shape, dtypes, max_file_bytes)
-    units = [
-        Unit(
+    files = _assign_files(shape, dtypes, max_file_bytes)
+    tasks = [
+        FileTask(
             f"{RELEASE}/__{index}_0.distcp",
             partial(_write_file, source, cells, tuple(states), dtypes),
             sum(_num_bytes(cell, dtypes) for cell in cells),
         )
-        for index, (cells, states) in enumerate(groups)
+        for index, (cells, states) in enumerate(files)
     ]
     identity = {
         "from": str(source.resolve()),
@@ -63,11 +77,12 @@ def hf_to_megatron(
         "max_file_bytes": max_file_bytes,
         "to": "torch_dist",
     }
-    run_job(Job(output, identity, units, partial(_finish, source, shape, dtypes)), num_workers, progress)
+    conversion = Conversion(output, identity, tasks, partial(_finish, source, shape, dtypes))
+    run_conversion(conversion, num_workers, progress)
 
 
 def _first_cells(shape: ModelShape) -> dict[str, Cell]:
-    """One cell of each tensor."""
+    """Return the first cell of each tensor."""
     result: dict[str, Cell] = {}
     for cell in cells_of(shape):
         result.setdefault(cell.key, cell)
@@ -75,7 +90,7 @@ def _first_cells(shape: ModelShape) -> dict[str, Cell]:
 
 
 def _dtype_of(reader: RowReader, cell: Cell) -> torch.dtype:
-    """The one dtype of what a tensor is made of; `_fill` checks the other cells."""
+    """Return the dtype of a checkpoint tensor, that of its first piece; `_fill` checks all others."""
     return reader.dtype_of(cell.pieces[0].hf_name)
 
 
@@ -83,26 +98,26 @@ def _num_bytes(cell: Cell, dtypes: dict[str, torch.dtype]) -> int:
     return torch.Size(cell.shape).numel() * dtypes[cell.key].itemsize
 
 
-def _groups(
+def _assign_files(
     shape: ModelShape, dtypes: dict[str, torch.dtype], max_file_bytes: int
 ) -> list[tuple[list[Cell], Sequence[str]]]:
-    """Cells of each file; the first holds the empty states too."""
-    groups: list[list[Cell]] = [[]]
+    """Return (cells, extra states) of each data file; all extra states are in the first one."""
+    files: list[list[Cell]] = [[]]
     size = 0
     for cell in cells_of(shape):
         num_bytes = _num_bytes(cell, dtypes)
-        if groups[-1] and size + num_bytes > max_file_bytes:
-            groups.append([])
+        if files[-1] and size + num_bytes > max_file_bytes:
+            files.append([])
             size = 0
-        groups[-1].append(cell)
+        files[-1].append(cell)
         size += num_bytes
-    return [(cells, extra_states(shape) if index == 0 else ()) for index, cells in enumerate(groups)]
+    return [(cells, extra_states(shape) if index == 0 else ()) for index, cells in enumerate(files)]
 
 
 def _write_file(
     source: Path, cells: Sequence[Cell], states: Sequence[str], dtypes: dict[str, torch.dtype], path: Path
 ) -> list[dict[str, Any]]:
-    """Write and check one data file; returns its chunks."""
+    """Write and check one data file; return its chunks."""
     reader = RowReader(source)
     chunks: list[Chunk] = []
     with path.open("wb") as file:
@@ -110,7 +125,7 @@ def _write_file(
             tensor = torch.empty(cell.shape, dtype=dtypes[cell.key])
             _fill(reader, cell, tensor)
             chunks.append(append_chunk(file, cell.key, cell.offsets, tensor, len(cell.leading)))
-            del tensor
+            del tensor  # Free the cell before the next one is allocated.
         chunks += [append_empty_state(file, key) for key in states]
     with path.open("rb") as file:
         for cell, chunk in zip(cells, chunks, strict=False):
@@ -124,13 +139,13 @@ def _fill(reader: RowReader, cell: Cell, tensor: torch.Tensor) -> None:
         found = reader.dtype_of(piece.hf_name)
         if found != tensor.dtype:
             raise ValueError(
-                f"{piece.hf_name} is {found}, but {cell.key}, of which it is a part, is {tensor.dtype}: "
+                f"{piece.hf_name} is {found}, but {cell.key}, which contains it, is {tensor.dtype}: "
                 "convert the checkpoint to one dtype first"
             )
         start, length, hf_start = _rows(piece, cell)
         reader.read_rows(piece.hf_name, hf_start, tensor[start : start + length])
         num_rows += length
-    tensor[num_rows:].zero_()  # padding of the vocabulary is at the end
+    tensor[num_rows:].zero_()  # The padding of the vocabulary is at the end.
 
 
 def _compare(reader: RowReader, cell: Cell, written: torch.Tensor) -> None:
@@ -138,17 +153,19 @@ def _compare(reader: RowReader, cell: Cell, written: torch.Tensor) -> None:
     for piece in cell.pieces:
         start, length, hf_start = _rows(piece, cell)
         num_rows += length
-        for first, count in _blocks(length, written):
+        for first, count in _row_blocks(length, written):
             rows = written[start + first : start + first + count]
             expected = torch.empty_like(rows)
             reader.read_rows(piece.hf_name, hf_start + first, expected)
             if bytes_of(rows) != bytes_of(expected):
-                raise ValueError(f"{cell.key} {cell.index} reads back otherwise than {piece.hf_name} is")
+                raise ValueError(
+                    f"{cell.key} {cell.index} reads back differently from {piece.hf_name}: the disk may be faulty"
+                )
     if written[num_rows:].any():
         raise ValueError(f"{cell.key} {cell.index}: the padding of the vocabulary does not read back as zero")
 
 
-def _blocks(num_rows: int, tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
+def _row_blocks(num_rows: int, tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
     row_bytes = max(1, tensor[:1].numel() * tensor.element_size())
     step = max(1, BLOCK_BYTES // row_bytes)
     for first in range(0, num_rows, step):
@@ -156,25 +173,29 @@ def _blocks(num_rows: int, tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _rows(piece: Piece, cell: Cell) -> tuple[int, int, int]:
-    """A piece as rows: (first row of the cell, how many, first row of the HF tensor)."""
+    """Return a piece as rows: (first row in the cell, number of rows, first row in the HF tensor)."""
     if piece.dim == 0:
         return piece.local_start, piece.length, piece.hf_start
-    # Without tensor parallelism, what is split along another dim is whole.
+    # A piece along another dim covers the whole tensor, because cells are not tensor parallel.
     assert (piece.hf_start, piece.local_start, piece.length) == (0, 0, cell.shape[piece.dim])
     return 0, cell.shape[0], 0
 
 
 def _finish(
-    source: Path, shape: ModelShape, dtypes: dict[str, torch.dtype], folder: Path, done: Mapping[str, Done]
+    source: Path,
+    shape: ModelShape,
+    dtypes: dict[str, torch.dtype],
+    folder: Path,
+    finished: Mapping[str, FinishedFile],
 ) -> None:
     chunks = [
         Chunk(**entry | {"offsets": tuple(entry["offsets"]), "sizes": tuple(entry["sizes"])})
-        for unit in done.values()
-        for entry in unit.result
+        for file in finished.values()
+        for entry in file.result
     ]
     specs = {key: (cell.whole_shape, dtypes[key]) for key, cell in _first_cells(shape).items()}
     release = folder / RELEASE
     write_metadata(release, chunks, specs, {"checkpoint_version": 3.0, "iteration": 0})
-    manifest_of(release, {Path(path).name: unit for path, unit in done.items()})
+    write_folder_manifest(release, {Path(path).name: file for path, file in finished.items()})
     (folder / TRACKER).write_text(RELEASE)
     copy_companions(source, folder, set(dtypes.values()))

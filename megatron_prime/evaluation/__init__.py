@@ -1,0 +1,17 @@
+"""Evaluation of policies and process reward models (PRMs) on held-out data.
+
+- `accuracy`: avg@k and pass@k of sampled responses, and reports over several prompt sets
+- `benchmarks`: the benchmarks of the paper, their file layouts and sampling settings
+- `confidence`: bootstrap confidence intervals of means over problems
+- `evaluator`: held-out prompts and benchmarks, sampled during training and by the eval command
+- `first_errors`: ProcessBench's score for finding the first wrong step of a solution
+- `prm_inputs`: the texts that the eval-prm command scores
+- `prm_judge`: step scores of a PRM, and the reranking and ProcessBench metrics that follow from them
+- `prm_report`: all metrics of a PRM over its inputs, and the files they are written to
+- `process_labels`: ProcessBench files and files of preference pairs
+- `reranking`: best-of-N, voting and pair accuracy
+- `result_files`: metrics as JSON and TensorBoard files
+- `saved_responses`: sampled responses with their outcomes as JSON lines files
+- `step_scores`: scores of reasoning steps and their aggregation over a response
+- `tables`: tables that the evaluation commands print
+"""

@@ -1,6 +1,6 @@
 """Accuracy of the policy on held-out prompts and benchmarks: avg@k and pass@k, with confidence intervals.
 
-pass@k is the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), intervals are bootstrapped over problems.
+pass@k is the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374); intervals are bootstrapped over problems.
 """
 
 import math
@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from megatron_prime.config.tables.evaluation import EvaluationConfig
-from megatron_prime.evaluation.confidence import bootstrap_interval
+from megatron_prime.evaluation.confidence import (
+    BootstrapSettings,
+    Intervals,
+    bootstrap_interval,
+    interval_metrics,
+)
 from megatron_prime.rollout.collection_stats import accuracy_by_source, rollout_stats
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.group_filter import Group, split_groups
@@ -18,27 +23,28 @@ from megatron_prime.types import Prompt, Rollout, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Scores over num_prompts prompts with samples_per_prompt responses each."""
+    """Scores of one prompt set, num_prompts prompts with samples_per_prompt responses each."""
 
     num_prompts: int
     samples_per_prompt: int
     accuracy: float
     """avg@k: mean outcome of all responses, in [0, 1]; a verifier error counts as 0."""
     pass_at_k: dict[int, float]
-    """k -> estimated chance that one of k responses is fully correct; k = 1, 2, 4, ... and all."""
+    """k -> estimated probability that at least one of k responses is fully correct, for k = 1, 2, 4, ... and
+    samples_per_prompt."""
     num_correct: int
-    """Responses with outcome 1."""
+    """Number of responses with outcome 1."""
     num_verifier_errors: int
     truncated_fraction: float
     mean_response_tokens: float
     accuracy_by_source: dict[str, float] = field(default_factory=dict)
     rollouts: tuple[Rollout, ...] = ()
-    """Every response with its outcome (NaN after a verifier error), for reports."""
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Confidence intervals of "accuracy" and each "pass_at_<k>"; empty when none were asked for."""
+    """All responses with their outcomes (NaN after a verifier error), ordered by prompt and sample."""
+    intervals: Intervals = field(default_factory=dict)
+    """Confidence intervals of "accuracy" and each "pass_at_<k>"; empty when none were requested."""
 
     def metrics(self) -> dict[str, float]:
-        """The scores as flat names and numbers."""
+        """Return the scores as a flat mapping from metric name to value."""
         return {
             "num_prompts": float(self.num_prompts),
             "samples_per_prompt": float(self.samples_per_prompt),
@@ -49,34 +55,30 @@ class EvaluationResult:
             "truncated_fraction": self.truncated_fraction,
             "mean_response_tokens": self.mean_response_tokens,
             **{f"accuracy_by_source/{name}": value for name, value in self.accuracy_by_source.items()},
-            **{
-                f"{name}_ci_{side}": bound
-                for name, bounds in self.intervals.items()
-                for side, bound in zip(("low", "high"), bounds, strict=True)
-            },
+            **interval_metrics(self.intervals),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """Results of the held-out prompts, under the name "", and of benchmarks under theirs."""
+    """Results of several prompt sets: the held-out prompts (named "") and benchmarks (by name)."""
 
     results: dict[str, EvaluationResult]
-    """Not empty."""
+    """Prompt set -> result; never empty."""
 
     @property
     def accuracy(self) -> float:
-        """The number that checkpoints are compared by: of the held-out prompts; without any, the benchmarks' mean."""
+        """Accuracy on the held-out prompts, or the mean of the benchmarks without them; it ranks checkpoints."""
         return self.results[""].accuracy if "" in self.results else self.benchmark_average
 
     @property
     def benchmark_average(self) -> float:
-        """Unweighted mean of the benchmarks' accuracies, as papers print it; NaN without benchmarks."""
+        """Unweighted mean of the benchmarks' accuracies, as papers report it; NaN without benchmarks."""
         accuracies = [result.accuracy for name, result in self.results.items() if name]
         return math.fsum(accuracies) / len(accuracies) if accuracies else math.nan
 
     def metrics(self) -> dict[str, float]:
-        """Flat names and numbers: those of the held-out prompts as they are, a benchmark's as <name>/<metric>."""
+        """Return all metrics, those of a benchmark as `<benchmark>/<metric>`."""
         flat = {} if "" in self.results else {"accuracy": self.accuracy}
         for name, result in self.results.items():
             flat |= {f"{name}/{key}" if name else key: value for key, value in result.metrics().items()}
@@ -85,7 +87,7 @@ class EvaluationReport:
         return flat
 
     def summary(self) -> str:
-        """Accuracies in one line."""
+        """Return the accuracies in one line of text."""
         parts = [
             f"{name + ' ' if name else ''}{result.accuracy:.3f} "
             f"({result.num_prompts} prompts x {result.samples_per_prompt})"
@@ -97,23 +99,13 @@ class EvaluationReport:
 def evaluation_sampling(
     config: EvaluationConfig, max_response_tokens: int, stop_token_ids: Sequence[int]
 ) -> SamplingParams:
-    """How held-out responses are sampled."""
+    """Return the sampling parameters of held-out prompts."""
     return SamplingParams(
         max_response_tokens=max_response_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         stop_token_ids=tuple(stop_token_ids),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Intervals:
-    """How confidence intervals are made."""
-
-    confidence: float = 0.95
-    num_resamples: int = 1000
-    """0 makes none."""
-    seed: int = 0
 
 
 def evaluate(
@@ -124,16 +116,25 @@ def evaluate(
     *,
     samples_per_prompt: int,
     stream_key: int,
-    intervals: Intervals | None = None,
+    bootstrap: BootstrapSettings | None = None,
     whole_only: bool = False,
 ) -> EvaluationResult:
-    """Sample and verify every prompt. Collective; equal on every rank.
+    """Sample responses to every prompt and verify them. Collective; the result is equal on every rank.
 
-    An error of the verifier counts as wrong: leaving it out would reward answers that hang the verifier. With
-    whole_only a partial outcome (some of a program's tests passed) counts as wrong too, as benchmarks count.
+    A verifier error counts as a wrong answer: leaving it out would reward responses that make the verifier hang.
+
+    Args:
+        engine: holds the weights to evaluate.
+        prompts: not empty.
+        verifier: computes the outcome of each response.
+        sampling: sampling parameters of all prompts.
+        samples_per_prompt: responses per prompt.
+        stream_key: selects the random numbers; see `stream_keys`.
+        bootstrap: options of the confidence intervals; None computes none.
+        whole_only: count a partial outcome (a program that passes some of its tests) as wrong, as benchmarks do.
 
     Raises:
-        ValueError: no prompts, or arguments that the engine refuses.
+        ValueError: there are no prompts, or the engine refuses the arguments.
     """
     if not prompts:
         raise ValueError("nothing to evaluate: there are no prompts; set data.evaluation")
@@ -151,15 +152,16 @@ def evaluate(
         num_verifier_errors=sum(math.isnan(rollout.outcome_reward) for rollout in rollouts),
         accuracy_by_source=accuracy_by_source(scored),
         rollouts=tuple(rollouts),
-        intervals=_intervals(split_groups(scored, samples_per_prompt), passes, intervals),
+        intervals=_intervals(split_groups(scored, samples_per_prompt), passes, bootstrap),
         **rollout_stats(rollouts),
     )
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Chance that k responses drawn without replacement from num_samples contain a correct one.
+    """Return 1 - C(num_samples - num_correct, k) / C(num_samples, k), for 1 <= k <= num_samples.
 
-    Unbiased for the chance that k fresh responses do. Needs 1 <= k <= num_samples.
+    This is the probability that k responses drawn without replacement contain a correct one: an unbiased estimate of
+    the probability that one of k new responses is correct.
     """
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
@@ -171,7 +173,7 @@ def _passes(groups: Sequence[Group], k: int) -> list[float]:
 
 
 def _intervals(
-    groups: Sequence[Group], passes: Mapping[int, Sequence[float]], settings: Intervals | None
+    groups: Sequence[Group], passes: Mapping[int, Sequence[float]], settings: BootstrapSettings | None
 ) -> dict[str, tuple[float, float]]:
     if settings is None or settings.num_resamples == 0:
         return {}

@@ -1,7 +1,7 @@
-"""The benchmarks of the paper: where problem and answer stand, and how responses are sampled.
+"""The benchmarks of the paper, their file layouts and sampling settings.
 
-AIME and AMC are small, so that one greedy answer a problem says little: the mean of 16 at temperature 0.3 is reported.
-The others are judged by one greedy answer a problem.
+AIME and AMC have few problems, so one greedy response per problem gives a noisy score: their accuracy is the mean over
+16 responses at temperature 0.3. The other benchmarks take one greedy response per problem.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ CODE_INSTRUCTION = "Write the solution in Python, in one ```python code block."
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A known benchmark."""
+    """Settings of a known benchmark."""
 
     title: str
     layout: LayoutName
     ability: Literal["math", "code"]
-    """Which verifier judges it."""
+    """Selects the verifier."""
     samples_per_prompt: int = 1
     temperature: float = 0.0
 
     @property
     def instruction(self) -> str:
-        """Put behind each question where data.instruction says nothing."""
+        """Text appended to each question unless data.instruction is set."""
         return MATH_INSTRUCTION if self.ability == "math" else CODE_INSTRUCTION
 
 
@@ -44,18 +44,18 @@ BENCHMARKS: dict[BenchmarkName, Benchmark] = {
 
 
 def benchmark_of(name: str, config: BenchmarkConfig) -> Benchmark:
-    """The benchmark that a table of [evaluation.benchmarks] means."""
+    """Return the benchmark that the table [evaluation.benchmarks.<name>] selects."""
     key = config.format or name
     assert key in BENCHMARKS, "the configuration was checked"
     return BENCHMARKS[key]
 
 
 def benchmark_data(config: DataConfig, benchmark: Benchmark) -> DataConfig:
-    """How a benchmark's file is read in a run: by its own layout, all of it, with the run's chat template."""
+    """Return the data options for a benchmark's file: its own layout and all rows, with the run's chat template."""
     instruction = benchmark.instruction if config.instruction is None else config.instruction
     return held_out_data(config).model_copy(update={"layout": benchmark.layout, "instruction": instruction})
 
 
 def held_out_data(config: DataConfig) -> DataConfig:
-    """How held-out prompts are read: as the training prompts, but all of them, and at no rates."""
+    """Return the data options for held-out prompts: those of training, without source weights and deduplication."""
     return config.model_copy(update={"weights": {}, "dedup": "none"})

@@ -1,4 +1,4 @@
-"""Held-out prompts and benchmarks, for training and for the eval command alike."""
+"""Evaluation on held-out prompts and benchmarks, used during training and by the eval command."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.evaluation.accuracy import EvaluationReport, Intervals, evaluate, evaluation_sampling
+from megatron_prime.evaluation.accuracy import EvaluationReport, evaluate, evaluation_sampling
 from megatron_prime.evaluation.benchmarks import benchmark_data, benchmark_of, held_out_data
+from megatron_prime.evaluation.confidence import BootstrapSettings
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.stream_keys import evaluation_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
@@ -16,22 +17,22 @@ from megatron_prime.types import Prompt, SamplingParams
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Prompts that are sampled alike."""
+    """A set of prompts with common sampling settings."""
 
     name: str
-    """Of a benchmark; "" for data.evaluation."""
+    """Name of the benchmark; "" for data.evaluation."""
     prompts: list[Prompt]
     samples_per_prompt: int
     sampling: SamplingParams
     notes: tuple[str, ...]
-    """What to log about rows left out."""
+    """Messages about skipped rows, to be logged."""
 
 
 class Evaluator:
-    """Accuracy of whatever weights the engine holds, on data.evaluation and on every benchmark.
+    """Evaluates the weights that the engine holds, on data.evaluation and on every benchmark.
 
     Raises:
-        ValueError: a file that cannot be read, a row of it that does not fit, or one that no verifier judges.
+        ValueError: a file cannot be read, a row is malformed, or no verifier is configured for it.
     """
 
     def __init__(
@@ -44,19 +45,20 @@ class Evaluator:
         self._engine = engine
         self._verifier = verifier
         settings = config.evaluation
-        self._intervals = Intervals(settings.confidence, settings.num_resamples, config.seed)
+        self._bootstrap = BootstrapSettings(settings.confidence, settings.num_resamples, config.seed)
         self.sets = list(_sets(config, stop_token_ids))
+        # A prompt without a verifier must fail here, not after the responses have been sampled.
         for prompt in (prompt for prompts in self.sets for prompt in prompts.prompts):
             config.reward.verifier_of(prompt.source, prompt.ability)
 
     def notes(self) -> list[str]:
-        """What to log about rows left out, by set."""
+        """Return the messages about skipped rows, each prefixed with its prompt set."""
         return [
             f"{prompts.name or 'data.evaluation'}: {note}" for prompts in self.sets for note in prompts.notes
         ]
 
     def __call__(self, step_index: int) -> EvaluationReport:
-        """Sample and verify after so many steps. Collective over all ranks."""
+        """Sample and verify all prompt sets after `step_index` training steps. Collective over all ranks."""
         results = {
             prompts.name: evaluate(
                 self._engine,
@@ -65,7 +67,7 @@ class Evaluator:
                 prompts.sampling,
                 samples_per_prompt=prompts.samples_per_prompt,
                 stream_key=evaluation_stream_key(step_index, number),
-                intervals=self._intervals,
+                bootstrap=self._bootstrap,
                 whole_only=bool(prompts.name),
             )
             for number, prompts in enumerate(self.sets)

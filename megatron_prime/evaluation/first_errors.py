@@ -1,8 +1,8 @@
-"""Finding the first wrong step of a solution, scored as ProcessBench does (arXiv 2412.06559).
+"""ProcessBench's score for finding the first wrong step of a solution (arXiv 2412.06559).
 
-A label is the place of the first wrong step, from 0, or -1 when all steps are right. The prediction is the first step
-whose score lies below a threshold. The score of a set is the harmonic mean of two accuracies: on solutions with an
-error (the very step must be named) and on those without.
+A label is the index of the first wrong step, from 0, or -1 if all steps are correct. The prediction is the first step
+whose score is below a threshold. The score of a set of solutions is the F1 of two accuracies: the one on erroneous
+solutions, where the exact step must be predicted, and the one on correct solutions.
 """
 
 import math
@@ -10,51 +10,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CORRECT = -1
+"""Label of a solution without errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirstErrorAccuracy:
-    """Accuracies of a set of solutions; NaN where it has none of the kind."""
+    """Accuracies on a set of solutions; NaN for a kind that the set does not contain."""
 
     erroneous: float
-    """Share of solutions with an error whose first one was named."""
+    """Fraction of erroneous solutions whose first wrong step was predicted."""
     correct: float
-    """Share of solutions without an error that were passed."""
+    """Fraction of correct solutions for which no error was predicted."""
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of the two; 0 where both are 0."""
+        """Harmonic mean of both accuracies; 0 if both are 0."""
         total = self.erroneous + self.correct
         return 2 * self.erroneous * self.correct / total if total else 0.0
 
 
 def first_error(scores: Sequence[float], threshold: float) -> int:
-    """Place of the first score below the threshold, or CORRECT."""
-    return next((place for place, score in enumerate(scores) if score < threshold), CORRECT)
+    """Return the index of the first score below the threshold, or CORRECT."""
+    return next((step for step, score in enumerate(scores) if score < threshold), CORRECT)
 
 
 def first_error_accuracy(
     scores: Sequence[Sequence[float]], labels: Sequence[int], threshold: float
 ) -> FirstErrorAccuracy:
-    """Accuracies of the predictions at one threshold, in the unit of the scores."""
+    """Return the accuracies of the predictions at one threshold, given in the unit of the scores."""
     hits: dict[bool, list[bool]] = {True: [], False: []}
-    for scores_of_steps, label in zip(scores, labels, strict=True):
-        hits[label == CORRECT].append(first_error(scores_of_steps, threshold) == label)
+    for step_scores, label in zip(scores, labels, strict=True):
+        hits[label == CORRECT].append(first_error(step_scores, threshold) == label)
 
-    def share(found: list[bool]) -> float:
+    def fraction(found: list[bool]) -> float:
         return sum(found) / len(found) if found else math.nan
 
-    return FirstErrorAccuracy(erroneous=share(hits[False]), correct=share(hits[True]))
+    return FirstErrorAccuracy(erroneous=fraction(hits[False]), correct=fraction(hits[True]))
 
 
 def best_threshold(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
-    """The threshold of the highest F1 on these solutions; of equal ones, the middle of the widest range.
+    """Return the threshold with the highest F1 on these solutions; of equal ones, the middle of the widest interval.
 
-    Predictions change only where the threshold passes the least score so far of some solution, so all there is to
-    choose from lies between two neighbours among those. One sweep over them keeps both counts: n log n for n steps.
+    The predictions change only where the threshold crosses the running minimum of some solution's scores, so the F1 is
+    constant between two neighbouring minima. One sweep over the sorted minima updates both counts, in O(n log n) for n
+    steps.
 
     Raises:
-        ValueError: there are no solutions of one of the two kinds, so that no F1 exists.
+        ValueError: the F1 is undefined because there are no erroneous or no correct solutions.
     """
     num_wrong = sum(label != CORRECT for label in labels)
     num_right = len(labels) - num_wrong
@@ -63,14 +65,14 @@ def best_threshold(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> 
             f"{num_wrong} solutions with an error and {num_right} without: choosing a threshold takes both kinds"
         )
     events = sorted(_changes(scores, labels))
-    # Below every score nothing is flagged: all right solutions are passed, no error is found.
+    # The sweep starts with a threshold below every score, where every solution is predicted to be correct.
     found, passed = 0, num_right
     best_f1, best_width, best = -1.0, 0.0, 0.0
-    for place, (value, found_change, passed_change) in enumerate(events):
+    for index, (value, found_change, passed_change) in enumerate(events):
         found, passed = found + found_change, passed + passed_change
-        upper = events[place + 1][0] if place + 1 < len(events) else value + 2.0
+        upper = events[index + 1][0] if index + 1 < len(events) else value + 2.0
         if upper == value:
-            continue  # the thresholds between equal scores do not exist
+            continue  # There is no threshold between equal scores.
         f1 = FirstErrorAccuracy(found / num_wrong, passed / num_right).f1
         if (f1, upper - value) > (best_f1, best_width):
             best_f1, best_width, best = f1, upper - value, (value + upper) / 2
@@ -78,22 +80,22 @@ def best_threshold(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> 
 
 
 def _changes(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> list[tuple[float, int, int]]:
-    """(value, change of errors found, change of right solutions passed) as the threshold rises above the value."""
+    """Return (value, change of errors found, change of correct solutions passed) as the threshold rises above value."""
     changes = []
-    for scores_of_steps, label in zip(scores, labels, strict=True):
+    for step_scores, label in zip(scores, labels, strict=True):
         least = math.inf
-        minima = []  # (place, score) of each new least score: what the prediction can be
-        for place, score in enumerate(scores_of_steps):
+        minima = []  # Only a step with a new running minimum can be predicted, at some threshold.
+        for step, score in enumerate(step_scores):
             if score < least:
                 least = score
-                minima.append((place, score))
+                minima.append((step, score))
         if label == CORRECT:
             changes.append((minima[-1][1], 0, -1))
             continue
-        for number, (place, score) in enumerate(minima):
-            if place == label:
+        for number, (step, score) in enumerate(minima):
+            if step == label:
                 changes.append((score, 1, 0))
                 if number:
-                    # Above the least score before it, an earlier step is named instead.
+                    # Above the previous running minimum, an earlier step is predicted instead.
                     changes.append((minima[number - 1][1], -1, 0))
     return changes

@@ -1,6 +1,6 @@
-"""Judging a PRM without labels of steps, or with ProcessBench's: scores by two models, and what follows from them.
+"""Step scores of an implicit PRM, and the reranking and ProcessBench metrics that follow from them.
 
-responses, solutions, pairs -> log-probs of PRM and reference -> step scores -> best of N, votes, F1, pair accuracy
+texts -> log-probs of PRM and reference -> step scores -> best of N, votes, F1, pair accuracy
 """
 
 import math
@@ -19,15 +19,15 @@ from megatron_prime.evaluation.step_scores import AGGREGATIONS, response_score, 
 from megatron_prime.training.trainable import Scorer
 
 ROWS_AT_ONCE = 256
-"""Responses scored in one call: bounds the [rows, longest] tensors, not the packing."""
+"""Responses scored in one call. It bounds the size of the padded [rows, longest response] tensors, not the packing."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedText:
-    """A prompt and a response, with the step of each response token."""
+    """A prompt and a response, with the reasoning step of each response token."""
 
     where: str
-    """File and row, for errors."""
+    """File and row, for error messages."""
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     token_steps: Sequence[int]
@@ -35,13 +35,13 @@ class JudgedText:
 
 
 class StepScorer:
-    """Step scores of an implicit PRM: log-ratios of two models by Megatron's packed forward pass.
+    """Computes the step scores of an implicit PRM from the log-probs of two models, by packed forward passes.
 
     Args:
-        prm: the PRM.
-        reference: what it is compared with.
+        prm: the process reward model.
+        reference: the model in the denominator of the log-ratio.
         beta: scale of the log-ratio.
-        max_tokens: longest sequence that a microbatch takes.
+        max_tokens: longest sequence, prompt and response, that fits into a microbatch.
     """
 
     def __init__(self, prm: Scorer, reference: Scorer, beta: float, max_tokens: int) -> None:
@@ -51,10 +51,10 @@ class StepScorer:
         self._max_tokens = max_tokens
 
     def __call__(self, texts: Sequence[JudgedText]) -> list[list[float]]:
-        """S_k of every step of every text, equal on every rank. Collective.
+        """Return the score of every step of every text (see `step_scores`). Collective; equal on every rank.
 
         Raises:
-            ValueError: a text is longer than a microbatch, or has no response token.
+            ValueError: a text does not fit into a microbatch, or has no response token.
         """
         for text in texts:
             length = len(text.prompt_ids) + len(text.response_ids)
@@ -90,20 +90,20 @@ class JudgedGroup:
     scores: Sequence[Sequence[float]]
     """Step scores of each response."""
     outcomes: Sequence[float]
-    """Verified outcome of each; NaN, a verifier error, counts as 0 where a response is chosen."""
+    """Verified outcome of each response; NaN (a verifier error) counts as 0 when the response is chosen."""
     answers: Sequence[Hashable | None]
-    """What each response answers, in a form that equal answers share; None without an answer."""
+    """Answer of each response in a form that is equal for equal answers; None without an answer."""
 
 
 def reranking_metrics(groups: Sequence[JudgedGroup]) -> dict[str, list[float]]:
-    """Outcome of the response chosen for each problem, by method and number of responses N.
+    """Return the outcome of the response chosen for each problem, by method and number of responses N.
 
-    Names: `avg@N` (choosing blindly), `pass@N` (choosing rightly), `majority@N`, `best_<aggregation>@N` and
-    `weighted_vote@N` (each response votes with sigmoid of its last score). N runs over 1, 2, 4, ... and all; the first
-    N responses are looked at, so that problems need as many each.
+    The keys are `avg@N` (a random choice), `pass@N` (an ideal choice), `majority@N`, `best_<aggregation>@N` and
+    `weighted_vote@N` (each response votes with the sigmoid of its last step score). N is 1, 2, 4, ... and the number of
+    responses; the choice is among the first N responses.
 
     Raises:
-        ValueError: no problems, or different numbers of responses.
+        ValueError: there are no problems, or they have different numbers of responses.
     """
     sizes = {len(group.outcomes) for group in groups}
     if len(sizes) != 1:
@@ -118,7 +118,7 @@ def reranking_metrics(groups: Sequence[JudgedGroup]) -> dict[str, list[float]]:
 
 
 def _choices(group: JudgedGroup, count: int) -> dict[str, float]:
-    """Outcome by method, of the first `count` responses."""
+    """Return the outcome of each method's choice among the first `count` responses."""
     outcomes = [0.0 if math.isnan(outcome) else outcome for outcome in group.outcomes[:count]]
     scores, answers = group.scores[:count], group.answers[:count]
     last = [sigmoid(response_score(each, "last")) for each in scores]
@@ -130,19 +130,24 @@ def _choices(group: JudgedGroup, count: int) -> dict[str, float]:
     return {
         "avg": math.fsum(outcomes) / count,
         "pass": max(outcomes),
-        **{name: 0.0 if place is None else outcomes[place] for name, place in votes.items()},
+        **{name: 0.0 if chosen is None else outcomes[chosen] for name, chosen in votes.items()},
         **best,
     }
 
 
 def group_pair_accuracy(groups: Sequence[JudgedGroup]) -> tuple[float, int]:
-    """Share of right-wrong pairs within problems that the last step scores order rightly, pooled; and their number."""
-    right, num_pairs = 0.0, 0
+    """Return the fraction of (correct, wrong) pairs within problems that the last step scores order correctly.
+
+    Pairs are pooled over all problems; the second value is their number. The fraction is NaN without pairs.
+    """
+    num_correct, num_pairs = 0.0, 0
     for group in groups:
-        share, count = pair_accuracy([response_score(each, "last") for each in group.scores], group.outcomes)
-        right += share * count if count else 0.0
+        accuracy, count = pair_accuracy(
+            [response_score(each, "last") for each in group.scores], group.outcomes
+        )
+        num_correct += accuracy * count if count else 0.0
         num_pairs += count
-    return (right / num_pairs if num_pairs else math.nan), num_pairs
+    return (num_correct / num_pairs if num_pairs else math.nan), num_pairs
 
 
 def processbench_metrics(
@@ -151,25 +156,25 @@ def processbench_metrics(
     tune_on: str,
     threshold: float | None,
 ) -> dict[str, float]:
-    """Accuracies and F1 of every split, their mean F1, and the threshold, as a probability.
+    """Return the accuracies and the F1 of every split, the mean F1, and the threshold as a probability.
 
     Args:
         scores: split -> step scores of its solutions.
         labels: split -> labels of its solutions.
-        tune_on: split that the threshold is chosen on.
-        threshold: chosen before, in (0, 1); None chooses it.
+        tune_on: split on which the threshold is tuned.
+        threshold: fixed threshold in (0, 1); None tunes it.
     """
     if threshold is None:
         logit = best_threshold(scores[tune_on], labels[tune_on])
     else:
         logit = math.log(threshold) - math.log1p(-threshold)
     metrics = {"threshold": sigmoid(logit)}
-    for split, scores_of_split in scores.items():
-        accuracy = first_error_accuracy(scores_of_split, labels[split], logit)
+    for split, split_scores in scores.items():
+        accuracy = first_error_accuracy(split_scores, labels[split], logit)
         metrics[f"{split}/erroneous"] = accuracy.erroneous
         metrics[f"{split}/correct"] = accuracy.correct
         metrics[f"{split}/f1"] = accuracy.f1
-        metrics[f"{split}/num_solutions"] = float(len(scores_of_split))
+        metrics[f"{split}/num_solutions"] = float(len(split_scores))
         metrics[f"{split}/num_correct"] = float(sum(label == CORRECT for label in labels[split]))
     metrics["f1"] = math.fsum(metrics[f"{split}/f1"] for split in scores) / len(scores)
     return metrics

@@ -1,4 +1,4 @@
-"""Files that judge a PRM: ProcessBench (first wrong step of a solution) and pairs of a better and a worse response."""
+"""Labelled data for judging a PRM: ProcessBench files and files of preference pairs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ from megatron_prime.data.rows import DataRow, read_rows
 from megatron_prime.data.steps import token_spans
 
 STEP_SEPARATOR = "\n\n"
-"""Between the steps of a solution: what the solutions of ProcessBench were split at."""
+"""Separator at which ProcessBench split its solutions into steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledSolution:
-    """A solution whose first wrong step is known."""
+    """A solution with a label for its first wrong step."""
 
     where: str
-    """File and row, for errors."""
+    """File and row, for error messages."""
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     token_steps: tuple[int, ...]
-    """Step of each response token."""
+    """Step index of each response token."""
     num_steps: int
     label: int
-    """Place of the first wrong step, from 0; -1 when all are right."""
+    """Index of the first wrong step, from 0; -1 if all steps are correct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two responses to one prompt."""
+    """A preferred and a rejected response to one prompt."""
 
     where: str
-    """File and row, for errors."""
+    """File and row, for error messages."""
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
@@ -45,25 +45,25 @@ class Pair:
 def read_processbench(
     path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[LabelledSolution]:
-    """Solutions of a file with the columns problem, steps (a list of texts) and label.
+    """Yield the solutions of a file with the columns problem, steps (a list of strings) and label.
 
     Raises:
-        ValueError: a missing file, or a row of another form.
+        ValueError: the file is missing, or a row is malformed.
     """
     encode = _prompt_encoder(config, tokenizer)
     for row in read_rows(path):
         problem, steps, label = row.field("problem"), row.field("steps"), row.field("label")
         if not isinstance(problem, str) or not problem.strip():
-            raise row.error("'problem' must be text that is not empty")
+            raise row.error("'problem' must be a non-empty string")
         if (
             not isinstance(steps, list)
             or not steps
             or not all(isinstance(step, str) and step for step in steps)
         ):
-            raise row.error("'steps' must be a list of texts that are not empty")
+            raise row.error("'steps' must be a list of non-empty strings")
         if type(label) is not int or not -1 <= label < len(steps):
             raise row.error(
-                f"'label' is {label!r}: it must be -1, or the place of one of the {len(steps)} steps, from 0"
+                f"'label' is {label!r}: it must be -1, or the index of one of the {len(steps)} steps, from 0"
             )
         response_ids = tokenizer.encode(STEP_SEPARATOR.join(steps), add_special_tokens=False)
         spans, start = [], 0
@@ -83,10 +83,10 @@ def read_processbench(
 
 
 def read_pairs(path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pair]:
-    """Pairs of a file with the columns prompt (text or messages), chosen and rejected (texts).
+    """Yield the pairs of a file with the columns prompt (a string or messages), chosen and rejected (strings).
 
     Raises:
-        ValueError: a missing file, or a row of another form.
+        ValueError: the file is missing, or a row is malformed.
     """
     encode = _prompt_encoder(config, tokenizer)
     for row in read_rows(path):
@@ -94,7 +94,7 @@ def read_pairs(path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBas
         for name in ("chosen", "rejected"):
             text = row.field(name)
             if not isinstance(text, str) or not text.strip():
-                raise row.error(f"{name!r} must be text that is not empty")
+                raise row.error(f"{name!r} must be a non-empty string")
             responses.append(tuple(tokenizer.encode(text, add_special_tokens=False)))
         prompt_ids = encode(row, checked_prompt(row, "prompt"))
         yield Pair(f"{row.path}, row {row.number}", prompt_ids, *responses)

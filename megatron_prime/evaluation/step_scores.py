@@ -1,7 +1,8 @@
-"""Scores of reasoning steps by an implicit PRM, and of whole responses by their steps.
+"""Scores of reasoning steps by an implicit PRM, and their aggregation over a response.
 
-The score of step k is S_k = beta * (sum of q_t over all tokens up to the end of step k): the PRM's logit, at that
-point, that the response will be correct. Its change from step to step is the step's process reward.
+The score of step k is S_k = beta * sum of q_t over all tokens up to the end of step k, where q_t is the log-ratio of
+PRM and reference. It is the PRM's logit, after step k, that the response will be correct. The difference of consecutive
+scores is the process reward of a step.
 """
 
 import itertools
@@ -17,17 +18,17 @@ AGGREGATIONS: tuple[Aggregation, ...] = ("min", "sum", "last")
 
 
 def step_scores(log_ratios_T: Tensor, steps_T: Sequence[int], num_steps: int, beta: float) -> list[float]:
-    """S_1 ... S_num_steps, in nats, summed in float64.
+    """Return the scores of all steps, summed in float64.
 
     Args:
-        log_ratios_T: q_t of one response.
-        steps_T: step of each token, 0 .. num_steps - 1, nondecreasing. A step without tokens has the score of the
-            one before it; before any token the score is 0.
-        num_steps: one or more.
+        log_ratios_T: q_t of one response, in nats.
+        steps_T: step of each token, in 0 .. num_steps - 1, nondecreasing. A step without tokens has the score of the
+            previous step, or 0 if it is the first.
+        num_steps: number of steps, at least 1.
         beta: scale of the log-ratio.
 
     Raises:
-        ValueError: lengths differ, or steps that decrease or lie outside.
+        ValueError: the lengths differ, or the steps decrease or are out of range.
     """
     if len(steps_T) != log_ratios_T.numel():
         raise ValueError(f"{log_ratios_T.numel()} log-ratios for the steps of {len(steps_T)} tokens")
@@ -40,7 +41,7 @@ def step_scores(log_ratios_T: Tensor, steps_T: Sequence[int], num_steps: int, be
 
 
 def response_score(scores: Sequence[float], aggregation: Aggregation) -> float:
-    """One number of a response's step scores: the least, their sum, or that of the last step (the outcome's logit)."""
+    """Aggregate the step scores of a response: their minimum, their sum, or the last one (the logit of the outcome)."""
     if aggregation == "min":
         return min(scores)
     return math.fsum(scores) if aggregation == "sum" else scores[-1]

@@ -1,4 +1,4 @@
-"""Cutting a `ReshardPlan` into buckets for coalesced sending with bounded buffers. Pure, stdlib only."""
+"""Splitting a `ReshardPlan` into buckets, for coalesced messages with bounded buffers. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from megatron_prime.resharding.plan import ReshardPlan, Transfer
 
-# ("send", training rank, 0) or ("receive", engine, engine_tp_rank)
 _Load = tuple[str, int, int]
+"""Key of a load: ("send", training rank, 0) or ("receive", engine, engine_tp_rank)."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """HF tensors that are sent together: each engine rank gets its shards of `hf_names` whole."""
+    """HF tensors that are sent together; each engine rank receives its complete shards of `hf_names`."""
 
     index: int
     hf_names: tuple[str, ...]
@@ -23,14 +23,16 @@ class Bucket:
 
 
 def buckets(plan: ReshardPlan, max_bytes: int) -> tuple[Bucket, ...]:
-    """Cut the plan into buckets in which no engine rank gets, and no rank sends, more than `max_bytes`.
+    """Split a plan into buckets in which no rank sends and no engine rank receives more than `max_bytes`.
 
-    Local copies count as sent and as got, since they pass through the same buffers. A single tensor that a
-    rank must send to many engines may go beyond: it then has a bucket to itself. Every rank that calls this
-    with the same plan gets the same buckets. Raises ValueError when an engine rank's shard of one tensor is
-    larger than `max_bytes`.
+    Local copies count as sent and received, because they pass through the same buffers. A single tensor that a rank
+    sends to many engines may exceed the limit; it then has a bucket of its own. The result depends only on the
+    arguments, so every rank computes the same buckets.
+
+    Raises:
+        ValueError: an engine rank's shard of a single tensor is larger than `max_bytes`.
     """
-    done: list[Bucket] = []
+    result: list[Bucket] = []
     names: list[str] = []
     transfers: list[Transfer] = []
     loads: Counter[_Load] = Counter()
@@ -45,14 +47,14 @@ def buckets(plan: ReshardPlan, max_bytes: int) -> tuple[Bucket, ...]:
                 f"a bucket of {max_bytes} bytes is too small for {hf_name}: allow {largest} or more"
             )
         if names and any(loads[key] + num_bytes > max_bytes for key, num_bytes in added.items()):
-            done.append(_bucket(len(done), names, transfers))
+            result.append(_bucket(len(result), names, transfers))
             names, transfers, loads = [], [], Counter()
         names.append(hf_name)
         transfers += group
         loads.update(added)
     if names:
-        done.append(_bucket(len(done), names, transfers))
-    return tuple(done)
+        result.append(_bucket(len(result), names, transfers))
+    return tuple(result)
 
 
 def _by_tensor(transfers: tuple[Transfer, ...]) -> Iterator[tuple[str, list[Transfer]]]:

@@ -1,4 +1,4 @@
-"""Where the weights are (`TrainingLayout`) and where they go (`EngineLayout`). Stdlib only."""
+"""Parallel layouts of the weights in the training job and in the inference engines. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from megatron_prime.hf.mapping import (
 
 @dataclass(frozen=True)
 class TrainingLayout:
-    """Parallel sizes of the Megatron job, whose ranks are in Megatron's default order tp-cp-ep-dp-pp.
+    """Parallel sizes of a Megatron job, whose ranks are in Megatron's default order tp-cp-ep-dp-pp.
 
-    Dense parameters: tp fastest, then cp, dp, pp. Experts divide the same ranks of a stage anew: etp fastest,
-    then ep, then replicas; `etp` 1 keeps experts whole (Megatron's own default is tp). A stage of a virtual
-    pipeline holds `vpp` chunks, and the chunks go round the stages. `layers_per_stage` gives the layers of
-    each of the `pp * vpp` chunks, in model order, where they are not equal. Raises ValueError for sizes that
-    are not positive or do not fit together.
+    For dense parameters tp varies fastest, then cp, dp and pp. For experts the ranks of a stage are divided again: etp
+    varies fastest, then ep, then the replicas. With `etp` 1 experts are not split (Megatron's own default is tp).
+
+    With the interleaved schedule each stage holds `vpp` chunks; chunk i of the model is on stage i % pp.
+
+    Raises:
+        ValueError: a size is not positive, or the sizes are inconsistent.
     """
 
     tp: int = 1
@@ -35,6 +37,7 @@ class TrainingLayout:
     ep: int = 1
     etp: int = 1
     layers_per_stage: tuple[int, ...] | None = None
+    """Number of layers of each of the pp * vpp chunks, in model order; None splits the layers evenly."""
 
     def __post_init__(self) -> None:
         for axis in ("tp", "pp", "dp", "cp", "vpp", "ep", "etp"):
@@ -55,7 +58,7 @@ class TrainingLayout:
 
     @property
     def ranks_per_stage(self) -> int:
-        """Ranks of one pipeline stage: consecutive ones."""
+        """Number of ranks in a pipeline stage; they are consecutive."""
         return self.tp * self.cp * self.dp
 
     @property
@@ -64,25 +67,29 @@ class TrainingLayout:
         return self.ranks_per_stage * self.pp
 
     def replicas(self, tp_rank: int, pp_rank: int) -> range:
-        """Global ranks that hold a (tp, pp) coordinate's dense weights: its data and context parallel ones."""
+        """Return the global ranks that hold the dense weights of a (tp, pp) coordinate: its dp and cp replicas."""
         start = pp_rank * self.ranks_per_stage
         return range(start + tp_rank, start + self.ranks_per_stage, self.tp)
 
     def expert_replicas(self, etp_rank: int, ep_rank: int, pp_rank: int) -> range:
-        """Global ranks that hold an (etp, ep, pp) coordinate's experts."""
+        """Return the global ranks that hold the experts of an (etp, ep, pp) coordinate."""
         start = pp_rank * self.ranks_per_stage
         return range(start + etp_rank + self.etp * ep_rank, start + self.ranks_per_stage, self.etp * self.ep)
 
     def coordinates(self, rank: int) -> tuple[int, int]:
-        """(tp_rank, pp_rank) of a global rank."""
+        """Return the (tp_rank, pp_rank) of a global rank."""
         return rank % self.tp, rank // self.ranks_per_stage
 
     def expert_share(self, rank: int) -> ExpertShare:
-        """What a global rank holds of its stage's experts."""
+        """Return the share of its stage's experts that a global rank holds."""
         return ExpertShare(self.ep, rank // self.etp % self.ep, self.etp, rank % self.etp)
 
     def stage_layers(self, num_layers: int) -> list[tuple[range, ...]]:
-        """The HF layers of each pipeline stage's chunks. Raises ValueError when they do not come out even."""
+        """Return the HF layers of each chunk of each pipeline stage.
+
+        Raises:
+            ValueError: the layers cannot be split evenly, or layers_per_stage does not add up to `num_layers`.
+        """
         num_chunks = self.pp * self.vpp
         counts = self.layers_per_stage
         if counts is None:
@@ -100,19 +107,21 @@ class TrainingLayout:
 
 @dataclass(frozen=True)
 class EngineLayout:
-    """Inference engines and the ranks they live on: `ranks[engine][engine_tp_rank]`.
+    """Tensor parallel inference engines and their ranks. Data parallel replicas count as separate engines.
 
-    A rank below the training world size shares its device with that training rank; any other number is a
-    device of its own. `vocab_divisor` is what the engine pads its vocabulary to (SGLang: 64). `ep` of its
-    `tp` divide the experts, the other `tp // ep` split each. Replicas by data parallelism are further
-    engines. Raises ValueError for sizes that do not fit together.
+    Raises:
+        ValueError: the sizes are inconsistent.
     """
 
     num_engines: int
     tp: int
     ranks: tuple[tuple[int, ...], ...]
+    """ranks[engine][engine_tp_rank]. A rank below the training world size shares its device with that training rank;
+    any other number stands for a separate device."""
     vocab_divisor: int = 64
+    """Multiple to which the engine pads its vocabulary (SGLang: 64)."""
     ep: int = 1
+    """Expert parallel size within an engine; each expert is split over tp // ep ranks."""
 
     def __post_init__(self) -> None:
         if self.num_engines < 1 or self.tp < 1 or self.ep < 1:
@@ -128,7 +137,7 @@ class EngineLayout:
 
     @property
     def expert_tp(self) -> int:
-        """Ranks that split each expert."""
+        """Number of ranks over which each expert is split."""
         return self.tp // self.ep
 
     @classmethod
@@ -142,9 +151,9 @@ class EngineLayout:
         first_rank: int = 0,
         vocab_divisor: int = 64,
     ) -> EngineLayout:
-        """Engines of `dp` replicas each, side by side from `first_rank` on.
+        """Return engines of `dp` replicas each on consecutive ranks from `first_rank` on.
 
-        0 shares the training devices; the training world size puts the engines beside them.
+        A `first_rank` of 0 shares the devices of the training job; the training world size uses separate devices.
         """
         starts = range(first_rank, first_rank + num_engines * dp * tp, tp)
         return cls(num_engines * dp, tp, tuple(tuple(range(s, s + tp)) for s in starts), vocab_divisor, ep)
@@ -161,14 +170,20 @@ class EngineLayout:
         first_ranks: Sequence[int] = (0,),
         vocab_divisor: int = 64,
     ) -> EngineLayout:
-        """Engines on the nodes of training ranks, as many on each, every engine rank beside a training rank.
+        """Return engines colocated with training ranks, the same number on each node.
 
-        A node has `num_local_ranks` training ranks from its first one on. `gpus` names the devices of a node's engine
-        ranks, of which the training rank at place p has number p; without it they are 0, 1, .... Where there are
-        more engine ranks than training ranks, as may be on a CPU, these are gone round.
+        Args:
+            num_engines: number of engines on all nodes together.
+            tp: ranks of an engine.
+            num_local_ranks: training ranks per node.
+            ep: expert parallel size within an engine.
+            gpus: local training rank whose device each engine rank of a node shares; default 0, 1, .... If a node has
+                more engine ranks than training ranks, as is possible on a CPU, they wrap around.
+            first_ranks: global rank of the first training rank on each node with engines.
+            vocab_divisor: multiple to which the engine pads its vocabulary.
         """
-        places = gpus or range(num_engines // len(first_ranks) * tp)
-        hosts = [first + place % num_local_ranks for first in first_ranks for place in places]
+        local_ranks = gpus or range(num_engines // len(first_ranks) * tp)
+        hosts = [first + local_rank % num_local_ranks for first in first_ranks for local_rank in local_ranks]
         ranks = tuple(tuple(hosts[start : start + tp]) for start in range(0, len(hosts), tp))
         return cls(num_engines, tp, ranks, vocab_divisor, ep)
 
@@ -180,7 +195,7 @@ def local_parameters(
     norm_style: NormStyle = "local",
     expert_style: ExpertStyle = "sequential",
 ) -> tuple[ParameterPieces, ...]:
-    """The Megatron parameters of one rank of the training job, as pieces of HF tensors."""
+    """Return the Megatron parameters of one training rank, as pieces of HF tensors."""
     tp_rank, pp_rank = training.coordinates(rank)
     chunks = training.stage_layers(shape.num_layers)[pp_rank]
     return parameters_of(

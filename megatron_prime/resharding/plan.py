@@ -1,13 +1,15 @@
-"""Who sends which slice of which tensor to whom in a weight sync. Pure, stdlib only: runs on a login node.
+"""The transfers of a weight sync: who sends which slice of which tensor to whom.
 
-    ModelShape, layouts --tensor_groups--> tensors that are cut alike, and who holds which interval of them
-    groups x engines    --_wants---------> the parts of an interval that each engine rank needs
-    wants               --_route---------> flows: which sources send them, and how many each
-    flows               --ReshardPlan----> single transfers, when asked for --> buckets.py, summary.py
+Standard library only, so that a plan can be made on a login node.
 
-No target gets a byte that it does not need, nor one twice. What a target's own rank holds is a local copy; next
-comes a replica (DP, CP, TP-replicated parameter, tied copy) on the same node, which costs no NIC anything; else the
-replica that has the least to send so far.
+    ModelShape, layouts --tensor_groups--> groups of tensors with equal layout, and the holders of their intervals
+    groups x engines    --_needs---------> the parts of an interval that each engine rank needs
+    needs               --_Router--------> flows: the sources of each need, and how many slices each source sends
+    flows               --ReshardPlan----> single transfers, on demand --> buckets.py, summary.py
+
+Every target receives exactly the bytes that it needs, each of them once. Slices held by the target's own rank are local
+copies. Other slices come from a replica (DP, CP, TP-replicated parameter, tied copy) on the same node, which does not
+use the network, or else from the replica with the least bytes to send so far.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from megatron_prime.resharding.tensor_groups import Interval, TensorGroup, tenso
 
 
 class Transfer(NamedTuple):
-    """A slice on its way from a parameter of a training rank to a shard of an engine rank.
+    """A slice that is sent from a parameter of a training rank to a shard of an engine rank.
 
-    Along `dim`, all other dims whole: the `length` rows (or columns) from `hf_start` of the HF tensor are
-    those from `source_local_start` of the parameter `source_param`, and go to those from `target_start` of
-    the target's shard. A tuple and not a dataclass, since a large plan has millions.
+    The slice has `length` rows (or columns) along `dim`; all other dims are whole. It starts at `hf_start` in the HF
+    tensor, at `source_local_start` in the parameter `source_param`, and at `target_start` in the target's shard. This
+    is a tuple instead of a dataclass because a large plan has millions of transfers.
     """
 
     source_rank: int
@@ -48,17 +50,13 @@ class Transfer(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether source and target are one rank: a copy on the device, nothing for the network."""
+        """True if source and target are the same rank, so that the slice is copied on the device."""
         return self.source_rank == self.target_rank
 
 
 @dataclass(frozen=True)
 class Flow:
-    """The same slice of every tensor of a group, on its way to one engine TP rank of some engines.
-
-    `num_bytes` is of one slice. `shares`: how many slices each source sends; None of local copies, where each
-    target is its own source. Slices are counted engine by engine.
-    """
+    """The transfers of one slice of every tensor in a group to one TP rank of several engines."""
 
     group: TensorGroup
     interval: Interval
@@ -66,24 +64,27 @@ class Flow:
     length: int
     target_start: int
     num_bytes: int
+    """Bytes of one slice."""
     engine_tp_rank: int
     targets: tuple[tuple[int, int], ...]
     """(engine, rank) of each target."""
     shares: tuple[tuple[int, int], ...] | None
+    """(source rank, number of slices it sends), with the slices counted engine by engine. None for local copies, where
+    each target is its own source."""
 
     @property
     def num_slices(self) -> int:
-        """Slices to all targets."""
+        """Number of slices to all targets."""
         return len(self.group.members) * len(self.targets)
 
     def has_source(self, rank: int) -> bool:
-        """Whether a rank sends some of the slices."""
+        """Return True if a rank sends some of the slices."""
         if self.shares is None:
             return any(rank == target for _, target in self.targets)
         return any(rank == source for source, _ in self.shares)
 
     def shares_by_target(self) -> Iterator[tuple[tuple[int, int], list[tuple[int, int]]]]:
-        """Each target, with the sources of its slices and how many each sends."""
+        """Yield each target with the sources of its slices and the number of slices that each source sends."""
         num_members = len(self.group.members)
         if self.shares is None:
             yield from ((target, [(target[1], num_members)]) for target in self.targets)
@@ -91,7 +92,7 @@ class Flow:
             yield from zip(self.targets, windows(self.shares, num_members), strict=True)
 
     def transfers(self, *, source: int | None = None, engine: int | None = None) -> Iterator[Transfer]:
-        """Each slice by itself; only those from a source rank, or to an engine, when that is given."""
+        """Yield one transfer per slice, optionally only those from a source rank or to an engine."""
         members = self.group.members
         for (target_engine, target_rank), shares in self.shares_by_target():
             if engine not in (None, target_engine) or not (
@@ -121,10 +122,10 @@ class Flow:
 
 @dataclass(frozen=True)
 class ReshardPlan:
-    """All transfers of a weight sync, in an order of sending that every rank derives alike.
+    """All transfers of a weight sync, in an order that every rank derives from the same arguments.
 
-    Transfers of one HF tensor stand together; the tensors of the pipeline stages alternate, so that all
-    stages send at the same time. The plan itself is small; single transfers are made when asked for.
+    The transfers of an HF tensor are consecutive, and the tensors of the pipeline stages alternate, so that all stages
+    send at the same time. The plan itself is small; single transfers are created on demand.
     """
 
     shape: ModelShape
@@ -137,13 +138,15 @@ class ReshardPlan:
 
     @cached_property
     def transfers(self) -> tuple[Transfer, ...]:
-        """Every transfer: millions for the largest jobs, where a rank asks for its own alone."""
+        """All transfers. There are millions in the largest jobs, where a rank should use `sent_by` or `received_by`."""
         return self._in_order(transfer for flow in self.flows for transfer in flow.transfers())
 
     @cached_property
     def hf_names(self) -> tuple[str, ...]:
-        """Every HF tensor in the order of sending: each stage in model order, the stages advancing evenly."""
+        """All HF tensors in the order of sending: in model order per stage, with the stages advancing evenly."""
         bytes_before: dict[int, int] = defaultdict(int)
+        # A tensor is sorted by the bytes that its stage sends before it. If all layers have the same size, the n-th
+        # layers of all stages are neighbours.
         keys: dict[str, tuple[int, int, int]] = {}
         by_layer = sorted(
             (
@@ -159,17 +162,17 @@ class ReshardPlan:
         return tuple(sorted(keys, key=keys.__getitem__))
 
     def sent_by(self, rank: int) -> tuple[Transfer, ...]:
-        """Transfers that leave a training rank, local copies included, in order."""
+        """Return the transfers from a training rank, including local copies, in order."""
         flows = (flow for flow in self.flows if flow.has_source(rank))
         return self._in_order(transfer for flow in flows for transfer in flow.transfers(source=rank))
 
     def received_by(self, engine: int, tp_rank: int) -> tuple[Transfer, ...]:
-        """Transfers that reach an engine rank, local copies included, in order."""
+        """Return the transfers to an engine rank, including local copies, in order."""
         flows = (flow for flow in self.flows if flow.engine_tp_rank == tp_rank)
         return self._in_order(transfer for flow in flows for transfer in flow.transfers(engine=engine))
 
     def is_within_node(self, source_rank: int, target_rank: int) -> bool:
-        """Whether two ranks are known to be on one node."""
+        """Return True if two ranks are known to be on the same node."""
         size = self.ranks_per_node
         return size is not None and source_rank // size == target_rank // size
 
@@ -184,8 +187,8 @@ class ReshardPlan:
         )
 
 
-class _Want(NamedTuple):
-    """A part of one interval that an engine TP rank holds of each tensor of a group."""
+class _Need(NamedTuple):
+    """The part of an interval that an engine TP rank needs of each tensor in a group."""
 
     group: TensorGroup
     interval: Interval
@@ -208,26 +211,34 @@ def plan_reshard(
 ) -> ReshardPlan:
     """Plan the transfers that give every engine rank its shard of every HF tensor.
 
-    `bytes_per_element` is of the dtype that travels; `norm_style` and `expert_style` are how the training model
-    names its parameters. `ranks_per_node`: global ranks (those of engines too) fill the nodes in order; without
-    it no two ranks are taken to share a node. Raises ValueError when the shape cannot be divided as either
-    layout asks.
+    Args:
+        shape: the model.
+        training: layout of the training job.
+        engines: layout of the engines.
+        bytes_per_element: of the dtype that is sent.
+        norm_style: naming of norm parameters in the training model.
+        expert_style: naming of expert parameters in the training model.
+        ranks_per_node: number of consecutive global ranks, including those of engines, on each node. None treats every
+            rank as a node of its own.
+
+    Raises:
+        ValueError: the shape cannot be divided as a layout requires.
     """
     if ranks_per_node is not None and ranks_per_node < 1:
         raise ValueError(f"ranks_per_node must be positive, got {ranks_per_node}")
     groups = tensor_groups(shape, training, engines, norm_style, expert_style)
-    wants = [want for group in groups for want in _wants(shape, engines, group, bytes_per_element)]
-    # Largest first: the small ones then even out what the large ones left uneven.
-    wants.sort(key=lambda want: -want.num_bytes)
+    needs = [need for group in groups for need in _needs(shape, engines, group, bytes_per_element)]
+    # The largest are routed first, so that the small ones can even out the loads of the ranks.
+    needs.sort(key=lambda need: -need.num_bytes)
     router = _Router(training, engines, ranks_per_node)
-    flows = tuple(flow for want in wants for flow in router.route(want))
+    flows = tuple(flow for need in needs for flow in router.route(need))
     return ReshardPlan(shape, training, engines, bytes_per_element, flows, groups, ranks_per_node)
 
 
-def _wants(
+def _needs(
     shape: ModelShape, engines: EngineLayout, group: TensorGroup, bytes_per_element: int
-) -> Iterator[_Want]:
-    """Cut the engine ranks' shards of a group at the borders of the training ranks' intervals."""
+) -> Iterator[_Need]:
+    """Split the engine ranks' shards of a group at the boundaries of the training ranks' intervals."""
     starts = [interval.start for interval in group.intervals]
     row_bytes = group.slice_elements * bytes_per_element
     for tp_rank in range(engines.tp):
@@ -242,12 +253,12 @@ def _wants(
             assert interval.start <= position < stop, f"no rank holds row {position} of {shard.hf_name}"
             length = stop - position
             offset = position - shard.hf_start
-            yield _Want(group, interval, position, length, offset, length * row_bytes, tp_rank)
+            yield _Need(group, interval, position, length, offset, length * row_bytes, tp_rank)
             position, index = stop, index + 1
 
 
 class _Router:
-    """Chooses sources, one want after the other, and keeps count of what each rank has to send."""
+    """Chooses the sources of one need after the other, and tracks the bytes that each rank has to send."""
 
     def __init__(self, training: TrainingLayout, engines: EngineLayout, ranks_per_node: int | None) -> None:
         self._engines = engines
@@ -255,15 +266,15 @@ class _Router:
         self._nic_bytes = [0] * training.num_ranks
         self._node_bytes = [0] * training.num_ranks
 
-    def route(self, want: _Want) -> Iterator[Flow]:
-        """The flows that bring a want to every engine: local copies, within each node, and between nodes."""
-        sources = want.interval.sources
+    def route(self, need: _Need) -> Iterator[Flow]:
+        """Yield the flows that serve every engine: local copies, flows within each node, and between nodes."""
+        sources = need.interval.sources
         local: list[tuple[int, int]] = []
         by_node: dict[int, list[tuple[int, int]]] = defaultdict(list)
         remote: list[tuple[int, int]] = []
-        nodes = self._sources_by_node(want.interval)
+        nodes = self._sources_by_node(need.interval)
         for engine, ranks in enumerate(self._engines.ranks):
-            rank = ranks[want.engine_tp_rank]
+            rank = ranks[need.engine_tp_rank]
             if rank in sources:
                 local.append((engine, rank))
             elif self._ranks_per_node and rank // self._ranks_per_node in nodes:
@@ -271,11 +282,11 @@ class _Router:
             else:
                 remote.append((engine, rank))
         if local:
-            yield self._flow(want, local, None)
+            yield self._flow(need, local, None)
         for node, targets in by_node.items():
-            yield self._flow(want, targets, self._share_out(want, targets, nodes[node], self._node_bytes))
+            yield self._flow(need, targets, self._share_out(need, targets, nodes[node], self._node_bytes))
         if remote:
-            yield self._flow(want, remote, self._share_out(want, remote, list(sources), self._nic_bytes))
+            yield self._flow(need, remote, self._share_out(need, remote, list(sources), self._nic_bytes))
 
     def _sources_by_node(self, interval: Interval) -> dict[int, list[int]]:
         by_node: dict[int, list[int]] = defaultdict(list)
@@ -285,21 +296,21 @@ class _Router:
         return by_node
 
     def _share_out(
-        self, want: _Want, targets: list[tuple[int, int]], ranks: list[int], loads: list[int]
+        self, need: _Need, targets: list[tuple[int, int]], ranks: list[int], loads: list[int]
     ) -> tuple[tuple[int, int], ...]:
-        return share_out(loads, ranks, len(targets) * len(want.group.members), want.num_bytes)
+        return share_out(loads, ranks, len(targets) * len(need.group.members), need.num_bytes)
 
     def _flow(
-        self, want: _Want, targets: list[tuple[int, int]], shares: tuple[tuple[int, int], ...] | None
+        self, need: _Need, targets: list[tuple[int, int]], shares: tuple[tuple[int, int], ...] | None
     ) -> Flow:
         return Flow(
-            want.group,
-            want.interval,
-            want.hf_start,
-            want.length,
-            want.target_start,
-            want.num_bytes,
-            want.engine_tp_rank,
+            need.group,
+            need.interval,
+            need.hf_start,
+            need.length,
+            need.target_start,
+            need.num_bytes,
+            need.engine_tp_rank,
             tuple(targets),
             shares,
         )

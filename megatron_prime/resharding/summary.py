@@ -1,4 +1,4 @@
-"""How many bytes a `ReshardPlan` moves, and how few could do. Pure, stdlib only."""
+"""Number of bytes that a `ReshardPlan` moves, and the lower bound. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from megatron_prime.resharding.plan import ReshardPlan
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """Bytes of a plan.
-
-    `lower_bound_bytes`: what targets need and their own ranks do not hold. Network bytes within a node (as far
-    as nodes are known) go over NVLink, the others over NICs; the `nic_` fields count the latter.
-    """
+    """Bytes that a plan moves, in total and per rank."""
 
     delivered_bytes: int
+    """Bytes that all targets receive, including local copies."""
     local_bytes: int
+    """Bytes copied on a device."""
     network_bytes: int
+    """Bytes sent between ranks, within nodes or between them."""
     node_bytes: int
+    """Network bytes within nodes, as far as nodes are known; they use NVLink."""
     lower_bound_bytes: int
+    """Bytes that targets need and that their own training ranks do not hold."""
     sent_bytes_by_rank: dict[int, int]
     received_bytes_by_rank: dict[int, int]
     nic_sent_bytes_by_rank: dict[int, int]
+    """Network bytes to other nodes, which use a NIC."""
     nic_received_bytes_by_rank: dict[int, int]
+    """Network bytes from other nodes."""
 
     @property
     def nic_bytes(self) -> int:
@@ -33,33 +36,36 @@ class PlanSummary:
 
     @property
     def max_sent_bytes(self) -> int:
-        """Network bytes of the rank that sends most."""
+        """Network bytes of the rank that sends the most."""
         return max(self.sent_bytes_by_rank.values(), default=0)
 
     @property
     def max_received_bytes(self) -> int:
-        """Network bytes of the rank that receives most."""
+        """Network bytes of the rank that receives the most."""
         return max(self.received_bytes_by_rank.values(), default=0)
 
     def seconds(self, nic_bytes_per_s: float, nvlink_bytes_per_s: float) -> float:
-        """The busiest link's bytes over its speed: links are full duplex and work side by side. A floor."""
+        """Return a lower bound of the duration: the bytes of the busiest link over its speed.
+
+        Links are assumed to be full duplex and to work in parallel.
+        """
         nic = max(
             max(self.nic_sent_bytes_by_rank.values(), default=0),
             max(self.nic_received_bytes_by_rank.values(), default=0),
         )
-        within = [
-            of_rank[rank] - between.get(rank, 0)
-            for of_rank, between in (
+        nvlink = [
+            total[rank] - between_nodes.get(rank, 0)
+            for total, between_nodes in (
                 (self.sent_bytes_by_rank, self.nic_sent_bytes_by_rank),
                 (self.received_bytes_by_rank, self.nic_received_bytes_by_rank),
             )
-            for rank in of_rank
+            for rank in total
         ]
-        return max(nic / nic_bytes_per_s, max(within, default=0) / nvlink_bytes_per_s)
+        return max(nic / nic_bytes_per_s, max(nvlink, default=0) / nvlink_bytes_per_s)
 
 
 def summary(plan: ReshardPlan) -> PlanSummary:
-    """Count the bytes of a plan; the lower bound comes from the layouts, not from the transfers."""
+    """Count the bytes of a plan. The lower bound is computed from the layouts, independently of the transfers."""
     sent: Counter[int] = Counter()
     received: Counter[int] = Counter()
     nic_sent: Counter[int] = Counter()
@@ -92,7 +98,7 @@ def summary(plan: ReshardPlan) -> PlanSummary:
 
 
 def _lower_bound_bytes(plan: ReshardPlan) -> int:
-    """Bytes that engine ranks need, less those that their own training rank holds."""
+    """Return the bytes that engine ranks need, except those that their own training ranks hold."""
     total = 0
     for group in plan.groups:
         num_missing = 0

@@ -1,7 +1,7 @@
-"""HF tensors that lie alike on every rank, so that a plan is made once for all of them. Pure, stdlib only.
+"""Groups of HF tensors with the same layout on every rank, so that a group is planned only once. Standard library only.
 
-A large mixture of experts has 70 thousand tensors and a few hundred groups: one for each row of the table, pipeline
-stage and block of experts that neither side divides further.
+A large mixture of experts has 70 thousand tensors but only a few hundred groups: one per row of the family's table,
+pipeline stage, and block of experts that neither the training job nor the engines divide further.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from megatron_prime.hf.mapping import (
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 
 
-class Source(NamedTuple):
-    """Where a rank has an interval: the parameter (a template) and the first row or column in it."""
+class ParameterLocation(NamedTuple):
+    """Location of an interval on a rank: the name template of the parameter, and the first row or column in it."""
 
     param: str
     local_start: int
 
 
 class Member(NamedTuple):
-    """One tensor of a group: which layer and expert, as HF counts and as its training rank does."""
+    """One tensor of a group: its layer and expert, as counted in HF names and on its training rank."""
 
     prefix: str = ""
     local_layer: int = 0
@@ -49,26 +49,26 @@ class Member(NamedTuple):
     expert: int = 0
 
     def hf_name(self, template: str) -> str:
-        """The HF tensor's name."""
+        """Return the name of the HF tensor."""
         return template.format(layer=self.layer, expert=self.expert)
 
     def param(self, template: str) -> str:
-        """The Megatron parameter's name on its rank."""
+        """Return the name of the Megatron parameter on its rank."""
         return self.prefix + template.format(layer=self.local_layer, expert=self.local_expert)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """[start, start + length) of an HF tensor, and where each rank that holds it has it, lowest rank first."""
+    """The interval [start, start + length) of an HF tensor, and its location on each rank that holds it, by rank."""
 
     start: int
     length: int
-    sources: dict[int, Source]
+    sources: dict[int, ParameterLocation]
 
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors that are cut alike, with the same holders. `expert_block`: the experts of the members."""
+    """Tensors that are split in the same way and held by the same ranks."""
 
     tensor: HFTensor
     dims: tuple[int, ...]
@@ -76,19 +76,20 @@ class TensorGroup:
     members: tuple[Member, ...]
     intervals: tuple[Interval, ...]
     expert_block: range | None = None
+    """Experts of the members; None for tensors that do not belong to an expert."""
 
     @property
     def dim(self) -> int:
-        """Along which the tensors are cut."""
+        """Dim along which the tensors are split."""
         return self.tensor.parallel_dim or 0
 
     @cached_property
     def slice_elements(self) -> int:
-        """Elements of one row (or column)."""
+        """Number of elements in one row (or column)."""
         return math.prod(self.dims) // self.dims[self.dim]
 
     def engine_shard(self, shape: ModelShape, engines: EngineLayout, tp_rank: int) -> HFShard | None:
-        """What an engine's rank holds of each member; None of experts that are on other ranks."""
+        """Return the shard of each member that an engine rank holds; None for experts on other ranks."""
         if self.expert_block is None:
             return shard_template(shape, self.tensor, engines.tp, tp_rank, engines.vocab_divisor)
         ep_rank, expert_tp_rank = divmod(tp_rank, engines.expert_tp)
@@ -104,7 +105,11 @@ def tensor_groups(
     norm_style: NormStyle = "local",
     expert_style: ExpertStyle = "sequential",
 ) -> tuple[TensorGroup, ...]:
-    """All HF tensors, each in one group. Raises ValueError when the shape cannot be divided as asked."""
+    """Return groups that contain every HF tensor once.
+
+    Raises:
+        ValueError: the shape cannot be divided as a layout requires.
+    """
     check_tensor_parallel(shape, training.tp)
     check_expert_parallel(shape, training.ep, training.etp)
     check_expert_parallel(shape, engines.ep, 1)
@@ -136,26 +141,26 @@ def _prefix(training: TrainingLayout, chunk: int) -> str:
 
 
 def _expert_blocks(shape: ModelShape, training: TrainingLayout, engines: EngineLayout) -> Iterator[range]:
-    """The experts, cut wherever one side divides them."""
+    """Yield blocks of experts that are whole on both sides: split wherever the training job or the engines do."""
     steps = {shape.num_experts // training.ep, shape.num_experts // engines.ep}
-    borders = sorted({border for step in steps for border in range(0, shape.num_experts + 1, step)})
-    yield from map(range, borders, borders[1:])
+    bounds = sorted({bound for step in steps for bound in range(0, shape.num_experts + 1, step)})
+    yield from map(range, bounds, bounds[1:])
 
 
 def _members(
     shape: ModelShape,
     training: TrainingLayout,
-    place: Placement,
+    placement: Placement,
     chunks: tuple[range, ...],
     block: range | None,
 ) -> tuple[Member, ...]:
-    """Every tensor of a kind on one stage, in model order."""
+    """Return all tensors of one kind on one stage, in model order."""
     per_rank = shape.num_experts // training.ep
     return tuple(
         Member(_prefix(training, chunk), local_layer, layer, expert % per_rank if block else 0, expert)
         for chunk, layers in enumerate(chunks)
         for local_layer, layer in enumerate(layers)
-        if place in layer_placements(shape, layer)
+        if placement in layer_placements(shape, layer)
         for expert in block or (0,)
     )
 
@@ -169,13 +174,17 @@ def _groups(
     members: tuple[Member, ...],
     block: range | None,
 ) -> Iterator[TensorGroup]:
-    """A group for each tensor of a row on one stage."""
+    """Yield a group for each tensor of a table row on one stage."""
     ep_rank = block.start * training.ep // shape.num_experts if block else 0
-    found: dict[str, dict[tuple[int, int], dict[int, Source]]] = {tensor.name: {} for tensor in row.tensors}
+    found: dict[str, dict[tuple[int, int], dict[int, ParameterLocation]]] = {
+        tensor.name: {} for tensor in row.tensors
+    }
     for rank, template in enumerate(templates):
         holders = training.expert_replicas(rank, ep_rank, stage) if block else training.replicas(rank, stage)
         for piece in template.pieces:
-            source = Source(_end_prefix(training, row.placement) + template.megatron_name, piece.local_start)
+            source = ParameterLocation(
+                _end_prefix(training, row.placement) + template.megatron_name, piece.local_start
+            )
             sources = found[piece.hf_name].setdefault((piece.hf_start, piece.length), {})
             sources.update(dict.fromkeys(holders, source))
     for tensor in row.tensors:
@@ -186,18 +195,18 @@ def _groups(
         yield TensorGroup(tensor, dims_of(shape, tensor), stage, members, intervals, block)
 
 
-def _end_prefix(training: TrainingLayout, place: Placement) -> str:
-    """Prefix of the parameters outside of the layers, which their stage's first or last chunk holds."""
-    if place in LAYER_PLACEMENTS:
+def _end_prefix(training: TrainingLayout, placement: Placement) -> str:
+    """Return the prefix of parameters outside the layers, which are in the first or last chunk of their stage."""
+    if placement in LAYER_PLACEMENTS:
         return ""
-    return _prefix(training, 0 if place is Placement.FIRST_STAGE else training.vpp - 1)
+    return _prefix(training, 0 if placement is Placement.FIRST_STAGE else training.vpp - 1)
 
 
-_Copies = dict[str, dict[int, dict[int, Source]]]
+_Copies = dict[str, dict[int, dict[int, ParameterLocation]]]
 
 
 def _tied_copies(shape: ModelShape, training: TrainingLayout) -> _Copies:
-    """HF name -> first row -> ranks of the last stage that hold a copy of a tied embedding."""
+    """Return HF name -> first row -> locations of a tied embedding's copy on the ranks of the last stage."""
     copies: _Copies = {}
     if training.pp == 1:
         return copies
@@ -207,12 +216,12 @@ def _tied_copies(shape: ModelShape, training: TrainingLayout) -> _Copies:
             ranks = training.replicas(tp_rank, training.pp - 1)
             for piece in template.pieces:
                 name = _end_prefix(training, row.placement) + template.megatron_name
-                of_tensor = copies.setdefault(piece.hf_name, {})
-                of_tensor[piece.hf_start] = dict.fromkeys(ranks, Source(name, piece.local_start))
+                by_start = copies.setdefault(piece.hf_name, {})
+                by_start[piece.hf_start] = dict.fromkeys(ranks, ParameterLocation(name, piece.local_start))
     return copies
 
 
 def _with_copies(group: TensorGroup, copies: _Copies) -> TensorGroup:
-    of_tensor = copies[group.tensor.name]
-    intervals = tuple(Interval(i.start, i.length, i.sources | of_tensor[i.start]) for i in group.intervals)
+    by_start = copies[group.tensor.name]
+    intervals = tuple(Interval(i.start, i.length, i.sources | by_start[i.start]) for i in group.intervals)
     return replace(group, intervals=intervals)

@@ -1,4 +1,15 @@
 """Sampling responses from the policy, verifying them, and filtering them into training batches.
 
-Import the modules, not this package: the collector must load without any concrete engine.
+Import the modules, not this package: the collector does not depend on any concrete engine.
+
+- `collection_stats`: counts and statistics of one step's collection
+- `collector`: builds training batches by sampling, verifying and filtering until a batch is full
+- `collector_state`: the collector's state that later steps depend on, saved in checkpoints
+- `engine`: the protocol of rollout engines and their errors
+- `group_filter`: decides which groups of responses enter a batch
+- `prompt_history`: a record of every prompt sampled in a run
+- `ranks`: distribution of rollout work over the training ranks
+- `stream_keys`: keys that select the random numbers of each sampling round
+- `verification`: verification of rollouts, distributed over the ranks
+- `weight_intake`: assembles the blocks of a weight sync into complete tensors
 """

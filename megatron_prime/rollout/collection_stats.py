@@ -1,34 +1,34 @@
-"""What happened while a batch was collected."""
+"""Counts and statistics of one step's collection."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from megatron_prime.rollout.group_filter import Group, Verdict, accuracy_histogram, mean_accuracy
+from megatron_prime.rollout.group_filter import FilterDecision, Group, accuracy_histogram, mean_accuracy
 from megatron_prime.types import FinishReason, Rollout
 
-_MENDING = {
-    Verdict.TOO_HARD: "Most are too hard: warm the policy up by SFT, use easier prompts, raise "
+_ADVICE = {
+    FilterDecision.TOO_HARD: "Most are too hard: warm the policy up by SFT, use easier prompts, raise "
     "rollout.group_size or lower filter.accuracy_min",
-    Verdict.TOO_EASY: "Most are too easy: use harder prompts, raise rollout.group_size or "
+    FilterDecision.TOO_EASY: "Most are too easy: use harder prompts, raise rollout.group_size or "
     "filter.accuracy_max",
-    Verdict.TRUNCATED: "Most are truncated: raise rollout.max_response_tokens or "
+    FilterDecision.TRUNCATED: "Most are truncated: raise rollout.max_response_tokens or "
     "filter.max_truncated_fraction",
-    Verdict.VERIFIER_ERROR: "Most met verifier errors: check reward.verifier, reward.timeout_s and the "
+    FilterDecision.VERIFIER_ERROR: "Most had verifier errors: check reward.verifier, reward.timeout_s and the "
     "answers in the data",
-    Verdict.ABORTED: "Most were aborted by the engine: see its log",
-    Verdict.KEPT: "Most were kept",
+    FilterDecision.ABORTED: "Most were aborted by the engine: see its log",
+    FilterDecision.KEPT: "Most were kept",
 }
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean of the values that are not NaN; NaN without any."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     finite = [value for value in values if not math.isnan(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def rollout_stats(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Length and truncation of responses; NaN of none."""
+    """Return the truncated fraction and the mean length of responses; NaN if there are none."""
     return {
         "truncated_fraction": mean(
             [float(rollout.finish_reason is FinishReason.LENGTH) for rollout in rollouts]
@@ -38,7 +38,7 @@ def rollout_stats(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def accuracy_by_source(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean outcome of each named source, verifier errors apart."""
+    """Return the mean outcome of each named data source, without verifier errors."""
     sources = sorted({rollout.prompt.source for rollout in rollouts} - {""})
     return {
         source: mean([rollout.outcome_reward for rollout in rollouts if rollout.prompt.source == source])
@@ -47,81 +47,90 @@ def accuracy_by_source(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 class CollectionTally:
-    """Counts over the rounds of one step."""
+    """Counts of the groups sampled in all rounds of one step."""
 
     def __init__(self) -> None:
         self.num_rounds = 0
         self.groups: list[Group] = []
-        """Every group sampled, kept or not."""
-        self.verdicts: Counter[Verdict] = Counter()
-        self._verdict_of_group: list[Verdict] = []
+        """All sampled groups, kept or dropped."""
+        self.decisions: Counter[FilterDecision] = Counter()
+        self._decision_of_group: list[FilterDecision] = []
 
-    def add_round(self, groups: Sequence[Group], verdicts: Sequence[Verdict]) -> None:
-        """Count one sampling round."""
+    def add_round(self, groups: Sequence[Group], decisions: Sequence[FilterDecision]) -> None:
+        """Add the groups of one sampling round and the decisions on them."""
         self.num_rounds += 1
         self.groups.extend(groups)
-        self._verdict_of_group.extend(verdicts)
-        self.verdicts.update(verdicts)
+        self._decision_of_group.extend(decisions)
+        self.decisions.update(decisions)
 
     @property
     def keep_rate(self) -> float:
-        """Smoothed share of groups that pass the filter, in (0, 1]; 1 before the first round."""
-        return (self.verdicts[Verdict.KEPT] + 1) / (len(self.groups) + 1)
+        """Fraction of groups that passed the filter, smoothed to be in (0, 1]; 1 before the first round."""
+        return (self.decisions[FilterDecision.KEPT] + 1) / (len(self.groups) + 1)
 
     @property
     def num_kept(self) -> int:
-        """Groups that passed the filter, surplus included."""
-        return self.verdicts[Verdict.KEPT]
+        """Number of groups that passed the filter, including surplus ones."""
+        return self.decisions[FilterDecision.KEPT]
 
     def records(self) -> list[tuple[int, float, str]]:
-        """Prompt index, mean outcome (NaN after a verifier error) and verdict of every group sampled, in order."""
+        """Return (prompt index, mean outcome, decision) of every sampled group, in order.
+
+        The mean outcome is NaN after a verifier error.
+        """
         return [
-            (group[0].prompt.index, mean_accuracy(group), verdict.value)
-            for group, verdict in zip(self.groups, self._verdict_of_group, strict=True)
+            (group[0].prompt.index, mean_accuracy(group), decision.value)
+            for group, decision in zip(self.groups, self._decision_of_group, strict=True)
         ]
 
     @property
     def num_all_right(self) -> int:
-        """Groups whose every response was right."""
+        """Number of groups in which every response is correct."""
         return sum(mean_accuracy(group) == 1 for group in self.groups)
 
     @property
     def num_all_wrong(self) -> int:
-        """Groups whose every response was wrong."""
+        """Number of groups in which every response is wrong."""
         return sum(mean_accuracy(group) == 0 for group in self.groups)
 
     def explain(self) -> str:
-        """Why groups were dropped and how to mend it, for an error message."""
+        """Describe why groups were dropped and suggest a fix, for an error message."""
         dropped = [
-            (count, verdict) for verdict, count in self.verdicts.items() if verdict is not Verdict.KEPT
+            (count, decision)
+            for decision, count in self.decisions.items()
+            if decision is not FilterDecision.KEPT
         ]
-        _, worst = max(dropped, default=(0, Verdict.KEPT), key=lambda pair: pair[0])
-        counts = ", ".join(f"{verdict.value} {self.verdicts[verdict]}" for verdict in Verdict)
+        _, worst = max(dropped, default=(0, FilterDecision.KEPT), key=lambda pair: pair[0])
+        counts = ", ".join(f"{decision.value} {self.decisions[decision]}" for decision in FilterDecision)
         return (
             f"{len(self.groups)} prompts sampled in {self.num_rounds} rounds: {counts}; "
             f"{self.num_all_right / len(self.groups):.0%} all right, {self.num_all_wrong / len(self.groups):.0%} all "
             f"wrong; "
-            f"{accuracy_histogram(self.groups)}. {_MENDING[worst]}; or raise filter.max_rounds."
+            f"{accuracy_histogram(self.groups)}. {_ADVICE[worst]}; or raise filter.max_rounds."
         )
 
     def stats(self, batch_groups: Sequence[Group], num_trimmed: int) -> dict[str, float]:
-        """The statistics of a batch of batch_groups; num_trimmed groups were left out for divisibility.
+        """Return the statistics of the collection of a batch.
 
-        Keys: num_rounds, num_prompts_sampled, num_rollouts_sampled, num_groups_kept (in the batch),
+        The keys are num_rounds, num_prompts_sampled, num_rollouts_sampled, num_groups_kept (in the batch),
         num_groups_dropped_<reason>, num_groups_surplus (passed the filter, but the batch was full),
         num_groups_trimmed, num_verifier_errors (responses), accuracy_before_filter, accuracy (of the batch),
-        truncated_fraction and mean_response_tokens (of all sampled), policy_version,
-        accuracy_by_source/<source> (before the filter).
+        truncated_fraction and mean_response_tokens (of all sampled responses), policy_version (the oldest in the
+        batch) and accuracy_by_source/<source> (before the filter).
+
+        Args:
+            batch_groups: the groups of the batch.
+            num_trimmed: groups that passed the filter but were left out to make the batch divisible.
         """
         sampled = [rollout for group in self.groups for rollout in group]
         batch = [rollout for group in batch_groups for rollout in group]
         dropped = {
-            f"num_groups_{verdict.value}": float(self.verdicts[verdict])
-            for verdict in Verdict
-            if verdict is not Verdict.KEPT
+            f"num_groups_{decision.value}": float(self.decisions[decision])
+            for decision in FilterDecision
+            if decision is not FilterDecision.KEPT
         }
         by_source = accuracy_by_source(sampled)
-        num_surplus = self.verdicts[Verdict.KEPT] - len(batch_groups) - num_trimmed
+        num_surplus = self.decisions[FilterDecision.KEPT] - len(batch_groups) - num_trimmed
         return {
             "num_rounds": float(self.num_rounds),
             "num_prompts_sampled": float(len(self.groups)),

@@ -1,4 +1,4 @@
-"""Lines 2-5 of Algorithm 1: sample, verify and filter until the batch is full.
+"""Collection of a training batch: sample, verify and filter until it is full (lines 2-5 of Algorithm 1).
 
 prompt stream -> engine -> verifier -> filter --kept--> batch
       ^                                  |
@@ -14,37 +14,37 @@ import torch
 
 from megatron_prime.algorithm.overlong import overlong_penalties_B
 from megatron_prime.config.tables.filter import FilterConfig
-from megatron_prime.rollout.collection_pace import Pace
 from megatron_prime.rollout.collection_stats import CollectionTally
+from megatron_prime.rollout.collector_state import CollectorState
 from megatron_prime.rollout.engine import Engine
-from megatron_prime.rollout.group_filter import Group, Verdict, judge_groups, split_groups
+from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups, split_groups
 from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.stream_keys import training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import FinishReason, Prompt, RolloutBatch, SamplingParams
 
 MAX_ROUND_FACTOR = 2
-"""A round samples at most so many times prompts_per_step, however few groups the filter keeps."""
+"""Upper limit of the prompts in a round, as a multiple of prompts_per_step, if the filter keeps few groups."""
 
 StepSegmenter = Callable[[Sequence[int]], Sequence[int]]
-"""Response token ids -> the reasoning step of each token, nondecreasing."""
+"""Maps response token ids to the reasoning step of each token, nondecreasing."""
 
 
-class PromptStream(Protocol):
-    """An endless, resumable sequence of prompts."""
+class PromptProvider(Protocol):
+    """An endless, resumable stream of prompts."""
 
     def next(self, num_prompts: int, /) -> Sequence[Prompt]:
-        """The next num_prompts prompts, the same on every rank."""
+        """Return the next `num_prompts` prompts, equal on every rank."""
         ...
 
 
 class Collector:
-    """Fills training batches. Collective: every rank builds it alike and collects the same steps."""
+    """Collects training batches. Every rank constructs it with equal arguments and collects the same steps."""
 
     def __init__(
         self,
         engine: Engine,
-        prompt_stream: PromptStream,
+        prompts: PromptProvider,
         verifier: RolloutVerifier,
         sampling: SamplingParams,
         filter_config: FilterConfig,
@@ -55,33 +55,33 @@ class Collector:
         step_segmenter: StepSegmenter | None = None,
         allow_mixed_versions: bool = False,
     ) -> None:
-        """Keep the parts.
+        """Initialize the collector.
 
         Args:
-            engine: samples.
-            prompt_stream: advances by the prompts of every round; its position belongs into checkpoints.
-            verifier: gives outcomes.
-            sampling: how to sample.
-            filter_config: which groups to keep and what to do when too few are.
-            prompts_per_step: groups in a full batch.
-            group_size: responses a prompt.
-            rows_multiple_of: the number of responses of every batch is a multiple of this (the least common
-                multiple of the minibatch counts).
-            step_segmenter: given for step granularity only; fills RolloutBatch.step_ids_BT.
-            allow_mixed_versions: take groups whose responses were sampled by different weights.
+            engine: samples the responses.
+            prompts: provides the prompts of every round; its position must be saved in checkpoints.
+            verifier: computes the outcomes.
+            sampling: sampling parameters of the responses.
+            filter_config: criteria for keeping groups, and the behaviour if too few are kept.
+            prompts_per_step: number of groups in a full batch.
+            group_size: responses per prompt.
+            rows_multiple_of: divisor of the number of responses in every batch (the least common multiple of the
+                minibatch counts).
+            step_segmenter: fills RolloutBatch.step_ids_BT; only for rewards with step granularity.
+            allow_mixed_versions: accept groups whose responses were sampled by different policy versions.
 
         Raises:
-            ValueError: a full batch has no multiple of rows_multiple_of responses.
+            ValueError: the number of responses in a full batch is not a multiple of rows_multiple_of.
         """
         if prompts_per_step < 1 or group_size < 1 or rows_multiple_of < 1:
             raise ValueError("prompts_per_step, group_size and rows_multiple_of must be positive")
         if prompts_per_step * group_size % rows_multiple_of:
             raise ValueError(
-                f"prompts_per_step * group_size = {prompts_per_step} * {group_size} responses are no multiple of "
+                f"prompts_per_step * group_size = {prompts_per_step} * {group_size} responses are not a multiple of "
                 f"{rows_multiple_of}: change trainer.prompts_per_step or the num_minibatches"
             )
         self._engine = engine
-        self._prompt_stream = prompt_stream
+        self._prompts = prompts
         self._verifier = verifier
         self._sampling = sampling
         self._filter = filter_config
@@ -90,75 +90,77 @@ class Collector:
         self._groups_multiple_of = rows_multiple_of // math.gcd(rows_multiple_of, group_size)
         self._step_segmenter = step_segmenter
         self._allow_mixed_versions = allow_mixed_versions
-        self._pace = Pace()
+        self._state = CollectorState()
         self._records: list[PromptRecord] = []
 
     @property
     def last_records(self) -> Sequence[PromptRecord]:
-        """Every group sampled for the last step, kept or not, in order; equal on every rank."""
+        """All groups sampled in the last step, kept or dropped, in order; equal on every rank."""
         return self._records
 
     def state_dict(self) -> dict[str, Any]:
-        """What later steps need to know of earlier ones: plain JSON values, equal on every rank."""
-        return asdict(self._pace)
+        """Return the state that later steps depend on, as JSON values that are equal on every rank."""
+        return asdict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; an empty state starts afresh."""
-        self._pace = Pace(**state)
+        """Restore a state; an empty one resets the collector."""
+        self._state = CollectorState(**state)
 
     def collect(self, step_index: int) -> RolloutBatch:
-        """Collect the batch of a step; see `CollectionTally.stats` for its stats.
+        """Collect the batch of a step; `CollectionTally.stats` documents its stats. Collective.
 
-        The random numbers depend on step_index and the round alone, so that a resumed run samples the same.
+        The random numbers depend only on step_index and the round, so a resumed run samples the same responses.
 
         Raises:
-            RuntimeError: too few groups passed the filter and filter.on_shortage is "error", or no batch can be
-                made of them, or too many steps in a row were short; or the engine or the prompt stream broke its
-                contract.
+            RuntimeError: too few groups passed the filter and filter.on_shortage is "error"; they do not make a
+                divisible batch; too many steps in a row were short; or the engine or the prompt provider returned
+                a wrong number of items.
         """
         tally = CollectionTally()
         kept: list[Group] = []
         for round_index in range(self._filter.max_rounds):
             groups = self._sample_groups(self._round_size(len(kept), tally), step_index, round_index)
-            verdicts = judge_groups(groups, self._filter)
-            tally.add_round(groups, verdicts)
+            decisions = decide_groups(groups, self._filter)
+            tally.add_round(groups, decisions)
             kept += [
-                group for group, verdict in zip(groups, verdicts, strict=True) if verdict is Verdict.KEPT
+                group
+                for group, decision in zip(groups, decisions, strict=True)
+                if decision is FilterDecision.KEPT
             ]
             if len(kept) >= self._prompts_per_step:
                 break
         self._records = tally.records()
         batch_groups = self._cut(kept, tally, step_index)
-        self._check_pace(tally, step_index)
+        self._update_state(tally, step_index)
         num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
         return self._to_batch(batch_groups, tally.stats(batch_groups, num_trimmed))
 
     def _round_size(self, num_kept: int, tally: CollectionTally) -> int:
-        """Prompts to sample so that the batch fills if the filter goes on keeping as many."""
+        """Return the number of prompts that will fill the batch if the filter keeps groups at the same rate."""
         num_missing = self._prompts_per_step - num_kept
         if tally.num_rounds == 0:
-            # A second round waits for its own longest response: a first one that is large enough saves that.
-            keep_rate = self._pace.keep_rate or 1.0
+            # Every round waits for its longest response, so oversampling in the first one saves a second round.
+            keep_rate = self._state.keep_rate or 1.0
             most = math.floor(self._filter.oversample * self._prompts_per_step)
             return min(math.ceil(num_missing / keep_rate), most)
         most = math.floor(max(MAX_ROUND_FACTOR, self._filter.oversample) * self._prompts_per_step)
         return min(math.ceil(num_missing / tally.keep_rate), most)
 
-    def _check_pace(self, tally: CollectionTally, step_index: int) -> None:
+    def _update_state(self, tally: CollectionTally, step_index: int) -> None:
         is_short = tally.num_kept < self._filter.short_fraction * self._prompts_per_step
-        self._pace = self._pace.after(tally, is_short)
+        self._state = self._state.update(tally, is_short)
         limit = self._filter.max_short_steps
-        if limit and self._pace.num_short_steps >= limit:
+        if limit and self._state.num_short_steps >= limit:
             raise RuntimeError(
                 f"steps {step_index + 1 - limit} to {step_index} kept less than {self._filter.short_fraction:.0%} of "
-                f"{self._prompts_per_step} prompts each. {self._pace.explain()} The last step: {tally.explain()} "
-                "filter.max_short_steps = 0 goes on all the same."
+                f"{self._prompts_per_step} prompts each. {self._state.explain()} The last step: {tally.explain()} "
+                "filter.max_short_steps = 0 disables this check."
             )
 
     def _sample_groups(self, num_prompts: int, step_index: int, round_index: int) -> list[Group]:
-        prompts = self._prompt_stream.next(num_prompts)
+        prompts = self._prompts.next(num_prompts)
         if len(prompts) != num_prompts:
-            raise RuntimeError(f"the prompt stream gave {len(prompts)} prompts instead of {num_prompts}")
+            raise RuntimeError(f"the prompt stream returned {len(prompts)} prompts instead of {num_prompts}")
         stream_key = training_stream_key(step_index, round_index)
         rollouts = self._engine.generate(prompts, self._sampling, self._group_size, stream_key)
         if len(rollouts) != num_prompts * self._group_size:
@@ -170,13 +172,13 @@ class Collector:
         )
 
     def _cut(self, kept: list[Group], tally: CollectionTally, step_index: int) -> list[Group]:
-        """The groups to train on: the first of those kept, never a rejected one to fill up."""
+        """Return the groups of the batch: the first of the kept ones; dropped groups never fill it up."""
         if len(kept) >= self._prompts_per_step:
             return kept[: self._prompts_per_step]
         shortage = f"step {step_index} kept {len(kept)} of the {self._prompts_per_step} prompts it needs"
         if self._filter.on_shortage == "error":
             raise RuntimeError(
-                f"{shortage}. {tally.explain()} filter.on_shortage = 'partial' goes on with fewer."
+                f"{shortage}. {tally.explain()} filter.on_shortage = 'partial' trains on fewer prompts."
             )
         num_usable = len(kept) - len(kept) % self._groups_multiple_of
         if num_usable == 0:
@@ -191,7 +193,8 @@ class Collector:
         segmenter = self._step_segmenter
         batch = RolloutBatch.from_rollouts(
             rollouts,
-            # By place, not by prompt index: a prompt that came twice has two groups with a baseline each.
+            # Groups are numbered by position, not by prompt index: a prompt that was sampled twice has two groups, each
+            # with its own baseline.
             group_ids=[number for number, group in enumerate(groups) for _ in group],
             step_ids=None if segmenter is None else [segmenter(rollout.response_ids) for rollout in rollouts],
             stats=stats,
@@ -199,7 +202,7 @@ class Collector:
         return self._with_overlong(batch)
 
     def _with_overlong(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with what filter.overlong says of responses that were cut or nearly so."""
+        """Mask or penalize responses at or near the length limit, as filter.overlong specifies."""
         config, limit = self._filter, self._sampling.max_response_tokens
         if config.overlong == "mask":
             is_trained = [rollout.finish_reason is not FinishReason.LENGTH for rollout in batch.rollouts]

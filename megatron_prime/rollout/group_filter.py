@@ -1,4 +1,4 @@
-"""Which sampled groups may train, and why the others may not."""
+"""The filter that decides which sampled groups enter a training batch."""
 
 import math
 from collections.abc import Sequence
@@ -13,35 +13,36 @@ from megatron_prime.types import FinishReason, Rollout
 _NUM_BINS = 5
 
 Group = list[Rollout]
-"""All rollouts of one prompt, by sample_index."""
+"""All rollouts of one prompt, ordered by sample_index."""
 
 
-class Verdict(StrEnum):
-    """What becomes of a group; each dropped group is counted once, under the first reason that applies."""
+class FilterDecision(StrEnum):
+    """The filter's decision on a group; a dropped group has the first reason that applies, in the order below."""
 
     KEPT = "kept"
     ABORTED = "dropped_aborted"
-    """A response was cut short by the engine."""
+    """The engine aborted a response."""
     VERIFIER_ERROR = "dropped_verifier_error"
-    """An outcome is NaN."""
+    """The verifier failed on a response, so its outcome is NaN."""
     TRUNCATED = "dropped_truncated"
+    """Too many responses reached the length limit."""
     TOO_HARD = "dropped_too_hard"
-    """Mean accuracy below the band."""
+    """The mean accuracy is below filter.accuracy_min."""
     TOO_EASY = "dropped_too_easy"
-    """Mean accuracy above the band."""
+    """The mean accuracy is above filter.accuracy_max."""
 
 
 def split_groups(
     rollouts: Sequence[Rollout], group_size: int, *, allow_mixed_versions: bool = False
 ) -> list[Group]:
-    """Cut an engine's answer, which is ordered by prompt and sample, into groups.
+    """Split the rollouts of an engine, which are ordered by prompt and sample, into groups.
 
     Raises:
-        RuntimeError: a group lacks samples, mixes prompts, or mixes policy versions unless that is allowed.
+        RuntimeError: a group is incomplete, mixes prompts, or mixes policy versions without `allow_mixed_versions`.
     """
     if len(rollouts) % group_size:
         raise RuntimeError(
-            f"the engine returned {len(rollouts)} rollouts, which is no multiple of {group_size}"
+            f"the engine returned {len(rollouts)} rollouts, which is not a multiple of {group_size}"
         )
     groups = [list(rollouts[start : start + group_size]) for start in range(0, len(rollouts), group_size)]
     for group in groups:
@@ -59,52 +60,53 @@ def split_groups(
 
 
 def _versions(group: Group) -> set[int]:
-    """All policy versions that sampled a token of the group."""
+    """Return all policy versions that sampled a token of the group."""
     spans = {version for rollout in group for version, _, _ in rollout.version_spans}
     return spans | {rollout.policy_version for rollout in group}
 
 
 def mean_accuracy(group: Group) -> float:
-    """Mean outcome of a group; NaN after a verifier error."""
+    """Return the mean outcome of a group; NaN after a verifier error."""
     return math.fsum(rollout.outcome_reward for rollout in group) / len(group)
 
 
-def judge_groups(groups: Sequence[Group], config: FilterConfig) -> list[Verdict]:
-    """One verdict a group. A disabled filter still drops aborted and unverified groups."""
+def decide_groups(groups: Sequence[Group], config: FilterConfig) -> list[FilterDecision]:
+    """Return the decision on each group. A disabled filter still drops aborted groups and verifier errors."""
     if not groups:
         return []
-    rows = [(number, rollout) for number, group in enumerate(groups) for rollout in group]
-    group_ids_B = torch.tensor([number for number, _ in rows])
+    rows = [(index, rollout) for index, group in enumerate(groups) for rollout in group]
+    group_ids_B = torch.tensor([index for index, _ in rows])
     outcomes_B = torch.tensor([rollout.outcome_reward for _, rollout in rows])
     truncated_B = torch.tensor([rollout.finish_reason is FinishReason.LENGTH for _, rollout in rows])
     first_rows = torch.tensor([0, *(len(group) for group in groups[:-1])]).cumsum(0)
 
+    # The functions of the paper mark every row of a group alike, so its first row has the decision.
     def by_group(keep_B: torch.Tensor) -> list[bool]:
         return keep_B[first_rows].tolist()
 
     verified = by_group(verified_keep(outcomes_B, group_ids_B))
-    whole = by_group(truncation_keep(truncated_B, group_ids_B, config.max_truncated_fraction))
+    not_truncated = by_group(truncation_keep(truncated_B, group_ids_B, config.max_truncated_fraction))
     hard_enough = by_group(accuracy_band_keep(outcomes_B, group_ids_B, 0.0, config.accuracy_max))
     easy_enough = by_group(accuracy_band_keep(outcomes_B, group_ids_B, config.accuracy_min, 1.0))
 
-    def judge(number: int) -> Verdict:
-        if any(rollout.finish_reason is FinishReason.ABORT for rollout in groups[number]):
-            return Verdict.ABORTED
-        if not verified[number]:
-            return Verdict.VERIFIER_ERROR
+    def decide(index: int) -> FilterDecision:
+        if any(rollout.finish_reason is FinishReason.ABORT for rollout in groups[index]):
+            return FilterDecision.ABORTED
+        if not verified[index]:
+            return FilterDecision.VERIFIER_ERROR
         if not config.enabled:
-            return Verdict.KEPT
-        if not whole[number]:
-            return Verdict.TRUNCATED
-        if not easy_enough[number]:
-            return Verdict.TOO_HARD
-        return Verdict.KEPT if hard_enough[number] else Verdict.TOO_EASY
+            return FilterDecision.KEPT
+        if not not_truncated[index]:
+            return FilterDecision.TRUNCATED
+        if not easy_enough[index]:
+            return FilterDecision.TOO_HARD
+        return FilterDecision.KEPT if hard_enough[index] else FilterDecision.TOO_EASY
 
-    return [judge(number) for number in range(len(groups))]
+    return [decide(index) for index in range(len(groups))]
 
 
 def accuracy_histogram(groups: Sequence[Group]) -> str:
-    """Counts of groups by mean accuracy as text, for error messages; verifier errors apart."""
+    """Return a histogram of the groups' mean accuracies as text, with verifier errors counted separately."""
     counts = [0] * _NUM_BINS
     num_errors = 0
     for group in groups:
@@ -113,5 +115,5 @@ def accuracy_histogram(groups: Sequence[Group]) -> str:
             num_errors += 1
         else:
             counts[min(int(accuracy * _NUM_BINS), _NUM_BINS - 1)] += 1
-    bins = ", ".join(f"from {place / _NUM_BINS:.1f}: {count}" for place, count in enumerate(counts))
+    bins = ", ".join(f"from {index / _NUM_BINS:.1f}: {count}" for index, count in enumerate(counts))
     return f"groups by mean accuracy {bins}; with verifier errors: {num_errors}"

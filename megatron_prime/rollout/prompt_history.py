@@ -1,8 +1,9 @@
-"""How often each prompt was sampled, and how well: run_dir/prompts.jsonl, one record a step.
+"""A record of every prompt sampled in a run: run_dir/prompts.jsonl, one line per step.
 
-    {"step": 12, "prompts": [[prompt index, mean accuracy or null, verdict], ...]}
+    {"step": 12, "prompts": [[prompt index, mean accuracy or null, filter decision], ...]}
 
-A resumed run leaves the file of an unbroken one: what it holds from the resume step on is dropped, as in metrics.jsonl.
+On resume, records from the resume step on are dropped, as in metrics.jsonl, so the file equals that of an uninterrupted
+run.
 """
 
 import json
@@ -17,66 +18,68 @@ from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.jsonl import read_history
 
 PromptRecord = tuple[int, float, str]
-"""Prompt index, mean outcome of its group (NaN after a verifier error), and what became of the group."""
+"""Prompt index, mean outcome of its group (NaN after a verifier error), and the filter's decision on the group."""
 
 
 @dataclass(slots=True)
 class PromptStats:
-    """One prompt over the run."""
+    """Statistics of one prompt over a run."""
 
     num_sampled: int = 0
-    """Groups sampled."""
-    num_judged: int = 0
-    """Groups without a verifier error."""
+    """Number of groups sampled."""
+    num_verified: int = 0
+    """Number of groups without a verifier error."""
     sum_accuracy: float = 0.0
+    """Sum of the mean accuracies of the verified groups."""
     last_step: int = 0
+    """Step that sampled the prompt last."""
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean over its judged groups; NaN without any."""
-        return self.sum_accuracy / self.num_judged if self.num_judged else math.nan
+        """Mean accuracy over the verified groups; NaN if there are none."""
+        return self.sum_accuracy / self.num_verified if self.num_verified else math.nan
 
     def add(self, step: int, accuracy: float) -> None:
-        """Count one group."""
+        """Add one group with its mean accuracy, or NaN after a verifier error."""
         self.num_sampled += 1
         self.last_step = step
         if not math.isnan(accuracy):
-            self.num_judged += 1
+            self.num_verified += 1
             self.sum_accuracy += accuracy
 
 
 class PromptHistory:
-    """Appends what was sampled; each record is on disk when `log` returns. Rank 0 alone makes one."""
+    """Writes the record of sampled prompts; each line is on disk when `log` returns. Only rank 0 opens one."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        """Open `path` for a run whose first logged step will be `resume_step` or later.
+        """Open `path` for a run whose first logged step is `resume_step` or later.
 
         Raises:
-            ValueError: a damaged line other than a torn last one.
+            ValueError: a line other than an incomplete last one is damaged.
         """
         kept = [record for record in _read(path) if record["step"] < resume_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, "".join(_encode(record) for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self.prompts = stats_of(kept)
-        """Prompt index -> its statistics."""
+        """Prompt index -> statistics of the prompt."""
 
     def log(self, step: int, records: Sequence[PromptRecord]) -> None:
-        """Add the groups that were sampled for a step, kept or not."""
-        prompts = [[index, None if math.isnan(mean) else mean, verdict] for index, mean, verdict in records]
+        """Append the groups that were sampled for a step, kept or dropped."""
+        prompts = [[index, None if math.isnan(mean) else mean, decision] for index, mean, decision in records]
         self._file.write(_encode({"step": step, "prompts": prompts}))
         self._file.flush()
         os.fsync(self._file.fileno())
         _add(self.prompts, step, prompts)
 
     def metrics(self) -> dict[str, float]:
-        """Numbers over all prompts sampled so far.
+        """Return metrics over all prompts sampled so far.
 
-        Keys: num_seen, mean_times_sampled, and of the prompts with a verdict always_right_fraction and
-        always_wrong_fraction.
+        The keys are num_seen, mean_times_sampled, and always_right_fraction and always_wrong_fraction, which are
+        fractions of the prompts that were verified at least once.
         """
         seen = self.prompts.values()
-        means = [stats.mean_accuracy for stats in seen if stats.num_judged]
+        means = [stats.mean_accuracy for stats in seen if stats.num_verified]
         return {
             "num_seen": float(len(seen)),
             "mean_times_sampled": sum(stats.num_sampled for stats in seen) / len(seen) if seen else 0.0,
@@ -85,17 +88,21 @@ class PromptHistory:
         }
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
+        """Close the file. Closing it twice is allowed."""
         self._file.close()
 
 
 def read_prompt_stats(path: Path) -> dict[int, PromptStats]:
-    """Statistics by prompt index of a finished or running run. Raises ValueError for a damaged file."""
+    """Return the statistics of each prompt, by index, of a finished or running run.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     return stats_of(_read(path))
 
 
 def stats_of(records: Sequence[dict[str, Any]]) -> dict[int, PromptStats]:
-    """Add records up."""
+    """Return the statistics of each prompt, by index, from the records of a file."""
     prompts: dict[int, PromptStats] = {}
     for record in records:
         _add(prompts, record["step"], record["prompts"])

@@ -1,4 +1,4 @@
-"""How the training ranks split the work of a rollout among them."""
+"""Distribution of rollout work over the training ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ Item = TypeVar("Item")
 
 
 class Gather(Protocol):
-    """All-gather of picklable objects over the training ranks."""
+    """An all-gather of picklable objects over the training ranks."""
 
     def __call__(self, items: list[Item], /) -> list[list[Item]]:
-        """Collective: every rank gives its list and gets the lists of all ranks, ordered by rank."""
+        """Return the lists of all ranks, ordered by rank. Collective."""
         ...
 
 
 def gather_alone(items: list[Item], /) -> list[list[Item]]:
-    """The all-gather of a single process."""
+    """Gather the list of a single process."""
     return [items]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among the training ranks. Every rank must make the same sequence of `gather_all` calls."""
+    """The rank of this process and the collective it needs. Every rank must call `gather_all` in the same order."""
 
     rank: int = 0
-    """0 .. world_size - 1."""
+    """Rank of this process, 0 .. world_size - 1."""
     world_size: int = 1
     gather: Gather = gather_alone
 
@@ -34,13 +34,13 @@ class Ranks:
             raise ValueError(f"rank {self.rank} is not among the {self.world_size} ranks")
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's contiguous part of items; parts differ by at most one item and join to the whole."""
+        """Return this rank's contiguous share of items; the sizes of the ranks' shares differ by at most one."""
         start = len(items) * self.rank // self.world_size
         stop = len(items) * (self.rank + 1) // self.world_size
         return list(items[start:stop])
 
     def gather_all(self, share: list[Item]) -> list[Item]:
-        """Join the ranks' shares in rank order: the inverse of `share`. Collective."""
+        """Concatenate the shares of all ranks in rank order, the inverse of `share`. Collective."""
         parts = self.gather(share)
         if len(parts) != self.world_size:
             raise RuntimeError(f"the gather returned {len(parts)} lists for {self.world_size} ranks")

@@ -1,8 +1,9 @@
-"""Which random numbers a call of `Engine.generate` uses: one key for each (step, round) and each evaluation.
+"""Keys that select the random numbers of a call of `Engine.generate`: one per (step, round) and per evaluation.
 
-A key says where in the run it stands, not what ran before, so that a resumed run draws the same numbers.
+A key depends only on the position in the run, not on what ran before, so a resumed run draws the same numbers.
 """
 
+# A training key is step * 2^16 + round, below 2^56. Evaluation keys have bit 62 set, so the two never collide.
 MAX_ROUNDS = 1 << 16
 _MAX_STEPS = 1 << 40
 _MAX_SETS = 1 << 20
@@ -10,16 +11,21 @@ _EVALUATION = 1 << 62
 
 
 def training_stream_key(step_index: int, round_index: int) -> int:
-    """Key of one sampling round of a training step. Raises ValueError out of range."""
+    """Return the key of one sampling round of a training step.
+
+    Raises:
+        ValueError: the step or the round is out of range.
+    """
     if not 0 <= step_index < _MAX_STEPS or not 0 <= round_index < MAX_ROUNDS:
         raise ValueError(f"no stream key for step {step_index}, round {round_index}")
     return step_index * MAX_ROUNDS + round_index
 
 
 def evaluation_stream_key(step_index: int, set_index: int = 0) -> int:
-    """Key of the evaluation of one set of prompts after step_index steps, unlike all training keys.
+    """Return the key of the evaluation of one prompt set after step_index steps; it differs from all training keys.
 
-    Raises ValueError out of range.
+    Raises:
+        ValueError: the step or the set is out of range.
     """
     if not 0 <= step_index < _MAX_STEPS or not 0 <= set_index < _MAX_SETS:
         raise ValueError(f"no stream key for an evaluation at step {step_index}, set {set_index}")

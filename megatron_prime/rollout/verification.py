@@ -1,4 +1,4 @@
-"""Giving rollouts their verified outcomes, with the work split over the ranks."""
+"""Verification of rollouts, distributed over the ranks."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -8,20 +8,20 @@ from megatron_prime.types import Decoder, Rollout
 
 
 class Outcome(Protocol):
-    """What a verifier says of one response."""
+    """The result of verifying one response."""
 
     @property
     def reward(self) -> float:
-        """In [0, 1]; NaN when the verifier failed or ran out of time."""
+        """Reward in [0, 1]; NaN if the verifier failed or timed out."""
         ...
 
 
 Verify = Callable[[Sequence[tuple[str, str, str, str]]], Sequence[Outcome]]
-"""(response text, ground truth, data source, ability) of each response -> one outcome each, in order."""
+"""Maps (response text, ground truth, data source, ability) of each response to its outcome, in order."""
 
 
 class RolloutVerifier:
-    """Verifies responses, each rank its share."""
+    """Verifies rollouts; each rank verifies a share of them."""
 
     def __init__(self, verify: Verify, tokenizer: Decoder, ranks: Ranks | None = None) -> None:
         self._verify = verify
@@ -29,12 +29,13 @@ class RolloutVerifier:
         self._ranks = ranks or Ranks()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """The same rollouts with their outcomes, on every rank. Collective: all ranks give equal rollouts.
+        """Return the rollouts with their outcomes, on every rank. Collective; all ranks pass equal rollouts.
 
         Raises:
-            RuntimeError: the verifier returned too few or too many outcomes, or a reward outside [0, 1].
+            RuntimeError: the verifier returned a wrong number of outcomes, or a reward outside [0, 1].
         """
-        # Strided, not contiguous: neighbours share a prompt, and the responses to a hard one verify slowly.
+        # The shares are strided, because neighbouring rollouts share a prompt, and all responses to a hard prompt may
+        # be slow to verify.
         num_ranks = self._ranks.world_size
         order = [row for first in range(num_ranks) for row in range(first, len(rollouts), num_ranks)]
         share = [rollouts[row] for row in self._ranks.share(order)]

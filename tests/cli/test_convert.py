@@ -10,7 +10,7 @@ from tests.support.toy_runs import Toy, finish, weights
 
 @pytest.fixture(scope="module")
 def converted(toy: Toy, layout_runs: dict[str, Path]) -> Path:
-    """Folder of the roles of the tensor=2 run's checkpoints, converted by one process."""
+    """Folder with the roles of the tensor=2 run's checkpoints, converted by one process."""
     (outcomes,) = run_distributed(toy_worker.convert_roles, 1, str(toy.folder), "tensor=2")
     code, output = outcomes.pop("damaged")
     assert code == 1
@@ -25,7 +25,7 @@ def test_the_converted_policy_is_the_runs_own_export_bit_for_bit(converted, layo
     assert weights(converted / "policy") == weights(layout_runs["tensor=2"] / "hf")
 
 
-def test_prm_and_older_policy_are_other_weights(converted):
+def test_the_prm_and_an_older_policy_have_other_weights(converted):
     states = {
         name: AutoModelForCausalLM.from_pretrained(converted / name).state_dict()
         for name in ("policy", "prm", "older")
@@ -37,7 +37,7 @@ def test_prm_and_older_policy_are_other_weights(converted):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "fault"),
+    ("arguments", "error"),
     [
         (["run_dir=tensor=2", "--output", "task"], "--output task exists already"),
         (["run_dir=nowhere", "--output", "new"], "nowhere/checkpoints holds no complete checkpoint"),
@@ -51,8 +51,8 @@ def test_prm_and_older_policy_are_other_weights(converted):
         ),
     ],
 )
-def test_what_cannot_be_converted_is_refused_before_any_work(toy: Toy, layout_runs, arguments, fault):
+def test_invalid_arguments_are_refused_before_any_work(toy: Toy, layout_runs, arguments, error):
     finished = finish(toy.folder, "convert", "run.toml", *arguments, timeout_s=5)
     assert finished.returncode == 2
-    assert fault in finished.stderr
+    assert error in finished.stderr
     assert not (toy.folder / "new").exists()

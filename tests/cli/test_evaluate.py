@@ -21,13 +21,13 @@ def test_eval_of_the_export_equals_the_last_evaluation_inside_training(toy: Toy)
     written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
     in_training = evaluation_in_training(toy, NUM_STEPS)
     assert set(written) == set(in_training)
-    # The benchmark is sampled, with other random numbers after other steps; the held-out prompts are greedy.
+    # The benchmark is sampled, with different random numbers at each step; the held-out prompts are decoded greedily.
     greedy = [name for name in written if not name.startswith(("toy/", "benchmark_average"))]
     assert "accuracy" in greedy
     assert {name: written[name] for name in greedy} == {name: in_training[name] for name in greedy}
 
 
-def test_eval_prints_a_table_and_where_it_wrote(toy: Toy):
+def test_eval_prints_tables_and_the_path_of_its_output(toy: Toy):
     code, output = toy.facts["eval start"]
     assert code == 0
     assert "sft, temperature 0" in output
@@ -37,7 +37,7 @@ def test_eval_prints_a_table_and_where_it_wrote(toy: Toy):
         assert words in output
 
 
-def test_the_responses_written_give_the_accuracies_of_the_table(toy: Toy):
+def test_the_written_responses_have_the_reported_accuracies(toy: Toy):
     written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
     lines = (toy.run_dir("eval_end") / "responses" / "toy.jsonl").read_text().splitlines()
     outcomes = [[response["outcome"] for response in json.loads(line)["responses"]] for line in lines]
@@ -48,7 +48,7 @@ def test_the_responses_written_give_the_accuracies_of_the_table(toy: Toy):
     assert written["benchmark_average"] == written["toy/accuracy"]
 
 
-def test_tensorboard_has_every_score(toy: Toy):
+def test_tensorboard_has_every_metric(toy: Toy):
     written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
     events = EventAccumulator(str(toy.run_dir("eval_end") / "eval_tensorboard"))
     events.Reload()

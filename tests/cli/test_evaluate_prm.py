@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from megatron_prime.cli.evaluate_prm import answer_key
 from tests.support.tiny_models import SIZES
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.toy_runs import finish
@@ -54,7 +53,7 @@ def save_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """Folder of a finished eval-prm, the HF models, and what it printed."""
+    """(folder of a finished eval-prm run, HF model of the PRM, HF model of the reference, printed output)."""
     folder = tmp_path_factory.mktemp("prm")
     prm, reference = save_model(folder / "prm", 1), save_model(folder / "reference", 2)
     (folder / "responses").mkdir()
@@ -78,7 +77,7 @@ def judged(tmp_path_factory):
 
 
 def score_at(models, prompt: str, text: str, num_characters: int) -> float:
-    """BETA * sum of log-ratios of the first characters of a response: a byte a token."""
+    """BETA * sum of the log-ratios of a response's first characters, where each byte is one token."""
     prm, reference = models
     ids = byte_tokenizer().encode(prompt + text)
     first = len(byte_tokenizer().encode(prompt))
@@ -101,7 +100,7 @@ def read(folder: Path) -> tuple[dict, list[dict]]:
     ]
 
 
-def test_step_scores_are_those_of_hf_s_logits(judged):
+def test_step_scores_equal_those_computed_from_hf_logits(judged):
     folder, *models, _ = judged
     _, records = read(folder)
     by_set: dict[str, list] = {}
@@ -120,7 +119,7 @@ def test_step_scores_are_those_of_hf_s_logits(judged):
     assert max(map(abs, wanted)) > 0.01
 
 
-def test_choices_and_pairs_follow_from_the_scores(judged):
+def test_reranking_and_pair_metrics_follow_from_the_scores(judged):
     folder, *models, _ = judged
     metrics, _ = read(folder)
     last = [[score_at(models, prompt, text, len(text)) for text, _ in group] for prompt, group in RESPONSES]
@@ -128,7 +127,7 @@ def test_choices_and_pairs_follow_from_the_scores(judged):
     best = [group[scores.index(max(scores))] for group, scores in zip(outcomes, last, strict=True)]
     assert metrics["toy/best_last@3"] == pytest.approx(sum(best) / 2)
     assert metrics["toy/avg@3"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    # the first problem's majority is "2"; in the second nobody agrees, and the first response wins
+    # The majority of the first problem is "2"; in the second all answers differ, so the first response wins.
     assert metrics["toy/majority@3"] == 0.5
     right = [last[0][0] > last[0][1], last[0][2] > last[0][1], last[1][1] > last[1][0]]
     assert metrics["toy/pair_accuracy"] == pytest.approx(sum(right) / 3)
@@ -142,7 +141,7 @@ def test_choices_and_pairs_follow_from_the_scores(judged):
     assert 0 <= metrics["processbench/f1"] <= 1
 
 
-def test_it_prints_a_table_and_where_it_wrote(judged):
+def test_the_command_prints_a_table_and_the_path_of_its_output(judged):
     folder, _, _, output = judged
     for words in (
         "toy/weighted_vote@3",
@@ -160,9 +159,3 @@ def test_two_equal_models_and_absent_files_are_refused_before_anything_is_loaded
     assert ended.returncode == 2
     assert "prm_evaluation.pairs: no.jsonl does not exist" in ended.stderr
     assert "every score would be 0" in ended.stderr
-
-
-def test_answers_are_the_last_box_or_the_last_line():
-    assert answer_key("so \\boxed{ 1 2 }.\nend") == "12"
-    assert answer_key("first\nlast line ") == "lastline"
-    assert answer_key(" \n") is None

@@ -1,4 +1,4 @@
-"""Tiny models of every family, converted once a session, and what Megatron says of them."""
+"""Tiny models of every family, converted once per session, and the checkpoints that Megatron saves of them."""
 
 import pytest
 
@@ -13,14 +13,14 @@ FAMILIES = ("qwen2 tied", "qwen3", "llama rope", "qwen3 moe", "qwen3 moe mixed",
 
 @pytest.fixture(scope="session")
 def hf_models(tmp_path_factory):
-    """(folder, name -> model): HF checkpoints."""
+    """(folder of the HF checkpoints, name -> HF model)."""
     root = tmp_path_factory.mktemp("hf")
     return root, {name: save_tiny_model(name, root / name) for name in FAMILIES}
 
 
 @pytest.fixture(scope="session")
 def converted(hf_models, tmp_path_factory):
-    """Folder of name -> Megatron form, in files of about 20 kB."""
+    """Folder of the converted checkpoints, in data files of about 20 kB."""
     root = tmp_path_factory.mktemp("megatron")
     for name in FAMILIES:
         hf_to_megatron(
@@ -35,7 +35,7 @@ def converted(hf_models, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def megatron(hf_models, converted, tmp_path_factory):
-    """(what Megatron itself saves of the models, what two processes load of the converted ones, by rank)."""
+    """(folder of checkpoints saved by Megatron, weights that each of two ranks loaded from converted checkpoints)."""
     saved = tmp_path_factory.mktemp("saved")
     loaded = run_distributed(conversion_worker.load_and_save, 2, hf_models[0], converted, saved)
     return saved, loaded

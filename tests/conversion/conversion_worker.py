@@ -1,4 +1,4 @@
-"""What one rank does in the tests of tests/conversion: Megatron's own view of the checkpoints."""
+"""The part of the conversion tests that runs on every rank: loading and saving checkpoints with Megatron."""
 
 from megatron.core import dist_checkpointing
 
@@ -12,7 +12,7 @@ SAVED = {"tp2": DENSE, "tp2+sp etp2": MOE}
 
 
 def load_and_save(hf_root, converted, saved_root):
-    """Weights of converted checkpoints in several layouts; and HF checkpoints saved by Megatron, split over two."""
+    """Load converted checkpoints in several layouts, and save HF models with Megatron on two ranks."""
     report = {}
     for layout, names in LOADED.items():
         topology = topology_of(layout)

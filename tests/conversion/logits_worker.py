@@ -1,4 +1,4 @@
-"""Comparisons of logits, in one process that pays for the imports once."""
+"""Comparisons of log-probs, all in one process to save import time."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Names, shapes and places are those that Megatron itself writes."""
+"""Names and shapes of the cells equal those of checkpoints saved by Megatron."""
 
 import pickle
 
@@ -10,7 +10,7 @@ from tests.conversion.conversion_worker import DENSE, MOE
 
 
 @pytest.mark.parametrize("name", DENSE + MOE)
-def test_every_tensor_and_object_of_megatrons_own_checkpoint_is_known(name, hf_models, megatron):
+def test_cells_and_extra_states_equal_those_of_a_checkpoint_saved_by_megatron(name, hf_models, megatron):
     shape = read_shape(hf_models[0] / name)
     metadata = pickle.loads((megatron[0] / name / ".metadata").read_bytes())
     found = {
@@ -30,12 +30,12 @@ def test_every_tensor_and_object_of_megatrons_own_checkpoint_is_known(name, hf_m
 
 
 @pytest.mark.parametrize("name", DENSE + MOE)
-def test_the_cells_of_a_tensor_fill_it(name, hf_models):
+def test_the_cells_of_a_tensor_cover_it(name, hf_models):
     by_key = {}
     for cell in cells_of(read_shape(hf_models[0] / name)):
         by_key.setdefault(cell.key, []).append(cell)
     for cells in by_key.values():
-        places = {cell.index for cell in cells}
-        assert len(places) == len(cells)
+        indices = {cell.index for cell in cells}
+        assert len(indices) == len(cells)
         sizes = cells[0].leading
-        assert len(places) == (1 if not sizes else sizes[0] * (sizes[1] if len(sizes) > 1 else 1))
+        assert len(indices) == (1 if not sizes else sizes[0] * (sizes[1] if len(sizes) > 1 else 1))

@@ -1,4 +1,4 @@
-"""What is written by chunks is read by chunks, and damage is told."""
+"""Chunks are read back as written, and damaged files are reported."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_chunks_come_back(folder):
+def test_written_chunks_are_read_back(folder):
     reader = DistReader(folder)
     assert reader.keys == ("layers.weight",)
     assert reader.shape_of("layers.weight") == (2, 4, 3)
@@ -28,13 +28,13 @@ def test_chunks_come_back(folder):
     assert not reader.chunks("layers.weight", (2,))
 
 
-def test_torchs_own_loader_reads_it(folder):
+def test_torch_loads_the_written_folder(folder):
     state = {"layers.weight": torch.empty(2, 4, 3, dtype=torch.bfloat16)}
     torch.distributed.checkpoint.load(state, checkpoint_id=folder, no_dist=True)
     assert torch.equal(state["layers.weight"].flatten(), torch.arange(24, dtype=torch.bfloat16))
 
 
-def test_a_torn_file_is_named(folder):
+def test_a_truncated_file_is_reported(folder):
     path = folder / "__0_0.distcp"
     path.write_bytes(path.read_bytes()[:100])
     reader = DistReader(folder)
@@ -42,7 +42,7 @@ def test_a_torn_file_is_named(folder):
         reader.load(reader.chunks("layers.weight", (1,))[0])
 
 
-def test_a_folder_of_another_kind_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"it has no .metadata"):
         DistReader(tmp_path)
     (tmp_path / ".metadata").write_bytes(b"")

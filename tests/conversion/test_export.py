@@ -1,4 +1,4 @@
-"""An export from any layout is HF's own checkpoint, bit for bit, and a fault of the file system reaches every rank."""
+"""An export from any layout equals the HF checkpoint bit by bit, and an I/O error is raised on every rank."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_an_existing_destination_is_refused_and_kept(layout, exported):
         kind, message = report[layout]["exists"]
         assert kind == "ValueError"
         assert "exists already" in message
-        assert report[layout]["replaced"], "kept until it was replaced on purpose"
+        assert report[layout]["replaced"], "the destination was kept until replace was given"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -61,13 +61,13 @@ def test_replace_writes_the_new_weights(layout, exported):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_fault_of_the_file_system_is_raised_on_every_rank(layout, exported):
+def test_an_error_of_the_file_system_is_raised_on_every_rank(layout, exported):
     for report in exported[2]:
         assert report[layout]["under a file"][0] in ("FileExistsError", "NotADirectoryError")
         assert "no config.json" in report[layout]["no companions"][1]
     assert exported[2][0][layout]["under a file"] == exported[2][1][layout]["under a file"]
 
 
-def test_nothing_half_written_remains(exported):
+def test_no_partial_folder_remains(exported):
     root = exported[0]
     assert not [path for path in root.iterdir() if "partial" in path.name or "lost" in path.name]

@@ -1,4 +1,4 @@
-"""Round trips are bit-equal, from our files and from Megatron's own of two ranks; what does not fit is named."""
+"""Round trips are bit-equal, also from checkpoints saved by Megatron on two ranks; mismatches are reported."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("name", DENSE + MOE)
-def test_there_and_back_is_bit_equal(name, hf_models, converted, tmp_path):
+def test_a_round_trip_is_bit_equal(name, hf_models, converted, tmp_path):
     convert(converted / name / "release", converted / name, tmp_path / "back", max_file_bytes=30_000)
     assert (tmp_path / "back" / "model.safetensors.index.json").is_file()
     assert_equal(tensors_of(tmp_path / "back"), tensors_of(hf_models[0] / name))
@@ -44,21 +44,19 @@ def test_there_and_back_is_bit_equal(name, hf_models, converted, tmp_path):
 
 
 @pytest.mark.parametrize("name", DENSE + MOE)
-def test_what_two_tensor_parallel_ranks_of_megatron_saved_comes_back_whole(
-    name, hf_models, megatron, tmp_path
-):
+def test_a_checkpoint_saved_by_two_tensor_parallel_ranks_is_converted(name, hf_models, megatron, tmp_path):
     convert(megatron[0] / name, hf_models[0] / name, tmp_path / "back")
     assert_equal(tensors_of(tmp_path / "back"), tensors_of(hf_models[0] / name))
 
 
-def test_a_cast_is_torchs_and_told_to_transformers(hf_models, converted, tmp_path):
+def test_a_cast_equals_torchs_and_is_written_to_the_config(hf_models, converted, tmp_path):
     convert(converted / "qwen3" / "release", converted / "qwen3", tmp_path / "back", torch.bfloat16)
     expected = {key: tensor.bfloat16() for key, tensor in tensors_of(hf_models[0] / "qwen3").items()}
     assert_equal(tensors_of(tmp_path / "back"), expected)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "back").dtype == torch.bfloat16
 
 
-def test_a_flipped_byte_is_found_by_its_checksum(converted, tmp_path):
+def test_a_flipped_byte_is_detected_by_its_checksum(converted, tmp_path):
     source = shutil.copytree(converted / "qwen3" / "release", tmp_path / "release")
     path = source / "__3_0.distcp"
     content = bytearray(path.read_bytes())
@@ -69,7 +67,7 @@ def test_a_flipped_byte_is_found_by_its_checksum(converted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "fault"),
+    ("name", "changes", "error"),
     [
         ("qwen3", {"model_type": "gpt2"}, "gpt2"),
         ("qwen3", {"num_hidden_layers": 3}, r"wrong shape .*linear_fc1.weight is \(4, 128, 32\) and should"),
@@ -79,11 +77,11 @@ def test_a_flipped_byte_is_found_by_its_checksum(converted, tmp_path):
         ("qwen3", {"vocab_size": 500}, r"wrong shape \(2\): embedding.word_embeddings.weight"),
     ],
 )
-def test_what_does_not_fit_is_named(name, changes, fault, converted, tmp_path):
+def test_a_mismatch_with_the_config_is_reported(name, changes, error, converted, tmp_path):
     companions = tmp_path / "companions"
     companions.mkdir()
     config = json.loads((converted / name / "config.json").read_text())
     (companions / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(ValueError, match=error):
         convert(converted / name / "release", companions, tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -1,4 +1,4 @@
-"""A converted checkpoint loads in Megatron in every layout, bit for bit, and what does not fit is named."""
+"""A converted checkpoint loads in Megatron in every layout, bit by bit, and mismatches are reported."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def test_megatron_loads_every_weight_in_any_layout(layout, name, hf_models, mega
         assert torch.equal(whole[key], tensor), key
 
 
-def test_the_folder_is_complete_and_its_checksums_hold(hf_models, converted):
+def test_the_folder_is_complete_and_its_checksums_match(hf_models, converted):
     folder = converted / "qwen3"
     weights = megatron_weights(folder)
     assert weights == folder / "release"
@@ -58,7 +58,7 @@ def change(source, tensors=None, config=None):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "config", "fault"),
+    ("tensors", "config", "error"),
     [
         (None, {"model_type": "mamba"}, "mamba"),
         (lambda t: t.pop("model.norm.weight"), None, r"missing \(1\): model.norm.weight"),
@@ -77,8 +77,8 @@ def change(source, tensors=None, config=None):
         ),
     ],
 )
-def test_what_does_not_fit_is_named(tensors, config, fault, source, tmp_path):
+def test_a_mismatch_with_the_config_is_reported(tensors, config, error, source, tmp_path):
     change(source, tensors, config)
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(ValueError, match=error):
         convert(source, tmp_path / "output")
     assert not (tmp_path / "output").exists()

@@ -1,4 +1,4 @@
-"""avg@k and pass@k against counting by hand."""
+"""avg@k and pass@k against values computed by hand."""
 
 import itertools
 import math
@@ -8,12 +8,11 @@ import pytest
 from megatron_prime.config.tables.evaluation import EvaluationConfig
 from megatron_prime.evaluation.accuracy import (
     EvaluationReport,
-    Intervals,
     evaluate,
     evaluation_sampling,
     pass_at_k,
 )
-from megatron_prime.evaluation.confidence import bootstrap_interval
+from megatron_prime.evaluation.confidence import BootstrapSettings, bootstrap_interval
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 from tests.support.rollout_doubles import (
@@ -21,8 +20,8 @@ from tests.support.rollout_doubles import (
     BROKEN,
     GOOD,
     CountingStream,
+    FixedOutcome,
     ScriptedEngine,
-    Verdict,
     WordTokenizer,
     verify_words,
 )
@@ -63,19 +62,19 @@ def test_scores_and_counts():
     assert all(isinstance(value, float) for value in metrics.values())
 
 
-def test_one_sample_a_prompt():
+def test_one_sample_per_prompt():
     assert evaluate_scripts(samples_per_prompt=1).pass_at_k == {1: 1 / 3}
 
 
 @pytest.mark.parametrize(("num_samples", "num_correct"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 5)])
-def test_pass_at_k_counts_subsets(num_samples, num_correct):
-    marks = [place < num_correct for place in range(num_samples)]
+def test_pass_at_k_is_the_fraction_of_subsets_with_a_correct_response(num_samples, num_correct):
+    is_correct = [index < num_correct for index in range(num_samples)]
     for k in range(1, num_samples + 1):
-        subsets = [any(subset) for subset in itertools.combinations(marks, k)]
+        subsets = [any(subset) for subset in itertools.combinations(is_correct, k)]
         assert pass_at_k(num_samples, num_correct, k) == pytest.approx(sum(subsets) / len(subsets))
 
 
-def test_sampling_and_empty_data():
+def test_sampling_parameters_follow_the_configuration_and_empty_data_is_refused():
     params = evaluation_sampling(EvaluationConfig(temperature=0, top_p=0.5), 7, [3, 4])
     assert params == SamplingParams(7, 0, 0.5, (3, 4))
     with pytest.raises(ValueError, match="no prompts"):
@@ -89,8 +88,8 @@ def test_sampling_and_empty_data():
         )
 
 
-def test_intervals_are_those_of_the_problems_means():
-    result = evaluate_scripts(intervals=Intervals(0.9, 200, seed=4))
+def test_intervals_are_bootstrapped_over_the_means_of_the_problems():
+    result = evaluate_scripts(bootstrap=BootstrapSettings(0.9, 200, seed=4))
     assert result.intervals == {
         "accuracy": bootstrap_interval([0.5, 0.0, 0.25], 0.9, 200, 4),
         "pass_at_1": bootstrap_interval([0.5, 0.0, 0.25], 0.9, 200, 4),
@@ -98,10 +97,10 @@ def test_intervals_are_those_of_the_problems_means():
         "pass_at_4": bootstrap_interval([1.0, 0.0, 1.0], 0.9, 200, 4),
     }
     assert result.metrics()["pass_at_2_ci_high"] == result.intervals["pass_at_2"][1]
-    assert evaluate_scripts(intervals=Intervals(num_resamples=0)).intervals == {}
+    assert evaluate_scripts(bootstrap=BootstrapSettings(num_resamples=0)).intervals == {}
 
 
-def test_a_report_joins_held_out_prompts_and_benchmarks():
+def test_a_report_combines_held_out_prompts_and_benchmarks():
     one, two = evaluate_scripts(), evaluate_scripts(samples_per_prompt=1)
     report = EvaluationReport({"": one, "aime24": two})
     metrics = report.metrics()
@@ -113,19 +112,20 @@ def test_a_report_joins_held_out_prompts_and_benchmarks():
     assert "benchmark_average" not in EvaluationReport({"": one}).metrics()
 
 
-def test_a_benchmark_counts_whole_outcomes_alone():
-    def half(pairs):
+def test_whole_only_counts_partial_outcomes_as_wrong():
+    def verify(pairs):
         return [
-            Verdict(0.5 if text == "good" else 1.0 if text.endswith("good") else 0.0) for text, *_ in pairs
+            FixedOutcome(0.5 if text == "good" else 1.0 if text.endswith("good") else 0.0)
+            for text, *_ in pairs
         ]
 
-    def of(**options):
+    def evaluate_first(**options):
         prompts = CountingStream().next(1)
-        verifier = RolloutVerifier(half, WordTokenizer())
+        verifier = RolloutVerifier(verify, WordTokenizer())
         engine = ScriptedEngine(lambda index: SCRIPTS[0])
-        arguments = {"samples_per_prompt": 4, "stream_key": 1, "intervals": Intervals(0.9, 50)}
+        arguments = {"samples_per_prompt": 4, "stream_key": 1, "bootstrap": BootstrapSettings(0.9, 50)}
         return evaluate(engine, prompts, verifier, SamplingParams(4), **arguments, **options)
 
-    assert (of().accuracy, of(whole_only=True).accuracy) == (1.5 / 4, 1 / 4)
-    assert of().pass_at_k == of(whole_only=True).pass_at_k
-    assert of(whole_only=True).intervals["accuracy"] == (1 / 4, 1 / 4)
+    assert (evaluate_first().accuracy, evaluate_first(whole_only=True).accuracy) == (1.5 / 4, 1 / 4)
+    assert evaluate_first().pass_at_k == evaluate_first(whole_only=True).pass_at_k
+    assert evaluate_first(whole_only=True).intervals["accuracy"] == (1 / 4, 1 / 4)

@@ -1,4 +1,4 @@
-"""The benchmark table against the sample files and the settings that the paper reports."""
+"""The benchmark table matches the sample files and the settings reported in the paper."""
 
 from pathlib import Path
 from typing import get_args
@@ -15,24 +15,24 @@ SAMPLES = Path(__file__).parents[2] / "examples" / "data"
 FILES = {name: f"{name}.jsonl" for name in BENCHMARKS} | {"amc": "amc.csv"}
 
 
-def test_every_name_has_an_entry_and_the_code_benchmarks_are_those_of_the_configuration():
+def test_every_configurable_name_has_an_entry_and_the_code_benchmarks_agree():
     assert set(BENCHMARKS) == set(get_args(BenchmarkName))
     assert {name for name, each in BENCHMARKS.items() if each.ability == "code"} == set(CODE_BENCHMARKS)
 
 
-def test_small_benchmarks_are_sampled_often_and_the_others_greedily():
-    often = {
+def test_small_benchmarks_take_16_samples_and_the_others_are_greedy():
+    sampled = {
         name for name, each in BENCHMARKS.items() if (each.samples_per_prompt, each.temperature) == (16, 0.3)
     }
     greedy = {
         name for name, each in BENCHMARKS.items() if (each.samples_per_prompt, each.temperature) == (1, 0.0)
     }
-    assert often == {"aime24", "amc"}
-    assert often | greedy == set(BENCHMARKS)
+    assert sampled == {"aime24", "amc"}
+    assert sampled | greedy == set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_reads_its_sample_with_its_instruction(name):
+def test_each_benchmark_reads_its_sample_file_and_appends_its_instruction(name):
     benchmark = benchmark_of(name, BenchmarkConfig(path=SAMPLES / FILES[name]))
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     config = benchmark_data(DataConfig(answer_field="elsewhere", weights={"x": 1}), benchmark)
@@ -45,13 +45,13 @@ def test_each_reads_its_sample_with_its_instruction(name):
         assert prompt.ability == benchmark.ability
 
 
-def test_a_run_s_own_instruction_wins_and_a_format_names_the_benchmark():
+def test_data_instruction_takes_precedence_and_format_selects_the_benchmark():
     benchmark = benchmark_of("mine", BenchmarkConfig(path="a.jsonl", format="leetcode"))
     assert benchmark.title == "LeetCode"
     assert benchmark_data(DataConfig(instruction="Go."), benchmark).instruction == "Go."
     assert benchmark_data(DataConfig(instruction=""), benchmark).instruction == ""
 
 
-def test_held_out_prompts_have_no_rates_and_keep_their_duplicates():
+def test_held_out_prompts_have_no_weights_and_keep_duplicates():
     config = held_out_data(DataConfig(weights={"x": 1}, dedup="exact", layout="eurus", on_bad_row="skip"))
     assert (config.weights, config.dedup, config.layout, config.on_bad_row) == ({}, "none", "eurus", "skip")

@@ -5,17 +5,17 @@ from tests.support.toy_runs import Toy
 
 @pytest.fixture
 def parts(toy: Toy) -> dict:
-    """Three evaluations of one engine: of steps 0, 0 and 1."""
+    """Facts about three evaluations of one engine, at steps 0, 0 and 1."""
     return toy.facts["parts"]
 
 
-def test_evaluations_of_one_step_are_equal_and_of_two_steps_are_not(parts):
+def test_evaluations_are_equal_at_the_same_step_and_differ_at_another(parts):
     first, again, later = parts["responses"]
     assert first == again
     assert first != later
 
 
-def test_evaluation_takes_the_first_prompts_only(parts):
+def test_max_prompts_limits_the_evaluation_to_the_first_prompts(parts):
     assert parts["num_prompts"] == 5
 
 

@@ -1,4 +1,4 @@
-"""What follows from step scores, counted by hand; the scores themselves are tested with real models by eval-prm."""
+"""Metrics that follow from step scores, computed by hand; tests/cli/test_evaluate_prm.py tests the scores."""
 
 import math
 
@@ -14,20 +14,21 @@ from megatron_prime.evaluation.prm_judge import (
 )
 
 GROUPS = [
-    # min, sum and last choose three different responses
+    # The aggregations min, sum and last choose three different responses.
     JudgedGroup([[0.0, 1.0], [-2.0, 9.0], [-5.0, 3.0]], [1.0, 0.0, math.nan], ["7", "8", "8"]),
     JudgedGroup([[2.0], [1.0], [-1.0]], [0.0, 1.0, 1.0], ["1", "2", None]),
 ]
 
 
-def test_reranking_by_hand():
+def test_reranking_metrics_match_values_computed_by_hand():
     found = reranking_metrics(GROUPS)
     assert found["avg@3"] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
     assert found["pass@3"] == [1.0, 1.0]
     assert found["best_min@3"] == [1.0, 0.0]
     assert found["best_sum@3"] == [0.0, 0.0]
     assert found["best_last@3"] == [0.0, 0.0]
-    # the first problem: "8" has two votes; sigmoid(9) + sigmoid(3) beats sigmoid(1). The second: a draw, then 2 over 1.
+    # In the first problem "8" has two votes, and sigmoid(9) + sigmoid(3) > sigmoid(1). In the second there is a tie of
+    # the counts, and the weights are sigmoid(2) > sigmoid(1).
     assert found["majority@3"] == [0.0, 0.0]
     assert found["weighted_vote@3"] == [0.0, 0.0]
     assert found["best_min@1"] == found["pass@1"] == [1.0, 0.0]
@@ -46,15 +47,15 @@ def test_uneven_groups_are_refused():
         reranking_metrics([GROUPS[0], JudgedGroup([[1.0]], [1.0], ["1"])])
 
 
-def test_pairs_within_problems():
-    # first: (1, 9) wrong, NaN makes no pair; second: (1, 2) wrong, (-1, 2) wrong
+def test_pair_accuracy_within_problems():
+    # First problem: (1, 9) is out of order and the NaN is in no pair. Second: (1, 2) and (-1, 2) are out of order.
     assert group_pair_accuracy(GROUPS) == (0.0, 3)
     better = JudgedGroup([[2.0], [1.0]], [1.0, 0.0], [None, None])
     assert group_pair_accuracy([*GROUPS, better]) == (1 / 4, 4)
     assert math.isnan(group_pair_accuracy([JudgedGroup([[1.0]], [1.0], [None])])[0])
 
 
-def test_processbench_by_hand():
+def test_processbench_metrics_match_values_computed_by_hand():
     scores = {"gsm8k": [[1.0, -3.0], [2.0, 1.0]], "math": [[-2.0, -2.0], [0.5, 0.4], [1.0, -0.9]]}
     labels = {"gsm8k": [1, -1], "math": [0, -1, 0]}
     found = processbench_metrics(scores, labels, "gsm8k", None)
@@ -74,7 +75,7 @@ def test_processbench_by_hand():
         (JudgedText("a, row 2", [1], [], [], 0), "a, row 2: the response has no tokens"),
     ],
 )
-def test_texts_that_cannot_be_scored_are_named_before_any_is(text, reason):
+def test_a_text_that_cannot_be_scored_is_reported_before_scoring_starts(text, reason):
     scorer = StepScorer(None, None, 0.05, max_tokens=10)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=reason):
         scorer([text])

@@ -10,7 +10,7 @@ from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
 
 
-def test_processbench_keeps_the_given_steps():
+def test_processbench_tokens_belong_to_the_labelled_steps():
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     rows = [json.loads(line) for line in (SAMPLES / "processbench.jsonl").read_text().splitlines()]
     solutions = list(read_processbench(SAMPLES / "processbench.jsonl", DataConfig(), tokenizer))
@@ -19,15 +19,15 @@ def test_processbench_keeps_the_given_steps():
         assert solution.num_steps == len(row["steps"])
         assert tokenizer.decode(list(solution.prompt_ids)) == f"<|user|>{row['problem']}<|assistant|>"
         for number, step in enumerate(row["steps"]):
-            mine = [
+            step_tokens = [
                 token
                 for token, owner in zip(solution.response_ids, solution.token_steps, strict=True)
                 if owner == number
             ]
-            assert tokenizer.decode(mine).strip() == step
+            assert tokenizer.decode(step_tokens).strip() == step
 
 
-def test_pairs():
+def test_pairs_are_tokenized():
     tokenizer = byte_tokenizer()
     first, _ = read_pairs(SAMPLES / "pairs.jsonl", DataConfig(), tokenizer)
     texts = [tokenizer.decode(list(ids)) for ids in (first.prompt_ids, first.chosen_ids, first.rejected_ids)]
@@ -38,24 +38,24 @@ def test_pairs():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"problem": ""}, "'problem' must be text"),
+        ({"problem": ""}, "'problem' must be a non-empty string"),
         ({"steps": []}, "'steps' must be a list"),
         ({"steps": ["a", ""]}, "'steps' must be a list"),
-        ({"label": 2}, "'label' is 2: it must be -1, or the place of one of the 2 steps"),
+        ({"label": 2}, "'label' is 2: it must be -1, or the index of one of the 2 steps"),
         ({"label": True}, "'label' is True"),
     ],
 )
-def test_rows_that_do_not_fit_are_named(tmp_path, changes, reason):
+def test_malformed_solutions_are_refused_with_file_and_row(tmp_path, changes, reason):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"problem": "p", "steps": ["a", "b"], "label": 0} | changes) + "\n")
     with pytest.raises(ValueError, match=rf"a\.jsonl, row 1: {reason}"):
         list(read_processbench(path, DataConfig(), byte_tokenizer()))
 
 
-def test_pairs_that_do_not_fit_are_named(tmp_path):
+def test_malformed_pairs_are_refused_with_file_and_row(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "p", "chosen": "c", "rejected": " "}) + "\n")
-    with pytest.raises(ValueError, match="row 1: 'rejected' must be text"):
+    with pytest.raises(ValueError, match="row 1: 'rejected' must be a non-empty string"):
         list(read_pairs(path, DataConfig(), byte_tokenizer()))
     path.write_text(
         json.dumps({"prompt": [{"role": "user", "content": "p"}], "chosen": "c", "rejected": "r"})

@@ -3,7 +3,13 @@ import math
 
 import pytest
 
-from megatron_prime.evaluation.saved_responses import SavedResponse, read_responses, write_responses
+from megatron_prime.evaluation.accuracy import EvaluationResult
+from megatron_prime.evaluation.saved_responses import (
+    SavedResponse,
+    read_responses,
+    write_response_files,
+    write_responses,
+)
 from megatron_prime.types import FinishReason, Prompt, Rollout
 
 
@@ -28,7 +34,7 @@ def rollouts():
     ]
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_responses_are_read_back(tmp_path):
     path = tmp_path / "a.jsonl"
     write_responses(path, rollouts(), 2, Words())
     first, second = read_responses(path)
@@ -47,20 +53,27 @@ def test_what_is_written_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"prompt_ids": None}, "row 1: its token ids are no list"),
-        ({"prompt_ids": [True]}, "row 1: its token ids are no list"),
-        ({"responses": []}, "no list of responses"),
+        ({"prompt_ids": None}, "row 1: its token ids are not a list"),
+        ({"prompt_ids": [True]}, "row 1: its token ids are not a list"),
+        ({"responses": []}, "not a list of responses"),
         ({"responses": [{"token_ids": [1]}]}, "no 'text'"),
-        ({"responses": [{"text": "", "token_ids": []}]}, "its token ids are no list"),
+        ({"responses": [{"text": "", "token_ids": []}]}, "its token ids are not a list"),
         (
             {"responses": [{"text": "", "token_ids": [1], "outcome": 2}]},
-            r"outcome 2 .* no number in \[0, 1\]",
+            r"outcome 2 .* not a number in \[0, 1\]",
         ),
     ],
 )
-def test_other_files_are_refused(tmp_path, changes, reason):
+def test_malformed_rows_are_refused(tmp_path, changes, reason):
     path = tmp_path / "a.jsonl"
     good = {"prompt_ids": [1], "responses": [{"text": "x", "token_ids": [1], "outcome": 1}]}
     path.write_text(json.dumps(good | changes) + "\n")
     with pytest.raises(ValueError, match=reason):
         list(read_responses(path))
+
+
+def test_every_prompt_set_has_a_file(tmp_path):
+    result = EvaluationResult(2, 2, 0.5, {1: 0.5, 2: 1.0}, 1, 1, 0.0, 2.0, rollouts=tuple(rollouts()))
+    paths = write_response_files(tmp_path / "responses", {"": result, "amc": result}, Words())
+    assert [path.name for path in paths] == ["evaluation.jsonl", "amc.jsonl"]
+    assert [len(list(read_responses(path))) for path in paths] == [2, 2]

@@ -9,14 +9,14 @@ from megatron_prime.evaluation.step_scores import response_score, step_scores
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_are_running_sums_at_the_ends_of_steps(seed):
+def test_step_scores_are_running_sums_at_the_ends_of_steps(seed):
     draw = random.Random(seed)
     ratios = [draw.gauss(0, 1) for _ in range(40)]
     steps, step = [], 0
     for _ in ratios:
         steps.append(step)
         step += draw.random() < 0.3
-    num_steps = step + 2  # the last ones have no tokens
+    num_steps = step + 2  # The last steps have no tokens.
     wanted = []
     for number in range(num_steps):
         total = 0.0
@@ -31,13 +31,13 @@ def test_scores_are_running_sums_at_the_ends_of_steps(seed):
     assert response_score(found, "sum") == pytest.approx(sum(found))
 
 
-def test_a_first_step_without_tokens_scores_nothing():
+def test_a_first_step_without_tokens_scores_zero():
     assert step_scores(torch.tensor([1.0, 2.0]), [1, 1], 3, 0.5) == [0.0, 1.5, 1.5]
 
 
 @pytest.mark.parametrize(
     ("steps", "reason"), [([0], "steps of 1 tokens"), ([1, 0], "nondecreasing"), ([0, 2], r"0 \.\. 1")]
 )
-def test_steps_that_cannot_be_are_refused(steps, reason):
+def test_invalid_steps_are_refused(steps, reason):
     with pytest.raises(ValueError, match=reason):
         step_scores(torch.tensor([1.0, 2.0]), steps, 2, 1.0)

@@ -1,4 +1,4 @@
-"""One start of the processes for both halves: what the transport delivers, and what engines make of it."""
+"""Fixtures that start the ranks once, for the tests of the transport and of the weight sync."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NUM_TOKENS = 6
 
 @pytest.fixture(scope="session")
 def resharded_models(tmp_path_factory):
-    """Name -> two versions of (folder, HF model)."""
+    """Name -> two models of the same shape with different weights, each as (folder, HF model)."""
     root = tmp_path_factory.mktemp("resharding")
     return {
         name: [
@@ -27,7 +27,7 @@ def resharded_models(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def resharded(resharded_models):
-    """(layout, model name) -> each rank's report."""
+    """(layout, model name) -> report of each rank."""
     folders = {name: [folder for folder, _ in versions] for name, versions in resharded_models.items()}
     reports = {}
     for num_processes, layouts in layouts_of(layout for layout, _ in CASES).items():
@@ -35,13 +35,13 @@ def resharded(resharded_models):
         by_rank = run_distributed(
             resharding_worker.reshard, num_processes, cases, folders, PROMPTS, NUM_TOKENS
         )
-        reports |= {key: [of_rank[key] for of_rank in by_rank] for key in by_rank[0]}
+        reports |= {key: [report[key] for report in by_rank] for key in by_rank[0]}
     return reports
 
 
 @pytest.fixture(scope="session")
 def greedy_responses():
-    """HF's own greedy continuation of each prompt, one forward pass a token."""
+    """Function from an HF model to its greedy continuation of each prompt, with one forward pass per token."""
     cache = {}
 
     def respond(model):

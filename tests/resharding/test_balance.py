@@ -1,4 +1,4 @@
-"""Shares against an exhaustive or a greedy count; turns against proportion."""
+"""Shares against an exhaustive and a greedy distribution; interleaving against the proportions."""
 
 import itertools
 from collections import Counter
@@ -16,8 +16,8 @@ from megatron_prime.resharding.balance import share_out, spread, windows
     unit_size=st.integers(1, 7),
     data=st.data(),
 )
-def test_the_largest_load_is_as_small_as_one_by_one(loads, num_units, unit_size, data):
-    """Giving each unit to the least loaded is optimal for equal units."""
+def test_the_largest_load_is_as_small_as_with_a_greedy_distribution(loads, num_units, unit_size, data):
+    """Giving each unit to the least loaded rank is optimal for equal units."""
     ranks = data.draw(st.lists(st.sampled_from(range(len(loads))), min_size=1, unique=True))
     before, greedy = list(loads), list(loads)
     for _ in range(num_units):
@@ -31,10 +31,12 @@ def test_the_largest_load_is_as_small_as_one_by_one(loads, num_units, unit_size,
     assert sorted(loads) == sorted(greedy)
 
 
-def test_the_best_of_all_ways():
+def test_the_largest_load_is_the_smallest_of_all_distributions():
     loads, ranks, num_units = [5, 0, 9, 3], [0, 1, 3], 4
-    ways = itertools.combinations_with_replacement(ranks, num_units)
-    best = min(max(loads[rank] + Counter(way)[rank] * 2 for rank in ranks) for way in ways)
+    distributions = itertools.combinations_with_replacement(ranks, num_units)
+    best = min(
+        max(loads[rank] + Counter(distribution)[rank] * 2 for rank in ranks) for distribution in distributions
+    )
     share_out(loads, ranks, num_units, 2)
     assert max(loads[rank] for rank in ranks) == best and loads[2] == 9
 
@@ -53,12 +55,12 @@ def test_windows_keep_every_unit_in_order(counts, size):
     assert units == [rank for rank, count in shares for _ in range(count)]
 
 
-def test_units_that_fill_no_window_are_a_fault():
+def test_an_incomplete_window_is_an_error():
     with pytest.raises(AssertionError, match="not full"):
         list(windows([(0, 3)], 2))
 
 
-def test_ranks_take_turns_in_proportion():
+def test_ranks_are_interleaved_in_proportion():
     assert spread([(4, 3)]) == [4, 4, 4]
     assert spread([(0, 2), (1, 2)]) == [0, 1, 0, 1]
     turns = spread([(7, 2), (8, 6)])

@@ -1,4 +1,4 @@
-"""Buckets hold whole tensors, bound every rank, and keep the order of the plan."""
+"""Buckets contain whole tensors, bound the load of every rank, and keep the order of the plan."""
 
 from itertools import pairwise
 
@@ -38,14 +38,14 @@ def test_stages_send_at_the_same_time():
     assert sum(stage == {0, 1, 2, 3} for stage in stages) >= len(cut) - 2
 
 
-def test_a_bucket_too_small_says_how_much_is_needed():
+def test_the_error_for_a_small_bucket_has_the_needed_size():
     plan = plan_reshard(make_shape(), TrainingLayout(), EngineLayout.consecutive(1, 1))
     with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight: allow 606 or more"):
         buckets(plan, 600)
 
 
 def loads(transfers):
-    """Bytes that each rank sends, and that each engine rank gets."""
+    """Bytes that each rank sends and that each engine rank receives."""
     total = {}
     for t in transfers:
         for key in (("send", t.source_rank), ("receive", t.engine, t.engine_tp_rank)):
@@ -64,7 +64,7 @@ def test_a_bucket_ends_only_where_the_next_tensor_would_not_fit(max_bytes):
         assert any(together.get(key, 0) + num_bytes > max_bytes for key, num_bytes in added.items())
 
 
-def test_a_tensor_that_one_rank_sends_to_many_engines_has_a_bucket_to_itself():
+def test_a_tensor_that_one_rank_sends_to_many_engines_has_its_own_bucket():
     plan = plan_reshard(make_shape(), TrainingLayout(), EngineLayout.consecutive(4, 1, first_rank=1))
     cut = buckets(plan, 700)
     wide = [bucket for bucket in cut if "model.embed_tokens.weight" in bucket.hf_names]

@@ -1,4 +1,4 @@
-"""Layouts: who is where, and what is refused."""
+"""Layouts: ranks of each coordinate, and refused sizes."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from tests.support.plan_shapes import make_moe_shape
         (lambda: EngineLayout(2, 2, ((0, 1), (2,))), "2 ranks for each of 2 engines"),
     ],
 )
-def test_layouts_that_cannot_be_are_refused(make, message):
+def test_inconsistent_layouts_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -267,7 +267,7 @@ def test_names_of_grouped_experts():
 
 
 def test_sources_on_the_targets_node_are_preferred():
-    """2 nodes of 4; the replicas of each TP rank stand on both."""
+    """Two nodes of four ranks, with replicas of each TP rank on both."""
     training, shape = TrainingLayout(tp=2, dp=4), make_shape()
     plan = check(shape, training, EngineLayout.consecutive(2, 4), ranks_per_node=4)
     assert all(t.source_rank // 4 == t.target_rank // 4 for t in plan.transfers)
@@ -277,7 +277,7 @@ def test_sources_on_the_targets_node_are_preferred():
     assert blind.nic_bytes == blind.network_bytes == counted.network_bytes
 
 
-def test_what_crosses_nodes_is_shared_by_all_replicas():
+def test_traffic_between_nodes_is_shared_by_all_replicas():
     training, shape = TrainingLayout(tp=2, dp=8), make_shape(hidden_size=64)
     counted = summary(check(shape, training, EngineLayout.consecutive(4, 2, first_rank=16), ranks_per_node=4))
     sent = counted.nic_sent_bytes_by_rank
@@ -338,11 +338,13 @@ def test_any_placement_of_engines(tp, pp, dp, engine_tp, vocab_size, shape_name,
 
 def test_equal_layouts_on_shared_devices_need_no_network():
     training = TrainingLayout(tp=4, dp=2)
-    shape = make_shape(vocab_size=100, vocab_divisor=32)  # both sides then pad the vocabulary alike
+    shape = make_shape(
+        vocab_size=100, vocab_divisor=32
+    )  # Both sides then pad the vocabulary in the same way.
     assert summary(check(shape, training, EngineLayout.consecutive(2, 4))).network_bytes == 0
 
 
-def test_a_tied_copy_on_the_last_stage_sends_too():
+def test_a_tied_copy_on_the_last_stage_is_also_a_source():
     plan = plan_reshard(
         make_shape(tied=True), TrainingLayout(pp=2), EngineLayout.consecutive(2, 1, first_rank=2)
     )
@@ -350,7 +352,7 @@ def test_a_tied_copy_on_the_last_stage_sends_too():
     assert {t.source_param for t in embedding} == {"embedding.word_embeddings.weight", "output_layer.weight"}
 
 
-def test_te_names_of_norms():
+def test_norm_names_of_transformer_engine():
     layouts = TrainingLayout(), EngineLayout.consecutive(1, 1)
     names = {t.source_param for t in plan_reshard(make_shape(), *layouts, norm_style="te").transfers}
     assert "decoder.layers.3.self_attention.linear_qkv.layer_norm_weight" in names
@@ -383,7 +385,7 @@ def test_planning_takes_seconds(shape, training, engines):
     start = time.perf_counter()
     plan = plan_reshard(shape, training, engines, ranks_per_node=8)
     counted = summary(plan)
-    assert time.perf_counter() - start < 5  # 0.03 and 0.9 on an idle core
+    assert time.perf_counter() - start < 5  # 0.03 and 0.9 s on an idle core.
     assert counted.network_bytes == counted.lower_bound_bytes
     received = plan.received_by(3, 2)
     assert {t.target_rank for t in received} == {engines.ranks[3][2]}

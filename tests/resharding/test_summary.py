@@ -1,4 +1,4 @@
-"""Counted bytes against a count made here, transfer by transfer."""
+"""Bytes counted per flow against a count of single transfers."""
 
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
@@ -6,7 +6,7 @@ from megatron_prime.resharding.summary import summary
 from tests.support.plan_shapes import LLAMA_70B, make_shape
 
 
-def test_replicas_share_the_sending():
+def test_replicas_share_the_load_of_sending():
     training = TrainingLayout(tp=8, pp=4, dp=4)
     counted = summary(plan_reshard(LLAMA_70B, training, EngineLayout.consecutive(16, 8, first_rank=128)))
     assert len(counted.sent_bytes_by_rank) == 128
@@ -40,7 +40,7 @@ def test_equal_layouts_on_the_same_ranks_move_nothing():
     assert counted.network_bytes == counted.lower_bound_bytes == counted.max_sent_bytes == 0
 
 
-def test_the_busiest_link_tells_the_time():
+def test_the_busiest_link_determines_the_duration():
     training, engines = TrainingLayout(tp=2, pp=2), EngineLayout.consecutive(2, 2, first_rank=4)
     plan = plan_reshard(make_shape(), training, engines, ranks_per_node=4)
     loads = {}

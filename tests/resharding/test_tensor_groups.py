@@ -1,4 +1,4 @@
-"""Every tensor is in one group, and a group says of its members what each rank's own parameters say."""
+"""Every tensor is in one group, and groups agree with the parameters of each rank."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_every_tensor_is_in_one_group(case):
 
 
 @each_case
-def test_sources_are_the_ranks_own_parameters(case):
+def test_sources_equal_the_parameters_of_each_rank(case):
     shape, training, _ = CASES[case]
     stated = {
         (
@@ -60,7 +60,7 @@ def test_sources_are_the_ranks_own_parameters(case):
 
 
 @each_case
-def test_shards_are_the_engines(case):
+def test_shards_equal_those_of_the_engines(case):
     shape, _, engines = CASES[case]
     for tp_rank in range(engines.tp):
         stated = {
@@ -73,7 +73,7 @@ def test_shards_are_the_engines(case):
         assert stated == {(s.hf_name, s.dim, s.hf_start, s.length) for s in shards}
 
 
-def test_a_large_mixture_has_few_groups():
+def test_a_large_mixture_of_experts_has_few_groups():
     shape = make_moe_shape(num_layers=60, num_experts=256)
     groups = tensor_groups(shape, TrainingLayout(ep=8, dp=8), EngineLayout.consecutive(1, 16, ep=16))
     assert len(hf_tensors(shape)) > 46_000 and len(groups) < 100

@@ -1,11 +1,11 @@
-"""The statistics of a collection against counts made by hand."""
+"""The statistics of a collection against counts by hand."""
 
 import math
 
 import pytest
 
 from megatron_prime.rollout.collection_stats import CollectionTally, accuracy_by_source, mean, rollout_stats
-from megatron_prime.rollout.group_filter import Verdict
+from megatron_prime.rollout.group_filter import FilterDecision
 from megatron_prime.types import FinishReason, Prompt, Rollout
 
 
@@ -27,27 +27,27 @@ BROKEN = group(3, [math.nan, 1.0])
 @pytest.fixture
 def tally():
     tally = CollectionTally()
-    tally.add_round([KEPT, EASY], [Verdict.KEPT, Verdict.TOO_EASY])
-    tally.add_round([SURPLUS, BROKEN], [Verdict.KEPT, Verdict.VERIFIER_ERROR])
+    tally.add_round([KEPT, EASY], [FilterDecision.KEPT, FilterDecision.TOO_EASY])
+    tally.add_round([SURPLUS, BROKEN], [FilterDecision.KEPT, FilterDecision.VERIFIER_ERROR])
     return tally
 
 
-def test_means_leave_nan_out():
+def test_the_mean_ignores_nan():
     assert mean([1.0, math.nan, 0.0]) == 0.5
     assert math.isnan(mean([])) and math.isnan(mean([math.nan]))
 
 
-def test_lengths_and_truncation():
+def test_rollout_stats_are_length_and_truncation():
     stats = rollout_stats([*KEPT, *EASY])
     assert stats == {"truncated_fraction": 0.5, "mean_response_tokens": (2 + 4 + 1 + 1) / 4}
 
 
-def test_accuracy_by_source_leaves_errors_and_nameless_sources_out():
+def test_accuracy_by_source_ignores_verifier_errors_and_unnamed_sources():
     rollouts = [*KEPT, *EASY, *BROKEN]
     assert accuracy_by_source(rollouts) == {"algebra": 0.5, "geometry": 1.0}
 
 
-def test_the_stats_of_a_batch(tally):
+def test_all_statistics_of_a_batch(tally):
     stats = tally.stats([KEPT], num_trimmed=0)
     assert all(type(value) is float for value in stats.values())
     assert stats == {
@@ -73,18 +73,18 @@ def test_the_stats_of_a_batch(tally):
     }
 
 
-def test_a_group_is_trained_on_trimmed_or_surplus(tally):
-    tally.add_round([KEPT], [Verdict.KEPT])
+def test_every_kept_group_is_counted_as_used_trimmed_or_surplus(tally):
+    tally.add_round([KEPT], [FilterDecision.KEPT])
     stats = tally.stats([KEPT], num_trimmed=1)
-    counts = [stats[f"num_groups_{fate}"] for fate in ("kept", "trimmed", "surplus")]
+    counts = [stats[f"num_groups_{name}"] for name in ("kept", "trimmed", "surplus")]
     assert counts == [1, 1, 1]
     assert sum(value for name, value in stats.items() if name.startswith("num_groups_")) == 5
 
 
-def test_the_version_of_a_batch_is_its_oldest():
+def test_the_policy_version_of_a_batch_is_its_oldest():
     older = group(4, [1.0, 0.0], version=1)
     tally = CollectionTally()
-    tally.add_round([KEPT, older], [Verdict.KEPT, Verdict.KEPT])
+    tally.add_round([KEPT, older], [FilterDecision.KEPT, FilterDecision.KEPT])
     assert tally.stats([KEPT, older], num_trimmed=0)["policy_version"] == 1
 
 
@@ -93,7 +93,7 @@ def test_the_keep_rate_is_smoothed_and_never_zero(tally):
     assert tally.keep_rate == pytest.approx((2 + 1) / (4 + 1))
 
 
-def test_the_explanation_counts_and_says_how_to_mend(tally):
+def test_the_explanation_has_counts_and_a_suggestion(tally):
     text = tally.explain()
     assert "4 prompts sampled in 2 rounds" in text
     assert "dropped_too_easy 1" in text
@@ -101,28 +101,28 @@ def test_the_explanation_counts_and_says_how_to_mend(tally):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "knob"),
+    ("decision", "advice"),
     [
-        (Verdict.TOO_HARD, "filter.accuracy_min"),
-        (Verdict.TOO_EASY, "filter.accuracy_max"),
-        (Verdict.TRUNCATED, "rollout.max_response_tokens"),
-        (Verdict.VERIFIER_ERROR, "reward.timeout_s"),
-        (Verdict.ABORTED, "engine: see its log"),
-        (Verdict.KEPT, "Most were kept"),
+        (FilterDecision.TOO_HARD, "filter.accuracy_min"),
+        (FilterDecision.TOO_EASY, "filter.accuracy_max"),
+        (FilterDecision.TRUNCATED, "rollout.max_response_tokens"),
+        (FilterDecision.VERIFIER_ERROR, "reward.timeout_s"),
+        (FilterDecision.ABORTED, "engine: see its log"),
+        (FilterDecision.KEPT, "Most were kept"),
     ],
 )
-def test_the_explanation_follows_the_commonest_reason(verdict, knob):
-    rare = Verdict.TOO_EASY if verdict is Verdict.TOO_HARD else Verdict.TOO_HARD
-    others = [Verdict.KEPT] * 4 + [rare] * (verdict is not Verdict.KEPT)
-    verdicts = [*others, verdict, verdict]
+def test_the_advice_follows_the_most_frequent_reason(decision, advice):
+    rare = FilterDecision.TOO_EASY if decision is FilterDecision.TOO_HARD else FilterDecision.TOO_HARD
+    others = [FilterDecision.KEPT] * 4 + [rare] * (decision is not FilterDecision.KEPT)
+    decisions = [*others, decision, decision]
     tally = CollectionTally()
-    tally.add_round([KEPT] * len(verdicts), verdicts)
-    assert knob in tally.explain()
+    tally.add_round([KEPT] * len(decisions), decisions)
+    assert advice in tally.explain()
 
 
-def test_every_group_is_recorded_with_its_verdict(tally):
+def test_every_group_is_recorded_with_the_decision_on_it(tally):
     records = tally.records()
-    assert [(index, verdict) for index, _, verdict in records] == [
+    assert [(index, decision) for index, _, decision in records] == [
         (0, "kept"),
         (2, "dropped_too_easy"),
         (1, "kept"),

@@ -1,4 +1,4 @@
-"""Filling a batch: refills, surplus, shortage, statistics; and the whole path with a real model."""
+"""Collecting a batch: refills, surplus, shortage and statistics, and collection with a real model."""
 
 import json
 import math
@@ -24,8 +24,8 @@ from tests.support.rollout_doubles import (
     BUILDING,
     GOOD,
     CountingStream,
+    FixedOutcome,
     ScriptedEngine,
-    Verdict,
     WordTokenizer,
     run_on_ranks,
     verify_words,
@@ -56,7 +56,7 @@ def indices(batch):
     return [rollout.prompt.index for rollout in batch.rollouts]
 
 
-def test_a_full_first_round_is_the_batch():
+def test_a_first_round_that_keeps_all_groups_is_the_batch():
     batch = make_collector(ScriptedEngine(lambda index: MIXED)).collect(3)
     assert indices(batch) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -67,7 +67,7 @@ def test_a_full_first_round_is_the_batch():
     assert batch.stats["num_groups_surplus"] == 0
 
 
-def test_refill_keeps_accepted_groups_only_and_counts_every_other():
+def test_further_rounds_fill_the_batch_with_kept_groups_and_count_dropped_ones():
     kinds = [EASY, MIXED, HARD, ERROR, MIXED]
     stream = CountingStream(sources=("algebra", "geometry"))
     engine = ScriptedEngine(
@@ -133,7 +133,7 @@ def test_rounds_and_their_size_are_bounded():
     ],
 )
 @pytest.mark.parametrize("on_shortage", ["error", "partial"])
-def test_nothing_kept_is_explained(script, words, on_shortage):
+def test_a_step_without_kept_groups_is_explained(script, words, on_shortage):
     collector = make_collector(ScriptedEngine(lambda index: script), max_rounds=2, on_shortage=on_shortage)
     with pytest.raises(RuntimeError, match="step 6 kept 0 of the 4 prompts") as caught:
         collector.collect(6)
@@ -143,7 +143,7 @@ def test_nothing_kept_is_explained(script, words, on_shortage):
     assert all(word.replace("16", str(sampled)) in text for word in words)
 
 
-def test_shortage_as_an_error_even_when_some_are_kept():
+def test_a_shortage_is_an_error_if_configured_even_when_some_groups_are_kept():
     engine = ScriptedEngine(lambda index: MIXED if index < 3 else HARD)
     with pytest.raises(RuntimeError, match=r"kept 3 of the 4.*kept 3, .*filter.on_shortage = 'partial'"):
         make_collector(engine, on_shortage="error", max_rounds=2).collect(0)
@@ -157,24 +157,24 @@ def test_a_partial_batch_stays_divisible():
     assert batch.stats["num_groups_surplus"] == 0
     with pytest.raises(RuntimeError, match="positive multiple of 4 prompts"):
         make_collector(engine, max_rounds=1, rows_multiple_of=8).collect(0)
-    with pytest.raises(ValueError, match=r"4 \* 2 responses are no multiple of 3"):
+    with pytest.raises(ValueError, match=r"4 \* 2 responses are not a multiple of 3"):
         make_collector(engine, rows_multiple_of=3)
 
 
-def test_a_disabled_filter_takes_all_but_errors():
+def test_a_disabled_filter_drops_only_verifier_errors():
     kinds = [EASY, ERROR, HARD, MIXED]
     batch = make_collector(ScriptedEngine(lambda index: kinds[index % 4]), enabled=False).collect(0)
     assert indices(batch) == [0, 0, 2, 2, 3, 3, 4, 4]
 
 
-def test_a_prompt_that_comes_twice_makes_two_groups():
+def test_a_prompt_sampled_twice_has_two_groups():
     stream = CountingStream()
     stream.next = lambda num_prompts: CountingStream().next(1) * num_prompts
     batch = make_collector(ScriptedEngine(lambda index: MIXED), stream).collect(0)
     assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_broken_contracts_are_reported():
+def test_wrong_results_of_the_engine_and_the_prompt_provider_are_reported():
     mixed = ScriptedEngine(lambda index: MIXED, version=lambda sample: 5 + sample)
     with pytest.raises(RuntimeError, match=r"mixes policy versions \[5, 6\]"):
         make_collector(mixed).collect(0)
@@ -187,12 +187,12 @@ def test_broken_contracts_are_reported():
 def test_step_ids_are_padded_with_the_last_step():
     collector = make_collector(
         ScriptedEngine(lambda index: MIXED),
-        step_segmenter=lambda ids: [3 * place for place in range(len(ids))],
+        step_segmenter=lambda ids: [3 * index for index in range(len(ids))],
     )
     assert collector.collect(0).step_ids_BT.tolist() == [[0, 0], [0, 3]] * 4
 
 
-def test_oversampling_follows_the_keep_rate_of_the_steps_before_and_a_resumed_run_samples_the_same():
+def test_oversampling_follows_the_keep_rate_of_previous_steps_also_after_a_resume():
     kinds = [MIXED, EASY, HARD]
     stream = CountingStream()
 
@@ -202,8 +202,8 @@ def test_oversampling_follows_the_keep_rate_of_the_steps_before_and_a_resumed_ru
 
     first = collector(stream)
     batches = [first.collect(step) for step in range(2)]
-    # Step 0 finds 0 and 3 in 4 prompts, 6 in 2 / (3 / 5), and 9 in 1 / (4 / 9); step 1 begins with 4 / (5 / 12) = 9.6
-    # prompts of at most 10, and needs one more group from 1 / (4 / 11).
+    # Step 0 keeps prompts 0 and 3 of 4, 6 of the next 2 / (3 / 5), and 9 of the next 1 / (4 / 9). Step 1 starts with
+    # 4 / (5 / 12) = 9.6 prompts, at most 10, and needs one more group from 1 / (4 / 11).
     assert stream.requests == [4, 4, 3, 10, 3]
     assert all(len({rollout.prompt.index for rollout in batch.rollouts}) == 4 for batch in batches)
     state = json.loads(json.dumps(first.state_dict()))
@@ -217,7 +217,7 @@ def test_oversampling_follows_the_keep_rate_of_the_steps_before_and_a_resumed_ru
     assert max(stream.requests) <= 10
 
 
-def test_without_oversampling_the_first_round_is_a_batch_whatever_was_kept_before():
+def test_without_oversampling_the_first_round_has_the_size_of_a_batch():
     stream = CountingStream()
     collector = make_collector(ScriptedEngine(lambda index: HARD if index < 3 else MIXED), stream)
     for step in range(2):
@@ -236,8 +236,8 @@ def test_a_data_set_that_is_too_hard_stops_with_an_explanation():
         on_shortage="partial",
     )
     for step in range(2):
-        collector.collect(2 * step)  # each second step of the stream has a mixed group
-        collector._prompt_stream.num_taken += 20
+        collector.collect(2 * step)  # Every second batch of prompts has a mixed group.
+        collector._prompts.num_taken += 20
     with pytest.raises(RuntimeError) as caught:
         collector.collect(2)
     text = str(caught.value)
@@ -248,7 +248,7 @@ def test_a_data_set_that_is_too_hard_stops_with_an_explanation():
         assert words in text
 
 
-def test_a_good_step_ends_the_count_of_short_ones_and_zero_never_stops():
+def test_a_full_step_resets_the_count_of_short_steps_and_zero_disables_the_check():
     kinds = {0: [MIXED, *[EASY] * 9], 1: [MIXED] * 10}
     for limit, order in ((2, [0, 1, 0, 1, 0]), (0, [0] * 5)):
         script = [kind for number in order for kind in kinds[number]]
@@ -286,18 +286,18 @@ def test_overlong_responses_are_kept_masked_or_penalised():
     assert masked.is_trained_B.tolist() == [True, False] * 4
     assert masked.outcome_rewards_B.tolist() == [1, 0] * 4
     assert masked.stats["num_masked"] == 4
-    # The limit is 8 tokens: over the last 4, 7 tokens are 3/4 of the way.
+    # The limit is 8 tokens and the buffer 4: a response of 7 tokens has used 3/4 of the buffer.
     penalised = make_collector(engine, overlong="penalize", overlong_buffer_tokens=4).collect(0)
     assert penalised.outcome_penalties_B.tolist() == [0.0, -0.75] * 4
     assert penalised.outcome_rewards_B.tolist() == [1, 0] * 4
     assert penalised.stats["mean_overlong_penalty"] == -0.375
-    # A fifth of 8 tokens is 1: only the limit itself costs.
+    # The default buffer is a fifth of 8 tokens, rounded down to 1: only the limit itself is penalized.
     assert (
         make_collector(engine, overlong="penalize").collect(0).outcome_penalties_B.tolist() == [0.0, 0.0] * 4
     )
 
 
-def test_what_was_sampled_is_recorded_kept_or_not():
+def test_every_sampled_group_is_recorded():
     collector = make_collector(ScriptedEngine(lambda index: [MIXED, EASY][index % 2]), max_rounds=1)
     collector.collect(0)
     assert list(collector.last_records) == [
@@ -308,7 +308,7 @@ def test_what_was_sampled_is_recorded_kept_or_not():
     ]
 
 
-def test_stream_keys_differ_and_are_bounded():
+def test_stream_keys_are_distinct_and_bounded():
     keys = {training_stream_key(step, round_index) for step in range(5) for round_index in range(5)}
     keys |= {evaluation_stream_key(step) for step in range(5)}
     assert len(keys) == 30
@@ -323,8 +323,10 @@ def test_stream_keys_differ_and_are_bounded():
 
 
 def verify_parity(pairs):
-    """A task that a random model solves half the time: the first word is even."""
-    return [Verdict(float(int(text.split()[0][1:]) % 2 == 0) if text else math.nan) for text, *_ in pairs]
+    """Verify a task that a random model solves half of the time: the first word is even."""
+    return [
+        FixedOutcome(float(int(text.split()[0][1:]) % 2 == 0) if text else math.nan) for text, *_ in pairs
+    ]
 
 
 def collect_with_real_model(folder, ranks, stream):

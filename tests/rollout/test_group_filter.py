@@ -1,11 +1,16 @@
-"""Verdicts on groups, worked out by hand."""
+"""Filter decisions on groups, worked out by hand."""
 
 import math
 
 import pytest
 
 from megatron_prime.config.tables.filter import FilterConfig
-from megatron_prime.rollout.group_filter import Verdict, accuracy_histogram, judge_groups, split_groups
+from megatron_prime.rollout.group_filter import (
+    FilterDecision,
+    accuracy_histogram,
+    decide_groups,
+    split_groups,
+)
 from megatron_prime.types import FinishReason, Prompt, Rollout
 
 STOP, LENGTH, ABORT = FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT
@@ -21,38 +26,42 @@ def group(rewards, finishes=None, index=0, versions=None):
 
 
 CASES = [
-    ([1, 0, 0, 0, 0], None, Verdict.KEPT),  # 1/5 and 4/5 are inside the band [0.2, 0.8]
-    ([1, 1, 1, 1, 0], None, Verdict.KEPT),
-    ([0, 0, 0, 0, 0], None, Verdict.TOO_HARD),
-    ([1, 1, 1, 1, 1], None, Verdict.TOO_EASY),
-    ([0.1, 0.1, 0.1, 0.1, 0.1], None, Verdict.TOO_HARD),
-    ([0.9, 0.9, 0.9, 0.9, 0.9], None, Verdict.TOO_EASY),
-    ([1, 0, math.nan, 0, 0], None, Verdict.VERIFIER_ERROR),
-    ([1, 0, 0, 0, 0], [LENGTH, LENGTH, STOP, STOP, STOP], Verdict.KEPT),
-    ([1, 0, 0, 0, 0], [LENGTH, LENGTH, LENGTH, STOP, STOP], Verdict.TRUNCATED),
-    ([0, 0, 0, 0, 0], [LENGTH] * 5, Verdict.TRUNCATED),
-    ([1, 0, math.nan, 0, 0], [ABORT, STOP, STOP, STOP, STOP], Verdict.ABORTED),
+    (
+        [1, 0, 0, 0, 0],
+        None,
+        FilterDecision.KEPT,
+    ),  # 1/5 and 4/5 are the bounds of the accuracy band [0.2, 0.8].
+    ([1, 1, 1, 1, 0], None, FilterDecision.KEPT),
+    ([0, 0, 0, 0, 0], None, FilterDecision.TOO_HARD),
+    ([1, 1, 1, 1, 1], None, FilterDecision.TOO_EASY),
+    ([0.1, 0.1, 0.1, 0.1, 0.1], None, FilterDecision.TOO_HARD),
+    ([0.9, 0.9, 0.9, 0.9, 0.9], None, FilterDecision.TOO_EASY),
+    ([1, 0, math.nan, 0, 0], None, FilterDecision.VERIFIER_ERROR),
+    ([1, 0, 0, 0, 0], [LENGTH, LENGTH, STOP, STOP, STOP], FilterDecision.KEPT),
+    ([1, 0, 0, 0, 0], [LENGTH, LENGTH, LENGTH, STOP, STOP], FilterDecision.TRUNCATED),
+    ([0, 0, 0, 0, 0], [LENGTH] * 5, FilterDecision.TRUNCATED),
+    ([1, 0, math.nan, 0, 0], [ABORT, STOP, STOP, STOP, STOP], FilterDecision.ABORTED),
 ]
 
 
-def test_each_group_gets_its_verdict():
+def test_the_filter_decides_on_each_group():
     groups = [group(rewards, finishes, index) for index, (rewards, finishes, _) in enumerate(CASES)]
-    verdicts = judge_groups(groups, FilterConfig(max_truncated_fraction=0.4))
-    assert verdicts == [verdict for _, _, verdict in CASES]
-    assert judge_groups([], FilterConfig()) == []
+    decisions = decide_groups(groups, FilterConfig(max_truncated_fraction=0.4))
+    assert decisions == [decision for _, _, decision in CASES]
+    assert decide_groups([], FilterConfig()) == []
 
 
-def test_a_disabled_filter_still_drops_what_has_no_outcome():
+def test_a_disabled_filter_still_drops_aborted_groups_and_verifier_errors():
     groups = [group(rewards, finishes, index) for index, (rewards, finishes, _) in enumerate(CASES)]
-    always = {Verdict.ABORTED, Verdict.VERIFIER_ERROR}
-    verdicts = judge_groups(groups, FilterConfig(enabled=False, max_truncated_fraction=0))
-    assert verdicts == [verdict if verdict in always else Verdict.KEPT for _, _, verdict in CASES]
+    always = {FilterDecision.ABORTED, FilterDecision.VERIFIER_ERROR}
+    decisions = decide_groups(groups, FilterConfig(enabled=False, max_truncated_fraction=0))
+    assert decisions == [decision if decision in always else FilterDecision.KEPT for _, _, decision in CASES]
 
 
-def test_groups_are_cut_and_checked():
+def test_rollouts_are_split_into_groups_and_checked():
     rollouts = group([1, 0], index=3) + group([0, 0], index=4)
     assert split_groups(rollouts, 2) == [rollouts[:2], rollouts[2:]]
-    with pytest.raises(RuntimeError, match="no multiple of 3"):
+    with pytest.raises(RuntimeError, match="not a multiple of 3"):
         split_groups(rollouts, 3)
     with pytest.raises(RuntimeError, match="prompt 3 are not ordered"):
         split_groups(rollouts, 4)
@@ -62,7 +71,7 @@ def test_groups_are_cut_and_checked():
         split_groups(group([1, 0], index=9, versions=[2, 1]), 2)
 
 
-def test_histogram():
+def test_the_histogram_of_mean_accuracies():
     groups = [group([1, 1]), group([0, 1]), group([0, 0]), group([0, 0]), group([math.nan, 1])]
     text = accuracy_histogram(groups)
     assert text == (
@@ -71,8 +80,8 @@ def test_histogram():
     )
 
 
-def test_a_group_whose_members_straddle_a_sync_is_refused_unless_allowed():
-    straddling = [
+def test_a_group_interrupted_by_a_weight_sync_is_refused_unless_allowed():
+    interrupted = [
         Rollout(
             Prompt(0, (1,), ""),
             sample,
@@ -86,5 +95,5 @@ def test_a_group_whose_members_straddle_a_sync_is_refused_unless_allowed():
         for sample in range(2)
     ]
     with pytest.raises(RuntimeError, match=r"mixes policy versions \[4, 5\]"):
-        split_groups(straddling, 2)
-    assert split_groups(straddling, 2, allow_mixed_versions=True) == [straddling]
+        split_groups(interrupted, 2)
+    assert split_groups(interrupted, 2, allow_mixed_versions=True) == [interrupted]

@@ -17,11 +17,11 @@ def log_all(history, steps):
         history.log(step, STEPS[step])
 
 
-def test_statistics_by_prompt(tmp_path):
+def test_statistics_per_prompt(tmp_path):
     history = PromptHistory(tmp_path / "prompts.jsonl")
     log_all(history, STEPS)
     found = {
-        index: (stats.num_sampled, stats.num_judged, stats.last_step)
+        index: (stats.num_sampled, stats.num_verified, stats.last_step)
         for index, stats in history.prompts.items()
     }
     assert found == {4: (2, 2, 2), 7: (2, 2, 3), 9: (1, 0, 2), 11: (1, 1, 3)}
@@ -36,28 +36,28 @@ def test_statistics_by_prompt(tmp_path):
     assert read_prompt_stats(tmp_path / "prompts.jsonl") == history.prompts
 
 
-def test_a_resumed_run_leaves_the_file_of_an_unbroken_one(tmp_path):
-    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(tmp_path):
+    whole, resumed_path = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     history = PromptHistory(whole)
     log_all(history, STEPS)
     history.close()
-    killed = PromptHistory(broken)
+    killed = PromptHistory(resumed_path)
     log_all(killed, [1, 2])
     killed.close()
-    with broken.open("a") as file:
+    with resumed_path.open("a") as file:
         file.write('{"step": 3, "pro')
-    resumed = PromptHistory(broken, resume_step=2)
+    resumed = PromptHistory(resumed_path, resume_step=2)
     log_all(resumed, [2, 3])
     resumed.close()
-    assert broken.read_bytes() == whole.read_bytes()
+    assert resumed_path.read_bytes() == whole.read_bytes()
     assert resumed.metrics() == history.metrics()
 
 
-def test_nothing_sampled_yet(tmp_path):
+def test_a_new_history_is_empty(tmp_path):
     assert PromptHistory(tmp_path / "a" / "prompts.jsonl").metrics()["num_seen"] == 0
 
 
-def test_another_file_is_refused(tmp_path):
+def test_a_malformed_record_is_refused(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"step": 1}) + "\n")
     with pytest.raises(ValueError, match="step 1 has no list 'prompts'"):

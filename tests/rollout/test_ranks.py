@@ -1,4 +1,4 @@
-"""Sharing work over ranks: contiguous parts that join to the whole."""
+"""Shares of the ranks are contiguous and join to the whole."""
 
 import pytest
 

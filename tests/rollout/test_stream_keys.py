@@ -1,4 +1,4 @@
-"""Every round of every step, and every evaluation, draws from a stream of its own."""
+"""Every round of every step and every evaluation has a stream key of its own."""
 
 import itertools
 
@@ -15,13 +15,13 @@ def test_keys_are_distinct_and_fit_64_bits():
     assert all(0 <= key < 2**64 for key in keys)
 
 
-@pytest.mark.parametrize("place", [(-1, 0), (0, -1), (0, MAX_ROUNDS), (2**40, 0)])
-def test_places_outside_a_run_have_no_training_key(place):
+@pytest.mark.parametrize(("step", "round_index"), [(-1, 0), (0, -1), (0, MAX_ROUNDS), (2**40, 0)])
+def test_a_step_or_round_out_of_range_has_no_training_key(step, round_index):
     with pytest.raises(ValueError, match="no stream key"):
-        training_stream_key(*place)
+        training_stream_key(step, round_index)
 
 
 @pytest.mark.parametrize("step", [-1, 2**40])
-def test_steps_outside_a_run_have_no_evaluation_key(step):
+def test_a_step_out_of_range_has_no_evaluation_key(step):
     with pytest.raises(ValueError, match="no stream key"):
         evaluation_stream_key(step)

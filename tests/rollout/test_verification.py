@@ -1,4 +1,4 @@
-"""Outcomes reach their responses, whichever rank verified them."""
+"""Every response receives its outcome, independent of the rank that verified it."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.support.rollout_doubles import (
     BAD,
     BROKEN,
     GOOD,
-    Verdict,
+    FixedOutcome,
     WordTokenizer,
     run_on_ranks,
     verify_words,
@@ -19,8 +19,8 @@ from tests.support.rollout_doubles import (
 
 def rollouts_ending(words):
     return [
-        Rollout(Prompt(place, (1,), f"answer {place}"), 0, (7, word), (-1.0, -1.0), FinishReason.STOP, 1)
-        for place, word in enumerate(words)
+        Rollout(Prompt(index, (1,), f"answer {index}"), 0, (7, word), (-1.0, -1.0), FinishReason.STOP, 1)
+        for index, word in enumerate(words)
     ]
 
 
@@ -28,7 +28,7 @@ WORDS = [GOOD, BAD, BROKEN, GOOD, GOOD, BAD, BAD]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 9])
-def test_every_rank_gets_every_outcome_and_each_is_verified_once(num_ranks):
+def test_every_rank_has_all_outcomes_and_each_response_is_verified_once(num_ranks):
     seen = []
 
     def verify(pairs):
@@ -43,14 +43,14 @@ def test_every_rank_gets_every_outcome_and_each_is_verified_once(num_ranks):
         assert [reward for reward in rewards if not math.isnan(reward)] == [1, 0, 1, 1, 0, 0]
         assert math.isnan(rewards[2])
         assert [rollout.prompt.index for rollout in verified] == list(range(7))
-    assert sorted(answer for _, answer, _, _ in seen) == [f"answer {place}" for place in range(7)]
+    assert sorted(answer for _, answer, _, _ in seen) == [f"answer {index}" for index in range(7)]
     assert ("7 good", "answer 3", "", "") in seen
 
 
-def test_a_verifier_that_breaks_its_contract_is_reported():
-    short = RolloutVerifier(lambda pairs: [Verdict(1.0)], WordTokenizer())
+def test_a_wrong_number_of_outcomes_or_a_reward_out_of_range_is_reported():
+    short = RolloutVerifier(lambda pairs: [FixedOutcome(1.0)], WordTokenizer())
     with pytest.raises(RuntimeError, match="1 outcomes for 2 responses"):
         short(rollouts_ending([GOOD, BAD]))
-    high = RolloutVerifier(lambda pairs: [Verdict(1.5)], WordTokenizer())
+    high = RolloutVerifier(lambda pairs: [FixedOutcome(1.5)], WordTokenizer())
     with pytest.raises(RuntimeError, match=r"outside \[0, 1\]"):
         high(rollouts_ending([GOOD]))

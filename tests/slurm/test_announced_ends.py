@@ -24,7 +24,7 @@ LONG = {
 def long_unbroken(jobs) -> str:
     """The folder of such a run that nothing happened to."""
     log = jobs.finish(jobs.submit("slurm_long", **LONG))
-    assert "steps done: 60 of 60" in log and "queued again" not in log
+    assert "steps finished: 60 of 60" in log and "queued again" not in log
     return "slurm_long"
 
 

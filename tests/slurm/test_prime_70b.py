@@ -18,7 +18,7 @@ from tests.support.sglang_live import engine_python
 def test_a_job_that_is_asked_to_stop_saves_is_queued_again_and_ends_where_an_unbroken_one_does(
     jobs, unbroken
 ):
-    assert "ended with exit code 0: the run is done\nsteps done: 5 of 5" in unbroken
+    assert "ended with exit code 0: the run is finished\nsteps finished: 5 of 5" in unbroken
     assert (jobs.folder / "slurm_unbroken" / "provenance" / "attempt_0001.json").is_file()
     job = jobs.submit("slurm_stopped")
     jobs.until_step(job, 0, 1)
@@ -64,7 +64,7 @@ def test_a_rank_that_hangs_is_missed_by_the_others_and_the_job_queued_again(jobs
     jobs.until_step(job, 0, 3)
     os.kill(jobs.pid_of_rank(3), signal.SIGSTOP)
     log = jobs.finish(job)
-    assert "ended with exit code 69: ranks missed another" in log and log.count("queued again") == 1
+    assert "ended with exit code 69: a rank or its node was lost" in log and log.count("queued again") == 1
     assert "stuck: rank 3 did not arrive" in "".join(
         path.read_text() for path in jobs.logs(job, 0).glob("rank-*")
     )
@@ -101,7 +101,7 @@ def test_servers_on_both_nodes_serve_a_job_and_one_that_dies_comes_back(jobs):
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     log = jobs.finish(job)
-    assert "steps done: 5 of 5" in log
+    assert "steps finished: 5 of 5" in log
     assert "SGLang server 1 ended; restart 1" in (jobs.logs(job, 0) / "rank-2.log").read_text()
 
 

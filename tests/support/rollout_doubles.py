@@ -1,4 +1,4 @@
-"""Stand-ins for what surrounds the rollout package: ranks as threads, a scripted engine, a toy verifier."""
+"""Test doubles for the rollout package: ranks as threads, a scripted engine, a toy verifier."""
 
 import math
 import threading
@@ -9,11 +9,11 @@ from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import FinishReason, Prompt, Rollout
 
 BUILDING = threading.Lock()
-"""Held while an HF model is built: transformers patches torch.nn.init and the default dtype of the whole process."""
+"""Lock to hold while an HF model is built: transformers patches torch.nn.init and the default dtype of the process."""
 
 
 def run_on_ranks(num_ranks, function):
-    """function(Ranks) on num_ranks threads whose gather is a real exchange; the results by rank."""
+    """Run function(ranks) on num_ranks threads whose gather exchanges lists, and return the results by rank."""
     barrier = threading.Barrier(num_ranks, timeout=30)
     slots = [None] * num_ranks
 
@@ -39,7 +39,7 @@ GOOD, BAD, BROKEN = 1, 0, 2
 
 
 class WordTokenizer:
-    """Token ids as words."""
+    """A tokenizer that decodes each token id to a word."""
 
     def decode(self, token_ids, *, skip_special_tokens):
         assert skip_special_tokens
@@ -49,18 +49,20 @@ class WordTokenizer:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FixedOutcome:
+    """A verifier outcome with a given reward."""
+
     reward: float
 
 
 def verify_words(pairs):
-    """The last word decides; `broken` is a verifier error."""
+    """Verify responses by their last word: `good` is correct, `broken` is a verifier error."""
     scores = {"good": 1.0, "broken": math.nan}
-    return [Verdict(scores.get(text.split()[-1], 0.0)) for text, *_ in pairs]
+    return [FixedOutcome(scores.get(text.split()[-1], 0.0)) for text, *_ in pairs]
 
 
 class CountingStream:
-    """Prompts 0, 1, 2, ..."""
+    """A prompt provider with the prompts 0, 1, 2, ..."""
 
     def __init__(self, sources=("",)):
         self.num_taken = 0
@@ -78,7 +80,7 @@ class CountingStream:
 
 
 class ScriptedEngine:
-    """Gives prompt i the responses of script(i): one token list a sample."""
+    """An engine that answers prompt i with the token lists script(i), one per sample."""
 
     def __init__(self, script, finish=lambda index, sample: FinishReason.STOP, version=lambda sample: 5):
         self.script = script

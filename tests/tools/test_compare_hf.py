@@ -1,4 +1,4 @@
-"""The comparison of two checkpoints tells every kind of difference, and says nothing where there is none."""
+"""The comparison of two checkpoints reports every kind of difference, and nothing for equal checkpoints."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def run(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_equal_checkpoints_agree_nan_included(tmp_path, tensors):
+def test_equal_checkpoints_agree_including_nan(tmp_path, tensors):
     assert compare(tmp_path, tensors, tensors)[:2] == (0, "0 of 2 tensors differ\n")
 
 
@@ -47,14 +47,14 @@ def test_a_single_bit_is_found_and_a_tolerance_accepts_it(tmp_path, tensors):
     assert run(tmp_path / "first", tmp_path / "second", "--tolerance", "1e-6")[0] == 0
 
 
-def test_a_number_lost_to_nan_is_never_within_a_tolerance(tmp_path, tensors):
+def test_a_nan_in_one_checkpoint_is_never_within_the_tolerance(tmp_path, tensors):
     lost = tensors["a.weight"].clone()
     lost[0, 0] = float("nan")
     code, output, _ = compare(tmp_path, tensors, tensors | {"a.weight": lost}, "--tolerance", "1e9")
     assert code == 1 and "a.weight: 1 elements differ, by up to nan" in output
 
 
-def test_missing_tensors_shapes_and_types_are_told(tmp_path, tensors):
+def test_missing_tensors_shapes_and_dtypes_are_reported(tmp_path, tensors):
     other = {"a.weight": tensors["a.weight"].bfloat16(), "c.bias": torch.zeros(1)}
     code, output, _ = compare(tmp_path, tensors, other)
     assert code == 1
@@ -64,6 +64,6 @@ def test_missing_tensors_shapes_and_types_are_told(tmp_path, tensors):
     assert output.endswith("3 of 3 tensors differ\n")
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path):
     code, _, error = run(tmp_path / "nowhere", tmp_path)
     assert code == 2 and "nowhere is not a directory" in error

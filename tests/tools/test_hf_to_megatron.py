@@ -1,4 +1,4 @@
-"""The command line of both tools: there, back, and refusals in one line."""
+"""The command lines of both conversion tools: a round trip, and errors in one line."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def run(tool, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_there_and_back_by_the_command_line(tmp_path):
+def test_a_round_trip_by_the_command_line(tmp_path):
     save_tiny_model("qwen3", tmp_path / "hf")
     there = run("hf_to_megatron.py", tmp_path / "hf", tmp_path / "megatron")
     assert there[0] == 0, there[2]

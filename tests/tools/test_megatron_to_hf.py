@@ -1,8 +1,8 @@
-"""Where weights and config are looked for; the rest is in test_hf_to_megatron and tests/conversion."""
+"""The search for weights and config; test_hf_to_megatron and tests/conversion test the rest."""
 
 import pytest
 
-from tools.megatron_to_hf import places
+from tools.megatron_to_hf import resolve_folders
 
 
 @pytest.fixture
@@ -15,13 +15,13 @@ def folder(tmp_path):
 
 def test_the_config_beside_the_weights_is_found(folder):
     with pytest.raises(ValueError, match="name the HF folder of its model with --hf"):
-        places(folder, None)
+        resolve_folders(folder, None)
     (folder / "config.json").touch()
-    assert places(folder, None) == (folder / "release", folder)
-    assert places(folder / "release", None) == (folder / "release", folder)
+    assert resolve_folders(folder, None) == (folder / "release", folder)
+    assert resolve_folders(folder / "release", None) == (folder / "release", folder)
 
 
-def test_a_config_that_is_named_comes_first(folder, tmp_path):
+def test_the_hf_option_takes_precedence(folder, tmp_path):
     (folder / "config.json").touch()
     (tmp_path / "config.json").touch()
-    assert places(folder, tmp_path) == (folder / "release", tmp_path)
+    assert resolve_folders(folder, tmp_path) == (folder / "release", tmp_path)

@@ -30,7 +30,7 @@ def test_tables_and_csv(tmp_path, capsys):
         ["to 0.8", "0", "0.0%", "0.00"],
         ["to 1.0", "0", "0.0%", "0.00"],
         ["1", "1", "25.0%", "1.00"],
-        ["verifier errors alone", "1", "25.0%", "1.00"],
+        ["verifier errors only", "1", "25.0%", "1.00"],
     ]
     with output.open() as file:
         lines = list(csv.reader(file))
@@ -42,6 +42,6 @@ def test_tables_and_csv(tmp_path, capsys):
     ]
 
 
-def test_a_folder_that_is_no_run(tmp_path, capsys):
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert prompt_stats.main([str(tmp_path)]) == 1
     assert "does not exist" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The summary says why a job ended, once, and who said so."""
+"""The summary has each error once, with the ranks that printed it."""
 
 import subprocess
 import sys
@@ -6,27 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from tools.run_summary import meaning, ranks_in_words, summarize
+from tools.run_summary import format_ranks, meaning, summarize
 
 TOOL = Path(__file__).parents[2] / "tools" / "run_summary.py"
 
-FAULT = "megatron-prime, rank {}: ValueError: no file\n"
+ERROR = "megatron-prime, rank {}: ValueError: no file\n"
 
 
-def test_a_fault_of_several_ranks_is_told_once():
-    logs = {rank: f"step 3/9  s 1.0\n{FAULT.format(rank)}" for rank in range(4)} | {4: "", 5: "step 2/9\n"}
+def test_an_error_of_several_ranks_is_reported_once():
+    logs = {rank: f"step 3/9  s 1.0\n{ERROR.format(rank)}" for rank in range(4)} | {4: "", 5: "step 2/9\n"}
     assert summarize(logs, 1) == [
-        "ended with exit code 1: the run met a fault",
-        "steps done: 3 of 9",
+        "ended with exit code 1: the run failed",
+        "steps finished: 3 of 9",
         "ranks 0-3: megatron-prime, rank N: ValueError: no file",
         "rank 4 wrote nothing",
     ]
 
 
-def test_a_run_that_is_done_has_no_faults():
+def test_a_finished_run_has_no_errors():
     assert summarize({0: "megatron-prime: a warning\nstep 9/9\n"}, 0) == [
-        "ended with exit code 0: the run is done",
-        "steps done: 9 of 9",
+        "ended with exit code 0: the run is finished",
+        "steps finished: 9 of 9",
     ]
 
 
@@ -37,9 +37,9 @@ def test_codes_have_meanings(code, text):
     assert text in meaning(code)
 
 
-def test_ranks_in_words():
-    assert ranks_in_words([7, 1, 2, 3]) == "ranks 1-3, 7"
-    assert ranks_in_words([5]) == "rank 5"
+def test_ranks_are_formatted_as_ranges():
+    assert format_ranks([7, 1, 2, 3]) == "ranks 1-3, 7"
+    assert format_ranks([5]) == "rank 5"
 
 
 def test_the_command_reads_a_folder(tmp_path):
@@ -47,4 +47,7 @@ def test_the_command_reads_a_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, TOOL, tmp_path, "--exit-code", "1"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[1:] == ["no step was done in this start", "rank 10: RuntimeError: boom"]
+    assert done.stdout.splitlines()[1:] == [
+        "no step was finished since the last start",
+        "rank 10: RuntimeError: boom",
+    ]

@@ -1,0 +1,67 @@
+"""The texts that the eval-prm command scores: saved responses, ProcessBench solutions and preference pairs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.data.steps import step_ids
+from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.evaluation.prm_judge import JudgedText
+from megatron_prime.evaluation.process_labels import LabelledSolution, Pair, read_pairs, read_processbench
+from megatron_prime.evaluation.saved_responses import SavedProblem, read_responses
+
+
+class PRMInputs:
+    """Every file named in [prm_evaluation], read and tokenized before any model is loaded.
+
+    Attributes:
+        problems: saved responses, by file name without suffix.
+        solutions: ProcessBench solutions, by split.
+        pairs: preference pairs, by file name without suffix.
+
+    Raises:
+        ValueError: a file cannot be read, has a malformed row, or is empty.
+    """
+
+    def __init__(self, config: PrimeConfig) -> None:
+        settings = config.prm_evaluation
+        tokenizer: Any = load_tokenizer(config.model.path)
+        self.problems: dict[str, list[SavedProblem]] = {
+            path.stem: list(read_responses(path)) for path in settings.responses
+        }
+        self.solutions: dict[str, list[LabelledSolution]] = {
+            split: list(read_processbench(path, config.data, tokenizer))
+            for split, path in settings.processbench.items()
+        }
+        self.pairs: dict[str, list[Pair]] = {
+            path.stem: list(read_pairs(path, config.data, tokenizer)) for path in settings.pairs
+        }
+        self._tokenizer = tokenizer
+        inputs: list[tuple[str, Sequence[object]]] = [
+            *self.problems.items(),
+            *self.solutions.items(),
+            *self.pairs.items(),
+        ]
+        empty = [name for name, rows in inputs if not rows]
+        if empty:
+            raise ValueError(f"prm_evaluation: {', '.join(empty)} has no rows")
+
+    def summary(self) -> list[str]:
+        """Return one line per input with its number of rows."""
+        return [
+            *(f"responses {name}: {len(rows)} problems" for name, rows in self.problems.items()),
+            *(f"ProcessBench {split}: {len(rows)} solutions" for split, rows in self.solutions.items()),
+            *(f"pairs {name}: {len(rows)}" for name, rows in self.pairs.items()),
+        ]
+
+    def split_steps(self, where: str, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> JudgedText:
+        """Return a response split into reasoning steps; `where` names its file and row in errors."""
+        steps = step_ids(self._tokenizer, response_ids)
+        return JudgedText(where, prompt_ids, response_ids, steps, steps[-1] + 1 if steps else 0)
+
+    def step_texts(self, text: JudgedText) -> list[str]:
+        """Return the decoded tokens of each step; "" for a step without tokens."""
+        tokens: list[list[int]] = [[] for _ in range(text.num_steps)]
+        for token, step in zip(text.response_ids, text.token_steps, strict=True):
+            tokens[step].append(token)
+        return [self._tokenizer.decode(step_tokens, skip_special_tokens=True) for step_tokens in tokens]

@@ -1,0 +1,51 @@
+"""Roles of checkpoints; tests/cli/test_convert.py converts those of a real run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.conversion.role import convert_role, role_folder
+from megatron_prime.observability.progress import Progress
+
+
+def config_of(tmp_path, model):
+    return PrimeConfig.model_validate(
+        {
+            "run_dir": tmp_path / "run",
+            "model": {"path": model},
+            "rollout": {"max_prompt_tokens": 64, "max_response_tokens": 64},
+            "trainer": {"num_steps": 1, "max_tokens_per_microbatch": 128},
+            "prm": {"beta": 0.25},
+        }
+    )
+
+
+def test_the_newest_complete_checkpoint_is_the_default(tmp_path):
+    config = config_of(tmp_path, tmp_path)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+        role_folder(config, "policy", None)
+    for step in (1, 2, 3):
+        (checkpoints / f"step_{step:08d}").mkdir(parents=True)
+    for step in (1, 2):
+        (checkpoints / f"step_{step:08d}" / "run.json").write_text(json.dumps({"roles": ["policy"]}))
+    assert role_folder(config, "policy", None) == checkpoints / "step_00000002" / "policy"
+    first = checkpoints / "step_00000001"
+    assert role_folder(config, "policy", first) == first / "policy"
+    with pytest.raises(ValueError, match="has no prm; it has policy"):
+        role_folder(config, "prm", None)
+
+
+def test_a_prm_is_written_with_its_reference_and_beta(hf_models, converted, tmp_path):
+    model = hf_models[0] / "qwen3"
+    source = shutil.copytree(converted / "qwen3" / "release", tmp_path / "checkpoint" / "prm")
+    output = tmp_path / "prm"
+    convert_role(config_of(tmp_path, model), source, output, "bf16", 1, Progress(enabled=False))
+    reward = json.loads((output / "reward_model.json").read_text())
+    assert (reward["beta"], reward["reference"]) == (0.25, str(model))
+    for name, tensor in load_file(output / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(model / "model.safetensors")[name].bfloat16())

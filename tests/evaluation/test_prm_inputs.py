@@ -1,0 +1,70 @@
+"""The inputs of eval-prm are read completely before any model is loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.evaluation.prm_inputs import PRMInputs
+from tests.support.tokenizers import byte_tokenizer
+
+SAMPLES = Path(__file__).parents[2] / "examples" / "data"
+
+
+@pytest.fixture
+def model(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def config_of(model, **settings):
+    return PrimeConfig.model_validate(
+        {
+            "run_dir": model.parent / "run",
+            "model": {"path": model},
+            "rollout": {"max_prompt_tokens": 64, "max_response_tokens": 64},
+            "trainer": {"num_steps": 1, "max_tokens_per_microbatch": 128},
+            "prm_evaluation": settings,
+        }
+    )
+
+
+def test_every_input_is_read_and_counted(tmp_path, model):
+    line = {"prompt_ids": [1], "responses": [{"text": "x", "token_ids": [1], "outcome": 1}]}
+    (tmp_path / "toy.jsonl").write_text(json.dumps(line) + "\n")
+    inputs = PRMInputs(
+        config_of(
+            model,
+            responses=[tmp_path / "toy.jsonl"],
+            processbench={"gsm8k": SAMPLES / "processbench.jsonl"},
+            pairs=[SAMPLES / "pairs.jsonl"],
+        )
+    )
+    assert inputs.summary() == [
+        "responses toy: 1 problems",
+        "ProcessBench gsm8k: 2 solutions",
+        "pairs pairs: 2",
+    ]
+    assert [
+        len(rows) for rows in (inputs.problems["toy"], inputs.solutions["gsm8k"], inputs.pairs["pairs"])
+    ] == [
+        1,
+        2,
+        2,
+    ]
+
+
+def test_an_empty_file_is_refused(tmp_path, model):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="prm_evaluation: empty has no rows"):
+        PRMInputs(config_of(model, responses=[tmp_path / "empty.jsonl"]))
+
+
+def test_a_response_is_split_into_steps_whose_texts_join_to_it(model):
+    inputs = PRMInputs(config_of(model, pairs=[SAMPLES / "pairs.jsonl"]))
+    response = "Add. Then\n\\boxed{2}"
+    text = inputs.split_steps("a, row 1", [1, 2], byte_tokenizer().encode(response))
+    assert (text.where, text.num_steps, len(text.token_steps)) == ("a, row 1", 3, len(response))
+    assert inputs.step_texts(text) == ["Add. ", "Then\n", "\\boxed{2}"]
+    assert inputs.split_steps("a, row 2", [1], []).num_steps == 0
