@@ -16,8 +16,7 @@ from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology, build_topology
 from megatron_prime.resharding.layouts import EngineLayout, local_parameters
 from megatron_prime.resharding.summary import summary
-from megatron_prime.resharding.transport import RankTransport
-from megatron_prime.resharding.weight_sync import plan_for, training_layout
+from megatron_prime.resharding.transport import RankTransport, plan_for, training_layout
 
 
 class _CpuCopyService(GlooCopyService):

@@ -190,14 +190,6 @@ class RolloutBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightBucket:
-    """Blocks of HF tensors that are sent to an engine together during one weight sync."""
-
-    blocks: tuple["WeightBlock", ...]
-    policy_version: int
-
-
-@dataclass(frozen=True, slots=True)
 class WeightBlock:
     """The slice of the HF tensor `hf_name` that starts at `start` along `dim`; all other dims are whole."""
 

@@ -4,8 +4,6 @@ from megatron_prime.cli.assemble import build_rollout, start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.engines.local.engine import LocalEngine
-from megatron_prime.engines.sglang.engine import SGLangEngine
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator
 from megatron_prime.evaluation.result_files import write_metrics
@@ -30,7 +28,6 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
         evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
         for note in evaluator.notes():
             progress.line(note)
-        assert isinstance(rollout.engine, LocalEngine | SGLangEngine)
         rollout.engine.load_from_hf(config.model.path)
         report = evaluator(0)
     finally:

@@ -9,7 +9,6 @@ from typing import Any
 from megatron_prime.cli.assemble import (
     RolloutParts,
     build_rollout,
-    build_weight_sync,
     scoring_settings,
     start_topology,
 )
@@ -26,9 +25,9 @@ from megatron_prime.observability.provenance import save_provenance
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
+from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.checkpoint.run_lock import RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping
 from megatron_prime.training.health.guards import Guards
@@ -100,8 +99,8 @@ def _train(
         step_index = state.step_index
         collector_state = state.collector
         progress.line(f"resuming after step {step_index} from {checkpoint}")
-    sync = build_weight_sync(config, topology, rollout, models.policy.built)
-    _first_sync(config, sync, step_index, progress)
+    sync = rollout.sampler.make_weight_sync(models.policy.built)
+    _first_sync(sync, step_index, rollout.sampler.startup_note, progress)
     parts = _parts(config, models, stream, sync, rollout, progress)
     parts.collector.load_state_dict(collector_state)
     trainer = Trainer(config, parts, step_index)
@@ -127,6 +126,7 @@ def _train(
         progress.line(str(stopped))
         raise SystemExit(EXIT_CODE) from None
     finally:
+        sync.close()
         for file in filter(None, (logger, history)):
             file.close()
     if config.checkpoint.export_hf:
@@ -136,18 +136,14 @@ def _train(
     progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
 
 
-def _first_sync(config: PrimeConfig, sync: WeightSync, step_index: int, progress: Progress) -> None:
-    """Push the starting weights; servers take their time to start, so a person is told what is waited for."""
-    if not config.rollout.uses_servers:
-        sync.push(step_index)
-        return
-    settings, started = config.rollout.sglang, time.monotonic()
-    where = "on each node" if settings.nodes == "all" else "here"
-    started_here = f"{settings.num_servers} started {where}, logs in {config.run_dir / 'sglang'}"
-    servers = ", ".join(settings.urls) or started_here
-    progress.line(f"waiting for the SGLang servers ({servers})")
+def _first_sync(sync: WeightSync, step_index: int, startup_note: str, progress: Progress) -> None:
+    """Push the starting weights. Servers may take minutes to start, so the user is told what the run waits for."""
+    started = time.monotonic()
+    if startup_note:
+        progress.line(startup_note)
     sync.push(step_index)
-    progress.line(f"SGLang serves the policy, {time.monotonic() - started:.0f} s later")
+    if startup_note:
+        progress.line(f"the engine serves the policy, {time.monotonic() - started:.0f} s later")
 
 
 class _Models:

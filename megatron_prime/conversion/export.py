@@ -10,8 +10,7 @@ from megatron_prime.models.builder import BuiltModel
 from megatron_prime.parallel.collectives import broadcast_object
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout
-from megatron_prime.resharding.transport import RankTransport
-from megatron_prime.resharding.weight_sync import plan_for
+from megatron_prime.resharding.transport import RankTransport, plan_for
 
 
 def export_hf(

@@ -1,7 +1,7 @@
-"""Carries out a ReshardPlan between the training ranks themselves: no file, no gather of whole tensors.
+"""Executes a ReshardPlan between the training ranks themselves, without files and without gathering whole tensors.
 
-Slices that a rank needs from itself are views. Of the others, large ones that are contiguous where they lie travel as
-they are, and all the rest of a bucket as one flat message a pair of ranks, over gloo or NCCL.
+Slices that a rank needs from itself are views. Large slices that are contiguous in memory are sent as they are; the
+other slices of a bucket are packed into one message per pair of ranks, over gloo or NCCL.
 """
 
 from collections import defaultdict
@@ -10,27 +10,47 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.buckets import Bucket
 from megatron_prime.resharding.buckets import buckets as cut
-from megatron_prime.resharding.plan import ReshardPlan, Transfer
+from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
+from megatron_prime.resharding.plan import ReshardPlan, Transfer, plan_reshard
 from megatron_prime.types import WeightBlock
 
 _DIRECT_BYTES = 1 << 20
-"""From this size on a message of its own costs less than a copy into a shared one."""
+"""From this size on, a message of its own costs less than a copy into a packed one."""
+
+
+def training_layout(topology: Topology) -> TrainingLayout:
+    """Return the part of a topology that decides which rank holds which weights."""
+    return TrainingLayout(
+        tp=topology.tensor_size,
+        pp=topology.pipeline_size,
+        dp=topology.data_size,
+        cp=topology.context_size,
+        vpp=topology.virtual_size,
+        ep=topology.expert_size,
+        etp=topology.expert_tensor_size,
+    )
+
+
+def plan_for(shape: ModelShape, topology: Topology, engines: EngineLayout, dtype: torch.dtype) -> ReshardPlan:
+    """Return the plan that brings this job's weights to engines of some layout."""
+    return plan_reshard(shape, training_layout(topology), engines, bytes_per_element=dtype.itemsize)
 
 
 class RankTransport:
-    """Delivers each rank the blocks of HF tensors that the plan gives it.
+    """Delivers to each rank the blocks of HF tensors that the plan assigns to it.
 
     Args:
-        plan: targets must be ranks of the training job.
+        plan: its targets must be ranks of the training job.
         parameters: this rank's Megatron parameters by name.
         topology: the layout that the plan was made for.
-        dtype: what travels; the cast happens at the source.
-        max_bucket_bytes: most bytes that a rank sends or gets at a time.
-        buckets: the plan's, cut before; may lack what does not concern this rank.
+        dtype: the type to send; slices are cast on the rank that they come from.
+        max_bucket_bytes: the most bytes that a rank sends or receives at a time.
+        buckets: the plan cut into buckets beforehand; may omit transfers that do not concern this rank.
     """
 
     def __init__(
@@ -49,16 +69,17 @@ class RankTransport:
         self._buckets = cut(plan, max_bucket_bytes) if buckets is None else buckets
 
     def deliver(self) -> Iterator[list[WeightBlock]]:
-        """Yield this rank's blocks bucket by bucket; a tensor's blocks all come in one bucket.
+        """Yield this rank's blocks bucket by bucket; all blocks of a tensor come in one bucket.
 
-        Blocks may share memory with the model: use them before asking for the next bucket. Collective over all ranks,
-        which must all exhaust the iterator.
+        Blocks may share memory with the model or with a buffer, so use them before advancing to the next bucket.
+        Collective: every rank must exhaust the iterator, since the others wait for its slices.
         """
         for bucket in self._buckets:
             beat("bucket of weights")
             yield self._deliver_bucket(bucket)
 
     def _deliver_bucket(self, bucket: Bucket) -> list[WeightBlock]:
+        # batch_isend_irecv posts all sends and receives at once, so that no order of ranks can deadlock.
         outgoing: dict[int, list[Transfer]] = defaultdict(list)
         incoming: dict[int, list[Transfer]] = defaultdict(list)
         blocks = []
@@ -84,12 +105,12 @@ class RankTransport:
         return blocks
 
     def slice_of(self, transfer: Transfer) -> torch.Tensor:
-        """What a transfer from this rank carries, cast; a view where nothing must be cast."""
+        """Return the slice of a transfer from this rank, cast; a view of the parameter if it has the dtype already."""
         parameter = self._parameters[transfer.source_param].detach()
         return parameter.narrow(transfer.dim, transfer.source_local_start, transfer.length).to(self._dtype)
 
     def _messages(self, transfers: Sequence[Transfer]) -> list[torch.Tensor]:
-        """What goes to one rank; a message of one slice is a view unless it must be cast."""
+        """Return the messages to one rank; a message of one slice is a view unless it must be cast."""
         slices = [[self.slice_of(t).reshape(-1) for t in group] for group in _grouped(transfers)]
         return [group[0] if len(group) == 1 else torch.cat(group) for group in slices]
 
@@ -106,7 +127,7 @@ class RankTransport:
 
 
 def _grouped(transfers: Sequence[Transfer]) -> list[list[Transfer]]:
-    """The messages that carry the transfers from one rank to another: both of them ask here."""
+    """Group the transfers from one rank to another into messages. Both ranks must group alike."""
     direct = [[t] for t in transfers if t.dim == 0 and t.num_bytes >= _DIRECT_BYTES]
     packed = [t for t in transfers if t.dim != 0 or t.num_bytes < _DIRECT_BYTES]
     return [*direct, packed] if packed else direct
@@ -117,9 +138,9 @@ def _block(transfer: Transfer, tensor: torch.Tensor) -> WeightBlock:
 
 
 def _block_shape(transfer: Transfer, num_elements: int) -> tuple[int, ...]:
-    """Shape of a slice of a vector or of a matrix (all that decoders have)."""
+    """Return the shape of a slice; the weights of decoders are vectors and matrices only."""
     if num_elements == transfer.length:
-        # A vector, or a matrix whose other dim is 1: the receiver's check of the shape tells.
+        # A vector. It could also be a matrix whose other dim is 1; the sink would then refuse the shape.
         return (transfer.length,)
     other = num_elements // transfer.length
     return (transfer.length, other) if transfer.dim == 0 else (other, transfer.length)

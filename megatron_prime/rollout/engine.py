@@ -1,25 +1,24 @@
-"""What the trainer asks of a rollout engine, whichever it is.
+"""The interface of a rollout engine, and its errors.
 
-serving --begin_weight_update--> updating --load_weights...--> updating --end_weight_update--> serving
-   |                                                              |
-   +--release_memory--> serving or, where that costs the weights, none      +-- a tensor is incomplete --> no weights
+An engine gets its weights by a `rollout.weight_sync.WeightSync`, which knows both the trainer and the engine.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
-from megatron_prime.types import Prompt, Rollout, SamplingParams, WeightBucket
+from megatron_prime.types import Prompt, Rollout, SamplingParams
 
 NO_WEIGHTS = -1
-"""policy_version of an engine without a complete set of weights."""
+"""The policy_version of an engine without a complete set of weights."""
 
 
 class EngineError(RuntimeError):
-    """An engine could not do its work; the message says what failed and how to mend it."""
+    """An engine failed; the message says what failed and how to fix it."""
 
 
 class WeightSyncError(EngineError):
-    """A weight sync was used out of order, or left tensors incomplete."""
+    """A weight sync failed or was used out of order; or the engine was used without complete weights."""
 
 
 class Engine(Protocol):
@@ -30,74 +29,58 @@ class Engine(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """Version of the last complete weight sync; NO_WEIGHTS before, during and after a failed one."""
+        """Version of the last complete weight sync; NO_WEIGHTS before the first, during each, and after a failed one."""
         ...
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int
     ) -> list[Rollout]:
-        """Sample group_size responses to each prompt.
+        """Sample `group_size` responses to each prompt.
 
         The tokens depend on the weights, params, the engine's seed, stream_key, the prompt's index and the
         sample index; never on batching, the number of ranks or the other prompts, except where rounding
         decides a near-tie.
 
         Args:
-            prompts: may repeat; the repetitions get responses of their own.
-            params: how to sample.
-            group_size: responses a prompt.
-            stream_key: chooses fresh random numbers; equal keys repeat the responses. In [0, 2**64).
+            prompts: may contain duplicates, each of which gets responses of its own.
+            params: sampling parameters.
+            group_size: number of responses per prompt.
+            stream_key: selects the random numbers; equal keys repeat the responses. In [0, 2**64).
 
         Returns:
             The complete list on every rank, ordered by prompt and then by sample_index, unverified.
 
         Raises:
-            ValueError: params or a prompt that the model can't serve.
+            ValueError: the model can't serve these params or prompts.
             WeightSyncError: there are no complete weights.
-            EngineError: a part of the engine failed and could not be brought back.
+            EngineError: a part of the engine failed and could not be restarted.
         """
         ...
 
     def release_memory(self) -> None:
-        """Say that nothing will be sampled before the next weight sync, which takes back what is given up here.
+        """Announce that nothing will be sampled before the next weight sync.
 
-        An engine that shares GPUs with the trainer gives all its memory up, weights included, and then refuses to
-        generate; others may do nothing.
-
-        Raises:
-            EngineError: a server is in an unknown state that it can't be brought out of.
-        """
-        ...
-
-    def begin_weight_update(self, policy_version: int) -> None:
-        """Open a sync to policy_version (>= 0). The old weights are invalid from here on.
+        An engine that shares GPUs with the trainer frees all its memory, weights included, and refuses to generate
+        until the next weight sync, which allocates the memory again. Other engines may do nothing.
 
         Raises:
-            WeightSyncError: a sync is already open.
+            EngineError: a server did not answer, and it is unknown whether it holds memory.
         """
-        ...
-
-    def load_weights(self, bucket: WeightBucket) -> None:
-        """Copy blocks in; they may be overwritten by the caller once this returns.
-
-        Raises:
-            WeightSyncError: no sync is open, or the bucket belongs to another version.
-            ValueError: unknown tensor, block outside its tensor, or entries written twice.
-        """
-        ...
-
-    def end_weight_update(self) -> None:
-        """Close the sync and serve the new version.
-
-        Raises:
-            WeightSyncError: names the tensors not written entirely; the engine then stays without weights.
-        """
-        ...
-
-    def weight_checksums(self) -> dict[str, str]:
-        """`weight_intake.tensor_checksum` of every tensor that a sync writes, by HF name."""
         ...
 
     def close(self) -> None:
         """Free the engine's memory and processes. May be called twice."""
+        ...
+
+
+class CheckpointEngine(Engine, Protocol):
+    """An engine that can also sample from the weights of a checkpoint, without a trainer."""
+
+    def load_from_hf(self, model_path: Path, policy_version: int = 0) -> None:
+        """Load the weights of an HF checkpoint in safetensors.
+
+        Raises:
+            ValueError: the folder is not a checkpoint of the engine's model.
+            WeightSyncError: the weights are incomplete, or did not reach every server.
+        """
         ...

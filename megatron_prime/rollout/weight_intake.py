@@ -1,39 +1,42 @@
-"""The receiving end of a weight sync: copies blocks into tensors, proves each element written once."""
+"""The receiving end of a weight sync in this process: copies blocks into tensors and proves that each is complete."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
-from megatron_prime.types import WeightBlock, WeightBucket
+from megatron_prime.types import WeightBlock
 
 _MAX_NAMES_IN_ERROR = 8
 
 
 def tensor_checksum(tensor: Tensor) -> str:
-    """Hex digest of a tensor's bytes, 64 bits. Different dtypes differ even where their values agree."""
+    """Return a 64-bit hex digest of a tensor's bytes. Equal values in different dtypes have different digests."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return hashlib.blake2b(raw.tobytes(), digest_size=8).hexdigest()
 
 
 @dataclass(slots=True)
 class _Coverage:
-    """Which entries of one tensor were written in this sync."""
+    """The entries of one tensor that were written in this sync."""
 
     dim: int | None = None
-    """The dimension that this sync cuts the tensor along; None before any partial block."""
+    """The dim that this sync cuts the tensor along; None until a partial block arrives."""
     intervals: list[tuple[int, int]] = field(default_factory=list)
     num_elements: int = 0
 
 
 class WeightIntake:
-    """State machine of weight syncs into a fixed set of tensors.
+    """Receives weight syncs into a fixed set of tensors.
+
+    `receive` is a whole sync. It consists of `begin`, `load` for every bucket of blocks, and `end`, which can also be
+    called one by one.
 
     Args:
-        tensors: by HF name, what a sync must write; written in place.
+        tensors: the tensors that a sync must write completely, by HF name; they are written in place.
         aliases: tied HF name -> the name in `tensors` that stands for it. Tied names must not be sent.
     """
 
@@ -43,13 +46,37 @@ class WeightIntake:
         """Tied HF name -> the name that is sent for it."""
         self._coverage: dict[str, _Coverage] = {}
         self._incoming_version: int | None = None
+        self._is_closed = False
         self.policy_version = NO_WEIGHTS
         """Version of the complete weights; NO_WEIGHTS while there are none."""
 
+    def receive(self, policy_version: int, buckets: Iterable[Iterable[WeightBlock]]) -> None:
+        """Take in a whole sync. The blocks of a bucket may share memory that the next bucket overwrites.
+
+        Raises:
+            ValueError: a negative version, or blocks that do not fit, see `load`.
+            WeightSyncError: tensors were not written completely; there are then no valid weights.
+        """
+        self.begin(policy_version)
+        try:
+            for blocks in buckets:
+                self.load(blocks)
+            self.end()
+        finally:
+            # After an error in the middle, the next sync starts afresh.
+            self._incoming_version = None
+
     def begin(self, policy_version: int) -> None:
-        """Open a sync. Raises WeightSyncError when one is open, ValueError for a negative version."""
+        """Open a sync. The old weights are invalid from here on.
+
+        Raises:
+            ValueError: the version is negative.
+            WeightSyncError: a sync is open already, or the intake is closed.
+        """
         if policy_version < 0:
             raise ValueError(f"policy_version = {policy_version} must not be negative")
+        if self._is_closed:
+            raise WeightSyncError("the engine is closed")
         if self._incoming_version is not None:
             raise WeightSyncError(
                 f"the weight sync to version {self._incoming_version} is still open; end it before "
@@ -59,22 +86,23 @@ class WeightIntake:
         self._incoming_version = policy_version
         self.policy_version = NO_WEIGHTS
 
-    def load(self, bucket: WeightBucket) -> None:
-        """Copy the bucket's blocks, cast to the tensors' dtype. Raises as `Engine.load_weights` says."""
+    def load(self, blocks: Iterable[WeightBlock]) -> None:
+        """Copy blocks, cast to the tensors' dtype; the caller may overwrite them afterwards.
+
+        Raises:
+            WeightSyncError: no sync is open.
+            ValueError: unknown tensor, block outside of its tensor, or entries written twice.
+        """
         if self._incoming_version is None:
-            raise WeightSyncError("weights arrived outside a sync; call begin_weight_update first")
-        if bucket.policy_version != self._incoming_version:
-            raise WeightSyncError(
-                f"a bucket of version {bucket.policy_version} arrived in the sync to {self._incoming_version}"
-            )
-        for block in bucket.blocks:
+            raise WeightSyncError("weights arrived outside a sync: begin one first")
+        for block in blocks:
             self._load_block(block)
 
     def end(self) -> None:
         """Close the sync. Raises WeightSyncError naming incomplete tensors: then no weights are valid."""
         version = self._incoming_version
         if version is None:
-            raise WeightSyncError("no weight sync is open; call begin_weight_update first")
+            raise WeightSyncError("no weight sync is open: begin one first")
         self._incoming_version = None
         missing = [
             f"{name} ({self._coverage[name].num_elements} of {tensor.numel()})"
@@ -92,15 +120,21 @@ class WeightIntake:
         self.policy_version = version
 
     def checksums(self) -> dict[str, str]:
-        """tensor_checksum by HF name."""
+        """Return `tensor_checksum` of every tensor by HF name."""
         return {name: tensor_checksum(tensor) for name, tensor in self._tensors.items()}
 
     def require_weights(self) -> None:
-        """Raises WeightSyncError unless complete weights are held."""
+        """Raise WeightSyncError unless there are complete weights."""
         if self._incoming_version is not None:
             raise WeightSyncError(f"can't generate while the weight sync to {self._incoming_version} is open")
         if self.policy_version == NO_WEIGHTS:
             raise WeightSyncError("can't generate: no weight sync has succeeded yet, or the last one failed")
+
+    def close(self) -> None:
+        """Forget the tensors, so that their memory can be freed, and refuse further syncs."""
+        self._is_closed = True
+        self._tensors, self.aliases, self._coverage = {}, {}, {}
+        self.policy_version = NO_WEIGHTS
 
     def _load_block(self, block: WeightBlock) -> None:
         name = block.hf_name
@@ -111,13 +145,13 @@ class WeightIntake:
         target = self._tensors[name]
         _check_shape(block, target)
         length = block.tensor.shape[block.dim]
-        _mark(self._coverage[name], block, length, is_whole=length == target.shape[block.dim])
+        _mark_written(self._coverage[name], block, length, is_whole=length == target.shape[block.dim])
         with torch.no_grad():
             target.narrow(block.dim, block.start, length).copy_(block.tensor)
 
 
 def _check_shape(block: WeightBlock, target: Tensor) -> None:
-    """The block lies inside the tensor and is whole in all dims but one."""
+    """Raise ValueError unless the block lies inside the tensor and is whole in all dims but one."""
     shape = list(block.tensor.shape)
     fits = len(shape) == target.dim() and 0 <= block.dim < target.dim()
     if fits:
@@ -134,8 +168,11 @@ def _check_shape(block: WeightBlock, target: Tensor) -> None:
         )
 
 
-def _mark(coverage: _Coverage, block: WeightBlock, length: int, *, is_whole: bool) -> None:
-    """Note the block as written; entries written twice would hide others that never came."""
+def _mark_written(coverage: _Coverage, block: WeightBlock, length: int, *, is_whole: bool) -> None:
+    """Record the block as written. Raises ValueError for an overlap with earlier blocks or a cut along another dim.
+
+    Completeness is checked by counting elements, so an entry written twice would hide one that never came.
+    """
     start, stop = block.start, block.start + length
     written_twice = coverage.num_elements > 0 and (
         is_whole

@@ -13,9 +13,9 @@ from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
-from megatron_prime.resharding.weight_sync import WeightSync
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch, MismatchAlarm
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch

@@ -1,4 +1,4 @@
-"""What one rank does in the tests of tests/resharding/test_transport.py and test_weight_sync.py."""
+"""What one rank does in the tests of tests/resharding/test_transport.py and test_block_sync.py."""
 
 import torch
 
@@ -7,9 +7,9 @@ from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.convert import import_hf
 from megatron_prime.models.builder import build_model
 from megatron_prime.parallel.collectives import all_gather_lists
+from megatron_prime.resharding.block_sync import BlockSync, embedded_weight_sync
 from megatron_prime.resharding.layouts import EngineLayout
-from megatron_prime.resharding.transport import RankTransport
-from megatron_prime.resharding.weight_sync import WeightSync, embedded_weight_sync, plan_for
+from megatron_prime.resharding.transport import RankTransport, plan_for
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import Prompt, SamplingParams
 from tests.support.layout_worker import topology_of
@@ -93,12 +93,12 @@ def _sync(layout, folders, prompts, num_tokens, dtype, bucket_bytes):
         max_batch_size=8,
         ranks=Ranks(topology.rank, topology.world_size, lambda items: all_gather_lists(items, topology)),
     )
-    sync = embedded_weight_sync(engine, built.shape, parameters, topology, platform.dtype)
+    sync = embedded_weight_sync(engine.weights, built.shape, parameters, topology, platform.dtype)
     if bucket_bytes:
         engines = EngineLayout.consecutive(topology.world_size, tp=1)
         plan = plan_for(built.shape, topology, engines, platform.dtype)
         transport = RankTransport(plan, parameters, topology, platform.dtype, bucket_bytes)
-        sync = WeightSync(engine, transport)
+        sync = BlockSync(engine.weights, transport)
     report = {"version": [engine.policy_version], "checksums": [], "responses": []}
 
     def note():
@@ -106,7 +106,7 @@ def _sync(layout, folders, prompts, num_tokens, dtype, bucket_bytes):
         questions = [Prompt(index, tuple(ids), "") for index, ids in enumerate(prompts)]
         rollouts = engine.generate(questions, params, group_size=1, stream_key=0)
         report["version"].append(engine.policy_version)
-        report["checksums"].append(engine.weight_checksums())
+        report["checksums"].append(engine.weights.checksums())
         report["responses"].append([list(rollout.response_ids) for rollout in rollouts])
 
     sync.push(3)

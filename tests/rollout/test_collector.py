@@ -10,9 +10,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from megatron_prime.config.tables.filter import FilterConfig
-from megatron_prime.config.tables.rollout import RolloutConfig
 from megatron_prime.engines.local.engine import LocalEngine
-from megatron_prime.engines.local.sampling import training_sampling
 from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
@@ -339,12 +337,11 @@ def collect_with_real_model(folder, ranks, stream):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(vocabulary, "w0")), eos_token="w299"
     )
-    config = RolloutConfig(max_response_tokens=6)
     collector = Collector(
         engine,
         stream,
         RolloutVerifier(verify_parity, tokenizer, ranks),
-        training_sampling(config, [299, 250, 251]),
+        SamplingParams(6, stop_token_ids=(299, 250, 251)),
         FilterConfig(),
         prompts_per_step=6,
         group_size=4,

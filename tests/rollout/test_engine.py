@@ -1,11 +1,12 @@
-"""The embedded engine keeps the contract of the Protocol, name by name and parameter by parameter."""
+"""Every engine keeps the contract of the Protocol, name by name and parameter by parameter."""
 
 import inspect
 
 import pytest
 
 from megatron_prime.engines.local.engine import LocalEngine
-from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
+from megatron_prime.engines.sglang.engine import SGLangEngine
+from megatron_prime.rollout.engine import NO_WEIGHTS, CheckpointEngine, Engine
 
 MEMBERS = [name for name in vars(Engine) if not name.startswith("_")]
 
@@ -15,17 +16,14 @@ def test_the_protocol_is_what_the_trainer_uses():
         "policy_version",
         "generate",
         "release_memory",
-        "begin_weight_update",
-        "load_weights",
-        "end_weight_update",
-        "weight_checksums",
         "close",
     }
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_the_embedded_engine_has_the_same_signature(name):
-    wanted, given = getattr(Engine, name), getattr(LocalEngine, name)
+@pytest.mark.parametrize("engine", [LocalEngine, SGLangEngine])
+@pytest.mark.parametrize("name", [*MEMBERS, "load_from_hf"])
+def test_every_engine_has_the_same_signatures(engine, name):
+    wanted, given = getattr(CheckpointEngine, name), getattr(engine, name)
     if isinstance(wanted, property):
         assert isinstance(given, property)
     else:

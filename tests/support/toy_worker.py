@@ -155,8 +155,9 @@ def stale_step(folder: str) -> dict[str, Any]:
         parts.policy.score = watched_score
         parts.engine.__dict__ |= {
             name: partial(_watched, calls, name, getattr(parts.engine, name))
-            for name in ("generate", "release_memory", "begin_weight_update", "end_weight_update")
+            for name in ("generate", "release_memory")
         }
+        parts.weight_sync.__dict__["push"] = partial(_watched, calls, "push", parts.weight_sync.push)
         collected: list[Any] = []
         collect = collector.collect
         collector.collect = lambda step: collected.append(collect(step)) or collected[0]
@@ -167,7 +168,7 @@ def stale_step(folder: str) -> dict[str, Any]:
         batch, mask = collected[0], collected[0].response_mask_BT
         gap = (scored[0][1].logprobs_BT - batch.rollout_logprobs_BT).double()
         total = sum(abs(value) for value in gap[mask].tolist())
-        for name in ("generate", "release_memory", "begin_weight_update", "end_weight_update"):
+        for name in ("generate", "release_memory"):
             del parts.engine.__dict__[name]
     return {
         "metrics": metrics,
@@ -206,7 +207,6 @@ def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = Non
     from megatron_prime.cli import train
     from megatron_prime.config.loading import load_config
     from megatron_prime.observability import Progress
-    from megatron_prime.resharding.weight_sync import embedded_weight_sync
     from megatron_prime.training.trainer import Trainer
 
     config = load_config(Path("run.toml"), overrides)
@@ -214,9 +214,7 @@ def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = Non
     progress = Progress(enabled=False)
     models = train._build_models(config, topology, load_weights=True)
     stream = train._prompt_stream(config, progress)
-    built = models.policy.built
-    parameters = dict(built.module.named_parameters())
-    sync = embedded_weight_sync(rollout.engine, built.shape, parameters, topology, topology.platform.dtype)
+    sync = rollout.sampler.make_weight_sync(models.policy.built)
     sync.push(0)
     warnings: list[str] = [] if expected_warnings is None else expected_warnings
     parts = replace(train._parts(config, models, stream, sync, rollout, progress), warn=warnings.append)

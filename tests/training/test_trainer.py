@@ -142,4 +142,4 @@ def test_the_engine_is_told_when_sampling_is_over_and_before_anything_is_scored(
     calls = stale_step["calls"]
     last_sampled, first_scored = len(calls) - 1 - calls[::-1].index("generate"), calls.index("score")
     assert calls[last_sampled + 1 : first_scored] == ["release_memory"]
-    assert calls[-2:] == ["begin_weight_update", "end_weight_update"] and calls.count("release_memory") == 1
+    assert calls[-1] == "push" and calls.count("push") == calls.count("release_memory") == 1

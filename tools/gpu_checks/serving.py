@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_prime.cli.assemble import RolloutParts, build_rollout, build_weight_sync
-from megatron_prime.resharding.weight_sync import WeightSync
+from megatron_prime.cli.assemble import RolloutParts, build_rollout
+from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.phase_memory import make_room
 from megatron_prime.types import Prompt, SamplingParams
@@ -51,7 +51,7 @@ def _with_transport(transport: str, setting: Setting) -> Iterator[Line]:
         start = time.perf_counter()
         rollout = build_rollout(built.config, built.topology)
         try:
-            sync = build_weight_sync(built.config, built.topology, rollout, built.policy.built)
+            sync = rollout.sampler.make_weight_sync(built.policy.built)
             sync.push(0)
             yield info(f"{transport}: server started and first sync", time.perf_counter() - start, "s")
             yield from _sync_times(transport, sync, built, setting)

@@ -1,8 +1,8 @@
 """Autoregressive decoding of one batch of requests with an HF causal language model.
 
-Prompts are left-padded and each distinct one is prefilled once; its cache row is then copied to all its
-requests. When a quarter of the rows has finished, they leave the batch, so late tokens cost only what long
-responses need.
+Prompts are left-padded, and each distinct prompt is prefilled once; its row of the cache is then copied to all of its
+requests. When a quarter of the rows have finished they are removed from the batch, so that the last tokens of long
+responses do not cost a full batch.
 
 Shapes: U distinct prompts, B requests still in the batch, L tokens so far, V vocab.
 """
@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from megatron_prime.engines.local.sampling import StreamKey, sample_tokens
+from megatron_prime.engines.local.sampling import sample_tokens
+from megatron_prime.engines.requests import StreamKey
 from megatron_prime.types import FinishReason, Prompt, SamplingParams
 
 _COMPACT_BELOW = 0.75
-"""Rows leave the batch when fewer than this share of it is unfinished: the cache is copied O(log B) times."""
+"""Finished rows are removed when a smaller share of the batch is unfinished: O(log B) copies of the cache."""
 _PADDING_ID = 0
-"""Any valid token: the attention mask hides it."""
+"""Token id of the padding; any valid one will do, since the attention mask hides it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One response to be sampled."""
+    """A response to be sampled."""
 
     prompt: Prompt
     sample_index: int
@@ -36,7 +37,7 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """One response being sampled."""
+    """A response while it is sampled."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -52,16 +53,16 @@ class _Batch:
     positions_B: Tensor
     """Position of the next token."""
     logits_BV: Tensor
-    """Of the next token."""
+    """Logits of the next token."""
     last_tokens_B: Tensor
-    """Sampled, but not yet in the cache."""
+    """Tokens that were sampled but are not in the cache yet."""
     responses: list[Response]
-    """One a row, shared with the caller."""
+    """The response of each row, shared with the caller."""
     uniforms_BT: Tensor
     unfinished: list[bool]
 
     def select(self, rows: list[int]) -> None:
-        """Keep these rows, in this order; a row may be repeated (before decoding starts)."""
+        """Keep these rows, in this order. Before decoding starts, rows may be repeated."""
         rows_B = torch.tensor(rows, device=self.positions_B.device)
         self.cache.batch_select_indices(rows_B)
         self.attention_mask_BL = self.attention_mask_BL[rows_B]
@@ -70,7 +71,7 @@ class _Batch:
         self.last_tokens_B = self.last_tokens_B[rows_B]
 
     def compact(self) -> None:
-        """Let finished rows go when they are many."""
+        """Remove the finished rows if there are enough of them."""
         rows = [row for row, unfinished in enumerate(self.unfinished) if unfinished]
         if not rows or len(rows) >= _COMPACT_BELOW * len(self.unfinished):
             return
@@ -86,16 +87,19 @@ def decode_batch(
 ) -> list[Response]:
     """Sample all requests at once.
 
-    Memory: the KV cache of len(requests) sequences as long as the longest prompt plus the longest response
-    (about twice that for one layer while it grows), and a few [B, V] tensors.
+    Memory: the KV cache of len(requests) sequences as long as the longest prompt plus the longest response, about twice
+    that for one layer while it grows, and a few [B, V] tensors.
 
     Args:
         model: an HF causal LM in eval mode, whole on one device.
-        requests: at least one; equal prompts share their prefill wherever they stand.
-        params: how to sample.
+        requests: at least one; equal prompts share their prefill.
+        params: sampling parameters.
 
     Returns:
-        One response a request, in order.
+        The response to each request, in order.
+
+    Raises:
+        RuntimeError: the model's log-probs are not finite.
     """
     batch = _prefill(model, requests, params)
     responses = list(batch.responses)
@@ -109,7 +113,7 @@ def decode_batch(
 
 
 def _prefill(model: PreTrainedModel, requests: Sequence[Request], params: SamplingParams) -> _Batch:
-    """Run the distinct prompts and copy their cache rows to the requests."""
+    """Compute the distinct prompts, and copy their rows of the cache to the requests."""
     device = model.device
     row_of_prompt: dict[tuple[int, ...], int] = {}
     rows = [row_of_prompt.setdefault(request.prompt.token_ids, len(row_of_prompt)) for request in requests]
@@ -145,7 +149,7 @@ def _prefill(model: PreTrainedModel, requests: Sequence[Request], params: Sampli
 
 
 def _forward(model: PreTrainedModel, batch: _Batch) -> None:
-    """Append the last token of each row and compute the next logits."""
+    """Append the last token of each row to the cache and compute the next logits."""
     tokens_B1 = batch.last_tokens_B[:, None]
     batch.attention_mask_BL = torch.cat([batch.attention_mask_BL, torch.ones_like(tokens_B1)], dim=-1)
     output = model(
@@ -161,7 +165,8 @@ def _forward(model: PreTrainedModel, batch: _Batch) -> None:
 
 
 def _pick(batch: _Batch, position: int, params: SamplingParams) -> None:
-    """Sample one token a row and write it to the unfinished responses."""
+    """Sample one token per row and append it to the unfinished responses."""
+    # Finished rows are sampled as well: leaving them out would cost a copy of the cache at every token.
     tokens_B, logprobs_B = sample_tokens(
         batch.logits_BV, batch.uniforms_BT[:, position], params.temperature, params.top_p
     )
@@ -169,9 +174,7 @@ def _pick(batch: _Batch, position: int, params: SamplingParams) -> None:
         if not batch.unfinished[row]:
             continue
         if not math.isfinite(logprob):
-            raise RuntimeError(
-                "the rollout model gives log-probabilities that are not finite: its weights have diverged"
-            )
+            raise RuntimeError("the rollout model's log-probs are not finite: its weights have diverged")
         response = batch.responses[row]
         response.token_ids.append(token)
         response.logprobs.append(logprob)

@@ -1,7 +1,7 @@
-"""The tensors of a transformers model by the names of its checkpoint, fused experts taken apart. No copies.
+"""Views of a transformers model's tensors by the names of its HF checkpoint.
 
-A checkpoint holds a matrix for each projection of each expert. transformers 5 keeps all experts of a layer in two
-tensors, [E, 2 F, H] and [E, H, F], and renames some: weights that arrive by name must find their place in them.
+A checkpoint has one matrix for each projection of each expert. transformers 5 keeps all experts of a layer in two
+tensors, [E, 2 F, H] and [E, H, F], and renames some; weights that arrive by checkpoint name are copied into views.
 """
 
 import re
@@ -16,11 +16,11 @@ _IN_MEMORY = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate\.weight|experts\.gate
 
 
 def checkpoint_views(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """Views of a state dict by checkpoint names. A model without experts keeps its names.
+    """Return views of a state dict by checkpoint names. A model without experts keeps its names.
 
     Args:
-        state: what `state_dict(keep_vars=True)` of the transformers model gives.
-        family: its model_type.
+        state: the result of `state_dict(keep_vars=True)` of the transformers model.
+        family: model_type of the model.
     """
     tensors = {placement: [] for placement in Placement}
     for row in FAMILIES[family].rows if family in FAMILIES else ():
@@ -43,7 +43,7 @@ def checkpoint_views(state: Mapping[str, Tensor], family: str) -> dict[str, Tens
 def _matrices(
     layer: str, kind: str, fused: Tensor, expert_tensors: list[HFTensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each expert's own matrices of a fused tensor; the table has them in the order gate, up, down."""
+    """Yield each expert's own matrices of a fused tensor. The table lists them in the order gate, up, down."""
     gate, up, down = expert_tensors
     parts = (gate, up) if kind.endswith("gate_up_proj") else (down,)
     for expert, matrix in enumerate(fused):

@@ -1,4 +1,4 @@
-"""HTTP to one SGLang server: every call with a deadline, retries where a repetition is harmless, faults by kind."""
+"""HTTP client of one SGLang server: every call has a deadline, harmless calls are retried, errors have types."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ _MAX_BODY_IN_ERROR = 600
 
 
 class ServerUnreachableError(EngineError):
-    """No answer: the server is down, hangs, or the connection broke. Another try or another server may do."""
+    """The server gave no answer: it is down, hangs, or the connection broke. Another try or server may succeed."""
 
 
 class ServerRefusedError(EngineError):
@@ -32,18 +32,18 @@ class ServerRefusedError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and after which waits a call is repeated that got no answer."""
+    """The number and timing of repetitions of a call that got no answer."""
 
     num_tries: int = 4
-    """The first included."""
+    """Number of tries, including the first."""
     first_wait_s: float = 0.25
     factor: float = 2.0
     max_wait_s: float = 8.0
     jitter: float = 0.5
-    """A wait is drawn from [1 - jitter, 1] of its length, so that many callers don't come back at once."""
+    """Waits are drawn from [1 - jitter, 1] of their length, so that many callers do not return at the same time."""
 
     def wait_s(self, num_failures: int, draw: float) -> float:
-        """Seconds to wait after num_failures (>= 1) failures; draw is uniform in [0, 1)."""
+        """Return the seconds to wait after num_failures (>= 1) failures; `draw` is uniform in [0, 1)."""
         longest = min(self.first_wait_s * self.factor ** (num_failures - 1), self.max_wait_s)
         return longest * (1 - self.jitter * draw)
 
@@ -52,7 +52,7 @@ class RetryPolicy:
         call: Callable[[], Awaitable[Answer]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> Answer:
-        """`call` until it answers. Raises the last ServerUnreachableError; other errors at once."""
+        """Repeat `call` until it answers. Raises the last ServerUnreachableError, and other errors at once."""
         for num_failures in range(1, self.num_tries):
             try:
                 return await call()
@@ -65,10 +65,10 @@ ONCE = RetryPolicy(num_tries=1)
 
 
 class SGLangClient:
-    """Calls of one server. Belongs to the event loop that first uses it.
+    """Client of one server. Belongs to the event loop that first uses it.
 
-    Raises, in every method: ServerUnreachableError when there is no answer by the deadline, ServerRefusedError when the
-    server says no. Calls that would do harm when carried out twice are not repeated.
+    Every method raises ServerUnreachableError when there is no answer by the deadline and ServerRefusedError when the
+    server refuses. Calls that would do harm when executed twice are not repeated.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class SGLangClient:
         control_timeout_s: float = 300.0,
         retry: RetryPolicy | None = None,
     ) -> None:
-        """Keep the parts; connects on the first call.
+        """Make a client, which connects on the first call.
 
         Args:
-            url: http://host:port of the server itself: a router does not pass control calls on.
+            url: http://host:port of the server itself; a router does not forward control calls.
             request_timeout_s: deadline of `generate`.
-            control_timeout_s: deadline of the other calls.
-            retry: of calls that may be repeated.
+            control_timeout_s: deadline of all other calls.
+            retry: policy for the calls that may be repeated.
         """
         self.url = url.rstrip("/")
         self._request_timeout_s = request_timeout_s
         self._control_timeout_s = control_timeout_s
         self._retry = retry or RetryPolicy()
-        # No limit here: the balancer bounds what is in flight. trust_env: a proxy must not see loopback calls.
+        # The balancer limits the requests in flight. trust_env is off, or a proxy of the environment would get the calls.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(base_url=self.url, limits=limits, trust_env=False)
 
@@ -99,89 +99,68 @@ class SGLangClient:
         """Close the connections."""
         await self._http.aclose()
 
-    # -- sampling --------------------------------------------------------------------------------------------------
-
     async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """POST /generate; `sglang_sampling.request_body` makes the body. Not repeated: the caller picks a server."""
+        """POST /generate with the body of `sampling.request_body`. Not repeated: the caller picks another server."""
         answer = await self._call("/generate", body, timeout_s=self._request_timeout_s, retry=ONCE)
         return _as_dict(answer, self.url, "/generate")
-
-    async def abort_request(self, request_id: str) -> None:
-        """Stop one request, which answers with what it has so far. Unknown ids are ignored."""
-        await self._call("/abort_request", {"rid": request_id}, empty_answer=True)
-
-    async def abort_all(self) -> None:
-        """Stop every request, those of other clients too."""
-        await self._call("/abort_request", {"abort_all": True}, empty_answer=True)
 
     async def pause_generation(self, mode: PauseMode) -> None:
         """Stop sampling until `continue_generation`.
 
-        abort: requests end. retract: they wait and recompute their KV cache, so that tokens after an update are the new
-        weights'. in_place: they keep their KV cache, which then mixes weights.
+        Modes: with "abort" running requests end. With "retract" they wait and compute their KV cache anew, so that all
+        tokens after an update come from the new weights. With "in_place" they keep their KV cache, which then mixes
+        weights.
         """
         await self._call("/pause_generation", {"mode": mode})
 
     async def continue_generation(self) -> None:
-        """Sample again."""
+        """Resume sampling."""
         await self._call("/continue_generation", {})
 
-    async def flush_cache(self) -> None:
-        """Forget all prefixes. Refused while requests run, unless generation is paused by abort or retract."""
-        await self._call("/flush_cache", {}, empty_answer=True)
-
-    # -- health ----------------------------------------------------------------------------------------------------
-
     async def model_info(self, *, retry: bool = True) -> dict[str, Any]:
-        """What is served; has `weight_version`. Answers as soon as the server is ready."""
+        """Return facts about the served model, with `weight_version`. Answers as soon as the server is ready."""
         policy = None if retry else ONCE
         answer = await self._call("/model_info", None, timeout_s=10.0, retry=policy)
         return _as_dict(answer, self.url, "/model_info")
 
-    async def server_info(self) -> dict[str, Any]:
-        """The server's arguments and limits."""
-        return _as_dict(await self._call("/server_info", None, timeout_s=30.0), self.url, "/server_info")
-
     async def weight_version(self) -> str:
-        """The version string that the server puts on its tokens."""
+        """Return the version string that the server attaches to its tokens."""
         return str((await self.model_info()).get("weight_version", ""))
 
     async def check_health(self) -> None:
-        """Returns when the scheduler answers, after a second or so; raises as every method."""
+        """Return when the scheduler answers, which takes about a second; raise like every method otherwise."""
         await self._call("/health", None, timeout_s=HEALTH_TIMEOUT_S, retry=ONCE, empty_answer=True)
-
-    # -- weights ---------------------------------------------------------------------------------------------------
 
     async def update_weights_from_disk(
         self, model_path: str, weight_version: str, *, flush_cache: bool = True
     ) -> None:
-        """Load an HF checkpoint that the server can read. After a refusal the old weights serve on."""
+        """Load an HF checkpoint that the server can read. After a refusal the server keeps its old weights."""
         body = {"model_path": model_path, "weight_version": weight_version, "flush_cache": flush_cache}
         await self._update("/update_weights_from_disk", body, retry=self._retry)
 
     async def begin_weight_update(self) -> None:
-        """Open a session; updates from tensors and from a group are refused outside of one."""
+        """Open an update session; updates from tensors are refused outside of one."""
         await self._update("/begin_weight_update", {})
 
     async def end_weight_update(self) -> None:
-        """Close the session: quantised weights are finished."""
+        """Close the update session; SGLang then post-processes quantized weights."""
         await self._update("/end_weight_update", {})
 
     async def update_weights_from_tensor(
         self,
         payloads: Sequence[str],
         *,
-        load_format: str | None = "flattened_bucket",
-        flush_cache: bool = False,
-        weight_version: str | None = None,
+        load_format: str,
+        flush_cache: bool,
+        weight_version: str,
     ) -> None:
-        """Copy tensors in.
+        """Update weights from tensors in the request.
 
         Args:
-            payloads: base64 of SGLang's serialised tensors, one a tensor-parallel rank of the server.
-            load_format: flattened_bucket, None for plain tensors, or the name of a custom weight loader.
-            flush_cache: True with the last bucket alone.
-            weight_version: set with the last bucket.
+            payloads: base64 of SGLang's serialized named tensors, one per tensor-parallel rank of the server.
+            load_format: name of a custom weight loader.
+            flush_cache: forget all cached prefixes afterwards, which old weights have computed.
+            weight_version: version string to serve afterwards.
         """
         body = {
             "serialized_named_tensors": list(payloads),
@@ -191,85 +170,30 @@ class SGLangClient:
         }
         await self._update("/update_weights_from_tensor", body)
 
-    async def init_weights_update_group(
-        self,
-        *,
-        master_address: str,
-        master_port: int,
-        rank_offset: int,
-        world_size: int,
-        group_name: str = "weight_update_group",
-        backend: str = "nccl",
-    ) -> None:
-        """Join a process group with the trainer. Answers only when all have joined: call all members at once."""
-        body = {
-            "master_address": master_address,
-            "master_port": master_port,
-            "rank_offset": rank_offset,
-            "world_size": world_size,
-            "group_name": group_name,
-            "backend": backend,
-        }
-        await self._update("/init_weights_update_group", body)
-
-    async def destroy_weights_update_group(self, group_name: str = "weight_update_group") -> None:
-        """Leave a process group."""
-        await self._update("/destroy_weights_update_group", {"group_name": group_name})
-
-    async def update_weights_from_distributed(
-        self,
-        *,
-        names: Sequence[str],
-        dtypes: Sequence[str],
-        shapes: Sequence[Sequence[int]],
-        group_name: str = "weight_update_group",
-        load_format: str | None = "flattened_bucket",
-        flush_cache: bool = False,
-        weight_version: str | None = None,
-    ) -> None:
-        """Receive tensors that the group's rank 0 broadcasts. Start this call and the broadcast together.
-
-        A refusal (outside of a session, say) comes before the server receives: watch this call while broadcasting.
-        """
-        body = {
-            "names": list(names),
-            "dtypes": list(dtypes),
-            "shapes": [list(shape) for shape in shapes],
-            "group_name": group_name,
-            "load_format": load_format,
-            "flush_cache": flush_cache,
-            "weight_version": weight_version,
-        }
-        await self._update("/update_weights_from_distributed", body)
-
     async def update_weight_version(self, weight_version: str) -> None:
-        """Rename the weights that are there."""
+        """Change the version string of the current weights."""
         body = {"new_version": weight_version, "abort_all_requests": False}
         await self._update("/update_weight_version", body, retry=self._retry)
 
     async def weight_checksums(self) -> list[dict[str, str]]:
-        """SGLang's checksums of its own (fused) parameters by name, one dict a tensor-parallel rank."""
+        """Return SGLang's checksums of its own (fused) parameters by name, one dict per tensor-parallel rank."""
         answer = await self._call("/weights_checker", {"action": "checksum"})
         ranks = _as_dict(answer, self.url, "/weights_checker").get("ranks", [])
         return [dict(rank["checksums"]) for rank in ranks]
 
-    # -- memory ----------------------------------------------------------------------------------------------------
+    async def release_memory_occupation(self, tags: Sequence[str]) -> None:
+        """Free GPU memory by tag (weights, kv_cache, cuda_graph). Does nothing on a CPU.
 
-    async def release_memory_occupation(self, tags: Sequence[str] | None = None) -> None:
-        """Give GPU memory back, by tag (weights, kv_cache, cuda_graph) or all. No-op on a CPU.
-
-        The server ends unless it is idle; `pause_generation` by retraction makes it so. Not repeated.
+        A server that is not idle crashes; `pause_generation("retract")` makes it idle. Not repeated.
         """
-        await self._call("/release_memory_occupation", _tags(tags), retry=ONCE, empty_answer=True)
+        await self._call("/release_memory_occupation", {"tags": list(tags)}, retry=ONCE, empty_answer=True)
 
-    async def resume_memory_occupation(self, tags: Sequence[str] | None = None) -> None:
-        """Take it again. Weights come back without content: update them before the next request.
+    async def resume_memory_occupation(self, tags: Sequence[str]) -> None:
+        """Allocate freed memory again. Weights come back without content: update them before the next request.
 
-        The server ends over a tag that it has not given back. Not repeated.
+        A server crashes when it has not freed the tag before. Not repeated.
         """
-        await self._call("/resume_memory_occupation", _tags(tags), retry=ONCE, empty_answer=True)
-
-    # -- the wire --------------------------------------------------------------------------------------------------
+        await self._call("/resume_memory_occupation", {"tags": list(tags)}, retry=ONCE, empty_answer=True)
 
     async def _update(self, path: str, body: Mapping[str, Any], retry: RetryPolicy = ONCE) -> None:
         answer = _as_dict(await self._call(path, body, retry=retry), self.url, path)
@@ -285,12 +209,12 @@ class SGLangClient:
         retry: RetryPolicy | None = None,
         empty_answer: bool = False,
     ) -> object:
-        """GET when body is None, else POST. Returns the decoded JSON, None where the answer has no content."""
+        """GET if body is None, otherwise POST. Returns the decoded JSON, or None for calls with an empty answer."""
         seconds = timeout_s or self._control_timeout_s
 
         async def once() -> object:
             try:
-                # httpx bounds each read alone; a server that trickles must not escape the deadline.
+                # The timeouts of httpx bound each read; a server that sends byte after byte would never exceed them.
                 async with asyncio.timeout(seconds):
                     response = await self._http.request(
                         "GET" if body is None else "POST", path, json=body, timeout=httpx.Timeout(seconds)
@@ -308,7 +232,7 @@ class SGLangClient:
     def _decoded(self, response: httpx.Response, path: str, empty_answer: bool) -> object:
         if response.status_code != httpx.codes.OK:
             text = f"{self.url}{path} answered {response.status_code}: {response.text[:_MAX_BODY_IN_ERROR]}"
-            # 5xx come from a server that goes down, or a proxy before it: as good as no answer.
+            # A server that is shutting down, or a proxy in front of it, answers 5xx: treat it like no answer.
             if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
                 raise ServerUnreachableError(text)
             raise ServerRefusedError(text, response.status_code)
@@ -326,7 +250,3 @@ def _as_dict(answer: object, url: str, path: str) -> dict[str, Any]:
             f"{url}{path} answered {type(answer).__name__}, not an object", httpx.codes.OK
         )
     return answer
-
-
-def _tags(tags: Sequence[str] | None) -> dict[str, list[str]]:
-    return {} if tags is None else {"tags": list(tags)}

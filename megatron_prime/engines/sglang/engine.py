@@ -1,6 +1,6 @@
-"""Rollouts from SGLang servers: the production implementation of `megatron_prime.rollout.engine.Engine`.
+"""The rollout engine of SGLang servers: the production implementation of `rollout.engine.Engine`.
 
-main thread, all ranks     generate / weight updates --> Driver: meet, wait, share the result
+main thread, all ranks     generate, weight updates --> Driver: meet, wait, share the result
 driver's loop (rank 0)     Generation --> Fleet / Balancer --> SGLangClient --HTTP--> servers
 supervisor threads         SupervisedServer --> guardian process --> server
 """
@@ -8,16 +8,15 @@ supervisor threads         SupervisedServer --> guardian process --> server
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from megatron_prime.config.tables.rollout import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS, SGLangConfig
+from megatron_prime.engines.requests import ModelLimits, check_request
 from megatron_prime.engines.sglang.client import ServerUnreachableError
+from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES, load_everywhere, reload
 from megatron_prime.engines.sglang.driver import Driver
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
@@ -32,20 +31,11 @@ from megatron_prime.engines.sglang.launch import (
 from megatron_prime.engines.sglang.memory import ServerMemory, is_colocated
 from megatron_prime.engines.sglang.nodes import Nodes, NodeServers, Server, start_everywhere
 from megatron_prime.engines.sglang.routing import RoutingReader
-from megatron_prime.engines.sglang.sampling import ModelLimits, check_request
-from megatron_prime.engines.sglang.weights.disk import (
-    MAX_TRIES,
-    DiskWeights,
-    WeightPath,
-    WeightPathFactory,
-    update_all_from_disk,
-    update_from_disk,
-)
-from megatron_prime.hf.mapping import hf_tensors
-from megatron_prime.hf.shape import read_shape
+from megatron_prime.engines.sglang.sampling import check_stop_tokens
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
-from megatron_prime.types import Prompt, Rollout, SamplingParams, WeightBucket
+from megatron_prime.rollout.weight_sync import WeightSync
+from megatron_prime.types import Prompt, Rollout, SamplingParams
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 30.0
@@ -53,24 +43,24 @@ _CLOSE_S = 30.0
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since the engine was made; on rank 0."""
+    """Counters since the engine was made, on rank 0."""
 
     num_recoveries: int = 0
     """Servers brought back."""
     num_replayed: int = 0
     """Responses submitted again because a server failed."""
     num_resampled_groups: int = 0
-    """Groups sampled again because their versions differed."""
+    """Groups sampled again because their policy versions differed."""
 
 
 class SGLangEngine:
-    """See `megatron_prime.rollout.engine.Engine`; every method is collective unless it says otherwise.
+    """See `rollout.engine.Engine`; every method is collective unless it says otherwise.
 
     Rank 0 starts the servers on its node, or each node's first rank those there, or they are attached to by URL; rank 0
     talks to them for all ranks.
 
-    Unlike the contract asks, equal stream keys repeat a response only with rollout.sglang.deterministic: SGLang draws
-    from one stream a server otherwise. The model's own end-of-sequence tokens end a response besides params' ones.
+    In deviation from the interface, equal stream keys repeat a response only with rollout.sglang.deterministic: otherwise
+    SGLang draws from one random stream per server. The model's own end-of-sequence tokens end a response, too.
     """
 
     def __init__(
@@ -83,7 +73,6 @@ class SGLangEngine:
         settings: SGLangConfig,
         run_dir: Path,
         ranks: Ranks | None = None,
-        weights: WeightPathFactory | None = None,
     ) -> None:
         """Start the servers in the background; the first weight sync waits for them.
 
@@ -95,16 +84,15 @@ class SGLangEngine:
             settings: the section rollout.sglang.
             run_dir: logs and weight files go to its folder `sglang`.
             ranks: this process among the training ranks.
-            weights: how weights travel; default by files.
 
         Raises:
             ValueError: no config.json in model_path, no engine environment, or settings that SGLang can't serve.
         """
-        ranks = ranks or Ranks()
+        self.ranks = ranks or Ranks()
         self._model_path = Path(model_path)
         self._seed = seed
         self._settings = settings
-        self._limits = ModelLimits.of(self._model_path)
+        self._limits = ModelLimits.of(self._model_path, SGLANG_RESERVED_POSITIONS)
         self._routing = RoutingReader.of(self._model_path) if settings.routing_replay else None
         if not settings.urls and not settings.python.is_file():
             raise ValueError(
@@ -116,50 +104,48 @@ class SGLangEngine:
             check_quantization(settings, device)
         self._policy_version = NO_WEIGHTS
         self._incoming_version: int | None = None
-        self._generation: Generation | None = None
+        self._restore: Callable[[int], None] | None = None
+        """Gives a restarted server, by index, the current weights; None before there are any."""
         self._num_calls = 0
         self.stats = EngineStats()
-        self._driver = Driver(ranks, self._resync)
-        folder = run_dir / "sglang"
-        self._supervised: list[Server] = []
+        self.driver = Driver(self.ranks, self._resync)
+        self.folder = run_dir / "sglang"
+        self.servers: list[Server] = []
+        """The servers started by this job, on rank 0; empty elsewhere."""
         self._node_servers: NodeServers | None = None
         self.nodes = Nodes((0,), ("127.0.0.1",))
-        """Those with servers, equal on every rank."""
+        """The nodes with servers, equal on every rank."""
         if settings.nodes == "all" and not settings.urls:
-            self.nodes = Nodes.find(ranks, int(os.environ.get("LOCAL_RANK", "0")))
-        self._loaded_from: Path | None = None
+            self.nodes = Nodes.find(self.ranks, int(os.environ.get("LOCAL_RANK", "0")))
         self._is_closed = False
         self.fleet: Fleet | None = None
         """The servers, on rank 0; None elsewhere."""
         self._memory: ServerMemory | None = None
         plan = LaunchPlan(self._model_path, device, dtype, seed, settings)
-        if ranks.rank in self.nodes.first_ranks:
-            plan = self._prepare(plan, folder)
+        if self.ranks.rank in self.nodes.first_ranks:
+            plan = self._prepare(plan)
         if not settings.urls:
-            start_timeout_s = settings.startup_timeout_s
-            self._supervised, self._node_servers = start_everywhere(
-                plan, self.nodes, ranks, folder, _LOG.warning, start_timeout_s
+            self.servers, self._node_servers = start_everywhere(
+                plan, self.nodes, self.ranks, self.folder, _LOG.warning, settings.startup_timeout_s
             )
-        if self._driver.is_driver:
-            self.fleet = Fleet(self._supervised, settings, self._driver.ask_for_resync)
+        if self.driver.is_driver:
+            self.fleet = Fleet(self.servers, settings, self.driver.ask_for_resync)
             self._memory = ServerMemory(self.fleet, plan.is_colocated)
-        make_weights = weights or self._disk_weights(folder, dtype)
-        self._weights: WeightPath = make_weights(self._driver, self.fleet)
 
-    def _prepare(self, plan: LaunchPlan, folder: Path) -> LaunchPlan:
-        """Put in place what this node's servers need. Raises ValueError when weights can't go to them as asked."""
+    def _prepare(self, plan: LaunchPlan) -> LaunchPlan:
+        """Write the files that this node's servers need. Raises ValueError for an unsuitable weight transport."""
         plan = replace(
-            plan, is_colocated=is_colocated(plan), loader_folder=install_receiver(folder / "loader")
+            plan, is_colocated=is_colocated(plan), loader_folder=install_receiver(self.folder / "loader")
         )
         if plan.settings.quantization == "fp8" and not plan.settings.urls:
-            plan = replace(plan, model_path=install_quantized(self._model_path, folder / "quantized"))
+            plan = replace(plan, model_path=install_quantized(self._model_path, self.folder / "quantized"))
         if plan.settings.weight_transport == "shards":
             check_transport(plan)
         return plan
 
     @property
     def num_servers(self) -> int:
-        """All of them, equal on every rank."""
+        """Number of servers, equal on every rank."""
         return len(self._settings.urls) or self._settings.num_servers * len(self.nodes.first_ranks)
 
     @property
@@ -167,19 +153,15 @@ class SGLangEngine:
         """See `Engine.policy_version`."""
         return self._policy_version
 
-    @property
-    def servers(self) -> tuple[Server, ...]:
-        """The servers started by this job, on rank 0. Not collective."""
-        return tuple(self._supervised)
-
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int
     ) -> list[Rollout]:
-        """See `Engine.generate`, and the class for what repeats."""
+        """See `Engine.generate`, and the class for the meaning of stream_key."""
         self._require_open()
         if self._policy_version == NO_WEIGHTS or self._incoming_version is not None:
             raise WeightSyncError("can't generate: no weight sync has succeeded yet, or one is open")
         check_request(prompts, params, group_size, stream_key, self._limits)
+        check_stop_tokens(params, self._limits)
         settings = GenerationSettings(
             params,
             group_size,
@@ -189,78 +171,67 @@ class SGLangEngine:
             self._settings.allow_mixed_versions,
             self._routing,
         )
-        return self._driver.run(lambda: self._generate(prompts, settings))
-
-    def abort_all(self) -> None:
-        """End the running `generate` early: every response keeps what it has, at least one token.
-
-        Not collective: call it on rank 0, from another thread. Elsewhere, and when nothing runs, it does nothing.
-        """
-        generation, loop_thread = self._generation, self._driver.loop_thread
-        if generation is not None and loop_thread is not None:
-            loop_thread.loop.call_soon_threadsafe(generation.abort)
+        return self.driver.run(lambda: self._generate(prompts, settings))
 
     def release_memory(self) -> None:
-        """See `Engine.release_memory`. Servers give it up where they share GPUs with the trainer."""
+        """See `Engine.release_memory`. Servers free theirs if they share GPUs with the trainer."""
         self._require_open()
-        if self._incoming_version is None and self._driver.run(lambda: self._server_memory().release()):
+        if self._incoming_version is None and self.driver.run(lambda: self._server_memory().release()):
             self._policy_version = NO_WEIGHTS
 
-    def begin_weight_update(self, policy_version: int) -> None:
-        """See `Engine.begin_weight_update`."""
+    @contextlib.contextmanager
+    def weight_update(self, policy_version: int, sync: WeightSync) -> Iterator[None]:
+        """Enclose the delivery of new weights to the servers; for the implementations of `WeightSync`.
+
+        There are no valid weights inside. At the end every server must hold the version and say so, or be restarted and
+        given it by `sync.resync`; the engine then serves it. After an exception the engine has no weights.
+
+        Args:
+            policy_version: the new version, >= 0.
+            sync: gives the weights to servers that restart later on.
+
+        Raises:
+            ValueError: the version is negative.
+            WeightSyncError: another update is open, or a server keeps losing the version.
+        """
         self._require_open()
         if policy_version < 0:
             raise ValueError(f"policy_version = {policy_version} must not be negative")
         if self._incoming_version is not None:
             raise WeightSyncError(f"the weight sync to version {self._incoming_version} is still open")
-        self._incoming_version = policy_version
         self._policy_version = NO_WEIGHTS
-        self._driver.run(lambda: self._server_memory().wake_for_weights())
-        self._weights.begin(policy_version)
-
-    def load_weights(self, bucket: WeightBucket) -> None:
-        """See `Engine.load_weights`."""
-        if self._incoming_version is None:
-            raise WeightSyncError("weights arrived outside a sync; call begin_weight_update first")
-        self._weights.load(bucket)
-
-    def end_weight_update(self) -> None:
-        """See `Engine.end_weight_update`. Returns when every server serves the new version."""
-        version = self._incoming_version
-        if version is None:
-            raise WeightSyncError("no weight sync is open; call begin_weight_update first")
-        self._incoming_version = None
-        self._weights.end(version)
-        self._driver.run(lambda: self._server_memory().wake())
-        self._loaded_from = None
-        self._adopt(version)
+        self._incoming_version = policy_version
+        try:
+            # The KV cache comes back later: until then its memory is free for the buffers of the transfer.
+            self.driver.run(lambda: self._server_memory().wake_for_weights())
+            yield
+        finally:
+            self._incoming_version = None
+        self.driver.run(lambda: self._server_memory().wake())
+        self._adopt(policy_version, sync.resync)
 
     def load_from_hf(self, model_path: Path, policy_version: int = 0) -> None:
-        """Have the servers load an HF checkpoint from files that they can read.
+        """See `CheckpointEngine.load_from_hf`. The servers must be able to read the files.
 
         Raises:
-            WeightSyncError: a server could not; when all still serve the weights from before, the engine goes on with
-                those, otherwise it has none.
+            WeightSyncError: a server could not load them. The engine continues with its old weights if all servers
+                still serve those; otherwise it has none.
         """
         self._require_open()
         path, before = Path(model_path), self._policy_version
         self._policy_version = NO_WEIGHTS
-        self._driver.run(lambda: self._server_memory().wake())
+        self.driver.run(lambda: self._server_memory().wake())
         try:
-            self._driver.run(lambda: update_all_from_disk(self._open_fleet(), path, policy_version))
+            self.driver.run(lambda: load_everywhere(self.open_fleet(), path, policy_version))
         except WeightSyncError:
-            if before != NO_WEIGHTS and set(
-                self._driver.run(lambda: self._open_fleet().weight_versions())
-            ) == {before}:
+            if before != NO_WEIGHTS and set(self.driver.run(lambda: self.open_fleet().weight_versions())) == {
+                before
+            }:
                 self._policy_version = before
             raise
-        self._loaded_from = path
-        self._adopt(policy_version)
-
-    def weight_checksums(self) -> dict[str, str]:
-        """See `Engine.weight_checksums`."""
-        self._require_open()
-        return self._weights.checksums()
+        self._adopt(
+            policy_version, lambda server: self.driver.run(lambda: reload(self.open_fleet(), server, path))
+        )
 
     def close(self) -> None:
         """See `Engine.close`. Not collective."""
@@ -268,69 +239,56 @@ class SGLangEngine:
             return
         self._is_closed = True
         self._policy_version = NO_WEIGHTS
-        if self.fleet is not None and self._driver.loop_thread is not None:
-            self._driver.loop_thread.submit(self.fleet.aclose()).result(_CLOSE_S)
-        self._driver.close()
-        for server in self._supervised:
+        if self.fleet is not None and self.driver.loop_thread is not None:
+            self.driver.loop_thread.submit(self.fleet.aclose()).result(_CLOSE_S)
+        self.driver.close()
+        for server in self.servers:
             server.ask_to_close()
-        for server in self._supervised:
+        for server in self.servers:
             server.close()
         if self._node_servers is not None:
             self._node_servers.close()
-        self._weights.close()
+
+    def open_fleet(self) -> Fleet:
+        """Return the fleet; for coroutines, which run on the driver alone."""
+        assert self.fleet is not None, "coroutines run on the driver"
+        return self.fleet
 
     async def _generate(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[Rollout]:
-        fleet = self._open_fleet()
+        fleet = self.open_fleet()
         self._num_calls += 1
-        generation = self._generation = Generation(fleet, settings, self._num_calls)
+        generation = Generation(fleet, settings, self._num_calls)
         try:
             return await fleet.guarded(generation.run(prompts))
         finally:
-            self._generation = None
             self.stats.num_recoveries = fleet.num_recoveries
             self.stats.num_replayed += generation.num_replayed
             self.stats.num_resampled_groups += generation.num_resampled_groups
 
     def _resync(self, server: int) -> None:
-        path = self._loaded_from
-        if path is None:
-            self._weights.resync(server)
-        else:
-            self._driver.run(
-                lambda: update_from_disk(self._open_fleet(), server, path, self._open_fleet().policy_version)
-            )
+        if self._restore is None:
+            raise WeightSyncError("there are no weights to give to a restarted server")
+        self._restore(server)
 
-    def _adopt(self, policy_version: int) -> None:
-        """All servers are proven to serve it: so does the engine."""
-        self._driver.run(lambda: self._check_versions(policy_version))
+    def _adopt(self, policy_version: int, restore: Callable[[int], None]) -> None:
+        """Serve a version that has reached the servers, once each of them says that it has it."""
+        self._restore = restore
+        self.driver.run(lambda: self._check_versions(policy_version))
         self._policy_version = policy_version
 
     async def _check_versions(self, policy_version: int) -> None:
-        """A server that died just after its update came back without it: that one is given it again."""
-        fleet = self._open_fleet()
+        """Resync servers that restarted between their update and now, and so came back without the version."""
+        fleet = self.open_fleet()
         fleet.policy_version = policy_version
-        for _ in range(MAX_TRIES):
+        for _ in range(MAX_UPDATES):
             served = await fleet.weight_versions()
             lacking = [server for server, version in enumerate(served) if version != policy_version]
             if not lacking:
                 return
             for server in lacking:
                 with contextlib.suppress(ServerUnreachableError):
-                    await self._driver.ask_for_resync(server)
+                    await self.driver.ask_for_resync(server)
         raise WeightSyncError(f"servers keep losing policy version {policy_version} just after its sync")
-
-    def _disk_weights(self, folder: Path, dtype: str) -> WeightPathFactory:
-        return partial(
-            DiskWeights,
-            model_path=self._model_path,
-            folder=folder,
-            tensors=hf_tensors(read_shape(self._model_path)),
-            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
-        )
-
-    def _open_fleet(self) -> Fleet:
-        assert self.fleet is not None, "coroutines run on the driver"
-        return self.fleet
 
     def _server_memory(self) -> ServerMemory:
         assert self._memory is not None, "coroutines run on the driver"

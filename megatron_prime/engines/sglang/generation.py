@@ -1,15 +1,15 @@
-"""One call of `Engine.generate` against a fleet: continuous load, replay, one version a group, abort.
+"""One call of `Engine.generate` on a fleet of servers.
 
-Every group is a task. A task waits for a server with room, submits what is missing of its group there, and repeats that
-until all of the group has been answered by one set of weights.
+Every group is a task. The task waits for a server with free capacity, submits the missing responses of its group there,
+and repeats this until the whole group has been sampled by one policy version.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from megatron_prime.engines.local.sampling import StreamKey
+from megatron_prime.engines.requests import StreamKey
 from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
 from megatron_prime.engines.sglang.fleet import Fleet, cancel
 from megatron_prime.engines.sglang.routing import RoutingReader
@@ -18,15 +18,14 @@ from megatron_prime.rollout.engine import EngineError
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 
 MAX_REPLAYS = 8
-"""Submissions of one response, each to a server that then failed, before the run is told."""
+"""Submissions of one response, each to a server that then failed, before an error is raised."""
 MAX_RESAMPLES = 4
-"""Samplings of one group, each mixed from more than one policy version, before the run is told."""
-_ABORT_EVERY_S = 0.2
+"""Samplings of one group, each by more than one policy version, before an error is raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
-    """How one call samples."""
+    """Settings of one call."""
 
     params: SamplingParams
     group_size: int
@@ -35,28 +34,26 @@ class GenerationSettings:
     deterministic: bool = False
     allow_mixed_versions: bool = False
     routing: RoutingReader | None = None
-    """Reads the experts of each token, where they are asked for."""
+    """Reads the experts of each token; None when routing is not replayed."""
 
 
 class Generation:
-    """Samples groups of responses. For one call and one event loop."""
+    """Samples groups of responses, for one call on one event loop."""
 
     def __init__(self, fleet: Fleet, settings: GenerationSettings, call_index: int) -> None:
-        """call_index is unique among the calls of a process: it is part of the request ids."""
+        """Prepare a call; `call_index` must be unique in the process, as it is part of the request ids."""
         self._fleet = fleet
         self._settings = settings
         self._call_index = call_index
         self._first_version = fleet.policy_version
         self._num_requests = 0
-        self._in_flight: dict[str, SGLangClient] = {}
-        self._aborter: asyncio.Task[None] | None = None
         self.num_replayed = 0
         """Responses that were submitted again because a server failed."""
         self.num_resampled_groups = 0
         """Groups that were sampled again because their versions differed."""
 
     async def run(self, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """All responses, by prompt and then sample. Raises EngineError when the fleet can't be kept up."""
+        """Return all responses, ordered by prompt and then by sample. Raises EngineError when servers keep failing."""
         num_seen: Counter[int] = Counter()
         groups = []
         for prompt in prompts:
@@ -66,20 +63,8 @@ class Generation:
         try:
             finished = await asyncio.gather(*groups)
         finally:
-            await cancel([*groups, *([self._aborter] if self._aborter is not None else [])])
+            await cancel(groups)
         return [rollout for group in finished for rollout in group]
-
-    def abort(self) -> None:
-        """End all responses early: each keeps the tokens it has, at least one."""
-        if self._aborter is None:
-            self._aborter = asyncio.ensure_future(self._abort())
-
-    async def _abort(self) -> None:
-        # Again and again: a request that is on its way to the server is not known there yet.
-        while True:
-            calls = [client.abort_request(request_id) for request_id, client in self._in_flight.items()]
-            await asyncio.gather(*calls, return_exceptions=True)  # a dead server's requests end by themselves
-            await asyncio.sleep(_ABORT_EVERY_S)
 
     async def _group(self, prompt: Prompt, first_draw: int) -> list[Rollout]:
         for _ in range(MAX_RESAMPLES):
@@ -110,7 +95,8 @@ class Generation:
     async def _submit(
         self, prompt: Prompt, first_draw: int, samples: Sequence[int], done: dict[int, Completion]
     ) -> ServerUnreachableError | None:
-        """Ask one server for some samples, put the answers into `done`; return a fault that calls for a replay."""
+        """Request some samples from one server and put the answers into `done`; return an error that needs a replay."""
+        # The whole group goes to one server, whose prefix cache then computes the prompt once.
         num_tokens = len(prompt.token_ids) + self._settings.params.max_response_tokens
         server = await self._fleet.balancer.take([num_tokens] * len(samples))
         answers = await asyncio.gather(
@@ -137,6 +123,7 @@ class Generation:
         finally:
             await self._fleet.balancer.give_back(server, num_tokens)
         if min(completion.versions) < self._first_version:
+            # The server restarted and serves the weights it was started with, until the fleet has resynced it.
             raise ServerUnreachableError(
                 f"{client.url} served policy version {min(completion.versions)} instead of {self._first_version}"
             )
@@ -147,37 +134,25 @@ class Generation:
         seed = None
         if settings.deterministic:
             seed = seed_of(StreamKey(settings.seed, settings.stream_key, prompt.index, draw_index))
-        if self._aborter is None:
-            request_id = self._next_id()
-            self._in_flight[request_id] = client
-            try:
-                completion = await self._complete(client, prompt, request_id, seed=seed)
-            finally:
-                del self._in_flight[request_id]
-            if completion.token_ids:
-                self._check_length(completion, client)
-                return completion
-            if self._aborter is None:
-                raise ServerUnreachableError(f"{client.url} ended a response before its first token")
-        # Aborted before the first token: a rollout has at least one, so sample just that.
-        completion = await self._complete(client, prompt, self._next_id(), max_response_tokens=1, seed=seed)
-        if not completion.token_ids:
-            raise ServerUnreachableError(f"{client.url} ended a response before its first token")
-        if completion.finish_reason is FinishReason.STOP or settings.params.max_response_tokens == 1:
-            return completion
-        return replace(completion, finish_reason=FinishReason.ABORT)
-
-    async def _complete(
-        self, client: SGLangClient, prompt: Prompt, request_id: str, **options: int | None
-    ) -> Completion:
-        routing = self._settings.routing
         body = request_body(
-            prompt, self._settings.params, request_id, return_routing=routing is not None, **options
+            prompt,
+            settings.params,
+            self._next_id(),
+            seed=seed,
+            return_routing=settings.routing is not None,
         )
-        return parse_completion(await client.generate(body), len(prompt.token_ids), routing)
+        completion = parse_completion(await client.generate(body), len(prompt.token_ids), settings.routing)
+        if not completion.token_ids:
+            # Nobody here aborts requests: the server did, or another of its clients. Elsewhere it may succeed.
+            raise ServerUnreachableError(f"{client.url} ended a response before its first token")
+        self._check_length(completion, client)
+        return completion
 
     def _check_length(self, completion: Completion, client: SGLangClient) -> None:
-        """A response cut before its limit would count as truncated, though the model was not at fault."""
+        """Raise EngineError for a response that the server cut before its limit.
+
+        It would count as truncated, though the model would have gone on.
+        """
         length, limit = len(completion.token_ids), self._settings.params.max_response_tokens
         if completion.finish_reason is FinishReason.LENGTH and length < limit:
             raise EngineError(
@@ -187,5 +162,4 @@ class Generation:
 
     def _next_id(self) -> str:
         self._num_requests += 1
-        # The dot: an abort ends all requests whose ids begin with the given one.
-        return f"prime-{self._call_index}-{self._num_requests}."
+        return f"prime-{self._call_index}-{self._num_requests}"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang import loader
-from megatron_prime.engines.sglang.loader.receiver import BLOCK_SIZE
-from megatron_prime.hf.config_json import read_config_json
+from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
 
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"

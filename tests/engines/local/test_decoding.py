@@ -1,7 +1,7 @@
 """The work that decoding saves: shared prefill, finished rows leaving the batch."""
 
 from megatron_prime.engines.local.decoding import Request, decode_batch
-from megatron_prime.engines.local.sampling import StreamKey
+from megatron_prime.engines.requests import StreamKey
 from megatron_prime.types import Prompt, SamplingParams
 from tests.support.tiny_models import ragged_sequences, tiny_model
 

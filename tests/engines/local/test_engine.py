@@ -13,7 +13,7 @@ from megatron_prime.engines.local.engine import LocalEngine
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import tensor_checksum
-from megatron_prime.types import FinishReason, Prompt, SamplingParams, WeightBlock, WeightBucket
+from megatron_prime.types import FinishReason, Prompt, SamplingParams, WeightBlock
 from tests.support.rollout_doubles import BUILDING, run_on_ranks
 from tests.support.tiny_models import BUILDERS, ragged_sequences, save_tiny_model
 
@@ -179,7 +179,7 @@ def test_keys_choose_the_random_numbers(checkpoints):
     assert [rollout.sample_index for rollout in twice] == [0, 1, 0, 1]
 
 
-def sliced_buckets(model, version, tied):
+def sliced_buckets(model, tied):
     """Every tensor in slices along its last dim, one bucket each."""
     for name, tensor in model.state_dict().items():
         if name in tied:
@@ -187,11 +187,10 @@ def sliced_buckets(model, version, tied):
         dim = tensor.dim() - 1
         cut = tensor.shape[dim] // 3
         parts = [tensor.narrow(dim, 0, cut), tensor.narrow(dim, cut, tensor.shape[dim] - cut)]
-        blocks = tuple(
+        yield [
             WeightBlock(name, dim, start, part.clone())
             for start, part in reversed(list(zip((0, cut), parts, strict=True)))
-        )
-        yield WeightBucket(blocks, version)
+        ]
 
 
 @pytest.mark.parametrize(("name", "tied"), [("qwen2", ()), ("qwen3 tied", ("lm_head.weight",))])
@@ -201,16 +200,13 @@ def test_weights_in_slices_equal_from_pretrained(checkpoints, name, tied, dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     engine = make_engine(folder, loaded=False, dtype=dtype)
     assert engine.policy_version == NO_WEIGHTS
-    engine.begin_weight_update(4)
-    for bucket in sliced_buckets(model, 4, tied):
-        engine.load_weights(bucket)
-    engine.end_weight_update()
+    engine.weights.receive(4, sliced_buckets(model, tied))
     wanted = {
         each: tensor_checksum(tensor) for each, tensor in model.state_dict().items() if each not in tied
     }
-    assert engine.weight_checksums() == wanted
+    assert engine.weights.checksums() == wanted
     by_file = make_engine(folder, dtype=dtype)
-    assert by_file.weight_checksums() == wanted
+    assert by_file.weights.checksums() == wanted
     params = SamplingParams(6)
     rollouts = engine.generate(PROMPTS, params, 2, 0)
     assert tokens_of(rollouts) == tokens_of(by_file.generate(PROMPTS, params, 2, 0))
@@ -225,14 +221,14 @@ def test_no_generation_without_a_whole_sync(checkpoints):
         engine.generate(PROMPTS, params, 1, 0)
     engine.load_from_hf(folder, policy_version=1)
     assert engine.policy_version == 1
-    engine.begin_weight_update(2)
+    engine.weights.begin(2)
     with pytest.raises(WeightSyncError, match="is open"):
         engine.generate(PROMPTS, params, 1, 0)
-    buckets = list(sliced_buckets(model, 2, ()))
+    buckets = list(sliced_buckets(model, ()))
     for bucket in buckets[:-1]:
-        engine.load_weights(bucket)
-    with pytest.raises(WeightSyncError, match=buckets[-1].blocks[0].hf_name):
-        engine.end_weight_update()
+        engine.weights.load(bucket)
+    with pytest.raises(WeightSyncError, match=buckets[-1][0].hf_name):
+        engine.weights.end()
     with pytest.raises(WeightSyncError):
         engine.generate(PROMPTS, params, 1, 0)
     assert engine.policy_version == NO_WEIGHTS
@@ -241,12 +237,10 @@ def test_no_generation_without_a_whole_sync(checkpoints):
 def test_diverged_weights_are_reported(checkpoints):
     folder, model = checkpoints("qwen2")
     engine = make_engine(folder, loaded=False)
-    engine.begin_weight_update(0)
     whole = (
         WeightBlock(name, 0, 0, torch.full_like(each, math.nan)) for name, each in model.state_dict().items()
     )
-    engine.load_weights(WeightBucket(tuple(whole), 0))
-    engine.end_weight_update()
+    engine.weights.receive(0, [whole])
     with pytest.raises(RuntimeError, match="not finite"):
         engine.generate(PROMPTS, SamplingParams(2), 1, 0)
 

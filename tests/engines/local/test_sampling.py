@@ -2,18 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from megatron_prime.engines.local.sampling import (
-    StreamKey,
-    check_sampling,
-    invert_cdf,
-    nucleus,
-    sample_tokens,
-)
-from megatron_prime.types import SamplingParams
+from megatron_prime.engines.local.sampling import invert_cdf, nucleus, sample_tokens
+from megatron_prime.engines.requests import StreamKey
 
 
 def assert_frequencies(tokens, probs):
@@ -87,32 +80,3 @@ def test_rows_do_not_depend_on_the_batch():
     whole, _ = sample_tokens(logits, draws, 0.8, 0.9)
     alone = [sample_tokens(logits[row : row + 1], draws[row : row + 1], 0.8, 0.9)[0] for row in range(64)]
     assert torch.equal(whole, torch.cat(alone))
-
-
-def test_streams_are_keyed_and_a_longer_one_extends_a_shorter():
-    key = StreamKey(1, 2, 3, 4)
-    assert np.array_equal(key.uniforms(5), key.uniforms(300)[:5])
-    others = [StreamKey(0, 2, 3, 4), StreamKey(1, 0, 3, 4), StreamKey(1, 2, 0, 4), StreamKey(1, 2, 3, 0)]
-    # Keys whose words join to the same sequence are still different streams.
-    others += [StreamKey(1, 2, 4, 3), StreamKey(0, 1 << 32, 5, 0), StreamKey(0, 0, 1 + (5 << 32), 0)]
-    streams = {tuple(each.uniforms(4)) for each in [key, *others]}
-    assert len(streams) == 1 + len(others)
-    draws = np.concatenate([StreamKey(0, 0, prompt, 0).uniforms(4) for prompt in range(2000)])
-    assert draws.min() >= 0 and draws.max() < 1
-    assert abs(draws.mean() - 0.5) < 5 / math.sqrt(12 * len(draws))
-
-
-@pytest.mark.parametrize(
-    ("params", "group_size", "stream_key", "word"),
-    [
-        (SamplingParams(0), 1, 0, "max_response_tokens"),
-        (SamplingParams(1, temperature=-1), 1, 0, "temperature"),
-        (SamplingParams(1, temperature=math.nan), 1, 0, "temperature"),
-        (SamplingParams(1, top_p=0), 1, 0, "top_p"),
-        (SamplingParams(1), 0, 0, "group_size"),
-        (SamplingParams(1), 1, -1, "stream_key"),
-    ],
-)
-def test_senseless_arguments_are_refused(params, group_size, stream_key, word):
-    with pytest.raises(ValueError, match=word):
-        check_sampling(params, group_size, stream_key)

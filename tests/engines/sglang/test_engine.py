@@ -3,15 +3,17 @@
 import os
 import signal
 import threading
-import time
 from functools import partial
 
 import pytest
 import torch
 
 from megatron_prime.engines.sglang.engine import SGLangEngine
+from megatron_prime.hf.checkpoint import TensorSpec
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
-from megatron_prime.types import FinishReason, Prompt, SamplingParams, WeightBlock, WeightBucket
+from megatron_prime.types import FinishReason, Prompt, SamplingParams
+from tests.engines.sglang.disk_push import disk_sync, push
+from tests.support.one_rank import OneRank
 from tests.support.rollout_doubles import run_on_ranks
 from tests.support.sglang_live import live_prompts, sglang_settings
 
@@ -35,16 +37,6 @@ def later(seconds, action):
 
 def kill(server):
     os.kill(server.pid, signal.SIGKILL)
-
-
-def push(engine, model, version):
-    """A weight sync as the trainer does it, each tensor in two blocks of its first dimension."""
-    engine.begin_weight_update(version)
-    for name, tensor in model.hf.state_dict().items():
-        middle = tensor.shape[0] // 2
-        blocks = (WeightBlock(name, 0, 0, tensor[:middle]), WeightBlock(name, 0, middle, tensor[middle:]))
-        engine.load_weights(WeightBucket(blocks, version))
-    engine.end_weight_update()
 
 
 def test_greedy_tokens_and_logprobs_equal_hf(live_engine, live_models):
@@ -99,7 +91,7 @@ def test_a_prompt_may_fill_the_context_but_for_what_sglang_reserves(live_engine)
     prompt = Prompt(0, tuple(range(118)), "")
     [rollout] = live_engine.generate([prompt], SamplingParams(8, temperature=0), 1, 0)
     assert (len(rollout.response_ids), rollout.finish_reason) == (8, FinishReason.LENGTH)
-    with pytest.raises(ValueError, match="max_position_embeddings = 128, of which SGLang reserves 2"):
+    with pytest.raises(ValueError, match="max_position_embeddings = 128, of which the engine reserves 2"):
         live_engine.generate([prompt], SamplingParams(9), 1, 0)
 
 
@@ -109,15 +101,23 @@ def test_a_sync_by_blocks_changes_the_output_to_that_of_the_new_weights(live_eng
     rollouts = live_engine.generate(prompts, GREEDY, 1, 0)
     assert tokens_of(rollouts) == greedy_of(live_models[1], prompts)
     assert {rollout.policy_version for rollout in rollouts} == {2} and live_engine.policy_version == 2
-    assert set(live_engine.weight_checksums()) == set(live_models[1].hf.state_dict())
 
 
 def test_an_incomplete_sync_leaves_no_weights(live_engine, live_models):
-    live_engine.begin_weight_update(2)
-    with pytest.raises(WeightSyncError, match="still open"):
-        live_engine.begin_weight_update(3)
-    with pytest.raises(WeightSyncError, match="incomplete"):
-        live_engine.end_weight_update()
+    policy = OneRank(live_models[1].path)
+    policy.fill(live_models[1].hf.state_dict())
+    sync = disk_sync(live_engine, policy, live_models[1].path, live_engine.folder)
+    with live_engine.weight_update(2, sync):
+        with pytest.raises(WeightSyncError, match="still open"):
+            sync.push(3)
+        with pytest.raises(WeightSyncError, match="can't generate"):
+            live_engine.generate(live_prompts(1), GREEDY, 1, 0)
+        sync._current = live_models[1].path
+    assert live_engine.policy_version == 2, "the servers lacked the version and were given it by a resync"
+    sync._specs["one.more"] = TensorSpec((2,), torch.float32)
+    with pytest.raises(WeightSyncError, match=r"incomplete.*one\.more \(0 of 2\)"):
+        sync.push(3)
+    sync._current = None
     assert live_engine.policy_version == NO_WEIGHTS
     with pytest.raises(WeightSyncError, match="can't generate"):
         live_engine.generate(live_prompts(1), GREEDY, 1, 0)
@@ -164,24 +164,6 @@ def test_a_server_killed_before_a_sync_gets_the_new_weights(live_engine, live_mo
     assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[1], prompts)
 
 
-def test_abort_keeps_what_there_is(live_engine):
-    before = live_engine.stats.num_replayed
-    timer = later(0.4, live_engine.abort_all)
-    start = time.monotonic()
-    rollouts = live_engine.generate(live_prompts(60), SamplingParams(120), 4, 0)
-    seconds = time.monotonic() - start
-    timer.join()
-    reasons = [rollout.finish_reason for rollout in rollouts]
-    assert len(rollouts) == 240 and reasons.count(FinishReason.ABORT) > 100, seconds
-    aborted = [rollout for rollout in rollouts if rollout.finish_reason is FinishReason.ABORT]
-    # One may be caught at its very last token.
-    assert all(1 <= len(rollout.response_ids) <= 120 for rollout in aborted)
-    assert any(len(rollout.response_ids) > 1 for rollout in aborted)
-    assert live_engine.stats.num_replayed == before
-    again = live_engine.generate(live_prompts(2), SamplingParams(8), 1, 0)
-    assert {rollout.finish_reason for rollout in again} == {FinishReason.LENGTH}
-
-
 def test_two_ranks_attach_by_url_and_share_results_and_faults(live_engine, live_models, tmp_path):
     urls = tuple(server.url for server in live_engine.servers)
     prompts = live_prompts(5)
@@ -210,6 +192,22 @@ def test_two_ranks_attach_by_url_and_share_results_and_faults(live_engine, live_
     assert first[1:] == (9, 0)
     assert tokens_of(first[0][::2]) == greedy_of(live_models[1], prompts)
     assert all(server.pid for server in live_engine.servers), "attached servers are not ours to end"
+
+
+def test_before_any_weights_there_is_nothing_to_give_to_a_restarted_server(live_models, tmp_path):
+    engine = SGLangEngine(
+        live_models[0].path,
+        device="cpu",
+        dtype="fp32",
+        seed=0,
+        settings=sglang_settings(urls=("http://127.0.0.1:9",)),
+        run_dir=tmp_path,
+    )
+    with pytest.raises(WeightSyncError, match="no weights to give"):
+        engine._resync(0)
+    engine.close()
+    with pytest.raises(WeightSyncError, match="closed"):
+        push(engine, live_models[0], 1)
 
 
 def test_a_missing_environment_is_said_before_anything_starts(live_models, tmp_path):

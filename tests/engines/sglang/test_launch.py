@@ -105,8 +105,10 @@ def test_the_receiver_stands_alone_where_servers_import_it(tmp_path):
     assert list(folder.iterdir()) == [package]
     assert sorted(p.name for p in package.iterdir()) == [
         "__init__.py",
+        "parameters.py",
         "receiver.py",
         "staging.py",
+        "wire.py",
     ]
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import {LOADER.partition('.')[0]} as r; print(r.receive)"
     output = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,8 @@ from megatron_prime.engines.sglang.launch import LaunchPlan
 from megatron_prime.engines.sglang.memory import ServerMemory, is_colocated
 from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError, WeightSyncError
-from megatron_prime.types import SamplingParams, WeightBlock, WeightBucket
+from megatron_prime.types import SamplingParams
+from tests.engines.sglang.disk_push import push
 from tests.engines.sglang.tiny_server import tiny_plan
 from tests.support.sglang_live import live_prompts, sglang_settings
 
@@ -154,13 +155,6 @@ def test_an_attached_server_that_hangs_over_it_is_named(tmp_path):
             await attached.aclose()
 
     with_memory(tmp_path, scenario)
-
-
-def push(engine, model, version):
-    engine.begin_weight_update(version)
-    for name, tensor in model.hf.state_dict().items():
-        engine.load_weights(WeightBucket((WeightBlock(name, 0, 0, tensor),), version))
-    engine.end_weight_update()
 
 
 def test_real_servers_sample_the_new_weights_after_giving_their_memory_up(

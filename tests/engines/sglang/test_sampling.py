@@ -1,14 +1,11 @@
 """Nothing wrong goes to a server, and nothing wrong comes from it."""
 
-import json
-
 import pytest
 import torch
 
-from megatron_prime.engines.local.sampling import StreamKey
+from megatron_prime.engines.requests import ModelLimits, StreamKey
 from megatron_prime.engines.sglang.sampling import (
-    ModelLimits,
-    check_request,
+    check_stop_tokens,
     parse_completion,
     parse_version,
     request_body,
@@ -16,38 +13,13 @@ from megatron_prime.engines.sglang.sampling import (
 )
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 from megatron_prime.types import FinishReason, Prompt, SamplingParams
-from tests.support.hf_shapes import make_config
-
-LIMITS = ModelLimits(vocab_size=100, max_positions=20)
-GOOD = {"max_response_tokens": 5}
 
 
-@pytest.mark.parametrize(
-    ("token_ids", "params", "message"),
-    [
-        ((), GOOD, "no tokens"),
-        ((1, 100), GOOD, "outside the model's vocabulary of 100"),
-        ((1, -1), GOOD, "outside the model's vocabulary"),
-        (
-            (1,) * 14,
-            GOOD,
-            "exceeds the model's max_position_embeddings = 20, of which SGLang reserves 2: lower",
-        ),
-        ((1,), GOOD | {"temperature": -1.0}, "temperature"),
-        ((1,), GOOD | {"temperature": float("nan")}, "temperature"),
-        ((1,), GOOD | {"top_p": 0.0}, "top_p"),
-        ((1,), {"max_response_tokens": 0}, "max_response_tokens"),
-        ((1,), GOOD | {"stop_token_ids": (100,)}, "stop_token_ids"),
-    ],
-)
-def test_what_the_model_cant_serve_is_refused(token_ids, params, message):
-    with pytest.raises(ValueError, match=message):
-        check_request([Prompt(0, token_ids, "")], SamplingParams(**params), 2, 0, LIMITS)
-
-
-def test_what_it_can_serve_passes():
-    check_request([Prompt(0, (0, 99), "")], SamplingParams(16, temperature=0), 1, 0, LIMITS)
-    check_request([Prompt(0, (0,) * 500, "")], SamplingParams(18), 1, 0, ModelLimits(1, None))
+def test_stop_tokens_outside_of_the_vocabulary_are_refused():
+    limits = ModelLimits(vocab_size=100, max_positions=20)
+    check_stop_tokens(SamplingParams(5, stop_token_ids=(0, 99)), limits)
+    with pytest.raises(ValueError, match="stop_token_ids"):
+        check_stop_tokens(SamplingParams(5, stop_token_ids=(100,)), limits)
 
 
 def test_the_body_holds_every_parameter():
@@ -65,8 +37,7 @@ def test_the_body_holds_every_parameter():
         },
         "return_logprob": True,
     }
-    short = request_body(Prompt(0, (1,), ""), params, "id", max_response_tokens=1)["sampling_params"]
-    assert short["max_new_tokens"] == 1 and "sampling_seed" not in short
+    assert "sampling_seed" not in request_body(Prompt(0, (1,), ""), params, "id")["sampling_params"]
 
 
 def test_seeds_differ_by_every_part_of_the_key():
@@ -111,7 +82,7 @@ def test_routing_is_asked_for_and_kept_for_prompt_and_response():
     completion = parse_completion(answer(routed_experts="..."), 3, EveryToken())
     assert completion.rollout(prompt, 0).routed_experts.tolist() == [0, 1, 2, 3]
     assert parse_completion(answer()).rollout(prompt, 0).routed_experts is None
-    with pytest.raises(EngineError, match="lacks what we asked for"):
+    with pytest.raises(EngineError, match="is incomplete"):
         parse_completion(answer(), 3, EveryToken())
 
 
@@ -133,11 +104,11 @@ def test_without_spans_the_one_version_counts():
         ({"output_token_logprobs": None}, "log-probs belong to other tokens"),
         ({"output_token_logprobs": [[-0.5, 5, None], [-1.5, 6, None]]}, "log-probs belong to other tokens"),
         ({"output_token_logprobs": [[-0.5, 5, None], [float("nan"), 7, None]]}, "weights are broken"),
-        ({"output_token_logprobs": [[None, 5, None], [-1.5, 7, None]]}, "lacks what we asked for"),
+        ({"output_token_logprobs": [[None, 5, None], [-1.5, 7, None]]}, "is incomplete"),
         ({"finish_reason": {"type": "bored"}}, "unknown reason"),
-        ({"finish_reason": None}, "lacks what we asked for"),
-        ({"weight_versions": [{"version": "4", "start": 1, "end": 2}]}, "don't join"),
-        ({"weight_versions": [{"version": "4", "start": 0, "end": 1}]}, "don't join"),
+        ({"finish_reason": None}, "is incomplete"),
+        ({"weight_versions": [{"version": "4", "start": 1, "end": 2}]}, "don't add up"),
+        ({"weight_versions": [{"version": "4", "start": 0, "end": 1}]}, "don't add up"),
     ],
 )
 def test_a_wrong_answer_is_refused(changes, message):
@@ -147,12 +118,3 @@ def test_a_wrong_answer_is_refused(changes, message):
 
 def test_versions_that_are_not_ours():
     assert [parse_version(text) for text in ("12", "default", "", "-1", "1.5")] == [12, *[NO_WEIGHTS] * 4]
-
-
-def test_limits_come_from_the_config(tmp_path):
-    with pytest.raises(ValueError, match=r"no config\.json"):
-        ModelLimits.of(tmp_path)
-    (tmp_path / "config.json").write_text(
-        json.dumps(make_config("llama", vocab_size=5, max_position_embeddings=9))
-    )
-    assert ModelLimits.of(tmp_path) == ModelLimits(5, 9)

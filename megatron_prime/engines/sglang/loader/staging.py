@@ -1,6 +1,6 @@
-"""Memory that a training rank and the receiver beside it both map; `resharding.shared_buffer` makes it.
+"""Memory that a training rank and the receiver on the same device share; the sender's `SharedBuffer` makes it.
 
-Like `sglang_receiver`, copied beside each server: standard library and torch only.
+This module imports the standard library and torch alone, so that it can be loaded by itself.
 """
 
 import ctypes
@@ -15,21 +15,32 @@ _ALIGNMENT = 16
 
 
 def staging_offsets(sizes: Sequence[int]) -> list[int]:
-    """Where slices of these sizes in bytes begin in a half, then where their checksums do, then where those end."""
+    """Return the byte offset of each slice in a half of the buffer, then of the checksums, then of their end.
+
+    Args:
+        sizes: of the slices, in bytes.
+    """
     offsets = [0]
     for size in sizes:
         offsets.append(-(-(offsets[-1] + size) // _ALIGNMENT) * _ALIGNMENT)
     return [*offsets, offsets[-1] + 16 * len(sizes)]
 
 
+# A mapping outlives the sync that made it: opening a CUDA IPC handle is slow.
+# A CUDA allocation must stay allocated until every process has closed its handle, so the sender keeps its buffer
+# between syncs as well, and a new buffer has a new name.
 _mapped: dict[str, tuple[torch.Tensor, Callable[[], None]]] = {}
-"""The buffer of the last sync by its name, and how to unmap it."""
+"""The buffer of the last sync by its name, and the function that unmaps it."""
 
 
 def map_staging(handle: dict[str, Any]) -> torch.Tensor:
-    """The memory, uint8, of another process's buffer, by the handle that `resharding.shared_buffer` gave it.
+    """Map another process's buffer and return its memory, uint8.
 
-    Raises OSError or RuntimeError when it is not to be had, such as from another node or container.
+    Args:
+        handle: `SharedBuffer.handle` of the process that made the buffer.
+
+    Raises:
+        OSError, RuntimeError: the memory can't be mapped, for example from another node or container.
     """
     name = handle["name"]
     if name not in _mapped:
@@ -42,8 +53,8 @@ def map_staging(handle: dict[str, Any]) -> torch.Tensor:
 
 def _map_file(handle: dict[str, Any]) -> tuple[torch.Tensor, Callable[[], None]]:
     storage = torch.UntypedStorage.from_file(handle["path"], shared=True, nbytes=handle["num_bytes"])
-    # Unmapped with the last tensor over it.
     memory = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+    # Nothing to call: torch unmaps the file with the last tensor that uses the storage.
     return memory, lambda: None
 
 
@@ -53,6 +64,7 @@ def _map_cuda(handle: dict[str, Any]) -> tuple[torch.Tensor, Callable[[], None]]
 
     pointer, raw = ctypes.c_void_p(), _Handle.from_buffer_copy(bytes.fromhex(handle["raw"]))
     runtime = cuda_runtime()
+    # The flag 1 is cudaIpcMemLazyEnablePeerAccess, the only one there is.
     cuda_check(runtime.cudaIpcOpenMemHandle(ctypes.byref(pointer), raw, 1), "cudaIpcOpenMemHandle")
     device = torch.device("cuda", torch.cuda.current_device())
     memory = wrap_cuda(pointer.value or 0, handle["num_bytes"], device)
@@ -60,7 +72,7 @@ def _map_cuda(handle: dict[str, Any]) -> tuple[torch.Tensor, Callable[[], None]]
 
 
 def cuda_runtime() -> ctypes.CDLL:
-    """The CUDA runtime that torch has loaded into this process. Raises OSError when there is none."""
+    """Return the CUDA runtime that torch has loaded into this process. Raises OSError when there is none."""
     name = f"libcudart.so.{(torch.version.cuda or '').partition('.')[0]}"
     return ctypes.CDLL(name)
 
@@ -72,6 +84,6 @@ def cuda_check(code: int, call: str) -> None:
 
 
 def wrap_cuda(pointer: int, num_bytes: int, device: torch.device) -> torch.Tensor:
-    """A tensor, uint8, over memory of a GPU that torch did not allocate."""
+    """Return a uint8 tensor over memory of a GPU that torch did not allocate; torch will not free it either."""
     interface = {"shape": (num_bytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}
     return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=interface), device=device)

@@ -1,37 +1,35 @@
-"""Whether the slices of a plan are whole quantization blocks. Pure, stdlib only.
+"""Checks that the slices of a plan are whole quantization blocks.
 
-A block that lies across the border of two slices would need the largest value of both halves: neither sender has
-it. So such a layout is refused for block quantization, and never served with a scale of half a block.
+The scale of a block needs the largest value of the whole block. A block that lies across the border of two slices has
+no sender that knows it, so such a layout is refused for block quantization instead of being served with wrong scales.
 """
 
 from __future__ import annotations
 
+from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
 from megatron_prime.resharding.plan import ReshardPlan
-
-BLOCK_SIZE = 128
-"""Rows and columns of a block, as DeepSeek's checkpoints have them and SGLang's kernels expect."""
 
 
 def num_blocks_of(length: int) -> int:
-    """Blocks that rows or columns of this number make, the last one perhaps cut by the end."""
+    """Return the number of blocks that cover so many rows or columns; the last one may be smaller."""
     return -(-length // BLOCK_SIZE)
 
 
 def scale_name(hf_name: str) -> str:
-    """Name of the scales of a weight. Raises ValueError when the name is not a weight's."""
+    """Return the name of a weight's scales. Raises ValueError when the name is not that of a weight."""
     if not hf_name.endswith(".weight"):
         raise ValueError(f"{hf_name} is not the weight of a linear layer: it has no scales")
     return f"{hf_name}_scale_inv"
 
 
 def is_aligned(start: int, length: int, size: int, block_size: int = BLOCK_SIZE) -> bool:
-    """Whether [start, start + length) of `size` rows is made of whole blocks (the last may be cut by the end)."""
+    """Return whether [start, start + length) of `size` rows consists of whole blocks; the last may be smaller."""
     stop = start + length
     return start % block_size == 0 and (stop % block_size == 0 or stop == size)
 
 
 def misaligned_slices(plan: ReshardPlan, block_size: int = BLOCK_SIZE) -> dict[str, tuple[int, int]]:
-    """The linear weights (as templates) with a slice that cuts a block, and the first such (start, length)."""
+    """Return the linear weights (as templates) with a slice that cuts a block, and the first such (start, length)."""
     found: dict[str, tuple[int, int]] = {}
     for flow in plan.flows:
         tensor, size = flow.group.tensor, flow.group.dims[flow.group.dim]

@@ -1,6 +1,6 @@
-"""What SGLang's own `/weights_checker` must answer for given weights: the full check of a sync, on CPU servers.
+"""The expected answers of SGLang's `/weights_checker` for given weights: the full check of a sync on CPU servers.
 
-Written from SGLang's layout of fused parameters alone, and not from the receiver's code, which it checks.
+The code follows SGLang's layout of fused parameters and shares nothing with the receiver, which it verifies.
 """
 
 import hashlib
@@ -35,9 +35,12 @@ _EXPERT_NAME = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 def expected_checksums(
     tensors: Mapping[str, torch.Tensor], shape: ModelShape, engines: EngineLayout
 ) -> list[dict[str, str]]:
-    """SGLang's checksum of every parameter of a server, by its name there, one dict a TP rank.
+    """Return SGLang's checksum of every parameter of a server by name, one dict per TP rank.
 
-    `tensors` are the whole HF tensors in the served dtype, on the CPU. On GPUs SGLang hashes otherwise.
+    Args:
+        tensors: the whole HF tensors in the served dtype, on the CPU. On GPUs SGLang uses another hash.
+        shape: of the model.
+        engines: the layout of the servers.
     """
     return [
         {name: _sglang_hash(tensor) for name, tensor in _parameters(tensors, shape, engines, rank).items()}
@@ -46,7 +49,7 @@ def expected_checksums(
 
 
 def differing(expected: Mapping[str, str], answered: Mapping[str, str]) -> list[str]:
-    """Names of parameters that a server holds otherwise, or not at all, or besides."""
+    """Return the names of parameters that differ, are missing, or are unexpected."""
     return sorted(
         name for name in expected.keys() | answered.keys() if expected.get(name) != answered.get(name)
     )
@@ -55,7 +58,7 @@ def differing(expected: Mapping[str, str], answered: Mapping[str, str]) -> list[
 def _parameters(
     tensors: Mapping[str, torch.Tensor], shape: ModelShape, engines: EngineLayout, tp_rank: int
 ) -> dict[str, torch.Tensor]:
-    """The fused parameters of one TP rank."""
+    """Return the fused parameters of one TP rank by SGLang's names."""
     linear: dict[str, dict[int, torch.Tensor]] = {}
     experts: dict[str, dict[int, dict[int, torch.Tensor]]] = {}
     for shard in hf_shards(
@@ -88,12 +91,12 @@ def _join(parts: Mapping[int, torch.Tensor]) -> torch.Tensor:
 
 
 def _padded(rows: torch.Tensor, shape: ModelShape, engines: EngineLayout) -> torch.Tensor:
-    """SGLang pads the vocabulary with rows of zeros to a multiple of its divisor, then splits it."""
+    """Pad a shard of the vocabulary with rows of zeros, as SGLang does before it splits the vocabulary."""
     num_rows = -(-shape.vocab_size // engines.vocab_divisor) * engines.vocab_divisor // engines.tp
     return F.pad(rows, (0, 0, 0, num_rows - rows.shape[0]))
 
 
 def _sglang_hash(tensor: torch.Tensor) -> str:
-    """The first 64 bits of SHA-256 of the bytes, as SGLang takes it of CPU tensors."""
+    """Return the first 64 bits of the SHA-256 of the bytes, SGLang's hash of CPU tensors."""
     raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return hashlib.sha256(raw.tobytes()).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""Block FP8 at the sender: a slice becomes float8_e4m3fn values and one scale a block, half the bytes of bf16.
+"""Block FP8 quantization on the sender: float8_e4m3fn values and one scale per block take half the bytes of bf16.
 
-The form is that of DeepSeek's checkpoints and SGLang's block-FP8 layers: `weight` [N, K] in e4m3 beside
+The format is that of DeepSeek's checkpoints and SGLang's block-FP8 layers: `weight` [N, K] in e4m3 beside
 `weight_scale_inv` [ceil(N / 128), ceil(K / 128)] in float32, and value = weight * weight_scale_inv of its block.
 """
 
@@ -9,29 +9,30 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from megatron_prime.engines.sglang.weights.alignment import BLOCK_SIZE, is_aligned
+from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
+from megatron_prime.engines.sglang.weights.alignment import is_aligned
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-"""448."""
+"""The largest finite value, 448."""
 _SMALLEST_AMAX = 2.0**-100
-"""Keeps the scale of a block of zeros a normal float."""
+"""Lower bound of a block's largest value, which keeps the scale of a block of zeros a normal float."""
 
 
 class QuantizedBlocks(NamedTuple):
-    """A matrix, or whole blocks of one, in block FP8."""
+    """A matrix, or whole blocks of a matrix, in block FP8."""
 
     weight: torch.Tensor
     """float8_e4m3fn [N, K]."""
     scale_inv: torch.Tensor
-    """float32 [ceil(N / block), ceil(K / block)]: what a value is multiplied by to get the weight back."""
+    """float32 [ceil(N / block), ceil(K / block)]: the factor of the values of each block."""
 
 
 @torch.no_grad()
 def quantize_blocks(weight: torch.Tensor, block_size: int = BLOCK_SIZE) -> QuantizedBlocks:
     """Quantize a matrix [N, K] of any float dtype; blocks at its ends may be smaller.
 
-    A value w of a block with scale s comes back with an error of at most max(|w| / 16, s / 1024). NaN and inf
-    in a block make its scale NaN or inf. Raises ValueError unless there are two dims.
+    A value w of a block with scale s is restored with an error of at most max(|w| / 16, s / 1024). NaN and inf in a
+    block make its scale NaN or inf. Raises ValueError unless `weight` has two dims.
     """
     if weight.dim() != 2:
         raise ValueError(f"only matrices are quantized in blocks, got the shape {tuple(weight.shape)}")
@@ -55,11 +56,19 @@ def quantize_slice(
     hf_size: int,
     block_size: int = BLOCK_SIZE,
 ) -> QuantizedBlocks:
-    """Quantize what a transfer sends of a parameter: [local_start, local_start + length) along `dim`.
+    """Quantize a slice of a parameter; the result equals the same part of the quantized whole tensor, bit for bit.
 
-    It is [hf_start, hf_start + length) of an HF tensor with `hf_size` along `dim`; its scales are those from
-    `hf_start // block_size` on. Equals the same part of the quantized whole tensor, bit for bit. Raises
-    ValueError when the slice cuts a block of the whole tensor.
+    Args:
+        parameter: the matrix that holds the slice.
+        dim: the dim that the tensor is cut along.
+        local_start: first row or column of the slice in the parameter.
+        length: rows or columns of the slice.
+        hf_start: first row or column of the slice in the HF tensor.
+        hf_size: rows or columns of the HF tensor along `dim`.
+        block_size: rows and columns of a block.
+
+    Raises:
+        ValueError: the slice cuts a block of the HF tensor.
     """
     if not is_aligned(hf_start, length, hf_size, block_size):
         raise ValueError(
@@ -72,7 +81,7 @@ def quantize_slice(
 def dequantize_blocks(
     blocks: QuantizedBlocks, dtype: torch.dtype = torch.float32, block_size: int = BLOCK_SIZE
 ) -> torch.Tensor:
-    """The matrix [N, K] back, in `dtype`."""
+    """Return the matrix [N, K] in `dtype`."""
     num_rows, num_columns = blocks.weight.shape
     scales = blocks.scale_inv.repeat_interleave(block_size, 0).repeat_interleave(block_size, 1)
     return (blocks.weight.float() * scales[:num_rows, :num_columns]).to(dtype)

@@ -1,8 +1,9 @@
-"""Memory that another process on the node can map: what a training rank and its engine's rank hand weights over in.
+"""Memory that another process on the node can map, for handing weights to the server on the same device.
 
-On a CPU an anonymous file of the kernel's (memfd), reached as /proc/PID/fd/N; on a GPU an allocation of its own with
-a raw CUDA IPC handle, so that the two processes may run different versions of torch. Either is gone with the process
-that made it, however that ends. `rollout.sglang_staging.map_staging` is the other end.
+On a CPU this is an anonymous file (memfd), reached as /proc/PID/fd/N. On a GPU it is a separate allocation with a raw
+CUDA IPC handle, because torch's own handles require both processes to run the same version of torch. The kernel and the
+driver free both when the process that made them ends, however that happens. `loader.staging.map_staging` is the other
+end.
 """
 
 import ctypes
@@ -21,8 +22,8 @@ class SharedBuffer:
     """A flat uint8 buffer with a handle for another process of this node.
 
     Args:
-        num_bytes: its size.
-        device: where it lies.
+        num_bytes: size of the buffer.
+        device: CPU or GPU to allocate on.
     """
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
@@ -30,20 +31,24 @@ class SharedBuffer:
         self.memory: torch.Tensor
         """uint8 [num_bytes]."""
         self.handle: dict[str, Any]
-        """JSON values that `map_staging` takes."""
+        """JSON values for `map_staging` in the other process."""
         self.memory, handle, self._release = make(num_bytes, device)
-        # Numbers of descriptors and addresses come again: a buffer must not pass for one that a receiver still maps.
+        # File descriptors and addresses are reused: the name tells a new buffer from an old one that is still mapped.
         self.handle = handle | {"num_bytes": num_bytes, "name": uuid.uuid4().hex}
 
     def close(self) -> None:
-        """Give it back. Mappings of other processes stay valid on a CPU; on a GPU they must be closed before."""
+        """Free the memory. May be called twice.
+
+        On a CPU, mappings in other processes stay valid. On a GPU they must be closed first, or the memory stays
+        allocated until they are.
+        """
         release, self._release = self._release, _nothing
         self.memory = torch.empty(0, dtype=torch.uint8)
         release()
 
 
 def _nothing() -> None:
-    """What there is to release of a closed buffer."""
+    """Release nothing: the buffer is closed."""
 
 
 def _in_kernel_file(
@@ -64,7 +69,8 @@ def _in_kernel_file(
 
 
 def _on_gpu(num_bytes: int, device: torch.device) -> tuple[torch.Tensor, dict[str, Any], Callable[[], None]]:
-    # Not from torch's allocator: the handle of a block of it would expose its neighbours, and its kind varies.
+    # Not from torch's allocator: an IPC handle covers the whole segment around a block, with the tensors next to it,
+    # and expandable segments have no such handle.
     runtime = cuda_runtime()
     pointer = ctypes.c_void_p()
     cuda_check(runtime.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(num_bytes)), "cudaMalloc")

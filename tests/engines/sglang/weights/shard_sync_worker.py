@@ -7,13 +7,15 @@ import torch
 
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.engine import SGLangEngine
-from megatron_prime.engines.sglang.weights.shards import ShardWeights, shard_weight_sync
+from megatron_prime.engines.sglang.weights.shard_sync import ShardSync
+from megatron_prime.engines.sglang.weights.source import WeightSource
 from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.convert import import_hf
 from megatron_prime.models.builder import build_model
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.resharding.layouts import EngineLayout
 from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.weight_intake import tensor_checksum
 from megatron_prime.types import SamplingParams
 from tests.support.layout_worker import topology_of
 
@@ -35,12 +37,6 @@ def _sync(layout, folders, engine_settings, prompts, run_dir):
     topology = topology_of(layout.removesuffix(IPC))
     ranks = Ranks(topology.rank, topology.world_size, partial(all_gather_lists, topology=topology))
     settings = SGLangConfig(**engine_settings, control_timeout_s=60, startup_timeout_s=60)
-    paths = []
-
-    def make_path(driver, fleet):
-        paths.append(ShardWeights(driver, fleet, ranks=ranks, timeout_s=60, full_check_every=2))
-        return paths[0]
-
     engine = SGLangEngine(
         folders[0],
         device="cpu",
@@ -49,7 +45,6 @@ def _sync(layout, folders, engine_settings, prompts, run_dir):
         settings=settings,
         run_dir=run_dir,
         ranks=ranks,
-        weights=make_path,
     )
     built = build_model(folders[0], topology)
     parameters = dict(built.module.named_parameters())
@@ -58,33 +53,27 @@ def _sync(layout, folders, engine_settings, prompts, run_dir):
         engines = EngineLayout.beside(num_local_ranks=topology.world_size, **sizes)
     else:
         engines = EngineLayout.consecutive(first_rank=topology.world_size, **sizes)
-    sync = shard_weight_sync(
-        engine,
-        paths[0],
-        built.shape,
-        parameters,
-        topology,
-        torch.float32,
-        engines,
-        max_bucket_bytes=SMALL_BUCKET,
+    source = WeightSource.build(
+        built.shape, parameters, topology, torch.float32, engines, max_bucket_bytes=SMALL_BUCKET
     )
+    sync = ShardSync(engine, source, timeout_s=60, full_check_every=2)
     report = {"rollouts": [], "checksums": [], "full_checks": []}
     params = SamplingParams(max_response_tokens=6, temperature=0.0)
     for version, folder in enumerate(folders, start=3):
         import_hf(parameters, built.parameters, HFCheckpointReader(folder).read_slice)
         sync.push(version)
         report["rollouts"].append(engine.generate(prompts, params, group_size=1, stream_key=0))
-        report["checksums"].append(engine.weight_checksums())
-        report["full_checks"].append(paths[0].full_check())
+        checksums = {name: tensor_checksum(tensor) for name, tensor in source.gather().items()}
+        report["checksums"].append(dict(ranks.gather_all([*checksums.items()])))
+        report["full_checks"].append(sync.full_check())
     if topology.is_last_stage:
         # Chunks of a virtual pipeline are numbered before it.
         norm = next(name for name in parameters if name.endswith("decoder.final_layernorm.weight"))
         with torch.no_grad():
             parameters[norm][-1] += 1
-    report["foreign"] = paths[0].full_check()
-    report["stats"] = json.loads(
-        json.dumps({n: getattr(paths[0].stats, n) for n in paths[0].stats.__slots__})
-    )
-    report["num_needed"] = sum(t.num_bytes for t in paths[0]._bound().manifests.plan.transfers)
+    report["foreign"] = sync.full_check()
+    report["stats"] = json.loads(json.dumps({n: getattr(sync.stats, n) for n in sync.stats.__slots__}))
+    report["num_needed"] = sum(t.num_bytes for t in source.plan.reshard.transfers)
+    sync.close()
     engine.close()
     return report

@@ -4,9 +4,10 @@ from datetime import timedelta
 
 import torch
 
-from megatron_prime.engines.sglang.loader.receiver import checksum
-from megatron_prime.engines.sglang.weights.manifest import Manifests
-from megatron_prime.engines.sglang.weights.send import Meeting, ShardSender
+from megatron_prime.engines.sglang.loader.wire import checksum
+from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan
+from megatron_prime.engines.sglang.weights.group_sender import GroupSender
+from megatron_prime.engines.sglang.weights.sender import Rendezvous
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.rendezvous import RendezvousStore
 from megatron_prime.parallel.topology import Topology
@@ -22,7 +23,7 @@ def sender():
     plan = plan_reshard(shape, TrainingLayout(), EngineLayout.consecutive(1, 2, first_rank=1))
     platform = Platform(torch.device("cpu"), "gloo", torch.bfloat16, timedelta(seconds=5))
     topology = Topology(platform, 0, 1, 1, 0, 1, 0, 1, 0, False)
-    return ShardSender(Manifests(plan, 10**6, "bfloat16"), parameters, topology, torch.bfloat16)
+    return GroupSender(BucketedPlan(plan, 10**6, "bfloat16"), parameters, topology, torch.bfloat16)
 
 
 def test_slices_are_cast_at_the_source_and_packed_with_their_checksums():
@@ -38,8 +39,8 @@ def test_slices_are_cast_at_the_source_and_packed_with_their_checksums():
 
 def test_receivers_that_do_not_come_are_the_reports_faults_and_not_an_exception():
     store = RendezvousStore(1)
-    meeting = Meeting("a", ("127.0.0.1", store.port), "g", 3, (((0, 0), 1), ((0, 1), 2)), 1.0)
+    rendezvous = Rendezvous("a", ("127.0.0.1", store.port), "g", 3, (((0, 0), 1), ((0, 1), 2)), 1.0)
     shards = sender()
-    report = shards.send(meeting)
+    report = shards.send(rendezvous)
     assert list(report.faults) == [0] and "rank 0" in report.faults[0]
     assert shards.groups == [] and shards.backend == "gloo"

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_prime.engines.sglang.loader.receiver import _Manifest, _Staging, checksum
-from megatron_prime.engines.sglang.weights.manifest import Manifests
+from megatron_prime.engines.sglang.loader.receiver import _Instructions, _StagingReader
+from megatron_prime.engines.sglang.loader.wire import checksum
+from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan
+from megatron_prime.engines.sglang.weights.ipc_sender import IpcSender
 from megatron_prime.engines.sglang.weights.quantize import quantize_blocks
-from megatron_prime.engines.sglang.weights.send import Meeting
-from megatron_prime.engines.sglang.weights.send_ipc import IpcSender
+from megatron_prime.engines.sglang.weights.sender import Rendezvous
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.rendezvous import RendezvousStore
 from megatron_prime.parallel.topology import Topology
@@ -37,25 +38,23 @@ def make_sender(max_bucket_bytes=200, is_quantized=False):
     shape = make_shape(**(WIDE if is_quantized else {}))
     pieces = local_parameters(shape, TrainingLayout(), 0)
     parameters = {piece.megatron_name: torch.randn(piece.shape) for piece in pieces}
-    plan = plan_reshard(shape, TrainingLayout(), EngineLayout.beside(1, 2, 1))
-    manifests = Manifests(plan, max_bucket_bytes, "bfloat16", from_host=True, is_quantized=is_quantized)
+    reshard = plan_reshard(shape, TrainingLayout(), EngineLayout.beside(1, 2, 1))
+    plan = BucketedPlan(reshard, max_bucket_bytes, "bfloat16", from_host=True, is_quantized=is_quantized)
     platform = Platform(torch.device("cpu"), "gloo", torch.bfloat16, timedelta(seconds=5))
     topology = Topology(platform, 0, 1, 1, 0, 1, 0, 1, 0, False)
-    return manifests, parameters, IpcSender(manifests, parameters, topology, torch.bfloat16)
+    return plan, parameters, IpcSender(plan, parameters, topology, torch.bfloat16)
 
 
-def expected_slices(manifests, parameters, target):
+def expected_slices(plan, parameters, target):
     """Of each bucket, what the target must end up with."""
 
     def tensors(t):
         whole = parameters[t.source_param].narrow(t.dim, t.source_local_start, t.length).bfloat16()
-        if not t.hf_name.endswith("_proj.weight") or not manifests.is_quantized:
+        if not t.hf_name.endswith("_proj.weight") or not plan.is_quantized:
             return [whole]
         return list(quantize_blocks(whole))
 
-    return [
-        [x for t in transfers for x in tensors(t)] for transfers in manifests.received(*target) if transfers
-    ]
+    return [[x for t in transfers for x in tensors(t)] for transfers in plan.received(*target) if transfers]
 
 
 class Receiver(threading.Thread):
@@ -63,15 +62,15 @@ class Receiver(threading.Thread):
 
     def __init__(self, store, rank, expected, num_buckets):
         super().__init__(daemon=True)
-        self.manifest = _Manifest("try", rank, ("127.0.0.1", store.port), "ipc", 5.0, None)
+        self.instructions = _Instructions("try", rank, ("127.0.0.1", store.port), "ipc", 5.0, None)
         self.held = [[torch.empty_like(tensor) for tensor in bucket] for bucket in expected]
         self.num_buckets = num_buckets
         self.total, self.fault = torch.zeros(2, dtype=torch.int64), None
 
     def run(self):
-        store = dist.TCPStore(*self.manifest.store, is_master=False, timeout=timedelta(seconds=5))
-        self.store = dist.PrefixStore(self.manifest.attempt, store)
-        staging = _Staging(self.manifest, self.store)
+        store = dist.TCPStore(*self.instructions.store, is_master=False, timeout=timedelta(seconds=5))
+        self.store = dist.PrefixStore(self.instructions.attempt, store)
+        staging = _StagingReader(self.instructions, self.store)
         try:
             for bucket in self.held[: self.num_buckets]:
                 self.total += staging.receive([(0, [(0, view) for view in bucket])])
@@ -80,9 +79,9 @@ class Receiver(threading.Thread):
 
 
 def hand_over(num_buckets, timeout_s=5.0, is_quantized=False):
-    manifests, parameters, sender = make_sender(is_quantized=is_quantized)
+    plan, parameters, sender = make_sender(is_quantized=is_quantized)
     store = RendezvousStore(5)
-    expected = [expected_slices(manifests, parameters, target) for target in TARGETS]
+    expected = [expected_slices(plan, parameters, target) for target in TARGETS]
     receivers = [
         Receiver(store, rank, slices, num)
         for rank, (slices, num) in enumerate(zip(expected, num_buckets, strict=True))
@@ -90,8 +89,8 @@ def hand_over(num_buckets, timeout_s=5.0, is_quantized=False):
     for receiver in receivers:
         receiver.start()
     members = tuple((target, 1 + place) for place, target in enumerate(TARGETS))
-    meeting = Meeting("try", ("127.0.0.1", store.port), "", 3, members, timeout_s)
-    report = sender.send(meeting)
+    rendezvous = Rendezvous("try", ("127.0.0.1", store.port), "", 3, members, timeout_s)
+    report = sender.send(rendezvous)
     for receiver in receivers:
         receiver.join(20)
         assert not receiver.is_alive()
@@ -147,11 +146,11 @@ def test_a_receiver_that_stops_is_a_fault_and_not_a_wait_for_ever():
 
 
 def test_the_rows_of_a_manifest_come_from_the_rank_beside_it():
-    manifests, _, _ = make_sender()
+    plan, _, _ = make_sender()
     for target in TARGETS:
-        body = json.loads(json.dumps(manifests.incoming(*target)))
+        body = json.loads(json.dumps(plan.incoming(*target)))
         assert {source for bucket in body["buckets"] for source, _ in bucket} == {0}
-    assert manifests.hosted_by(0) == list(TARGETS) and manifests.hosted_by(1) == []
+    assert plan.hosted_by(0) == list(TARGETS) and plan.hosted_by(1) == []
 
 
 @pytest.mark.parametrize(

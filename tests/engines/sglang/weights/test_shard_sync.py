@@ -8,22 +8,18 @@ import threading
 import pytest
 import torch
 
-from megatron_prime.engines.sglang.driver import Driver
 from megatron_prime.engines.sglang.engine import SGLangEngine
-from megatron_prime.engines.sglang.weights.send import ShardSender
-from megatron_prime.engines.sglang.weights.send_ipc import IpcSender
-from megatron_prime.engines.sglang.weights.shards import ShardWeights, joined_blocks, shard_weight_sync
-from megatron_prime.hf.convert import import_hf
-from megatron_prime.hf.shape import ModelShape
-from megatron_prime.parallel.platform import Platform
-from megatron_prime.parallel.topology import Topology
-from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
+from megatron_prime.engines.sglang.weights.group_sender import GroupSender
+from megatron_prime.engines.sglang.weights.ipc_sender import IpcSender
+from megatron_prime.engines.sglang.weights.shard_sync import ShardSync
+from megatron_prime.engines.sglang.weights.source import WeightSource
+from megatron_prime.resharding.layouts import EngineLayout
 from megatron_prime.rollout.engine import WeightSyncError
-from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import tensor_checksum
-from megatron_prime.types import SamplingParams, WeightBlock, WeightBucket
+from megatron_prime.types import SamplingParams
 from tests.engines.sglang.weights.shard_sync_worker import IPC, SMALL_BUCKET, sync_layouts
 from tests.support.distributed_runner import run_distributed
+from tests.support.one_rank import OneRank
 from tests.support.sglang_live import LiveModel, live_prompts, sglang_settings
 from tests.support.tiny_models import save_tiny_model
 
@@ -150,53 +146,41 @@ def test_experts_of_each_token_come_back_and_are_hfs(of_experts, layout):
 class _Bench:
     """A trainer of one process, in this one, whose engine's servers are supervised here and can be killed."""
 
-    def __init__(self, engine, model, timeout_s=20.0, by_ipc=False, **options):
+    def __init__(self, engine, model, timeout_s=20.0, by_ipc=False):
         self.engine = engine
-        self.shape = ModelShape.from_hf_config(json.loads((model.path / "config.json").read_text()))
-        self.pieces = local_parameters(self.shape, TrainingLayout(), 0)
-        self.parameters = {piece.megatron_name: torch.empty(piece.shape) for piece in self.pieces}
-        platform = Platform(torch.device("cpu"), "gloo", torch.float32, timeout=None)
-        topology = Topology(platform, 0, 1, 1, 0, 1, 0, 1, 0, False)
-        self.path = ShardWeights(engine._driver, engine.fleet, ranks=Ranks(), timeout_s=timeout_s, **options)
-        engine._weights = self.path
-        self.sync = shard_weight_sync(
-            engine,
-            self.path,
-            self.shape,
-            self.parameters,
-            topology,
+        self.policy = OneRank(model.path)
+        self.source = WeightSource.build(
+            self.policy.shape,
+            self.policy.parameters,
+            self.policy.topology,
             torch.float32,
             EngineLayout.beside(2, 1, 1) if by_ipc else EngineLayout.consecutive(2, 1, first_rank=1),
             max_bucket_bytes=SMALL_BUCKET,
         )
+        self.sync = ShardSync(engine, self.source, timeout_s=timeout_s)
 
     def push(self, model, version):
-        state = model.hf.state_dict()
-        import_hf(
-            self.parameters, self.pieces, lambda n, dim, start, length: state[n].narrow(dim, start, length)
-        )
+        self.policy.fill(model.hf.state_dict())
         self.sync.push(version)
 
     def check_serves(self, model, version):
         for rollout in self.engine.generate(live_prompts(6), GREEDY, 1, 0):
             assert list(rollout.response_ids) == model.greedy(rollout.prompt.token_ids, 6)
             assert rollout.policy_version == version
-        assert self.path.full_check() == {}
+        assert self.sync.full_check() == {}
 
 
 @pytest.fixture
 def bench(live_engine, live_models):
-    before = live_engine._weights
-    yield _Bench(live_engine, live_models[0])
-    live_engine._weights = before
+    return _Bench(live_engine, live_models[0])
 
 
 def test_a_group_of_connections_is_kept_from_sync_to_sync(bench, live_models):
     for version, model in ((2, live_models[1]), (3, live_models[0])):
         bench.push(model, version)
-    [kept] = bench.path._bound().sender.groups
+    [kept] = bench.source.sender.groups
     bench.push(live_models[1], 4)
-    assert bench.path._bound().sender.groups == [kept]
+    assert bench.source.sender.groups == [kept]
     bench.check_serves(live_models[1], 4)
 
 
@@ -204,7 +188,7 @@ def test_a_group_of_connections_is_kept_from_sync_to_sync(bench, live_models):
 def test_a_bad_transfer_is_detected_and_repeated(bench, live_models, monkeypatch, harm):
     if harm == "lost":  # it takes the deadline to see that
         bench = _Bench(bench.engine, live_models[0], timeout_s=5.0)
-    original, num_calls = ShardSender.messages, []
+    original, num_calls = GroupSender.messages, []
 
     def harmed(self, slices, checksums):
         messages = original(self, slices, checksums)
@@ -218,58 +202,56 @@ def test_a_bad_transfer_is_detected_and_repeated(bench, live_models, monkeypatch
             messages[0].view(torch.int32)[5] ^= 1 << 3
         return messages
 
-    monkeypatch.setattr(ShardSender, "messages", harmed)
+    monkeypatch.setattr(GroupSender, "messages", harmed)
     bench.push(live_models[1], 2)
-    assert bench.path.stats.num_repeats >= 1
-    assert ("checksum" in bench.path.stats.last_fault) == (harm == "corrupted")
+    assert bench.sync.stats.num_repeats >= 1
+    assert ("checksum" in bench.sync.stats.last_fault) == (harm == "corrupted")
     bench.check_serves(live_models[1], 2)
 
 
 def test_a_bad_handover_is_detected_and_repeated(live_engine, live_models, monkeypatch):
-    before = live_engine._weights
     bench = _Bench(live_engine, live_models[0], by_ipc=True)
     original, num_calls = IpcSender._fill, []
 
-    def harmed(self, target, half, tensors):
-        original(self, target, half, tensors)
+    def harmed(self, target, half, slices):
+        original(self, target, half, slices)
         num_calls.append(target)
         if len(num_calls) == 3:
             self._buffer(target).memory[half * (self._buffer(target).memory.numel() // 2) + 5] ^= 1 << 3
 
     monkeypatch.setattr(IpcSender, "_fill", harmed)
     bench.push(live_models[1], 2)
-    assert bench.path.stats.num_repeats == 1
-    assert "checksum" in bench.path.stats.last_fault
+    assert bench.sync.stats.num_repeats == 1
+    assert "checksum" in bench.sync.stats.last_fault
     assert {call[0] for call in num_calls[-2:]} == {num_calls[2][0]}, (
         "only the server that lacks them gets them again"
     )
     bench.check_serves(live_models[1], 2)
-    bench.path.close()
-    live_engine._weights = before
+    bench.sync.close()
 
 
 def test_weights_that_never_arrive_whole_are_never_sampled_from(bench, live_models, monkeypatch):
-    original = ShardSender.messages
+    original = GroupSender.messages
 
     def corrupted(self, slices, checksums):
         return original(self, slices, checksums + 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ShardSender, "messages", corrupted)
+        patch.setattr(GroupSender, "messages", corrupted)
         with pytest.raises(
             WeightSyncError, match=r"version 2 did not reach every server in 4 tries.*checksum"
         ):
             bench.push(live_models[1], 2)
     with pytest.raises(WeightSyncError, match="no weight sync has succeeded"):
         bench.engine.generate(live_prompts(1), GREEDY, 1, 0)
-    served = [bench.engine._driver.run(client.weight_version) for client in _clients(bench.engine)]
+    served = [bench.engine.driver.run(client.weight_version) for client in _clients(bench.engine)]
     assert served == ["incomplete-2"] * 2
     bench.push(live_models[0], 3)
     bench.check_serves(live_models[0], 3)
 
 
 def test_a_server_killed_in_mid_sync_costs_a_repetition(bench, live_models, monkeypatch):
-    original, killed = ShardSender.messages, []
+    original, killed = GroupSender.messages, []
 
     def kill_then_send(self, slices, checksums):
         if not killed:
@@ -277,15 +259,15 @@ def test_a_server_killed_in_mid_sync_costs_a_repetition(bench, live_models, monk
             os.killpg(killed[0], signal.SIGKILL)
         return original(self, slices, checksums)
 
-    monkeypatch.setattr(ShardSender, "messages", kill_then_send)
+    monkeypatch.setattr(GroupSender, "messages", kill_then_send)
     bench.push(live_models[1], 2)
-    assert killed and bench.path.stats.num_repeats >= 1
+    assert killed and bench.sync.stats.num_repeats >= 1
     bench.check_serves(live_models[1], 2)
 
 
 def test_a_server_killed_in_mid_rollout_gets_its_weights_back(bench, live_models):
     bench.push(live_models[1], 2)
-    num_attempts = bench.path.stats.num_attempts
+    num_attempts = bench.sync.stats.num_attempts
     pid = bench.engine.servers[0].pid
     timer = threading.Timer(0.3, os.killpg, (pid, signal.SIGKILL))
     timer.start()
@@ -295,46 +277,24 @@ def test_a_server_killed_in_mid_rollout_gets_its_weights_back(bench, live_models
     assert len(rollouts) == 96
     for rollout in rollouts[::4]:
         assert list(rollout.response_ids) == live_models[1].greedy(rollout.prompt.token_ids, 90)
-    assert bench.path.stats.num_attempts > num_attempts
-    assert bench.path.full_check() == {}
+    assert bench.sync.stats.num_attempts > num_attempts
+    assert bench.sync.full_check() == {}
 
 
 def test_a_model_that_does_not_fit_is_named(bench, live_models):
-    bench.parameters["decoder.final_layernorm.weight"] = torch.ones(31)
-    plan = bench.path._bound().manifests
-    body = plan.incoming(0, 0)
+    body = bench.source.plan.incoming(0, 0)
     body["names"][-1] = "model.norm.wait"
-    bench.path._lead()._bodies[0, 0] = json.dumps(body)
+    bench.sync._lead()._bodies[0, 0] = json.dumps(body)
     with pytest.raises(WeightSyncError, match=r"does not fit the trainer's: .*model\.norm\.wait"):
         bench.sync.push(2)
 
 
-def test_blocks_do_not_go_through_this_path_and_a_source_is_needed(live_engine):
-    path = ShardWeights(live_engine._driver, live_engine.fleet, ranks=Ranks(), timeout_s=5)
-    with pytest.raises(WeightSyncError, match="no source"):
-        path.begin(1)
-    with pytest.raises(WeightSyncError, match="by itself"):
-        path.load(WeightBucket((), 1))
-
-
-def test_ranks_without_servers_have_no_part_in_leading():
-    driver = Driver(Ranks(), lambda server: None)
-    try:
-        ShardWeights(driver, None, ranks=Ranks(), timeout_s=5).close()
-    finally:
-        driver.close()
-
-
-def test_blocks_are_joined_in_order():
-    whole = torch.arange(12.0).view(4, 3)
-    blocks = [
-        WeightBlock("w", 0, 2, whole[2:]),
-        WeightBlock("w", 0, 0, whole[:2]),
-        WeightBlock("v", 0, 0, whole[0]),
-    ]
-    joined = joined_blocks(blocks)
-    assert torch.equal(joined["w"], whole) and torch.equal(joined["v"], whole[0])
+def test_ranks_without_servers_have_no_part_in_leading(bench, live_engine, monkeypatch):
+    monkeypatch.setattr(live_engine, "fleet", None)
+    sync = ShardSync(live_engine, bench.source, timeout_s=5)
+    assert sync._coordinator is None
+    sync.close()
 
 
 def _clients(engine):
-    return engine._driver.run(engine.fleet.clients)
+    return engine.driver.run(engine.fleet.clients)

@@ -1,6 +1,7 @@
-"""What each end of a weight sync is told, from a `ReshardPlan`: who sends which slices in which bucket. Pure.
+"""A `ReshardPlan` to servers, cut into buckets, as the senders and the receivers need it. Pure: no communication.
 
-A training rank walks `outgoing`, an engine's TP rank `incoming`; both hold the same slices of a pair in the same order.
+A training rank follows `outgoing` and the receiver in an engine's TP rank follows `incoming`; both list the same slices
+between two ranks in the same order.
 """
 
 from __future__ import annotations
@@ -10,22 +11,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from megatron_prime.engines.sglang.weights.alignment import (
-    BLOCK_SIZE,
-    check_aligned,
-    num_blocks_of,
-    scale_name,
-)
+from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
+from megatron_prime.engines.sglang.weights.alignment import check_aligned, num_blocks_of, scale_name
 from megatron_prime.resharding.plan import ReshardPlan, Transfer
 
 Target = tuple[int, int]
-"""(engine, TP rank in it)."""
+"""(engine, tensor-parallel rank in it)."""
 
 
 def bucket_of_names(plan: ReshardPlan, max_bytes: int) -> dict[str, int]:
-    """The bucket of each HF tensor: no engine rank gets more than max_bytes in one, larger single shards excepted.
+    """Assign each HF tensor to a bucket, equally on every rank that has an equal plan.
 
-    Equal on every rank that has an equal plan. Raises ValueError unless max_bytes is positive.
+    No engine rank receives more than `max_bytes` in a bucket, except for a single shard that is larger by itself.
+    Raises ValueError unless `max_bytes` is positive.
     """
     if max_bytes < 1:
         raise ValueError(f"max_bytes = {max_bytes} must be positive")
@@ -49,18 +47,18 @@ def bucket_of_names(plan: ReshardPlan, max_bytes: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Manifests:
-    """The parts of one plan's syncs, cut into buckets once and used for every sync.
+class BucketedPlan:
+    """The transfers of a plan by bucket, computed once and used for every sync.
 
     Args:
-        plan: targets are engines' TP ranks outside of the training job.
-        max_bucket_bytes: most bytes that an engine rank gets at a time, larger single shards excepted.
-        dtype: of all slices, as torch names it without the module.
-        is_quantized: weights of linear layers travel in block FP8, each as its values and their scales.
-        from_host: targets are training ranks instead, and get all their slices from there (see `transport_ipc`).
+        reshard: the plan; its targets are engines' TP ranks outside of the training job.
+        max_bucket_bytes: the most bytes that an engine rank receives at a time, larger single shards excepted.
+        dtype: of all slices, as torch names it, without the module.
+        from_host: the targets are training ranks, and a receiver gets all slices from its own (see `ipc_sender`).
+        is_quantized: send the weights of linear layers in block FP8, each as its values and their scales.
     """
 
-    plan: ReshardPlan
+    reshard: ReshardPlan
     max_bucket_bytes: int
     dtype: str
     from_host: bool = False
@@ -69,67 +67,71 @@ class Manifests:
 
     def __post_init__(self) -> None:
         if self.is_quantized:
-            check_aligned(self.plan)
-        object.__setattr__(self, "_buckets", bucket_of_names(self.plan, self.max_bucket_bytes))
+            check_aligned(self.reshard)
+        object.__setattr__(self, "_buckets", bucket_of_names(self.reshard, self.max_bucket_bytes))
 
     @cached_property
     def quantized_sizes(self) -> dict[str, int]:
-        """HF name of each tensor that travels quantized -> its size along the dim that it is cut in."""
+        """Map the HF name of each tensor that is sent quantized to its size along the dim that it is cut in."""
         if not self.is_quantized:
             return {}
         return {
             member.hf_name(group.tensor.name): group.dims[group.dim]
-            for group in self.plan.groups
+            for group in self.reshard.groups
             if group.tensor.is_linear
             for member in group.members
         }
 
     @property
     def num_buckets(self) -> int:
-        """Buckets of a sync."""
+        """Number of buckets of a sync."""
         return max(self._buckets.values()) + 1
 
     def outgoing(self, rank: int) -> list[dict[Target, list[Transfer]]]:
-        """Of each bucket, what a training rank sends to each target, in order."""
+        """Return, for each bucket, the transfers from a training rank to each target, in order."""
         buckets: list[dict[Target, list[Transfer]]] = [defaultdict(list) for _ in range(self.num_buckets)]
-        for transfer in self.plan.sent_by(rank):
+        for transfer in self.reshard.sent_by(rank):
             target = (transfer.engine, transfer.engine_tp_rank)
             buckets[self._buckets[transfer.hf_name]][target].append(transfer)
         return [dict(bucket) for bucket in buckets]
 
     def sizes_of(self, transfer: Transfer) -> list[int]:
-        """Bytes of each tensor that a transfer travels as."""
+        """Return the bytes of each tensor that a transfer is sent as: one, or FP8 values and their scales."""
         if transfer.hf_name not in self.quantized_sizes:
             return [transfer.num_bytes]
-        num_elements = transfer.num_bytes // self.plan.bytes_per_element
+        num_elements = transfer.num_bytes // self.reshard.bytes_per_element
         num_scales = num_blocks_of(transfer.length) * num_blocks_of(num_elements // transfer.length)
         return [num_elements, 4 * num_scales]
 
     def hosted_by(self, rank: int) -> list[Target]:
-        """The targets on a training rank."""
+        """Return the targets that share a device with a training rank."""
         return [
             (engine, tp_rank)
-            for engine, ranks in enumerate(self.plan.engines.ranks)
+            for engine, ranks in enumerate(self.reshard.engines.ranks)
             for tp_rank, host in enumerate(ranks)
             if host == rank
         ]
 
     def received(self, engine: int, tp_rank: int) -> list[list[Transfer]]:
-        """Of each bucket, what a target gets from any rank, in order."""
+        """Return, for each bucket, the transfers to a target from all ranks, in order."""
         buckets: list[list[Transfer]] = [[] for _ in range(self.num_buckets)]
-        for transfer in self.plan.received_by(engine, tp_rank):
+        for transfer in self.reshard.received_by(engine, tp_rank):
             buckets[self._buckets[transfer.hf_name]].append(transfer)
         return buckets
 
     def incoming(self, engine: int, tp_rank: int) -> dict[str, Any]:
-        """What a target gets, as `rollout.sglang_receiver`'s `body` has it: ready for JSON."""
+        """Return the layout of a target's slices as its receiver parses it, ready for JSON.
+
+        Names and dtypes are listed once, and each slice is a row of numbers that refers to them: the layout of a large
+        model has hundreds of thousands of slices.
+        """
         names: dict[str, int] = {}
         buckets: list[dict[int, list[list[int]]]] = []
         for transfers in self.received(engine, tp_rank):
             buckets.append(defaultdict(list))
             for transfer in transfers:
                 name = names.setdefault(transfer.hf_name, len(names))
-                num_elements = transfer.num_bytes // self.plan.bytes_per_element
+                num_elements = transfer.num_bytes // self.reshard.bytes_per_element
                 source = transfer.target_rank if self.from_host else transfer.source_rank
                 rows = buckets[-1][source]
                 if transfer.hf_name not in self.quantized_sizes:

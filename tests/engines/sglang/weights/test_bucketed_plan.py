@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from megatron_prime.engines.sglang.weights.manifest import Manifests, bucket_of_names
+from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, bucket_of_names
 from megatron_prime.hf.mapping import hf_shards, hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
@@ -19,27 +19,26 @@ CASES = {
 }
 
 
-def manifests_of(case, max_bytes=800):
+def bucketed(case, max_bytes=800):
     shape, training, num_engines, engine_tp, engine_ep = CASES[case]
     engines = EngineLayout.consecutive(num_engines, engine_tp, ep=engine_ep, first_rank=training.num_ranks)
-    return Manifests(plan_reshard(shape, training, engines, bytes_per_element=2), max_bytes, "bfloat16")
+    return BucketedPlan(plan_reshard(shape, training, engines, bytes_per_element=2), max_bytes, "bfloat16")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_sent_is_what_is_awaited_in_the_same_order(case):
-    manifests = manifests_of(case)
-    plan = manifests.plan
+    plan = bucketed(case)
     sent = defaultdict(list)
-    for rank in range(plan.training.num_ranks):
-        for bucket in manifests.outgoing(rank):
+    for rank in range(plan.reshard.training.num_ranks):
+        for bucket in plan.outgoing(rank):
             for target, transfers in bucket.items():
                 sent[target, rank] += [
                     (t.hf_name, t.dim, t.target_start, t.length, t.num_bytes // 2) for t in transfers
                 ]
     awaited = defaultdict(list)
-    for engine in range(plan.engines.num_engines):
-        for tp_rank in range(plan.engines.tp):
-            body = json.loads(json.dumps(manifests.incoming(engine, tp_rank)))
+    for engine in range(plan.reshard.engines.num_engines):
+        for tp_rank in range(plan.reshard.engines.tp):
+            body = json.loads(json.dumps(plan.incoming(engine, tp_rank)))
             assert body["dtypes"] == ["bfloat16", "float8_e4m3fn", "float32"]
             for bucket in body["buckets"]:
                 for source, rows in bucket:
@@ -49,11 +48,11 @@ def test_what_is_sent_is_what_is_awaited_in_the_same_order(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_target_gets_its_whole_shard_once(case):
-    manifests = manifests_of(case)
-    shape, engines = manifests.plan.shape, manifests.plan.engines
+    plan = bucketed(case)
+    shape, engines = plan.reshard.shape, plan.reshard.engines
     for engine in range(engines.num_engines):
         for tp_rank in range(engines.tp):
-            body = manifests.incoming(engine, tp_rank)
+            body = plan.incoming(engine, tp_rank)
             got = defaultdict(list)
             for bucket in body["buckets"]:
                 for _, rows in bucket:
@@ -67,7 +66,7 @@ def test_a_target_gets_its_whole_shard_once(case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("max_bytes", [1, 300, 800, 10**9])
 def test_a_bucket_is_small_or_one_tensor(case, max_bytes):
-    plan = manifests_of(case).plan
+    plan = bucketed(case).reshard
     buckets = bucket_of_names(plan, max_bytes)
     assert sorted(buckets) == sorted(hf_tensors(plan.shape))
     numbers = [buckets[name] for name in plan.hf_names]
@@ -82,7 +81,7 @@ def test_a_bucket_is_small_or_one_tensor(case, max_bytes):
 
 def test_a_bucket_must_hold_something():
     with pytest.raises(ValueError, match="max_bytes = 0 must be positive"):
-        bucket_of_names(manifests_of("dense").plan, 0)
+        bucket_of_names(bucketed("dense").reshard, 0)
 
 
 @pytest.mark.parametrize("name", ["dense", "experts"])
@@ -96,13 +95,13 @@ def test_quantized_weights_are_values_and_scales_on_both_ends(name):
     }
     shape = make_shape(**wide) if name == "dense" else make_moe_shape(**wide, moe_ffn_hidden_size=512)
     training = TrainingLayout(tp=2, dp=2, ep=2) if name == "experts" else TrainingLayout(tp=2, pp=2)
-    plan = plan_reshard(shape, training, EngineLayout.consecutive(1, 2, first_rank=4), bytes_per_element=2)
-    manifests = Manifests(plan, 10**6, "bfloat16", is_quantized=True)
+    reshard = plan_reshard(shape, training, EngineLayout.consecutive(1, 2, first_rank=4), bytes_per_element=2)
+    plan = BucketedPlan(reshard, 10**6, "bfloat16", is_quantized=True)
     dims = hf_tensors(shape)
     linear = {n for n in dims if n.endswith("_proj.weight")}
-    assert set(manifests.quantized_sizes) == linear
+    assert set(plan.quantized_sizes) == linear
     for tp_rank in (0, 1):
-        body = manifests.incoming(0, tp_rank)
+        body = plan.incoming(0, tp_rank)
         rows = [row for bucket in body["buckets"] for _, part in bucket for row in part]
         elements = defaultdict(int)
         for row_name, _, start, length, num_elements, dtype in rows:
@@ -121,8 +120,8 @@ def test_quantized_weights_are_values_and_scales_on_both_ends(name):
             if shard.hf_name in linear:
                 scales = -(-shard.length // 128) * -(-num_other // 128)
                 assert elements[f"{shard.hf_name}_scale_inv"] == scales
-    for transfer in plan.sent_by(0):
-        sizes = manifests.sizes_of(transfer)
+    for transfer in reshard.sent_by(0):
+        sizes = plan.sizes_of(transfer)
         assert len(sizes) == 1 + (transfer.hf_name in linear)
         assert sum(sizes) <= transfer.num_bytes
 
@@ -130,4 +129,4 @@ def test_quantized_weights_are_values_and_scales_on_both_ends(name):
 def test_slices_that_cut_blocks_are_refused_before_anything_is_sent():
     plan = plan_reshard(make_shape(), TrainingLayout(tp=2), EngineLayout.consecutive(1, 2, first_rank=2))
     with pytest.raises(ValueError, match="cannot be quantized in 128x128 blocks"):
-        Manifests(plan, 800, "bfloat16", is_quantized=True)
+        BucketedPlan(plan, 800, "bfloat16", is_quantized=True)

@@ -1,0 +1,179 @@
+"""The protocol of a weight sync, as the training ranks and the receivers inside SGLang servers both implement it.
+
+Trainer and receivers meet in a TCPStore that trainer rank 0 hosts. The keys of one attempt share a prefix:
+
+    hello/RANK   receiver: the instructions fit the model (or an error), and the process groups that it still has
+    go           trainer:  the process group to use, and the rank in it of each receiver that takes part
+    report/RANK  receiver: the sum of the checksums of its parameters, or an error
+"""
+
+import datetime
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, cast
+
+import torch
+import torch.distributed as dist
+
+PROTOCOL = 1
+"""Version of the protocol. The trainer sends it along, and a receiver refuses any other."""
+DIRECT_BYTES = 1 << 20
+"""A slice of at least this size that is contiguous in memory is a message of its own, sent without a copy."""
+UNKNOWN_LAYOUT = "unknown layout"
+"""The error of a receiver that lacks the list of slices and needs it sent again."""
+BLOCK_SIZE = 128
+"""Rows and columns that share a scale in block FP8, as in DeepSeek's checkpoints and SGLang's kernels."""
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 1 << 20
+
+
+class Slice(NamedTuple):
+    """A slice of an HF tensor: where it belongs in the shard of one tensor-parallel rank, and its size."""
+
+    hf_name: str
+    dim: int
+    start: int
+    """First row (or column) in the shard."""
+    length: int
+    num_elements: int
+    dtype: str
+    """The type that is sent, which the parameter must have, such as float32."""
+
+
+class ProcessGroup(Protocol):
+    """The methods used of torch's ProcessGroupGloo and ProcessGroupNCCL."""
+
+    def send(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
+    def recv(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
+    def _start_coalescing(self) -> None: ...
+    def _end_coalescing(self) -> dist.Work: ...
+
+
+def make_group(backend: str, store: dist.Store, rank: int, size: int, timeout_s: float) -> ProcessGroup:
+    """Create a process group that is independent of the default one. Collective over its `size` ranks."""
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if backend == "gloo":
+        return cast(ProcessGroup, dist.ProcessGroupGloo(store, rank, size, timeout))
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return cast(ProcessGroup, dist.ProcessGroupNCCL(store, rank, size, options))
+
+
+def exchange(
+    group: ProcessGroup,
+    outgoing: Sequence[tuple[int, torch.Tensor]],
+    incoming: Sequence[tuple[int, torch.Tensor]],
+    backend: str,
+    timeout_s: float,
+) -> dict[int, str]:
+    """Send and receive many tensors at once. Tensors between the same two ranks match in order.
+
+    Args:
+        group: the process group of trainer and receivers.
+        outgoing: (rank in the group, tensor) of each send.
+        incoming: (rank in the group, buffer) of each receive.
+        backend: gloo or nccl.
+        timeout_s: deadline of the whole exchange.
+
+    Returns:
+        The errors of failed sends by rank, since one receiver's death does not concern the others.
+
+    Raises:
+        RuntimeError: a receive failed; with NCCL any failure, which leaves its group unusable.
+    """
+    outgoing = [(rank, _as_bytes(tensor)) for rank, tensor in outgoing]
+    incoming = [(rank, _as_bytes(tensor)) for rank, tensor in incoming]
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if backend == "nccl":
+        # NCCL runs the operations of a stream one after another: two ranks that both send first would deadlock.
+        # Coalesced, they are one operation, which also succeeds or fails as one.
+        group._start_coalescing()
+        for rank, tensor in outgoing:
+            group.send([tensor], rank, 0)
+        for rank, tensor in incoming:
+            group.recv([tensor], rank, 0)
+        group._end_coalescing().wait(timeout)
+        torch.cuda.synchronize()
+        return {}
+    # With gloo each pair of ranks has a connection of its own, so that sends can fail one by one.
+    receives = [group.recv([tensor], rank, 0) for rank, tensor in incoming]
+    errors = _send_each(group, outgoing, timeout)
+    for work in receives:
+        work.wait(timeout)
+    return errors
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """View one-byte floats as integers: neither gloo nor NCCL knows all of them."""
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
+def _send_each(
+    group: ProcessGroup, outgoing: Sequence[tuple[int, torch.Tensor]], timeout: datetime.timedelta
+) -> dict[int, str]:
+    errors: dict[int, str] = {}
+    sends: list[tuple[int, dist.Work]] = []
+    for rank, tensor in outgoing:
+        try:
+            if rank not in errors:
+                sends.append((rank, group.send([tensor], rank, 0)))
+        except RuntimeError as error:
+            errors[rank] = str(error)
+    for rank, work in sends:
+        try:
+            if rank not in errors:
+                work.wait(timeout)
+        except RuntimeError as error:
+            errors[rank] = str(error)
+    return errors
+
+
+def group_messages(
+    slices: Sequence[tuple[int, torch.Tensor]],
+) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Group the slices of one bucket from one rank to another into messages. Both ends must group alike.
+
+    Args:
+        slices: (dim that the tensor is cut along, slice), in the order of the instructions.
+
+    Returns:
+        The slices that are messages of their own, which are large and cut along rows and thus contiguous in the
+        parameter too; and for each dtype the list of slices that are packed into one message.
+    """
+    direct: list[torch.Tensor] = []
+    packed: dict[torch.dtype, list[torch.Tensor]] = {}
+    for dim, tensor in slices:
+        if dim == 0 and tensor.numel() * tensor.element_size() >= DIRECT_BYTES:
+            direct.append(tensor)
+        else:
+            packed.setdefault(tensor.dtype, []).append(tensor)
+    return direct, list(packed.values())
+
+
+def checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """Return int64 [2]: the sum of the elements' bits as integers, and the sum weighted by position, modulo 2**64.
+
+    This is Fletcher's checksum in 64 bits: one of the two sums changes when an element changes, when elements swap, and
+    when a block moves. Sums of checksums can be compared without an order, and they run on the tensor's device.
+    """
+    words = tensor.detach().contiguous().view(-1).view(_WORDS[tensor.element_size()])
+    total = torch.zeros(2, dtype=torch.int64, device=words.device)
+    positions = torch.arange(1, min(_CHUNK, words.numel()) + 1, device=words.device)
+    # In chunks: as int64 the whole tensor would take up to eight times its memory.
+    for index, chunk in enumerate(words.split(_CHUNK)):
+        values = chunk.long()
+        plain = values.sum()
+        total[0] += plain
+        total[1] += values.mul_(positions[: values.numel()]).sum() + plain * (index * _CHUNK)
+    return total
+
+
+def verify_checksums(tensors: Sequence[torch.Tensor], expected: torch.Tensor) -> torch.Tensor:
+    """Compare the checksums of tensors with the expected ones, int64 [num_tensors, 2]; return their sum, int64 [2].
+
+    Raises RuntimeError unless all are equal.
+    """
+    found = torch.stack([checksum(tensor) for tensor in tensors])
+    if not torch.equal(found, expected):
+        num_wrong = int((found != expected).any(dim=1).sum())
+        raise RuntimeError(f"{num_wrong} of {len(tensors)} slices arrived with a wrong checksum")
+    return found.sum(0).cpu()

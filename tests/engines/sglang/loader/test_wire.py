@@ -1,0 +1,77 @@
+"""Checksums against plain integers, the grouping of messages, and an exchange by gloo."""
+
+import struct
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_prime.engines.sglang.loader import wire
+from megatron_prime.engines.sglang.loader.wire import (
+    checksum,
+    exchange,
+    group_messages,
+    make_group,
+    verify_checksums,
+)
+
+
+def integers(tensor):
+    """The bits of each element as a signed integer (bytes unsigned), by struct."""
+    raw = bytes(tensor.contiguous().view(torch.uint8).flatten().tolist())
+    code = {1: "B", 2: "h", 4: "i"}[tensor.element_size()]
+    return struct.unpack(f"<{tensor.numel()}{code}", raw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_the_checksum_is_the_sum_and_the_weighted_sum_of_the_bits(dtype, monkeypatch):
+    monkeypatch.setattr(wire, "_CHUNK", 7)
+    tensor = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for part in (tensor, tensor[1:3], tensor[:, 2:5], tensor[0]):
+        words = integers(part)
+        expected = [sum(words), sum(place * word for place, word in enumerate(words, 1))]
+        assert checksum(part).tolist() == expected
+
+
+def test_a_changed_bit_a_swap_and_a_moved_block_all_show():
+    tensor = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    before = checksum(tensor)
+    flipped = tensor.clone()
+    flipped.view(torch.int32)[10] ^= 1
+    swapped = tensor.clone()
+    swapped[[3, 40]] = tensor[[40, 3]]
+    moved = torch.cat([tensor[32:], tensor[:32]])
+    assert not any(torch.equal(checksum(other), before) for other in (flipped, swapped, moved))
+
+
+def test_only_large_rows_travel_by_themselves(monkeypatch):
+    monkeypatch.setattr(wire, "DIRECT_BYTES", 64)
+    rows, columns, small, other = torch.ones(4, 4), torch.ones(4, 4), torch.ones(2), torch.ones(1).bfloat16()
+    direct, packed = group_messages([(0, small), (0, rows), (1, columns), (0, other)])
+    assert [id(tensor) for tensor in direct] == [id(rows)]
+    assert [[id(tensor) for tensor in part] for part in packed] == [[id(small), id(columns)], [id(other)]]
+
+
+def test_one_byte_floats_travel_by_gloo():
+    store = dist.HashStore()
+    sent = torch.randn(300).to(torch.float8_e4m3fn)
+    got = torch.empty_like(sent)
+
+    def receiver():
+        exchange(make_group("gloo", store, 1, 2, 10), [], [(0, got)], "gloo", 10)
+
+    thread = threading.Thread(target=receiver, daemon=True)
+    thread.start()
+    assert exchange(make_group("gloo", store, 0, 2, 10), [(1, sent)], [], "gloo", 10) == {}
+    thread.join(10)
+    assert torch.equal(got.view(torch.uint8), sent.view(torch.uint8))
+
+
+def test_wrong_checksums_are_counted():
+    tensors = [torch.ones(3), torch.arange(4.0), torch.zeros(2)]
+    expected = torch.stack([checksum(tensor) for tensor in tensors])
+    assert torch.equal(verify_checksums(tensors, expected), expected.sum(0))
+    expected[1] += 1
+    with pytest.raises(RuntimeError, match="1 of 3 slices arrived with a wrong checksum"):
+        verify_checksums(tensors, expected)
