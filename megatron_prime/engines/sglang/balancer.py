@@ -1,4 +1,4 @@
-"""Which server takes the next group: the one with the fewest outstanding tokens that has room."""
+"""Load balancing over servers: the next group goes to the server with the fewest outstanding tokens."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class _Load:
-    """What one server has to do."""
+    """The outstanding work of one server."""
 
     num_requests: int = 0
     num_tokens: int = 0
     is_up: bool = True
     num_taken: int = 0
-    """Requests ever taken, for tests and logs."""
+    """Requests given to the server so far."""
 
 
 class Balancer:
-    """Bounds and spreads the load over servers. For one event loop.
+    """Bounds the load of every server and distributes groups over them. For one event loop.
 
-    A server takes new groups while fewer than `concurrency` requests of it are in flight; a group may overshoot by its
-    size, since it stays together for the sake of the prefix cache.
+    A server gets new groups while it has fewer than `concurrency` requests in flight. A group is not split, so that its
+    prompt is in one server's prefix cache; the limit may therefore be exceeded by one group.
     """
 
     def __init__(self, num_servers: int, concurrency: int) -> None:
-        """All servers are up and idle. Raises ValueError unless both are positive."""
+        """Start with all servers up and idle. Raises ValueError unless both numbers are positive."""
         if num_servers < 1 or concurrency < 1:
             raise ValueError(f"num_servers = {num_servers} and concurrency = {concurrency} must be positive")
         self._loads = [_Load() for _ in range(num_servers)]
@@ -32,7 +32,7 @@ class Balancer:
         self._changed = asyncio.Condition()
 
     async def take(self, request_tokens: Sequence[int]) -> int:
-        """Wait for a server with room and give it requests of so many tokens each. Returns its index."""
+        """Wait for a server with free capacity, give it requests of so many tokens each, and return its index."""
         async with self._changed:
             while (server := self._best()) is None:
                 await self._changed.wait()
@@ -43,7 +43,7 @@ class Balancer:
             return server
 
     async def give_back(self, server: int, num_tokens: int) -> None:
-        """One request of num_tokens (as taken) has ended on `server`, well or not."""
+        """Record the end of one request of num_tokens (as in `take`), whether it succeeded or failed."""
         async with self._changed:
             load = self._loads[server]
             load.num_requests -= 1
@@ -52,17 +52,17 @@ class Balancer:
             self._changed.notify()
 
     async def set_up(self, server: int, is_up: bool) -> None:
-        """A server that is down gets no requests."""
+        """Mark a server as up or down. A server that is down gets no requests."""
         async with self._changed:
             self._loads[server].is_up = is_up
             self._changed.notify_all()
 
     def is_up(self, server: int) -> bool:
-        """Whether the server takes requests."""
+        """Return whether the server gets requests."""
         return self._loads[server].is_up
 
     def requests_taken(self) -> list[int]:
-        """Requests that each server was ever given."""
+        """Return the number of requests given to each server so far."""
         return [load.num_taken for load in self._loads]
 
     def _best(self) -> int | None:

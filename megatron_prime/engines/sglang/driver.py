@@ -1,7 +1,8 @@
-"""Collective calls of which one rank, the driver, does the work on an event loop of its own.
+"""Collective calls in which one rank, the driver, does the work on an event loop in a thread.
 
-The other ranks must not sit in one collective for as long as a rollout takes: it has a deadline. So all ranks meet
-every HEARTBEAT_S and hear from the driver: go on waiting, help to resync a server, or the result.
+A rollout may take longer than the deadline of a collective, so the other ranks can't just wait in one for the result.
+Instead all ranks meet every HEARTBEAT_S seconds and the driver says: keep waiting, help to resync a server, or here is
+the result.
 """
 
 import asyncio
@@ -26,23 +27,27 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """Nothing new."""
+    """The message that the work is still going on."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Help:
-    """All ranks run the resync of this server."""
+    """The request that all ranks resync this server now."""
 
     server: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Done(Generic[Result]):
+    """The message that the work has finished."""
+
     result: Result
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
+    """The message that the work has raised an exception."""
+
     error: BaseException
 
 
@@ -67,16 +72,16 @@ class LoopThread:
 
 
 class Driver:
-    """Runs coroutines on the driver rank for all ranks together."""
+    """Runs coroutines on the driver rank on behalf of all ranks."""
 
     def __init__(self, ranks: Ranks, resync: Callable[[int], None]) -> None:
-        """Start the loop on the driver.
+        """Start the event loop on the driver.
 
         Args:
-            ranks: all call `run` in the same order.
-            resync: gives a server, by index, the current weights; called on every rank at the same time, on the thread
-                of `run`, while the driver's coroutine goes on; may itself call `run`. ServerUnreachableError on the
-                driver asks for another try.
+            ranks: this process among the training ranks, which all call `run` in the same order.
+            resync: gives a server, by index, the current weights. Called on every rank at the same time, on the thread
+                of `run`, while the driver's coroutine goes on; it may call `run` itself. A ServerUnreachableError on
+                the driver asks for another try.
         """
         self._ranks = ranks
         self._resync = resync
@@ -86,11 +91,11 @@ class Driver:
 
     @property
     def is_driver(self) -> bool:
-        """Whether this rank talks to the servers."""
+        """Return whether this rank talks to the servers."""
         return self._ranks.rank == DRIVER
 
     async def ask_for_resync(self, server: int) -> None:
-        """On the driver's loop: have all ranks resync a server, and wait for it. One at a time."""
+        """Have all ranks resync a server and wait for it; one resync at a time. Runs on the driver's loop."""
         while self._helped is not None:
             await asyncio.wait([asyncio.wrap_future(self._helped)])
         self._helped = Future()
@@ -101,9 +106,9 @@ class Driver:
             self._helped = None
 
     def run(self, make_work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Collective: run make_work() on the driver, return its result on every rank.
+        """Run make_work() on the driver and return its result on every rank. Collective.
 
-        An exception is raised on every rank; of types that don't pickle, as EngineError on the others.
+        An exception is raised on every rank; on the other ranks it becomes an EngineError if its type is unknown there.
         """
         future: Future[Result] | None = None
         if self.loop_thread is not None:
@@ -126,7 +131,7 @@ class Driver:
     def _next_message(self, future: "Future[Result]") -> "_Pending | _Help | _Done[Result] | _Failed":
         message: _Help | None = None
         if not future.done():
-            # None says that some future is done; with nested calls it need not be this one.
+            # None says that some future is done. With nested calls it may be another one than this.
             with contextlib.suppress(queue.Empty):
                 message = self._messages.get(timeout=HEARTBEAT_S)
         if message is not None:
@@ -137,13 +142,14 @@ class Driver:
         return _Done(future.result()) if error is None else _Failed(error)
 
     def _share(self, message: object) -> object:
+        # Only the driver contributes a message: the gather works as a broadcast.
         mine = [] if message is None else [_portable(message)]
         [shared] = self._ranks.gather_all(mine)
-        # The driver keeps its own object: an exception with its traceback.
+        # The driver keeps its own object, which is an exception with its traceback.
         return shared if message is None else message
 
     def _help(self, server: int) -> None:
-        """Run the resync on all ranks, and agree on how it went."""
+        """Run the resync on all ranks and agree on its outcome."""
         error: EngineError | None = None
         try:
             self._resync(server)
@@ -161,7 +167,7 @@ class Driver:
 
 
 def _portable(message: object) -> object:
-    """What other ranks can unpickle: an exception of an unknown type becomes an EngineError."""
+    """Return the message in a form that every rank can unpickle: unknown exceptions become EngineErrors."""
     if isinstance(message, _Failed) and not isinstance(message.error, (EngineError, ValueError, OSError)):
         return _Failed(EngineError(f"rank {DRIVER} failed: {message.error!r}"))
     return message

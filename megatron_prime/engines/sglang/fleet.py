@@ -1,6 +1,6 @@
-"""The servers of one engine as seen by its event loop: who is up, and how one that is not comes back.
+"""The servers of one engine as its event loop sees them: which are up, and how the others are recovered.
 
-up --no answer, or foreign weights--> down: [restart] -> answers again -> resync of its weights -> up
+up --no answer, or other weights--> down: [restart] -> answers again -> resync of its weights -> up
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 
 HEALTH_EVERY_S = 15.0
 MAX_MISSED_HEALTH = 2
-"""A server that misses so many probes in a row hangs: it is restarted."""
+"""A server that misses so many health probes in a row is considered hanging and restarted."""
 MAX_RECOVERIES = 8
-"""Tries to bring one server back before the run is told."""
+"""Tries to recover one server before an error is raised."""
 _POLL_S = 0.25
 
 Resync = Callable[[int], Awaitable[None]]
-"""Gives a server, by index, the current weights. Raises ServerUnreachableError when it dies over it."""
+"""Gives a server, by index, the current weights. Raises ServerUnreachableError when it dies meanwhile."""
 
 
 class Fleet:
-    """Servers that were started here or attached to. All coroutines belong to one event loop."""
+    """The servers that were started by this job or attached to. All coroutines belong to one event loop."""
 
     def __init__(self, supervised: Sequence[Server], settings: SGLangConfig, resync: Resync) -> None:
-        """Keep the parts; nothing is awaited yet.
+        """Make a fleet without contacting the servers.
 
         Args:
-            supervised: servers started here; empty when attached to settings.urls.
+            supervised: the servers that this job started; empty when attached to settings.urls.
             settings: of the engine.
             resync: called for every server that came back without the fleet's weights.
         """
@@ -43,20 +43,20 @@ class Fleet:
         self._clients: dict[int, SGLangClient] = {}
         self._recoveries: dict[int, asyncio.Task[None]] = {}
         self.policy_version = NO_WEIGHTS
-        """What every server that is up serves."""
+        """The version that every server that is up serves."""
         self.num_recoveries = 0
-        """How often a server was brought back, for metrics and tests."""
+        """Number of recoveries so far."""
         self.balancer = Balancer(len(supervised) or len(settings.urls), settings.concurrency)
 
     @property
     def num_servers(self) -> int:
-        """Servers, up or down."""
+        """Number of servers, up or down."""
         return len(self._supervised) or len(self._settings.urls)
 
     async def client(self, server: int) -> SGLangClient:
-        """A client of the server once it answers.
+        """Wait until the server answers and return a client of it.
 
-        Raises EngineError when it doesn't by rollout.sglang.startup_timeout_s, or was given up.
+        Raises EngineError after rollout.sglang.startup_timeout_s, or when the server's supervisor gave up.
         """
         deadline = time.monotonic() + self._settings.startup_timeout_s
         while True:
@@ -71,21 +71,21 @@ class Fleet:
             await asyncio.sleep(_POLL_S)
 
     def client_now(self, server: int) -> SGLangClient:
-        """The client that last reached the server, without a probe. Raises ServerUnreachableError when none did."""
+        """Return the client of a server that is up, without a probe. Raises ServerUnreachableError if it is down."""
         client = self._clients.get(server)
         if client is None or not self.balancer.is_up(server):
             raise ServerUnreachableError(f"SGLang server {server} is down")
         return client
 
     def last_client(self, server: int) -> SGLangClient | None:
-        """The client that last reached the server; None when it was never reached, or was started again since."""
+        """Return the client that last reached the server; None if there is none or the server restarted since."""
         client = self._clients.get(server)
         return client if client is not None and self._url(server) == client.url else None
 
     async def restart(self, server: int, client: SGLangClient) -> bool:
-        """End a server of ours that `client` can't rely on; its supervisor starts it again. Whether it is ours.
+        """End the server process behind `client`, which its supervisor then starts again.
 
-        One that was started again already is left alone.
+        Does nothing if it was restarted already. Returns False for an attached server, which can't be restarted.
         """
         if not self._supervised:
             return False
@@ -94,23 +94,23 @@ class Fleet:
         return True
 
     async def clients(self) -> list[SGLangClient]:
-        """Clients of all servers, once all answer."""
+        """Wait until all servers answer and return their clients."""
         return list(await asyncio.gather(*(self.client(server) for server in range(self.num_servers))))
 
     async def weight_versions(self) -> list[int]:
-        """What each server says it serves; NO_WEIGHTS for weights that no sync of ours has named."""
+        """Return the version that each server states; NO_WEIGHTS for weights that are not from a sync of this run."""
         return [parse_version(await client.weight_version()) for client in await self.clients()]
 
     def report(self, server: int, *, hangs: bool = False) -> None:
-        """Say that a server gave no answer or the wrong weights; it gets no requests until it has come back."""
+        """Report that a server gave no answer or has wrong weights; it gets no requests until it has recovered."""
         if server not in self._recoveries:
             task = asyncio.ensure_future(self._recover(server, hangs))
             self._recoveries[server] = task
 
     async def guarded(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-        """Await `work` while watching the servers' health; then until all are up again.
+        """Await `work` while watching the servers' health, then wait until all servers are up again.
 
-        Raises EngineError as soon as a server can't be brought back.
+        Raises EngineError as soon as a server can't be recovered.
         """
         main = asyncio.ensure_future(work)
         watch = asyncio.ensure_future(self._watch())
@@ -128,7 +128,7 @@ class Fleet:
             await cancel([main, watch])
 
     async def aclose(self) -> None:
-        """End recoveries and connections. The servers themselves are closed by their supervisors."""
+        """End recoveries and close connections. The supervisors close the servers themselves."""
         await cancel(list(self._recoveries.values()))
         for client in self._clients.values():
             await client.aclose()
@@ -144,7 +144,7 @@ class Fleet:
         if hangs and self._supervised:
             await asyncio.to_thread(self._supervised[server].restart)
         for _ in range(MAX_RECOVERIES):
-            # A server that is about to go down may answer once more: give it the time to do so.
+            # A server that is shutting down may still answer once: wait, so that it is not taken for recovered.
             await asyncio.sleep(_POLL_S)
             try:
                 client = await self.client(server)
@@ -208,7 +208,7 @@ class Fleet:
 
 
 async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel what still runs and wait until it has ended; faults of ended ones were, or are being, raised elsewhere."""
+    """Cancel the tasks that still run and wait for all; their exceptions are dropped, as they are raised elsewhere."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Which experts SGLang sent each token to, for replay in training: read from its answers and checked."""
+"""The experts that SGLang routed each token to, parsed from its answers and checked, for replay in training."""
 
 import base64
 from collections.abc import Mapping
@@ -12,13 +12,14 @@ from megatron_prime.hf.shape import ModelShape, read_shape
 
 
 class RoutingReader:
-    """Reads `routed_experts` of answers to POST /generate.
+    """Reads `routed_experts` in answers to POST /generate.
 
-    SGLang gives int32 [tokens - 1, layers, K] in base64: of the last token nothing was computed.
+    SGLang returns int32 [tokens - 1, layers, K] in base64. The last token is sampled but never fed to the model, so it
+    has no experts.
     """
 
     def __init__(self, shape: ModelShape) -> None:
-        """Raises ValueError for a model without experts."""
+        """Make a reader for a model. Raises ValueError for a model without experts."""
         if not shape.is_moe:
             raise ValueError(
                 f"rollout.sglang.routing_replay needs a mixture of experts; the {shape.family} model has none"
@@ -28,17 +29,18 @@ class RoutingReader:
 
     @staticmethod
     def of(model_path: Path) -> "RoutingReader":
-        """For the model of an HF checkpoint. Raises ValueError when its config.json cannot be read."""
+        """Return a reader for the model of an HF checkpoint. Raises ValueError when config.json can't be read."""
         return RoutingReader(read_shape(model_path))
 
     def read(self, meta: Mapping[str, Any], num_tokens: int) -> torch.Tensor:
-        """[num_tokens - 1, layers, K] of the smallest integer type that holds the experts.
+        """Return the experts, [num_tokens - 1, layers, K], in the smallest integer type that can hold them.
 
         Args:
-            meta: the answer's meta_info.
-            num_tokens: of prompt and response.
+            meta: meta_info of the answer.
+            num_tokens: number of tokens of prompt and response.
 
-        Raises ValueError or KeyError when the answer holds no such experts.
+        Raises:
+            ValueError, KeyError: the answer has no experts, or impossible ones.
         """
         shape = self._shape
         raw = np.frombuffer(base64.b64decode(meta["routed_experts"], validate=True), dtype=np.int32)
@@ -51,5 +53,5 @@ class RoutingReader:
             raise ValueError(f"routed experts outside [0, {shape.num_experts})")
         if (of_moe[..., 1:] == of_moe[..., :-1]).any():
             raise ValueError("routed experts name one twice for a token")
-        # Layers without experts hold whatever SGLang's buffer held.
+        # The entries of layers without experts are arbitrary: SGLang leaves its buffer uninitialized there.
         return torch.from_numpy(experts.astype(np.uint8 if shape.num_experts <= 256 else np.int16))
