@@ -29,7 +29,7 @@ class Engine(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """Version of the last complete weight sync; NO_WEIGHTS before the first, during each, and after a failed one."""
+        """Version of the last complete weight sync; NO_WEIGHTS before the first, during one, and after a failure."""
         ...
 
     def generate(

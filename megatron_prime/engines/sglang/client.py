@@ -91,7 +91,7 @@ class SGLangClient:
         self._request_timeout_s = request_timeout_s
         self._control_timeout_s = control_timeout_s
         self._retry = retry or RetryPolicy()
-        # The balancer limits the requests in flight. trust_env is off, or a proxy of the environment would get the calls.
+        # The balancer limits the requests in flight. trust_env is off so that calls never go to a proxy.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(base_url=self.url, limits=limits, trust_env=False)
 

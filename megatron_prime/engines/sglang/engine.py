@@ -59,8 +59,8 @@ class SGLangEngine:
     Rank 0 starts the servers on its node, or each node's first rank those there, or they are attached to by URL; rank 0
     talks to them for all ranks.
 
-    In deviation from the interface, equal stream keys repeat a response only with rollout.sglang.deterministic: otherwise
-    SGLang draws from one random stream per server. The model's own end-of-sequence tokens end a response, too.
+    In deviation from the interface, equal stream keys repeat a response only with rollout.sglang.deterministic:
+    otherwise SGLang draws from one random stream per server. The model's end-of-sequence tokens end a response, too.
     """
 
     def __init__(

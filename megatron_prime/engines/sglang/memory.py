@@ -35,8 +35,8 @@ class ServerMemory:
     """Frees and allocates the servers' memory, and records which server has freed what.
 
     The record is needed because SGLang crashes when it is asked to allocate memory that it has not freed. Coroutines
-    belong to the fleet's event loop. A server that gives no answer is ended, and its supervisor starts it again with all
-    its memory. The state of an attached server that gives no answer is unknown, which is an EngineError.
+    belong to the fleet's event loop. A server that gives no answer is ended, and its supervisor starts it again with
+    all its memory. The state of an attached server that gives no answer is unknown, which is an EngineError.
     """
 
     def __init__(self, fleet: Fleet, is_enabled: bool) -> None:
