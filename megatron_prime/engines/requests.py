@@ -1,7 +1,6 @@
 """Requests to a rollout engine: the random stream of each response, and the checks of `Engine.generate`'s arguments."""
 
 import hashlib
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.types import Prompt, SamplingParams
 
 
@@ -49,15 +49,9 @@ class ModelLimits:
 
     @staticmethod
     def of(model_path: Path, num_reserved: int = 0) -> "ModelLimits":
-        """Read the limits from config.json. Raises ValueError when it can't be read."""
-        path = Path(model_path) / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            return ModelLimits(int(config["vocab_size"]), config.get("max_position_embeddings"), num_reserved)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} can't be read ({error!r}): model.path must be an HF checkpoint directory"
-            ) from error
+        """Return the limits of the model in a folder. Raises ValueError when its config.json can't be read."""
+        shape = read_shape(model_path)
+        return ModelLimits(shape.vocab_size, shape.max_position_embeddings, num_reserved)
 
 
 def check_request(

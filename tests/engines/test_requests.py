@@ -8,6 +8,7 @@ import pytest
 
 from megatron_prime.engines.requests import ModelLimits, StreamKey, check_request
 from megatron_prime.types import Prompt, SamplingParams
+from tests.support.hf_shapes import make_config
 
 LIMITS = ModelLimits(vocab_size=100, max_positions=20, num_reserved=2)
 GOOD = {"max_response_tokens": 5}
@@ -70,7 +71,9 @@ def test_requests_up_to_the_limits_pass():
 
 
 def test_limits_come_from_the_config(tmp_path):
-    with pytest.raises(ValueError, match=r"config.json can't be read"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         ModelLimits.of(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 5, "max_position_embeddings": 9}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(make_config("llama", vocab_size=5, max_position_embeddings=9))
+    )
     assert ModelLimits.of(tmp_path, 2) == ModelLimits(5, 9, 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang import loader
 from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
+from megatron_prime.hf.config_json import read_config_json
 
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"
