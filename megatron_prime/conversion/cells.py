@@ -59,6 +59,7 @@ def cells_of(shape: ModelShape) -> tuple[Cell, ...]:
         layers=range(shape.num_layers),
         is_first_stage=True,
         is_last_stage=True,
+        # Checkpoints use the parameter names of Transformer Engine, whichever implementation wrote them.
         norm_style="te",
     )
     return tuple(_cell(shape, p.megatron_name, p.shape, p.pieces) for p in parameters)
@@ -82,6 +83,7 @@ def _cell(shape: ModelShape, name: str, local_shape: tuple[int, ...], pieces: tu
     if in_layer is None:
         return Cell(name, leading, index, local_shape, pieces)
     layer, rest = int(in_layer[1]), in_layer[2]
+    # Homogeneous layers are stacked along a leading dim; the layer index is then not part of the name.
     prefix = "decoder.layers."
     if shape.dense_layers:
         prefix += f"{layer}."

@@ -143,6 +143,7 @@ class DistReader:
 
 def load_chunk(file: BinaryIO, chunk: Chunk) -> torch.Tensor:
     """Return the values of a chunk from its open file."""
+    # torch.load would read to the end of the file, so it gets a view of the chunk's bytes.
     view: Any = _create_file_view(cast(Any, file), chunk.offset, chunk.length)
     return torch.load(view, map_location="cpu", weights_only=True)
 
@@ -182,6 +183,7 @@ def write_metadata(
     locations: dict[MetadataIndex, _StorageInfo] = {}
     for chunk in chunks:
         info = _StorageInfo(chunk.file_name, chunk.offset, chunk.length)
+        # Extra states are pickled objects and have no shape.
         if chunk.key not in specs:
             entries[chunk.key] = BytesStorageMetadata()
             locations[MetadataIndex(chunk.key)] = info

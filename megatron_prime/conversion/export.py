@@ -34,6 +34,7 @@ def export_hf(
     parameters = built.named_parameters()
     plan = plan_for(built.shape, topology, EngineLayout(1, 1, ((0,),)), dtype)
     transport = RankTransport(plan, parameters, topology, dtype)
+    # Every rank takes part in the sends of every bucket, but only rank 0 receives.
     if topology.rank:
         for _ in transport.deliver():
             pass
@@ -58,6 +59,7 @@ def _write(
         for bucket in deliveries
         for block in bucket
     )
+    # A replaced destination stays usable until its successor is complete.
     new = destination.with_name(f".{destination.name}.new") if replace else destination
     try:
         if replace:

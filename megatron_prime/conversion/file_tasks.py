@@ -79,8 +79,10 @@ def run_conversion(conversion: Conversion, num_workers: int, progress: Progress)
     state_folder = conversion.output.with_name(f".{conversion.output.name}.job")
     state_folder.mkdir(exist_ok=True)
     with _locked(state_folder):
+        # The round trip through JSON makes the identity comparable with the stored one, in which tuples are lists.
         _prepare(partial, state_folder, json.loads(json.dumps(conversion.identity)), progress)
         conversion.finish(partial, _run_tasks(partial, state_folder, conversion.tasks, num_workers, progress))
+        # All data must be on disk before the folder gets its final name.
         sync_tree(partial)
         partial.rename(conversion.output)
         sync_path(conversion.output.parent)
@@ -104,6 +106,7 @@ def write_folder_manifest(folder: Path, finished: Mapping[str, FinishedFile]) ->
 def _locked(state_folder: Path) -> Iterator[None]:
     with (state_folder / "lock").open("w") as file:
         try:
+            # The kernel releases the lock when the process ends, even if it is killed.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
@@ -161,6 +164,7 @@ def _run_tasks(
                     "--workers; finished files are kept"
                 ) from error
             except BaseException:
+                # Tasks that have not started are cancelled; running ones finish and are kept.
                 pool.shutdown(cancel_futures=True)
                 raise
     return results
@@ -176,6 +180,7 @@ def _run_task(partial: Path, state_folder: Path, task: FileTask) -> FinishedFile
             return finished
     path.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(task.work(path)))
+    # The record below claims that the file is complete, so the data has to be on disk first.
     with path.open("rb") as file:
         os.fsync(file.fileno())
     finished = FinishedFile(entry_of(path), result)

@@ -72,6 +72,7 @@ def read_exactly(descriptor: int, offset: int, target: torch.Tensor) -> None:
     """
     view = bytes_of(target)
     done = 0
+    # A single call reads at most about 2 GiB, and may return fewer bytes than requested.
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:

@@ -86,6 +86,7 @@ def megatron_to_hf(
         file_cells = [cell for cell in cells if any(piece.hf_name in file_specs for piece in cell.pieces)]
         size = sum(spec.num_bytes for spec in file_specs.values())
         tasks.append(FileTask(file_name, partial(_write_file, source, file_cells, file_specs), size))
+    # A changed source file, config or option makes a different conversion, whose partial output is not resumed.
     identity = {
         "from": str(source.resolve()),
         "files": sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir()),
@@ -175,6 +176,7 @@ def _write_file(
     incomplete = [name for name, spec in specs.items() if counts.get(name, 0) != math.prod(spec.shape)]
     if incomplete:
         raise ValueError(f"{source} contains only a part of {', '.join(incomplete[:MAX_SHOWN])}")
+    # The second pass reads both files again, which detects errors of the disk and of this program.
     with path.open("rb") as file:
         _walk(reader, cells, specs, offsets, file, _compare_block)
     return counts
@@ -196,6 +198,7 @@ def _walk(
         itemsize = spec.dtype.itemsize
         begin = offsets[rectangle.name]
         counts[rectangle.name] = counts.get(rectangle.name, 0) + values.numel()
+        # Whole rows are contiguous in the file and are written at once; partial rows one by one.
         if values.shape[1] == num_columns:
             action(file, begin + rectangle.first_row * num_columns * itemsize, _cast(values, spec))
             continue

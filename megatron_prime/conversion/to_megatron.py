@@ -71,6 +71,7 @@ def hf_to_megatron(
         )
         for index, (cells, states) in enumerate(files)
     ]
+    # A changed source file or option makes a different conversion, whose partial output is not resumed.
     identity = {
         "from": str(source.resolve()),
         "files": sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir()),
@@ -127,6 +128,7 @@ def _write_file(
             chunks.append(append_chunk(file, cell.key, cell.offsets, tensor, len(cell.leading)))
             del tensor  # Free the cell before the next one is allocated.
         chunks += [append_empty_state(file, key) for key in states]
+    # Reading both files again detects errors of the disk and of this program.
     with path.open("rb") as file:
         for cell, chunk in zip(cells, chunks, strict=False):
             _compare(reader, cell, load_chunk(file, chunk).reshape(cell.shape))

@@ -138,9 +138,11 @@ def evaluate(
     """
     if not prompts:
         raise ValueError("nothing to evaluate: there are no prompts; set data.evaluation")
+    # The rollouts in the result keep NaN after a verifier error; only the scores below count it as 0.
     rollouts = verifier(engine.generate(prompts, sampling, samples_per_prompt, stream_key))
     groups = split_groups(rollouts, samples_per_prompt)
     scored = [rollout.with_outcome(_score(rollout, whole_only)) for rollout in rollouts]
+    # k = 1, 2, 4, ... and the number of samples itself.
     sizes = sorted({1 << power for power in range(samples_per_prompt.bit_length())} | {samples_per_prompt})
     passes = {size: _passes(groups, size) for size in sizes}
     return EvaluationResult(

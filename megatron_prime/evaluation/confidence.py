@@ -38,6 +38,7 @@ def bootstrap_interval(
         seed: seed of the resampling.
     """
     data = np.asarray(values, dtype=np.float64)
+    # An explicit bit generator and seed sequence: the default of numpy may change between versions.
     generator = np.random.Generator(
         np.random.Philox(np.random.SeedSequence([seed, len(data), num_resamples]))
     )

@@ -66,6 +66,7 @@ class Evaluator:
                 self._verifier,
                 prompts.sampling,
                 samples_per_prompt=prompts.samples_per_prompt,
+                # Each prompt set has its own random numbers, so adding a benchmark does not change the others.
                 stream_key=evaluation_stream_key(step_index, number),
                 bootstrap=self._bootstrap,
                 whole_only=bool(prompts.name),

@@ -72,6 +72,7 @@ class StepScorer:
 
     def _score(self, texts: Sequence[JudgedText]) -> list[list[float]]:
         sequences = [(text.prompt_ids, text.response_ids) for text in texts]
+        # float64: the log-ratio is a small difference of large sums over many tokens.
         prm_BT = self._prm.score(sequences).logprobs_BT.double()
         ref_BT = self._reference.score(sequences).logprobs_BT.double()
         ratios_BT: torch.Tensor = (prm_BT - ref_BT).cpu()
@@ -107,7 +108,9 @@ def reranking_metrics(groups: Sequence[JudgedGroup]) -> dict[str, list[float]]:
     """
     sizes = {len(group.outcomes) for group in groups}
     if len(sizes) != 1:
-        raise ValueError(f"best-of-N needs the same number of responses a problem; there are {sorted(sizes)}")
+        raise ValueError(
+            f"best-of-N needs the same number of responses for every problem; there are {sorted(sizes)}"
+        )
     (size,) = sizes
     counts = sorted({1 << power for power in range(size.bit_length())} | {size})
     return {
@@ -171,6 +174,7 @@ def processbench_metrics(
     metrics = {"threshold": sigmoid(logit)}
     for split, split_scores in scores.items():
         accuracy = first_error_accuracy(split_scores, labels[split], logit)
+        # The threshold is tuned on one split and applied to all, as ProcessBench does.
         metrics[f"{split}/erroneous"] = accuracy.erroneous
         metrics[f"{split}/correct"] = accuracy.correct
         metrics[f"{split}/f1"] = accuracy.f1

@@ -68,6 +68,7 @@ def read_processbench(
         response_ids = tokenizer.encode(STEP_SEPARATOR.join(steps), add_special_tokens=False)
         spans, start = [], 0
         for step in steps:
+            # The separator after a step belongs to that step, so the spans cover the text without gaps.
             end = start + len(step) + len(STEP_SEPARATOR)
             spans.append((start, end))
             start = end

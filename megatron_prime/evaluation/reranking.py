@@ -34,6 +34,7 @@ def pair_accuracy(scores: Sequence[float], outcomes: Sequence[float]) -> tuple[f
     A pair with equal scores counts one half. A response whose outcome is NaN is in no pair. The fraction is NaN without
     pairs.
     """
+    # A positive margin means that the response with the better outcome has the higher score.
     margins = [
         left - right
         for left, better in zip(scores, outcomes, strict=True)

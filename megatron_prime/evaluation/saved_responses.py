@@ -44,6 +44,7 @@ def write_responses(
     lines = []
     for start in range(0, len(rollouts), samples_per_prompt):
         group = rollouts[start : start + samples_per_prompt]
+        # The prompt is decoded with the special tokens of its chat template, the response as the verifier saw it.
         prompt = group[0].prompt
         record = {
             "index": prompt.index,

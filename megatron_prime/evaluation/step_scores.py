@@ -36,6 +36,7 @@ def step_scores(log_ratios_T: Tensor, steps_T: Sequence[int], num_steps: int, be
     if not is_ordered or (steps_T and not 0 <= steps_T[0] <= steps_T[-1] < num_steps):
         raise ValueError(f"steps must be nondecreasing and lie in 0 .. {num_steps - 1}")
     running_T = torch.cumsum(log_ratios_T.double(), dim=0) * beta
+    # The end of step k is the number of tokens whose step is at most k.
     ends = torch.searchsorted(torch.tensor(steps_T), torch.arange(num_steps), right=True).tolist()
     return [float(running_T[end - 1]) if end else 0.0 for end in ends]
 

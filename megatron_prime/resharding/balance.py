@@ -65,6 +65,7 @@ def spread(shares: Sequence[tuple[int, int]]) -> list[int]:
     """Return the rank of each unit, interleaved in proportion to the shares so that all ranks work at the same time."""
     if len(shares) == 1:
         return [shares[0][0]] * shares[0][1]
+    # The k-th of a rank's n units is placed at (k + 0.5) / n of the whole, so each rank's units are evenly spaced.
     turns = [((turn + 0.5) / count, rank) for rank, count in shares for turn in range(count)]
     turns.sort(key=itemgetter(0))
     return [rank for _, rank in turns]

@@ -41,6 +41,8 @@ def buckets(plan: ReshardPlan, max_bytes: int) -> tuple[Bucket, ...]:
         for transfer in group:
             added["send", transfer.source_rank, 0] += transfer.num_bytes
             added["receive", transfer.engine, transfer.engine_tp_rank] += transfer.num_bytes
+        # The limit is strict for receivers, which allocate buffers of this size. A sender may exceed it with a single
+        # tensor, as described above.
         largest = max(num_bytes for load, num_bytes in added.items() if load[0] == "receive")
         if largest > max_bytes:
             raise ValueError(

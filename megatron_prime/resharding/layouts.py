@@ -68,11 +68,13 @@ class TrainingLayout:
 
     def replicas(self, tp_rank: int, pp_rank: int) -> range:
         """Return the global ranks that hold the dense weights of a (tp, pp) coordinate: its dp and cp replicas."""
+        # tp varies fastest, so ranks with the same tp_rank are tp apart.
         start = pp_rank * self.ranks_per_stage
         return range(start + tp_rank, start + self.ranks_per_stage, self.tp)
 
     def expert_replicas(self, etp_rank: int, ep_rank: int, pp_rank: int) -> range:
         """Return the global ranks that hold the experts of an (etp, ep, pp) coordinate."""
+        # Within a stage, etp varies fastest, then ep: replicas are etp * ep apart.
         start = pp_rank * self.ranks_per_stage
         return range(start + etp_rank + self.etp * ep_rank, start + self.ranks_per_stage, self.etp * self.ep)
 
@@ -101,6 +103,7 @@ class TrainingLayout:
             counts = (num_layers // num_chunks,) * num_chunks
         if sum(counts) != num_layers or min(counts) < 0:
             raise ValueError(f"layers_per_stage {counts} does not add up to the model's {num_layers} layers")
+        # Stage s holds chunks s, s + pp, s + 2 * pp, ... of the model, as the interleaved schedule requires.
         chunks = [range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
         return [tuple(chunks[stage :: self.pp]) for stage in range(self.pp)]
 

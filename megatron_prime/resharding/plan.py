@@ -99,6 +99,7 @@ class Flow:
                 source is None or any(r == source for r, _ in shares)
             ):
                 continue
+            # The sources take turns over the members, which are sent in this order, so that all of them are busy.
             source_ranks = spread(shares)
             for member, source_rank in zip(members, source_ranks, strict=True):
                 if source not in (None, source_rank):
@@ -246,6 +247,7 @@ def _needs(
         if shard is None:
             continue
         position, end = shard.hf_start, shard.hf_start + shard.length
+        # Start with the interval that contains the first needed row, and continue over its successors.
         index = bisect_right(starts, position) - 1
         while position < end:
             interval = group.intervals[index]
@@ -263,6 +265,7 @@ class _Router:
     def __init__(self, training: TrainingLayout, engines: EngineLayout, ranks_per_node: int | None) -> None:
         self._engines = engines
         self._ranks_per_node = ranks_per_node
+        # Traffic within a node does not load the NICs, so the two loads are balanced independently.
         self._nic_bytes = [0] * training.num_ranks
         self._node_bytes = [0] * training.num_ranks
 

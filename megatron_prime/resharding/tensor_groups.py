@@ -117,6 +117,7 @@ def tensor_groups(
     rows = rows_of(shape)
     groups: list[TensorGroup] = []
     for row in rows:
+        # Experts have a tensor parallel size of their own.
         size = training.etp if row.placement is Placement.EXPERT else training.tp
         templates = [
             parameter_template(shape, row, size, rank, norm_style, expert_style) for rank in range(size)
@@ -129,6 +130,7 @@ def tensor_groups(
                     members = _members(shape, training, row.placement, chunks, block)
                     if members:
                         groups += _groups(shape, training, row, templates, stage, members, block)
+        # The last stage's copy of a tied embedding is not a tensor of its own: it is added as a source below.
         elif row.placement is not Placement.LAST_STAGE_COPY:
             stage = 0 if row.placement is Placement.FIRST_STAGE else training.pp - 1
             groups += _groups(shape, training, row, templates, stage, (Member(),), None)
@@ -175,6 +177,7 @@ def _groups(
     block: range | None,
 ) -> Iterator[TensorGroup]:
     """Yield a group for each tensor of a table row on one stage."""
+    # A block lies within one rank's experts, so its first expert determines the owner.
     ep_rank = block.start * training.ep // shape.num_experts if block else 0
     found: dict[str, dict[tuple[int, int], dict[int, ParameterLocation]]] = {
         tensor.name: {} for tensor in row.tensors
@@ -185,6 +188,7 @@ def _groups(
             source = ParameterLocation(
                 _end_prefix(training, row.placement) + template.megatron_name, piece.local_start
             )
+            # Ranks with a replicated parameter, such as a norm, hold the same interval and become sources of one entry.
             sources = found[piece.hf_name].setdefault((piece.hf_start, piece.length), {})
             sources.update(dict.fromkeys(holders, source))
     for tensor in row.tensors:
@@ -208,6 +212,7 @@ _Copies = dict[str, dict[int, dict[int, ParameterLocation]]]
 def _tied_copies(shape: ModelShape, training: TrainingLayout) -> _Copies:
     """Return HF name -> first row -> locations of a tied embedding's copy on the ranks of the last stage."""
     copies: _Copies = {}
+    # With a single stage, the output layer uses the embedding itself.
     if training.pp == 1:
         return copies
     for row in (row for row in rows_of(shape) if row.placement is Placement.LAST_STAGE_COPY):

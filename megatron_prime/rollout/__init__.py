@@ -12,4 +12,5 @@ Import the modules, not this package: the collector does not depend on any concr
 - `stream_keys`: keys that select the random numbers of each sampling round
 - `verification`: verification of rollouts, distributed over the ranks
 - `weight_intake`: assembles the blocks of a weight sync into complete tensors
+- `weight_sync`: the protocol by which the policy's weights reach an engine
 """

@@ -66,6 +66,7 @@ class CollectionTally:
     @property
     def keep_rate(self) -> float:
         """Fraction of groups that passed the filter, smoothed to be in (0, 1]; 1 before the first round."""
+        # Add-one smoothing: a round without kept groups must not make the next round infinitely large.
         return (self.decisions[FilterDecision.KEPT] + 1) / (len(self.groups) + 1)
 
     @property
@@ -130,6 +131,7 @@ class CollectionTally:
             if decision is not FilterDecision.KEPT
         }
         by_source = accuracy_by_source(sampled)
+        # Every group that passed the filter is in the batch, trimmed for divisibility, or surplus.
         num_surplus = self.decisions[FilterDecision.KEPT] - len(batch_groups) - num_trimmed
         return {
             "num_rounds": float(self.num_rounds),

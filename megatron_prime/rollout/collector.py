@@ -87,6 +87,7 @@ class Collector:
         self._filter = filter_config
         self._prompts_per_step = prompts_per_step
         self._group_size = group_size
+        # n groups have n * group_size rows, a multiple of rows_multiple_of exactly if n is a multiple of this.
         self._groups_multiple_of = rows_multiple_of // math.gcd(rows_multiple_of, group_size)
         self._step_segmenter = step_segmenter
         self._allow_mixed_versions = allow_mixed_versions
@@ -130,6 +131,7 @@ class Collector:
             if len(kept) >= self._prompts_per_step:
                 break
         self._records = tally.records()
+        # Surplus groups are not kept for the next step, whose policy will be newer than the one that sampled them.
         batch_groups = self._cut(kept, tally, step_index)
         self._update_state(tally, step_index)
         num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
@@ -143,6 +145,7 @@ class Collector:
             keep_rate = self._state.keep_rate or 1.0
             most = math.floor(self._filter.oversample * self._prompts_per_step)
             return min(math.ceil(num_missing / keep_rate), most)
+        # The rate of this step is more accurate now. It is smoothed, so it is not zero if nothing was kept so far.
         most = math.floor(max(MAX_ROUND_FACTOR, self._filter.oversample) * self._prompts_per_step)
         return min(math.ceil(num_missing / tally.keep_rate), most)
 
@@ -205,6 +208,7 @@ class Collector:
         """Mask or penalize responses at or near the length limit, as filter.overlong specifies."""
         config, limit = self._filter, self._sampling.max_response_tokens
         if config.overlong == "mask":
+            # Masked rows keep their outcomes: they still count in the baseline of their group.
             is_trained = [rollout.finish_reason is not FinishReason.LENGTH for rollout in batch.rollouts]
             stats = batch.stats | {"num_masked": float(is_trained.count(False))}
             return replace(batch, is_trained_B=torch.tensor(is_trained), stats=stats)

@@ -61,6 +61,7 @@ def split_groups(
 
 def _versions(group: Group) -> set[int]:
     """Return all policy versions that sampled a token of the group."""
+    # policy_version is the version of the first token only; a weight sync may have interrupted the response.
     spans = {version for rollout in group for version, _, _ in rollout.version_spans}
     return spans | {rollout.policy_version for rollout in group}
 
@@ -80,7 +81,7 @@ def decide_groups(groups: Sequence[Group], config: FilterConfig) -> list[FilterD
     truncated_B = torch.tensor([rollout.finish_reason is FinishReason.LENGTH for _, rollout in rows])
     first_rows = torch.tensor([0, *(len(group) for group in groups[:-1])]).cumsum(0)
 
-    # The functions of the paper mark every row of a group alike, so its first row has the decision.
+    # The functions of the paper give every row of a group the same value, so its first row has the decision.
     def by_group(keep_B: torch.Tensor) -> list[bool]:
         return keep_B[first_rows].tolist()
 
@@ -90,6 +91,7 @@ def decide_groups(groups: Sequence[Group], config: FilterConfig) -> list[FilterD
     easy_enough = by_group(accuracy_band_keep(outcomes_B, group_ids_B, config.accuracy_min, 1.0))
 
     def decide(index: int) -> FilterDecision:
+        # The checks have the order of FilterDecision, so a group is counted under the first reason that applies.
         if any(rollout.finish_reason is FinishReason.ABORT for rollout in groups[index]):
             return FilterDecision.ABORTED
         if not verified[index]:
@@ -114,6 +116,7 @@ def accuracy_histogram(groups: Sequence[Group]) -> str:
         if math.isnan(accuracy):
             num_errors += 1
         else:
+            # An accuracy of exactly 1 belongs to the last bin.
             counts[min(int(accuracy * _NUM_BINS), _NUM_BINS - 1)] += 1
     bins = ", ".join(f"from {index / _NUM_BINS:.1f}: {count}" for index, count in enumerate(counts))
     return f"groups by mean accuracy {bins}; with verifier errors: {num_errors}"

@@ -59,6 +59,7 @@ class PromptHistory:
         """
         kept = [record for record in _read(path) if record["step"] < resume_step]
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Rewriting the file also removes an incomplete last line, which a killed run may have left.
         replace_file(path, "".join(_encode(record) for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self.prompts = stats_of(kept)
@@ -69,6 +70,7 @@ class PromptHistory:
         prompts = [[index, None if math.isnan(mean) else mean, decision] for index, mean, decision in records]
         self._file.write(_encode({"step": step, "prompts": prompts}))
         self._file.flush()
+        # A checkpoint saved later must not be newer than the history, so the line has to be on disk now.
         os.fsync(self._file.fileno())
         _add(self.prompts, step, prompts)
 

@@ -35,6 +35,7 @@ class Ranks:
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """Return this rank's contiguous share of items; the sizes of the ranks' shares differ by at most one."""
+        # Each bound is computed from the same formula on both neighbouring ranks, so the shares join without gaps.
         start = len(items) * self.rank // self.world_size
         stop = len(items) * (self.rank + 1) // self.world_size
         return list(items[start:stop])

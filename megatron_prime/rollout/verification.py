@@ -46,6 +46,7 @@ class RolloutVerifier:
         outside = [reward for reward in rewards if reward < 0 or reward > 1]
         if outside:
             raise RuntimeError(f"the verifier returned rewards outside [0, 1]: {outside[:5]}")
+        # The gathered rewards are in the strided order; this maps them back to the rows.
         reward_of_row = dict(zip(order, rewards, strict=True))
         return [rollout.with_outcome(reward_of_row[row]) for row, rollout in enumerate(rollouts)]
 

@@ -1,4 +1,4 @@
-"""What one rank does in the tests of tests/resharding/test_transport.py and test_block_sync.py."""
+"""The part of test_transport.py and test_block_sync.py that runs on every rank."""
 
 import torch
 
@@ -21,13 +21,13 @@ CASES = [
     ("tp2+sp etp2", "mixtral"),
     ("pp2 vpp2 ep2", "mixtral"),
 ]
-"""Which layout is tried with which model."""
+"""(layout, model) pairs to test."""
 LARGEST_TENSOR_BYTES = 300 * 32 * 4
 """The embedding of the tiny models in fp32: the smallest bucket that is allowed."""
 
 
 def reshard(cases, checkpoints, prompts, num_tokens):
-    """Deliveries and syncs of each (layout, model) of `cases`.
+    """Run deliveries and weight syncs of each (layout, model) in `cases`.
 
     Args:
         checkpoints: name -> (folder, folder of the same model with other weights).

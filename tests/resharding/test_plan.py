@@ -147,7 +147,7 @@ def megatron_rank(ids, shape, training, rank):
 
 
 def engine_shard(name, array, shape, engines, tp_rank):
-    """What an engine's rank has of a tensor; None of an expert of other ranks."""
+    """The shard of a tensor on an engine rank; None for an expert of another rank."""
     tp = engines.tp
     if ".experts." in name:
         expert, expert_tp = int(name.split(".experts.")[1].split(".")[0]), tp // engines.ep
