@@ -31,7 +31,7 @@ def test_inconsistent_layouts_are_refused(make, message):
 
 
 def holders(layout, find):
-    """Coordinates -> ranks, by asking `find` for each rank's coordinates."""
+    """Return coordinates -> ranks, where `find` returns the coordinates of a rank."""
     found = {}
     for rank in range(layout.num_ranks):
         found.setdefault(find(rank), []).append(rank)
@@ -49,7 +49,7 @@ def holders(layout, find):
     ],
     ids=str,
 )
-def test_ranks_are_in_megatrons_order(sizes):
+def test_ranks_have_megatrons_order(sizes):
     """Against the generator that Megatron makes its process groups with, dense and expert."""
     layout = TrainingLayout(**sizes)
     order = "tp-cp-ep-dp-pp"
@@ -82,7 +82,7 @@ def test_ranks_are_in_megatrons_order(sizes):
 
 
 @pytest.mark.parametrize(("pp", "vpp", "num_layers"), [(2, 1, 4), (2, 2, 8), (4, 3, 24)])
-def test_layers_go_round_the_stages_as_in_megatron(pp, vpp, num_layers):
+def test_chunks_have_the_layers_of_megatrons_interleaved_schedule(pp, vpp, num_layers):
     config = TransformerConfig(
         num_layers=num_layers,
         hidden_size=8,
@@ -97,13 +97,13 @@ def test_layers_go_round_the_stages_as_in_megatron(pp, vpp, num_layers):
             assert layers == range(offset, offset + num_layers // (pp * vpp))
 
 
-def test_unequal_chunks_are_given_in_model_order():
+def test_layers_per_stage_lists_the_chunks_in_model_order():
     layout = TrainingLayout(pp=2, vpp=2, layers_per_stage=(1, 2, 3, 0))
     assert layout.stage_layers(6) == [(range(0, 1), range(3, 6)), (range(1, 3), range(6, 6))]
 
 
 @pytest.mark.parametrize("sizes", [{"pp": 2}, {"pp": 2, "vpp": 2}, {"tp": 2, "dp": 2, "ep": 4}], ids=str)
-def test_the_ranks_parameters_are_the_models(sizes):
+def test_the_parameters_of_all_ranks_cover_the_model(sizes):
     shape = make_moe_shape()
     layout = TrainingLayout(**sizes)
     held = {

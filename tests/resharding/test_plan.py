@@ -1,4 +1,4 @@
-"""The plan, executed on arrays of element ids, against plain slicing into Megatron and engine shards."""
+"""The plan, executed on arrays of element ids, against slices of whole tensors into Megatron and engine shards."""
 
 import dataclasses
 import subprocess
@@ -34,7 +34,7 @@ MIXTURES = {
 
 
 def element_ids(shape):
-    """Every element of every HF tensor gets a number of its own."""
+    """HF tensors in which every element has a unique number."""
     ids, start = {}, 0
     for name, dims in hf_tensors(shape).items():
         count = int(np.prod(dims))
@@ -49,7 +49,7 @@ def pad_rows(array, num_rows):
 
 
 def fused_qkv(ids, prefix, kind, shape):
-    """The whole fused QKV as Megatron sees it: [groups, queries of a group + 2, head_dim, ...]."""
+    """The whole fused QKV in Megatron's layout [groups, queries per group + 2, head_dim, ...]."""
     num_groups, rest = shape.num_query_groups, ids[f"{prefix}q_proj.{kind}"].shape[1:]
     q, k, v = (
         ids[f"{prefix}{name}_proj.{kind}"].reshape(num_groups, -1, shape.head_dim, *rest) for name in "qkv"
@@ -69,7 +69,7 @@ EXPERT_NAMES = {
 
 
 def megatron_experts(ids, shape, layer, training, rank):
-    """The experts of a rank: etp fastest, then ep, within the consecutive ranks of a stage."""
+    """The experts of a rank. Within the consecutive ranks of a stage etp varies fastest, then ep."""
     module, (gate, up, down) = EXPERT_NAMES[shape.family]
     etp_rank, ep_rank = rank % training.etp, rank // training.etp % training.ep
     params = {"mlp.router.weight": ids[f"model.layers.{layer}.{module}.gate.weight"]}
@@ -120,7 +120,7 @@ def megatron_layer(ids, shape, layer, training, rank):
 
 
 def megatron_rank(ids, shape, training, rank):
-    """All parameters of a Megatron rank, sliced plainly from whole tensors."""
+    """All parameters of a Megatron rank, sliced from whole tensors."""
     tp, pp, vpp = training.tp, training.pp, training.vpp
     tp_rank, stage = rank % tp, rank // (training.num_ranks // pp)
     params = {}
