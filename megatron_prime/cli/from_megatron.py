@@ -1,4 +1,4 @@
-"""`megatron-prime from-megatron`: a configuration from the arguments of an existing Megatron-LM set-up."""
+"""`megatron-prime from-megatron`: write a configuration from the arguments of an existing Megatron-LM setup."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_prime.cli.megatron_script import read_arguments, read_file
 from megatron_prime.config.loading import ConfigError, load_config
-from megatron_prime.config.megatron.mapping import Kind, Verdict, judge
+from megatron_prime.config.megatron.mapping import MappedArgument, MappingKind, map_arguments
 from megatron_prime.hf.config_json import read_config_json
 from megatron_prime.observability.durable import replace_file
 
@@ -18,10 +18,10 @@ DEFAULT_RUN_DIR = "runs/prime"
 
 
 def from_megatron(options: argparse.Namespace) -> list[str]:
-    """Write options.output, and return the verdict on each argument as lines.
+    """Write options.output, and return a report of each argument as lines.
 
     Raises ConfigError, with nothing written, when an argument is unknown or contradicts the model, when one is refused
-    and options.skip_refused is not set, or when the settings do not make a sound configuration.
+    and options.skip_refused is not set, or when the settings are not a valid configuration.
     """
     source = "--args" if options.args is not None else str(options.args_file)
     try:
@@ -30,47 +30,49 @@ def from_megatron(options: argparse.Namespace) -> list[str]:
         raise ConfigError(source, str(error).splitlines()) from None
     if not found:
         raise ConfigError(source, ["holds no argument that begins with --"])
-    verdicts = judge(found, _read_model(options.model))
-    faults = [f"--{verdict.argument}: {verdict.text}" for verdict in verdicts if verdict.kind is Kind.FAULT]
+    mapped = map_arguments(found, _read_model(options.model))
+    faults = [
+        f"--{argument.name}: {argument.text}" for argument in mapped if argument.kind is MappingKind.FAULT
+    ]
     if not options.skip_refused:
-        refused = (verdict for verdict in verdicts if verdict.kind is Kind.REFUSED)
+        refused = (argument for argument in mapped if argument.kind is MappingKind.REFUSED)
         faults += [
-            f"--{verdict.argument} is refused: {verdict.text} (--skip-refused leaves it out)"
-            for verdict in refused
+            f"--{argument.name} is refused: {argument.text} (--skip-refused leaves it out)"
+            for argument in refused
         ]
     if faults:
         raise ConfigError(source, faults)
     settings: dict[str, Any] = {"run_dir": DEFAULT_RUN_DIR, "model.path": str(options.model)}
-    for verdict in verdicts:
-        settings |= verdict.settings if verdict.kind in (Kind.MAPPED, Kind.PASSED) else {}
+    for argument in mapped:
+        settings |= argument.settings if argument.kind in (MappingKind.MAPPED, MappingKind.PASSED) else {}
     settings |= dict(map(_override, options.overrides))
     text = toml_text(settings)
     _check(text, options.output)
     replace_file(options.output, text)
     return [
-        *report(verdicts),
+        *report(mapped),
         f"wrote {options.output}; add data.train, then: megatron-prime check {options.output}",
     ]
 
 
-def report(verdicts: list[Verdict]) -> list[str]:
-    """One line an argument, by what becomes of it."""
+def report(mapped: list[MappedArgument]) -> list[str]:
+    """Return one line per argument, grouped by the kind of result."""
     lines = []
-    for kind in Kind:
-        mine = [verdict for verdict in verdicts if verdict.kind is kind]
-        if mine:
-            width = max(len(verdict.argument) for verdict in mine)
-            lines.append(f"{kind.value} ({len(mine)})")
-            lines += [f"  --{verdict.argument:<{width}}  {verdict.text}" for verdict in mine]
+    for kind in MappingKind:
+        of_kind = [argument for argument in mapped if argument.kind is kind]
+        if of_kind:
+            width = max(len(argument.name) for argument in of_kind)
+            lines.append(f"{kind.value} ({len(of_kind)})")
+            lines += [f"  --{argument.name:<{width}}  {argument.text}" for argument in of_kind]
     return lines
 
 
 def toml_text(settings: Mapping[str, Any]) -> str:
-    """Dotted keys as a TOML file, tables in the order of their first key."""
+    """Return dotted keys and values as the text of a TOML file, tables in the order of their first key."""
     tables: dict[str, list[str]] = {"": []}
     for key, value in settings.items():
         table, _, name = key.rpartition(".")
-        # A JSON string, number, truth value or list of them is TOML too.
+        # JSON strings, numbers, booleans and lists of them are valid TOML.
         tables.setdefault(table, []).append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     parts = [
         "\n".join([f"[{table}]", *lines] if table else lines) for table, lines in tables.items() if lines

@@ -1,4 +1,15 @@
-"""Configuration: schema, loading with overrides, and checks that need no framework."""
+"""Configuration: its tables, loading with overrides, and the checks that need no framework. Imports no torch.
+
+- `run`: `PrimeConfig`, the whole configuration, and the rules between tables
+- `tables/`: one file per TOML table, of the same name
+- `megatron/`: the [megatron] table and Megatron-LM's arguments
+- `optimizer`: the optimizer settings that the tables of all trained roles share
+- `section`: the base class of tables and common field types
+- `loading`: reads a TOML file and command-line overrides
+- `faults`: turns validation errors into messages
+- `arithmetic`: batch sizes and numbers of updates that follow from a configuration
+- `acceleration`: FP8 and overlap, as the model builder takes them
+"""
 
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.run import PrimeConfig

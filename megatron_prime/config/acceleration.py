@@ -6,7 +6,7 @@ from megatron_prime.config.tables.overlap import OverlapConfig
 
 
 class AccelerationConfig(Section):
-    """Both, as models take them."""
+    """The tables [fp8] and [overlap], which models and optimizers take together."""
 
     fp8: Fp8Config = Fp8Config()
     overlap: OverlapConfig = OverlapConfig()

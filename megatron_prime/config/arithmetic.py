@@ -1,4 +1,4 @@
-"""How many of what a run makes, worked out from the configuration before anything starts."""
+"""Batch sizes and numbers of updates that follow from a configuration, before anything starts."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from megatron_prime.config.run import PrimeConfig
 
 @dataclass(frozen=True, slots=True)
 class RoleUpdates:
-    """How one role walks over the batch of a step."""
+    """The minibatches and epochs of one role in a step."""
 
     name: str
     responses_per_minibatch: int
-    """Responses behind one optimizer step, over all processes."""
+    """Responses per optimizer step, over all processes."""
     num_minibatches: int
     num_epochs: int
 
     @property
     def updates_per_step(self) -> int:
-        """Optimizer steps in one trainer step."""
+        """Optimizer steps per trainer step."""
         return self.num_minibatches * self.num_epochs
 
 
@@ -36,24 +36,24 @@ class BatchArithmetic:
     group_size: int
     num_steps: int
     max_tokens_per_sequence: int
-    """Longest prompt plus longest response."""
+    """Length of the longest prompt plus that of the longest response."""
     max_tokens_per_microbatch: int
     roles: tuple[RoleUpdates, ...]
-    """The roles that train: policy, then PRM."""
+    """The trained roles: the policy, then the PRM if it is trained."""
 
     @property
     def responses_per_step(self) -> int:
-        """B: prompts times responses a prompt."""
+        """B, the number of prompts times the responses per prompt."""
         return self.prompts_per_step * self.group_size
 
     @property
     def num_rollouts(self) -> int:
-        """Responses trained on in the whole run; filtering samples more than that."""
+        """Responses trained on in the whole run; filtering makes the engine sample more than that."""
         return self.responses_per_step * self.num_steps
 
     @staticmethod
     def of(config: PrimeConfig, num_processes: int) -> "BatchArithmetic":
-        """Work the numbers out; never fails on a valid configuration."""
+        """Return the sizes for a configuration on `num_processes`. Never fails on a valid configuration."""
         num_responses = config.trainer.prompts_per_step * config.rollout.group_size
         roles = [_role_updates("policy", config.policy, num_responses)]
         if config.prm.is_trained:
@@ -74,14 +74,14 @@ class BatchArithmetic:
         )
 
     def lines(self) -> list[str]:
-        """The arithmetic in words, for the start of the log."""
+        """Return the arithmetic as text for the start of the log."""
         return [
             f"processes   {self.num_processes} = tensor {self.tensor} x pipeline {self.pipeline} "
             f"x context {self.context} x data {self.data}",
             f"batch       {self.prompts_per_step} prompts x {self.group_size} responses = "
-            f"{self.responses_per_step} responses a step",
+            f"{self.responses_per_step} responses per step",
             *(self._role_line(role) for role in self.roles),
-            f"microbatch  up to {self.max_tokens_per_microbatch} packed tokens a process; "
+            f"microbatch  up to {self.max_tokens_per_microbatch} packed tokens per process; "
             f"one sequence has up to {self.max_tokens_per_sequence}",
             f"run         {self.num_steps} steps x {self.responses_per_step} = {self.num_rollouts} responses "
             "trained on (filtered prompts come on top)",
@@ -91,7 +91,7 @@ class BatchArithmetic:
         epochs = f" x {role.num_epochs} epochs" if role.num_epochs > 1 else ""
         return (
             f"{role.name:<12}{role.num_minibatches} minibatches of {role.responses_per_minibatch} responses"
-            f"{epochs} = {role.updates_per_step} updates a step, "
+            f"{epochs} = {role.updates_per_step} updates per step, "
             f"{role.updates_per_step * self.num_steps} in the run"
         )
 

@@ -1,4 +1,4 @@
-"""Validation errors as lines that a user can act on: where, what was given, what is allowed."""
+"""Turn validation errors into messages that a user can act on: the option, the value given, the values allowed."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -17,22 +17,22 @@ _ALLOWED = {
     "tuple_type": 'a list, such as ["first", "second"]',
     "model_type": "a table",
 }
-"""What a field wants, by pydantic's name of the error; every other message is taken from pydantic."""
+"""The values that a field allows, by pydantic's error type; every other message comes from pydantic."""
 
 
 def describe_faults(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One line or more for each error, in the order of the schema, unknown keys last in their table."""
+    """Return one or more lines for each error, in the order of the schema, unknown keys last in their table."""
     known = set(dotted_keys(root))
     return [line for fault in error.errors(include_url=False) for line in _describe(fault, root, known)]
 
 
 def section_of(annotation: object) -> type[BaseModel] | None:
-    """The section class when a field holds a whole table, else None."""
+    """Return the section class of a field that holds a whole table, else None."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key that a configuration may set, such as `policy.lr`."""
+    """Yield every key that a configuration may set, such as `policy.lr`."""
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         if inner:
@@ -50,17 +50,17 @@ def _describe(fault: Mapping[str, Any], root: type[BaseModel], known: set[str]) 
     if kind == "missing":
         return _describe_missing(location, root)
     if kind == "value_error":
-        # Raised by a validator of ours: one line a fault, already worded for the user.
+        # Our own validators raise one line per fault, already worded for the user.
         return [f"{key}: {line}" if key else line for line in str(fault["ctx"]["error"]).splitlines()]
     allowed = _ALLOWED.get(kind) or fault["msg"].removeprefix("Input should be ")
     return [f"{key} = {_shown(fault['input'])}: must be {allowed}"]
 
 
 def _describe_missing(location: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
-    """Name each required key that is absent, with its documentation; for a table, all those in it."""
+    """Return a line for each missing key with its documentation; for a missing table, for each required key in it."""
     section = root
     for name in location[:-1]:
-        # A table of tables with free names: its names are no fields, its values are all of one section.
+        # The names in a table such as [evaluation.benchmarks] are free, not fields, and all values have one type.
         field = section.model_fields.get(str(name))
         section = section_of(_value_type(field.annotation)) or section if field else section
     field = section.model_fields[str(location[-1])]
@@ -72,12 +72,12 @@ def _describe_missing(location: tuple[str | int, ...], root: type[BaseModel]) ->
 
 
 def _value_type(annotation: object) -> object:
-    """What a dictionary holds; any other type, itself."""
+    """Return the type of a dictionary's values; any other type is returned unchanged."""
     return get_args(annotation)[1] if get_origin(annotation) is dict else annotation
 
 
 def _suggestion(key: str, known: set[str]) -> str:
-    """The nearest key: in the same table, else the same name in another table, else anything alike."""
+    """Return a hint with the most similar key: in the same table, else of the same name elsewhere, else any."""
     table, _, name = key.rpartition(".")
     siblings = {
         path.removeprefix(f"{table}.").partition(".")[0]: path for path in known if _in_table(path, table)
@@ -95,7 +95,7 @@ def _in_table(path: str, table: str) -> bool:
 
 
 def _dotted(location: tuple[str | int, ...]) -> str:
-    """`("data", "train", 1)` as data.train[1]."""
+    """Return a location such as `("data", "train", 1)` as `data.train[1]`."""
     key = ""
     for part in location:
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
@@ -103,7 +103,7 @@ def _dotted(location: tuple[str | int, ...]) -> str:
 
 
 def _shown(value: object) -> str:
-    """The value nearly as TOML spells it, cut to a readable length."""
+    """Return the value approximately as TOML writes it, shortened to a readable length."""
     if value is None:
         return "none"
     text = str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,8 +1,7 @@
-"""From a TOML file and command-line overrides to a checked PrimeConfig.
+"""Read a TOML file and command-line overrides into a validated PrimeConfig.
 
-Relative paths, in the file and in overrides alike, are relative to the working directory of the command, as
-a shell and an sbatch script have them; a leading ~ is the home folder. The word `none` stands for "no value"
-wherever a field may be unset, because TOML has no null.
+Relative paths, in the file and in overrides, are relative to the working directory of the command; a leading ~ is the
+home folder. The word `none` means "no value" for every field that may be unset, because TOML has no null.
 """
 
 import json
@@ -18,7 +17,7 @@ from megatron_prime.config.run import PrimeConfig
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; `faults` holds one line for each thing to mend."""
+    """A configuration that cannot run; `faults` contains one line for each thing to fix."""
 
     def __init__(self, source: str, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -27,11 +26,14 @@ class ConfigError(ValueError):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
-    """Read `path`, apply overrides such as `policy.lr=1e-6` in order, and validate the whole.
+    """Read `path`, apply overrides such as `policy.lr=1e-6` in order, and validate the result.
 
-    The right side of an override is a TOML value (`true`, `3`, `["a", "b"]`); what is no TOML is a plain
-    string, and so is a number given for a field that holds text or a path. Raises ConfigError with every
-    fault found: unknown keys, wrong types, values out of range, settings that contradict each other.
+    The right side of an override is a TOML value (`true`, `3`, `["a", "b"]`). Text that is not valid TOML is taken as a
+    string, and so is a number given for a field that holds text or a path.
+
+    Raises:
+        ConfigError: The configuration has faults, and the error lists all of them: unknown keys, wrong types, values
+            out of range, options that contradict each other.
     """
     data = _without_nones(_read_toml(path), PrimeConfig)
     faults: list[str] = []
@@ -41,7 +43,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
         except ValueError as error:
             faults.append(str(error))
     try:
-        # JSON is the strict mode in which a string may be a path and a list a tuple, but "5" is no number.
+        # Validation from JSON is strict, "5" is no number, but still converts strings to paths and lists to tuples.
         config = PrimeConfig.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(str(path), [*faults, *describe_faults(error, PrimeConfig)]) from None
@@ -64,7 +66,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key; raises ValueError when the override has no key, no value or no table to go into."""
+    """Set one dotted key. Raises ValueError when the override lacks a key or a value, or its table is no table."""
     key, equals, text = override.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not equals or not all(names):
@@ -95,7 +97,7 @@ def _parse_value(text: str, annotation: object) -> object:
 
 
 def _without_nones(table: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
-    """The table with the word `none` turned into None for every field that may be unset."""
+    """Return the table with the word `none` replaced by None for every field that may be unset."""
     cleaned: dict[str, Any] = {}
     for name, value in table.items():
         field = section.model_fields.get(name)
@@ -122,10 +124,10 @@ def _annotation_at(names: Sequence[str]) -> object:
 
 
 def _alternatives(annotation: object) -> set[object]:
-    """The members of a union, stripped of Annotated; of any other type, itself."""
+    """Return the members of a union without Annotated; for any other type, the type itself."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
-    # Only a union has alternatives: the arguments of tuple[...] and Literal[...] mean something else.
+    # Only a union has alternatives: the arguments of tuple[...] and Literal[...] have another meaning.
     if type(None) not in get_args(annotation):
         return {annotation}
     return set().union(*(_alternatives(member) for member in get_args(annotation)))

@@ -1,4 +1,4 @@
-"""The optimizer settings that the tables of every trained role share."""
+"""Optimizer settings that the tables of all trained roles share: [policy], [prm] and [sft]."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,27 +8,32 @@ from megatron_prime.config.section import NonNegative, NonNegativeFloat, Positiv
 
 
 class OptimizerConfig(Section):
-    """AdamW and its schedule, for one role."""
+    """AdamW and its learning-rate schedule, for one role."""
 
     lr: NonNegativeFloat
     """Peak learning rate."""
     min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of a decay."""
     lr_warmup_steps: NonNegative = 0
-    """Linear warm-up, in trainer steps."""
+    """Trainer steps of linear warm-up from 0 to `lr`; by default there is none."""
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Schedule after the warm-up: constant keeps `lr`; linear and cosine decay to `min_lr` at the last step."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay rate of the mean of the gradients."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay rate of the mean of the squared gradients."""
     adam_eps: PositiveFloat = 1e-8
+    """Constant added to the denominator of the update."""
     weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay, as a factor of the learning rate."""
     grad_clip: NonNegativeFloat = 1.0
-    """Clip the global gradient norm to this; 0 switches it off."""
+    """Maximum of the global gradient norm; 0 switches clipping off."""
     load_balance_coef: NonNegativeFloat = 0.0
-    """Weight of the load-balancing loss of a mixture of experts, a mean over sequences; off by default."""
+    """Weight of the load-balancing loss of a mixture of experts, a mean over sequences; 0 by default."""
     num_minibatches: Positive = 1
-    """Optimizer steps in one pass over the batch."""
+    """Optimizer steps per pass over the batch of a trainer step."""
     num_epochs: Positive = 1
-    """Passes over the batch a step."""
+    """Passes over the batch per trainer step."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

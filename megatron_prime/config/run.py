@@ -1,7 +1,7 @@
-"""The configuration of a whole run: every table, and what must hold between tables.
+"""The configuration of a whole run: all tables, the rules between tables, and values that follow from several tables.
 
-This package imports neither torch nor Megatron, so a configuration can be checked on a login node in
-milliseconds. Each class is one TOML table; the string below a field is its documentation.
+This package imports neither torch nor Megatron, so a configuration can be checked on a login node in milliseconds. Each
+class is one TOML table; the string below a field is its documentation.
 """
 
 from collections.abc import Iterator
@@ -37,11 +37,12 @@ from megatron_prime.config.tables.trainer import TrainerConfig
 
 
 class PrimeConfig(Section):
-    """A whole run."""
+    """The configuration of a run: one attribute per TOML table, besides two options of their own."""
 
     run_dir: UserPath
-    """Everything the run writes: logs, metrics, checkpoints, export."""
+    """Folder for everything that the run writes: logs, metrics, checkpoints, exported models."""
     seed: NonNegative = 0
+    """Seed of all random numbers: order of the prompts, sampling, initialization of new weights."""
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
     platform: PlatformConfig = PlatformConfig()
@@ -66,7 +67,7 @@ class PrimeConfig(Section):
 
     @property
     def acceleration(self) -> AccelerationConfig:
-        """What makes models faster, together."""
+        """The tables [fp8] and [overlap] together, as the model builder takes them."""
         return AccelerationConfig(fp8=self.fp8, overlap=self.overlap)
 
     @property

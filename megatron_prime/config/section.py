@@ -1,4 +1,4 @@
-"""What every table of the configuration is made of."""
+"""The base class of all tables of the configuration, and common field types."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ NameOrPath = Annotated[str, AfterValidator(_check_name_or_path)]
 """The name of a built-in object, or "package.module:Class"; preflight/algorithm.py checks that it exists."""
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-"""Relative to the working directory of the command; a leading ~ is the home folder."""
+"""A path, relative to the working directory of the command; a leading ~ is the home folder."""
 
 
 class Section(BaseModel):

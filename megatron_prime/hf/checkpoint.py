@@ -155,7 +155,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where in which file a tensor goes."""
+    """The file of a tensor and its offset there, in bytes."""
 
     file_name: str
     offset: int

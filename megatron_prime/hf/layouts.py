@@ -43,11 +43,11 @@ class ParameterPieces:
     """Local shape on this rank."""
     pieces: tuple[Piece, ...]
     replicated_over_tp: bool
-    """Whether each TP rank of the stage holds the same values."""
+    """True if each TP rank of the stage holds the same values."""
     is_tied_copy: bool = False
-    """Whether this is the last stage's copy of a tied embedding, which the first stage holds too."""
+    """True for the last stage's copy of a tied embedding, which the first stage holds too."""
     is_expert: bool = False
-    """Whether the split follows the rank's `ExpertShare` instead of its TP rank."""
+    """True if the split follows the rank's `ExpertShare` instead of its TP rank."""
 
 
 @dataclass(frozen=True, slots=True)

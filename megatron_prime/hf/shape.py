@@ -49,12 +49,12 @@ class ModelShape:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tied: bool = False
-    """Whether the output layer uses the embedding's weight."""
+    """True if the output layer uses the embedding's weight."""
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    """Whether queries and keys are normalized per head."""
+    """True if queries and keys are normalized per head."""
     vocab_divisor: int = 128
     """The Megatron vocabulary is padded to a multiple of this times the tensor-parallel size; HF's never is."""
     num_experts: int = 0
@@ -63,7 +63,7 @@ class ModelShape:
     moe_ffn_hidden_size: int = 0
     """Columns of each expert's MLP."""
     norm_topk_prob: bool = True
-    """Whether the weights of a token's chosen experts are scaled to add up to 1."""
+    """True if the weights of a token's chosen experts are scaled to add up to 1."""
     dense_layers: tuple[int, ...] = ()
     """Layers of a mixture of experts that have a dense MLP instead."""
 

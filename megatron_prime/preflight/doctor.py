@@ -1,6 +1,7 @@
-"""`megatron-prime doctor`: is everything there that a run needs, and what to mend where it is not.
+"""`megatron-prime doctor`: examine the machine for everything that a run needs, and say how to fix what is missing.
 
-On one machine as it is; under torchrun or srun every rank looks at its own node, and all of them at each other.
+Without a launcher it examines this machine. Under torchrun or srun every rank examines its own node, and the ranks test
+the network between them.
 """
 
 import fcntl
@@ -22,52 +23,60 @@ from megatron_prime.observability.provenance import versions
 from megatron_prime.parallel.connectivity import meet
 from megatron_prime.parallel.platform import num_gpus, select_platform, transformer_engine_fault
 
-FEWEST_GIB_FREE = 20.0
-SHM_GIB = 1.0
-NEEDED = ("torch", "megatron-core", "transformers", "safetensors", "pydantic", "numpy")
+MIN_FREE_GIB = 20.0
+"""Free disk space below which a warning is given."""
+MIN_SHM_GIB = 1.0
+"""Free shared memory below which a warning is given; NCCL and the IPC weight transport use it."""
+REQUIRED_PACKAGES = ("torch", "megatron-core", "transformers", "safetensors", "pydantic", "numpy")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one examination."""
 
     state: Literal["ok", "warning", "fault"]
     subject: str
     text: str
-    mend: str = ""
+    fix: str = ""
+    """Advice to the user; empty when nothing needs to be done."""
 
     def line(self) -> str:
-        """In one line, or two with what to do."""
+        """Return the finding as one line, or as two with the fix."""
         return f"{self.state:<8}{self.subject:<12}{self.text}" + (
-            f"\n{'':20}-> {self.mend}" if self.mend else ""
+            f"\n{'':20}-> {self.fix}" if self.fix else ""
         )
 
 
 def doctor(config: PrimeConfig | None, timeout_s: float) -> int:
-    """Print what was found on this rank; 1 where something is a fault, else 0."""
+    """Print the findings on this rank. Return the exit code: 1 if one of them is a fault, else 0.
+
+    Args:
+        config: The run to examine the machine for; None examines what every run needs.
+        timeout_s: Deadline for the ranks to connect, in seconds.
+    """
     faults = 0
     is_rank = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     prefix = f"[rank {os.environ['RANK']} {socket.gethostname()}] " if is_rank else ""
     for finding in examine(config, timeout_s):
         faults += finding.state == "fault"
-        # Under a launcher, what is fine is told by rank 0 alone.
+        # Under a launcher, only rank 0 prints what is in order: thousands of ranks would print the same.
         if finding.state != "ok" or os.environ.get("RANK", "0") == "0":
             print(f"{prefix}{finding.line()}", flush=True)  # noqa: T201
     if faults or not is_rank or os.environ["RANK"] == "0":
-        verdict = f"{faults} fault{'s' if faults != 1 else ''}" if faults else "nothing to mend"
-        print(f"{prefix}{verdict}", flush=True)  # noqa: T201
+        summary = f"{faults} fault{'s' if faults != 1 else ''}" if faults else "nothing to fix"
+        print(f"{prefix}{summary}", flush=True)  # noqa: T201
     return 1 if faults else 0
 
 
 def examine(config: PrimeConfig | None, timeout_s: float) -> Iterator[Finding]:
-    """Everything, one finding after the other; nothing is raised."""
+    """Yield a finding for each examination. Faults are findings; nothing is raised."""
     yield _python()
     yield from _packages()
     yield from _devices(config)
     for folder in _folders(config):
         yield from check_folder(folder)
     yield _shared_memory()
-    if config is not None and config.rollout.engine == "sglang" and not config.rollout.sglang.urls:
+    if config is not None and config.rollout.starts_servers:
         yield check_engine(config.rollout.sglang.python, timeout_s)
     yield from _ranks(timeout_s)
 
@@ -79,7 +88,7 @@ def _python() -> Finding:
 
 def _packages() -> Iterator[Finding]:
     found = versions()
-    missing = [name for name in NEEDED if name not in found]
+    missing = [name for name in REQUIRED_PACKAGES if name not in found]
     if missing:
         yield Finding(
             "fault",
@@ -108,11 +117,11 @@ def _devices(config: PrimeConfig | None) -> Iterator[Finding]:
 
 
 def _layers(config: PrimeConfig | None) -> Iterator[Finding]:
-    """Whether Transformer Engine imports, and what the configuration asks of it runs on these GPUs."""
+    """Yield a finding unless Transformer Engine imports and runs what the configuration asks of it on these GPUs."""
     fault = transformer_engine_fault()
     if fault is not None:
-        mend = "plain torch layers are used: slower, no FP8"
-        yield Finding("warning", "devices", f"no Transformer Engine: {fault}", mend)
+        fix = "plain torch layers are used: slower, no FP8"
+        yield Finding("warning", "devices", f"no Transformer Engine: {fault}", fix)
     if config is None:
         return
     from megatron_prime.models.te_layers import check_acceleration  # Megatron takes seconds to import
@@ -140,7 +149,7 @@ def _existing(folder: Path) -> Path:
 
 
 def check_folder(folder: Path) -> Iterator[Finding]:
-    """Free space, and whether files can be replaced by a rename and locked: what checkpoints and the lease rely on."""
+    """Yield findings on free space, atomic renames and locks, on which checkpoints and the lock of run_dir rely."""
     try:
         free = shutil.disk_usage(folder).free / 2**30
         with tempfile.TemporaryDirectory(prefix=".doctor.", dir=folder) as inside:
@@ -151,16 +160,16 @@ def check_folder(folder: Path) -> Iterator[Finding]:
             "fault",
             "files",
             f"{folder} cannot be written: {error.strerror}",
-            "choose another run_dir, or its rights",
+            "choose another run_dir, or change its permissions",
         )
         return
-    state = "ok" if free >= FEWEST_GIB_FREE else "warning"
-    mend = (
+    state = "ok" if free >= MIN_FREE_GIB else "warning"
+    fix = (
         ""
         if state == "ok"
         else "a checkpoint of a large model needs more; checkpoint.keep_last limits how many"
     )
-    yield Finding(state, "files", f"{folder}: {free:.0f} GiB free", mend)
+    yield Finding(state, "files", f"{folder}: {free:.0f} GiB free", fix)
 
 
 def _rename(folder: Path) -> Finding:
@@ -176,17 +185,17 @@ def _rename(folder: Path) -> Finding:
 
 
 def _lock(folder: Path) -> Finding:
-    mend = "two jobs in one run_dir are then told apart by the lease alone: mount with locks if you can"
+    fix = "only the lease then keeps two jobs out of one run_dir: mount the file system with locks if you can"
     try:
         with (folder / "lock").open("w") as first, (folder / "lock").open("w") as second:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return Finding("ok", "files", "locks hold")
+                return Finding("ok", "files", "locks work")
     except OSError as error:
-        return Finding("warning", "files", f"no locks: {error.strerror}", mend)
-    return Finding("warning", "files", "a lock does not keep a second one out", mend)
+        return Finding("warning", "files", f"no locks: {error.strerror}", fix)
+    return Finding("warning", "files", "a second process can take a lock that is held", fix)
 
 
 def _shared_memory() -> Finding:
@@ -199,7 +208,7 @@ def _shared_memory() -> Finding:
             "no /dev/shm",
             "a container needs --ipc=host or a larger --shm-size",
         )
-    if free < SHM_GIB:
+    if free < MIN_SHM_GIB:
         return Finding(
             "warning",
             "memory",
@@ -210,10 +219,10 @@ def _shared_memory() -> Finding:
 
 
 def check_engine(python: Path, timeout_s: float) -> Finding:
-    """The engine environment imports SGLang, in its own interpreter."""
-    mend = "build it by `make sglang`, or name another by rollout.sglang.python"
+    """Return whether the engine environment imports SGLang, in its own interpreter."""
+    fix = "build it by `make sglang`, or name another by rollout.sglang.python"
     if not python.exists():
-        return Finding("fault", "sglang", f"{python} does not exist", mend)
+        return Finding("fault", "sglang", f"{python} does not exist", fix)
     code = "import importlib.metadata as m, torch, sglang; print(m.version('sglang'), torch.__version__)"
     clean: Callable[[str], bool] = lambda name: name not in ("PYTHONPATH", "PYTHONHOME")  # noqa: E731
     environment = {name: value for name, value in os.environ.items() if clean(name)}
@@ -227,10 +236,10 @@ def check_engine(python: Path, timeout_s: float) -> Finding:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("fault", "sglang", f"{python}: {type(error).__name__}", mend)
+        return Finding("fault", "sglang", f"{python}: {type(error).__name__}", fix)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Finding("fault", "sglang", f"{python} cannot import sglang: {reason}", mend)
+        return Finding("fault", "sglang", f"{python} cannot import sglang: {reason}", fix)
     sglang, engine_torch = done.stdout.split()[-2:]
     return Finding("ok", "sglang", f"SGLang {sglang} on torch {engine_torch}")
 
@@ -252,7 +261,7 @@ def _ranks(timeout_s: float) -> Iterator[Finding]:
                 "fault",
                 "ranks",
                 str(error),
-                "look at firewalls and names; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network",
+                "check firewalls and host names; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME select the network",
             )
             return
         hosts = {host: reached.hosts.count(host) for host in reached.hosts}

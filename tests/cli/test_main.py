@@ -127,7 +127,7 @@ def test_check_prints_the_arithmetic_and_imports_no_framework(workspace):
     finished = torch_free("check", "run.toml", "parallel.tensor=3", "parallel.num_processes=6")
     assert finished.returncode == 0, finished.stderr
     assert "processes   6 = tensor 3 x pipeline 1 x " in finished.stdout
-    assert "8 prompts x 4 responses = 32 responses a step" in finished.stdout
+    assert "8 prompts x 4 responses = 32 responses per step" in finished.stdout
     assert finished.stdout.endswith("the configuration is sound\n")
 
 

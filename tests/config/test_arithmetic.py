@@ -24,10 +24,10 @@ def test_the_paper_run_on_eight_processes(minimal_toml):
 def test_the_lines_say_every_number(minimal_toml):
     assert BatchArithmetic.of(load_config(minimal_toml, OVERRIDES), num_processes=8).lines() == [
         "processes   8 = tensor 2 x pipeline 2 x context 1 x data 2",
-        "batch       256 prompts x 4 responses = 1024 responses a step",
-        "policy      4 minibatches of 256 responses x 2 epochs = 8 updates a step, 4736 in the run",
-        "prm         1 minibatches of 1024 responses = 1 updates a step, 592 in the run",
-        "microbatch  up to 16384 packed tokens a process; one sequence has up to 4096",
+        "batch       256 prompts x 4 responses = 1024 responses per step",
+        "policy      4 minibatches of 256 responses x 2 epochs = 8 updates per step, 4736 in the run",
+        "prm         1 minibatches of 1024 responses = 1 updates per step, 592 in the run",
+        "microbatch  up to 16384 packed tokens per process; one sequence has up to 4096",
         "run         592 steps x 1024 = 606208 responses trained on (filtered prompts come on top)",
     ]
 

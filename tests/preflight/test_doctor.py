@@ -1,4 +1,4 @@
-"""What is wrong is found and said with a cure; what is fine is fine."""
+"""Faults of the machine are found and reported with a fix."""
 
 import os
 import subprocess
@@ -24,13 +24,13 @@ def test_this_machine_is_in_order(tmp_path, monkeypatch):
     findings = list(examine(config(tmp_path), 5.0))
     assert not [finding for finding in findings if finding.state == "fault"]
     assert {"python", "packages", "devices", "files", "memory", "ranks"} == {f.subject for f in findings}
-    assert any("locks hold" in finding.text for finding in findings)
+    assert any("locks work" in finding.text for finding in findings)
     assert not (tmp_path / "run").exists(), "nothing is left behind"
 
 
 def test_a_gpu_that_is_asked_for_and_missing_is_a_fault(tmp_path):
     (device,) = by_subject(examine(config(tmp_path, platform={"device": "cuda"}), 5.0), "devices")
-    assert device.state == "fault" and "CUDA_VISIBLE_DEVICES" in device.mend
+    assert device.state == "fault" and "CUDA_VISIBLE_DEVICES" in device.fix
 
 
 def test_a_folder_that_cannot_be_written_is_a_fault():
@@ -45,19 +45,19 @@ def engine(tmp_path, script):
     return check_engine(path, 5.0)
 
 
-def test_the_engines_environment_is_asked_itself(tmp_path):
+def test_the_engine_environment_is_examined_by_its_own_interpreter(tmp_path):
     assert engine(tmp_path, "echo 0.5.23 2.9.0").text == "SGLang 0.5.23 on torch 2.9.0"
     broken = engine(tmp_path, "echo 'ModuleNotFoundError: No module named sglang' >&2; exit 1")
     assert broken.state == "fault" and "cannot import sglang: ModuleNotFoundError" in broken.text
-    assert "make sglang" in check_engine(tmp_path / "absent", 5.0).mend
+    assert "make sglang" in check_engine(tmp_path / "absent", 5.0).fix
 
 
-def test_a_finding_is_a_line_and_its_cure_another():
+def test_a_finding_is_one_line_and_its_fix_another():
     assert Finding("ok", "files", "fine").line() == "ok      files       fine"
     assert Finding("fault", "files", "full", "empty it").line().splitlines()[1].strip() == "-> empty it"
 
 
-def test_ranks_that_do_not_come_make_exit_code_1(tmp_path):
+def test_ranks_that_do_not_connect_make_exit_code_1(tmp_path):
     environment = os.environ | {
         "RANK": "0",
         "LOCAL_RANK": "0",

@@ -1,8 +1,8 @@
-"""Megatron-LM's command-line arguments (those of its release core_v0.16.1), and what becomes of each in a run of PRIME.
+"""Megatron-LM's command-line arguments (release core_v0.16.1) and their meaning for a run of PRIME.
 
-Names alone: an argument that is not here may still be a field of megatron-core's configurations, which
-`megatron_mapping` looks up. An argument that changes nothing but speed, or serves what a run does in another way, is
-left out with the reason; one without which a run would compute something else is refused.
+The tables hold names only: an argument that is not here may still be a field of megatron-core's configuration classes,
+which `mapping` looks up. An argument that affects only speed, or that a run replaces by other means, is left out with
+the reason; one without which a run would compute something else is refused.
 """
 
 MAPPED = {
@@ -50,7 +50,7 @@ MAPPED = {
     "rl-default-top-p": "rollout.top_p",
     "rl-importance-sampling-truncation-coef": "policy.tis_cap",
 }
-"""Argument -> our key, of the same value; those that need arithmetic are in `megatron_mapping`."""
+"""Argument -> our option of the same value; `mapping` converts those that need arithmetic."""
 
 CONVERTED = (
     "bf16",
@@ -63,7 +63,7 @@ CONVERTED = (
     "seq-length",
     "num-layers-per-virtual-pipeline-stage",
 )
-"""Arguments whose value is computed into ours."""
+"""Arguments whose value is converted to the value of an option."""
 
 MODEL = {
     "num-layers": "num_hidden_layers",
@@ -80,7 +80,7 @@ MODEL = {
     "moe-router-topk": "num_experts_per_tok",
     "moe-ffn-hidden-size": "moe_intermediate_size",
 }
-"""Argument -> where config.json says the same; the values are compared."""
+"""Argument -> keys of config.json with the same meaning; the values are compared."""
 
 MODEL_FLAGS = {
     "swiglu": ("hidden_act", ("silu",)),
@@ -91,7 +91,7 @@ MODEL_FLAGS = {
     "group-query-attention": ("num_key_value_heads", None),
     "moe-router-pre-softmax": ("norm_topk_prob", (False,)),
 }
-"""Flag -> key of config.json and the values that mean the same; None for any that is there."""
+"""Flag -> key of config.json and its values with the same meaning; None accepts any value."""
 
 IMPLIED = {
     "use-distributed-optimizer": "",
@@ -117,7 +117,7 @@ IMPLIED = {
     "log-throughput": "",
     "check-for-nan-in-loss": "",
 }
-"""Argument -> the values with which a run is always like that, or the model is; any where none is named."""
+"""Argument -> values, separated by spaces, that every run or model has anyway; an empty text stands for any value."""
 
 RENAMED = {
     "ddp-bucket-size": ("ddp", "bucket_size"),
@@ -143,7 +143,7 @@ RENAMED = {
     "no-pin-cpu-params": ("optimizer", "pin_cpu_params"),
     "disable-mamba-mem-eff-path": ("transformer", "use_mamba_mem_eff_path"),
 }
-"""Argument -> table and field of megatron-core, where the names differ; one that begins with no- switches it off."""
+"""Argument -> table and field of megatron-core, where the names differ. The prefix no- switches the field off."""
 
 _LEFT_OUT = {
     "prompts come from [data], and are packed": (
@@ -271,7 +271,7 @@ _REFUSED = {
     "every pipeline stage has the same number of layers": (
         "decoder-first-pipeline-num-layers decoder-last-pipeline-num-layers"
     ),
-    "the model is not of a supported family (qwen2, qwen3, llama, qwen3_moe, mixtral)": (
+    "the model is not of a supported family": (
         "encoder-num-layers decoder-num-layers relative-attention-num-buckets relative-attention-max-distance "
         "rotary-seq-len-interpolation-factor no-position-embedding openai-gelu squared-relu quick-geglu "
         "bert-no-binary-head output-bert-embeddings bert-embedder-type apply-layernorm-1p q-lora-rank kv-lora-rank "
@@ -293,7 +293,7 @@ _REFUSED = {
 }
 
 LEFT_OUT = {name: reason for reason, names in _LEFT_OUT.items() for name in names.split()}
-"""Argument -> what serves instead; a run computes the same without it."""
+"""Argument -> what replaces it; a run computes the same without it."""
 
 REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
-"""Argument -> why a run with it would compute something else."""
+"""Argument -> reason why a run that ignored it would compute something else."""

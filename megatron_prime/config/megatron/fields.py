@@ -1,6 +1,6 @@
-"""Fields of megatron-core's own configuration classes, read from its source without importing it.
+"""Read the fields of megatron-core's configuration classes from its source, without importing it.
 
-Importing them takes seconds and brings torch along; a check of a configuration needs their names and types alone.
+Importing them takes seconds and imports torch; checking a configuration needs only their names and types.
 """
 
 import ast
@@ -16,14 +16,14 @@ CLASSES = {
     "optimizer": (("optimizer/optimizer_config.py", "OptimizerConfig"),),
     "ddp": (("distributed/distributed_data_parallel_config.py", "DistributedDataParallelConfig"),),
 }
-"""Table of the configuration -> files below megatron/core and classes, a base class after the one that inherits it."""
+"""Table of `[megatron]` -> files below megatron/core and classes, each base class after the class that inherits it."""
 
 PLAIN = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 @cache
 def megatron_fields(table: str) -> dict[str, ast.expr]:
-    """Public field -> its annotation, of the class behind a table of CLASSES.
+    """Return the public fields of the class behind a table of CLASSES, with their annotations.
 
     Raises ValueError when megatron-core is not installed, or its source is not where version 0.16 has it.
     """
@@ -42,7 +42,7 @@ def megatron_fields(table: str) -> dict[str, ast.expr]:
 
 
 def accepts(annotation: ast.expr, value: object) -> bool:
-    """Whether a value of TOML is one of the annotated type; none is one of a type that TOML has no values of."""
+    """Return whether a TOML value has the annotated type; False for every type that TOML cannot express."""
     if isinstance(annotation, ast.Name) and annotation.id in PLAIN:
         wanted = PLAIN[annotation.id]
         return type(value) is wanted or (wanted is float and type(value) is int)
@@ -62,20 +62,20 @@ def accepts(annotation: ast.expr, value: object) -> bool:
 
 
 def in_words(annotation: ast.expr) -> str:
-    """What a field takes."""
+    """Return the type of a field as text for a message."""
     return ast.unparse(annotation).replace("Optional[", "[").replace("'", '"')
 
 
 def is_settable(annotation: ast.expr) -> bool:
-    """Whether TOML has values of the type at all."""
+    """Return whether TOML can express values of the type."""
     words = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
     return bool(words & {*PLAIN, "Literal"})
 
 
 def _core() -> Path:
     spec = importlib.util.find_spec("megatron")
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    for place in places:
-        if (Path(place) / "core").is_dir():
-            return Path(place) / "core"
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    for folder in folders:
+        if (Path(folder) / "core").is_dir():
+            return Path(folder) / "core"
     raise ValueError("megatron-core is not installed: pip install -e .")

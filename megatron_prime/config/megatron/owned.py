@@ -1,7 +1,7 @@
-"""Fields of megatron-core's configurations that a run does not take from `[megatron]`, and what to do instead."""
+"""Fields of megatron-core's configurations that cannot be set in `[megatron]`, and the option to use instead."""
 
 MODEL = "it describes the model: config.json says it"
-FP8 = "set fp8.policy, fp8.prm and what is beside them"
+FP8 = "set fp8.policy, fp8.prm and the other options of [fp8]"
 NO_FP4 = "FP4 and kitchen recipes are not supported"
 FP16 = "training is in fp32 or bf16, without loss scaling: platform.dtype"
 ADAMW = "the optimizer is AdamW"
@@ -165,4 +165,4 @@ OWNED = {
     table: {name: reason for reason, names in groups.items() for name in names.split()}
     for table, groups in (("transformer", _TRANSFORMER), ("optimizer", _OPTIMIZER), ("ddp", _DDP))
 }
-"""Table of the configuration -> field -> why it is not passed through."""
+"""Table of `[megatron]` -> field -> reason why it is not passed through."""

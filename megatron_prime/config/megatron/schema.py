@@ -1,4 +1,4 @@
-"""The `[megatron]` table: settings that go to megatron-core as they are."""
+"""The [megatron] table: settings that are passed to megatron-core unchanged."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -11,20 +11,21 @@ from megatron_prime.config.megatron.owned import OWNED
 from megatron_prime.config.section import Section
 
 MegatronValue = bool | int | float | str | tuple[bool | int | float | str, ...]
+"""A value that TOML can express."""
 
 
 class MegatronConfig(Section):
-    """Fields of megatron-core's configurations that no other setting decides, by Megatron's own names.
+    """Fields of megatron-core's configuration classes that no other option sets, by Megatron's own names.
 
-    They are checked by name and type against the version that is installed, without importing it.
+    Names and types are checked against the installed version, without importing it.
     """
 
     transformer: dict[str, MegatronValue] = Field(default={})
-    """Of TransformerConfig, for policy, PRM and reference alike: they must compute the same."""
+    """Fields of TransformerConfig, for policy, PRM and reference alike, which must compute the same function."""
     optimizer: dict[str, MegatronValue] = Field(default={})
-    """Of OptimizerConfig, for policy and PRM."""
+    """Fields of OptimizerConfig, for policy and PRM."""
     ddp: dict[str, MegatronValue] = Field(default={})
-    """Of DistributedDataParallelConfig, for policy and PRM."""
+    """Fields of DistributedDataParallelConfig, for policy and PRM."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -39,7 +40,7 @@ class MegatronConfig(Section):
 
 
 def passthrough_faults(table: str, values: Mapping[str, MegatronValue]) -> Iterator[str]:
-    """Why each of these cannot be passed through; empty when all can."""
+    """Yield the reason for each value that cannot be passed through."""
     if not values:
         return
     try:

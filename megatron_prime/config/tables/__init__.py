@@ -1,0 +1,10 @@
+"""The tables of the configuration: the module of a table has its name, the string below a field documents the option.
+
+- `model`, `prm`, `reference`, `policy`: the models and their updates
+- `data`, `filter`, `reward`: prompts, their selection, and outcome rewards
+- `rollout`: sampling and SGLang servers
+- `advantage`: from rewards to advantages
+- `trainer`, `checkpoint`, `guards`: the training loop, saving, alarms
+- `parallel`, `platform`, `memory`, `fp8`, `overlap`: layout, device, offloading, precision, communication
+- `evaluation`, `prm_evaluation`, `sft`: the other commands
+"""

@@ -1,4 +1,4 @@
-"""[checkpoint]: saving and resuming."""
+"""The [checkpoint] table: saving and resuming."""
 
 from typing import Literal
 
@@ -6,21 +6,22 @@ from megatron_prime.config.section import NonNegative, Positive, Section
 
 
 class CheckpointConfig(Section):
-    """Saving and resuming."""
+    """The interval and the retention of checkpoints, and the way a run resumes."""
 
     save_every: NonNegative = 0
-    """Save every so many steps and at the end; 0 at the end only."""
+    """Trainer steps between checkpoints; the last step is always saved, and with 0, the default, only that."""
     keep_last: Positive = 2
-    """Newest complete checkpoints to keep."""
+    """Number of newest complete checkpoints to keep."""
     keep_best: NonNegative = 1
-    """Checkpoints of the highest held-out accuracy to keep besides, of those saved at a step that was evaluated."""
+    """Number of checkpoints with the highest held-out accuracy to keep in addition, among those of evaluated steps."""
     async_save: bool = False
-    """Write checkpoints while training goes on; costs host memory for a copy of what a rank writes."""
+    """Write checkpoints in the background while training continues; needs host memory for a copy of a rank's part."""
     on_damage: Literal["fallback", "stop"] = "fallback"
-    """When the newest checkpoint is damaged: set it aside and resume from the one before, or stop."""
+    """Reaction to a damaged newest checkpoint: fallback sets it aside and resumes from the previous one; stop ends."""
     on_write_error: Literal["stop", "continue"] = "stop"
-    """When a checkpoint cannot be written (a full disk): stop, or warn and train on; the last one must be written."""
+    """Reaction to a checkpoint that cannot be written, such as on a full disk: stop ends the run; continue warns and
+    trains on. The last checkpoint must be written in any case."""
     resume: Literal["auto", "never"] = "auto"
-    """auto continues from the newest complete checkpoint."""
+    """auto continues from the newest complete checkpoint of run_dir; never refuses a run_dir that has one."""
     export_hf: bool = True
     """Write the final policy as an HF checkpoint to run_dir/hf."""

@@ -1,4 +1,4 @@
-"""[data]: files of prompts and how to read them."""
+"""The [data] table: files of prompts and how to read them."""
 
 from typing import Literal
 
@@ -7,39 +7,40 @@ from pydantic import Field
 from megatron_prime.config.section import PositiveFloat, Section, UserPath
 
 LayoutName = Literal["columns", "eurus", "gsm8k", "math", "olympiadbench", "leetcode", "livecodebench"]
-"""How the rows of a file say what the problem and its answer are; see data/layouts.py."""
+"""Known formats of the rows of a file; see data/layouts.py."""
 
 
 class DataConfig(Section):
-    """Prompts to train and evaluate on."""
+    """The prompts to train and evaluate on."""
 
     train: tuple[UserPath, ...] = ()
-    """jsonl or parquet files with training prompts."""
+    """jsonl, parquet or csv files with training prompts; none by default."""
     evaluation: tuple[UserPath, ...] = ()
-    """jsonl or parquet files with held-out prompts."""
+    """jsonl, parquet or csv files with held-out prompts; none by default."""
     prompt_field: str = "prompt"
-    """Column with a string or a list of chat messages; dots descend."""
+    """Column with the prompt, a string or a list of chat messages; a dot in the name descends into an object."""
     answer_field: str = "answer"
-    """Column with the ground truth; dots descend."""
+    """Column with the ground truth; a dot in the name descends into an object."""
     source_field: str | None = None
-    """Column that names where a row comes from, for metrics."""
+    """Column with the name of a row's data source, for metrics and reward.routes; by default there is none."""
     chat_template: Literal["auto", "always", "never"] = "auto"
-    """auto applies the tokenizer's template to lists of messages only."""
+    """auto applies the tokenizer's chat template to lists of messages only."""
     shuffle: bool = True
-    """Visit the prompts of each epoch in a seeded random order."""
+    """Visit the prompts of each epoch in a seeded random order; false visits them in file order."""
     ability_field: str | None = None
-    """Column that names what a row asks for, such as math or code; verifiers may go by it."""
+    """Column with the kind of task of a row, such as math or code, for reward.routes; by default there is none."""
     layout: LayoutName = "columns"
-    """Where problem and answer stand in a row: columns goes by the *_field settings, the others know their columns."""
+    """Format of the rows: columns uses the *_field options; the other formats have fixed columns."""
     system_prompt: str | None = None
-    """System message put before prompts that have none; makes chat messages of text."""
+    """System message to put before prompts that have none; it turns text prompts into chat messages. Off by default."""
     instruction: str | None = None
-    """Text put after the question, such as how to give the answer; "" also takes that of the benchmarks away."""
+    """Text to append to the question, such as how to give the answer; "" also removes that of the benchmarks."""
     chat_template_file: UserPath | None = None
-    """Jinja file used instead of the tokenizer's own chat template."""
+    """Jinja file to use instead of the tokenizer's own chat template."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """A row that does not fit stops the run, or is left out, counted and logged."""
+    """Reaction to a row that cannot be read: stop ends the run; skip leaves it out, counts and logs it."""
     dedup: Literal["none", "exact", "normalized"] = "none"
-    """Leave prompts out that came before: same text, or the same but for case, white space and Unicode forms."""
+    """Leave out repeated prompts: exact compares the text; normalized ignores case, white space and Unicode forms."""
     weights: dict[str, PositiveFloat] = Field(default={})
-    """Shares by data source or file, {numina = 3, "code.parquet" = 1}; empty visits every prompt once an epoch."""
+    """Sampling weights by data source or file, such as {numina = 3, "code.parquet" = 1}; by default every prompt is
+    visited once per epoch."""

@@ -1,4 +1,4 @@
-"""[evaluation]: held-out prompts and benchmarks."""
+"""The [evaluation] table: held-out prompts and benchmarks."""
 
 from typing import Annotated, Literal, Self, get_args
 
@@ -9,44 +9,46 @@ from megatron_prime.config.section import NonNegative, NonNegativeFloat, Positiv
 BenchmarkName = Literal[
     "aime24", "amc", "math500", "minerva", "olympiadbench", "leetcode", "livecodebench", "gsm8k"
 ]
-"""Benchmarks whose format and settings are known; see evaluation/benchmarks.py."""
+"""Benchmarks of known format and settings; see evaluation/benchmarks.py."""
 
 CODE_BENCHMARKS = ("leetcode", "livecodebench")
-"""Their answers are programs."""
+"""Benchmarks whose answers are programs."""
 
 
 class BenchmarkConfig(Section):
-    """One benchmark: a file, and what differs from the benchmark's usual settings."""
+    """One benchmark: its file, and settings that differ from the benchmark's usual ones."""
 
     path: UserPath
-    """Its jsonl, parquet or csv file."""
+    """jsonl, parquet or csv file of the problems."""
     format: BenchmarkName | None = None
-    """Which benchmark it is; default: the key of this table."""
+    """The benchmark whose format and settings apply; default the key of this table."""
     samples_per_prompt: Positive | None = None
-    """Responses a problem; default as the paper has it (16 for AIME and AMC, else 1)."""
+    """Responses per problem; default as in the paper (16 for AIME and AMC, else 1)."""
     temperature: NonNegativeFloat | None = None
-    """0 is greedy; default as the paper has it (0.3 for AIME and AMC, else 0)."""
+    """Sampling temperature, 0 for greedy decoding; default as in the paper (0.3 for AIME and AMC, else 0)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability mass of nucleus sampling; 1 samples from the whole distribution."""
     max_prompts: Positive | None = None
-    """Use the first so many problems only."""
+    """Number of problems to use, from the start of the file; default all."""
 
 
 class EvaluationConfig(Section):
-    """Sampling on the held-out prompts."""
+    """Sampling on the held-out prompts of data.evaluation and on benchmarks."""
 
     samples_per_prompt: Positive = 1
-    """Responses a prompt; the accuracy reported is their mean."""
+    """Responses per prompt; the reported accuracy is their mean."""
     temperature: NonNegativeFloat = 1.0
-    """0 is greedy."""
+    """Sampling temperature; 0 for greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability mass of nucleus sampling; 1 samples from the whole distribution."""
     max_prompts: Positive | None = None
-    """Use the first so many prompts only."""
+    """Number of prompts to use, from the start of the data; default all."""
     benchmarks: dict[str, BenchmarkConfig] = Field(default={})
-    """Benchmarks by name, evaluated besides data.evaluation: [evaluation.benchmarks.aime24] with a path."""
+    """Benchmarks by name, evaluated in addition to data.evaluation: [evaluation.benchmarks.aime24] with a path."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Level of the confidence intervals."""
     num_resamples: NonNegative = 1000
-    """Bootstrap resamples, over problems, behind the intervals; 0 leaves them out."""
+    """Bootstrap resamples of the problems for the confidence intervals; 0 reports no intervals."""
     save_responses: bool = True
     """`eval` writes every response with its outcome to run_dir/responses, which `eval-prm` reads."""
 

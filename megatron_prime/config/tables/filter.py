@@ -1,4 +1,4 @@
-"""[filter]: online prompt filtering."""
+"""The [filter] table: online prompt filtering."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,28 +11,31 @@ class FilterConfig(Section):
     """Online prompt filtering (Algorithm 1, line 5)."""
 
     enabled: bool = True
+    """Keep only groups of responses whose mean accuracy is in the range below; false keeps every group."""
     accuracy_min: UnitInterval = 0.2
-    """Lowest mean accuracy of a kept group, inclusive."""
+    """Minimum mean accuracy of a kept group, inclusive."""
     accuracy_max: UnitInterval = 0.8
-    """Highest mean accuracy of a kept group, inclusive."""
+    """Maximum mean accuracy of a kept group, inclusive."""
     max_truncated_fraction: UnitInterval = 1.0
-    """Drop a group with a larger truncated share."""
+    """Maximum fraction of truncated responses in a kept group; 1, the default, drops none."""
     max_rounds: Positive = 4
-    """Sampling rounds a step may take to fill its batch."""
+    """Maximum number of sampling rounds to fill the batch of a step."""
     on_shortage: Literal["partial", "error"] = "partial"
-    """When the rounds are used up: train on what was kept, or stop with an explanation."""
+    """Reaction when the batch is not full after max_rounds: partial trains on the kept groups; error stops the run."""
     oversample: Annotated[float, Field(ge=1)] = 1.0
-    """Largest first round, in multiples of prompts_per_step; the share kept lately says how much is needed."""
+    """Maximum size of the first round, in multiples of prompts_per_step; the recent fraction of kept groups determines
+    the size."""
     overlong: Literal["keep", "mask", "penalize"] = "keep"
-    """Responses cut at max_response_tokens: trained on like others, left out of both losses, or penalised (softly)."""
+    """Treatment of responses truncated at max_response_tokens: keep trains on them like on others; mask leaves them out
+    of both losses; penalize reduces the outcome of long responses gradually (soft overlong punishment)."""
     overlong_buffer_tokens: Positive | None = None
-    """penalize: tokens before the limit over which the penalty grows; default a fifth of max_response_tokens."""
+    """With penalize: tokens before the limit over which the penalty grows; default max_response_tokens / 5."""
     overlong_penalty: UnitInterval = 1.0
-    """penalize: what the outcome loses at the limit."""
+    """With penalize: amount subtracted from the outcome at the limit."""
     short_fraction: UnitInterval = 0.1
-    """A step is short when it keeps less than this share of prompts_per_step."""
+    """A step is short if it keeps less than this fraction of prompts_per_step."""
     max_short_steps: NonNegative = 10
-    """So many short steps in a row stop the run with an explanation; 0 never does."""
+    """Number of consecutive short steps that stop the run with an explanation; 0 never stops it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""[fp8]: FP8 matrix products by role."""
+"""The [fp8] table: FP8 matrix products by role."""
 
 from typing import Literal, Self
 
@@ -7,36 +7,37 @@ from pydantic import model_validator
 from megatron_prime.config.section import NonNegative, Positive, Section
 
 Fp8Recipe = Literal["none", "delayed", "tensorwise", "blockwise", "mxfp8"]
-
-Role = Literal["policy", "prm", "reference"]
+"""Ways to scale tensors to the range of FP8; see Fp8Config.policy."""
 
 
 class Fp8Config(Section):
     """FP8 matrix products of the linear layers by Transformer Engine, by role; needs bf16 and Hopper GPUs or newer."""
 
     policy: Fp8Recipe = "none"
-    """tensorwise scales each tensor by its own maximum, blockwise blocks of 128, delayed by maxima of past passes;
-    mxfp8 is for Blackwell."""
+    """Recipe of the policy. tensorwise scales each tensor by its own maximum; blockwise scales blocks of 128; delayed
+    scales by the maxima of previous passes; mxfp8 needs Blackwell GPUs; none, the default, computes in bf16."""
     prm: Fp8Recipe = "none"
-    """The same of the PRM; reference must have the same, and delayed is refused: see reference."""
+    """Recipe of the PRM. The reference must use the same, and delayed is refused (see `reference`)."""
     reference: Fp8Recipe | None = None
-    """Default prm's. Another would make the process rewards noise where they must be 0, before the first update."""
+    """Recipe of the reference; default that of the PRM, and no other is accepted: before the first update, process
+    rewards must be exactly 0, and different recipes would make them rounding noise."""
     format: Literal["hybrid", "e4m3"] = "hybrid"
-    """hybrid takes e5m2 for the gradients of activations, which have a wide range."""
+    """hybrid uses e5m2 for the gradients of activations, which have a wide range, and e4m3 elsewhere."""
     amax_history_len: Positive = 1024
-    """Passes that delayed scaling looks back on."""
+    """Number of previous passes whose maxima delayed scaling uses."""
     amax_compute_algo: Literal["max", "most_recent"] = "max"
-    """What delayed scaling takes of them."""
+    """The statistic of those maxima that delayed scaling uses."""
     bf16_layers_at_start: NonNegative = 0
-    """First layers of the model that stay in bf16; not with delayed."""
+    """Number of first layers that stay in bf16; cannot be combined with delayed."""
     bf16_layers_at_end: NonNegative = 0
-    """Last ones."""
+    """Number of last layers that stay in bf16; cannot be combined with delayed."""
     primary_weights: bool = False
-    """PRM and reference hold their weights in FP8 alone (fp32 masters stay in the PRM's optimizer): 1 byte a weight
-    instead of 2, and half the gather. Not the policy, whose weights go to the engine every step."""
+    """Hold the weights of PRM and reference in FP8 only: 1 byte per weight instead of 2, and half the communication of
+    a gather. fp32 master weights stay in the PRM's optimizer. The policy is excluded: its weights go to the engine
+    every step."""
 
     def recipe_of(self, role: str) -> Fp8Recipe:
-        """The recipe of a role."""
+        """Return the recipe of a role."""
         if role == "policy":
             return self.policy
         if role == "prm" or self.reference is None:
@@ -44,7 +45,7 @@ class Fp8Config(Section):
         return self.reference
 
     def has_primary_weights(self, role: str) -> bool:
-        """Whether a role's weights are held in FP8."""
+        """Return whether a role's weights are held in FP8 only."""
         return self.primary_weights and role != "policy" and self.recipe_of(role) != "none"
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""[guards]: skipped updates and alarms."""
+"""The [guards] table: skipped updates and alarms."""
 
 from typing import Annotated
 
@@ -8,17 +8,17 @@ from megatron_prime.config.section import Positive, PositiveFloat, Section, Unit
 
 
 class GuardsConfig(Section):
-    """What is done about updates that are not finite, and when metrics raise an alarm."""
+    """The treatment of updates that are not finite, and the limits at which metrics raise an alarm."""
 
     max_skipped_in_a_row: Positive = 3
-    """An update with a loss or gradient that is not finite is skipped; so many of a role in a row stop the run."""
+    """Updates whose loss or gradient is not finite are skipped; this many in a row of one role stop the run."""
     alarm_window: Annotated[int, Field(ge=2)] = 20
-    """Steps that an alarm looks back on."""
+    """Number of previous steps with which an alarm compares."""
     spike_metrics: tuple[str, ...] = ("prm/loss", "prm/grad_norm", "policy/grad_norm", "sft/loss")
     """Metrics whose spikes raise an alarm."""
     spike_sigmas: PositiveFloat = 8.0
-    """A spike is so many robust standard deviations over the median, and twice the median at least."""
+    """A spike is this many robust standard deviations above the median, and at least twice the median."""
     reward_fraction: UnitInterval = 0.5
-    """Alarm when the mean accuracy over the window falls below this share of its best; 0 switches it off."""
+    """Raise an alarm if the mean accuracy of the window falls below this fraction of its best; 0 switches it off."""
     entropy_fraction: UnitInterval = 0.1
-    """The same for the policy's entropy."""
+    """Raise an alarm if the policy's entropy falls below this fraction of its best; 0 switches it off."""

@@ -1,4 +1,4 @@
-"""[memory]: offloading and activation recomputation."""
+"""The [memory] table: offloading and activation recomputation."""
 
 from typing import Literal, Self
 
@@ -8,19 +8,20 @@ from megatron_prime.config.section import Positive, Section
 
 
 class RecomputeConfig(Section):
-    """Activations that Megatron computes again in the backward pass instead of keeping them."""
+    """Activations that Megatron recomputes in the backward pass instead of keeping them."""
 
     granularity: Literal["none", "selective", "full"] = "none"
-    """selective recomputes `modules` inside each layer, full whole layers: the least memory, a third more compute."""
+    """selective recomputes `modules` of each layer; full recomputes whole layers, with the least memory and a third
+    more compute; none, the default, keeps all activations."""
     modules: tuple[Literal["core_attn", "mlp", "moe", "layernorm"], ...] = ("core_attn", "mlp")
-    """What selective recomputes."""
+    """Modules of each layer that selective recomputes."""
     method: Literal["uniform", "block"] = "uniform"
-    """full: uniform recomputes all layers, num_layers at a time; block only the first num_layers of each stage."""
+    """With full: uniform recomputes all layers, num_layers at a time; block the first num_layers of each stage."""
     num_layers: Positive = 1
-    """Layers of one unit (uniform), or layers that are recomputed (block)."""
+    """Layers per unit of recomputation (uniform), or recomputed layers per pipeline stage (block)."""
 
     def recomputes(self, module: str) -> bool:
-        """Whether this module of each layer is recomputed by itself."""
+        """Return whether this module of each layer is recomputed selectively."""
         return self.granularity == "selective" and module in self.modules
 
     @model_validator(mode="after")
@@ -36,18 +37,19 @@ class RecomputeConfig(Section):
 
 
 class MemoryConfig(Section):
-    """What leaves device memory in the phases that do not need it, and what is recomputed."""
+    """Parts that leave device memory in the phases that do not need them, and activations that are recomputed."""
 
     offload_reference: bool = False
-    """The reference's weights are in host memory outside the log-prob phase."""
+    """Keep the reference's weights in host memory outside the log-prob phase."""
     offload_prm: bool = False
-    """The PRM's weights and optimizer states are in host memory outside its phase; its gradients are freed."""
+    """Keep the PRM's weights and optimizer states in host memory outside its phase, and free its gradients."""
     offload_policy_optimizer: bool = False
-    """The policy's optimizer states are in host memory outside its update; its gradients are freed."""
+    """Keep the policy's optimizer states in host memory outside its update, and free its gradients."""
     recompute: RecomputeConfig = RecomputeConfig()
+    """Activations that are recomputed in the backward pass."""
 
     def offloaded_parts(self, role: str) -> frozenset[Literal["weights", "gradients", "optimizer"]]:
-        """What of a role (policy, prm, reference) leaves between its uses."""
+        """Return the parts of a role (policy, prm, reference) that leave device memory between its uses."""
         if role == "policy" and self.offload_policy_optimizer:
             return frozenset({"gradients", "optimizer"})
         if (role == "prm" and self.offload_prm) or (role == "reference" and self.offload_reference):

@@ -1,11 +1,11 @@
-"""[model]: the checkpoint that a run starts from."""
+"""The [model] table: the checkpoint that a run starts from."""
 
 from megatron_prime.config.section import Section, UserPath
 
 
 class ModelConfig(Section):
-    """The HF checkpoint from which policy, PRM and reference start."""
+    """The checkpoint from which policy, PRM and reference start."""
 
     path: UserPath
-    """HF checkpoint directory (config.json, safetensors, tokenizer) of the policy; or what tools/hf_to_megatron.py
-    wrote of one, for the training models alone: an engine that reads weights from disk needs safetensors."""
+    """Folder of an HF checkpoint (config.json, safetensors, tokenizer). Training models also load a folder that
+    tools/hf_to_megatron.py wrote; an engine that reads weights from disk needs safetensors."""

@@ -1,4 +1,4 @@
-"""[overlap]: communication that overlaps with computation."""
+"""The [overlap] table: communication that overlaps with computation."""
 
 from typing import Self
 
@@ -8,15 +8,15 @@ from megatron_prime.config.section import Section
 
 
 class OverlapConfig(Section):
-    """Messages between ranks that run beside computation."""
+    """Communication between ranks that runs concurrently with computation; all is off by default."""
 
     grad_reduce: bool = False
-    """Reduce a bucket of gradients over data-parallel ranks while the backward pass goes on."""
+    """Reduce buckets of gradients over data-parallel ranks during the backward pass."""
     param_gather: bool = False
     """Gather updated weights from data-parallel ranks during the next minibatch's forward pass; needs grad_reduce."""
     tensor_parallel: bool = False
-    """Overlap the gathers and reduces of tensor parallelism with the products around them. Needs Transformer Engine,
-    sequence parallelism, and microbatches of one size: all are filled up to trainer.max_tokens_per_microbatch."""
+    """Overlap the collectives of tensor parallelism with the matrix products around them. Needs Transformer Engine and
+    sequence parallelism; all microbatches are padded to trainer.max_tokens_per_microbatch."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

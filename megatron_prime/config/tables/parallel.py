@@ -1,4 +1,4 @@
-"""[parallel]: how one model is split over processes."""
+"""The [parallel] table: how one model is split over processes."""
 
 import math
 from typing import Self
@@ -9,33 +9,33 @@ from megatron_prime.config.section import Positive, Section
 
 
 class ParallelConfig(Section):
-    """How one model is spread over the processes; the data-parallel size is whatever is left."""
+    """Parallel sizes of every model; the remaining factor of the number of processes is the data-parallel size."""
 
     tensor: Positive = 1
     """Tensor-parallel size: must divide attention heads, KV heads and the FFN."""
     pipeline: Positive = 1
     """Pipeline-parallel size: must divide the number of layers."""
     virtual_pipeline: Positive = 1
-    """Chunks of layers a pipeline stage: smaller bubbles, more messages (interleaved schedule); needs pipeline > 1."""
+    """Chunks of layers per pipeline stage (interleaved schedule): less idle time, more messages; needs pipeline > 1."""
     context: Positive = 1
     """Context-parallel size: ranks that share each sequence."""
     expert: Positive = 1
-    """Expert-parallel size: must divide the experts; it re-uses the tensor, context and data-parallel ranks."""
+    """Expert-parallel size: must divide the experts; uses the same ranks as tensor, context and data parallelism."""
     expert_tensor: Positive = 1
     """Tensor-parallel size of each expert; expert * expert_tensor must divide the processes of a pipeline stage."""
     sequence_parallel: bool = False
-    """Split norms and residuals over the tensor-parallel ranks."""
+    """Split norms and residuals along the sequence over the tensor-parallel ranks; needs tensor > 1."""
     num_processes: Positive | None = None
-    """Processes to start when not under torchrun; default the fewest that hold the model."""
+    """Number of processes to start when not under torchrun or Slurm; default the fewest that hold the model."""
 
     @property
     def model_size(self) -> int:
-        """Processes of one data-parallel replica."""
+        """Number of processes per data-parallel replica."""
         return self.tensor * self.pipeline * self.context
 
     @property
     def min_processes(self) -> int:
-        """Fewest processes: whole replicas of the model that hold all experts."""
+        """Minimum number of processes: whole replicas of the model that together hold all experts."""
         expert_size = self.pipeline * self.expert * self.expert_tensor
         return math.lcm(self.model_size, expert_size)
 

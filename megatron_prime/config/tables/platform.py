@@ -1,4 +1,4 @@
-"""[platform]: device, precision and deadlines."""
+"""The [platform] table: device, precision and deadlines."""
 
 from typing import Literal
 
@@ -6,15 +6,15 @@ from megatron_prime.config.section import Positive, PositiveFloat, Section
 
 
 class PlatformConfig(Section):
-    """The machine: CPU over gloo or GPUs over NCCL."""
+    """The device and its communication library: CPUs with gloo or GPUs with NCCL."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes CUDA when torch sees a GPU."""
+    """auto uses CUDA if torch finds a GPU, else the CPU."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type of weights and activations in training."""
+    """Type of weights and activations in training; optimizers keep fp32 master weights with either."""
     threads_per_process: Positive = 1
-    """CPU threads a process (torch.set_num_threads)."""
+    """CPU threads per process (torch.set_num_threads)."""
     timeout_s: PositiveFloat = 600.0
     """Deadline of every collective, in seconds."""
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
-    """What layers are made of: auto takes NVIDIA's Transformer Engine on GPUs where it imports, else plain torch."""
+    """Implementation of the layers: auto uses NVIDIA's Transformer Engine on GPUs if it imports, else plain torch."""

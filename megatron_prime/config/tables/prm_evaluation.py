@@ -1,4 +1,4 @@
-"""[prm_evaluation]: how `eval-prm` judges a PRM."""
+"""The [prm_evaluation] table: data and thresholds with which `eval-prm` evaluates a PRM."""
 
 from typing import Annotated, Self
 
@@ -8,18 +8,18 @@ from megatron_prime.config.section import Section, UserPath
 
 
 class PRMEvaluationConfig(Section):
-    """What `eval-prm` judges the PRM by: prm.path against reference.path."""
+    """Data with which `eval-prm` evaluates the PRM, the model of prm.path against the model of reference.path."""
 
     responses: tuple[UserPath, ...] = ()
-    """Files that `eval` wrote below run_dir/responses: for best-of-N, weighted vote and pairs of a group."""
+    """Files that `eval` wrote below run_dir/responses, for best-of-N, weighted voting and pairs within a group."""
     processbench: dict[str, UserPath] = Field(default={})
-    """ProcessBench by split: {gsm8k = "gsm8k.jsonl", math = "math.jsonl"}."""
+    """ProcessBench files by split, such as {gsm8k = "gsm8k.jsonl", math = "math.jsonl"}."""
     tune_on: str = "gsm8k"
-    """The split that the threshold on step scores is chosen on."""
+    """The split on which the threshold on step scores is chosen."""
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """A step whose sigmoid(score) is below this is the first wrong one; default: the best on tune_on."""
+    """The first step whose sigmoid(score) is below this is predicted to be wrong; default the best value on tune_on."""
     pairs: tuple[UserPath, ...] = ()
-    """jsonl, parquet or csv files of prompt, chosen, rejected."""
+    """jsonl, parquet or csv files with columns prompt, chosen and rejected."""
 
     @model_validator(mode="after")
     def _check_threshold(self) -> Self:

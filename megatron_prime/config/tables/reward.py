@@ -1,4 +1,4 @@
-"""What gives outcome rewards: verifiers, the sandbox, servers and functions of the user's."""
+"""The [reward] table: verifiers, the sandbox for code, reward servers and user functions."""
 
 from typing import Literal, Self
 
@@ -8,66 +8,70 @@ from megatron_prime.config.section import NonNegative, Positive, PositiveFloat, 
 
 
 class CodeConfig(Section):
-    """Running model-written code against tests (reward.verifier = "code", or "auto" by way of reward.routes)."""
+    """Execution of model-written code against tests (reward.verifier = "code", or "auto" with a route to it)."""
 
     sandbox: Literal["bubblewrap", "none-i-accept-the-risk"] = "bubblewrap"
-    """none-i-accept-the-risk runs the code with the rights of this user, with limits of time and memory only."""
+    """bubblewrap isolates the code from files and network; none-i-accept-the-risk runs it with the rights of this user
+    and limits only time and memory."""
     test_timeout_s: PositiveFloat = 4.0
-    """A test that takes longer is failed."""
+    """Time limit of one test in seconds; a test that takes longer fails."""
     total_timeout_s: PositiveFloat = 20.0
-    """Tests of a response that have not begun by then are failed."""
+    """Time limit of all tests of a response in seconds; tests that have not begun by then fail."""
     memory_mib: Positive = 1024
-    """Address space of a process, and all memory of a test where cgroups can be made."""
+    """Limit of the address space of each process, and of all memory of a test where cgroups can be created, in MiB."""
     max_processes: Positive = 16
-    """Processes and threads of a test."""
+    """Maximum number of processes and threads per test."""
     max_output_mib: Positive = 8
-    """A test that prints more is failed."""
+    """Maximum output of a test in MiB; a test that prints more fails."""
     max_disk_mib: Positive = 16
-    """Size of the only folder that can be written to, and of each file."""
+    """Size, in MiB, of the only writable folder and maximum size of each file."""
     max_tests: Positive = 32
-    """A problem with more tests is judged by so many of them, spread evenly."""
+    """Maximum number of tests per problem; of more tests, this many are used, spread evenly."""
     partial_credit: bool = True
-    """The reward is the fraction of tests passed; false gives 1 for all and else 0, and stops at the first failure."""
+    """true rewards the fraction of passed tests; false gives 1 if all pass, else 0, and stops at the first failure."""
     python: UserPath | None = None
-    """Interpreter for the code; default the one that runs this program, without its environment's packages."""
+    """Python interpreter for the code; default the one of this program, without the packages of its environment."""
     readable_paths: tuple[UserPath, ...] = ()
-    """Folders that the code may read besides the system's libraries: packages for it, say."""
+    """Folders that the code may read besides the system's libraries, such as packages that it may import."""
 
 
 class HttpRewardConfig(Section):
-    """A reward server (reward.verifier = "http://...")."""
+    """Requests to a reward server (reward.verifier = "http://...")."""
 
     timeout_s: PositiveFloat = 30.0
-    """For one response, all tries together."""
+    """Time limit per response in seconds, all retries included."""
     num_retries: NonNegative = 3
-    """Further tries after a failed connection, 429 or 5xx."""
+    """Maximum number of retries after a failed connection or a status of 429 or 5xx."""
     max_concurrency: Positive = 32
-    """Requests under way at one time, of each training process."""
+    """Maximum number of concurrent requests per training process."""
     token_variable: str | None = None
-    """Environment variable with a bearer token."""
+    """Name of the environment variable that contains a bearer token; by default requests have none."""
 
 
 class RewardConfig(Section):
-    """The outcome verifier."""
+    """The verifiers that give outcome rewards."""
 
     verifier: str = "math"
-    """exact_match, math, code, a function as package.module:function, a reward server by URL, or auto: by routes."""
+    """exact_match, math, code, a function as package.module:function, the URL of a reward server, or auto, which
+    chooses by `routes`."""
     num_workers: Positive = 1
-    """Verifier processes a training process."""
+    """Number of verifier processes per training process."""
     timeout_s: PositiveFloat = 2.0
-    """A verification that takes longer is killed and counted; code has limits of its own."""
+    """Time limit of one verification in seconds; a longer one is killed and counted. Code has limits of its own."""
     code: CodeConfig = CodeConfig()
+    """Settings of the code verifier."""
     http: HttpRewardConfig = HttpRewardConfig()
+    """Settings of requests to a reward server."""
     routes: dict[str, str] = Field(default={"math": "math", "code": "code"})
-    """For verifier = "auto": data source or, where that is not named, ability -> verifier."""
+    """With verifier = "auto": verifier by data source or, for sources that are not listed, by ability."""
 
     @property
     def verifiers(self) -> tuple[str, ...]:
-        """All that may be asked, each once."""
+        """All verifiers that a run may use, each once."""
         return (self.verifier,) if self.verifier != "auto" else tuple(dict.fromkeys(self.routes.values()))
 
     def verifier_of(self, source: str, ability: str) -> str:
-        """The verifier of a prompt.
+        """Return the verifier of a prompt.
 
         Raises:
             ValueError: auto, and routes has neither its source nor its ability.

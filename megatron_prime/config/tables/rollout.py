@@ -1,4 +1,4 @@
-"""[rollout] and [rollout.sglang]: how responses are sampled, and the servers that sample them."""
+"""The [rollout] and [rollout.sglang] tables: how responses are sampled, and the servers that sample them."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -10,60 +10,62 @@ from pydantic import Field, model_validator
 from megatron_prime.config.section import NonNegative, Positive, PositiveFloat, Section, UserPath
 
 SGLANG_RESERVED_POSITIONS = 2
-"""Positions at the end of the context that SGLang keeps: it silently truncates a response that would reach them."""
+"""Positions at the end of the context that SGLang reserves; it silently truncates a response that reaches them."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class SGLangConfig(Section):
-    """SGLang servers for the rollouts: started on the job's nodes, or attached to by URL."""
+    """SGLang servers that sample the rollouts: started on the job's nodes, or already running and named by URL."""
 
     python: UserPath = Path(".venv-sglang/bin/python")
-    """Interpreter of the engine environment; `make sglang` builds the default one."""
+    """Python interpreter of the engine environment; `make sglang` builds the default one."""
     urls: tuple[str, ...] = ()
-    """Servers that run already, such as http://node7:30000; none are started then."""
+    """URLs of running servers to attach to, such as http://node7:30000; then none are started. Default none."""
     num_servers: Positive = 1
-    """Servers to start on a node."""
+    """Number of servers to start per node."""
     nodes: Literal["first", "all"] = "first"
-    """Where servers start: on the node of rank 0, or on every node of the job."""
+    """Nodes on which servers start: first is the node of rank 0; all is every node of the job."""
     tensor: Positive = 1
     """Tensor-parallel size of each server, attached ones included."""
     expert: Positive = 1
-    """Expert-parallel size of each server: divides its tensor-parallel size."""
+    """Expert-parallel size of each server; must divide its tensor-parallel size."""
     weight_transport: Literal["shards", "ipc", "disk"] = "shards"
-    """How new weights travel: slices from the training ranks' memory by gloo or NCCL; the same by memory that trainer
-    and servers of one node share, on the same GPUs too; or an HF checkpoint on disk."""
+    """Path of new weights to the servers. shards sends slices of the training ranks' memory by gloo or NCCL; ipc passes
+    them through memory that is shared within a node, also on the same GPUs; disk writes an HF checkpoint."""
     quantization: Literal["none", "fp8"] = "none"
-    """fp8: linear layers in blocks of 128 x 128, quantized where their slices are sent from; needs GPUs."""
+    """fp8 serves linear layers that the senders quantize in blocks of 128 x 128; needs GPUs. Default none."""
     weight_full_check_every: NonNegative = 0
-    """Every so many syncs each parameter is compared with SGLang's /weights_checker; 0: our checksums alone, always."""
+    """Weight syncs between full comparisons of all parameters by SGLang's /weights_checker; 0 makes none. Every sync is
+    verified by checksums in any case."""
     weight_bucket_mib: Positive = 256
-    """Most MiB of weights that a server's rank gets at a time."""
+    """Maximum size, in MiB, of the weights that a rank of a server receives at a time."""
     gpu_ids: tuple[NonNegative, ...] = ()
-    """GPUs of a node's servers, num_servers * tensor of them; default 0, 1, 2, ... (shared with the trainer)."""
+    """GPUs of a node's servers, num_servers * tensor of them; default 0, 1, 2, ..., shared with the trainer."""
     colocated: bool | None = None
-    """Servers give their memory up while the trainer trains; default: those that we start on GPUs of training ranks."""
+    """true makes servers release their memory while the trainer trains. That is the default for servers that the run
+    starts on GPUs of training ranks."""
     mem_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Share of a GPU's memory for the server's weights and KV cache."""
+    """Fraction of a GPU's memory for the server's weights and KV cache."""
     max_total_tokens: Positive | None = None
-    """Tokens in a server's KV cache; default as mem_fraction allows, and 32768 on a CPU."""
+    """Capacity of a server's KV cache in tokens; default as much as mem_fraction allows, and 32768 on a CPU."""
     concurrency: Positive = 256
-    """Responses in flight a server."""
+    """Maximum number of responses in flight per server."""
     request_timeout_s: PositiveFloat = 1800.0
-    """Deadline of one response, its time in the server's queue included."""
+    """Deadline of one response in seconds, including its time in the server's queue."""
     control_timeout_s: PositiveFloat = 300.0
-    """Deadline of one control call, such as an update of the weights."""
+    """Deadline of one control call, such as an update of the weights, in seconds."""
     startup_timeout_s: PositiveFloat = 600.0
-    """Deadline for a server to load the model and answer."""
+    """Deadline for a server to load the model and answer, in seconds."""
     max_restarts: NonNegative = 3
-    """Restarts of a server in a row, each within ten minutes of the last, before the run stops."""
+    """Number of consecutive restarts of a server, each within ten minutes of the last, before the run stops."""
     deterministic: bool = False
-    """Seeded sampling that a resumed run repeats; needs a GPU, and is slower."""
+    """Sample with seeds, so that a resumed run repeats its samples; needs GPUs and is slower. Off by default."""
     routing_replay: bool = False
-    """Train the policy with the experts that the servers chose for each token; a mixture of experts alone."""
+    """Train the policy with the experts that the servers chose for each token; for mixtures of experts only."""
     allow_mixed_versions: bool = False
-    """Keep groups whose responses were sampled by different weights."""
+    """Keep groups whose responses were sampled with different policy versions; by default they are dropped."""
     extra_args: tuple[str, ...] = ()
-    """More arguments of `python -m sglang.launch_server`; they override ours."""
+    """Additional arguments of `python -m sglang.launch_server`; they override those that the run sets."""
 
     def server_gpus(self, server: int) -> tuple[int, ...]:
         """Return the GPUs of one of a node's servers, counted over the node."""
@@ -125,25 +127,26 @@ class SGLangConfig(Section):
 
 
 class RolloutConfig(Section):
-    """How responses are sampled from the policy."""
+    """Sampling of responses from the policy."""
 
     engine: Literal["local", "sglang"] = "local"
-    """Rollout engine; local runs inside the training processes, sglang in servers beside them."""
+    """Rollout engine: local samples inside the training processes; sglang in servers beside them."""
     sglang: SGLangConfig = SGLangConfig()
+    """Settings of the SGLang servers."""
     group_size: Positive = 4
-    """Responses a prompt (the paper's K)."""
+    """Responses per prompt (K in the paper)."""
     max_prompt_tokens: Positive = 1024
-    """Longer prompts are dropped when the data is read."""
+    """Maximum length of a prompt; longer ones are dropped when the data is read."""
     max_response_tokens: Positive = 3072
-    """A response that reaches this length is truncated."""
+    """Maximum length of a response, at which it is truncated."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature; policy log-probs use the same."""
+    """Sampling temperature; the policy's log-probs are computed at the same temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus mass to sample from."""
+    """Probability mass of nucleus sampling; 1 samples from the whole distribution."""
     max_batch_size: Positive = 256
-    """Sequences that the embedded engine decodes at once."""
+    """Maximum number of sequences that the local engine decodes at the same time."""
     logprob_alarm: PositiveFloat = 1.0
-    """Warn when the mean |train - rollout| log-prob of a step exceeds this (nats)."""
+    """Warn if the mean absolute difference of training and rollout log-probs of a step exceeds this, in nats."""
 
     @property
     def uses_servers(self) -> bool:

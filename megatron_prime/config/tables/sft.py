@@ -1,4 +1,4 @@
-"""[sft]: supervised warm-up of the policy."""
+"""The [sft] table: supervised warm-up of the policy."""
 
 from typing import Self
 
@@ -10,25 +10,27 @@ from megatron_prime.config.tables.data import LayoutName
 
 
 class SFTConfig(OptimizerConfig):
-    """Supervised warm-up of the policy."""
+    """Supervised fine-tuning of the policy by the command `sft`, before reinforcement learning."""
 
     lr: NonNegativeFloat = 1e-5
     weight_decay: NonNegativeFloat = 0.01
     data: tuple[UserPath, ...] = ()
-    """jsonl or parquet files of prompts with responses."""
+    """jsonl, parquet or csv files of prompts with responses; none by default."""
     response_field: str = "response"
-    """Column with the response text."""
+    """Column with the text of the response."""
     num_steps: Positive = 1000
+    """Number of optimizer steps."""
     batch_size: Positive = 64
-    """Responses in one optimizer step, over all ranks."""
+    """Responses per optimizer step, over all ranks."""
     output: UserPath | None = None
-    """Where the HF checkpoint goes; default run_dir/sft."""
+    """Folder for the HF checkpoint; default run_dir/sft."""
     messages_field: str | None = None
-    """Column with whole conversations, the assistant's message last; replaces data.prompt_field and response_field."""
+    """Column with whole conversations that end with the assistant's message; if set, it replaces data.prompt_field and
+    response_field."""
     layout: LayoutName | None = None
-    """Where the prompt stands in a row; default data.layout."""
+    """Format of the rows; default data.layout."""
     weights: dict[str, PositiveFloat] = Field(default={})
-    """Shares by data source or file, as data.weights has them for the training prompts."""
+    """Sampling weights by data source or file, like data.weights for the training prompts."""
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:

@@ -1,4 +1,4 @@
-"""[trainer]: the training loop."""
+"""The [trainer] table: the training loop."""
 
 from typing import Literal
 
@@ -6,17 +6,17 @@ from megatron_prime.config.section import NonNegative, Positive, Section
 
 
 class TrainerConfig(Section):
-    """The loop."""
+    """The training loop and its batches."""
 
     num_steps: Positive
-    """Iterations of Algorithm 1."""
+    """Number of trainer steps, the iterations of Algorithm 1."""
     prompts_per_step: Positive = 256
     """Prompts in one training batch, after filtering."""
     max_tokens_per_microbatch: Positive = 16384
-    """Packed tokens of one forward pass on one rank."""
+    """Maximum number of packed tokens per forward pass on one rank."""
     logprob_chunk_tokens: Positive = 1024
-    """Tokens whose logits exist at one time."""
+    """Number of tokens whose logits are in memory at the same time."""
     eval_every: NonNegative = 0
-    """Evaluate every so many steps; 0 at the start and the end only."""
+    """Trainer steps between evaluations; 0, the default, evaluates at the start and at the end only."""
     logprob_kernel: Literal["auto", "torch", "triton"] = "auto"
-    """What works on the logits: auto takes the Triton kernels on a GPU that has triton, and plain torch elsewhere."""
+    """Kernels of the output layer: auto uses Triton on GPUs if it is installed, and plain torch elsewhere."""

@@ -1,8 +1,8 @@
-"""One verdict for each argument; conversions against figures worked out by hand."""
+"""Each argument is mapped once; conversions are compared with figures worked out by hand."""
 
 import pytest
 
-from megatron_prime.config.megatron.mapping import Kind, judge
+from megatron_prime.config.megatron.mapping import MappingKind, map_arguments
 
 MODEL = {
     "model_type": "qwen2",
@@ -16,16 +16,16 @@ MODEL = {
 }
 
 
-def verdict(text: str, index: int = 0):
-    """On the argument at `index` of a line."""
+def map_one(text: str, index: int = 0):
+    """Return the result for the argument at `index` of a command line."""
     arguments = {}
     for word in text.split():
         if word.startswith("--"):
             arguments[word[2:]] = []
         else:
             list(arguments.values())[-1].append(word)
-    found = judge(arguments, MODEL)
-    assert [v.argument for v in found] == list(arguments)
+    found = map_arguments(arguments, MODEL)
+    assert [argument.name for argument in found] == list(arguments)
     return found[index]
 
 
@@ -59,8 +59,8 @@ def verdict(text: str, index: int = 0):
     ],
 )
 def test_settings(text, settings):
-    found = verdict(text)
-    assert (found.kind, found.settings) == (Kind.MAPPED, settings)
+    found = map_one(text)
+    assert (found.kind, found.settings) == (MappingKind.MAPPED, settings)
 
 
 @pytest.mark.parametrize(
@@ -75,49 +75,49 @@ def test_settings(text, settings):
     ],
 )
 def test_fields_of_megatron_core_are_passed_through(text, settings):
-    found = verdict(text)
-    assert (found.kind, found.settings) == (Kind.PASSED, settings)
+    found = map_one(text)
+    assert (found.kind, found.settings) == (MappingKind.PASSED, settings)
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ("--num-layers 28", Kind.MODEL, "num_hidden_layers = 28"),
-        ("--num-layers 32", Kind.FAULT, "32, but config.json has num_hidden_layers = 28"),
-        ("--rotary-base 1000000", Kind.MODEL, "rope_theta"),
-        ("--norm-epsilon 1e-5", Kind.FAULT, "rms_norm_eps = 1e-06"),
-        ("--kv-channels 128", Kind.MODEL, "not compared"),
-        ("--untie-embeddings-and-output-weights", Kind.MODEL, "tie_word_embeddings = False"),
-        ("--qk-layernorm", Kind.FAULT, "model_type = 'qwen2'"),
-        ("--use-distributed-optimizer", Kind.IMPLIED, "always so"),
-        ("--hidden-dropout 0.0", Kind.IMPLIED, "always 0.0"),
-        ("--hidden-dropout 0.1", Kind.REFUSED, "always 0 here"),
-        ("--optimizer sgd", Kind.REFUSED, "always adam"),
-        ("--lr-decay-style WSD", Kind.REFUSED, "constant, linear, cosine"),
-        ("--delay-wgrad-compute", Kind.LEFT_OUT, "read and moved"),
-        ("--fp8-recipe tensorwise", Kind.LEFT_OUT, "no FP8 without"),
-        ("--fp8-recipe tensorwise --fp8-format e4m3", Kind.MAPPED, "fp8.policy"),
-        ("--data-path 0.5 a 0.5 b", Kind.LEFT_OUT, "[data]"),
-        ("--load /ckpt", Kind.LEFT_OUT, "megatron_to_hf.py /ckpt"),
-        ("--micro-batch-size 2", Kind.LEFT_OUT, "tokens"),
-        ("--fp16", Kind.REFUSED, "bf16"),
-        ("--fp4-format e2m1", Kind.REFUSED, "FP4"),
-        ("--fp8-margin 1", Kind.REFUSED, "fp8.policy"),
-        ("--moe-expert-capacity-factor 1.0", Kind.REFUSED, "dropped token"),
-        ("--multi-latent-attention", Kind.REFUSED, "describes the model"),
-        ("--init-method-std 0.01", Kind.LEFT_OUT, "from the checkpoint"),
-        ("--tensor-parallel-size 8", Kind.FAULT, "no such argument; did you mean"),
-        ("--lrr 1", Kind.FAULT, "no such argument"),
-        ("--ddp-bucket-size many", Kind.FAULT, "must be"),
-        ("--global-batch-size 6", Kind.FAULT, "no multiple of rollout.group_size = 4"),
-        ("--seq-length long", Kind.FAULT, "takes one number, not 'long'"),
-        ("--seq-length 0", Kind.FAULT, "whole number from 1"),
-        ("--lr $LR", Kind.FAULT, "known only when the script runs"),
-        ("--data-path $DATA", Kind.LEFT_OUT, "[data]"),
-        ("--num-layers-per-virtual-pipeline-stage 3", Kind.FAULT, "do not divide 28 layers"),
+        ("--num-layers 28", MappingKind.MODEL, "num_hidden_layers = 28"),
+        ("--num-layers 32", MappingKind.FAULT, "32, but config.json has num_hidden_layers = 28"),
+        ("--rotary-base 1000000", MappingKind.MODEL, "rope_theta"),
+        ("--norm-epsilon 1e-5", MappingKind.FAULT, "rms_norm_eps = 1e-06"),
+        ("--kv-channels 128", MappingKind.MODEL, "not compared"),
+        ("--untie-embeddings-and-output-weights", MappingKind.MODEL, "tie_word_embeddings = False"),
+        ("--qk-layernorm", MappingKind.FAULT, "model_type = 'qwen2'"),
+        ("--use-distributed-optimizer", MappingKind.IMPLIED, "always so"),
+        ("--hidden-dropout 0.0", MappingKind.IMPLIED, "always 0.0"),
+        ("--hidden-dropout 0.1", MappingKind.REFUSED, "always 0 here"),
+        ("--optimizer sgd", MappingKind.REFUSED, "always adam"),
+        ("--lr-decay-style WSD", MappingKind.REFUSED, "constant, linear, cosine"),
+        ("--delay-wgrad-compute", MappingKind.LEFT_OUT, "read and moved"),
+        ("--fp8-recipe tensorwise", MappingKind.LEFT_OUT, "no FP8 without"),
+        ("--fp8-recipe tensorwise --fp8-format e4m3", MappingKind.MAPPED, "fp8.policy"),
+        ("--data-path 0.5 a 0.5 b", MappingKind.LEFT_OUT, "[data]"),
+        ("--load /ckpt", MappingKind.LEFT_OUT, "megatron_to_hf.py /ckpt"),
+        ("--micro-batch-size 2", MappingKind.LEFT_OUT, "tokens"),
+        ("--fp16", MappingKind.REFUSED, "bf16"),
+        ("--fp4-format e2m1", MappingKind.REFUSED, "FP4"),
+        ("--fp8-margin 1", MappingKind.REFUSED, "fp8.policy"),
+        ("--moe-expert-capacity-factor 1.0", MappingKind.REFUSED, "dropped token"),
+        ("--multi-latent-attention", MappingKind.REFUSED, "describes the model"),
+        ("--init-method-std 0.01", MappingKind.LEFT_OUT, "from the checkpoint"),
+        ("--tensor-parallel-size 8", MappingKind.FAULT, "no such argument; did you mean"),
+        ("--lrr 1", MappingKind.FAULT, "no such argument"),
+        ("--ddp-bucket-size many", MappingKind.FAULT, "must be"),
+        ("--global-batch-size 6", MappingKind.FAULT, "no multiple of rollout.group_size = 4"),
+        ("--seq-length long", MappingKind.FAULT, "takes one number, not 'long'"),
+        ("--seq-length 0", MappingKind.FAULT, "whole number from 1"),
+        ("--lr $LR", MappingKind.FAULT, "known only when the script runs"),
+        ("--data-path $DATA", MappingKind.LEFT_OUT, "[data]"),
+        ("--num-layers-per-virtual-pipeline-stage 3", MappingKind.FAULT, "do not divide 28 layers"),
     ],
 )
-def test_other_verdicts(text, kind, words):
-    found = verdict(text)
+def test_other_mapped(text, kind, words):
+    found = map_one(text)
     assert (found.kind, found.settings) == (kind, {})
     assert words in found.text

@@ -1,4 +1,4 @@
-"""Which fields are passed through is a decision: a new release of megatron-core must not add to them unseen."""
+"""Every field of megatron-core is either passed through or owned: a new release must not add to them unseen."""
 
 import re
 
