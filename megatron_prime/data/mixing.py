@@ -84,6 +84,7 @@ class MixedOrder(Generic[Item]):
         """Return the next items, choosing the data set of each by its share, and advance the position."""
         chosen: list[Item] = []
         for _ in range(num_items):
+            # Ties go to the first name in sorted order, so that the choice is the same on every rank.
             name = max(self._names, key=lambda name: self._weights[name] / (2 * self._taken[name] + 1))
             self._taken[name] += 1
             chosen += self._orders[name].next(1)

@@ -96,6 +96,7 @@ class PromptRenderer:
         if config.instruction:
             last = messages[-1]
             messages[-1] = last | {"content": f"{last['content']}\n\n{config.instruction}"}
+        # A system message of the data takes precedence.
         if config.system_prompt is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": config.system_prompt})
         return messages

@@ -67,7 +67,7 @@ def step_spans(text: str) -> list[tuple[int, int]]:
                 starts.append(position)
     if not starts:
         return [(0, len(text))]
-    starts[0] = 0
+    starts[0] = 0  # leading white space belongs to the first step
     return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
 

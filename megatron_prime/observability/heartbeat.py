@@ -29,7 +29,7 @@ class Heartbeat:
     """Current step, from 1; 0 before the first."""
     phase: str = "start"
     event: str = "start"
-    """Last event, such as a collective or microbatch."""
+    """The most recent event, such as a collective or microbatch."""
     count: int = 0
     """Number of common events so far. All ranks run the same program, so that a rank with a lower count is behind."""
     at: float = 0.0
@@ -91,6 +91,7 @@ def thread_activity(thread_id: int, is_cuda: bool = False) -> ThreadActivity:
         thread_id: `threading.get_ident()` of the thread.
         is_cuda: True if waiting for the GPU counts as waiting for other ranks.
     """
+    # A snapshot of all stacks, which needs no cooperation of the thread: it may be blocked inside a C call.
     innermost = sys._current_frames().get(thread_id)
     if innermost is None:
         return ThreadActivity(False, "the thread has ended")

@@ -30,6 +30,7 @@ class JsonlHistory:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_history(path) if _step_of(record) < resume_step]
         self._last_step = _step_of(kept[-1]) if kept else -1
+        # Rewriting once at the start lets every later record be a plain append.
         replace_file(path, "".join(_encode(record) for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -38,6 +39,7 @@ class JsonlHistory:
         assert step > self._last_step, f"step {step} was logged after step {self._last_step}"
         self._file.write(_encode({"step": step, **metrics}))
         self._file.flush()
+        # A node failure must not lose steps that the checkpoint already contains.
         os.fsync(self._file.fileno())
         self._last_step = step
 

@@ -100,7 +100,7 @@ class Metrics(MutableMapping[str, float]):
             synchronize: Called at both ends; needed for devices that execute asynchronously.
         """
         if synchronize is not None:
-            synchronize()
+            synchronize()  # otherwise work queued by the phase before would count for this one
         start = time.perf_counter()
         try:
             with heartbeat.phase(phase):

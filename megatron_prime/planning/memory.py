@@ -134,6 +134,8 @@ def _engine(run: PlannedRun, phase: str) -> dict[str, int]:
         return {"engine weights": weights, "engine KV cache": kv}
     if not run.is_colocated or phase not in ("rollout", "weight_sync"):
         return {}
+    # Servers hold bf16 weights. SGLang's mem_fraction covers weights and KV cache; outside the rollout the cache is
+    # released.
     weights = num_parameters(shape) * 2 // run.config.rollout.sglang.tensor
     budget = int(run.config.rollout.sglang.mem_fraction * run.gpu.memory_gib * GIB)
     kv = max(0, budget - weights) if phase == "rollout" else 0

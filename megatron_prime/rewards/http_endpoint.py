@@ -11,25 +11,21 @@ deterministic, because a request may be repeated after its reply was lost.
 
 import asyncio
 import json
-import logging
 import math
 import os
 import random
-from collections import Counter
 from collections.abc import Sequence
 from typing import Self
 
 import httpx
 
 from megatron_prime.config.tables.reward import HttpRewardConfig
-from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus
+from megatron_prime.rewards.verifier import OutcomeCounts, VerificationOutcome, VerificationStatus
 
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
 MAX_REPLY_BYTES = 1 << 20
 RETRIED_STATUSES = {429, 500, 502, 503, 504}
-
-logger = logging.getLogger(__name__)
 
 
 class _TryAgainError(Exception):
@@ -54,8 +50,7 @@ class HttpEndpoint:
                     f"reward.http.token_variable = {config.token_variable!r}: this environment variable is not set"
                 )
             self._headers["Authorization"] = f"Bearer {os.environ[config.token_variable]}"
-        self._counts: Counter[VerificationStatus] = Counter()
-        self._num_retries = 0
+        self._counts = OutcomeCounts()
 
     def __enter__(self) -> Self:
         return self
@@ -66,9 +61,7 @@ class HttpEndpoint:
     @property
     def counts(self) -> dict[str, int]:
         """Number of outcomes by status, and as `restarts` the number of retries."""
-        return {status.value: self._counts[status] for status in VerificationStatus} | {
-            "restarts": self._num_retries
-        }
+        return self._counts.as_dict()
 
     def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
         """Verify pairs of (response text, answer).
@@ -77,10 +70,7 @@ class HttpEndpoint:
             One outcome per pair, in order. Failures of the server are outcomes and never raise.
         """
         outcomes = asyncio.run(self._verify_all(responses))
-        for outcome in outcomes:
-            self._counts[outcome.status] += 1
-            if outcome.status is not VerificationStatus.OK:
-                logger.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
+        self._counts.add(outcomes)
         return outcomes
 
     def close(self) -> None:
@@ -107,7 +97,7 @@ class HttpEndpoint:
             async with asyncio.timeout(self._config.timeout_s):
                 for attempt in range(1 + self._config.num_retries):
                     if attempt:
-                        self._num_retries += 1
+                        self._counts.num_restarts += 1
                         pause = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
                         # Jitter: requests that failed together must not all return together.
                         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
@@ -127,6 +117,7 @@ class HttpEndpoint:
         body = json.dumps({"response": response_text, "answer": answer})
         async with client.stream("POST", self._url, content=body) as reply:
             content = bytearray()
+            # Read in chunks, so that a reply without end cannot fill the memory.
             async for chunk in reply.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_REPLY_BYTES:
@@ -145,6 +136,7 @@ def _outcome(text: str) -> VerificationOutcome:
     except (ValueError, RecursionError) as error:
         return _error(f"the reward server's reply is not JSON ({error}): {text[:200]}")
     reward = reply.get("reward") if isinstance(reply, dict) else None
+    # bool is a subclass of int, but true is more likely a mistake of the server than a reward of 1.
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
         return _error(f'the reward server\'s reply has no "reward" in [0, 1]: {text[:200]}')
     return VerificationOutcome(float(reward), VerificationStatus.OK)

@@ -8,7 +8,6 @@ worker leads its own process group, so that killing the group also kills every p
 
 import contextlib
 import json
-import logging
 import math
 import os
 import queue
@@ -17,12 +16,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
-from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus, get, run_verifier
+from megatron_prime.rewards.verifier import (
+    OutcomeCounts,
+    VerificationOutcome,
+    VerificationStatus,
+    get,
+    run_verifier,
+)
 from megatron_prime.rewards.worker import HEADER, MAX_FRAME_BYTES, encode_frame
 
 WORKER_PROGRAM = "from megatron_prime.rewards.worker import main; main()"
@@ -32,8 +36,6 @@ STARTUP_TIMEOUT_S = 120.0
 """Deadline for a worker to import its verifier; long, because a cold shared file system is slow."""
 NUM_ATTEMPTS = 2
 """Attempts per response. A worker may die for an unrelated reason, such as the machine's memory, so one retry."""
-
-logger = logging.getLogger(__name__)
 
 
 class WorkerDiedError(Exception):
@@ -107,7 +109,9 @@ class WorkerProcess:
         """Write without blocking past the deadline: a worker that hangs never reads from its pipe."""
         assert self._process.stdin is not None
         descriptor = self._process.stdin.fileno()
-        os.set_blocking(descriptor, False)
+        os.set_blocking(
+            descriptor, False
+        )  # a blocking write of more than the pipe's buffer would ignore the deadline
         view = memoryview(frame)
         while view:
             _wait_for(descriptor, select.POLLOUT, deadline)
@@ -121,6 +125,7 @@ class WorkerProcess:
     def _receive(self, deadline: float) -> Any:  # noqa: ANN401 - JSON values
         header = self._read_exactly(HEADER.size, deadline)
         (length,) = HEADER.unpack(header)
+        # A native library that prints to the pipe would otherwise make the parent wait for gigabytes.
         if length > MAX_FRAME_BYTES:
             raise WorkerDiedError(f"the worker announced {length} bytes: its output is not an outcome")
         return json.loads(self._read_exactly(length, deadline))
@@ -178,11 +183,11 @@ class VerifierPool:
             raise ValueError(
                 f"reward.num_workers = {num_workers} and reward.timeout_s = {timeout_s} must both be positive"
             )
+        # Built here as well, although workers build their own: invalid settings fail before any process starts.
         verifier = get(name, settings)
         self._in_process_verifier = verifier if verifier.in_process else None
         self._worker_arguments = (name, module, timeout_s, json.dumps(dict(settings or {})))
-        self._counts: Counter[VerificationStatus] = Counter()
-        self._num_restarts = 0
+        self._counts = OutcomeCounts()
         self._is_closed = False
         self._workers: list[WorkerProcess | None] = []
         self._threads: ThreadPoolExecutor | None = None
@@ -209,8 +214,7 @@ class VerifierPool:
     @property
     def counts(self) -> dict[str, int]:
         """Number of outcomes by status since the pool was created, and as `restarts` the number of new workers."""
-        counts = {status.value: self._counts[status] for status in VerificationStatus}
-        return counts | {"restarts": self._num_restarts}
+        return self._counts.as_dict()
 
     def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
         """Verify pairs of (response text, answer).
@@ -229,7 +233,7 @@ class VerifierPool:
             outcomes = [run_verifier(self._in_process_verifier, text, answer) for text, answer in responses]
         else:
             outcomes = self._verify_in_workers(responses)
-        self._report(outcomes)
+        self._counts.add(outcomes)
         return outcomes
 
     def close(self) -> None:
@@ -275,6 +279,7 @@ class VerifierPool:
             try:
                 return worker.verify(response_text, answer)
             except WorkerTimeoutError as error:
+                # Not retried: a deterministic verifier would run out of time again.
                 self._discard_worker(slot)
                 return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, str(error))
             except WorkerDiedError as error:
@@ -289,7 +294,7 @@ class VerifierPool:
 
     def _restart_worker(self, slot: int) -> WorkerProcess:
         worker = self._start_worker(slot)
-        self._num_restarts += 1
+        self._counts.num_restarts += 1
         return worker
 
     def _discard_worker(self, slot: int) -> None:
@@ -297,12 +302,6 @@ class VerifierPool:
         assert worker is not None
         self._workers[slot] = None
         worker.kill()
-
-    def _report(self, outcomes: Iterable[VerificationOutcome]) -> None:
-        for outcome in outcomes:
-            self._counts[outcome.status] += 1
-            if outcome.status is not VerificationStatus.OK:
-                logger.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
 
 
 def _wait_for(descriptor: int, event: int, deadline: float) -> None:

@@ -48,7 +48,7 @@ class RewardPools:
             for spec in reward.verifiers:
                 self._pools[spec] = build_pool(spec, reward)
         except BaseException:
-            self.close()
+            self.close()  # the verifiers before the failing one have started processes
             raise
 
     def __enter__(self) -> Self:

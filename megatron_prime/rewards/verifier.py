@@ -1,10 +1,14 @@
 """The protocol of a verifier, and the registry in which a configuration finds one by name."""
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -57,6 +61,27 @@ class VerificationOutcome:
         assert math.isnan(self.reward) == (self.status is not VerificationStatus.OK)
 
 
+class OutcomeCounts:
+    """Counts the outcomes of a verifier by status, and logs those without a reward."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[VerificationStatus] = Counter()
+        self.num_restarts = 0
+        """Number of restarted workers, or of repeated requests."""
+
+    def add(self, outcomes: Iterable[VerificationOutcome]) -> None:
+        """Count outcomes, with a warning for each that has no reward."""
+        for outcome in outcomes:
+            self._counts[outcome.status] += 1
+            if outcome.status is not VerificationStatus.OK:
+                logger.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the number of outcomes by status, and `restarts`."""
+        counts = {status.value: self._counts[status] for status in VerificationStatus}
+        return counts | {"restarts": self.num_restarts}
+
+
 _FACTORIES: dict[str, Callable[..., Verifier]] = {}
 
 
@@ -98,6 +123,6 @@ def run_verifier(verifier: Verifier, response_text: str, answer: str) -> Verific
         return VerificationOutcome(
             math.nan, VerificationStatus.ERROR, f"{type(error).__name__}: {error}"[:500]
         )
-    if not 0.0 <= reward <= 1.0:
+    if not 0.0 <= reward <= 1.0:  # also rejects NaN
         return VerificationOutcome(math.nan, VerificationStatus.ERROR, f"reward {reward} is outside [0, 1]")
     return VerificationOutcome(reward, VerificationStatus.OK)

@@ -118,6 +118,7 @@ class Sandbox:
                 group = stack.enter_context(
                     ControlGroup(self._config.memory_mib << 20, self._config.max_processes)
                 )
+            # CPU time is limited to a second more than the wall clock, as a second line of defence.
             command, descriptors = self._command(stack, code, math.ceil(timeout_s) + 1, call)
             errors = stack.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(
@@ -134,6 +135,7 @@ class Sandbox:
             stack.callback(self._end, process)
             stdout, detail = _communicate(process, stdin, timeout_s, self._config.max_output_mib << 20)
             if not detail:
+                # A program may close its output and keep running.
                 try:
                     process.wait(timeout=1.0)
                 except subprocess.TimeoutExpired:
@@ -142,6 +144,7 @@ class Sandbox:
                 self._end(process)
             errors.seek(max(0, os.fstat(errors.fileno()).st_size - MAX_ERROR_BYTES))
             reason = errors.read(MAX_ERROR_BYTES).decode(errors="replace").strip()
+            # Without READY the launcher never ran the code, so that the failure says nothing about it.
             if not stdout.startswith(launcher.READY):
                 raise SandboxError(reason or detail or f"it ended with exit code {process.returncode}")
             if detail:
@@ -172,10 +175,11 @@ class Sandbox:
             path = Path(folder) / "solution.py"
             path.write_text(code, encoding="utf-8", errors="replace")
             return [*python, json.dumps(settings | {"code": str(path), "folder": folder})], []
-        settings |= {"uid": _box_uid(), "code": "/box/solution.py", "folder": "/tmp"}
+        settings |= {"uid": _sandbox_uid(), "code": "/box/solution.py", "folder": "/tmp"}
+        # bwrap reads filter and code from descriptors of memory files, so that nothing has to be cleaned up on disk.
         filter_fd = stack.enter_context(_readable(program()))
         code_fd = stack.enter_context(_readable(code.encode(errors="replace")))
-        box = [self._bwrap, *self._box_arguments(), "--seccomp", str(filter_fd)]
+        box = [self._bwrap, *self._bwrap_arguments(), "--seccomp", str(filter_fd)]
         box += [
             "--perms",
             "0444",
@@ -188,7 +192,7 @@ class Sandbox:
         ]
         return [*box, *python, json.dumps(settings)], [filter_fd, code_fd]
 
-    def _box_arguments(self) -> list[str]:
+    def _bwrap_arguments(self) -> list[str]:
         arguments = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
         arguments += ["--new-session", "--hostname", "box", "--chdir", "/"]
         if os.geteuid() == 0:
@@ -198,7 +202,7 @@ class Sandbox:
         else:
             arguments += ["--unshare-user"]
         for folder in map(Path, SYSTEM_FOLDERS):
-            if folder.is_symlink():
+            if folder.is_symlink():  # on merged-usr systems /bin and /lib are links into /usr
                 arguments += ["--symlink", str(folder.readlink()), str(folder)]
             elif folder.is_dir():
                 arguments += ["--ro-bind", str(folder), str(folder)]
@@ -294,7 +298,7 @@ def _readable(data: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _box_uid() -> int | None:
+def _sandbox_uid() -> int | None:
     """Return the uid for the sandboxes of this process, or None if not root, where they keep this user's."""
     if os.geteuid() != 0:
         return None

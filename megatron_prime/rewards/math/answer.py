@@ -87,6 +87,7 @@ def answers_equal(gold: str, given: str) -> bool:
 def _equal(gold: str, given: str) -> bool:
     if r"\ldots" in gold + given:
         return False  # an ellipsis can be compared as text only
+    # A single letter A-J as ground truth is a multiple-choice question.
     if len(gold_letter := chosen_letter(gold) or "") == 1:
         return gold_letter == chosen_letter(given)
     gold_words, given_words = words(gold), words(given)
@@ -134,7 +135,7 @@ def _real_sets_equal(gold: str, given: str) -> bool | None:
     if gold_set is None or given_set is None:
         return None
     if gold_set[0] and given_set[0] and gold_set[0] != given_set[0]:
-        return False
+        return False  # inequalities in different variables
     return _same_collection(gold_set[1], given_set[1], _intervals_equal)
 
 
@@ -180,6 +181,7 @@ def _equations_equal(gold: str, given: str) -> bool:
         )
     if len(gold_sides) != 2 or len(given_sides) != 2:
         return False
+    # Two equations are equal if they set the same expression to zero, up to its sign.
     difference, other = difference_of(gold_sides), difference_of(given_sides)
     return values_equal(difference, other) or values_equal(difference, f"-({other})")
 
@@ -194,6 +196,7 @@ def _ratios_equal(gold: Sequence[str], given: Sequence[str]) -> bool:
         return False
     if len(gold) == 1:
         return _single_equal(gold[0], given[0])
+    # Cross-multiplied, a : gold[0] = b : given[0], which avoids divisions by zero.
     return all(
         values_equal(f"({a})*({given[0]})", f"({gold[0]})*({b})") for a, b in zip(gold, given, strict=True)
     )
@@ -215,6 +218,7 @@ def _quantities_equal(gold: Quantity, given: Quantity) -> bool:
         return True
     if "%" not in (gold.unit, given.unit) or gold.unit == given.unit:
         return False
+    # One side is a percentage and the other a plain number: compare again with the percentage divided by 100.
     gold_value, given_value = (
         rf"\frac{{{quantity.value}}}{{100}}" if quantity.unit else quantity.value
         for quantity in (gold, given)

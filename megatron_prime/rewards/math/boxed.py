@@ -28,7 +28,7 @@ def last_boxed(text: str) -> str | None:
     for previous_start, previous_end, content in reversed(boxes[:-1]):
         between = tail[previous_end:start]
         if _BETWEEN_BOXES.fullmatch(between) is None or "\n\n" in between:
-            break
+            break  # a box in another sentence or paragraph is an intermediate result
         separator = " or " if re.search(r"\bor\b", between) else ", "
         start, answer = previous_start, content + separator + answer
     return answer

@@ -67,6 +67,7 @@ def _inequality(text: str) -> tuple[str, Interval] | None:
         for relation in _RELATION.finditer(text)
     ]
     parts = [part.strip() for part in _RELATION.split(text)]
+    # 3 > x becomes x < 3.
     if len(relations) == 1 and _VARIABLE.fullmatch(parts[1]) and not _VARIABLE.fullmatch(parts[0]):
         parts, relations = [parts[1], parts[0]], [_FLIPPED[relations[0]]]
     if len(relations) == 1 and _VARIABLE.fullmatch(parts[0]) and parts[1]:
@@ -74,6 +75,7 @@ def _inequality(text: str) -> tuple[str, Interval] | None:
             return parts[0], ("(", r"-\infty", parts[1], "]" if relations[0] == "le" else ")")
         return parts[0], ("[" if relations[0] == "ge" else "(", parts[1], r"\infty", ")")
     if len(relations) == 2 and _VARIABLE.fullmatch(parts[1]) and parts[0] and parts[2]:
+        # 5 > x > 3 becomes 3 < x < 5.
         if all(relation in (">", "ge") for relation in relations):
             parts, relations = parts[::-1], [_FLIPPED[relation] for relation in reversed(relations)]
         if all(relation in ("<", "le") for relation in relations):
