@@ -48,11 +48,6 @@ class Transfer(NamedTuple):
     target_start: int
     num_bytes: int
 
-    @property
-    def is_local(self) -> bool:
-        """True if source and target are the same rank, so that the slice is copied on the device."""
-        return self.source_rank == self.target_rank
-
 
 @dataclass(frozen=True)
 class Flow:

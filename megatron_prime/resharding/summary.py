@@ -34,16 +34,6 @@ class PlanSummary:
         """Network bytes between nodes."""
         return self.network_bytes - self.node_bytes
 
-    @property
-    def max_sent_bytes(self) -> int:
-        """Network bytes of the rank that sends the most."""
-        return max(self.sent_bytes_by_rank.values(), default=0)
-
-    @property
-    def max_received_bytes(self) -> int:
-        """Network bytes of the rank that receives the most."""
-        return max(self.received_bytes_by_rank.values(), default=0)
-
     def seconds(self, nic_bytes_per_s: float, nvlink_bytes_per_s: float) -> float:
         """Return a lower bound of the duration: the bytes of the busiest link over its speed.
 
