@@ -1,0 +1,9 @@
+"""Rollout engines: what samples responses from the policy, and how weights reach it.
+
+Each kind of engine has a folder with a `build` module; `cli.assemble` maps the value of rollout.engine to it.
+
+- `local`: the embedded engine, a transformers model in every training process
+- `parts`: the parts that every kind of engine provides to a run
+- `requests`: random streams of responses, and checks of requests
+- `sglang`: SGLang servers beside or apart from the training processes
+"""

@@ -1,0 +1,8 @@
+"""The embedded engine, for tests and small runs.
+
+- `build`: builds the engine of a run and its weight sync
+- `decoding`: autoregressive decoding of a batch of requests
+- `engine`: the implementation of `rollout.engine.Engine`
+- `expert_views`: views of fused experts by the names of HF checkpoints
+- `sampling`: samples tokens from logits
+"""

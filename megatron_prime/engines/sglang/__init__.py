@@ -1,0 +1,20 @@
+"""The engine of SGLang servers, for training at scale.
+
+- `balancer`: distributes groups of responses over servers
+- `build`: builds the engine of a run and its weight sync
+- `child`: guardian process that ends a server together with its trainer
+- `client`: HTTP client of one server
+- `disk_loading`: servers load checkpoints from files
+- `driver`: collective calls in which rank 0 does the work
+- `engine`: the implementation of `rollout.engine.Engine`
+- `fleet`: tracks which servers are up and recovers the others
+- `generation`: one call of `generate` on a fleet
+- `launch`: command line, environment and files of a server
+- `loader`: the package that runs inside the servers and receives weights
+- `memory`: frees and allocates the memory of colocated servers
+- `nodes`: servers on every node of the job
+- `routing`: reads the experts that a server routed tokens to
+- `sampling`: requests to SGLang and its answers
+- `server`: supervises one server process
+- `weights`: the training ranks' side of weight syncs
+"""

@@ -1,11 +1,11 @@
-"""The guardian between a trainer and one SGLang server, so that neither a kill nor a crash leaves processes behind.
+"""The guardian process between a trainer and one SGLang server: neither a kill nor a crash leaves processes behind.
 
-    trainer --stdin pipe--> guardian --> server and its schedulers: a session (and process group) of their own
+    trainer --stdin pipe--> guardian --> server and its schedulers, in a session and process group of their own
 
-Run by path with any Python: `python sglang_child.py GRACE_SECONDS COMMAND...`; standard library only. The kernel closes
-the pipe however the trainer ends. The guardian then ends the server's whole group, as it does when the server's main
-process dies and leaves schedulers. Should the guardian itself be killed, the kernel kills the server's main process,
-whose children watch it in turn.
+Run by path with any Python: `python child.py GRACE_SECONDS COMMAND...`; standard library only. The kernel closes the
+pipe however the trainer ends. The guardian then ends the server's whole process group; it does the same when the
+server's main process dies and leaves schedulers behind. If the guardian itself is killed, the kernel kills the server's
+main process, whose children watch it in turn.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ POLL_S = 0.1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies. Linux only; elsewhere nothing happens."""
+    """Ask the kernel to kill this process when its parent dies. Does nothing except on Linux."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -33,16 +33,16 @@ def _prctl(option: int, value: int) -> None:
 
 
 def run(command: list[str], grace_s: float) -> int:
-    """Run `command` until it ends or standard input closes; return its exit status, as a shell would say it.
+    """Run `command` until it ends or standard input closes; return its exit status as a shell does.
 
-    When standard input closes, its process group gets SIGTERM, and SIGKILL after grace_s seconds.
+    When standard input closes, the process group gets SIGTERM, and SIGKILL after grace_s seconds.
     """
     trainer = os.getppid()
-    # Orphans of the server become children of this process, which can then see them end.
+    # Orphans of the server become children of this process, which can then wait for their end.
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    told_to_end: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
-    # Standard output is the trainer's pipe, for the pid alone: the server prints where errors go.
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    # Standard output is the trainer's pipe and carries only the pid, so the server's output goes to standard error.
     server = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -51,8 +51,8 @@ def run(command: list[str], grace_s: float) -> int:
         preexec_fn=die_with_parent,
     )
     os.write(1, f"{server.pid}\n".encode())
-    # A process that the trainer forked may hold the pipe open after its death: so watch the parent, too.
-    while server.poll() is None and not told_to_end and os.getppid() == trainer and not _input_closed():
+    # A process that the trainer forked may keep the pipe open after the trainer's death, so watch the parent too.
+    while server.poll() is None and not signals and os.getppid() == trainer and not _input_closed():
         pass
     if server.poll() is None:
         _signal_group(server.pid, signal.SIGTERM)
@@ -66,7 +66,7 @@ def run(command: list[str], grace_s: float) -> int:
 
 
 def _input_closed() -> bool:
-    """Wait a moment; whether standard input has come to its end."""
+    """Wait up to POLL_S seconds and return whether standard input has ended."""
     try:
         readable, _, _ = select.select([0], [], [], POLL_S)
         return bool(readable) and os.read(0, 1) == b""
@@ -75,7 +75,7 @@ def _input_closed() -> bool:
 
 
 def _reap(patience_s: float) -> None:
-    """Wait until no child is left."""
+    """Wait until no child is left, at most `patience_s` seconds."""
     deadline = time.monotonic() + patience_s
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < deadline:

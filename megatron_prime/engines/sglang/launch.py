@@ -1,4 +1,4 @@
-"""How one SGLang server is started: its command line, its environment, and the weight loader that it is given."""
+"""The command line, environment and files with which SGLang servers are started."""
 
 import json
 import shutil
@@ -14,9 +14,9 @@ from megatron_prime.hf.config_json import read_config_json
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"
 LOADER = f"{_RECEIVER}.receive"
-"""What a server's --custom-weight-loader must name, for weights to come from the trainer's memory."""
+"""Value of a server's --custom-weight-loader that lets weights come from the trainer's memory."""
 CPU_KV_TOKENS = 32768
-"""KV cache of a server on a CPU, where a share of the whole memory would be far too much."""
+"""Tokens in the KV cache of a server on a CPU, where SGLang's share of the whole memory would be too much."""
 _JOB_PREFIXES = ("TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "NCCL_ASYNC", "TORCH_NCCL_")
 _JOB_NAMES = frozenset(
     (
@@ -25,30 +25,32 @@ _JOB_NAMES = frozenset(
         *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TORCHDYNAMO_DISABLE", "SGLANG_RETURN_ORIGINAL_LOGPROB"),
     )
 )
-"""The training job's own. The last would make the server return log-probs at temperature 1."""
+"""Variables of the training job that servers must not see.
+
+The last would make the server return log-probs at temperature 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """What the servers of one engine have in common."""
+    """The common settings of one engine's servers."""
 
     model_path: Path
-    """HF checkpoint of the architecture; its weights serve until the first sync."""
+    """HF checkpoint of the architecture; servers have its weights until the first sync."""
     device: str
-    """cpu or cuda."""
+    """Device of the servers: cpu or cuda."""
     dtype: str
-    """fp32 or bf16."""
+    """Type of the served weights: fp32 or bf16."""
     seed: int
     settings: SGLangConfig
     is_colocated: bool = False
-    """Servers on a GPU must be able to give their memory up."""
+    """Whether the servers share their GPUs with training ranks and must be able to free memory."""
     host: str = HOST
-    """What the servers listen on: an address of their node that rank 0's reaches."""
+    """Address that the servers listen on: one of their node that rank 0's node can reach."""
     loader_folder: Path | None = None
-    """What `install_receiver` filled; None for servers that load weights from files alone."""
+    """Folder made by `install_receiver`; None for servers that load weights only from files."""
 
     def command(self, server_index: int, port: int) -> list[str]:
-        """The server's command line."""
+        """Return the server's command line."""
         settings = self.settings
         options = {
             "--model-path": str(self.model_path),
@@ -68,7 +70,7 @@ class LaunchPlan:
             options["--max-total-tokens"] = str(num_kv_tokens)
         switches = ["--skip-tokenizer-init", "--skip-server-warmup"]
         if self.device == "cpu":
-            # Idle schedulers spin otherwise, and take a core each from the trainer.
+            # Otherwise idle schedulers poll, and each takes a core from the trainer.
             switches += ["--disable-overlap-schedule", "--sleep-on-idle"]
         if settings.routing_replay:
             switches.append("--enable-return-routed-experts")
@@ -81,14 +83,13 @@ class LaunchPlan:
         if self.loader_folder is not None:
             switches += ["--custom-weight-loader", LOADER]
         flat = [word for option in options.items() for word in option]
-        python = str(
-            settings.python.absolute()
-        )  # not resolved: a venv's interpreter is a link that must stay one
-        # argparse takes the last of a repeated option, so extra_args override.
+        # Not resolved: a virtual environment's interpreter is a link, and Python finds the environment by its path.
+        python = str(settings.python.absolute())
+        # argparse takes the last of a repeated option, so that extra_args override.
         return [python, "-m", "sglang.launch_server", *flat, *switches, *settings.extra_args]
 
     def environment(self, server_index: int, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The trainer's environment without what belongs to its job."""
+        """Return a server's environment: the trainer's without the variables of its job."""
         environment = {
             name: value
             for name, value in inherited.items()
@@ -100,7 +101,7 @@ class LaunchPlan:
         if self.device == "cpu":
             environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
             if self.settings.tensor > 1:
-                # SGLang insists on one binding a rank, and would pin ranks to whole NUMA nodes by itself.
+                # SGLang requires one binding per rank, and by default would pin ranks to whole NUMA nodes.
                 environment.setdefault(
                     "SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(rank) for rank in range(self.settings.tensor))
                 )
@@ -118,7 +119,7 @@ class LaunchPlan:
         return {"--mem-fraction-static": str(self.settings.mem_fraction)}
 
     def gpus(self, server_index: int, inherited: Mapping[str, str]) -> list[str]:
-        """The GPUs of one server on its node, as CUDA_VISIBLE_DEVICES names them."""
+        """Return the GPUs of one server on its node, as CUDA_VISIBLE_DEVICES names them."""
         gpus = self.settings.server_gpus(server_index)
         if self.settings.gpu_ids:
             return [str(gpu) for gpu in gpus]
@@ -128,9 +129,12 @@ class LaunchPlan:
 
 
 def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed: int = 1) -> list[str]:
-    """Names of the GPUs at `places` among those that a process with this environment sees.
+    """Return the names of some GPUs of the node for CUDA_VISIBLE_DEVICES.
 
-    Where CUDA_VISIBLE_DEVICES has fewer than num_needed, a place is its own name.
+    Args:
+        places: indices among the GPUs that a process with this environment sees.
+        environment: of that process.
+        num_needed: if CUDA_VISIBLE_DEVICES lists fewer GPUs, the indices are used as names.
     """
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     is_known = len(visible) >= num_needed
@@ -138,16 +142,16 @@ def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed:
 
 
 def check_transport(plan: LaunchPlan) -> None:
-    """Raise ValueError when weights cannot go to these servers by shards."""
+    """Raise ValueError if these servers can't get their weights by the transport `shards`."""
     if plan.is_colocated and plan.device == "cuda":
         raise ValueError(
-            "rollout.sglang.weight_transport = 'shards' travels by NCCL, which refuses two ranks on one GPU: set it to "
+            "rollout.sglang.weight_transport = 'shards' uses NCCL, which refuses two ranks on one GPU: set it to "
             "'ipc', or give the servers GPUs of their own by rollout.sglang.gpu_ids"
         )
 
 
 def install_quantized(model_path: Path, folder: Path) -> Path:
-    """Describe the model to serve in block FP8, whose weights come from the trainer alone; returns `folder`."""
+    """Write a description of the model in block FP8, without weights, which come from the trainer; return `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for source in model_path.iterdir():
         if source.is_file() and "safetensors" not in source.name and not source.name.endswith(".bin"):
@@ -164,7 +168,7 @@ def install_quantized(model_path: Path, folder: Path) -> Path:
 
 
 def check_quantization(settings: SGLangConfig, device: str) -> None:
-    """Raise ValueError when these servers could not serve in FP8."""
+    """Raise ValueError if these servers could not serve in FP8."""
     if settings.quantization == "fp8" and device == "cpu":
         raise ValueError(
             "rollout.sglang.quantization = 'fp8' needs GPUs: SGLang's FP8 layers run on no CPU without AMX; set it to "
@@ -173,7 +177,7 @@ def check_quantization(settings: SGLangConfig, device: str) -> None:
 
 
 def check_experts(settings: SGLangConfig, device: str) -> None:
-    """Raise ValueError when these servers could start but would die of their first request."""
+    """Raise ValueError if these servers could start but would die at their first request."""
     if settings.expert > 1 and device == "cpu":
         raise ValueError(
             f"rollout.sglang.expert = {settings.expert}: SGLang 0.5.23 cannot compute with split experts on a CPU; set "
@@ -182,14 +186,14 @@ def check_experts(settings: SGLangConfig, device: str) -> None:
 
 
 def install_receiver(folder: Path) -> Path:
-    """Put the receiver of weights, a package of its own, where servers can import it as `LOADER` says.
+    """Copy the package `loader` into a folder from which servers can import it as `LOADER`; return the folder.
 
-    Returns `folder`. Nothing else is there: the engine environment must not see the trainer's packages.
+    The folder has nothing else, because the engine environment must not see the trainer's packages.
     """
     package = folder / _RECEIVER
     package.mkdir(parents=True, exist_ok=True)
     for source in sorted(Path(loader.__file__).parent.glob("*.py")):
-        # Servers of an earlier start may be importing it: replace it at once.
+        # Servers of an earlier start may be importing the file, so it must never be seen half-written.
         aside = package / f".{source.name}"
         aside.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
         aside.replace(package / source.name)

@@ -1,9 +1,9 @@
-"""Servers on every node of the job: the first rank of a node keeps those there, rank 0 sees them all.
+"""Servers on every node of the job: the first rank of each node supervises them, and rank 0 uses all of them.
 
     rank 0                Fleet --> RemoteServer --"restart" I--> store --> NodeServers --> SupervisedServer
     first rank of a node                         <--"server" I: url, starts, failure--
 
-A server ends with the rank that started it, and that rank with the job: nothing else has to be watched.
+A server ends with the rank that started it, and that rank ends with the job, so nothing else has to be watched.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from megatron_prime.engines.sglang.server import GRACE_S, ServerFailedError, Sup
 from megatron_prime.parallel.rendezvous import RendezvousStore, address_towards, master_host
 from megatron_prime.rollout.ranks import Ranks
 
-_SAYS, _RESTART = "server", "restart"
+_STATUS, _RESTART = "server", "restart"
 _POLL_S = 0.25
 
 
 class Server(Protocol):
-    """A server that is kept alive until it is closed, here or on another node: see `SupervisedServer`."""
+    """A supervised server, here or on another node; see `SupervisedServer` for the methods."""
 
     index: int
     log_path: Path
@@ -46,71 +46,71 @@ class Nodes:
     """The nodes of the training job, in the order of their first ranks."""
 
     first_ranks: tuple[int, ...]
-    """The rank of each node whose LOCAL_RANK is 0."""
+    """The rank with LOCAL_RANK 0 of each node."""
     addresses: tuple[str, ...]
-    """What rank 0's node reaches each by."""
+    """The address of each node as rank 0's node reaches it."""
 
     @classmethod
     def find(cls, ranks: Ranks, local_rank: int) -> "Nodes":
-        """Collective over the training ranks."""
-        told = ranks.gather_all([(local_rank, address_towards(master_host()))])
-        first = [(rank, address) for rank, (local, address) in enumerate(told) if local == 0]
+        """Find the nodes of the job. Collective over the training ranks."""
+        found = ranks.gather_all([(local_rank, address_towards(master_host()))])
+        first = [(rank, address) for rank, (local, address) in enumerate(found) if local == 0]
         return cls(tuple(rank for rank, _ in first), tuple(address for _, address in first))
 
 
 class RemoteServer:
-    """What rank 0 knows of a server on another node."""
+    """Rank 0's view of a server on another node."""
 
     pid = None
-    """Belongs to another node."""
+    """Process ids of other nodes are of no use here."""
 
     def __init__(self, store: RendezvousStore, index: int, log_path: Path) -> None:
-        """`index` among all servers; `log_path` as that node names it."""
+        """Make a view of a server, by its index among all servers; `log_path` is a path on its node."""
         self.index = index
         self.log_path = log_path
         self._store = store
         self._num_ended = 0
-        """Starts of it that were asked to end."""
+        """Number of the last start that was asked to end."""
 
     @property
     def url(self) -> str | None:
-        """Address of the running server; None until it answers, and from a restart until the next start."""
-        says = self._says()
-        return says["url"] if says["num_starts"] > self._num_ended else None
+        """Address of the running server; None until it answers, and while it restarts."""
+        status = self._status()
+        return status["url"] if status["num_starts"] > self._num_ended else None
 
     @property
     def num_starts(self) -> int:
-        """How often the server became ready."""
-        return self._says()["num_starts"]
+        """Number of times that the server became ready."""
+        return self._status()["num_starts"]
 
     def raise_if_failed(self) -> None:
-        """Raises ServerFailedError when its supervisor gave up."""
-        if (failure := self._says()["failure"]) is not None:
+        """Raise ServerFailedError if the server's supervisor gave up."""
+        if (failure := self._status()["failure"]) is not None:
             raise ServerFailedError(failure)
 
     def restart(self) -> None:
-        """End a server that hangs; its node starts it again. Waits until it has ended."""
-        self._num_ended = self._says()["num_starts"]
+        """Have the server's node end it and start it again; wait until it has ended."""
+        self._num_ended = self._status()["num_starts"]
         self._store.set(_RESTART, str(self.index), {"num_starts": self._num_ended})
         deadline = time.monotonic() + 3 * GRACE_S
-        while self._says()["url"] is not None and self._says()["num_starts"] == self._num_ended:
+        while self._status()["url"] is not None and self._status()["num_starts"] == self._num_ended:
             if time.monotonic() > deadline:
                 return
             time.sleep(_POLL_S)
 
     def ask_to_close(self) -> None:
-        """Its node closes it, when the engine is closed there."""
+        """Do nothing: the server's node closes it when the engine is closed there."""
 
     def close(self) -> None:
-        """See `ask_to_close`."""
+        """Do nothing; see `ask_to_close`."""
 
-    def _says(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         unknown = {"url": None, "num_starts": 0, "failure": None}
-        return self._store.get(_SAYS, str(self.index)) or unknown
+        return self._store.get(_STATUS, str(self.index)) or unknown
 
 
 class NodeServers:
-    """The servers of one node that is not rank 0's, kept by its first rank."""
+    """The servers of a node other than rank 0's, supervised by its first rank."""
 
     def __init__(
         self,
@@ -120,20 +120,20 @@ class NodeServers:
         store: RendezvousStore,
         on_event: Callable[[str], None],
     ) -> None:
-        """Start them in the background.
+        """Start the servers in the background.
 
         Args:
-            plan: how to start each; `host` must be an address that rank 0's node reaches.
-            first_index: of these servers among all.
-            log_folder: for their logs.
-            store: rank 0's.
+            plan: their settings; `host` must be an address that rank 0's node can reach.
+            first_index: index of the first of these servers among all.
+            log_folder: folder for their logs.
+            store: rank 0's store.
             on_event: see `SupervisedServer`.
         """
         self._servers = start_servers(plan, first_index, log_folder, on_event)
         self._store = store
-        self._said: dict[int, dict[str, Any]] = {}
+        self._published: dict[int, dict[str, Any]] = {}
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._report, name="sglang-node", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="sglang-node", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -145,12 +145,12 @@ class NodeServers:
         for server in self._servers:
             server.close()
 
-    def _report(self) -> None:
-        # Without rank 0's store the job is at its end.
+    def _watch(self) -> None:
+        # When rank 0's store is gone, the job has ended.
         with contextlib.suppress(RuntimeError):
             while not self._closing.wait(_POLL_S):
                 for server in self._servers:
-                    self._say(server)
+                    self._publish(server)
                     asked = self._store.get(_RESTART, str(server.index))
                     if (
                         asked is not None
@@ -158,23 +158,23 @@ class NodeServers:
                         and server.url is not None
                     ):
                         server.restart()
-                        self._say(server)
+                        self._publish(server)
 
-    def _say(self, server: SupervisedServer) -> None:
-        says = {"url": server.url, "num_starts": server.num_starts, "failure": None}
+    def _publish(self, server: SupervisedServer) -> None:
+        status = {"url": server.url, "num_starts": server.num_starts, "failure": None}
         try:
             server.raise_if_failed()
         except ServerFailedError as error:
-            says["failure"] = str(error)
-        if self._said.get(server.index) != says:
-            self._store.set(_SAYS, str(server.index), says)
-            self._said[server.index] = says
+            status["failure"] = str(error)
+        if self._published.get(server.index) != status:
+            self._store.set(_STATUS, str(server.index), status)
+            self._published[server.index] = status
 
 
 def start_servers(
     plan: LaunchPlan, first_index: int, log_folder: Path, on_event: Callable[[str], None]
 ) -> list[SupervisedServer]:
-    """Start a node's servers in the background."""
+    """Start the servers of a node in the background."""
     return [
         SupervisedServer(plan, index, log_folder / f"server-{index}.log", on_event=on_event)
         for index in range(first_index, first_index + plan.settings.num_servers)
@@ -189,9 +189,11 @@ def start_everywhere(
     on_event: Callable[[str], None],
     timeout_s: float,
 ) -> tuple[list[Server], NodeServers | None]:
-    """Start `num_servers` on each node; rank 0 gets all of them, another node's first rank what keeps its own.
+    """Start `num_servers` servers on each node, numbered node by node. Collective over the training ranks.
 
-    Collective over the training ranks. Servers are numbered node by node.
+    Returns:
+        On rank 0 the servers of all nodes; on the first rank of another node no servers, but their supervisor; on other
+        ranks nothing.
     """
     if len(nodes.first_ranks) == 1:
         return [*start_servers(plan, 0, log_folder, on_event)] if ranks.rank == 0 else [], None

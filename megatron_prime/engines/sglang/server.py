@@ -1,4 +1,4 @@
-"""One SGLang server as a supervised child: started, watched, restarted with backoff, and surely ended."""
+"""Supervises one SGLang server as a child process: starts, watches and restarts it, and ends it in any case."""
 
 import os
 import socket
@@ -16,30 +16,30 @@ from megatron_prime.engines.sglang.launch import HOST, LaunchPlan
 from megatron_prime.rollout.engine import EngineError
 
 STABLE_AFTER_S = 600.0
-"""A server that served so long starts with a clean record at its next death."""
+"""Uptime after which a server's earlier failures no longer count."""
 GRACE_S = 10.0
-"""From SIGTERM to SIGKILL."""
+"""Time from SIGTERM to SIGKILL."""
 _POLL_S = 0.2
 _MAX_BACKOFF_S = 30.0
 _TAIL_BYTES = 3000
 
 
 class ServerFailedError(EngineError):
-    """A server could not be started, or died too often; the message has the end of its log."""
+    """A server could not be started or died too often; the message has the end of its log."""
 
 
 def free_port(host: str = HOST) -> int:
-    """A TCP port of an address of this machine that nobody listens on just now."""
+    """Return a TCP port of one of this machine's addresses that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
 class SupervisedServer:
-    """Keeps one server process alive until `close`.
+    """Keeps one server process running until `close`.
 
-    A thread of its own starts the server, waits until it answers, and starts it again when it ends. `url` changes with
-    every start; a server that is `ready` after a restart has the weights of the launch plan's model_path.
+    A thread starts the server, waits until it answers, and starts it again when it ends. Every start has a new `url`,
+    by which clients notice a restart; the server then has the weights of the launch plan's model_path.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class SupervisedServer:
         """Start in the background.
 
         Args:
-            plan: how to start it.
-            server_index: its number among the engine's servers.
-            log_path: what the server prints is appended here.
-            on_event: gets a line for a person at each death and restart; called from the supervisor's thread.
+            plan: the command line and environment.
+            server_index: index among the engine's servers.
+            log_path: the server's output is appended here.
+            on_event: called with a message for the user at each restart, on the supervisor's thread.
         """
         self.index = server_index
         self.log_path = log_path
@@ -87,29 +87,29 @@ class SupervisedServer:
 
     @property
     def num_starts(self) -> int:
-        """How often the server became ready: 2 after one restart."""
+        """Number of times that the server became ready: 2 after one restart."""
         with self._lock:
             return self._num_starts
 
     def raise_if_failed(self) -> None:
-        """Raises ServerFailedError when the supervisor gave up."""
+        """Raise ServerFailedError if the supervisor gave up."""
         with self._lock:
             if self._failure is not None:
                 raise ServerFailedError(self._failure)
 
     def restart(self) -> None:
-        """End a server that hangs; the supervisor starts it again. Does nothing while it is not running."""
+        """End a server that hangs, which the supervisor then starts again. Does nothing while no server runs."""
         with self._lock:
             guardian, self._url = self._guardian, None
         if guardian is not None:
             _end(guardian)
 
     def ask_to_close(self) -> None:
-        """Begin what `close` does, without waiting."""
+        """Start to close without waiting, so that several servers can end at the same time."""
         self._closing.set()
 
     def close(self) -> None:
-        """End the server and its supervisor; returns when the processes are gone. May be called twice."""
+        """End the server and its supervisor, and wait until the processes are gone. May be called twice."""
         self._closing.set()
         self._thread.join()
 
@@ -132,7 +132,8 @@ class SupervisedServer:
             self._closing.wait(min(2.0 ** (num_failures - 1), _MAX_BACKOFF_S))
 
     def _run_once(self) -> float | None:
-        """Start the server and stay until it has ended. Returns when it was ready, None if it never was."""
+        """Start the server and wait until it has ended. Returns the time at which it was ready, or None."""
+        # Another process may take the port first; the server then fails and is started again on another port.
         port = free_port(self._plan.host)
         with self.log_path.open("ab") as log:
             guardian = subprocess.Popen(
@@ -184,7 +185,7 @@ class SupervisedServer:
 
 
 def answers(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether a server has its model loaded and answers at `url`."""
+    """Return whether a server has loaded its model and answers at `url`."""
     try:
         return (
             httpx.get(f"{url}/model_info", timeout=timeout_s, trust_env=False).status_code == httpx.codes.OK
@@ -194,7 +195,7 @@ def answers(url: str, timeout_s: float = 2.0) -> bool:
 
 
 def _end(guardian: subprocess.Popen[bytes]) -> None:
-    """Close the guardian's input, which ends the server, and wait for both."""
+    """End the guardian and its server, by closing the guardian's input, and wait for both."""
     assert guardian.stdin is not None
     guardian.stdin.close()
     try:
