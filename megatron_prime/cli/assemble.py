@@ -53,6 +53,7 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
     )
+    # This is a warning, since plain torch layers compute the same, only slower.
     lost = lost_without(platform)
     if lost is not None and topology.rank == 0 and not data_parallel_only:
         Progress().line(f"WARNING: {lost}")

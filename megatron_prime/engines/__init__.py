@@ -1,4 +1,4 @@
-"""Rollout engines: what samples responses from the policy, and how weights reach it.
+"""Rollout engines, which sample responses from the policy, and the weight syncs that belong to them.
 
 Each kind of engine has a folder with a `build` module; `cli.assemble` maps the value of rollout.engine to it.
 

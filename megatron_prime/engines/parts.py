@@ -22,7 +22,7 @@ class EngineParts:
     make_weight_sync: Callable[[BuiltModel], WeightSync]
     """Returns the sync from a policy to the engine."""
     startup_note: str = ""
-    """What the first weight sync waits for, as a message to the user; empty for an engine that starts at once."""
+    """Message to the user about what the first weight sync waits for; empty for an engine that starts at once."""
 
 
 EngineBuilder = Callable[[PrimeConfig, Topology, Ranks], EngineParts]

@@ -28,6 +28,7 @@ class StreamKey:
 
     def uniforms(self, num_tokens: int) -> np.ndarray:
         """Return float64 [num_tokens] in [0, 1). A longer request starts with the numbers of a shorter one."""
+        # Philox is counter-based: its 128-bit key names a stream, and streams of different keys are independent.
         key = int.from_bytes(self.digest(16), "little")
         return np.random.Generator(np.random.Philox(key=key)).random(num_tokens)
 

@@ -1,4 +1,4 @@
-"""What the tests against real SGLang servers share: where the environment is, models as oracles, prompts."""
+"""Shared parts of tests on real SGLang servers: the engine environment, models as oracles, prompts."""
 
 import os
 from dataclasses import dataclass

@@ -124,6 +124,7 @@ def _prefill(model: PreTrainedModel, requests: Sequence[Request], params: Sampli
         input_ids_UL[row, -len(token_ids) :] = torch.tensor(token_ids)
         mask_UL[row, -len(token_ids) :] = 1
     mask_UL = mask_UL.to(device)
+    # Padding is on the left, so that the next token of every row is appended in the same column of the cache.
     cache = DynamicCache(config=model.config)
     output = model(
         input_ids=input_ids_UL.to(device),
@@ -144,6 +145,7 @@ def _prefill(model: PreTrainedModel, requests: Sequence[Request], params: Sampli
         uniforms_BT=torch.from_numpy(uniforms_BT).to(device),
         unfinished=[True] * len(requests),
     )
+    # Only now the batch grows from U prompts to B requests: the prompts were computed once each.
     batch.select(rows)
     return batch
 
@@ -161,6 +163,7 @@ def _forward(model: PreTrainedModel, batch: _Batch) -> None:
         logits_to_keep=1,
     )
     batch.logits_BV = output.logits[:, -1]
+    # Positions count a row's own tokens, unlike columns of the cache, which include its padding.
     batch.positions_B = batch.positions_B + 1
 
 

@@ -72,6 +72,7 @@ class LocalEngine:
         self.weights.require_weights()
         check_request(prompts, params, group_size, stream_key, self._limits)
         requests = self._requests(prompts, group_size, stream_key)
+        # Every rank computes the whole order and takes its share of it, so that nothing has to be communicated before.
         order = _dealt_order(
             [len(prompt.token_ids) for prompt in prompts], self._ranks.world_size, group_size
         )
@@ -116,6 +117,7 @@ class LocalEngine:
             first_draw = num_seen[prompt.index] * group_size
             num_seen[prompt.index] += 1
             for sample in range(group_size):
+                # A repeated prompt continues to count: its responses must not repeat those of its first occurrence.
                 key = StreamKey(self._seed, stream_key, prompt.index, first_draw + sample)
                 requests.append(Request(prompt, sample, key))
         return requests
@@ -161,6 +163,7 @@ def _intake_of(model: PreTrainedModel) -> WeightIntake:
     aliases: dict[str, str] = {}
     state = checkpoint_views(model.state_dict(keep_vars=True), model.config.model_type)
     for name, tensor in state.items():
+        # keep_vars returned the parameters themselves: tied ones are one object under two names.
         first_name = name_of_tensor.setdefault(id(tensor), name)
         if first_name != name:
             aliases[name] = first_name

@@ -79,12 +79,15 @@ def _shard_sync(
 
 def _engine_layout(settings: SGLangConfig, topology: Topology, engine: SGLangEngine) -> EngineLayout:
     """Return the ranks of the servers: on training ranks for ipc, otherwise numbered after the training job's."""
+    # The number of a rank decides how it is reached: below the world size by the training rank on the same device,
+    # otherwise through a process group.
     if settings.weight_transport != "ipc":
         return EngineLayout.consecutive(
             engine.num_servers, settings.tensor, ep=settings.expert, first_rank=topology.world_size
         )
     first_ranks = engine.nodes.first_ranks
     per_node = topology.world_size // len(first_ranks)
+    # torchrun and srun set LOCAL_WORLD_SIZE; a process that was started by hand is alone on its node.
     return EngineLayout.beside(
         engine.num_servers,
         settings.tensor,

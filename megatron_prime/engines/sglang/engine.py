@@ -122,6 +122,7 @@ class SGLangEngine:
         """The servers, on rank 0; None elsewhere."""
         self._memory: ServerMemory | None = None
         plan = LaunchPlan(self._model_path, device, dtype, seed, settings)
+        # Only the ranks that start servers write their files: several ranks of a node would write the same ones.
         if self.ranks.rank in self.nodes.first_ranks:
             plan = self._prepare(plan)
         if not settings.urls:
@@ -224,6 +225,7 @@ class SGLangEngine:
         try:
             self.driver.run(lambda: load_everywhere(self.open_fleet(), path, policy_version))
         except WeightSyncError:
+            # A checkpoint that is refused, such as a path that does not exist, leaves the old weights in place.
             if before != NO_WEIGHTS and set(self.driver.run(lambda: self.open_fleet().weight_versions())) == {
                 before
             }:
@@ -242,6 +244,7 @@ class SGLangEngine:
         if self.fleet is not None and self.driver.loop_thread is not None:
             self.driver.loop_thread.submit(self.fleet.aclose()).result(_CLOSE_S)
         self.driver.close()
+        # Ask all before waiting for one: each may take seconds to end.
         for server in self.servers:
             server.ask_to_close()
         for server in self.servers:
@@ -272,6 +275,7 @@ class SGLangEngine:
 
     def _adopt(self, policy_version: int, restore: Callable[[int], None]) -> None:
         """Serve a version that has reached the servers, once each of them says that it has it."""
+        # Before the check, which may have to restore servers.
         self._restore = restore
         self.driver.run(lambda: self._check_versions(policy_version))
         self._policy_version = policy_version

@@ -119,6 +119,7 @@ class Fleet:
                 waited = {watch, *self._recoveries.values()} | ({main} if not main.done() else set())
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 self._reap()
+                # The watch only ends with an error, and a failed rollout does not wait for recoveries.
                 if watch.done() or (main.done() and main.exception() is not None):
                     break
             if watch.done():
@@ -148,6 +149,7 @@ class Fleet:
             await asyncio.sleep(_POLL_S)
             try:
                 client = await self.client(server)
+                # A hiccup of the network, for example, needs no resync: the weights are still there.
                 if parse_version(await client.weight_version()) != self.policy_version:
                     await self._resync(server)
                 if parse_version(await client.weight_version()) == self.policy_version:
@@ -166,6 +168,7 @@ class Fleet:
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
             for server in range(self.num_servers):
+                # A server that is down is being recovered already.
                 if not self.balancer.is_up(server) or server not in self._clients:
                     num_missed[server] = 0
                     continue

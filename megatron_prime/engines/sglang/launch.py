@@ -43,7 +43,7 @@ class LaunchPlan:
     seed: int
     settings: SGLangConfig
     is_colocated: bool = False
-    """Whether the servers share their GPUs with training ranks and must be able to free memory."""
+    """True if the servers share their GPUs with training ranks and must be able to free memory."""
     host: str = HOST
     """Address that the servers listen on: one of their node that rank 0's node can reach."""
     loader_folder: Path | None = None

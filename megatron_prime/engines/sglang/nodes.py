@@ -90,8 +90,10 @@ class RemoteServer:
 
     def restart(self) -> None:
         """Have the server's node end it and start it again; wait until it has ended."""
+        # The request names the start to end, so that it can't hit the next one.
         self._num_ended = self._status()["num_starts"]
         self._store.set(_RESTART, str(self.index), {"num_starts": self._num_ended})
+        # The node needs up to 2 * GRACE_S to end the server, and polls the request.
         deadline = time.monotonic() + 3 * GRACE_S
         while self._status()["url"] is not None and self._status()["num_starts"] == self._num_ended:
             if time.monotonic() > deadline:

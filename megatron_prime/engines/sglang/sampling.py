@@ -109,8 +109,10 @@ def parse_completion(
             experts = routing.read(meta, num_prompt_tokens + len(token_ids))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise EngineError(f"an answer of SGLang is incomplete ({error!r}): {str(answer)[:300]}") from error
+    # The trainer computes log-probs of token_ids; paired with those of other tokens they would train nonsense.
     if tuple(token for _, token in pairs) != token_ids:
         raise EngineError(f"SGLang's log-probs belong to other tokens than its answer: {str(answer)[:300]}")
+    # Rounding may put the log-prob of a certain token a little above 0.
     if any(not math.isfinite(logprob) or logprob > 1e-3 for logprob, _ in pairs):
         raise EngineError("SGLang returned invalid log-probs (NaN or above 0): the served weights are broken")
     if finish_type not in set(FinishReason):

@@ -122,6 +122,7 @@ class SupervisedServer:
             if ready_at is not None and time.monotonic() - ready_at >= STABLE_AFTER_S:
                 num_failures = 0
             num_failures += 1
+            # A wrong argument or too little memory fails at every start: give up instead of trying for ever.
             if num_failures > self._plan.settings.max_restarts:
                 self._give_up(num_failures)
                 break
@@ -142,6 +143,7 @@ class SupervisedServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._plan.environment(self.index, os.environ),
+                # A Ctrl-C in the terminal must not reach the servers: the trainer ends them in order.
                 start_new_session=True,
             )
         try:

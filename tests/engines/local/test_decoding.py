@@ -1,4 +1,4 @@
-"""The work that decoding saves: shared prefill, finished rows leaving the batch."""
+"""Decoding saves work: prompts are prefilled once, and finished rows leave the batch."""
 
 from megatron_prime.engines.local.decoding import Request, decode_batch
 from megatron_prime.engines.requests import StreamKey

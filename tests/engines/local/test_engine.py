@@ -165,7 +165,7 @@ def test_more_ranks_than_requests(checkpoints):
     assert make_engine(folder).generate([], SamplingParams(3), 2, 0) == []
 
 
-def test_keys_choose_the_random_numbers(checkpoints):
+def test_keys_select_the_random_numbers(checkpoints):
     folder, _ = checkpoints("qwen2")
     engine = make_engine(folder)
     params = SamplingParams(8)
@@ -264,7 +264,7 @@ def test_user_errors(checkpoints, tmp_path):
         Ranks(2, 2)
 
 
-def test_a_closed_engine_says_so(checkpoints):
+def test_a_closed_engine_refuses_to_generate(checkpoints):
     engine = make_engine(checkpoints("qwen2")[0])
     engine.close()
     engine.close()

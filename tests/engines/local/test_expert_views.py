@@ -1,4 +1,4 @@
-"""A checkpoint as transformers writes it, against views of the model it was written from."""
+"""A checkpoint written by transformers equals the views of the model that it was written from."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_names_and_values_are_those_of_the_checkpoint(name, tmp_path):
 
 @pytest.mark.parametrize("name", MOE_BUILDERS)
 @torch.no_grad()
-def test_what_is_written_to_a_view_reaches_the_model_and_nothing_else(name, tmp_path):
+def test_writing_to_a_view_changes_the_model_and_nothing_else(name, tmp_path):
     model = save_tiny_model(name, tmp_path)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     views = checkpoint_views(model.state_dict(keep_vars=True), model.config.model_type)

@@ -49,7 +49,7 @@ def test_greedy_takes_the_maximum_with_logprobs_at_temperature_one():
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
 
 
-def test_tiny_nucleus_keeps_the_likeliest_alone():
+def test_a_tiny_nucleus_keeps_only_the_most_likely_token():
     logits = torch.randn(200, 30)
     tokens, _ = sample_tokens(logits, uniforms(200), 1.0, 1e-9)
     assert torch.equal(tokens, logits.argmax(-1))

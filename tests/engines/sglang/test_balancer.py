@@ -1,4 +1,4 @@
-"""Load over servers: least outstanding tokens, bounded, none to those that are down."""
+"""Groups go to the server with the fewest outstanding tokens, within its limit, and never to one that is down."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ def test_the_server_with_fewest_outstanding_tokens_is_taken():
     assert asyncio.run(scenario()) == ([0, 1, 1, 0], [2, 2])
 
 
-def test_taking_waits_for_room():
+def test_take_waits_for_free_capacity():
     async def scenario():
         balancer = Balancer(1, concurrency=2)
         await balancer.take([5, 5, 5])  # a group may overshoot

@@ -47,7 +47,7 @@ def finish(guardian):
     return status
 
 
-def test_closing_its_input_ends_the_whole_family():
+def test_closing_its_input_ends_all_processes():
     guardian, server = start(FAMILY + "time.sleep(60)")
     family = family_of(server)
     guardian.stdin.close()
@@ -70,7 +70,7 @@ def test_schedulers_end_with_the_main_process():
     assert all_gone(family)
 
 
-def test_the_exit_status_is_handed_on():
+def test_the_exit_status_is_passed_on():
     guardian, _ = start("raise SystemExit(7)")
     assert finish(guardian) == 7
 

@@ -1,4 +1,4 @@
-"""Calls of a real server: what it says, what it refuses, and when a call is repeated."""
+"""Calls of a real server: its answers, its refusals, and the repetition of calls."""
 
 import asyncio
 
@@ -70,7 +70,7 @@ def test_a_refusal_is_not_repeated():
     assert len(calls) == 1
 
 
-def test_nobody_there_and_no_answer_in_time():
+def test_no_server_and_no_answer_in_time_are_unreachable():
     async def scenario():
         client = SGLangClient(
             f"http://127.0.0.1:{free_port()}", retry=RetryPolicy(num_tries=2, first_wait_s=0.01)
@@ -98,7 +98,7 @@ def test_health_and_version(live_engine):
     assert with_client(live_engine, scenario) == "17"
 
 
-def test_what_the_server_refuses_is_said(live_engine):
+def test_refusals_carry_the_servers_reason(live_engine):
     async def scenario(client):
         with pytest.raises(ServerRefusedError, match="unknown field"):
             await client.generate(body(colour="blue"))

@@ -1,4 +1,4 @@
-"""One rank works, all ranks get the result, the fault, or a call for help."""
+"""One rank works; all ranks get the result or the error, and help to resync servers."""
 
 import asyncio
 
@@ -90,7 +90,7 @@ def test_all_ranks_help_to_resync_while_the_work_goes_on():
     assert sorted(helped) == sorted([(False, 40), (False, 50)] * 2 + [(True, 40), (True, 50)])
 
 
-def test_a_server_that_dies_over_its_resync_asks_again():
+def test_a_server_that_dies_during_its_resync_is_resynced_again():
     calls = []
 
     def resync(driver, server):

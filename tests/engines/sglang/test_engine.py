@@ -1,4 +1,4 @@
-"""The engine against real servers: what it samples equals HF, and no failure of a server loses a response."""
+"""The engine on real servers: responses equal HF, and no failure of a server loses a response."""
 
 import os
 import signal
@@ -133,7 +133,7 @@ def test_weights_that_cant_be_loaded_leave_the_old_ones(live_engine, live_models
     assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[0], prompts)
 
 
-def test_a_server_killed_amid_a_rollout_loses_nothing(live_engine, live_models):
+def test_a_server_killed_during_a_rollout_loses_no_response(live_engine, live_models):
     push(live_engine, live_models[1], version=5)
     prompts = live_prompts(48)
     before = live_engine.stats.num_replayed
@@ -210,7 +210,7 @@ def test_before_any_weights_there_is_nothing_to_give_to_a_restarted_server(live_
         push(engine, live_models[0], 1)
 
 
-def test_a_missing_environment_is_said_before_anything_starts(live_models, tmp_path):
+def test_a_missing_environment_is_an_error_before_anything_starts(live_models, tmp_path):
     settings = sglang_settings(python=tmp_path / "python")
     with pytest.raises(ValueError, match="make sglang"):
         SGLangEngine(

@@ -1,4 +1,4 @@
-"""Servers that fail come back with the right weights before they get requests, or the run is told."""
+"""Failed servers come back with the right weights before they get requests, or an error is raised."""
 
 import asyncio
 import os
@@ -140,7 +140,7 @@ def test_a_fault_of_the_work_is_raised_at_once(tmp_path):
     with_fleet(tmp_path, scenario, num_servers=1)
 
 
-def test_an_attached_server_that_is_not_there_is_named():
+def test_an_attached_server_that_does_not_run_is_an_error():
     url = f"http://127.0.0.1:{free_port()}"
 
     async def scenario():

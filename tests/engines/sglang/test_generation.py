@@ -1,4 +1,4 @@
-"""A group never mixes policy versions, over a real update in mid-rollout."""
+"""A group never mixes policy versions, even when weights are updated during a rollout."""
 
 import asyncio
 
@@ -45,7 +45,7 @@ def test_groups_that_straddle_an_update_are_sampled_again(live_engine, live_mode
     assert 2 in {rollout.policy_version for rollout in rollouts}
 
 
-def test_mixed_groups_may_be_asked_for_and_say_which_token_is_whose(live_engine, live_models):
+def test_mixed_groups_can_be_allowed_and_record_the_version_of_each_token(live_engine, live_models):
     rollouts, generation = generate_over_an_update(live_engine, live_models[1], allow_mixed_versions=True)
     assert generation.num_resampled_groups == 0
     straddling = [rollout for rollout in rollouts if rollout.version_spans]
@@ -86,7 +86,7 @@ class NeverTheSame:
     ("client", "num_tokens", "message"),
     [(NeverTheSame(), 1, "allow_mixed_versions"), (CutsShort(), 2, "cut a response at 1 of 2 tokens")],
 )
-def test_what_no_repetition_mends_is_reported(client, num_tokens, message):
+def test_errors_that_repetitions_cannot_fix_are_raised(client, num_tokens, message):
     async def scenario():
         fleet = Fleet([], SGLangConfig(urls=("http://test",)), None)
         fleet._clients[0] = client

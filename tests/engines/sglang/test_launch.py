@@ -1,4 +1,4 @@
-"""Command line and environment of a server."""
+"""The command line and the environment of a server."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def value_of(command, option):
     return command[places[-1] + 1] if places else None
 
 
-def test_the_command_says_what_is_served_and_where():
+def test_the_command_has_model_address_and_sizes():
     command = plan(concurrency=12, tensor=2).command(1, 4321)
     assert command[1:3] == ["-m", "sglang.launch_server"]
     wanted = {
@@ -45,7 +45,7 @@ def test_the_command_says_what_is_served_and_where():
     assert {option: value_of(command, option) for option in wanted} == wanted
 
 
-def test_a_gpu_sizes_its_cache_by_memory():
+def test_on_a_gpu_the_cache_is_sized_by_memory():
     command = plan("cuda", mem_fraction=0.5).command(0, 1)
     assert value_of(command, "--mem-fraction-static") == "0.5"
     assert value_of(command, "--max-total-tokens") is None
@@ -113,15 +113,15 @@ def test_the_receiver_stands_alone_where_servers_import_it(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import {LOADER.partition('.')[0]} as r; print(r.receive)"
     output = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.startswith("<function receive")
-    told = replace(plan(), loader_folder=folder)
-    assert value_of(told.command(0, 1), "--custom-weight-loader") == LOADER
-    assert told.environment(0, {"PYTHONPATH": "the trainer's"})["PYTHONPATH"] == str(folder)
+    with_loader = replace(plan(), loader_folder=folder)
+    assert value_of(with_loader.command(0, 1), "--custom-weight-loader") == LOADER
+    assert with_loader.environment(0, {"PYTHONPATH": "the trainer's"})["PYTHONPATH"] == str(folder)
 
 
 def test_nccl_is_refused_on_a_shared_gpu():
     check_transport(replace(plan(), is_colocated=True))
     check_transport(plan("cuda"))
-    with pytest.raises(ValueError, match=r"'shards' travels by NCCL.*gpu_ids"):
+    with pytest.raises(ValueError, match=r"'shards' uses NCCL.*gpu_ids"):
         check_transport(replace(plan("cuda"), is_colocated=True))
 
 

@@ -1,4 +1,4 @@
-"""Memory is given up and taken back in the order that SGLang survives, and never by a server that was started anew."""
+"""Memory is freed and allocated in the order that SGLang needs, and never by a server that was restarted."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ WAKE = [["/resume_memory_occupation", "kv_cache", "cuda_graph"], ["/continue_gen
         ("cpu", {"colocated": True}, {}, True),
     ],
 )
-def test_servers_on_the_gpus_of_training_ranks_take_turns(device, settings, environment, expected):
+def test_servers_on_the_gpus_of_training_ranks_are_colocated(device, settings, environment, expected):
     plan = LaunchPlan(Path("model"), device, "bf16", 0, SGLangConfig(**settings))
     assert is_colocated(plan, environment) is expected
 
@@ -80,7 +80,7 @@ async def until_gone(server, pid):
         await asyncio.sleep(0.02)
 
 
-def test_weights_come_back_first_and_nobody_is_asked_twice(tmp_path):
+def test_memory_of_weights_is_allocated_first_and_no_call_is_made_twice(tmp_path):
     async def scenario(memory, fleet, servers):
         await memory.wake()
         assert await memory.release() and await memory.release()
@@ -98,7 +98,7 @@ def test_weights_come_back_first_and_nobody_is_asked_twice(tmp_path):
     assert first == second == 2 * (RELEASE + WAKE_FOR_WEIGHTS + WAKE)
 
 
-def test_servers_that_do_not_share_are_left_alone(tmp_path):
+def test_servers_with_gpus_of_their_own_get_no_memory_calls(tmp_path):
     async def scenario(memory, fleet, servers):
         assert not await memory.release()
         await memory.wake_for_weights()
@@ -109,7 +109,7 @@ def test_servers_that_do_not_share_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("phase", ["asleep", "weights"])
-def test_a_server_that_died_meanwhile_has_all_its_memory_and_is_not_asked(tmp_path, phase):
+def test_a_restarted_server_has_its_memory_and_gets_no_call(tmp_path, phase):
     async def scenario(memory, fleet, servers):
         await memory.release()
         if phase == "weights":
@@ -127,7 +127,7 @@ def test_a_server_that_died_meanwhile_has_all_its_memory_and_is_not_asked(tmp_pa
     assert second == RELEASE + WAKE_FOR_WEIGHTS + WAKE
 
 
-def test_a_server_that_hangs_over_it_is_started_again(tmp_path, monkeypatch):
+def test_a_server_that_hangs_in_a_memory_call_is_restarted(tmp_path, monkeypatch):
     monkeypatch.setattr(sglang_server, "GRACE_S", 0.5)
 
     async def scenario(memory, fleet, servers):
@@ -142,7 +142,7 @@ def test_a_server_that_hangs_over_it_is_started_again(tmp_path, monkeypatch):
     assert first == RELEASE + WAKE_FOR_WEIGHTS + WAKE
 
 
-def test_an_attached_server_that_hangs_over_it_is_named(tmp_path):
+def test_an_attached_server_that_hangs_in_a_memory_call_is_an_error(tmp_path):
     async def scenario(memory, fleet, servers):
         attached = Fleet([], SGLangConfig(urls=(servers[0].url,), control_timeout_s=0.3), None)
         await attached.clients()
@@ -157,7 +157,7 @@ def test_an_attached_server_that_hangs_over_it_is_named(tmp_path):
     with_memory(tmp_path, scenario)
 
 
-def test_real_servers_sample_the_new_weights_after_giving_their_memory_up(
+def test_real_servers_sample_the_new_weights_after_freeing_their_memory(
     live_engine, live_models, tmp_path, monkeypatch
 ):
     calls, original = [], SGLangClient._call

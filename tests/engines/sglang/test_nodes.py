@@ -103,7 +103,7 @@ def test_rank_0_sees_the_servers_of_all_nodes_in_order(started):
     assert [answers(url) for url in urls] == [True, True, False, False]
 
 
-def test_a_server_that_hangs_elsewhere_is_started_again(started):
+def test_a_hanging_server_of_another_node_is_restarted(started):
     server = started()[3]
     before = until(lambda: server.url)
     server.restart()
@@ -112,7 +112,7 @@ def test_a_server_that_hangs_elsewhere_is_started_again(started):
     assert after != before and answers(after) and server.num_starts == 2
 
 
-def test_a_server_that_is_killed_elsewhere_comes_back(started):
+def test_a_killed_server_of_another_node_is_restarted(started):
     server = started()[2]
     before = until(lambda: server.url)
     os.killpg(started.kept[2][1]._servers[0].pid, signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_a_server_that_is_killed_elsewhere_comes_back(started):
     server.raise_if_failed()
 
 
-def test_a_server_that_never_comes_up_is_said(started):
+def test_a_server_that_never_starts_is_an_error(started):
     servers = started("dies", max_restarts=0)
 
     def failure():

@@ -1,4 +1,4 @@
-"""What SGLang says of experts is read in its form, and anything else is refused."""
+"""SGLang's routed experts are parsed, and anything implausible is refused."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def reader(**changes):
     return RoutingReader(ModelShape.from_hf_config(CONFIG | changes))
 
 
-def test_experts_come_by_token_and_layer():
+def test_experts_are_read_by_token_and_layer():
     experts = reader().read(meta(), num_tokens=3)
     assert experts.dtype == torch.int16
     assert torch.equal(experts[:, [0, 2]].long(), torch.from_numpy(EXPERTS[:, [0, 2]]).long())
@@ -66,7 +66,7 @@ def with_(place, value):
         (with_((0, 0, 0), 299), 3, "name one twice"),
     ],
 )
-def test_experts_that_cannot_be_are_refused(experts, num_tokens, words):
+def test_impossible_experts_are_refused(experts, num_tokens, words):
     with pytest.raises(ValueError, match=words):
         reader().read(meta(experts), num_tokens)
 
@@ -78,6 +78,6 @@ def test_a_dense_model_is_refused(tmp_path):
         RoutingReader.of(tmp_path)
 
 
-def test_a_folder_without_config_is_named(tmp_path):
+def test_a_folder_without_config_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         RoutingReader.of(tmp_path)

@@ -1,4 +1,4 @@
-"""Nothing wrong goes to a server, and nothing wrong comes from it."""
+"""Requests to servers are complete, and wrong answers are refused."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_routing_is_asked_for_and_kept_for_prompt_and_response():
         parse_completion(answer(), 3, EveryToken())
 
 
-def test_a_straddling_answer_says_which_token_is_whose():
+def test_an_answer_of_two_versions_says_which_sampled_which_token():
     spans = [{"version": "4", "start": 0, "end": 1}, {"version": "5", "start": 1, "end": 2}]
     completion = parse_completion(answer(weight_versions=spans))
     rollout = completion.rollout(Prompt(3, (1,), ""), 0)
@@ -116,5 +116,5 @@ def test_a_wrong_answer_is_refused(changes, message):
         parse_completion(answer(**changes))
 
 
-def test_versions_that_are_not_ours():
+def test_versions_from_elsewhere_are_no_weights():
     assert [parse_version(text) for text in ("12", "default", "", "-1", "1.5")] == [12, *[NO_WEIGHTS] * 4]

@@ -1,4 +1,4 @@
-"""A server is kept alive, given up after so many deaths, and leaves nothing behind, even when the trainer is killed."""
+"""A server is restarted, given up after too many deaths, and leaves no process behind, whoever is killed."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def wait_for(condition, seconds=120):
     return result
 
 
-def test_it_starts_and_ends(start):
+def test_a_server_starts_and_ends(start):
     server = start()
     url = wait_for(lambda: server.url)
     process = psutil.Process(server.pid)
@@ -81,7 +81,7 @@ def test_a_server_that_keeps_dying_is_given_up_with_the_end_of_its_log(start):
         server.raise_if_failed()
 
 
-def test_long_service_clears_the_record(start, monkeypatch):
+def test_long_uptime_clears_earlier_failures(start, monkeypatch):
     monkeypatch.setattr(sglang_server, "STABLE_AFTER_S", 0.0)
     server = start(max_restarts=1)
     for num_starts in (1, 2):

@@ -68,6 +68,7 @@ class BucketedPlan:
     def __post_init__(self) -> None:
         if self.is_quantized:
             check_aligned(self.reshard)
+        # The dataclass is frozen; the buckets follow from its fields.
         object.__setattr__(self, "_buckets", bucket_of_names(self.reshard, self.max_bucket_bytes))
 
     @cached_property
@@ -138,6 +139,7 @@ class BucketedPlan:
                     rows.append([name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0])
                     continue
                 rows.append([name, transfer.dim, transfer.target_start, transfer.length, num_elements, 1])
+                # The scales of a slice are a slice of the tensor of scales, 128 times smaller in both dims.
                 scales = names.setdefault(scale_name(transfer.hf_name), len(names))
                 num_blocks = num_blocks_of(transfer.length)
                 num_scales = num_blocks * num_blocks_of(num_elements // transfer.length)

@@ -32,7 +32,7 @@ class Fault:
 
     message: str
     is_unreachable: bool = False
-    """Whether the server gave no answer, so that it may come back as a new process."""
+    """True if the server gave no answer, so that it may come back as a new process."""
 
     @classmethod
     def of(cls, error: EngineError) -> "Fault":

@@ -89,8 +89,10 @@ class DiskSync:
     ) -> None:
         if error is not None:
             raise error
+        # In a thread, since writing a large model would block the event loop for minutes.
         path = await asyncio.to_thread(self._write, policy_version, tensors)
         await load_everywhere(self._engine.open_fleet(), path, policy_version)
+        # Only now: until every server has the new checkpoint, a resync needs the old one.
         previous, self._current = self._current, path
         if previous is not None and previous != path:
             await asyncio.to_thread(shutil.rmtree, previous, ignore_errors=True)

@@ -51,7 +51,7 @@ class _Delivery:
     """Index of the receiver in the store's keys."""
     num_filled: int = 0
     is_over: bool = False
-    """Whether the receiver has been told that nothing more comes."""
+    """True once the receiver knows that nothing more comes."""
 
 
 class IpcSender:

@@ -1,6 +1,6 @@
 """A module whose parameters have the names, shapes and attributes of SGLang's fused layers, for tests without SGLang.
 
-Tests against the real server are in tests/engines/sglang/weights/test_shards.py.
+tests/engines/sglang/weights/test_shard_sync.py tests the real layers of SGLang.
 """
 
 from types import SimpleNamespace

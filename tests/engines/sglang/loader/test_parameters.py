@@ -37,7 +37,7 @@ def test_fused_parameters_hold_hf_tensors_one_after_the_other(model, name):
     assert view.data_ptr() == whole[1:2].data_ptr() and view.shape == whole[1:2].shape
 
 
-def test_columns_are_found_too(model):
+def test_slices_of_columns_are_found(model):
     view = ParameterViews(model).find(row("model.layer.down_proj.weight", 1, 1, 2, 8))
     assert torch.equal(view, model.model.layer.down_proj.weight[:, 1:3])
 
@@ -65,7 +65,7 @@ QUANTIZED = {
 }
 
 
-def test_scales_of_blocks_lie_as_their_weights_do():
+def test_scales_are_laid_out_like_their_weights():
     sizes = {"hidden": 128, "query": 512, "kv": 128, "ffn": 256, "vocab": 10, "padded_vocab": 12}
     model = quantized(FusedModel(**sizes, num_experts=4, ep_rank=1))
     parameters = dict(model.named_parameters())
@@ -95,7 +95,7 @@ def test_scales_of_blocks_lie_as_their_weights_do():
         (row("model.layer.experts.1.w1.weight", 0, 0, 1, 4), "expert 1 .* is not on this rank"),
     ],
 )
-def test_what_does_not_fit_is_said(model, wanted, message):
+def test_slices_that_do_not_fit_are_refused(model, wanted, message):
     with pytest.raises(ValueError, match=message):
         ParameterViews(model).find(wanted)
 

@@ -1,4 +1,4 @@
-"""How a half of a staging buffer is laid out. Mapping it: tests/engines/sglang/weights/test_shared_buffer.py."""
+"""The layout of a half of a staging buffer; tests/engines/sglang/weights/test_shared_buffer.py tests its mapping."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from megatron_prime.engines.sglang.loader.staging import cuda_check, staging_off
     ("sizes", "offsets"),
     [([], [0, 0]), ([1], [0, 16, 32]), ([16, 2, 33], [0, 16, 32, 80, 128])],
 )
-def test_slices_begin_where_every_dtype_may_and_checksums_follow(sizes, offsets):
+def test_slices_are_aligned_for_every_dtype_and_checksums_follow(sizes, offsets):
     assert staging_offsets(sizes) == offsets
 
 

@@ -45,7 +45,7 @@ def test_a_changed_bit_a_swap_and_a_moved_block_all_show():
     assert not any(torch.equal(checksum(other), before) for other in (flipped, swapped, moved))
 
 
-def test_only_large_rows_travel_by_themselves(monkeypatch):
+def test_only_large_slices_of_rows_are_messages_of_their_own(monkeypatch):
     monkeypatch.setattr(wire, "DIRECT_BYTES", 64)
     rows, columns, small, other = torch.ones(4, 4), torch.ones(4, 4), torch.ones(2), torch.ones(1).bfloat16()
     direct, packed = group_messages([(0, small), (0, rows), (1, columns), (0, other)])
@@ -53,7 +53,7 @@ def test_only_large_rows_travel_by_themselves(monkeypatch):
     assert [[id(tensor) for tensor in part] for part in packed] == [[id(small), id(columns)], [id(other)]]
 
 
-def test_one_byte_floats_travel_by_gloo():
+def test_one_byte_floats_can_be_sent_by_gloo():
     store = dist.HashStore()
     sent = torch.randn(300).to(torch.float8_e4m3fn)
     got = torch.empty_like(sent)

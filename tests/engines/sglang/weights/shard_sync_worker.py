@@ -1,4 +1,4 @@
-"""What the training ranks do in the tests of shard-to-shard syncs into real servers, to which they attach by URL."""
+"""The training ranks' part in the tests of shard-to-shard syncs into real servers, which they attach to by URL."""
 
 import json
 from functools import partial
@@ -25,7 +25,7 @@ SMALL_BUCKET = 24 << 10
 
 
 def sync_layouts(layouts, folders, engine_settings, prompts, run_dir):
-    """Of each layout, what the servers hold and answer after a sync of each of the folders' weights.
+    """Return, for each layout, the servers' weights and answers after a sync of each of the folders' weights.
 
     A layout ends with IPC to hand weights over in shared memory.
     """

@@ -1,4 +1,4 @@
-"""Whole blocks, by counting rows; which layouts are refused."""
+"""Aligned slices consist of whole blocks of rows, and other layouts are refused."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def test_llama_70b_is_aligned_up_to_tp_8_and_refused_where_a_block_is_cut():
         check_aligned(plan)
 
 
-def test_embeddings_and_norms_are_not_asked():
+def test_embeddings_and_norms_need_no_alignment():
     plan = plan_reshard(make_shape(vocab_size=101), TrainingLayout(tp=2), EngineLayout.consecutive(1, 2))
     names = misaligned_slices(plan)
     assert not any("embed" in name or "norm" in name or "lm_head" in name for name in names)

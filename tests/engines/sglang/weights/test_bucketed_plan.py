@@ -1,4 +1,4 @@
-"""What both ends are told: each slice once, in the same order on both, in buckets that are small enough."""
+"""Both ends list each slice once and in the same order, in buckets that are small enough."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def bucketed(case, max_bytes=800):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_sent_is_what_is_awaited_in_the_same_order(case):
+def test_senders_and_receivers_list_the_same_slices_in_the_same_order(case):
     plan = bucketed(case)
     sent = defaultdict(list)
     for rank in range(plan.reshard.training.num_ranks):
@@ -47,7 +47,7 @@ def test_what_is_sent_is_what_is_awaited_in_the_same_order(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_target_gets_its_whole_shard_once(case):
+def test_a_target_gets_every_entry_of_its_shard_once(case):
     plan = bucketed(case)
     shape, engines = plan.reshard.shape, plan.reshard.engines
     for engine in range(engines.num_engines):
@@ -79,7 +79,7 @@ def test_a_bucket_is_small_or_one_tensor(case, max_bytes):
     assert max_bytes < 10**9 or set(numbers) == {0}
 
 
-def test_a_bucket_must_hold_something():
+def test_the_size_of_a_bucket_must_be_positive():
     with pytest.raises(ValueError, match="max_bytes = 0 must be positive"):
         bucket_of_names(bucketed("dense").reshard, 0)
 

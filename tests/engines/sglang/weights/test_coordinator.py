@@ -1,4 +1,4 @@
-"""What the driver decides in an attempt. Attempts as a whole run against real servers in test_sglang_path.py."""
+"""The driver's decisions in an attempt. Whole attempts run on real servers in test_shard_sync.py."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ def instructions_in(payload):
     return json.loads(text)
 
 
-def test_the_places_of_the_slices_are_told_once_to_each_server(coordinator):
+def test_the_layout_of_the_slices_is_sent_once_to_each_server_process(coordinator):
     first = instructions_in(coordinator._payload((1, 0), "a1", "127.0.0.1", "http://x:1"))
     assert json.loads(first["body"]) == json.loads(json.dumps(coordinator._plan.incoming(1, 0)))
     assert (first["rank"], first["attempt"], first["store"][0]) == (2, "a1", "127.0.0.1")
@@ -49,7 +49,7 @@ def test_receivers_that_said_hello_come_after_the_training_ranks(coordinator):
     assert coordinator._rendezvous("a", "host", hellos, {0: Fault("x"), 1: Fault("y")}, []) is None
 
 
-def test_a_group_is_used_again_if_all_have_it_and_it_has_these_members(coordinator):
+def test_a_group_is_reused_if_all_have_it_and_it_has_these_members(coordinator):
     everyone = {(engine, tp_rank): ["old"] for engine in (0, 1) for tp_rank in (0, 1)}
     group = coordinator._rendezvous("a1", "h", everyone, {}, []).group
     kept = {target: [group] for target in everyone}
@@ -59,7 +59,7 @@ def test_a_group_is_used_again_if_all_have_it_and_it_has_these_members(coordinat
     assert coordinator._rendezvous("a2", "h", kept, {0: Fault("gone")}, [group]).group != group
 
 
-def test_a_server_must_hold_the_sum_of_what_all_ranks_sent(coordinator):
+def test_a_server_must_report_the_sum_of_all_ranks_checksums(coordinator):
     reports = [
         SendReport(digests={(0, 1): (2**64 - 1, 5)}),
         SendReport(digests={(0, 1): (3, 6)}),
@@ -74,7 +74,7 @@ def test_a_server_must_hold_the_sum_of_what_all_ranks_sent(coordinator):
         coordinator._check_report((0, 1), "a", reports)
 
 
-def test_what_a_receiver_says_of_its_failure_is_its_servers_fault(coordinator):
+def test_a_receivers_error_becomes_its_servers_fault(coordinator):
     rendezvous = Rendezvous("a", ("h", 1), "g", 4, (((0, 0), 2), ((1, 1), 3)), 5.0)
     coordinator._store.set("a", "report/3", {"error": "a wrong checksum"})
     assert coordinator._reported_faults(rendezvous) == {1: Fault("TP rank 1: a wrong checksum")}

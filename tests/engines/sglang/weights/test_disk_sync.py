@@ -20,7 +20,7 @@ def policy(live_models):
 
 
 class LosesTheHead(RankTransport):
-    """A transport that loses a tensor on the way when it is told to."""
+    """A transport that loses a tensor on the way while `is_losing` is set."""
 
     is_losing = False
 

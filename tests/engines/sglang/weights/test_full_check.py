@@ -1,4 +1,4 @@
-"""SGLang's checksums by hand for a tiny model. The real server answers the same: test_sglang_path.py."""
+"""SGLang's checksums by hand for a tiny model. Real servers answer the same in test_shard_sync.py."""
 
 import hashlib
 
@@ -49,5 +49,5 @@ def test_experts_are_stacked_on_the_ranks_that_hold_them():
     assert second[f"{at}.w2_weight"] == digest(*downs)
 
 
-def test_what_differs_lacks_or_is_too_much_is_named():
+def test_parameters_that_differ_are_missing_or_unexpected_are_listed():
     assert differing({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "0", "d": "4"}) == ["b", "c", "d"]

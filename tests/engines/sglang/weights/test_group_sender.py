@@ -1,4 +1,4 @@
-"""The sender's parts. Transfers as a whole run against real servers in test_sglang_path.py."""
+"""The sender's parts. Whole transfers run to real servers in test_shard_sync.py."""
 
 from datetime import timedelta
 
@@ -37,7 +37,7 @@ def test_slices_are_cast_at_the_source_and_packed_with_their_checksums():
     assert torch.equal(last, sums)
 
 
-def test_receivers_that_do_not_come_are_the_reports_faults_and_not_an_exception():
+def test_missing_receivers_are_faults_in_the_report_and_no_exception():
     store = RendezvousStore(1)
     rendezvous = Rendezvous("a", ("127.0.0.1", store.port), "g", 3, (((0, 0), 1), ((0, 1), 2)), 1.0)
     shards = sender()

@@ -1,4 +1,4 @@
-"""Handing buckets over in memory that both ends map. Syncs as a whole run against real servers: test_sglang_path.py."""
+"""Buckets are handed over in shared memory. Whole syncs run to real servers in test_shard_sync.py."""
 
 import json
 import threading
@@ -46,7 +46,7 @@ def make_sender(max_bucket_bytes=200, is_quantized=False):
 
 
 def expected_slices(plan, parameters, target):
-    """Of each bucket, what the target must end up with."""
+    """Return the slices that the target must have in the end, by bucket."""
 
     def tensors(t):
         whole = parameters[t.source_param].narrow(t.dim, t.source_local_start, t.length).bfloat16()
@@ -97,7 +97,7 @@ def hand_over(num_buckets, timeout_s=5.0, is_quantized=False):
     return sender, receivers, expected, report, store
 
 
-def test_every_slice_arrives_through_two_halves_and_its_sums_are_the_sources():
+def test_every_slice_arrives_through_two_halves_with_the_sources_checksums():
     sender, receivers, expected, report, _ = hand_over((99, 99))
     assert report.faults == {}
     for target, receiver, slices in zip(TARGETS, receivers, expected, strict=True):
@@ -113,7 +113,7 @@ def test_every_slice_arrives_through_two_halves_and_its_sums_are_the_sources():
     sender.drop_groups()
 
 
-def test_quantized_slices_are_those_of_the_quantized_whole():
+def test_quantized_slices_equal_those_of_the_quantized_tensor():
     _, receivers, expected, report, _ = hand_over((99, 99), is_quantized=True)
     assert report.faults == {}
     for target, receiver, slices in zip(TARGETS, receivers, expected, strict=True):
@@ -137,15 +137,15 @@ def bytes_of(tensor):
     return bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
 
 
-def test_a_receiver_that_stops_is_a_fault_and_not_a_wait_for_ever():
+def test_a_receiver_that_stops_is_a_fault_after_a_deadline():
     *_, receivers, _, report, _ = hand_over((99, 1), timeout_s=1.0)
     assert list(report.faults) == [0]
     assert "TP rank 1 took no weights: bucket 1 was not taken in 0.25 s" in report.faults[0]
-    # Its engine is lost for this attempt, so that the other rank of it is told to give up.
+    # The whole engine has failed in this attempt, so its other rank must give up as well.
     assert receivers[0].fault is not None and "gave up" in str(receivers[0].fault)
 
 
-def test_the_rows_of_a_manifest_come_from_the_rank_beside_it():
+def test_a_receivers_slices_all_come_from_the_rank_beside_it():
     plan, _, _ = make_sender()
     for target in TARGETS:
         body = json.loads(json.dumps(plan.incoming(*target)))

@@ -1,4 +1,4 @@
-"""Block FP8 against a plain loop over blocks; slices against the whole; the stated bound of the error."""
+"""Block FP8 equals a plain loop over blocks, slices equal the whole, and the error is within its bound."""
 
 import dataclasses
 
@@ -75,7 +75,7 @@ def test_a_block_of_zeros_stays_zero():
 
 
 @pytest.mark.parametrize("engine", [(1, 1), (2, 1), (4, 2)])
-def test_what_a_plan_sends_makes_the_quantized_whole(engine):
+def test_quantized_slices_of_a_plan_make_up_the_quantized_tensor(engine):
     """Every transfer of a mixture, quantized by its sender alone, is that part of the quantized HF tensor."""
     block = 4
     shape = make_moe_shape(hidden_size=10, head_dim=4, moe_ffn_hidden_size=32, dense_layers=(1,))

@@ -1,4 +1,4 @@
-"""Weights from training ranks to real servers: they arrive whole from every layout, and every fault is made good."""
+"""Weights arrive completely in real servers from every layout, and every fault is detected and repaired."""
 
 import json
 import os
@@ -24,15 +24,15 @@ from tests.support.sglang_live import LiveModel, live_prompts, sglang_settings
 from tests.support.tiny_models import save_tiny_model
 
 LAYOUTS = ("one", f"one{IPC}", "tp2", "pp2", "dp2", f"tp2{IPC}", f"pp2{IPC}")
-"""Those of one process come first."""
+"""The layouts of one process come first."""
 EXPERT_LAYOUTS = ("ep2", "tp2+sp ep2", "pp2 vpp2", f"ep2{IPC}")
-"""Of a mixture of experts: the first has whole attention on each rank, the others split it."""
+"""Layouts of a mixture of experts: the first has whole attention on each rank, the others split it."""
 GREEDY = SamplingParams(max_response_tokens=6, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
 def reports(request, live_models, tmp_path_factory):
-    """Of each layout; the servers are shared, so one world size after the other."""
+    """The reports of each layout. The servers are shared, so the world sizes run one after another."""
     engine = request.getfixturevalue("_live_engine")
     engine.load_from_hf(live_models[0].path, policy_version=1)
     urls = [server.url for server in engine.servers]
@@ -49,7 +49,7 @@ def reports(request, live_models, tmp_path_factory):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_greedy_output_follows_the_sync_and_is_hfs(reports, live_models, layout):
+def test_greedy_output_follows_the_sync_and_equals_hf(reports, live_models, layout):
     for report in reports[layout]:
         for version, (model, rollouts) in enumerate(zip(live_models, report["rollouts"], strict=True), 3):
             for rollout in rollouts:
@@ -65,7 +65,7 @@ def test_greedy_output_follows_the_sync_and_is_hfs(reports, live_models, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sglangs_own_checker_agrees_and_tells_other_weights(reports, layout):
+def test_sglangs_own_checker_agrees_and_detects_other_weights(reports, layout):
     for report in reports[layout]:
         assert report["full_checks"] == [{}, {}]
         assert sorted(report["foreign"]) == [0, 1]
@@ -89,7 +89,7 @@ def test_checksums_are_those_of_the_checkpoint(reports, live_models, layout):
 
 @pytest.fixture(scope="module")
 def of_experts(tmp_path_factory):
-    """Of each layout of a mixture of experts, with a server of two tensor-parallel ranks; and the models."""
+    """The reports of each layout of a mixture of experts with a server of two tensor-parallel ranks; the models."""
     folder = tmp_path_factory.mktemp("experts")
     with torch.no_grad():
         models = [
@@ -132,8 +132,8 @@ def test_experts_arrive_in_a_server_of_two_ranks(of_experts, layout):
 
 
 @pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
-def test_experts_of_each_token_come_back_and_are_hfs(of_experts, layout):
-    """What routing replay trains with."""
+def test_returned_experts_of_each_token_equal_hf(of_experts, layout):
+    """Routing replay trains with these experts."""
     reports, models = of_experts
     for model, rollouts in zip(models, reports[layout][0]["rollouts"], strict=True):
         for rollout in rollouts:
@@ -175,7 +175,7 @@ def bench(live_engine, live_models):
     return _Bench(live_engine, live_models[0])
 
 
-def test_a_group_of_connections_is_kept_from_sync_to_sync(bench, live_models):
+def test_a_process_group_is_kept_between_syncs(bench, live_models):
     for version, model in ((2, live_models[1]), (3, live_models[0])):
         bench.push(model, version)
     [kept] = bench.source.sender.groups
@@ -230,7 +230,7 @@ def test_a_bad_handover_is_detected_and_repeated(live_engine, live_models, monke
     bench.sync.close()
 
 
-def test_weights_that_never_arrive_whole_are_never_sampled_from(bench, live_models, monkeypatch):
+def test_incomplete_weights_are_never_sampled_from(bench, live_models, monkeypatch):
     original = GroupSender.messages
 
     def corrupted(self, slices, checksums):
@@ -250,7 +250,7 @@ def test_weights_that_never_arrive_whole_are_never_sampled_from(bench, live_mode
     bench.check_serves(live_models[0], 3)
 
 
-def test_a_server_killed_in_mid_sync_costs_a_repetition(bench, live_models, monkeypatch):
+def test_a_sync_is_repeated_for_a_server_killed_during_it(bench, live_models, monkeypatch):
     original, killed = GroupSender.messages, []
 
     def kill_then_send(self, slices, checksums):
@@ -265,7 +265,7 @@ def test_a_server_killed_in_mid_sync_costs_a_repetition(bench, live_models, monk
     bench.check_serves(live_models[1], 2)
 
 
-def test_a_server_killed_in_mid_rollout_gets_its_weights_back(bench, live_models):
+def test_a_server_killed_during_a_rollout_gets_its_weights_back(bench, live_models):
     bench.push(live_models[1], 2)
     num_attempts = bench.sync.stats.num_attempts
     pid = bench.engine.servers[0].pid
@@ -281,7 +281,7 @@ def test_a_server_killed_in_mid_rollout_gets_its_weights_back(bench, live_models
     assert bench.sync.full_check() == {}
 
 
-def test_a_model_that_does_not_fit_is_named(bench, live_models):
+def test_a_model_that_does_not_fit_is_an_error_with_its_tensor(bench, live_models):
     body = bench.source.plan.incoming(0, 0)
     body["names"][-1] = "model.norm.wait"
     bench.sync._lead()._bodies[0, 0] = json.dumps(body)
@@ -289,7 +289,7 @@ def test_a_model_that_does_not_fit_is_named(bench, live_models):
         bench.sync.push(2)
 
 
-def test_ranks_without_servers_have_no_part_in_leading(bench, live_engine, monkeypatch):
+def test_ranks_without_servers_have_no_coordinator(bench, live_engine, monkeypatch):
     monkeypatch.setattr(live_engine, "fleet", None)
     sync = ShardSync(live_engine, bench.source, timeout_s=5)
     assert sync._coordinator is None

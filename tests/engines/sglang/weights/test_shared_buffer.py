@@ -1,4 +1,4 @@
-"""Memory of one process that another one reads, and what happens when it can't be had."""
+"""Another process can read the memory, and errors are raised when it is not available."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ memory[1] = 77
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
-def test_another_process_sees_and_writes_it_with_nothing_of_ours_but_one_file(device):
+def test_another_process_reads_and_writes_it_with_one_file_of_the_package(device):
     buffer = SharedBuffer(1 << 16, torch.device(device))
     buffer.memory[:4] = torch.tensor([1, 2, 3, 250], dtype=torch.uint8)
     folder = str(Path(staging.__file__).parent)
@@ -41,7 +41,7 @@ def test_another_process_sees_and_writes_it_with_nothing_of_ours_but_one_file(de
     assert buffer.memory.numel() == 0
 
 
-def test_a_new_buffer_is_never_taken_for_one_that_is_still_mapped():
+def test_a_new_buffer_is_not_confused_with_one_that_is_still_mapped():
     first = SharedBuffer(64, CPU)
     first.memory.fill_(1)
     old = staging.map_staging(first.handle)
@@ -54,7 +54,7 @@ def test_a_new_buffer_is_never_taken_for_one_that_is_still_mapped():
     assert old[0] == 1, "a mapping outlives the buffer"
 
 
-def test_memory_that_is_not_to_be_had_is_said():
+def test_too_little_memory_is_an_error():
     with pytest.raises(
         ValueError, match=r"needs 1152921504606846976 bytes of shared memory, \d+ are free: lower"
     ):
