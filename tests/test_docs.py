@@ -62,7 +62,8 @@ def test_the_layers_of_the_architecture_are_those_of_the_import_contract():
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_the_docstring_of_a_package_lists_its_modules(package: Path):
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
-    listed = Counter(re.findall(r"^- `(\w+)`: ", docstring, flags=re.MULTILINE))
+    lines = re.findall(r"^- ((?:`\w+`, )*`\w+`): ", docstring, flags=re.MULTILINE)
+    listed = Counter(re.findall(r"`(\w+)`", " ".join(lines)))
     modules = [path.stem for path in package.glob("*.py") if path.name != "__init__.py"]
     subpackages = [path.parent.name for path in package.glob("*/__init__.py")]
     assert listed == Counter([*modules, *subpackages])
@@ -171,7 +172,7 @@ def test_decisions_are_listed_in_order_with_their_titles():
     actual = []
     for path in sorted(folder.glob("[0-9]*.md")):
         title = path.read_text(encoding="utf-8").partition("\n")[0]
-        number, _, words = title.removeprefix("# ").partition(" ")
+        number, words = re.fullmatch(r"# (\d{4}) (.*)", title).groups()
         actual.append((number, path.name, words))
     assert rows == actual
 
