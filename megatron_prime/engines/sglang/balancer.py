@@ -12,8 +12,6 @@ class _Load:
     num_requests: int = 0
     num_tokens: int = 0
     is_up: bool = True
-    num_taken: int = 0
-    """Requests given to the server so far."""
 
 
 class Balancer:
@@ -29,6 +27,8 @@ class Balancer:
             raise ValueError(f"num_servers = {num_servers} and concurrency = {concurrency} must be positive")
         self._loads = [_Load() for _ in range(num_servers)]
         self._concurrency = concurrency
+        self.requests_taken = [0] * num_servers
+        """Number of requests given to each server so far."""
         self._changed = asyncio.Condition()
 
     async def take(self, request_tokens: Sequence[int]) -> int:
@@ -38,7 +38,7 @@ class Balancer:
                 await self._changed.wait()
             load = self._loads[server]
             load.num_requests += len(request_tokens)
-            load.num_taken += len(request_tokens)
+            self.requests_taken[server] += len(request_tokens)
             load.num_tokens += sum(request_tokens)
             return server
 
@@ -60,10 +60,6 @@ class Balancer:
     def is_up(self, server: int) -> bool:
         """Return whether the server gets requests."""
         return self._loads[server].is_up
-
-    def requests_taken(self) -> list[int]:
-        """Return the number of requests given to each server so far."""
-        return [load.num_taken for load in self._loads]
 
     def _best(self) -> int | None:
         free = [

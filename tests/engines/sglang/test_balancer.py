@@ -15,7 +15,7 @@ def test_the_server_with_fewest_outstanding_tokens_is_taken():
         third = await balancer.take([10])
         await balancer.give_back(first, 100)
         fourth = await balancer.take([1])
-        return [first, second, third, fourth], balancer.requests_taken()
+        return [first, second, third, fourth], balancer.requests_taken
 
     assert asyncio.run(scenario()) == ([0, 1, 1, 0], [2, 2])
 

@@ -65,13 +65,13 @@ def test_sampled_logprobs_are_those_of_the_full_distribution_at_the_temperature(
 
 
 def test_order_is_by_prompt_and_sample_and_both_servers_work(live_engine):
-    before = live_engine.fleet.balancer.requests_taken()
+    before = [*live_engine.fleet.balancer.requests_taken]
     prompts = [*live_prompts(40), live_prompts(1)[0]]
     rollouts = live_engine.generate(prompts, SamplingParams(30), 4, 0)
     assert [(rollout.prompt, rollout.sample_index) for rollout in rollouts] == [
         (prompt, sample) for prompt in prompts for sample in range(4)
     ]
-    after = live_engine.fleet.balancer.requests_taken()
+    after = live_engine.fleet.balancer.requests_taken
     shares = [late - early for early, late in zip(before, after, strict=True)]
     assert sum(shares) == 164 and min(shares) > 50, shares
 
@@ -151,10 +151,10 @@ def test_a_server_killed_during_a_rollout_loses_no_response(live_engine, live_mo
     # The server is back, with the weights of the last sync and not those that it was started with.
     assert [server.num_starts for server in live_engine.servers] == [starts[0] + 1, starts[1]]
     assert live_engine.fleet.balancer.is_up(0)
-    used = live_engine.fleet.balancer.requests_taken()[0]
+    used = live_engine.fleet.balancer.requests_taken[0]
     rollouts = live_engine.generate(prompts, GREEDY, 1, 0)
     assert tokens_of(rollouts) == greedy_of(live_models[1], prompts)
-    assert live_engine.fleet.balancer.requests_taken()[0] > used
+    assert live_engine.fleet.balancer.requests_taken[0] > used
 
 
 def test_a_server_killed_before_a_sync_gets_the_new_weights(live_engine, live_models):

@@ -24,7 +24,7 @@ class QuantizedBlocks(NamedTuple):
     weight: torch.Tensor
     """float8_e4m3fn [N, K]."""
     scale_inv: torch.Tensor
-    """float32 [ceil(N / block), ceil(K / block)]: the factor of the values of each block."""
+    """float32 [ceil(N / block), ceil(K / block)]. Multiply the values of a block by it to restore the weights."""
 
 
 @torch.no_grad()
@@ -76,12 +76,3 @@ def quantize_slice(
             " of another rank (see alignment.check_aligned)"
         )
     return quantize_blocks(parameter.detach().narrow(dim, local_start, length), block_size)
-
-
-def dequantize_blocks(
-    blocks: QuantizedBlocks, dtype: torch.dtype = torch.float32, block_size: int = BLOCK_SIZE
-) -> torch.Tensor:
-    """Return the matrix [N, K] in `dtype`."""
-    num_rows, num_columns = blocks.weight.shape
-    scales = blocks.scale_inv.repeat_interleave(block_size, 0).repeat_interleave(block_size, 1)
-    return (blocks.weight.float() * scales[:num_rows, :num_columns]).to(dtype)
