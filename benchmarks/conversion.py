@@ -50,6 +50,7 @@ def write_model(folder, *, hidden, ffn, vocab, layers):
     specs = {name: TensorSpec(shape, torch.bfloat16) for name, shape in shapes.items()}
     with HFCheckpointWriter(folder, specs, companions_from=source) as writer:
         for name, shape in shapes.items():
+            # Random bits: some are NaN, which the comparison of bytes must handle too.
             writer.write(name, torch.randint(-(2**15), 2**15, shape, dtype=torch.int16).view(torch.bfloat16))
     return sum(spec.num_bytes for spec in specs.values())
 
@@ -86,6 +87,7 @@ def convert(direction, source, output):
 
 def measure(direction, source, output):
     """Return (peak bytes beyond those at the start, seconds) of a conversion in a new process."""
+    # VmHWM never decreases, so every measurement needs a fresh process.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (direction, source, output))
 

@@ -51,6 +51,7 @@ class LiveBytes(TorchDispatchMode):
             # An operation may resize a storage that is already counted.
             self.live += storage.nbytes() - self._sizes[key]
         else:
+            # The weak reference reports when the storage is freed, without keeping it alive.
             self._watchers[key] = weakref.ref(storage, lambda _, key=key: self._forget(key))
             self.live += storage.nbytes()
         self._sizes[key] = storage.nbytes()

@@ -144,6 +144,7 @@ class Clock:
         queueing = sum(self._wall_times(call, 3)) / 3 * self._repeats
         torch.cuda.synchronize()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(self._repeats + 1)]
+        # The argument is in clock cycles: about 2e9 per second.
         torch.cuda._sleep(int(2e9 * min(0.5, queueing)))
         for event in events[:-1]:
             event.record()
@@ -205,6 +206,7 @@ def _measure_tiles(
     inputs = make()
     full_CW = torch.log_softmax(inputs.logits[0].double(), dim=1)
     expected_C = full_CW.gather(1, inputs.labels_C[:, None])[:, 0]
+    # Release the large float64 tensor before the methods run.
     del full_CW
     for name, _ in tile_methods(inputs):
         # Each method gets new inputs, because some overwrite the logits.
@@ -235,6 +237,7 @@ def _measure_layers(
             for hidden_CH, labels_C in zip(hidden_RH.split(256), inputs.labels_R.split(256), strict=True)
         ]
     )
+    # Release the float64 weight before the methods run.
     del exact_VH
     known = [hidden_RH, weight_VH, inputs.labels_R, inputs.upstream_2R]
     for name, build in layer_methods(inputs):

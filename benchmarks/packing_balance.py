@@ -48,6 +48,7 @@ def naive(lengths: Sequence[int], max_tokens: int, num_ranks: int) -> Packing:
                 microbatches.append([])
             microbatches[-1].append(row)
         ranks.append(microbatches)
+    # Pipeline schedules need equally many microbatches on every rank, so shorter ranks get empty ones.
     most = max(len(microbatches) for microbatches in ranks)
     return Packing(tuple(tuple(tuple(rows) for rows in [*mbs, *[[]] * (most - len(mbs))]) for mbs in ranks))
 
@@ -56,6 +57,7 @@ def figures(packing: Packing, lengths: Sequence[int], costs: Sequence[float], pa
     """Return (slowest rank relative to the mean, the same if ranks wait at every microbatch, share of padding)."""
     by_microbatch = [[sum(costs[row] for row in rows) for rows in rank] for rank in packing.rows]
     mean = sum(map(sum, by_microbatch)) / len(by_microbatch)
+    # The k-th microbatch of all ranks ends when the slowest rank has finished its k-th.
     in_step = sum(max(of_ranks) for of_ranks in zip(*by_microbatch, strict=True))
     tokens = sum(
         padding.microbatch(sum(padding.sequence(lengths[row]) for row in rows)) or padding.microbatch_to

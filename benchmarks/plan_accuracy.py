@@ -125,6 +125,7 @@ def measure(folder, layout, recompute, dtype):
     ]
     for role in (policy, prm):
         role.update(sequences[:2], [0, 1], _loss)  # creates the optimizer states
+    # Weights and gradients are counted as models, so they must not count as working memory.
     known = [*policy.built.module.parameters(), *policy._gradients()]
     with LiveBytes(known) as counted:
         policy._pass.backward(sequences, range(rows), _loss)
@@ -170,6 +171,7 @@ def measure_all(cases, root):
         for process in ranks:
             process.join()
         for index, case in enumerate(chosen):
+            # Ranks differ, for example in pipeline stages with and without the embedding.
             measured[case] = max((of_rank[index] for of_rank in by_rank), key=lambda r: sum(r.values()))
     return measured
 

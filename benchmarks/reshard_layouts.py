@@ -57,7 +57,7 @@ class Case:
 
     @property
     def is_colocated(self) -> bool:
-        """Whether the engines run on training ranks."""
+        """True if the engines run on training ranks."""
         return self.engines.ranks[0][0] < self.training.num_ranks
 
     @property
@@ -80,6 +80,7 @@ def grid(quick: bool) -> Iterator[Case]:
         ("Llama-70B", LLAMA_70B, dense, ((1, 1, 1), (2, 8, 1), (4, 4, 1))),
         ("Qwen3-235B", QWEN3_235B, mixtures, ((1, 8, 1), (2, 8, 8), (2, 4, 2))),
     ):
+        # --quick takes every third layout.
         for training, (num_engines, tp, ep) in product(layouts[:: 3 if quick else 1], sizes):
             for first_rank in (0, training.num_ranks):
                 engines = EngineLayout.consecutive(num_engines, tp, ep=ep, first_rank=first_rank)

@@ -38,6 +38,7 @@ def measure(repeats: int, timeout_s: float = 300) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+        # The port was only probed for; rank 0 of the job binds it.
         probe.close()
         Path(folder, "config.json").write_text(json.dumps(CONFIG))
         shared = {

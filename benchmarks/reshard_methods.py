@@ -128,6 +128,7 @@ class Methods:
             return
         for pair in zip(*self._peers, strict=True):
             local = self._parameters[pair[0].megatron_name].data
+            # Both ranks hold the same values, so nothing has to be gathered.
             if pair[0].replicated_over_tp:
                 self._store_pieces(local, pair[0])
                 continue
@@ -155,6 +156,7 @@ class Methods:
         topology: Topology = build_topology(platform, engine_tp, 1)
         target = build_model(folder, topology, load_weights=False)
         try:
+            # A first sync also shows whether megatron-core can run this case at all.
             service = _CpuCopyService()
             swap_model_weights(self._source.module, target.module, service)
         except Exception as error:  # noqa: BLE001 - another project may raise anything

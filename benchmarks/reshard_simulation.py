@@ -96,10 +96,12 @@ def gather_everything(case: Case) -> dict[str, float]:
     experts = 2.0 * sum(math.prod(d) for name, d in hf_tensors(case.shape).items() if ".experts." in name)
     dense = total - experts
     if case.is_colocated:
+        # Share of the experts that a GPU receives from its own node, over NVLink.
         on_node = min(RANKS_PER_NODE, training.ep * training.etp) / (training.ep * training.etp * training.pp)
         nic = dense / training.tp * (training.pp - 1) / training.pp + experts * (1 - on_node)
         nvlink = dense * (training.tp - 1) / training.tp + experts * on_node
     else:
+        # Other GPUs receive every tensor over their NIC; only the training side gathers over NVLink.
         nic, nvlink = total, dense / training.pp
     return {
         "nic_received_gb": nic / 1e9,

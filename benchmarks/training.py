@@ -136,6 +136,7 @@ def _toy_run(folder: Path, num_steps: int) -> int:
         build(self, *args, **kwargs)
         self.optimizer.step = timed(self.optimizer.step)
 
+    # Timers are attached to the functions from outside, so that the product contains no benchmark code.
     schedule = forward.get_forward_backward_func
     forward.get_forward_backward_func = lambda: timed(schedule())
     LocalEngine.generate = timed(LocalEngine.generate)

@@ -101,6 +101,7 @@ def rank_main(folder: Path, repeats: int) -> None:
     for name, method in methods.items():
         method.prepare()
         losses[name] = method.train()
+    # Equal losses show that the methods do the same work.
     reference = next(iter(losses.values()))
     assert all(abs(loss - reference) < 1e-4 * abs(reference) for loss in losses.values()), losses
     times: dict[str, dict[str, list[float]]] = {name: {"score": [], "train": []} for name in methods}
@@ -204,6 +205,7 @@ class HuggingFace:
             loss.backward()
             total += loss.detach()
         if dist.get_world_size() > 1:
+            # One all-reduce of all gradients is what a data-parallel HF run would do at best.
             flat = torch.cat([parameter.grad.flatten() for parameter in self._model.parameters()])
             dist.all_reduce(flat)
             dist.all_reduce(total)

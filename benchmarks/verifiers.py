@@ -119,6 +119,7 @@ def print_attacks() -> None:
     box = Sandbox(CodeConfig(memory_mib=512))
     print("\n| attack | passes | how it ends |\n| --- | --- | --- |")
     for name, code in sandbox_attacks.PRINTED.items():
+        # The tests fill in real processes and ports; here the placeholders only have to be valid.
         done = box.run(code.replace("PARENT", "1").replace("PORT", "9"), b"13 29\n", 1.0)
         passes = done.exit_code == 0 and outputs_equal("42", done.stdout.decode(errors="replace"))
         print(attack_row(name, passes, done))

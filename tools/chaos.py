@@ -159,8 +159,10 @@ def _wait_for(moment: str, run_dir: Path, process: subprocess.Popen[bytes], gene
     num_logged = _num_lines(run_dir / "metrics.jsonl")
     has_come: Callable[[], bool]
     if moment == "start":
+        # This covers imports, the start of the process group, building the models and loading a checkpoint.
         has_come, longest_s = (lambda: True), 8.0
     elif moment == "step":
+        # A record has been logged, so the kill comes during the next step.
         has_come, longest_s = (lambda: _num_lines(run_dir / "metrics.jsonl") > num_logged), 1.5
     elif moment == "save":
         has_come = lambda: any(path.name not in known for path in checkpoints.glob(".step_*.partial"))  # noqa: E731
@@ -187,6 +189,7 @@ def _kill(process: subprocess.Popen[bytes], target: str, generator: random.Rando
     """Send SIGKILL to the target; return all other processes of the run, which must exit soon."""
     launcher = psutil.Process(process.pid)
     family = launcher.children(recursive=True)
+    # The children of the launcher are the ranks. A run of one process has no launcher: that process is the rank.
     ranks = [child for child in family if child.ppid() == process.pid] or [launcher]
     killed = {"rank": [generator.choice(ranks)], "launcher": [launcher], "everything": [launcher, *family]}
     for victim in killed[target]:
@@ -210,6 +213,7 @@ def _left_after(family: Sequence[psutil.Process], longest_s: float) -> list[psut
 
 def _is_running(process: psutil.Process) -> bool:
     try:
+        # A zombie has exited already, and only waits to be reaped.
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -224,6 +228,7 @@ def compare(expected: Path, actual: Path) -> list[str]:
             (k for k, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), "the end"
         )
         found.append(f"metrics differ from record {at} on ({len(mine)} and {len(theirs)} records)")
+    # safetensors files are written deterministically, so equal weights are equal bytes.
     for path in sorted((expected / "hf").glob("*.safetensors")):
         if path.read_bytes() != (actual / "hf" / path.name).read_bytes():
             found.append(f"weights in {path.name} differ")
@@ -256,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
+    # Without a handler, SIGTERM would skip the atexit functions that end the current run.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -103,6 +103,7 @@ class Converter:
             last = messages[-1]
             content = f"{last['content']}\n\n{self._options.instruction}"
             messages = [*messages[:-1], last | {"content": content}]
+        # The row's own system message takes precedence.
         if self._options.system_prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._options.system_prompt}, *messages]
         return messages

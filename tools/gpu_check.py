@@ -83,6 +83,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     if options.device == "cpu" and not options.tiny:
         raise ValueError("real sizes would take days on a CPU: use --device cpu with --tiny")
     if options.device == "cuda" and not options.child:
+        # Imported here, because torch takes seconds and --list does not need it.
         from megatron_prime.parallel.platform import num_gpus
 
         if not num_gpus():
@@ -107,6 +108,7 @@ def _outcome(check: Check, setting: Setting) -> Outcome:
     started = time.monotonic()
     deadline_s = check.deadline_s * (1.0 if setting.is_cuda else CPU_DEADLINE_FACTOR)
     fault = _run(command, log, deadline_s)
+    # A check that was killed has written some of its lines.
     read = lines_file.read_text().splitlines() if lines_file.is_file() else []
     lines = tuple(Line(**{**fields, "series": tuple(fields["series"])}) for fields in map(json.loads, read))
     return Outcome(check.name, check.description, lines, time.monotonic() - started, fault)
@@ -117,6 +119,7 @@ def _run(command: list[str], log: Path, deadline_s: float) -> str:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     with log.open("wb") as file:
+        # In a new session the child leads its own process group, so that all its descendants can be killed together.
         child = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )

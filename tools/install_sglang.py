@@ -95,6 +95,7 @@ def build(venv: Path, gpu: bool) -> int:
         f"building {venv} with {SGLANG} for {'NVIDIA GPUs' if gpu else 'the CPU'}: a few minutes, 3 GB",
         flush=True,
     )
+    # An interrupted build must not look complete to the next run.
     (venv / STAMP).unlink(missing_ok=True)
     try:
         install(venv, gpu)
@@ -121,6 +122,7 @@ def one_at_a_time(venv: Path) -> Iterator[None]:
 def link(venv: Path, target: Path) -> None:
     """Make `venv` a link to `target`, replacing an existing link or environment."""
     aside = venv.with_name(f".{venv.name.lstrip('.')}.link")
+    # Renaming replaces an existing link atomically; only a folder has to be removed first.
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
     if venv.is_dir() and not venv.is_symlink():

@@ -1,4 +1,4 @@
-"""Both directions need less memory than twice the largest tensor, for a model that is many times larger."""
+"""A conversion in either direction needs less memory than twice the largest tensor of a model that is larger still."""
 
 import pytest
 

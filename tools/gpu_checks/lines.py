@@ -25,7 +25,7 @@ class Setting:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether the check runs on a GPU."""
+        """True if the check runs on a GPU."""
         return self.device == "cuda"
 
     @property

@@ -43,10 +43,12 @@ def _copies(setting: Setting) -> Iterator[Line]:
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
     seconds = median_seconds(lambda: target.copy_(source), setting)
+    # A copy within the device reads and writes every byte.
     yield info("copy on the device, read + written", 2 * num_bytes / seconds / 1e9, "GB/s")
     if not setting.is_cuda:
         yield skipped("copies to and from pinned host memory", "no GPU")
         return
+    # Only copies of pinned memory run asynchronously and at the full speed of the link.
     pinned = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
     for name, call in (
         ("to pinned host memory", lambda: pinned.copy_(source, non_blocking=True)),

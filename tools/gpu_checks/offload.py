@@ -33,6 +33,7 @@ def offload(setting: Setting) -> Iterator[Line]:
 def _there_and_back(name: str, role: Scorer, setting: Setting) -> Iterator[Line]:
     """Offload a role twice: the first time includes allocating and pinning host memory, the second is measured."""
     residency, parts = role.residency, role._parts()
+    # Gradients are dropped when they are offloaded and restored as zeros, so there is nothing to compare.
     kept = [part for part in parts if parts[part].content != "dropped" and part in residency._offloaded]
     with residency.hold():
         before = [tensor.clone().cpu() for part in kept for tensor in parts[part].tensors()]
@@ -59,6 +60,7 @@ def _there_and_back(name: str, role: Scorer, setting: Setting) -> Iterator[Line]
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Return whether two tensors have the same bits: NaN equals itself, and +0 differs from -0."""
+    # Comparing bytes, because `torch.equal` on floats treats NaN as unequal and -0 as equal to +0.
     return left.shape == right.shape and torch.equal(
         left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8)
     )

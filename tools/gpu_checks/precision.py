@@ -146,6 +146,7 @@ def _at_steps(curve: list[float]) -> str:
 
 
 def _curve(kind: str, form: Format, model: Path, setting: Setting) -> list[float]:
+    # A large learning rate, so that a hundred steps learn the rule.
     lr = "policy.lr=1e-3" if kind == "sft" else "prm.lr=1e-3"
     overrides = [
         override.replace("fp8.policy", "fp8.prm") if kind == "prm" else override
@@ -162,6 +163,7 @@ def _sft_loss(built: Roles, index: int, sizes: Sizes) -> float:
     sequences = ruled_sequences(sizes, index, [0] * sizes.num_rows)
     mask_BT = torch.ones(sizes.num_rows, sizes.response_tokens, dtype=torch.bool)
     rows = list(range(sizes.num_rows))
+    # All response tokens of the minibatch have the same weight.
     weights_BT = minibatch_weights_BT(mask_BT, rows, "token").to(built.topology.platform.device)
     _, metrics = built.policy.update(sequences, rows, SFTRowLoss(weights_BT))
     return metrics["loss"]

@@ -47,6 +47,7 @@ def prime_run(setting: Setting) -> Iterator[Line]:
     yield info(
         "log-prob gap of trainer and engine in the last step", steps[-1]["rollout/logprob_gap"], "nats"
     )
+    # The run exports the policy at its end, so missing files mean that it did not finish.
     num_files = len(list((run / "hf").glob("*.safetensors")))
     yield judged("safetensors files of the exported policy", num_files, "", ">= 1", num_files >= 1)
 

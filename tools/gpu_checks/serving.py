@@ -115,6 +115,7 @@ def _memory(
             what, "no GPU: on a CPU SGLang accepts the request and releases nothing", "over half of its 40 %"
         )
         return
+    # The server was given 40 % of the GPU (mem_fraction) and should release most of it.
     free, total = during - before, torch.cuda.get_device_properties(0).total_memory
     yield judged(what, free / 2**30, "GiB", "over half of its 40 %", free > 0.2 * total)
     left = _free_bytes(setting)
@@ -133,6 +134,7 @@ def _free_bytes(setting: Setting) -> int | None:
 def _gap(transport: str, rollout: RolloutParts, built: Roles, setting: Setting) -> Line:
     """Compare the log-probs that the server reports for its samples to the trainer's for the same tokens."""
     num_tokens = 8 if setting.is_tiny else 128
+    # Random prompts suffice: both sides compute log-probs of the same sampled tokens.
     rows = random_sequences(built.policy.built.shape.vocab_size, 16, 32, 1)
     prompts = [Prompt(index, tuple(prompt), "") for index, (prompt, _) in enumerate(rows)]
     rollouts = rollout.engine.generate(prompts, SamplingParams(num_tokens, temperature=1.0), 1, 0)

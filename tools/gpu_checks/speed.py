@@ -56,6 +56,7 @@ def gpu_here(setting: Setting) -> GPU | None:
         return None
     name = torch.cuda.get_device_name(0)
     total = torch.cuda.get_device_properties(0).total_memory / GIB
+    # Several data sheets share a name ("H100") and differ in memory, so the closest memory decides.
     alike = [gpu for gpu in KNOWN.values() if gpu.name.split("-")[0] in name.replace(" ", "-").split("-")]
     return min(alike, key=lambda gpu: abs(gpu.memory_gib - total), default=None)
 
@@ -144,6 +145,7 @@ def _speed_lines(name: str, built: Roles, by_size: dict[int, float], setting: Se
         tokens = rows * (prompt + response)
         what = f"update, {name}, {number} x {tokens // number:,} tokens"
         yield info(what, tokens / seconds, "tokens/s", f"{1e3 * seconds:.1f} ms")
+        # The backward pass takes twice the FLOPs of the forward pass.
         flops = 3 * forward_flops(shape, tokens, prompt + response, rows * response)
         if gpu is None:
             yield skipped(f"{what}: MFU", "no GPU, or one whose peak is unknown")
@@ -185,6 +187,7 @@ def _of_policy(plan: MemoryPlan) -> dict[str, int]:
 
 def _recompute_that_fits(model: Path, setting: Setting) -> str:
     gpu = gpu_here(setting) or KNOWN["H100-80G"]
+    # RECOMPUTES is in ascending order of recomputed work.
     for granularity in RECOMPUTES:
         plan = _plan(model, setting, MICROBATCHES, f"memory.recompute.granularity={granularity}")
         if sum(_of_policy(plan).values()) + plan.overhead < gpu.memory_gib * GIB:
