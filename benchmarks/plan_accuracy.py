@@ -24,7 +24,7 @@ from megatron_prime.parallel.topology import build_topology
 from megatron_prime.planning.gpus import KNOWN
 from megatron_prime.planning.memory import plan_memory
 from megatron_prime.planning.planned_run import Assumptions, read_planned_run
-from megatron_prime.training.trainable import Scorer, Trainable
+from megatron_prime.training.trainable import RoleSpec, Scorer, Trainable
 
 SIZES = {
     "hidden_size": 128,
@@ -113,10 +113,10 @@ def measure(folder, layout, recompute, dtype):
     settings = ScoringSettings(TOKENS, config.trainer.logprob_chunk_tokens)
 
     def trainable(role, optimizer):
-        return Trainable(role, folder, topology, settings, optimizer, 10, False, config.memory)
+        return Trainable(RoleSpec(role, folder, settings, config.memory), topology, optimizer, 10, False)
 
     policy, prm = trainable("policy", config.policy), trainable("prm", config.prm)
-    reference = Scorer("reference", folder, topology, settings, load_weights=False)
+    reference = Scorer(RoleSpec("reference", folder, settings), topology, load_weights=False)
     generator = torch.Generator().manual_seed(0)
     rows = config.trainer.prompts_per_step * 4
     sequences = [

@@ -135,12 +135,13 @@ class Ours:
         from megatron_prime.config.tables.policy import PolicyConfig
         from megatron_prime.models.forward import ScoringSettings
         from megatron_prime.parallel.topology import build_topology
-        from megatron_prime.training.trainable import Trainable
+        from megatron_prime.training.trainable import RoleSpec, Trainable
 
         self._tensor = 2 if layout == "tp2" else 1
         self._build = lambda: build_topology(platform, self._tensor)
         settings = ScoringSettings(max_tokens_per_microbatch=MAX_TOKENS, chunk_tokens=1024)
-        self._model = Trainable("policy", folder / "model", self._build(), settings, PolicyConfig(), 10)
+        spec = RoleSpec("policy", folder / "model", settings)
+        self._model = Trainable(spec, self._build(), PolicyConfig(), 10)
         self._sequences = sequences
 
     def prepare(self) -> None:

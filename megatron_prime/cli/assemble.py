@@ -9,7 +9,6 @@ from megatron_prime.engines.local.build import build_local_engine
 from megatron_prime.engines.parts import EngineBuilder, EngineParts
 from megatron_prime.engines.sglang.build import build_sglang_engine
 from megatron_prime.logprobs.output_layer import select_kernel
-from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.models.te_layers import check_acceleration, lost_without
 from megatron_prime.observability import Progress
 from megatron_prime.parallel.collectives import all_gather_lists
@@ -56,21 +55,11 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
     # This is a warning, since plain torch layers compute the same, only slower.
     lost = lost_without(platform)
     if lost is not None and topology.rank == 0 and not data_parallel_only:
-        Progress().line(f"WARNING: {lost}")
+        Progress().warn(lost)
     start_watchdog(
         topology.rank, topology.world_size, settings.timeout_s, config.run_dir / "reports", platform.is_cuda
     )
     return replace(topology, megatron=config.megatron)
-
-
-def scoring_settings(config: PrimeConfig, temperature: float = 1.0) -> ScoringSettings:
-    """Return the settings with which models score responses."""
-    return ScoringSettings(
-        max_tokens_per_microbatch=config.trainer.max_tokens_per_microbatch,
-        chunk_tokens=config.trainer.logprob_chunk_tokens,
-        temperature=temperature,
-        kernel=config.trainer.logprob_kernel,
-    )
 
 
 @dataclass(frozen=True)

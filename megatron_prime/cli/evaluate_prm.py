@@ -1,6 +1,6 @@
 """The command `megatron-prime eval-prm`."""
 
-from megatron_prime.cli.assemble import scoring_settings, start_topology
+from megatron_prime.cli.assemble import start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation.prm_inputs import PRMInputs
@@ -10,6 +10,7 @@ from megatron_prime.evaluation.tables import prm_table
 from megatron_prime.observability import Progress
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
+from megatron_prime.training.roles import role_spec
 from megatron_prime.training.trainable import Scorer
 
 
@@ -36,17 +37,8 @@ def evaluate_prm(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
 
 def _build_scorer(config: PrimeConfig, topology: Topology) -> StepScorer:
     """Load the PRM and the reference and keep both off the device until they score."""
-    settings = scoring_settings(config)
-    memory, acceleration = config.memory, config.acceleration
-    prm = Scorer("prm", config.prm_path, topology, settings, memory=memory, acceleration=acceleration)
-    reference = Scorer(
-        "reference",
-        config.evaluated_reference_path,
-        topology,
-        settings,
-        memory=memory,
-        acceleration=acceleration,
-    )
+    prm = Scorer(role_spec(config, "prm", config.prm_path), topology)
+    reference = Scorer(role_spec(config, "reference", config.evaluated_reference_path), topology)
     for role in (prm, reference):
         role.residency.park()
     return StepScorer(prm, reference, config.prm.beta, config.trainer.max_tokens_per_microbatch)

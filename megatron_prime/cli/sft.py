@@ -1,6 +1,6 @@
 """`megatron-prime sft`."""
 
-from megatron_prime.cli.assemble import scoring_settings, start_topology
+from megatron_prime.cli.assemble import start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.memory import MemoryConfig
@@ -11,10 +11,11 @@ from megatron_prime.observability import Metrics, MetricsLogger, Progress
 from megatron_prime.observability.heartbeat import begin_step
 from megatron_prime.parallel.watchdog import stop_watchdog
 from megatron_prime.training.health.guards import Guards
+from megatron_prime.training.roles import scoring_settings
 from megatron_prime.training.sft import SFTTrainer
-from megatron_prime.training.trainable import Trainable
+from megatron_prime.training.trainable import RoleSpec, Trainable
 
-LINES_A_RUN = 10
+NUM_PROGRESS_LINES = 10
 
 
 def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
@@ -36,25 +37,16 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     progress.line(f"{len(dataset)} demonstrations, {dataset.num_dropped} longer than {max_tokens} tokens")
     for line in dataset.notes:
         progress.line(line)
-    policy = Trainable(
-        "policy",
-        config.model.path,
-        topology,
-        scoring_settings(config),
-        config.sft,
-        config.sft.num_steps,
-        # Nothing is offloaded: every phase of the warm-up is an update.
-        memory=MemoryConfig(recompute=config.memory.recompute),
-        acceleration=config.acceleration,
-    )
-    policy.watch = guards = Guards(
-        config.guards, config.run_dir, topology.rank == 0, lambda text: progress.line(f"WARNING: {text}")
-    )
+    # Nothing is offloaded, because every phase of the warm-up is an update.
+    memory = MemoryConfig(recompute=config.memory.recompute)
+    spec = RoleSpec("policy", config.model.path, scoring_settings(config), memory, config.acceleration)
+    policy = Trainable(spec, topology, config.sft, config.sft.num_steps)
+    policy.watch = guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
     guards.begin_step(1)
     stream = dataset.stream(config.seed, config.data.shuffle, weights)
-    # A folder of its own: train's history in the same run_dir must survive, and the other way round.
+    # The log has a folder of its own, so that `train` and `sft` in one run_dir keep each other's history.
     logger = MetricsLogger(config.run_dir / "sft_log") if topology.rank == 0 else None
-    every = max(1, config.sft.num_steps // LINES_A_RUN)
+    every = max(1, config.sft.num_steps // NUM_PROGRESS_LINES)
     with progress.phase("sft", config.sft.num_steps) as advance:
 
         def after_step(done: int, metrics: Metrics) -> None:

@@ -34,6 +34,10 @@ class Progress:
         if self._enabled:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Print a line that begins with WARNING."""
+        self.line(f"WARNING: {text}")
+
     def table(self, table: Table) -> None:
         """Print a table."""
         if self._enabled:

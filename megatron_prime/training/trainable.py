@@ -1,11 +1,12 @@
-"""A model in one of its roles: the frozen reference scores; policy and PRM score and learn.
+"""A model in one of its roles: `Scorer` for the frozen reference, `Trainable` for policy and PRM.
 
-Policy and PRM are one class with two losses.
+Policy and PRM are one class; their losses are arguments of `Trainable.update`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,60 +34,63 @@ from megatron_prime.training.health.not_finite import SkippedUpdate, WatchedLoss
 from megatron_prime.training.residency import Part, PartName, Residency
 
 
+@dataclass(frozen=True)
+class RoleSpec:
+    """A model's role in the run: where its weights come from, and how it computes."""
+
+    name: str
+    """policy, prm or reference; it selects FP8 recipe and offloading, and stands in error messages."""
+    hf_path: Path
+    """HF checkpoint to start from."""
+    scoring: ScoringSettings
+    """Packing, chunking and temperature."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Offloading to host memory between uses, and activation recomputation."""
+    acceleration: AccelerationConfig = field(default_factory=AccelerationConfig)
+    """FP8, and communication that overlaps with computation."""
+
+
 class Scorer:
     """A model that scores responses.
 
     Args:
-        role: policy, prm or reference; names it in errors.
-        hf_path: HF checkpoint to start from.
+        spec: the role.
         topology: the layout.
-        settings: packing, chunking and temperature.
         load_weights: False when a checkpoint is loaded right after.
-        memory: what of the role leaves for host memory between its uses, and what is recomputed.
-        load_balance_coef: of a role that learns; see PackedPass.
-        acceleration: FP8 of the role's layers, and what overlaps.
+        load_balance_coef: weight of the load-balancing loss of a role that trains; see PackedPass.
     """
 
     def __init__(
-        self,
-        role: str,
-        hf_path: Path,
-        topology: Topology,
-        settings: ScoringSettings,
-        load_weights: bool = True,
-        memory: MemoryConfig | None = None,
-        load_balance_coef: float = 0.0,
-        acceleration: AccelerationConfig | None = None,
+        self, spec: RoleSpec, topology: Topology, load_weights: bool = True, load_balance_coef: float = 0.0
     ) -> None:
-        memory = memory or MemoryConfig()
-        self.role = role
+        self.role = spec.name
         self.topology = topology
-        self.acceleration = acceleration or AccelerationConfig()
+        self.acceleration = spec.acceleration
         self.built: BuiltModel = build_model(
-            hf_path, topology, load_weights, memory.recompute, role, self.acceleration
+            spec.hf_path, topology, load_weights, spec.memory.recompute, spec.name, spec.acceleration
         )
-        # The reference's weights ask for gradients too, though it never gets any: torch and Megatron multiply by frozen
-        # weights with other kernels, and PRM and reference must agree to the last bit before the first update.
+        # The reference's weights require gradients too, though it never gets any: torch and Megatron use other kernels
+        # for frozen weights, and PRM and reference must agree to the last bit before the first update.
         self.built.module.requires_grad_(True)
         costs = row_costs(self.built.shape)
-        self._pass = PackedPass(self._wrap(), topology, settings, costs, load_balance_coef)
+        self._pass = PackedPass(self._wrap(), topology, spec.scoring, costs, load_balance_coef)
         parts = self._parts()
-        self.residency = Residency(topology.platform, parts, memory.offloaded_parts(role) & set(parts))
+        offloaded = spec.memory.offloaded_parts(spec.name) & set(parts)
+        self.residency = Residency(topology.platform, parts, offloaded)
 
     def score(self, sequences: Sequences, routing: Routing | None = None) -> Scores:
-        """Log-probs and entropies of all rows, equal on every rank; see PackedPass. Collective over all ranks."""
+        """Return log-probs and entropies of all rows, equal on every rank. Collective; see PackedPass."""
         with self.residency.hold("weights"):
             return self._pass.score(sequences, routing=routing)
 
     def resident(self) -> AbstractContextManager[None]:
-        """Everything of the role on the device for the block: for phases that use it several times."""
+        """Keep everything of the role on the device for the block, for a phase that uses it several times."""
         return self.residency.hold()
 
     def _wrap(self) -> Sequence[torch.nn.Module]:
         for parameter in self.built.module.parameters():
-            if hasattr(
-                parameter, "clear_high_precision_init_val"
-            ):  # of FP8 weights, for an optimizer's masters
+            # FP8 weights keep their initial values in high precision for an optimizer; a frozen model needs none.
+            if hasattr(parameter, "clear_high_precision_init_val"):
                 parameter.clear_high_precision_init_val()  # type: ignore[operator]
         return self.built.chunks
 
@@ -99,25 +103,25 @@ class Scorer:
 
 
 class UpdateWatch(Protocol):
-    """Is told of every update, on every rank alike."""
+    """Receives the outcome of every update, the same on every rank."""
 
     def stepped(self, role: str) -> None:
-        """It was applied."""
+        """Handle an update that was applied."""
         ...
 
     def skipped(self, update: SkippedUpdate) -> None:
-        """It was not finite and left no trace; what this raises ends the update."""
+        """Handle an update that was not finite and changed nothing; an exception raised here ends the update."""
         ...
 
 
 class StopAtFirst:
-    """The watch of a model that has no other: the first update that is not finite is an error."""
+    """The default watch, for which the first update that is not finite is an error."""
 
     def stepped(self, role: str) -> None:
-        """See UpdateWatch."""
+        """Do nothing."""
 
     def skipped(self, update: SkippedUpdate) -> None:
-        """Raises FloatingPointError."""
+        """Raise FloatingPointError."""
         raise FloatingPointError(
             f"the {update.role}'s update is not finite (gradient norm {update.grad_norm}): {update.summary()}. Lower "
             f"{update.role}.lr, or look at the last metrics for a loss that ran away. No weight was changed"
@@ -128,43 +132,26 @@ class Trainable(Scorer):
     """A model with gradients, the distributed optimizer and a learning-rate schedule.
 
     Args:
-        role: as in Scorer.
-        hf_path: as in Scorer.
-        topology: as in Scorer.
-        settings: as in Scorer.
+        spec: the role.
+        topology: the layout.
         optimizer_config: learning rate, schedule, AdamW, clipping.
         num_steps: trainer steps of the whole run: the length of a decaying schedule.
-        load_weights: as in Scorer.
-        memory: as in Scorer.
-        acceleration: as in Scorer.
+        load_weights: False when a checkpoint is loaded right after.
     """
 
     def __init__(
         self,
-        role: str,
-        hf_path: Path,
+        spec: RoleSpec,
         topology: Topology,
-        settings: ScoringSettings,
         optimizer_config: OptimizerConfig,
         num_steps: int,
         load_weights: bool = True,
-        memory: MemoryConfig | None = None,
-        acceleration: AccelerationConfig | None = None,
     ) -> None:
-        super().__init__(
-            role,
-            hf_path,
-            topology,
-            settings,
-            load_weights,
-            memory,
-            optimizer_config.load_balance_coef,
-            acceleration,
-        )
+        super().__init__(spec, topology, load_weights, optimizer_config.load_balance_coef)
         self.watch: UpdateWatch = StopAtFirst()
         self._has_gather_left = False
         self.optimizer = get_megatron_optimizer(
-            _megatron_optimizer_config(optimizer_config, topology, self.acceleration, role),
+            _megatron_optimizer_config(optimizer_config, topology, self.acceleration, self.role),
             [*self._ddp],
         )
         self.schedule = OptimizerParamScheduler(
@@ -185,22 +172,25 @@ class Trainable(Scorer):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next update."""
+        """The learning rate of the next update."""
         return self.optimizer.param_groups[0]["lr"]
 
     def score(self, sequences: Sequences, routing: Routing | None = None) -> Scores:
-        """See Scorer."""
+        """Return scores like Scorer, after gathering weights that an update has left to gather."""
         self.gather_weights()
         return super().score(sequences, routing)
 
     def update(
         self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None = None
     ) -> tuple[Scores, dict[str, float]]:
-        """One optimizer step on some rows (a minibatch).
+        """Take one optimizer step on some rows (a minibatch). Collective over all ranks.
 
-        Returns the scores of the weights before the step, and the loss's metric sums with `grad_norm` (before
-        clipping), equal on every rank. Collective over all ranks. A step whose loss or gradient is not finite on any
-        rank is skipped on all: weights, moments and step count stay, and `watch` decides whether that is an error.
+        A step whose loss or gradient is not finite on any rank is skipped on all of them: weights, moments and step
+        count stay, and `watch` decides whether that is an error.
+
+        Returns:
+            The scores of the weights before the step, and the loss's metric sums with `grad_norm` (before clipping),
+            both equal on every rank.
         """
         with self.residency.hold():
             return self._update(sequences, rows, loss, routing)
@@ -216,7 +206,7 @@ class Trainable(Scorer):
         found_inf = self.optimizer.prepare_grads()
         metrics["grad_norm"] = grad_norm = float(self.optimizer.get_grad_norm())
         is_broken = found_inf or not math.isfinite(grad_norm) or not watched.is_finite
-        # Ranks must not differ: one that steps alone would part from the others for good.
+        # All ranks must decide alike: one that stepped alone would hold other weights from here on.
         if any_rank(is_broken, self.topology):
             self.watch.skipped(
                 describe_skipped(self.role, self.built.module, watched, grad_norm, self.topology)
@@ -228,9 +218,9 @@ class Trainable(Scorer):
         return scores, metrics
 
     def gather_weights(self) -> None:
-        """Gather now what overlap.param_gather leaves for the next update's forward pass. Collective over all ranks.
+        """Gather the weights that overlap.param_gather leaves to the next forward pass. Collective over all ranks.
 
-        Until then a rank's weights are its own shard's new ones and the others' old ones.
+        Until then a rank holds the new weights of its own shard and the old ones of all others.
         """
         if self._has_gather_left:
             for chunk in self._ddp:
@@ -238,7 +228,7 @@ class Trainable(Scorer):
             self._has_gather_left = False
 
     def advance_schedule(self) -> None:
-        """Move the learning rate on by one trainer step; behind the step's last update, weights are whole again."""
+        """Advance the learning rate by one trainer step, and gather weights after the step's last update."""
         self.gather_weights()
         self.schedule.step(increment=1)
 
@@ -256,7 +246,7 @@ class Trainable(Scorer):
         self._ddp = [DistributedDataParallel(config, settings, chunk) for chunk in self.built.chunks]
         config.finalize_model_grads_func = finalize_model_grads
         if overlap.grad_reduce:
-            # Gradients add up over microbatches before they are reduced once.
+            # Without no_sync, Megatron would reduce the gradients of every microbatch instead of their sum once.
             no_sync: Any = [chunk.no_sync for chunk in self._ddp]
             config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         for chunk in self._ddp:
@@ -272,17 +262,17 @@ class Trainable(Scorer):
 
     def _gradients(self) -> Iterator[torch.Tensor]:
         for chunk in self._ddp:
-            ddp: Any = chunk  # its `buffers` hides torch's method of that name
+            ddp: Any = chunk  # Megatron's attribute `buffers` hides torch's method of that name.
             for buffer in [*ddp.buffers, *ddp.expert_parallel_buffers]:
                 yield buffer.grad_data
 
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
-        """Moments, and fp32 masters where they are not the weights themselves."""
+        """Yield moments, and fp32 master weights where they are not the weights themselves."""
         others = [*self._weights(), *self._gradients()]
         shared = {tensor.untyped_storage()._cdata for tensor in others}
         for megatron_optimizer in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
             inner = megatron_optimizer.optimizer
-            if inner is None:  # a rank without parameters of this kind
+            if inner is None:  # This rank holds no parameters of this kind, for instance no experts.
                 continue
             masters = (parameter for group in inner.param_groups for parameter in group["params"])
             moments = (value for state in inner.state.values() for value in state.values())
@@ -292,11 +282,11 @@ class Trainable(Scorer):
 
 
 def keep_padding_between_buckets(ddp: DistributedDataParallel) -> None:
-    """Make a checkpoint of the distributed optimizer right where a buffer has several buckets.
+    """Make checkpoints of the distributed optimizer correct where a buffer has several buckets.
 
     A shared embedding of a pipeline has a bucket of its own, and every bucket is padded at its end. When megatron-core
-    0.16.1 saves, it joins the buckets without that padding, but looks parameters up by places that count it: moments
-    would be saved shifted. Counting the padding between buckets as content makes both the same.
+    0.16.1 saves, it joins the buckets without that padding, but looks parameters up at offsets that count it: moments
+    would be saved shifted. Counting the padding between buckets as content makes the two agree.
     """
     buffers: Any = [*ddp.buffers, *ddp.expert_parallel_buffers]  # type: ignore[misc]
     for buffer in buffers:

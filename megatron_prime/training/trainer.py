@@ -26,19 +26,20 @@ from megatron_prime.types import RolloutBatch
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a trainer drives; built once, by the command line."""
+class TrainerContext:
+    """The collaborators of a trainer, built once by the command line."""
 
     engine: Engine
-    """Of the collector; told when a step's sampling is over."""
+    """The engine that the collector samples from; releases its memory after the sampling of each step."""
     collector: Collector
     policy: Trainable
     prm_phase: PRMPhase | None
-    """None trains by outcome rewards alone."""
+    """None trains on outcome rewards alone."""
     reference: Scorer | None
-    """None where no reference is needed, or where the old policy is the reference."""
+    """None where no reference is needed, or where the policy before its update is the reference."""
     weight_sync: WeightSync
     warn: Callable[[str], None]
+    """Receives a warning in one line."""
 
 
 class Trainer:
@@ -46,35 +47,35 @@ class Trainer:
 
     Args:
         config: the run's configuration.
-        parts: what it drives.
-        step_index: steps done before (a resumed run).
+        context: see TrainerContext.
+        step_index: number of steps already done (in a resumed run).
     """
 
-    def __init__(self, config: PrimeConfig, parts: Parts, step_index: int = 0) -> None:
+    def __init__(self, config: PrimeConfig, context: TrainerContext, step_index: int = 0) -> None:
         self.config = config
         self.step_index = step_index
-        self._parts = parts
+        self._context = context
         self._mismatch_alarm = MismatchAlarm(config.rollout.logprob_alarm, config.policy.tis_cap)
         roles: dict[str, Scorer | None] = {
-            "policy": parts.policy,
-            "prm": parts.prm_phase and parts.prm_phase.prm,
-            "reference": parts.reference,
+            "policy": context.policy,
+            "prm": context.prm_phase and context.prm_phase.prm,
+            "reference": context.reference,
         }
         self._memory = PhaseMemory(
             {name: role.residency for name, role in roles.items() if role is not None},
-            parts.policy.topology.platform,
+            context.policy.topology.platform,
         )
 
     def step(self) -> Metrics:
-        """One iteration of Algorithm 1. Collective over all ranks."""
-        metrics, parts, memory = Metrics(), self._parts, self._memory
+        """Run one iteration of Algorithm 1 and return its metrics. Collective over all ranks."""
+        metrics, context, memory = Metrics(), self._context, self._memory
         with metrics.timed("step"):
             with memory.phase(metrics, "rollout"):
-                batch = self._on_device(parts.collector.collect(self.step_index))
-                parts.engine.release_memory()
+                batch = self._on_device(context.collector.collect(self.step_index))
+                context.engine.release_memory()
             sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
             with memory.phase(metrics, "logprobs"):
-                old = parts.policy.score(sequences, self._routing(batch))
+                old = context.policy.score(sequences, self._routing(batch))
                 ref_logprobs_BT = self._ref_logprobs(sequences, old)
             with memory.phase(metrics, "prm"):
                 rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
@@ -85,14 +86,14 @@ class Trainer:
                     "policy", self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
                 )
             with memory.phase(metrics, "weight_sync"):
-                make_room(parts.engine, parts.policy.topology)
-                parts.weight_sync.push(self.step_index + 1)
+                make_room(context.engine, context.policy.topology)
+                context.weight_sync.push(self.step_index + 1)
         self._describe(metrics, batch, old, advantages_BT)
         self.step_index += 1
         return metrics
 
     def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
-        return batch.to(self._parts.policy.topology.platform.device)
+        return batch.to(self._context.policy.topology.platform.device)
 
     def _routing(self, batch: RolloutBatch) -> Routing | None:
         """Return the experts that the engine chose for each token, where it reported them.
@@ -103,8 +104,8 @@ class Trainer:
         return None if all(experts is None for experts in routed) else routed
 
     def _ref_logprobs(self, sequences: Sequences, old: Scores) -> torch.Tensor | None:
-        if self._parts.reference is not None:
-            return self._parts.reference.score(sequences).logprobs_BT
+        if self._context.reference is not None:
+            return self._context.reference.score(sequences).logprobs_BT
         return old.logprobs_BT if self.config.reference.mode == "policy" else None
 
     def _process_rewards(
@@ -114,11 +115,11 @@ class Trainer:
         ref_logprobs_BT: torch.Tensor | None,
         metrics: Metrics,
     ) -> torch.Tensor | None:
-        """Eq. 3, from the PRM before or after its update as configured; None without a PRM."""
-        if self._parts.prm_phase is None:
+        """Return the process rewards (Eq. 3), of the PRM before or after its update as configured; None without one."""
+        if self._context.prm_phase is None:
             return None
         assert ref_logprobs_BT is not None
-        result = self._parts.prm_phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
+        result = self._context.prm_phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
         prm = self.config.prm
         rewards_BT = process_rewards_BT(
             result.logprobs_BT,
@@ -179,14 +180,14 @@ class Trainer:
 
         key = (self.config.seed, self.step_index)
         _, metrics = update_on_batch(
-            self._parts.policy, batch, sequences, config, make_loss, key, self._routing(batch)
+            self._context.policy, batch, sequences, config, make_loss, key, self._routing(batch)
         )
         return metrics
 
     def _describe(
         self, metrics: Metrics, batch: RolloutBatch, old: Scores, advantages_BT: torch.Tensor
     ) -> None:
-        """Add what is known of the batch as a whole."""
+        """Add the metrics of the batch as a whole, and warn of a mismatch with the engine."""
         mask_BT = batch.response_mask_BT
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
         warning = self._mismatch_alarm.look(mismatch, self.step_index + 1)
@@ -200,4 +201,4 @@ class Trainer:
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
         metrics.update(process_memory() | self._memory.host_copies())
         if warning is not None:
-            self._parts.warn(warning)
+            self._context.warn(warning)

@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from megatron_prime.cli.assemble import start_topology
-from megatron_prime.cli.train import _build_models
 from megatron_prime.config.loading import load_config
 from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping, RunState
+from megatron_prime.training.checkpoint.store import CheckpointStore, RunState
+from megatron_prime.training.roles import build_roles
 from tests.support.layout_worker import blocks_of
 
 SIZES = {
@@ -85,7 +85,7 @@ class Built:
 
     def __enter__(self):
         self.topology = start_topology(self.config)
-        self.models = _build_models(self.config, self.topology, load_weights=True)
+        self.models = build_roles(self.config, self.topology, load_weights=True)
         return self
 
     def __exit__(self, *_):
@@ -174,18 +174,18 @@ def checkpoints_across_layers(device, folder, root, there=TE, other=TORCH):
         with Built(device, folder / model, root, "prm.enabled=false", *there) as run:
             policy = run.models.policy
             policy.update(rows, range(len(rows)), loss)
-            store = CheckpointStore(paths / "there", Keeping(), run.topology)
+            store = CheckpointStore(paths / "there", run.topology)
             path = store.save({"policy": policy}, RunState(1, {}, 0))
             written = run.weights()
             policy.update(rows, range(len(rows)), loss)
             unbroken = run.weights()
         with Built(device, folder / model, root, "prm.enabled=false", *other) as run:
-            store = CheckpointStore(paths / "other", Keeping(), run.topology)
+            store = CheckpointStore(paths / "other", run.topology)
             store.load(path, {"policy": run.models.policy})
             in_other = run.weights()
             path = store.save({"policy": run.models.policy}, RunState(1, {}, 0))
         with Built(device, folder / model, root, "prm.enabled=false", *there) as run:
-            store = CheckpointStore(paths / "back", Keeping(), run.topology)
+            store = CheckpointStore(paths / "back", run.topology)
             store.load(path, {"policy": run.models.policy})
             back = run.weights()
             run.models.policy.update(rows, range(len(rows)), loss)

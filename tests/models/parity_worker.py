@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
-from megatron_prime.training.trainable import Trainable
+from megatron_prime.training.trainable import RoleSpec, Trainable
 from tests.support.layout_worker import blocks_of, topology_of
 from tests.support.tiny_models import DENSE_BUILDERS, MOE_BUILDERS
 
@@ -83,14 +83,8 @@ def replay(layouts, model_dirs, sequences, weights_BT, max_tokens, routing):
 def _one_model(
     model_dir: Path, topology, sequences, weights_BT, max_tokens: int, routing=None
 ) -> dict[str, Any]:
-    trainable = Trainable(
-        "policy",
-        model_dir,
-        topology,
-        ScoringSettings(max_tokens_per_microbatch=max_tokens, chunk_tokens=7),
-        PolicyConfig(),
-        num_steps=10,
-    )
+    settings = ScoringSettings(max_tokens_per_microbatch=max_tokens, chunk_tokens=7)
+    trainable = Trainable(RoleSpec("policy", model_dir, settings), topology, PolicyConfig(), num_steps=10)
     scores = trainable.score(sequences, routing)
 
     def loss(rows_b, logprobs_bT, entropy_bT):

@@ -82,7 +82,7 @@ def test_a_cut_network_leaves_one_writer(jobs, unbroken):
     jobs.lab.cut(NODES[0], False)
     jobs.finish(job)
     lease = json.loads((jobs.folder / "slurm_cut" / "lease.json").read_text())
-    assert (lease["life"], lease["restart_count"]) == (2, 1)
+    assert (lease["attempt"], lease["restart_count"]) == (2, 1)
     assert jobs.history("slurm_cut") == jobs.history("slurm_unbroken")
 
 

@@ -221,7 +221,7 @@ def checkpoint_of(run_dir: Path, step: int) -> Path:
 
 def is_saving(run_dir: Path, step: int) -> bool:
     final = checkpoint_of(run_dir, step)
-    return any(final.parent.glob(f".{final.name}.life*.partial"))
+    return any(final.parent.glob(f".{final.name}.attempt*.partial"))
 
 
 def is_logged(run_dir: Path, step: int) -> bool:

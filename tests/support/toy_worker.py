@@ -80,10 +80,11 @@ def convert_roles(folder: str, run_dir: str) -> dict[str, tuple[int, str]]:
 
 def parts_of() -> dict[str, Any]:
     """What cli.assemble and cli.evaluator build from the toy configuration."""
-    from megatron_prime.cli.assemble import build_rollout, scoring_settings, start_topology
+    from megatron_prime.cli.assemble import build_rollout, start_topology
     from megatron_prime.config.loading import load_config
     from megatron_prime.evaluation.evaluator import Evaluator
     from megatron_prime.parallel.platform import num_gpus
+    from megatron_prime.training.roles import scoring_settings
 
     config = load_config(Path("run.toml"), ["evaluation.temperature=1.0", "evaluation.max_prompts=5"])
     refused = ""
@@ -144,32 +145,32 @@ def stale_step(folder: str) -> dict[str, Any]:
         trainer,
         collector,
     ):
-        parts, scored, calls = trainer._parts, [], []
-        score = parts.policy.score
+        context, scored, calls = trainer._context, [], []
+        score = context.policy.score
 
         def watched_score(sequences: Any, routing: Any = None) -> Any:
             calls.append("score")
             scored.append((sequences, score(sequences, routing)))
             return scored[-1][1]
 
-        parts.policy.score = watched_score
-        parts.engine.__dict__ |= {
-            name: partial(_watched, calls, name, getattr(parts.engine, name))
+        context.policy.score = watched_score
+        context.engine.__dict__ |= {
+            name: partial(_watched, calls, name, getattr(context.engine, name))
             for name in ("generate", "release_memory")
         }
-        parts.weight_sync.__dict__["push"] = partial(_watched, calls, "push", parts.weight_sync.push)
+        context.weight_sync.__dict__["push"] = partial(_watched, calls, "push", context.weight_sync.push)
         collected: list[Any] = []
         collect = collector.collect
         collector.collect = lambda step: collected.append(collect(step)) or collected[0]
         with torch.no_grad():
-            for parameter in parts.policy.built.module.parameters():
+            for parameter in context.policy.built.module.parameters():
                 parameter.mul_(1.5)
         metrics = dict(trainer.step())
         batch, mask = collected[0], collected[0].response_mask_BT
         gap = (scored[0][1].logprobs_BT - batch.rollout_logprobs_BT).double()
         total = sum(abs(value) for value in gap[mask].tolist())
         for name in ("generate", "release_memory"):
-            del parts.engine.__dict__[name]
+            del context.engine.__dict__[name]
     return {
         "metrics": metrics,
         "warnings": warnings,
@@ -207,18 +208,20 @@ def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = Non
     from megatron_prime.cli import train
     from megatron_prime.config.loading import load_config
     from megatron_prime.observability import Progress
+    from megatron_prime.training.roles import build_roles
     from megatron_prime.training.trainer import Trainer
 
     config = load_config(Path("run.toml"), overrides)
     topology, rollout = _rollout_parts(config)
     progress = Progress(enabled=False)
-    models = train._build_models(config, topology, load_weights=True)
+    roles = build_roles(config, topology, load_weights=True)
     stream = train._prompt_stream(config, progress)
-    sync = rollout.sampler.make_weight_sync(models.policy.built)
+    sync = rollout.sampler.make_weight_sync(roles.policy.built)
     sync.push(0)
     warnings: list[str] = [] if expected_warnings is None else expected_warnings
-    parts = replace(train._parts(config, models, stream, sync, rollout, progress), warn=warnings.append)
-    yield Trainer(config, parts), parts.collector
+    context = train._trainer_context(config, roles, stream, sync, rollout, progress)
+    context = replace(context, warn=warnings.append)
+    yield Trainer(config, context), context.collector
     assert expected_warnings is not None or not warnings, warnings
 
 
@@ -242,10 +245,11 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from megatron_prime.cli.assemble import scoring_settings, start_topology
+    from megatron_prime.cli.assemble import start_topology
     from megatron_prime.config.loading import load_config
     from megatron_prime.data.sft import SFTDataset
     from megatron_prime.data.tokenizer import load_tokenizer
+    from megatron_prime.training.roles import role_spec
     from megatron_prime.training.sft import SFTTrainer
     from megatron_prime.training.trainable import Trainable
 
@@ -260,7 +264,8 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
     dataset = SFTDataset.read(
         config.sft.data, config.data, "response", load_tokenizer(config.model.path), 256
     )
-    policy = Trainable("policy", config.model.path, topology, scoring_settings(config), config.sft, num_steps)
+    spec = role_spec(config, "policy", config.model.path)
+    policy = Trainable(spec, topology, config.sft, num_steps)
     history: dict[str, list[float]] = {name: [] for name in ("loss", "grad_norm", "lr", "num_tokens", "done")}
 
     def after_step(done: int, metrics: Mapping[str, float]) -> None:

@@ -56,7 +56,7 @@ CHANGES = {
     "metrics differ from record 2": change_a_metric,
     "weights in model.safetensors differ": lambda run_dir: flip_a_bit(run_dir / "hf" / "model.safetensors"),
     "another checksum": lambda run_dir: flip_a_bit(next((run_dir / "checkpoints").glob("*4/prm/*.distcp"))),
-    "checkpoints [": lambda run_dir: (run_dir / "checkpoints" / ".step_00000009.life1.partial").mkdir(),
+    "checkpoints [": lambda run_dir: (run_dir / "checkpoints" / ".step_00000009.attempt1.partial").mkdir(),
 }
 
 

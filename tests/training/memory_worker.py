@@ -3,16 +3,16 @@
 import torch
 import torch.distributed as dist
 
-from megatron_prime.cli.train import _build_models
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.observability.metrics import Metrics
-from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping, RunState
+from megatron_prime.training.checkpoint.store import CheckpointStore, RunState
 from megatron_prime.training.phase_memory import PhaseMemory
-from megatron_prime.training.trainable import Scorer, Trainable
+from megatron_prime.training.roles import build_roles
+from megatron_prime.training.trainable import RoleSpec, Scorer, Trainable
 from tests.support.layout_worker import topology_of, weight_blocks
 from tests.training.training_worker import LOSSES
 
@@ -43,7 +43,7 @@ def parameters_by_role(folder, mode):
             "reference": {"mode": mode},
         }
     )
-    models = _build_models(config, topology_of("dp2"), load_weights=False)
+    models = build_roles(config, topology_of("dp2"), load_weights=False)
     roles = {"policy": models.policy, "prm": models.prm, "reference": models.reference}
     return {
         name: sum(parameter.numel() for parameter in role.built.module.parameters())
@@ -59,10 +59,10 @@ class Roles:
         config = OptimizerConfig(lr=1e-3, adam_eps=1e-6)
 
         def trainable(role):
-            return Trainable(role, folder, topology, SETTINGS, config, 10, load_weights, memory)
+            return Trainable(RoleSpec(role, folder, SETTINGS, memory), topology, config, 10, load_weights)
 
         self.trained = {"policy": trainable("policy"), "prm": trainable("prm")}
-        self.reference = Scorer("reference", folder, topology, SETTINGS, memory=memory)
+        self.reference = Scorer(RoleSpec("reference", folder, SETTINGS, memory), topology)
         self.all = {**self.trained, "reference": self.reference}
         for role in self.all.values():
             role.residency.park()
@@ -129,7 +129,7 @@ def _resume(folder, topology, batch, root, plain):
     """Two steps, a checkpoint and two more from it, with everything offloaded: does it end where `plain` did?"""
     # In the background the fork must see what the parent lets go right after.
     in_background = topology.sequence_parallel
-    store = CheckpointStore(root, Keeping(in_background=in_background), topology)
+    store = CheckpointStore(root, topology, in_background=in_background)
     first = Roles(folder, topology, OFFLOADED)
     for _ in range(NUM_STEPS // 2):
         first.step(batch)
@@ -162,15 +162,9 @@ def recompute(layout, folder, options):
     from benchmarks.live_bytes import LiveBytes
 
     topology = topology_of(layout)
-    trainable = Trainable(
-        "policy",
-        folder,
-        topology,
-        ScoringSettings(max_tokens_per_microbatch=1024, chunk_tokens=64),
-        PolicyConfig(),
-        10,
-        memory=MemoryConfig(recompute=options),
-    )
+    settings = ScoringSettings(max_tokens_per_microbatch=1024, chunk_tokens=64)
+    spec = RoleSpec("policy", folder, settings, MemoryConfig(recompute=options))
+    trainable = Trainable(spec, topology, PolicyConfig(), 10)
     generator = torch.Generator().manual_seed(0)
     sequences = [
         (torch.randint(0, 300, (20 + row,), generator=generator).tolist(), [1, 2, 3, row] * 20)

@@ -1,4 +1,4 @@
-"""What happens around the steps, and in which order."""
+"""What happens context the steps, and in which order."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from megatron_prime.observability import Metrics, Progress
 from megatron_prime.training.checkpoint.run_lock import FencedError
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import RunStopped
-from megatron_prime.training.loop import Loop, Surroundings, changed_settings, save_resolved_config
+from megatron_prime.training.loop import Loop, LoopContext, changed_settings, save_resolved_config
 from tests.support.toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 
 
@@ -63,7 +63,7 @@ def configured(**sections: dict) -> PrimeConfig:
 
 def calls_of(config: PrimeConfig, step_index: int = 0, evaluates: bool = True) -> list[str]:
     recorder = Recorder(step_index)
-    around = Surroundings(
+    context = LoopContext(
         store=recorder,
         roles={},
         prompt_stream=recorder,
@@ -72,7 +72,7 @@ def calls_of(config: PrimeConfig, step_index: int = 0, evaluates: bool = True) -
         progress=Progress(enabled=False),
         guards=quiet_guards(),
     )
-    Loop(config, recorder, around).run()
+    Loop(config, recorder, context).run()
     return recorder.calls
 
 
@@ -148,9 +148,9 @@ def test_a_fault_of_the_trainer_is_not_hidden_and_nothing_is_saved(step_index):
         raise FloatingPointError("gradient")
 
     recorder.step = fail
-    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards())
+    context = LoopContext(recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards())
     with pytest.raises(FloatingPointError):
-        Loop(configured(), recorder, around).run()
+        Loop(configured(), recorder, context).run()
     assert recorder.calls == []
 
 
@@ -177,8 +177,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_not(choice, capsys
         return save(roles, state)
 
     recorder.save = fail_at_first
-    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=True), quiet_guards())
-    loop = Loop(configured(checkpoint={"save_every": 1, "on_write_error": choice}), recorder, around)
+    context = LoopContext(recorder, {}, recorder, None, recorder, Progress(enabled=True), quiet_guards())
+    loop = Loop(configured(checkpoint={"save_every": 1, "on_write_error": choice}), recorder, context)
     if choice == "stop":
         with pytest.raises(OSError, match="no space"):
             loop.run()
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_not(choice, capsys
     else:
         loop.run()
         assert recorder.calls == ["step 1", "log 1", "step 2", "log 2", "save 2", "step 3", "log 3", "save 3"]
-        assert "WARNING: no space left. Training goes on" in capsys.readouterr().out
+        assert "WARNING: no space left. Training continues" in capsys.readouterr().out
 
 
 def test_the_last_checkpoint_must_be_written(capsys):
@@ -196,9 +196,9 @@ def test_the_last_checkpoint_must_be_written(capsys):
         raise OSError("no space left")
 
     recorder.finish = fail
-    around = Surroundings(recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards())
+    context = LoopContext(recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards())
     with pytest.raises(OSError, match="no space"):
-        Loop(configured(checkpoint={"on_write_error": "continue"}), recorder, around).run()
+        Loop(configured(checkpoint={"on_write_error": "continue"}), recorder, context).run()
 
 
 def test_a_fenced_run_logs_nothing():
@@ -207,20 +207,20 @@ def test_a_fenced_run_logs_nothing():
     @contextlib.contextmanager
     def fence():
         if recorder.calls:
-            raise FencedError("another life")
+            raise FencedError("another attempt")
         yield
 
-    around = Surroundings(
+    context = LoopContext(
         recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards(), fence
     )
     with pytest.raises(FencedError):
-        Loop(configured(), recorder, around).run()
+        Loop(configured(), recorder, context).run()
     assert recorder.calls == ["step 1"]
 
 
 def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_no_further():
     recorder = Recorder()
-    around = Surroundings(
+    context = LoopContext(
         store=recorder,
         roles={},
         prompt_stream=recorder,
@@ -231,6 +231,6 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_no_further():
         is_stopping=lambda: recorder.step_index == 2,
     )
     with pytest.raises(RunStopped, match="stopped after step 2 of 3, as asked"):
-        Loop(configured(checkpoint={"save_every": 0}), recorder, around).run()
+        Loop(configured(checkpoint={"save_every": 0}), recorder, context).run()
     assert recorder.calls[-2:] == ["log 2", "save 2"]
     assert "save 1" not in recorder.calls

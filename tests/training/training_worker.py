@@ -16,7 +16,7 @@ from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.losses import PolicyRowLoss, PRMRowLoss, minibatch_weights_BT
 from megatron_prime.training.prm_phase import PRMPhase
-from megatron_prime.training.trainable import Scorer, Trainable
+from megatron_prime.training.trainable import RoleSpec, Scorer, Trainable
 from tests.support.layout_worker import topology_of, weight_blocks
 from tests.support.training_batches import BETA
 
@@ -32,10 +32,9 @@ def make_trainable(
 ):
     """A role with an optimizer that is set in a few words."""
     config = OptimizerConfig(**{"lr": 1e-3, "adam_eps": 1e-6} | optimizer)
-    acceleration = OVERLAP if overlap else None
-    return Trainable(
-        role, folder, topology, SETTINGS, config, num_steps, load_weights, acceleration=acceleration
-    )
+    acceleration = OVERLAP if overlap else AccelerationConfig()
+    spec = RoleSpec(role, folder, SETTINGS, acceleration=acceleration)
+    return Trainable(spec, topology, config, num_steps, load_weights)
 
 
 def policy_loss(batch, rows):
@@ -197,14 +196,15 @@ def run_prm_phases(layouts, folder, batch, rollout_batch, cases, num_steps):
     report = {}
     for layout in layouts:
         topology = topology_of(layout)
-        reference = Scorer("reference", folder, topology, SETTINGS)
+        reference = Scorer(RoleSpec("reference", folder, SETTINGS), topology)
         ref_logprobs_BT = reference.score(batch["sequences"]).logprobs_BT
+        spec = RoleSpec("prm", folder, SETTINGS)
         for name, options in cases.items():
             config = PRMConfig(**{"lr": 1e-3, "adam_eps": 1e-6, "beta": BETA} | options)
             if config.update_order == "none":
-                prm = Scorer("prm", folder, topology, SETTINGS)
+                prm = Scorer(spec, topology)
             else:
-                prm = Trainable("prm", folder, topology, SETTINGS, config, num_steps=10)
+                prm = Trainable(spec, topology, config, num_steps=10)
             phase = PRMPhase(prm, config, seed=3)
             report[layout, name] = [
                 _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from megatron_prime.cli.assemble import start_topology
-from megatron_prime.cli.train import _build_models
 from megatron_prime.config.loading import load_config
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
+from megatron_prime.training.roles import build_roles
 from tools.gpu_checks.lines import Setting
 
 COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": True}
@@ -151,7 +151,7 @@ def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = T
     topology = start_topology(config)
     found = Roles(config, topology, None, None, None)
     try:
-        built = _build_models(config, topology, load_weights)
+        built = build_roles(config, topology, load_weights)
         found.policy, found.prm, found.reference = built.policy, built.prm, built.reference
         del built
         yield found

@@ -1,4 +1,4 @@
-"""The files of run_dir/checkpoints: what is complete, what is left over, what is kept. Rank 0's business alone."""
+"""The folder run_dir/checkpoints: its names, complete checkpoints, leftovers and removals. Rank 0 alone calls this."""
 
 import json
 import os
@@ -9,29 +9,29 @@ from typing import Any
 
 from megatron_prime.observability.durable import sync_path
 
-LEFT_OVER = re.compile(r"\.step_\d{8}\.life(\d+)\.(partial|removed)")
+LEFT_OVER = re.compile(r"\.step_\d{8}\.attempt(\d+)\.(partial|removed)")
 
-ROOM = ".room"
-ROOM_BYTES = 16 * 2**20
+RESERVED = ".reserved"
+RESERVED_BYTES = 16 * 2**20
 
 
 def name_of(step: int) -> str:
-    """Folder of a step's checkpoint."""
+    """Return the name of a step's checkpoint."""
     return f"step_{step:08d}"
 
 
-def partial_of(final: Path, life: int) -> Path:
-    """Where a life of the run writes what will become `final`; no other life writes there."""
-    return final.with_name(f".{final.name}.life{life}.partial")
+def partial_of(final: Path, attempt: int) -> Path:
+    """Return where an attempt of the run writes what will become `final`; no other attempt writes there."""
+    return final.with_name(f".{final.name}.attempt{attempt}.partial")
 
 
 def complete(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step_*") if (path / "run.json").is_file())
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
-    """run.json. Raises ValueError when the checkpoint has none that can be read."""
+    """Return the contents of run.json. Raises ValueError when the checkpoint has none that can be read."""
     try:
         run = json.loads((checkpoint / "run.json").read_text())
     except (OSError, ValueError) as error:
@@ -41,50 +41,50 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
     return run
 
 
-def clear_leftovers(folder: Path, life: int) -> None:
-    """Remove what interrupted saves and removals of this and earlier lives left."""
+def clear_leftovers(folder: Path, attempt: int) -> None:
+    """Remove what interrupted saves and removals of this and earlier attempts left."""
     for stale in folder.glob(".step_*"):
         match = LEFT_OVER.fullmatch(stale.name)
-        if match and int(match[1]) <= life:
+        if match and int(match[1]) <= attempt:
             shutil.rmtree(stale)
 
 
-def make_partial(partial: Path, roles: list[str], life: int) -> None:
-    """Make the folders of a save, with room held for its small files."""
-    clear_leftovers(partial.parent, life)
+def make_partial(partial: Path, roles: list[str], attempt: int) -> None:
+    """Create the folders of a save, with disk space reserved for its small files."""
+    clear_leftovers(partial.parent, attempt)
     partial.mkdir(parents=True)
     for role in roles:
         (partial / role).mkdir()
-    hold_room(partial)
+    reserve_space(partial)
 
 
-def hold_room(partial: Path) -> None:
-    """Take disk space for the small files that are written last. Raises OSError when there is none."""
+def reserve_space(partial: Path) -> None:
+    """Reserve disk space for the small files that are written last. Raises OSError when there is none."""
     try:
-        with (partial / ROOM).open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
+        with (partial / RESERVED).open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, RESERVED_BYTES)
     except OSError as error:
         free = shutil.disk_usage(partial).free / 2**20
         raise OSError(
             f"the checkpoint could not be written to {partial} ({free:.0f} MiB are free there): {error.strerror}. "
-            "The checkpoints before it are whole: mend the file system and start again"
+            "Earlier checkpoints are complete: fix the file system and start again"
         ) from error
 
 
-def release_room(partial: Path) -> None:
-    """Give the space back, for the small files to take."""
-    (partial / ROOM).unlink(missing_ok=True)
+def release_space(partial: Path) -> None:
+    """Give the reserved space back, for the small files to use."""
+    (partial / RESERVED).unlink(missing_ok=True)
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Make a written checkpoint the run's: all of it is on disk before it gets its name."""
+    """Give a written checkpoint its final name, after all of it has reached the disk."""
     sync_tree(partial)
     partial.rename(final)
     sync_path(final.parent)
 
 
-def prune(folder: Path, keep_last: int, keep_best: int, life: int) -> None:
-    """Remove all but the last ones and those of the highest held-out accuracy (the newer of two equal ones)."""
+def prune(folder: Path, keep_last: int, keep_best: int, attempt: int) -> None:
+    """Remove all checkpoints but the newest and those of the highest held-out accuracy (the newer of two equal)."""
     found = complete(folder)
     by_accuracy = []
     for path in found:
@@ -94,14 +94,14 @@ def prune(folder: Path, keep_last: int, keep_best: int, life: int) -> None:
     kept = {*found[-keep_last:], *(path for _, path in sorted(by_accuracy, reverse=True)[:keep_best])}
     for old in found:
         if old not in kept:
-            # Out of sight first: a kill in the middle of the removal must not leave half a checkpoint behind.
-            doomed = old.with_name(f".{old.name}.life{life}.removed")
+            # Rename first: a kill during the removal must not leave half a checkpoint under a valid name.
+            doomed = old.with_name(f".{old.name}.attempt{attempt}.removed")
             old.rename(doomed)
             shutil.rmtree(doomed)
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Take a damaged checkpoint out of the way without removing it; returns where it is now."""
+    """Rename a damaged checkpoint so that it is passed over; return where it is now."""
     aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
     number = 1
     while aside.exists():
@@ -113,7 +113,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until a folder and all below it are on disk."""
+    """Wait until a folder and everything below it are on disk."""
     for root, _, names in os.walk(folder):
         for name in names:
             sync_path(Path(root, name))

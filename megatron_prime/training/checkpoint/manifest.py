@@ -1,7 +1,7 @@
-"""manifest.json: size and SHA-256 of every file of a checkpoint, so that damage is known before it is used.
+"""manifest.json: size and SHA-256 of every file of a checkpoint, so that damage is detected before it is loaded.
 
-The rank that wrote a large file takes its checksum at once, in the process that wrote it, and leaves it beside the file
-in a `*.sums` file; rank 0 gathers those into the manifest and adds the small files.
+The process that writes a large file computes its checksum right away and stores it beside the file in a `*.sums` file;
+rank 0 collects those into the manifest and adds the small files.
 """
 
 import hashlib
@@ -15,27 +15,27 @@ SUMS_SUFFIX = ".sums"
 
 
 class Entry(TypedDict):
-    """What is known of a file."""
+    """Size and checksum of a file."""
 
     bytes: int
     sha256: str
 
 
 def entry_of(path: Path) -> Entry:
-    """Read a file through."""
+    """Return a file's entry, by reading all of it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def write_sums(files: Iterable[Path], path: Path) -> None:
-    """Leave the entries of some files of path's folder in `path`, whose name must end in SUMS_SUFFIX."""
+    """Write the entries of some files of path's folder to `path`, whose name must end in SUMS_SUFFIX."""
     assert path.suffix == SUMS_SUFFIX
     path.write_text(json.dumps({file.name: entry_of(file) for file in sorted(files)}))
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the manifest of everything in a checkpoint's folder; the sums files are used up."""
+    """Write the manifest of all files in a checkpoint's folder, and remove the sums files."""
     entries: dict[str, Entry] = {}
     for sums in sorted(folder.rglob(f"*{SUMS_SUFFIX}")):
         at = sums.parent.relative_to(folder)
@@ -48,7 +48,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
-    """File -> entry. Raises ValueError when the manifest is missing or cannot be understood."""
+    """Return the entry of each file. Raises ValueError when the manifest is missing or cannot be parsed."""
     path = folder / MANIFEST
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["files"]
@@ -60,13 +60,13 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 
 def share(entries: dict[str, Entry], num_shares: int, index: int) -> dict[str, Entry]:
-    """This share of the files to check, about equal in bytes."""
+    """Return one of `num_shares` parts of the files to check, about equal in bytes."""
     by_size = sorted(entries.items(), key=lambda item: (-item[1]["bytes"], item[0]))
     return dict(by_size[index::num_shares])
 
 
 def faults(folder: Path, entries: dict[str, Entry]) -> list[str]:
-    """What is wrong with these files, one line each; empty when nothing is."""
+    """Return what is wrong with these files, one line each; empty when nothing is."""
     found = []
     for name, expected in sorted(entries.items()):
         path = folder / name

@@ -1,7 +1,7 @@
-"""Writing one role of a checkpoint by Megatron's dist_checkpointing, at once or in a forked process.
+"""Writing one role of a checkpoint with Megatron's dist_checkpointing, in the foreground or in a forked process.
 
-A fork sees the memory as it was at that moment, so the trainer may change weights right after (on a GPU they are copied
-to the host first). What must be agreed between ranks is done before the fork and after all of them have ended.
+A fork has a snapshot of the memory, so the trainer may change weights right after it (on a GPU they are copied to the
+host first). Collective operations happen before the fork and after all forks have ended.
 """
 
 import multiprocessing
@@ -30,22 +30,22 @@ _manager: SyncManager | None = None
 
 
 class RoleWriter:
-    """One role on its way to its folder.
+    """Writes one role to its folder.
 
-    The constructor plans, and rank 0 writes what all ranks have in common; `finish` agrees on what was written. Both
-    are collective over all ranks, and raise OSError on every rank when a rank cannot write.
+    The constructor plans the save, and rank 0 writes what all ranks have in common; `finish` agrees on what was
+    written. Both are collective over all ranks, and raise OSError on every rank when a rank cannot write.
 
     Args:
         state: sharded state dict of the role.
-        folder: where it goes; exists.
-        rank: of this process.
+        folder: the folder to write into, which exists.
+        rank: rank of this process.
     """
 
     def __init__(self, state: dict[str, Any], folder: Path, rank: int) -> None:
         self._folder = folder
         self._rank = rank
         self._process: BaseProcess | None = None
-        _use_a_queue_of_its_own()
+        _use_own_queue()
         try:
             request = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
         except CheckpointException as error:
@@ -54,7 +54,7 @@ class RoleWriter:
         self._request = request
 
     def write(self, in_background: bool) -> None:
-        """Write this rank's part; in the background, return as soon as the state is safe from changes."""
+        """Write this rank's part; in the background, return as soon as the state may change."""
         request = self._request
         if request.async_fn is None:
             return
@@ -62,7 +62,7 @@ class RoleWriter:
         if request.preload_fn is not None:
             arguments[1] = request.preload_fn()
         work = (request.async_fn, arguments, dict(request.async_fn_kwargs), self._folder, self._rank)
-        tie_forked_children()  # Megatron forks writers in the foreground too
+        tie_forked_children()  # Megatron forks writers in the foreground too.
         if not in_background:
             _write(*work)
             return
@@ -70,11 +70,11 @@ class RoleWriter:
         self._process.start()
 
     def is_done(self) -> bool:
-        """True once this rank has nothing left to write, well or not."""
+        """Return whether this rank has nothing left to write, whether it succeeded or failed."""
         return self._process is None or not self._process.is_alive()
 
     def finish(self) -> None:
-        """Agree on what was written and write the role's metadata. Every rank must be done."""
+        """Agree on what was written, and write the role's metadata. Every rank must be done."""
         if self._process is not None:
             self._process.join()
         try:
@@ -84,14 +84,14 @@ class RoleWriter:
             raise _could_not_write(self._folder, error) from error
 
     def abandon(self) -> None:
-        """End a write that nobody waits for any more."""
+        """Kill a write whose result is no longer wanted."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
 
 
 def _write_alone(*work: Any) -> None:  # noqa: ANN401
-    # The threads of torch's pool did not come along into the fork.
+    # A fork has none of the threads of torch's pool, and would wait for them forever.
     torch.set_num_threads(1)
     _write(*work)
 
@@ -102,25 +102,25 @@ def _write(function: Any, arguments: list[Any], keywords: dict[str, Any], folder
     try:
         write_sums(folder.glob(f"__{rank}_*.distcp"), sums)
     except OSError:
-        # What Megatron could write is told by finish(); without sums, rank 0 takes the checksums itself.
+        # finish() reports whether Megatron could write; without sums, rank 0 computes the checksums itself.
         sums.unlink(missing_ok=True)
 
 
 def _could_not_write(folder: Path, error: CheckpointException) -> OSError:
     reasons = sorted({str(fault) for fault, _ in error.failures.values()} - {""})
-    # Rank 0 may be removing the save's folder by now, as it gives up too: the one above all saves stays.
+    # Rank 0 may already be removing the save's folder as it gives up too; the folder above all saves stays.
     free = shutil.disk_usage(folder.absolute().parents[1]).free / 2**20
     return OSError(
         f"the checkpoint could not be written to {folder} ({free:.0f} MiB are free there): {'; '.join(reasons)}. "
-        "The checkpoints before it are whole: mend the file system and start again"
+        "Earlier checkpoints are complete: fix the file system and start again"
     )
 
 
-def _use_a_queue_of_its_own() -> None:
+def _use_own_queue() -> None:
     """Give the next save its own queue of results, in a manager process that ends when this rank does.
 
-    Megatron has one queue for all: two roles on their way at once would take each other's results. And the manager
-    that it starts itself relies on an orderly exit: after a kill it would stay for ever.
+    Megatron has one queue for all saves: two roles in progress at once would take each other's results. The manager
+    that Megatron starts itself relies on an orderly exit, and would stay forever after a kill.
     """
     global _manager
     if _manager is None:

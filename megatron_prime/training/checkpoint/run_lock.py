@@ -1,9 +1,9 @@
-"""One job a run_dir: two that write the same checkpoints and logs would destroy each other's.
+"""At most one job per run_dir: two jobs would overwrite each other's checkpoints and logs.
 
-Two things keep a second one out. A lock of the kernel (flock) refuses to start beside a job that lives. A lease, in
-run_dir/lease.json, names the life of the run that may write; each new life takes it over with the next number, and an
-older one that lives on (its node was given up, the job was requeued, the file system's locks do not reach across
-machines) finds out before it writes anything.
+Two mechanisms keep a second job out. A kernel lock (flock) refuses to start beside a running job. A lease, in
+run_dir/lease.json, names the attempt of the run that may write. Each new attempt takes it over with the next number,
+and an older one that still runs (its node was given up, the job was requeued, the file system's locks do not reach
+across machines) notices before it writes anything.
 """
 
 import contextlib
@@ -23,32 +23,33 @@ from megatron_prime.parallel.collectives import broadcast_object
 from megatron_prime.parallel.topology import Topology
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer; the lease alone guards those."""
+"""Errors of file systems without locks, where the lease is the only guard."""
 
 
 class FencedError(ValueError):
-    """A later life of the run has taken run_dir over: this process must not write there any more."""
+    """A later attempt of the run has taken run_dir over: this process must not write there any more."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Which life of a run may write."""
+    """The attempt of a run that may write."""
 
-    life: int
-    """Counts the starts of the run, from 1."""
+    attempt: int
+    """Number of the attempt, from 1."""
     token: str
-    """Unique to the life, so that two that raced for a number are told apart."""
+    """Unique to the attempt, which distinguishes two that raced for a number."""
     holder: str
+    """Process and host, for messages."""
     job: str = ""
     """Slurm's job id; empty elsewhere."""
     restart_count: int = 0
-    """How often Slurm has requeued the job."""
+    """Number of times that Slurm has requeued the job."""
     lock: str = ".lock"
-    """File in run_dir that the life holds locked."""
+    """File in run_dir that the attempt holds locked."""
 
     @staticmethod
     def read(run_dir: Path) -> "Lease | None":
-        """None where no life began, or the file cannot be understood."""
+        """Return the lease of run_dir; None where no attempt began, or the file cannot be parsed."""
         try:
             return Lease(**json.loads((run_dir / "lease.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -56,11 +57,14 @@ class Lease:
 
 
 class RunLock:
-    """Holds run_dir on rank 0 until it is closed or the process ends, however it ends.
+    """Holds run_dir on rank 0 until it is closed or the process ends in any way. Collective over all ranks.
 
-    Collective over all ranks; raises ValueError on every rank when another job holds run_dir, and OSError when it
-    cannot be written. A job that Slurm requeued (same job id, higher restart count) takes run_dir over from its former
-    life even when that one still holds the lock.
+    A job that Slurm requeued (same job id, higher restart count) takes run_dir over from its former attempt even when
+    that one still holds the lock.
+
+    Raises:
+        ValueError: another job holds run_dir; raised on every rank.
+        OSError: run_dir cannot be written; raised on every rank.
     """
 
     def __init__(self, run_dir: Path, topology: Topology) -> None:
@@ -77,13 +81,15 @@ class RunLock:
         if error is not None:
             raise error
         assert lease is not None
-        self.life = lease.life
+        self.attempt = lease.attempt
+        """Number of this attempt, from 1."""
 
     @contextlib.contextmanager
     def fence(self) -> Iterator[None]:
-        """Around everything that rank 0 writes to run_dir, so that no later life can begin in between.
+        """Guard the block, in which rank 0 writes to run_dir: no later attempt can begin before it ends.
 
-        Raises FencedError before the block when a later life has begun.
+        Raises:
+            FencedError: a later attempt has begun; the block does not run.
         """
         assert self._lease is not None, "rank 0 alone writes to run_dir"
         with _critical_section(self._run_dir):
@@ -92,41 +98,42 @@ class RunLock:
                 by = (
                     "it has no lease any more"
                     if now is None
-                    else f"{now.holder} (life {now.life}) has it now"
+                    else f"{now.holder} (attempt {now.attempt}) has it now"
                 )
                 raise FencedError(
-                    f"this is life {self._lease.life} of the run in {self._run_dir}, and {by}: nothing more is written "
-                    "from here. If that other job is the one to keep, there is nothing to mend"
+                    f"this is attempt {self._lease.attempt} of the run in {self._run_dir}, and {by}: "
+                    "nothing more is written from here. If that other job is the one to keep, there is nothing to fix"
                 )
             yield
 
     def close(self) -> None:
-        """Let the next job in."""
+        """Release the lock, so that the next job can start."""
         if self._file is not None:
             self._file.close()
 
 
 def acquire(run_dir: Path) -> tuple[Lease, IO[str]]:
-    """Begin a new life of the run: its lease, and the locked file, which must stay open.
+    """Begin a new attempt of the run; return its lease, and the locked file, which must stay open.
 
-    Raises ValueError when another job holds run_dir.
+    Raises:
+        ValueError: another job holds run_dir.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     job, restart_count = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     with _critical_section(run_dir):
         before = Lease.read(run_dir)
         name = before.lock if before else ".lock"
-        life = before.life + 1 if before else 1
+        attempt = before.attempt + 1 if before else 1
         is_same_job = bool(job) and before is not None and before.job == job
         if is_same_job and before is not None and before.restart_count > restart_count:
             raise ValueError(
-                f"{run_dir} belongs to {before.holder}, a later life (restart {before.restart_count}) of this very job "
-                f"{job} (restart {restart_count}): this one must not go on"
+                f"{run_dir} belongs to {before.holder}, a later attempt (restart {before.restart_count}) of this same "
+                f"job {job} (restart {restart_count}): this one must not go on"
             )
         file = _try_lock(run_dir / name)
         if file is None and is_same_job and before is not None and before.restart_count < restart_count:
-            # The former life is an orphan: its lock is left to it, and the lease is taken away.
-            name = f".lock.{life}"
+            # The former attempt is an orphan that may still hold its lock: leave it the lock, and take over the lease.
+            name = f".lock.{attempt}"
             file = _try_lock(run_dir / name)
         if file is None:
             holder = before.holder if before else "another job"
@@ -134,9 +141,9 @@ def acquire(run_dir: Path) -> tuple[Lease, IO[str]]:
                 f"{run_dir} is in use by {holder}: wait for it, end it, or choose another run_dir"
             )
         holder = f"process {os.getpid()} on {socket.gethostname()}"
-        lease = Lease(life, uuid.uuid4().hex, holder, job, restart_count, name)
+        lease = Lease(attempt, uuid.uuid4().hex, holder, job, restart_count, name)
         replace_file(run_dir / "lease.json", json.dumps(asdict(lease), indent=1) + "\n")
-    # A forked child would hold the lock on after this process was killed.
+    # Otherwise a forked child would keep the lock after this process is killed.
     os.register_at_fork(after_in_child=file.close)
     return lease, file
 
@@ -156,7 +163,7 @@ def _try_lock(path: Path) -> IO[str] | None:
 
 @contextlib.contextmanager
 def _critical_section(run_dir: Path) -> Iterator[None]:
-    """One process at a time, for as long as it takes to look at the lease and act on it."""
+    """Admit one process at a time, for as long as it takes to read the lease and act on it."""
     with (run_dir / ".lease.lock").open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,12 +1,12 @@
-"""Checkpoints of a whole run, by Megatron's dist_checkpointing: complete or absent, whenever the run is killed.
+"""Checkpoints of a whole run, written by Megatron's dist_checkpointing: each is complete or absent, even after a kill.
 
 run_dir/checkpoints/step_00000010/
     policy/  prm/       weights, optimizer moments and LR schedule of each role, sharded
     rng.pt              random states of every rank
     run.json            steps done, data position, guards' counters, held-out accuracy
     manifest.json       size and checksum of every file; written last before the rename
-run_dir/checkpoints/.step_00000020.life3.partial/   a save that is under way, or that a kill interrupted
-run_dir/checkpoints/damaged_step_00000030/          one that was found damaged, and passed over
+run_dir/checkpoints/.step_00000020.attempt3.partial/   a save in progress, or one that a kill interrupted
+run_dir/checkpoints/damaged_step_00000030/             a checkpoint that was found damaged and set aside
 """
 
 import json
@@ -35,14 +35,14 @@ from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint.folder import (
     clear_leftovers,
     complete,
-    hold_room,
     make_partial,
     name_of,
     partial_of,
     prune,
     publish,
     read_run,
-    release_room,
+    release_space,
+    reserve_space,
     set_aside,
 )
 from megatron_prime.training.checkpoint.manifest import faults, read_manifest, share, write_manifest
@@ -50,46 +50,40 @@ from megatron_prime.training.checkpoint.role_writer import OPTIMIZER_FORMAT, Rol
 from megatron_prime.training.trainable import Trainable
 
 POLL_S = 0.02
-"""Between two looks at a write that is waited for."""
+"""Seconds between two checks of a write that is waited for."""
 FAULTS_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run needs besides its models to go on exactly."""
+    """The state besides the models that an exact resume needs."""
 
     step_index: int
-    """Steps done."""
+    """Number of steps done."""
     prompt_stream: dict[str, Any]
-    """state_dict of the prompt stream."""
+    """The prompt stream's state_dict."""
     seed: int
     guards: dict[str, Any] = field(default_factory=dict)
-    """state_dict of the guards."""
+    """The guards' state_dict."""
     accuracy: float | None = None
-    """Held-out accuracy after these steps, where it was measured."""
+    """Held-out accuracy after these steps; None where it was not measured."""
     collector: dict[str, Any] = field(default_factory=dict)
-    """state_dict of the collector."""
+    """The collector's state_dict."""
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """How checkpoints are written, which are kept, and in whose name."""
+class RetentionPolicy:
+    """The checkpoints to keep; all others are removed."""
 
     last: int = 2
-    """Newest ones to keep."""
+    """Number of newest checkpoints to keep."""
     best: int = 0
-    """Ones of the highest held-out accuracy to keep besides."""
-    in_background: bool = False
-    """Write while training goes on."""
-    life: int = 0
-    """Number of this life of the run."""
-    fence: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Rank 0 enters it around every change of the folder; it raises when another life has taken over."""
+    """Number of checkpoints of the highest held-out accuracy to keep besides."""
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A save on its way."""
+    """A save in progress."""
 
     partial: Path
     final: Path
@@ -103,18 +97,32 @@ class CheckpointStore:
 
     Args:
         folder: run_dir/checkpoints.
-        keeping: what to keep, and how to write.
         topology: the layout.
+        retention: the checkpoints to keep.
+        in_background: write while training continues.
+        attempt: number of this attempt of the run; names the partial folders.
+        fence: entered by rank 0 around every change of the folder; raises when another attempt has taken over.
     """
 
-    def __init__(self, folder: Path, keeping: Keeping, topology: Topology) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        topology: Topology,
+        retention: RetentionPolicy | None = None,
+        in_background: bool = False,
+        attempt: int = 0,
+        fence: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._folder = folder
-        self._keeping = keeping
         self._topology = topology
+        self._retention = retention or RetentionPolicy()
+        self._in_background = in_background
+        self._attempt = attempt
+        self._fence = fence
         self._pending: _Pending | None = None
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint, as rank 0 sees the file system."""
+        """Return the newest complete checkpoint, as rank 0 sees the file system; None without one."""
         found = self._complete()
         return found[-1] if found else None
 
@@ -123,10 +131,13 @@ class CheckpointStore:
         on_damage: Literal["fallback", "stop"] = "fallback",
         warn: Callable[[str], None] = lambda _: None,
     ) -> Path | None:
-        """The newest checkpoint whose files are all as they were written; None where there is no checkpoint.
+        """Return the newest checkpoint whose files are all as they were written; None where there is no checkpoint.
 
-        Damaged ones that are newer are told by `warn` and set aside, never removed. Raises ValueError for a damaged one
-        with on_damage = "stop", and when every one is damaged: to start from nothing is for the user to decide.
+        Newer ones that are damaged are reported to `warn` and set aside, never removed.
+
+        Raises:
+            ValueError: a checkpoint is damaged and on_damage is "stop", or every checkpoint is damaged: whether to
+                start from nothing is for the user to decide.
         """
         damaged: dict[Path, str] = {}
         for checkpoint in reversed(self._complete()):
@@ -149,17 +160,16 @@ class CheckpointStore:
         return None
 
     def tidy(self) -> None:
-        """Finish what a kill interrupted: leftovers go, and checkpoints beyond those to keep. Call it at the start."""
-        keeping = self._keeping
+        """Remove what interrupted saves and removals left, and the checkpoints not to keep. Call it at the start."""
 
         def tidy() -> None:
-            clear_leftovers(self._folder, keeping.life)
-            prune(self._folder, keeping.last, keeping.best, keeping.life)
+            clear_leftovers(self._folder, self._attempt)
+            self._prune()
 
         self._on_first_rank(tidy)
 
     def faults(self, checkpoint: Path) -> list[str]:
-        """What is wrong with a checkpoint's files, by its manifest; the ranks share the reading."""
+        """Return what is wrong with a checkpoint's files by its manifest; the ranks share the reading."""
         try:
             entries = read_manifest(checkpoint)
         except ValueError as error:
@@ -169,54 +179,59 @@ class CheckpointStore:
         return sorted({line for of_rank in all_gather_lists(mine, self._topology) for line in of_rank})
 
     def save(self, roles: Mapping[str, Trainable], state: RunState) -> Path | None:
-        """Write a checkpoint and drop the ones beyond those to keep; it exists from the final rename on, whole.
+        """Write a checkpoint, then remove those not to keep. It appears complete, by a final rename.
 
-        Returns it, or None when it is written in the background: `poll` or `finish` returns it then. One that is still
-        on its way is waited for first. Raises OSError on every rank when a rank cannot write, a full disk among others;
-        the checkpoints that were there before stay. Raises FencedError when another life of the run has taken over.
+        A save in progress is completed first. Checkpoints that exist already survive every error.
+
+        Returns:
+            The checkpoint, or None when it is written in the background: `poll` or `finish` returns it then.
+
+        Raises:
+            OSError: a rank cannot write, for instance because the disk is full; raised on every rank.
+            FencedError: another attempt of the run has taken over.
         """
         self.finish()
-        keeping = self._keeping
         final = self._folder / name_of(state.step_index)
-        partial = partial_of(final, keeping.life)
-        self._on_first_rank(lambda: make_partial(partial, [*roles], keeping.life))
+        partial = partial_of(final, self._attempt)
+        self._on_first_rank(lambda: make_partial(partial, [*roles], self._attempt))
         self._pending = _Pending(partial, final, [], [], state)
         try:
-            # Planning both roles at once would hold both in memory; in the background they are there together anyway.
-            for group in [[*roles]] if keeping.in_background else [[role] for role in roles]:
+            # In the foreground, one role after another: planning both at once would hold both copies in memory.
+            for group in [[*roles]] if self._in_background else [[role] for role in roles]:
                 self._write({role: roles[role] for role in group})
         except OSError:
             self._abandon()
             raise
         self._pending.rng.extend(of_rank[0] for of_rank in all_gather_lists([_rng_state()], self._topology))
-        return None if keeping.in_background else self.finish()
+        return None if self._in_background else self.finish()
 
     def poll(self) -> Path | None:
-        """Complete the save on its way if every rank has written its part; the checkpoint, or None. Raises as save."""
+        """Complete the save in progress if every rank has written its part; return it or None. Raises like save."""
         if self._pending is None or any_rank(not self._is_done(), self._topology):
             return None
         return self._complete_pending()
 
     def finish(self) -> Path | None:
-        """Wait for the save on its way and complete it; None without one. Raises as save."""
+        """Wait for the save in progress and complete it; return None without one. Raises like save."""
         if self._pending is None:
             return None
-        # Ranks that are done wait in a collective, whose deadline is platform.timeout_s.
+        # Ranks that are done wait in a collective, whose deadline is platform.timeout_s: give up before it expires.
         deadline = time.monotonic() + 0.8 * self._topology.platform.timeout.total_seconds()
         while not self._is_done() and time.monotonic() < deadline:
             time.sleep(POLL_S)
         if any_rank(not self._is_done(), self._topology):
             self._abandon()
             raise OSError(
-                f"the checkpoint could not be written to {self._folder}: a writer did not end within "
-                "platform.timeout_s. The checkpoints before it are whole"
+                f"the checkpoint could not be written to {self._folder}: a writer did not finish within "
+                "platform.timeout_s. Earlier checkpoints are complete"
             )
         return self._complete_pending()
 
     def load(self, checkpoint: Path, roles: Mapping[str, Trainable]) -> RunState:
-        """Bring every role to the checkpoint's state, and this rank's random streams when the job has the same size.
+        """Restore every role, and this rank's random states if the job has the size that wrote them.
 
-        Raises ValueError when the checkpoint lacks a role or is damaged.
+        Raises:
+            ValueError: the checkpoint lacks a role or is damaged.
         """
         run = read_run(checkpoint)
         missing = sorted(set(roles) - set(run["roles"]))
@@ -246,20 +261,20 @@ class CheckpointStore:
         return broadcast_object(complete(self._folder) if self._topology.rank == 0 else None, self._topology)
 
     def _set_aside(self, damaged: Mapping[Path, str], sound: Path, warn: Callable[[str], None]) -> None:
-        for checkpoint, told in damaged.items():
-            # Its name is needed again: the run will come by this step once more.
+        for checkpoint, description in damaged.items():
+            # Its name must be free: the run will save this step again.
             self._on_first_rank(lambda checkpoint=checkpoint: set_aside(checkpoint))
-            warn(f"{told}. It is set aside as damaged_{checkpoint.name}; going back to {sound.name}")
+            warn(f"{description}. It is set aside as damaged_{checkpoint.name}; going back to {sound.name}")
 
     def _write(self, roles: Mapping[str, Trainable]) -> None:
-        """Plan, then write, some roles of the save on its way.
+        """Plan, then write, some roles of the save in progress.
 
-        Small files are written by rank 0 alone, inside Megatron, where a fault would leave the other ranks waiting. So
-        while large files are being written, room for the small ones is held.
+        Rank 0 writes the small files alone, inside Megatron, where an error would leave the other ranks waiting. Disk
+        space for them is therefore reserved while the large files are written.
         """
         pending = self._pending
         assert pending is not None
-        self._on_first_rank(lambda: release_room(pending.partial))
+        self._on_first_rank(lambda: release_space(pending.partial))
         with ExitStack() as held:
             for trainable in roles.values():
                 held.enter_context(trainable.residency.hold("weights", "optimizer"))
@@ -268,20 +283,21 @@ class CheckpointStore:
                 for role, trainable in roles.items()
             ]
             pending.writers.extend(writers)
-            self._on_first_rank(lambda: hold_room(pending.partial))
+            self._on_first_rank(lambda: reserve_space(pending.partial))
             for writer in writers:
-                writer.write(self._keeping.in_background)
-        any_rank(False, self._topology)  # no rank goes on before all have written, or have forked
+                writer.write(self._in_background)
+        # A barrier: no rank changes its weights before all have written or forked.
+        any_rank(False, self._topology)
 
     def _is_done(self) -> bool:
         assert self._pending is not None
         return all(writer.is_done() for writer in self._pending.writers)
 
     def _complete_pending(self) -> Path:
-        pending, keeping = self._pending, self._keeping
+        pending = self._pending
         assert pending is not None
         try:
-            self._on_first_rank(lambda: release_room(pending.partial))
+            self._on_first_rank(lambda: release_space(pending.partial))
             for writer in pending.writers:
                 writer.finish()
             self._on_first_rank(lambda: self._commit(pending))
@@ -289,8 +305,11 @@ class CheckpointStore:
             self._abandon()
             raise
         self._pending = None
-        self._on_first_rank(lambda: prune(self._folder, keeping.last, keeping.best, keeping.life))
+        self._on_first_rank(self._prune)
         return pending.final
+
+    def _prune(self) -> None:
+        prune(self._folder, self._retention.last, self._retention.best, self._attempt)
 
     def _commit(self, pending: _Pending) -> None:
         partial, state = pending.partial, pending.state
@@ -313,7 +332,7 @@ class CheckpointStore:
         publish(partial, pending.final)
 
     def _abandon(self) -> None:
-        """Give up the save on its way; its files go, a full disk needs the room. Not collective."""
+        """Give up the save in progress and remove its files, which may have filled the disk. Not collective."""
         assert self._pending is not None
         for writer in self._pending.writers:
             writer.abandon()
@@ -322,11 +341,11 @@ class CheckpointStore:
         self._pending = None
 
     def _on_first_rank(self, action: Callable[[], object]) -> None:
-        """Change the folder on rank 0; all ranks wait for it and share its fault."""
+        """Run a change of the folder on rank 0; all ranks wait for it, and raise its error."""
         error: Exception | None = None
         if self._topology.rank == 0:
             try:
-                with self._keeping.fence():
+                with self._fence():
                     action()
             except (OSError, ValueError, TypeError) as caught:
                 error = caught
@@ -336,9 +355,10 @@ class CheckpointStore:
 
 
 def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
-    """Fill a model with a role's weights alone, in whatever layout it is built. Collective over all ranks.
+    """Fill a model of any layout with the weights of a role. Collective over all ranks.
 
-    Raises ValueError when the checkpoint is incomplete or lacks the role.
+    Raises:
+        ValueError: the checkpoint is incomplete or lacks the role.
     """
     roles = read_run(checkpoint)["roles"]
     if role not in roles:
@@ -348,7 +368,7 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
 
 
 def _sharded_state(trainable: Trainable, written: Path | None = None) -> dict[str, Any]:
-    """What a role is made of; `written` is the folder when it is to be loaded."""
+    """Return a role's sharded state; `written` is the folder that it is to be loaded from, if it is."""
     model, is_loading = chunk_states(trainable.built.chunks, written), written is not None
     return model | {
         "optimizer": trainable.optimizer.sharded_state_dict(
@@ -375,10 +395,11 @@ def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
         state = dist_checkpointing.load(template, str(folder))
     except CheckpointingException as error:
         raise _damaged(folder, error) from error
-    except CheckpointException as error:  # what torch makes of the faults of all ranks
+    except CheckpointException as error:
+        # torch gathers the errors of all ranks into one exception; the first one says enough.
         first_error, _ = next(iter(error.failures.values()))
         raise _damaged(folder, first_error) from error
-    assert isinstance(state, dict)  # a second value comes only for strict modes that return mismatches
+    assert isinstance(state, dict)  # A second value is returned only by strict modes that report mismatches.
     return state
 
 

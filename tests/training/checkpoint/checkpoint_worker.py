@@ -16,7 +16,7 @@ from megatron.core import dist_checkpointing
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.models.builder import build_model
 from megatron_prime.training.checkpoint.folder import ROOM_BYTES
-from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping, RunState, load_weights
+from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy, RunState, load_weights
 from megatron_prime.training.health.guards import Guards
 from tests.support.layout_worker import topology_of, weight_blocks
 from tests.training.training_worker import LOSSES, make_trainable, poisoned_loss
@@ -134,8 +134,7 @@ def _save_and_resume(layout, dtype, folders, batches, root):
     torch.manual_seed(topology.rank)
     random.seed(topology.rank)
     np.random.seed(topology.rank)
-    keeping = Keeping(in_background=layout in BACKGROUND)
-    store = CheckpointStore(root / f"{layout} {dtype}", keeping, topology)
+    store = CheckpointStore(root / f"{layout} {dtype}", topology, in_background=layout in BACKGROUND)
     report = {"newest of nothing": store.newest()}
     roles = make_roles(folders, topology)
     update(roles, batches)
@@ -174,9 +173,9 @@ def load_elsewhere(pairs, folders, batches, root):
         checkpoint = root / f"{saved_by} fp32" / "step_00000003"
         models = of_models(layout, folders)
         roles = make_roles(models, topology, load_weights=False)
-        CheckpointStore(checkpoint.parent, Keeping(), topology).load(checkpoint, roles)
+        CheckpointStore(checkpoint.parent, topology).load(checkpoint, roles)
         report[saved_by, layout] = {"loaded": weights(roles, topology)}
-        again = CheckpointStore(root / f"{saved_by} again by {layout}", Keeping(), topology).save(
+        again = CheckpointStore(root / f"{saved_by} again by {layout}", topology).save(
             roles, RunState(3, STREAM, 0)
         )
         for role in roles:
@@ -214,7 +213,7 @@ def meet_faults(folders, batches, root):
     topology = topology_of("tp2")
     policy = {"policy": make_roles(folders, topology)["policy"]}
     update(policy, batches)
-    store = CheckpointStore(root / "faults", Keeping(), topology)
+    store = CheckpointStore(root / "faults", topology)
     for step in (1, 2, 3):
         last = store.save(policy, RunState(step, STREAM, 0))
     report = {"kept": sorted(path.name for path in (root / "faults").iterdir())}
@@ -233,7 +232,7 @@ def meet_faults(folders, batches, root):
     if topology.rank == 0:
         (root / "a file").write_text("")
     dist.barrier()
-    blocked = CheckpointStore(root / "a file" / "checkpoints", Keeping(), topology)
+    blocked = CheckpointStore(root / "a file" / "checkpoints", topology)
     report["no folder"] = fault(lambda: blocked.save(policy, RunState(1, STREAM, 0)))
     report["faults of damaged"] = {name: store.faults(root / "faults" / name) for name in DAMAGES}
     report["sound"] = _look_for_a_sound_one(root / "faults", policy, topology)
@@ -248,7 +247,7 @@ def meet_faults(folders, batches, root):
 
 def _look_for_a_sound_one(folder, roles, topology):
     """The newest is damaged, then put back by another save; then all are damaged."""
-    store, warnings = CheckpointStore(folder, Keeping(), topology), []
+    store, warnings = CheckpointStore(folder, topology), []
     newest = store.newest()
     report = {"before": store.newest_sound(warn=warnings.append) == newest and not warnings}
     _on_rank_0(topology, lambda: flip_a_byte(newest))
@@ -265,7 +264,7 @@ def _look_for_a_sound_one(folder, roles, topology):
 
 
 def _keep_the_best(folder, roles, topology):
-    store = CheckpointStore(folder, Keeping(last=1, best=1), topology)
+    store = CheckpointStore(folder, topology, RetentionPolicy(last=1, best=1))
     kept = []
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.9)):
         store.save(roles, RunState(step, STREAM, 0, accuracy=accuracy))
@@ -292,7 +291,7 @@ def _save_to_a_full_disk(folder, roles, topology, in_background):
     if not may_mount[0]:
         return None
     try:
-        store = CheckpointStore(folder / "checkpoints", Keeping(in_background=in_background), topology)
+        store = CheckpointStore(folder / "checkpoints", topology, in_background=in_background)
         store.save(roles, RunState(1, STREAM, 0))
         first = store.finish() or store.newest()
         # What remains: the room that is held for small files, and too little for the rest.
@@ -372,7 +371,7 @@ def die_while_saving(moment, folders, batches, root):
     topology = topology_of("one")
     roles = make_roles(folders, topology)
     update(roles, batches)
-    store = CheckpointStore(root / moment, Keeping(), topology)
+    store = CheckpointStore(root / moment, topology)
     store.save(roles, RunState(3, STREAM, 0))
     torch.save(weights(roles, topology), root / f"{moment}.pt")
     update(roles, batches)
@@ -380,9 +379,7 @@ def die_while_saving(moment, folders, batches, root):
         roles = KilledAfterFirst(roles)
     stream = KilledAfterFirst(STREAM) if moment == "before run.json" else STREAM
     if moment == "in the background":
-        CheckpointStore(root / moment, Keeping(in_background=True), topology).save(
-            roles, RunState(6, stream, 0)
-        )
+        CheckpointStore(root / moment, topology, in_background=True).save(roles, RunState(6, stream, 0))
         os.kill(os.getpid(), signal.SIGKILL)
     store.save(roles, RunState(6, stream, 0))
     raise AssertionError("the process should be dead")
@@ -393,7 +390,7 @@ def resume_after_death(moments, folders, root):
     topology = topology_of("one")
     report = {}
     for moment in moments:
-        store = CheckpointStore(root / moment, Keeping(), topology)
+        store = CheckpointStore(root / moment, topology)
         found = sorted(path.name for path in (root / moment).iterdir())
         roles = make_roles(folders, topology, load_weights=False)
         newest = store.newest()

@@ -6,16 +6,16 @@ import shutil
 import pytest
 
 from megatron_prime.training.checkpoint.folder import (
-    ROOM_BYTES,
+    RESERVED_BYTES,
     complete,
-    hold_room,
     make_partial,
     name_of,
     partial_of,
     prune,
     publish,
     read_run,
-    release_room,
+    release_space,
+    reserve_space,
     set_aside,
 )
 
@@ -29,8 +29,8 @@ def finished(folder, step, accuracy=None):
 
 def test_a_save_gets_its_name_when_it_is_whole(tmp_path):
     final = tmp_path / "checkpoints" / name_of(7)
-    partial = partial_of(final, life=2)
-    make_partial(partial, ["policy", "prm"], life=2)
+    partial = partial_of(final, attempt=2)
+    make_partial(partial, ["policy", "prm"], attempt=2)
     assert sorted(path.name for path in partial.iterdir()) == [".room", "policy", "prm"]
     assert complete(final.parent) == []
     (partial / "run.json").write_text("{}")
@@ -39,23 +39,27 @@ def test_a_save_gets_its_name_when_it_is_whole(tmp_path):
 
 
 def test_leftovers_of_this_and_earlier_lives_go_and_those_of_later_ones_stay(tmp_path):
-    names = [".step_00000001.life1.partial", ".step_00000002.life3.removed", ".step_00000003.life4.partial"]
+    names = [
+        ".step_00000001.attempt1.partial",
+        ".step_00000002.attempt3.removed",
+        ".step_00000003.attempt4.partial",
+    ]
     for name in [*names, "step_00000004", "damaged_step_00000005"]:
         (tmp_path / name / "deep").mkdir(parents=True)
-    make_partial(partial_of(tmp_path / name_of(9), 3), [], life=3)
+    make_partial(partial_of(tmp_path / name_of(9), 3), [], attempt=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".step_00000003.life4.partial",
-        ".step_00000009.life3.partial",
+        ".step_00000003.attempt4.partial",
+        ".step_00000009.attempt3.partial",
         "damaged_step_00000005",
         "step_00000004",
     ]
 
 
 def test_room_is_held_and_given_back(tmp_path):
-    hold_room(tmp_path)
-    assert (tmp_path / ".room").stat().st_blocks * 512 >= ROOM_BYTES
-    release_room(tmp_path)
-    release_room(tmp_path)
+    reserve_space(tmp_path)
+    assert (tmp_path / ".room").stat().st_blocks * 512 >= RESERVED_BYTES
+    release_space(tmp_path)
+    release_space(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
@@ -66,7 +70,7 @@ def test_room_is_held_and_given_back(tmp_path):
 def test_the_last_and_the_best_are_kept(tmp_path, keep_last, keep_best, kept):
     for step, accuracy in enumerate([0.5, 0.9, None, 0.1, 0.2], start=1):
         finished(tmp_path, step, accuracy)
-    prune(tmp_path, keep_last, keep_best, life=1)
+    prune(tmp_path, keep_last, keep_best, attempt=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [name_of(step) for step in kept]
 
 

@@ -12,7 +12,7 @@ import pytest
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
 from megatron_prime.training.checkpoint.run_lock import FencedError, Lease, RunLock
-from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping, RunState
+from megatron_prime.training.checkpoint.store import CheckpointStore, RunState
 
 HOLDER = """
 import sys, time
@@ -30,7 +30,7 @@ from pathlib import Path
 from megatron_prime.observability import MetricsLogger
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
-from megatron_prime.training.checkpoint.store import CheckpointStore, Keeping, RunState
+from megatron_prime.training.checkpoint.store import CheckpointStore, RunState
 from megatron_prime.training.checkpoint.run_lock import FencedError, RunLock
 platform = select_platform("cpu")
 platform.start_process_group()
@@ -38,7 +38,9 @@ topology = build_topology(platform)
 run_dir = Path(sys.argv[1])
 lock = RunLock(run_dir, topology)
 logger = MetricsLogger(run_dir)
-store = CheckpointStore(run_dir / "checkpoints", Keeping(life=lock.life, fence=lock.fence), topology)
+store = CheckpointStore(
+    run_dir / "checkpoints", topology, attempt=lock.attempt, fence=lock.fence
+)
 with lock.fence():
     logger.log(0, {"a/b": 0.0})
 store.save({}, RunState(1, {}, 0))
@@ -80,7 +82,7 @@ def test_a_second_job_is_refused_and_told_of_the_first(tmp_path, topology, holde
 
 
 def test_a_requeued_job_takes_over_and_its_orphan_writes_nothing_more(tmp_path, topology, monkeypatch):
-    """The split brain: Slurm requeued the job while rank 0 of its former life still runs, and holds the lock."""
+    """The split brain: Slurm requeued the job while rank 0 of its former attempt still runs, and holds the lock."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     orphan = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", ORPHAN, str(tmp_path)],
@@ -94,37 +96,37 @@ def test_a_requeued_job_takes_over_and_its_orphan_writes_nothing_more(tmp_path, 
         RunLock(tmp_path, topology)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     lock = RunLock(tmp_path, topology)
-    assert lock.life == 2
+    assert lock.attempt == 2
     before = sorted(tmp_path.rglob("*"))
     told, _ = orphan.communicate("go on\n", timeout=60)
     orphan.wait()
     for line in told.splitlines():
         assert (
-            "this is life 1 of the run" in line
+            "this is attempt 1 of the run" in line
             and f"process {os.getpid()}" in line
-            and "(life 2) has it" in line
+            and "(attempt 2) has it" in line
         )
     assert len(told.splitlines()) == 2
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
-    store = CheckpointStore(tmp_path / "checkpoints", Keeping(life=lock.life, fence=lock.fence), topology)
+    store = CheckpointStore(tmp_path / "checkpoints", topology, attempt=lock.attempt, fence=lock.fence)
     assert store.newest_sound().name == "step_00000001"
     assert store.save({}, RunState(2, {}, 0)).name == "step_00000002"
     lock.close()
 
 
-def test_a_former_life_that_starts_late_is_refused(tmp_path, topology, monkeypatch):
+def test_a_former_attempt_that_starts_late_is_refused(tmp_path, topology, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     RunLock(tmp_path, topology).close()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    with pytest.raises(ValueError, match=r"a later life \(restart 2\) of this very job 7"):
+    with pytest.raises(ValueError, match=r"a later attempt \(restart 2\) of this same job 7"):
         RunLock(tmp_path, topology)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     RunLock(tmp_path, topology).close()
 
 
-def test_a_third_job_is_refused_by_the_life_that_took_over(tmp_path, topology, monkeypatch, holder):
+def test_a_third_job_is_refused_by_the_attempt_that_took_over(tmp_path, topology, monkeypatch, holder):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     lease = Lease.read(tmp_path)
     (tmp_path / "lease.json").write_text(json.dumps(asdict(lease) | {"job": "7"}))

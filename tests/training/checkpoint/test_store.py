@@ -133,7 +133,9 @@ def test_weights_can_be_loaded_without_an_optimizer(saved_by, layout, results, s
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_save_that_was_killed_does_not_exist(moment, results):
     report = results["death"][moment]
-    assert report["found"] == [".step_00000006.life0.partial", "step_00000003"], "and no writer outlived it"
+    assert report["found"] == [".step_00000006.attempt0.partial", "step_00000003"], (
+        "and no writer outlived it"
+    )
     assert report["tidied"] == ["step_00000003"]
     assert report["step"] == 3
     assert report["alike"]

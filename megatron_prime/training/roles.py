@@ -1,0 +1,67 @@
+"""The models of a run, built from its configuration: policy, PRM and reference."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.models.forward import ScoringSettings
+from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.trainable import RoleSpec, Scorer, Trainable
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The models of a run."""
+
+    policy: Trainable
+    prm: Scorer | None
+    """A Trainable unless prm.update_order is none; None without a PRM."""
+    reference: Scorer | None
+    """None where no reference is needed, or where the policy before its update is the reference."""
+    trained: dict[str, Trainable] = field(init=False)
+    """The roles that train, by name: what a checkpoint holds."""
+
+    def __post_init__(self) -> None:
+        trained = {"policy": self.policy}
+        if isinstance(self.prm, Trainable):
+            trained["prm"] = self.prm
+        object.__setattr__(self, "trained", trained)
+
+
+def scoring_settings(config: PrimeConfig, temperature: float = 1.0) -> ScoringSettings:
+    """Return how the models of a run score responses."""
+    return ScoringSettings(
+        max_tokens_per_microbatch=config.trainer.max_tokens_per_microbatch,
+        chunk_tokens=config.trainer.logprob_chunk_tokens,
+        temperature=temperature,
+        kernel=config.trainer.logprob_kernel,
+    )
+
+
+def role_spec(config: PrimeConfig, name: str, hf_path: Path, temperature: float = 1.0) -> RoleSpec:
+    """Return the spec of one role of a run."""
+    return RoleSpec(name, hf_path, scoring_settings(config, temperature), config.memory, config.acceleration)
+
+
+def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> Roles:
+    """Build every model that the run needs; `load_weights` is False when a checkpoint is loaded right after.
+
+    The reference has no state in a checkpoint, and a PRM that is never updated has none either: both always start from
+    their HF checkpoints.
+    """
+    num_steps = config.trainer.num_steps
+    spec = role_spec(config, "policy", config.model.path, config.rollout.temperature)
+    policy = Trainable(spec, topology, config.policy, num_steps, load_weights)
+    prm: Scorer | None = None
+    if config.prm.enabled:
+        spec = role_spec(config, "prm", config.prm_path)
+        if config.prm.is_trained:
+            prm = Trainable(spec, topology, config.prm, num_steps, load_weights)
+        else:
+            prm = Scorer(spec, topology)
+    reference: Scorer | None = None
+    if config.has_reference_model:
+        reference = Scorer(role_spec(config, "reference", config.reference_path), topology)
+    for role in filter(None, (policy, prm, reference)):
+        role.residency.park()
+    return Roles(policy, prm, reference)

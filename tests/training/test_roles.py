@@ -1,0 +1,34 @@
+"""The roles of a run, as the configuration asks for them."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.training.roles import role_spec, scoring_settings
+
+
+@pytest.fixture
+def config() -> PrimeConfig:
+    return PrimeConfig.model_validate(
+        {
+            "run_dir": "runs/a",
+            "model": {"path": "m"},
+            "trainer": {"num_steps": 1, "max_tokens_per_microbatch": 20000, "logprob_chunk_tokens": 7},
+            "memory": {"offload_reference": True},
+        }
+    )
+
+
+def test_models_score_as_the_trainer_table_says(config):
+    settings = scoring_settings(config, temperature=0.5)
+    assert (settings.max_tokens_per_microbatch, settings.chunk_tokens) == (20000, 7)
+    assert (settings.temperature, settings.kernel) == (0.5, "auto")
+    assert scoring_settings(config).temperature == 1.0
+
+
+def test_a_spec_carries_the_memory_and_acceleration_of_the_run(config):
+    spec = role_spec(config, "reference", Path("r"))
+    assert (spec.name, spec.hf_path, spec.scoring) == ("reference", Path("r"), scoring_settings(config))
+    assert spec.memory.offloaded_parts("reference")
+    assert spec.acceleration == config.acceleration
