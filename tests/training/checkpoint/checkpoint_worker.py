@@ -139,7 +139,7 @@ def _save_and_resume(layout, dtype, folders, batches, root):
     roles = make_roles(folders, topology)
     update(roles, batches)
     path = store.save(roles, RunState(3, STREAM, 8, roles["policy"].watch.state_dict(), collector=PACE))
-    assert (path is None) == keeping.in_background
+    assert (path is None) == (layout in BACKGROUND)
     report["saved"] = weights(roles, topology)
     at_save = {role: optimizer_state(trainable) for role, trainable in roles.items()}
     draws = draw()

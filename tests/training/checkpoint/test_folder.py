@@ -31,7 +31,7 @@ def test_a_save_gets_its_name_when_it_is_whole(tmp_path):
     final = tmp_path / "checkpoints" / name_of(7)
     partial = partial_of(final, attempt=2)
     make_partial(partial, ["policy", "prm"], attempt=2)
-    assert sorted(path.name for path in partial.iterdir()) == [".room", "policy", "prm"]
+    assert sorted(path.name for path in partial.iterdir()) == [".reserved", "policy", "prm"]
     assert complete(final.parent) == []
     (partial / "run.json").write_text("{}")
     publish(partial, final)
@@ -55,9 +55,9 @@ def test_leftovers_of_this_and_earlier_lives_go_and_those_of_later_ones_stay(tmp
     ]
 
 
-def test_room_is_held_and_given_back(tmp_path):
+def test_disk_space_is_reserved_and_given_back(tmp_path):
     reserve_space(tmp_path)
-    assert (tmp_path / ".room").stat().st_blocks * 512 >= RESERVED_BYTES
+    assert (tmp_path / ".reserved").stat().st_blocks * 512 >= RESERVED_BYTES
     release_space(tmp_path)
     release_space(tmp_path)
     assert not any(tmp_path.iterdir())
