@@ -15,7 +15,7 @@ from megatron.core import dist_checkpointing
 
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.models.builder import build_model
-from megatron_prime.training.checkpoint.folder import ROOM_BYTES
+from megatron_prime.training.checkpoint.folder import RESERVED_BYTES
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy, RunState, load_weights
 from megatron_prime.training.health.guards import Guards
 from tests.support.layout_worker import topology_of, weight_blocks
@@ -296,7 +296,7 @@ def _save_to_a_full_disk(folder, roles, topology, in_background):
         first = store.finish() or store.newest()
         # What remains: the room that is held for small files, and too little for the rest.
         free = shutil.disk_usage(folder).free
-        _on_rank_0(topology, lambda: (folder / "other").write_bytes(bytes(free - ROOM_BYTES - 2**17)))
+        _on_rank_0(topology, lambda: (folder / "other").write_bytes(bytes(free - RESERVED_BYTES - 2**17)))
 
         def save():
             store.save(roles, RunState(2, STREAM, 0))

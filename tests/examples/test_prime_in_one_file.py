@@ -1,0 +1,112 @@
+"""The example agrees with the package on a step's rewards, advantages and losses, and runs."""
+
+import copy
+import random
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from examples import prime_in_one_file as example
+from examples.arithmetic_task import model_config, sample_problem
+from megatron_prime.algorithm.advantage import prime_advantages
+from megatron_prime.algorithm.filtering import accuracy_band_keep
+from megatron_prime.algorithm.implicit_reward import process_rewards_BT, sequence_scores_B
+from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
+from megatron_prime.algorithm.prm_loss import prm_loss
+from megatron_prime.config.tables.advantage import AdvantageConfig
+from megatron_prime.config.tables.policy import PolicyConfig
+from megatron_prime.config.tables.prm import PRMConfig
+
+PAPER = AdvantageConfig(process_baseline="token_mean", process_normalization="none", whitening="none")
+PRM = PRMConfig(beta=example.BETA)
+
+
+@pytest.fixture(scope="module")
+def step() -> dict[str, torch.Tensor]:
+    """Sampled responses of a small batch, with outcomes set by hand and log-probs of three models."""
+    torch.manual_seed(3)
+    policy = Qwen3ForCausalLM(model_config())
+    rng = random.Random(3)
+    prompts = torch.tensor([example.encode(sample_problem(rng).text) for _ in range(4)])
+    prompts = prompts.repeat_interleave(example.GROUP_SIZE, dim=0)
+    responses, mask = example.sample(policy, prompts)
+    moved = [copy.deepcopy(policy) for _ in range(3)]
+    with torch.no_grad():
+        for model in moved:
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        logprobs = [example.response_logprobs(model, prompts, responses) for model in (policy, *moved)]
+    num_rows = len(responses)
+    return {
+        "mask": mask,
+        "outcomes": (torch.rand(num_rows) < 0.4).float(),
+        "group_ids": torch.arange(num_rows) // example.GROUP_SIZE,
+        **dict(zip(("policy", "old", "prm", "ref"), logprobs, strict=True)),
+    }
+
+
+def test_responses_end_with_the_end_of_sequence_and_are_of_several_lengths(step):
+    lengths = step["mask"].sum(dim=1)
+    assert lengths.min() >= 1
+    assert len(lengths.unique()) > 1
+
+
+def test_process_rewards_and_the_prm_loss_agree(step):
+    arguments = (step["prm"], step["ref"], step["mask"])
+    torch.testing.assert_close(example.process_rewards(*arguments), process_rewards_BT(*arguments, PRM))
+    scores_B = sequence_scores_B(*arguments, PRM.beta)
+    weights_B = torch.full_like(scores_B, 1 / len(scores_B))
+    torch.testing.assert_close(
+        example.prm_loss(*arguments, step["outcomes"]), prm_loss(scores_B, step["outcomes"], weights_B, PRM)
+    )
+
+
+def test_advantages_agree(step):
+    rewards_BT = example.process_rewards(step["prm"], step["ref"], step["mask"])
+    ours_BT = example.rloo_advantages(step["outcomes"], rewards_BT, step["mask"])
+    package_BT = prime_advantages(step["outcomes"], rewards_BT, step["mask"], step["group_ids"], PAPER)
+    assert rewards_BT.any()
+    torch.testing.assert_close(ours_BT, package_BT)
+
+
+def test_policy_losses_and_their_gradients_agree(step):
+    advantages_BT = torch.randn_like(step["mask"])
+    gradients, losses = [], []
+    for compute in (
+        lambda logprobs: example.policy_loss(logprobs, step["old"], advantages_BT, step["mask"]),
+        lambda logprobs: policy_loss(
+            logprobs,
+            step["old"],
+            advantages_BT,
+            aggregation_weights_BT(step["mask"], "token"),
+            PolicyConfig(clip_low=example.CLIP, clip_high=example.CLIP),
+        )[0],
+    ):
+        logprobs = step["policy"].clone().requires_grad_()
+        losses.append(compute(logprobs))
+        gradients.append(torch.autograd.grad(losses[-1], logprobs)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_accuracy_filters_agree(step):
+    package = accuracy_band_keep(step["outcomes"], step["group_ids"], *example.ACCURACY_BAND)
+    assert torch.equal(example.accuracy_filter(step["outcomes"]), package)
+
+
+def test_a_verified_response_ends_with_the_right_digit():
+    responses = torch.tensor(
+        [example.encode("1 2 <eos>"), example.encode("2 1 <eos>"), example.encode("1 2 2")]
+    )
+    assert example.verify(responses, torch.ones(3, 3), [2, 2, 2]).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_it_runs(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prime_in_one_file", "--warm-up-steps", "1", "--steps", "1"])
+    monkeypatch.setattr(example, "ACCURACY_BAND", (0.0, 1.0))
+    monkeypatch.setattr(example, "PROMPTS_PER_STEP", 2)
+    example.main()
+    printed = capsys.readouterr().out
+    assert "step 1/1  accuracy " in printed
+    assert "prm loss 0.693" in printed, "the PRM starts as the reference"
