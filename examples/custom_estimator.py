@@ -4,9 +4,9 @@
 
 GRPO divides by the standard deviation of the group, so prompts that are nearly always or nearly never solved weigh
 more than others. Dr. GRPO subtracts the group's mean and stops there. The class fulfils
-`megatron_prime.algorithm.advantage.AdvantageEstimator`; PRM objectives (`prm.loss`) and policy losses (`policy.loss`) are
-named in the same way, and the files of megatron_prime/algorithm/{estimators,prm_objectives,policy_losses} are their
-examples.
+`megatron_prime.algorithm.advantage.AdvantageEstimator`. PRM objectives (`prm.loss`) and policy losses (`policy.loss`) can
+be named in the same way; the modules of `megatron_prime.algorithm` that end in estimators, prm_objectives and
+policy_losses are further examples.
 
 Shapes: B responses, T response tokens (right padded).
 """
