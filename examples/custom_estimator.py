@@ -4,7 +4,7 @@
 
 GRPO divides by the standard deviation of the group, so prompts that are nearly always or nearly never solved weigh
 more than others. Dr. GRPO subtracts the group's mean and stops there. The class fulfils
-`megatron_prime.algorithm.advantage.AdvantageEstimator`. PRM objectives (`prm.loss`) and policy losses (`policy.loss`) can
+`megatron_prime.algorithm.advantage.AdvantageEstimator`. A PRM objective (`prm.loss`) or policy loss (`policy.loss`) can
 be named in the same way; the modules of `megatron_prime.algorithm` that end in estimators, prm_objectives and
 policy_losses are further examples.
 
