@@ -119,7 +119,6 @@ def _train(
         progress.line(str(stopped))
         raise SystemExit(EXIT_CODE) from None
     finally:
-        sync.close()
         for file in filter(None, (logger, history)):
             file.close()
     if config.checkpoint.export_hf:

@@ -32,5 +32,8 @@ class WeightSync(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the sync holds besides the engine: connections, buffers, files. Not collective."""
+        """Free the sync's connections, buffers and files. Not collective.
+
+        The engine calls this when it is closed, once its servers have ended and use them no more.
+        """
         ...

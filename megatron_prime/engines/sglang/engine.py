@@ -104,6 +104,7 @@ class SGLangEngine:
             check_quantization(settings, device)
         self._policy_version = NO_WEIGHTS
         self._incoming_version: int | None = None
+        self._sync: WeightSync | None = None
         self._restore: Callable[[int], None] | None = None
         """Gives a restarted server, by index, the current weights; None before there are any."""
         self._num_calls = 0
@@ -189,7 +190,7 @@ class SGLangEngine:
 
         Args:
             policy_version: the new version, >= 0.
-            sync: gives the weights to servers that restart later on.
+            sync: gives the weights to servers that restart later on; `close` closes it.
 
         Raises:
             ValueError: the version is negative.
@@ -200,6 +201,7 @@ class SGLangEngine:
             raise ValueError(f"policy_version = {policy_version} must not be negative")
         if self._incoming_version is not None:
             raise WeightSyncError(f"the weight sync to version {self._incoming_version} is still open")
+        self._sync = sync
         self._policy_version = NO_WEIGHTS
         self._incoming_version = policy_version
         try:
@@ -236,7 +238,7 @@ class SGLangEngine:
         )
 
     def close(self) -> None:
-        """See `Engine.close`. Not collective."""
+        """See `Engine.close`; closes the last weight sync as well. Not collective."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -251,6 +253,9 @@ class SGLangEngine:
             server.close()
         if self._node_servers is not None:
             self._node_servers.close()
+        if self._sync is not None:
+            # After the servers: CUDA memory must not be freed while another process has it mapped.
+            self._sync.close()
 
     def open_fleet(self) -> Fleet:
         """Return the fleet; for coroutines, which run on the driver alone."""

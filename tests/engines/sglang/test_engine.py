@@ -210,6 +210,25 @@ def test_before_any_weights_there_is_nothing_to_give_to_a_restarted_server(live_
         push(engine, live_models[0], 1)
 
 
+def test_closing_the_engine_closes_its_last_weight_sync(live_models, tmp_path):
+    engine = SGLangEngine(
+        live_models[0].path,
+        device="cpu",
+        dtype="fp32",
+        seed=0,
+        settings=sglang_settings(urls=("http://127.0.0.1:9",)),
+        run_dir=tmp_path,
+    )
+    sync = disk_sync(engine, OneRank(live_models[0].path), live_models[0].path, tmp_path)
+    sync._current = tmp_path / "weights-1"
+    sync._current.mkdir()
+    with pytest.raises(RuntimeError, match="the transfer fails"), engine.weight_update(1, sync):
+        raise RuntimeError("the transfer fails")
+    assert engine.policy_version == NO_WEIGHTS
+    engine.close()
+    assert not (tmp_path / "weights-1").exists()
+
+
 def test_a_missing_environment_is_an_error_before_anything_starts(live_models, tmp_path):
     settings = sglang_settings(python=tmp_path / "python")
     with pytest.raises(ValueError, match="make sglang"):

@@ -44,8 +44,8 @@ def check_aligned(plan: ReshardPlan, block_size: int = BLOCK_SIZE) -> None:
     if found:
         name, (start, length) = next(iter(found.items()))
         raise ValueError(
-            f"{len(found)} kinds of weights cannot be quantized in {block_size}x{block_size} blocks where they are sent"
-            f" from: of {name} a slice is [{start}, {start + length}), not whole blocks. Choose tensor-parallel sizes"
+            f"{len(found)} kinds of weights cannot be quantized in {block_size}x{block_size} blocks by their senders:"
+            f" the slice [{start}, {start + length}) of {name} cuts a block. Choose tensor-parallel sizes"
             f" (training tp={plan.training.tp}, etp={plan.training.etp}; engine tp={plan.engines.tp},"
             f" ep={plan.engines.ep}) that leave multiples of {block_size}, or send bf16"
         )
