@@ -1,4 +1,13 @@
-"""The `megatron-prime` command; the one place where engines, transports and platforms are chosen."""
+"""The `megatron-prime` command; the one place where engines, transports and platforms are chosen.
+
+- `main`: parses the command line, checks the configuration, and dispatches
+- `arguments`: the arguments of all commands
+- `launch`: starts the ranks of a job on one machine
+- `assemble`: builds topology, engine, verifier and weight sync from the configuration
+- `train`, `sft`, `evaluate`, `evaluate_prm`, `convert`, `plan`: one command each
+- `dry_run`: what `train` would start
+- `from_megatron`: writes a configuration from Megatron-LM's arguments, which `megatron_script` reads
+"""
 
 from megatron_prime.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`megatron-prime train --dry-run`: what would run where, with nothing started and no torch imported."""
+"""`megatron-prime train --dry-run`: print what would run where. Nothing is started, and torch is not imported."""
 
 import json
 import shlex
@@ -14,6 +14,7 @@ from megatron_prime.observability.durable import replace_file
 from megatron_prime.resharding.layouts import TrainingLayout
 
 RANKS_PER_NODE = 8
+"""GPUs, and so ranks, that a node is assumed to have."""
 
 
 def dry_run(
@@ -24,9 +25,10 @@ def dry_run(
     output: Path | None,
     ranks_per_node: int = RANKS_PER_NODE,
 ) -> list[str]:
-    """Lines of the arithmetic, the process map and the commands; written to `output` too, with the resolved config.
+    """Return the arithmetic, the process map and the commands as lines.
 
-    output/config.json, arithmetic.txt, processes.txt, commands.sh.
+    If `output` is a folder, they are also written there (arithmetic.txt, processes.txt, commands.sh), with the resolved
+    configuration (config.json).
     """
     parts = {
         "arithmetic.txt": arithmetic.lines(),
@@ -42,7 +44,7 @@ def dry_run(
 
 
 def process_map(config: PrimeConfig, num_processes: int, ranks_per_node: int) -> Iterator[str]:
-    """One line a rank: node, coordinates, layers, experts; then one a server."""
+    """Yield a line per rank with node, coordinates, layers and experts, then a line per server."""
     parallel = config.parallel
     layout = TrainingLayout(
         tp=parallel.tensor,
@@ -69,15 +71,15 @@ def process_map(config: PrimeConfig, num_processes: int, ranks_per_node: int) ->
     yield from (f"server {url}, attached" for url in config.rollout.attached_urls)
     if config.rollout.starts_servers:
         for server in range(settings.num_servers):
-            mine = settings.server_gpus(server)
+            gpus = settings.server_gpus(server)
             where = "the node of rank 0" if settings.nodes == "first" else "each node"
-            yield f"server {server} on {where}, GPUs {' '.join(map(str, mine))}"
+            yield f"server {server} on {where}, GPUs {' '.join(map(str, gpus))}"
 
 
 def commands(
     config: PrimeConfig, num_processes: int, file: Path, overrides: list[str], ranks_per_node: int
 ) -> Iterator[str]:
-    """The commands that start the job, and those that it starts itself."""
+    """Yield the commands that start the job, and those of the servers that the job starts."""
     train = ["megatron_prime", "train", str(file), *overrides]
     nodes = -(-num_processes // ranks_per_node)
     if nodes == 1:
@@ -96,7 +98,7 @@ def commands(
         return
     device = "cpu" if config.platform.device == "cpu" else "cuda"
     plan = LaunchPlan(config.model.path, device, config.platform.dtype, config.seed, settings)
-    keeper = "rank 0" if settings.nodes == "first" else "the first rank of each node"
-    yield f"# started and supervised by {keeper}; PORT is a free one"
+    supervisor = "rank 0" if settings.nodes == "first" else "the first rank of each node"
+    yield f"# started and supervised by {supervisor}; PORT is a free one"
     for server in range(settings.num_servers):
         yield shlex.join(plan.command(server, 0)).replace("--port 0", "--port PORT")

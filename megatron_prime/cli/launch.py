@@ -1,6 +1,6 @@
-"""Starting the ranks of a job on this machine, when neither torchrun nor Slurm did.
+"""Start the ranks of a job on this machine when neither torchrun nor Slurm did.
 
-Less than torchrun, on purpose: no rendezvous and no restarts, so that a fault is told once and in plain words.
+It does less than torchrun on purpose: without rendezvous and restarts, an error is reported once and in plain words.
 """
 
 import os
@@ -15,11 +15,11 @@ from megatron_prime.parallel.lifeline import die_with_parent
 
 LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
 GRACE_S = 10.0
-"""What ranks get between SIGTERM and SIGKILL once another rank has failed."""
+"""Time in seconds between SIGTERM and SIGKILL for the other ranks after a rank has failed."""
 
 
 def is_rank() -> bool:
-    """True in a process that torchrun, a Slurm script or `launch` started as one rank of a job."""
+    """Return whether this process is one that torchrun, a Slurm script or `launch` started as one rank of a job."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -30,7 +30,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     SIGINT go on to the ranks, and end the job with 128 + signal.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(num_processes)}
-    # Ranks meet on this machine alone; gloo would look the host name up, which may resolve to nothing.
+    # All ranks are on this machine. By default gloo resolves the host name, which fails in some containers.
     defaults = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     shared = {**defaults, **os.environ, **address, LAUNCHER: str(os.getpid())}
     ranks = [
@@ -50,7 +50,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
 
 def die_with_launcher() -> None:
-    """In a rank that `launch` started: end when the launcher does, however it ends, so that no orphan trains on."""
+    """Make a rank that `launch` started end with its launcher, however that ends, so that none trains on alone."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is not None:
         die_with_parent(int(launcher))
@@ -59,14 +59,14 @@ def die_with_launcher() -> None:
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int:
     while True:
         if received:
-            # A rank may lose the signal (in the middle of an import, say): it is asked once and then ended.
+            # A rank may miss the signal, for example during an import: it gets one chance and is then killed.
             _send(ranks, received[0])
             _end(ranks)
             return 128 + received[0]
         codes = [rank.poll() for rank in ranks]
         failed = next((code for code in codes if code), 0)
         if failed:
-            _tell_killed(codes)
+            _report_killed(codes)
             _end(ranks)
             # A rank that a signal ended has a negative code; shells report those as 128 + signal.
             return failed if failed > 0 else 128 - failed
@@ -75,16 +75,16 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> 
         time.sleep(0.05)
 
 
-def _tell_killed(codes: Sequence[int | None]) -> None:
-    """Name the ranks that a signal ended: they had no chance to say so themselves."""
+def _report_killed(codes: Sequence[int | None]) -> None:
+    """Print the ranks that a signal ended, which could not report it themselves."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             reason = signal.strsignal(-code) or f"signal {-code}"
-            print(f"megatron-prime: rank {rank} was ended from outside: {reason}", file=sys.stderr)  # noqa: T201
+            print(f"megatron-prime: rank {rank} was killed by a signal: {reason}", file=sys.stderr)  # noqa: T201
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Give ranks that fail for the same reason the time to say so, then end what is left."""
+    """Wait for ranks that fail for the same reason to report it, then end the remaining ones."""
     for number in (0, signal.SIGTERM):
         deadline = time.monotonic() + (2.0 if number == 0 else GRACE_S)
         if number:

@@ -1,15 +1,17 @@
-"""`megatron-prime COMMAND CONFIG [section.key=value ...]`.
+"""The command line: `megatron-prime COMMAND CONFIG [section.key=value ...]`.
 
-Everything that can be known to be wrong is found here, before torch is imported and before any process group starts:
-exit code 2 and one line a fault. A fault during the run gives exit code 1; one that comes of another process of the job
-being lost, 69 (parallel.peer_loss).
+The configuration is checked before torch is imported and before any process group starts: exit code 2 and one line per
+fault. An error during the run gives exit code 1; one caused by the loss of another process of the job gives 69
+(parallel.peer_loss).
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from megatron_prime.cli.arguments import parser
 from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
@@ -27,12 +29,19 @@ CHECKED_AS = {
     "eval-prm": "evaluate_prm",
     "check": "train",
 }
-"""Command -> what config.checks calls it."""
+"""Command -> the name by which preflight.checks knows it."""
+RANK_FUNCTIONS = {
+    "train": "train.train",
+    "sft": "sft.sft",
+    "eval": "evaluate.evaluate_checkpoint",
+    "eval-prm": "evaluate_prm.evaluate_prm",
+}
+"""Command that runs on every rank -> its module and function."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    # Models and data are local: a look-up on a hub would hang on a cluster's compute nodes.
+    # Models and data are local files: a request to a hub would hang on compute nodes without internet access.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     die_with_launcher()
     options = parser().parse_args(arguments)
@@ -40,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "doctor" and options.config is None:
             return _doctor(None, options)
         if options.command == "from-megatron":
-            return _from_megatron(options)
+            print("\n".join(_call("from_megatron.from_megatron", options)))  # noqa: T201
+            return 0
         config = load_config(options.config, options.overrides)
         if options.command == "doctor":
             return _doctor(config, options)
@@ -52,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         num_processes = _num_processes(config)
         arithmetic = check_run(config, num_processes, CHECKED_AS[options.command])
     except ConfigError as error:
-        # Under torchrun every rank gets here; one a node tells it (a file may be missing on one node alone).
+        # Under torchrun every rank gets here. One rank per node reports: a file may be missing on one node only.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"megatron-prime: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
@@ -64,11 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(options, config, arithmetic)
 
 
-def _from_megatron(options: argparse.Namespace) -> int:
-    from megatron_prime.cli.from_megatron import from_megatron
-
-    print("\n".join(from_megatron(options)))  # noqa: T201
-    return 0
+def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
+    """Import "module.function" of this package only now, and call it: most modules import torch and Megatron."""
+    module, _, name = function.partition(".")
+    return getattr(import_module(f"megatron_prime.cli.{module}"), name)(*arguments)
 
 
 def _doctor(config: PrimeConfig | None, options: argparse.Namespace) -> int:
@@ -78,74 +87,44 @@ def _doctor(config: PrimeConfig | None, options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
-    from megatron_prime.cli.dry_run import dry_run
-
     output = None if options.dry_run == "-" else Path(options.dry_run)
-    print("\n".join(dry_run(config, arithmetic, options.config, options.overrides, output)))  # noqa: T201
+    lines = _call("dry_run.dry_run", config, arithmetic, options.config, options.overrides, output)
+    print("\n".join(lines))  # noqa: T201
     return 0
 
 
 def _run(options: argparse.Namespace, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
     if not is_rank() and arithmetic.num_processes > 1:
         return launch([options.command, str(options.config), *options.overrides], arithmetic.num_processes)
-    return _guarded(lambda: _command(options.command)(config, arithmetic))
-
-
-def _command(name: str) -> Callable[[PrimeConfig, BatchArithmetic], None]:
-    """Import a command's module only now: each brings torch and Megatron along."""
-    if name == "train":
-        from megatron_prime.cli.train import train
-
-        return train
-    if name == "sft":
-        from megatron_prime.cli.sft import sft
-
-        return sft
-    if name == "eval-prm":
-        from megatron_prime.cli.evaluate_prm import evaluate_prm
-
-        return evaluate_prm
-    from megatron_prime.cli.evaluate import evaluate_checkpoint
-
-    return evaluate_checkpoint
+    return _guarded(lambda: _call(RANK_FUNCTIONS[options.command], config, arithmetic))
 
 
 def _convert(config: PrimeConfig, options: argparse.Namespace) -> int:
-    from megatron_prime.cli.convert import convert
-
     if os.environ.get("RANK", "0") != "0":
-        return 0  # one process reads and writes, or starts workers of its own
-    return _guarded(
-        lambda: convert(
-            config,
-            options.role,
-            options.checkpoint,
-            options.output,
-            options.dtype,
-            options.workers,
-            options.compare_logits,
-        )
-    )
+        return 0  # a single process reads and writes, and starts workers of its own
+    settings = (options.role, options.checkpoint, options.output, options.dtype, options.workers)
+    return _guarded(lambda: _call("convert.convert", config, *settings, options.compare_logits))
 
 
 def _plan(config: PrimeConfig, options: argparse.Namespace) -> int:
-    from megatron_prime.cli.plan import plan
-
     try:
-        return plan(config, options)
+        return _call("plan.plan", config, options)
     except ValueError as error:
         raise ConfigError("plan", str(error).splitlines()) from error
 
 
 def _guarded(run: Callable[[], None]) -> int:
-    """Turn the faults that a person can mend into one line; everything else is ours, with its traceback."""
+    """Run a command and return its exit code.
+
+    Errors that a user can fix are printed as one line; any other exception is a bug and keeps its traceback.
+    """
     try:
         run()
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("MEGATRON_PRIME_TRACEBACK"):
             raise
         rank = os.environ.get("RANK", "0")
-        # Most faults meet all ranks alike: one of them tells the whole of it.
+        # Most errors occur on all ranks alike, so only rank 0 prints the whole message.
         text = f"{error}\n  (MEGATRON_PRIME_TRACEBACK=1 shows where)" if rank == "0" else str(error)[:200]
         print(f"megatron-prime, rank {rank}: {type(error).__name__}: {text}", file=sys.stderr)  # noqa: T201
         return _exit_code(error)
@@ -153,7 +132,7 @@ def _guarded(run: Callable[[], None]) -> int:
 
 
 def _exit_code(error: Exception) -> int:
-    """Of a run that ended with this."""
+    """Return the exit code of a run that ended with this error."""
     if "torch" not in sys.modules:
         return RUN_ERROR
     from megatron_prime.parallel.peer_loss import EXIT_CODE, is_peer_loss
@@ -162,7 +141,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _num_processes(config: PrimeConfig) -> int:
-    """Processes of the job: torchrun's or Slurm's word first, then the configuration's."""
+    """Return the number of processes of the job, from torchrun or Slurm if started by one, else the configuration."""
     if is_rank():
         return int(os.environ["WORLD_SIZE"])
     return config.parallel.num_processes or config.parallel.min_processes

@@ -1,7 +1,7 @@
-"""Megatron-LM's arguments from where an existing set-up has them: a command line, a shell script, a YAML file.
+"""Read Megatron-LM's arguments from a command line, a shell script or a YAML file of an existing setup.
 
-Scripts are read, not run: variables that the script itself sets to plain values are put in, and of an argument that
-stands several times the last one counts, as in argparse, whatever conditions surround it.
+Scripts are read, not run: variables that the script sets to plain values are substituted, and the last occurrence of an
+argument counts, as in argparse, whatever conditions surround it.
 """
 
 import re
@@ -17,13 +17,13 @@ ASSIGNED = re.compile(r"^\s*(?:export\s+|local\s+)?([A-Za-z_]\w*)\+?=\(?")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?-([^{}]*))?\})")
 COMMENT = re.compile(r"(^|\s)#.*$")
 END = re.compile(r"^[;&|<>]|^\)?$|\.py$|^\$\{\w+\[[@*]\]\}$|^\$[@*]$")
-"""Words after which an argument takes no more values: operators, programs, arrays."""
+"""Words that end the values of an argument: operators, programs, arrays."""
 
 
 def read_arguments(source: str) -> dict[str, list[str]]:
-    """From a command line or a shell script: name without dashes -> values.
+    """Return the arguments of a command line or a shell script, as name without dashes -> values.
 
-    A value that is known only when the script runs stays as it is written there, with its $ or `.
+    A value that is known only when the script runs is returned as it is written, with its $ or `.
     """
     lines = [COMMENT.sub("", line) for line in source.replace("\\\n", " ").splitlines()]
     variables = _variables(lines)
@@ -44,9 +44,9 @@ def read_arguments(source: str) -> dict[str, list[str]]:
 
 
 def read_yaml(text: str) -> dict[str, list[str]]:
-    """From YAML: names with values, at any depth, or below MODEL_ARGS alone; false and null mean that it is not set.
+    """Return the arguments of a YAML file: all names with values at any depth, or only those below MODEL_ARGS.
 
-    Raises ValueError when the file holds no such thing.
+    Arguments that are false or null are not set. Raises ValueError if the file is not valid YAML or holds no table.
     """
     import yaml
 
@@ -60,7 +60,7 @@ def read_yaml(text: str) -> dict[str, list[str]]:
 
 
 def read_file(path: Path) -> dict[str, list[str]]:
-    """A YAML file by its name's end, else a script. Raises ValueError, for a file that cannot be read too."""
+    """Return the arguments of a YAML file (.yaml, .yml) or a script. Raises ValueError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -86,7 +86,7 @@ def _expand(text: str, variables: dict[str, str]) -> str:
 
 
 def _words(line: str) -> Iterator[str]:
-    """Words of a line, quotes undone; those of a string of arguments one by one, a bracket that closes as a word."""
+    """Yield the words of a line without quotes, splitting quoted arguments; a closing bracket is a word of its own."""
     text = ASSIGNED.sub("", line).strip()
     try:
         words = shlex.split(text)

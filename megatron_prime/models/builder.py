@@ -1,6 +1,6 @@
-"""From an HF checkpoint to this rank's part of a Megatron GPT.
+"""Build this rank's part of a Megatron GPT from an HF checkpoint.
 
-Policy, PRM and reference come from here alone. Every argument follows from the HF config: Megatron's defaults (dropout
+Policy, PRM and reference are all built here. Every argument follows from the HF config: Megatron's defaults (dropout
 0.1, fusions, LayerNorm) never reach a model.
 """
 
@@ -39,15 +39,15 @@ class BuiltModel:
     """This rank's part of one model."""
 
     chunks: tuple[ScoringGPTModel, ...]
-    """One, or one for each virtual stage of the pipeline."""
+    """One chunk of layers, or one per virtual stage of the pipeline."""
     shape: ModelShape
     parameters: tuple[ParameterPieces, ...]
-    """How each local parameter is made of HF tensors: the way in and the way out."""
+    """The HF slices of each local parameter, for import and export."""
     module_names: dict[str, str] = field(default_factory=dict)
-    """Names of `parameters` that the module has under another one: Transformer Engine fuses norms and experts."""
+    """Parameter name -> name in the module, where Transformer Engine's fused norms and experts rename it."""
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The module's parameters by the names of `parameters`, whatever the layers are made of."""
+        """Return the module's parameters by the names of `parameters`, for both kinds of layers."""
         by_module_name = dict(self.module.named_parameters())
         return {
             piece.megatron_name: by_module_name[
@@ -58,7 +58,7 @@ class BuiltModel:
 
     @cached_property
     def module(self) -> torch.nn.Module:
-        """All chunks as one module; of several, parameter names begin with the chunk's index."""
+        """All chunks as one module; with several chunks, parameter names begin with the chunk's index."""
         return self.chunks[0] if len(self.chunks) == 1 else torch.nn.ModuleList(self.chunks)
 
 
@@ -73,11 +73,11 @@ def build_model(
     """Build this rank's part of the model and fill it from the checkpoint's safetensors, a slice at a time.
 
     Args:
-        hf_path: HF checkpoint directory, or one with weights in Megatron's format (see models.megatron_folder).
+        hf_path: HF checkpoint directory, or one with weights in Megatron's format (see hf.weight_files).
         topology: the layout; tensor must divide heads, KV heads and FFN, pipeline the layers.
         load_weights: False leaves random weights, for a checkpoint that is loaded afterwards.
-        recompute: activations that the backward pass computes again; default none.
-        role: whose FP8 recipe the model has.
+        recompute: activations that the backward pass recomputes; default none.
+        role: the role whose FP8 recipe the model uses.
         acceleration: FP8 and overlap; default neither.
 
     Raises ValueError for an unsupported model, a layout that does not divide it, or missing, extra or misshapen
@@ -115,7 +115,7 @@ def _split_of(topology: Topology) -> ModelSplit:
 def _parameters(
     shape: ModelShape, topology: Topology, layers: tuple[range, ...]
 ) -> tuple[tuple[ParameterPieces, ...], dict[str, str]]:
-    """This rank's parameters, and how the module names those that it names otherwise."""
+    """Return this rank's parameters and the differing names of the module (see BuiltModel.module_names)."""
     of_rank = partial(
         parameters_of,
         shape,
@@ -143,7 +143,7 @@ def _parameters(
 
 
 def _import_weights(built: BuiltModel, reader: HFCheckpointReader) -> None:
-    """Fill every parameter; those that are held in FP8 by way of a tensor of their own, one at a time."""
+    """Fill every parameter. Parameters in FP8 are filled from a temporary tensor, one at a time."""
     named = built.named_parameters()
     plain = [piece for piece in built.parameters if len(quantized_parts(named[piece.megatron_name])) == 1]
     import_hf({piece.megatron_name: named[piece.megatron_name] for piece in plain}, plain, reader.read_slice)
@@ -155,10 +155,10 @@ def _import_weights(built: BuiltModel, reader: HFCheckpointReader) -> None:
 
 
 def _mark_experts(built: BuiltModel) -> None:
-    """Have the gradients of experts reduced over the ranks that hold the same ones, by an optimizer of their own.
+    """Mark expert parameters, so that their gradients are reduced over the ranks that hold the same experts.
 
-    Megatron does so by itself for expert parallelism alone: replicas over tensor-parallel ranks would drift apart, and
-    a checkpoint of one expert-parallel size would not load in another.
+    Megatron marks them only with expert parallelism. Without the mark, replicas over tensor-parallel ranks would drift
+    apart, and a checkpoint of one expert-parallel size would not load in another.
     """
     named = built.named_parameters()
     for parameter in built.parameters:
@@ -227,7 +227,7 @@ def transformer_config(
     role: str = "policy",
     acceleration: AccelerationConfig | None = None,
 ) -> TransformerConfig:
-    """Megatron's configuration of the model in this layout."""
+    """Return Megatron's configuration of the model in this layout."""
     recompute = recompute or RecomputeConfig()
     dtype = topology.platform.dtype
     settings: dict[str, Any] = {
@@ -256,9 +256,9 @@ def transformer_config(
         "bf16": dtype == torch.bfloat16,
         # The loss divides by the global token count itself; gradients must be summed, not averaged, over ranks.
         "calculate_per_token_loss": True,
-        # Microbatches are packed to different lengths; stages tell each other the shape before each transfer.
+        # Microbatches are packed to different lengths; stages exchange the shape before each transfer.
         "variable_seq_lengths": True,
-        "moe_token_dispatcher_type": "alltoall",  # Megatron asks this of every model with variable lengths
+        "moe_token_dispatcher_type": "alltoall",  # Megatron requires it for variable lengths, even of dense models
     }
     if recompute.granularity != "none":
         settings["recompute_granularity"] = recompute.granularity
@@ -270,7 +270,7 @@ def transformer_config(
         settings |= {
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
-            # The output layer is Megatron's own, and takes apex's kernel for it.
+            # The output layer is Megatron's own and uses a kernel of apex for this.
             "gradient_accumulation_fusion": tensor_parallel_layers._grad_accum_fusion_available,
         }
     else:
@@ -289,8 +289,8 @@ def transformer_config(
     if topology.platform.layers == "transformer_engine":
         settings |= te_settings(shape, topology, role, acceleration or AccelerationConfig())
     if topology.virtual_size > 1:
-        # One direction a call. With two stages, a call of both directions would pair a shape that is sent forward with
-        # the one awaited from behind: both come from the same rank.
+        # One direction per call. With two stages both neighbors are the same rank, and a call for both directions
+        # would pair a shape that is sent forward with one that is expected from the other direction.
         settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     return with_passthrough(TransformerConfig, topology.megatron, **settings)
 

@@ -1,4 +1,4 @@
-"""A model's chunks as Megatron's checkpoints have them, for layers of either kind."""
+"""The state of a model's chunks in Megatron's checkpoints, for plain torch and Transformer Engine layers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from megatron_prime.models.te_layers import fill_quantized, quantized_parts
 
 
 def chunk_states(chunks: Sequence[Any], written: Path | None = None) -> dict[str, Any]:
-    """Sharded tensors of each chunk; how they are named in the checkpoint depends on no layout.
+    """Return the sharded tensors of each chunk; their names in the checkpoint do not depend on the layout.
 
-    Transformer Engine's layers have a state besides their parameters, which is empty but for the scales of delayed FP8.
-    It is left out elsewhere, and where the checkpoint `written` has none, so that layers of either kind load both.
+    Transformer Engine's layers have extra state, which is empty except for the scales of delayed FP8. It is left out
+    otherwise, and if the checkpoint `written` has none, so that layers of either kind load both.
     """
     has_scales = any(chunk.config.fp8 and chunk.config.fp8_recipe == "delayed" for chunk in chunks)
     if has_scales and written is not None:
@@ -30,14 +30,16 @@ def chunk_states(chunks: Sequence[Any], written: Path | None = None) -> dict[str
 
 
 def fill_chunks(chunks: Sequence[torch.nn.Module], state: dict[str, Any]) -> None:
-    """Give the chunks what was loaded into `chunk_states`."""
+    """Copy loaded tensors of `chunk_states` into the chunks."""
     for index, chunk in enumerate(chunks):
         loaded = state[f"model{index}"]
         missing, unexpected = chunk.load_state_dict(loaded, strict=False)
         missing = [key for key in missing if not _is_layer_state(key)]
         assert not missing and not unexpected, (missing, unexpected)
         for name, parameter in chunk.named_parameters():
-            if len(quantized_parts(parameter)) > 1:  # held in FP8: masters begin at what was loaded
+            if (
+                len(quantized_parts(parameter)) > 1
+            ):  # held in FP8: master weights start from the loaded values
                 fill_quantized(parameter, loaded[name])
 
 

@@ -1,4 +1,4 @@
-"""Routing of a mixture of experts in packed batches: Megatron's router, told what each token is.
+"""Routing of a mixture of experts in packed batches: Megatron's router with knowledge of sequences and padding.
 
 Megatron's MoE layers see tokens without the sequences that they belong to. Here a layer hands its router the
 `TokenRouting` of the microbatch, which load balancing and routing replay need; routers of plain passes need nothing.
@@ -32,16 +32,16 @@ if not hasattr(moe_utils, "te_general_gemm"):
 
 @dataclass(frozen=True)
 class TokenRouting:
-    """What routers may want to know of the tokens of one microbatch."""
+    """Information for routers about the tokens of one microbatch."""
 
     sequences_L: torch.Tensor
-    """int64: which sequence of the microbatch a token belongs to, -1 of padding."""
+    """int64: index of each token's sequence in the microbatch, -1 for padding."""
     lengths_b: torch.Tensor
-    """int64: tokens of each sequence, over all ranks that share it."""
+    """int64: number of tokens of each sequence, over all ranks that share it."""
     balance_weight: float = 0.0
-    """Weight of one sequence's load-balancing loss."""
+    """Weight of the load-balancing loss of one sequence; 0 adds no loss."""
     replay: torch.Tensor | None = None
-    """int64 [layers of the model, L, K]: experts to take, -1 where the router chooses."""
+    """int64 [layers of the model, L, K]: experts to use, -1 where the router chooses."""
 
 
 @dataclass
@@ -52,14 +52,15 @@ class RoutedSeqParams(PackedSeqParams):
 
 
 class PartialReplay(RouterReplay):
-    """Megatron's replay of given experts, for some of the tokens: the others keep the router's choice.
+    """Megatron's replay of given experts, restricted to some tokens: the others keep the router's choice.
 
     Their probabilities are the router's in either case, and so are the gradients.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Megatron lists every replay for ever, and sets all of them at once: here each layer sets its own.
+        # Megatron keeps a global list of replays and sets all of them at once. Here each layer sets its own, and a
+        # global reference would keep models alive after they are deleted.
         RouterReplay.global_router_replay_instances.remove(self)
 
     def get_replay_topk(
@@ -70,7 +71,7 @@ class PartialReplay(RouterReplay):
         group_topk: int | None = None,
         default_compute_topk: Any = None,  # noqa: ANN401
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values and indices [tokens, K]."""
+        """Return the values and indices of the chosen experts, [tokens, K] each."""
         values, chosen = default_compute_topk(scores, topk, num_groups=num_groups, group_topk=group_topk)
         if self.target_topk_idx is None:
             return values, chosen
@@ -97,7 +98,7 @@ class PackedRouter(TopKRouter):
     def routing(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities [tokens, E] of the chosen experts, 0 elsewhere, and who was chosen."""
+        """Return the probabilities [tokens, E] of the chosen experts, 0 elsewhere, and the mask of chosen experts."""
         tokens = self.token_routing
         self._prepare_replay(tokens, logits.device)
         probs_LE, chosen_LE = super().routing(logits, padding_mask)
@@ -111,7 +112,7 @@ class PackedRouter(TopKRouter):
         self.router_replay.target_topk_idx = None if target is None else self._own(target).to(device)
 
     def _own(self, values_L: torch.Tensor) -> torch.Tensor:
-        """This tensor-parallel rank's share of values of all L tokens."""
+        """Return this tensor-parallel rank's share of values of all L tokens."""
         if not self.config.sequence_parallel:
             return values_L
         return values_L.chunk(self.tp_group.size())[self.tp_group.rank()]
@@ -119,7 +120,7 @@ class PackedRouter(TopKRouter):
     def _add_balance_loss(
         self, tokens: TokenRouting, logits_LE: torch.Tensor, probs_LE: torch.Tensor, chosen_LE: torch.Tensor
     ) -> torch.Tensor:
-        """The probabilities, whose backward pass adds the gradient of this rank's part of the loss."""
+        """Return the probabilities; their backward pass adds the gradient of this rank's part of the loss."""
         sequences_L = self._own(tokens.sequences_L)
         real_L = sequences_L >= 0
         rows = sequences_L[real_L]
@@ -134,10 +135,10 @@ class PackedRouter(TopKRouter):
 
 
 class RoutedTransformerLayer(TransformerLayer):
-    """A layer that tells its router of the tokens, in a recomputed forward pass too."""
+    """A layer that passes the token routing to its router, also in a recomputed forward pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """As TransformerLayer.forward."""
+        """Run the layer; see TransformerLayer.forward."""
         packed = kwargs.get("packed_seq_params")
         router: Any = self.mlp.router  # type: ignore[attr-defined]
         router.token_routing = packed.routing if isinstance(packed, RoutedSeqParams) else None
@@ -149,7 +150,7 @@ def check_routing(
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     config: TransformerConfig,
 ) -> None:
-    """Raise ValueError unless the experts to replay are those of these sequences in a model of this kind."""
+    """Raise ValueError unless the experts to replay have the shape of these sequences in this model."""
     if config.num_moe_experts is None:
         raise ValueError(
             "there are no experts to replay in a dense model: set rollout.sglang.routing_replay = false"
@@ -165,7 +166,7 @@ def check_routing(
 def replay_tensor(
     routing: Sequence[torch.Tensor | None], starts: Sequence[int], num_tokens: int, config: TransformerConfig
 ) -> torch.Tensor:
-    """`TokenRouting.replay` of all tokens of a microbatch, whose sequences begin at `starts`."""
+    """Return `TokenRouting.replay` for all tokens of a microbatch whose sequences begin at `starts`."""
     replay = torch.full((config.num_layers, num_tokens, config.moe_router_topk), -1)
     for experts, start in zip(routing, starts, strict=False):
         if experts is not None:
@@ -179,7 +180,7 @@ def expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
         "num_moe_experts": shape.num_experts,
         "moe_ffn_hidden_size": shape.moe_ffn_hidden_size,
         "moe_router_topk": shape.num_experts_per_tok,
-        # Softmax over the chosen experts alone is softmax over all, normalised over the chosen.
+        # Softmax over the chosen experts only equals softmax over all experts, normalized over the chosen ones.
         "moe_router_pre_softmax": not shape.norm_topk_prob,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",

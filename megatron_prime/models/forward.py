@@ -30,12 +30,12 @@ from megatron_prime.parallel.topology import Topology
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 """Prompt and response token ids of each row."""
 Routing = Sequence[torch.Tensor | None]
-"""Experts to replay for each row, as `Rollout.routed_experts` has them; None where the router chooses."""
+"""Experts to replay for each row, in the form of `Rollout.routed_experts`; None lets the router choose."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a forward pass says of each response token; 0 on padding and on rows that were not scored."""
+    """Values of a forward pass per response token; 0 on padding and on rows that were not scored."""
 
     logprobs_BT: torch.Tensor
     """float32, nats."""
@@ -44,7 +44,7 @@ class Scores:
 
 
 class RowLoss(Protocol):
-    """A loss over some rows of the batch, as a sum: its weights were normalised over the whole minibatch before."""
+    """A loss over some rows of the batch. It is a sum: its weights are already normalized over the whole minibatch."""
 
     def __call__(
         self, rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor
@@ -55,35 +55,35 @@ class RowLoss(Protocol):
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How much of the work is done at a time, and at which temperature."""
+    """Sizes of microbatches and output tiles, the kernel of the output layer, and the temperature."""
 
     max_tokens_per_microbatch: int
     chunk_tokens: int
     temperature: float = 1.0
     kernel: LogprobKernel = "auto"
-    """Who works on the logits, see `parallel.vocab_logprobs.select_kernel`."""
+    """Kernel of the output layer; see `logprobs.output_layer`."""
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """One forward pass of this data rank."""
+    """The input of one forward pass on this data-parallel rank."""
 
     rows_b: torch.Tensor
     lengths_b: torch.Tensor
-    """int64: tokens of each sequence, prompt and response."""
+    """int64: number of tokens of each sequence, prompt and response."""
     packed: PackedSequences
     routing: list[torch.Tensor | None] | None = None
-    """Of each sequence; None replays nothing."""
+    """Experts to replay for each sequence; None replays none."""
 
 
 def padding_of(topology: Topology, config: TransformerConfig | None = None, max_tokens: int = 1) -> Padding:
-    """What the layout asks of packed sequences, and the model: FP8 products, and overlap of equal microbatches."""
+    """Return the padding that the layout, FP8 and overlapped tensor parallelism require of packed sequences."""
     sequences_to = 2 * topology.context_size if topology.context_size > 1 else 1
     microbatch_to = sequences_to * (topology.tensor_size if topology.sequence_parallel else 1)
     if config is not None and config.fp8:
         microbatch_to *= FP8_TOKENS[config.fp8_recipe or "delayed"]
     if config is not None and config.tp_comm_overlap:
-        # A microbatch holds max_tokens at most, so that this makes all of them equally long.
+        # A microbatch holds at most max_tokens, so padding to a multiple of that makes all of them equally long.
         microbatch_to *= -(-max_tokens // microbatch_to)
     return Padding(sequences_to, microbatch_to)
 
@@ -97,7 +97,7 @@ def this_ranks_microbatches(
     routing: Routing | None = None,
     config: TransformerConfig | None = None,
 ) -> list[Microbatch]:
-    """Pack some rows of the batch; the same arguments give the same packing for every model and on every rank."""
+    """Pack rows of the batch. The same arguments give the same packing for every model and on every rank."""
     padding = padding_of(topology, config, settings.max_tokens_per_microbatch)
     lengths = [len(sequences[row][0]) + len(sequences[row][1]) for row in rows]
     packing = pack(
@@ -107,7 +107,7 @@ def this_ranks_microbatches(
         [costs(length, len(sequences[row][1])) for length, row in zip(lengths, rows, strict=True)],
         padding,
     )
-    # The interleaved schedule takes the microbatches in groups of as many as there are stages.
+    # The interleaved schedule processes microbatches in groups of the pipeline size, so their number is a multiple.
     num_empty = -packing.num_microbatches % topology.pipeline_size if topology.virtual_size > 1 else 0
     return [
         Microbatch(
@@ -125,7 +125,7 @@ def this_ranks_microbatches(
 
 
 class PackedPass:
-    """Runs rows of a batch through one model, forward alone or with a loss.
+    """Runs rows of a batch through one model, forward only or with a loss.
 
     Args:
         chunks: this rank's ScoringGPTModels, or Megatron's DDP around each: one, or one a virtual pipeline stage.
@@ -159,7 +159,7 @@ class PackedPass:
     def score(
         self, sequences: Sequences, rows: Sequence[int] | None = None, routing: Routing | None = None
     ) -> Scores:
-        """Log-probs and entropies of rows, the same on every rank. Collective over all ranks.
+        """Return log-probs and entropies of rows, equal on every rank. Collective over all ranks.
 
         With `routing`, tokens go to the experts that it names; raises ValueError when it does not fit the model.
         """
@@ -219,7 +219,7 @@ class PackedPass:
         balance_weight: float,
     ) -> tuple[torch.Tensor, Any]:
         microbatch = next(microbatches)
-        beat("microbatch", is_common=False)  # data ranks may have other numbers of them
+        beat("microbatch", is_common=False)  # data-parallel ranks may differ in their numbers of microbatches
         packed = microbatch.packed.to(self._topology.platform.device)
         share = _Share.of(packed, self._topology)
         output = model(
@@ -248,7 +248,7 @@ class PackedPass:
     def _token_routing(
         self, microbatch: Microbatch, packed: PackedSequences, share: "_Share", balance_weight: float
     ) -> TokenRouting | None:
-        """What routers are told of the tokens of this context rank; None when they need nothing."""
+        """Return the routing of the tokens of this context-parallel rank; None if routers need no information."""
         if not balance_weight and microbatch.routing is None:
             return None
         device = packed.token_ids_S.device
@@ -273,11 +273,11 @@ class PackedPass:
         sink: "_Sink",
         loss: RowLoss | None,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """What the schedule calls on the last stage: (scalar, token count, report)."""
+        """Return (scalar to differentiate, token count, report), as Megatron's schedule expects on the last stage."""
         logprobs_bT = self._whole_rows(output_2R[0], packed, share, sink.num_columns)
         entropy_bT = self._whole_rows(output_2R[1], packed, share, sink.num_columns)
         sink.put(rows_b, logprobs_bT, entropy_bT)
-        # A count of 0 tells Megatron's finalize_model_grads that the gradients are normalised already.
+        # With a count of 0, Megatron's finalize_model_grads leaves gradients alone, which are normalized already.
         no_tokens = torch.zeros((), dtype=torch.int, device=output_2R.device)
         if loss is None or not len(rows_b):
             return output_2R.sum() * 0.0, no_tokens, {}
@@ -288,7 +288,7 @@ class PackedPass:
     def _whole_rows(
         self, values_R: torch.Tensor, packed: PackedSequences, share: "_Share", num_columns: int
     ) -> torch.Tensor:
-        """This rank's values and the other context ranks', as [b, T]."""
+        """Return this rank's values combined with those of the other context-parallel ranks, as [b, T]."""
         own_bT = values_R.new_zeros(packed.num_sequences, num_columns).index_put(
             (packed.rows_R[share.scored_R], packed.cols_R[share.scored_R]), values_R
         )
@@ -297,18 +297,18 @@ class PackedPass:
 
 @dataclass(frozen=True)
 class _Share:
-    """This context rank's part of a microbatch: L of its S tokens, and the R scored tokens that they predict."""
+    """A context-parallel rank's part of a microbatch: L of its S tokens, and the R scored tokens that they predict."""
 
     tokens_L: torch.Tensor
     """int64 positions in S."""
     positions_R: torch.Tensor
     """int64 positions in L whose hidden states predict the scored tokens."""
     scored_R: torch.Tensor
-    """int64 places in the microbatch's list of response tokens."""
+    """int64 indices into the microbatch's response tokens."""
 
     @staticmethod
     def of(packed: PackedSequences, topology: Topology) -> "_Share":
-        """Everything, without context parallelism."""
+        """Return this rank's share; without context parallelism it is the whole microbatch."""
         device = packed.token_ids_S.device
         if topology.context_size == 1:
             every_S = torch.arange(packed.num_tokens, device=device)
@@ -324,7 +324,7 @@ class _Share:
 
 
 class _Sink:
-    """Collects one data rank's rows and metric sums, then shares them with all ranks."""
+    """Collects rows and metric sums of one data-parallel rank and shares them with all ranks."""
 
     def __init__(self, num_rows: int, num_columns: int, device: torch.device) -> None:
         self.num_columns = num_columns

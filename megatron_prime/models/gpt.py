@@ -1,4 +1,4 @@
-"""Megatron's GPT, scored: it returns log-probs and entropies of chosen tokens instead of logits.
+"""A Megatron GPT model that returns log-probs and entropies of chosen tokens instead of logits.
 
 Shape legend: S packed tokens, R scored tokens, H hidden size.
 """
@@ -16,12 +16,12 @@ from megatron_prime.logprobs.output_layer import LogprobKernel, VocabShard, outp
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Which tokens of a packed batch to score, and how."""
+    """The tokens of a packed batch to score, and the settings of the output layer."""
 
     positions_R: torch.Tensor
-    """int64: position in S whose hidden state predicts the token (the one before it)."""
+    """int64: position in S whose hidden state predicts the token, the position before the token's own."""
     labels_R: torch.Tensor
-    """int64: the token that is scored."""
+    """int64: id of the token that is scored."""
     temperature: float
     chunk_tokens: int
     kernel: LogprobKernel = "auto"
@@ -45,7 +45,7 @@ class ScoringGPTModel(GPTModel):
         packed_seq_params: PackedSeqParams,
         request: ScoreRequest,
     ) -> torch.Tensor:
-        """Hidden states [S, 1, H] of this stage, or [2, R] on the last one."""
+        """Return the hidden states [S, 1, H] of this stage, or [2, R] on the last one."""
         self._request = request
         try:
             return super().forward(
@@ -78,7 +78,7 @@ class ScoringGPTModel(GPTModel):
         )
 
     def _await_output_weight(self) -> None:
-        """What would run before the output layer's forward, which is never called: the wait for weights on their way.
+        """Run the hooks that Megatron's DDP attached to the output layer, whose forward is never called.
 
         Megatron's DDP waits in hooks of the module that a parameter belongs to, where it gathers parameters in the
         forward pass.
@@ -87,7 +87,7 @@ class ScoringGPTModel(GPTModel):
             hook(self.output_layer, ())
 
     def output_weight(self) -> torch.Tensor:
-        """This rank's rows of the output layer; the embedding where they are tied."""
+        """Return this rank's rows of the output layer, which are those of the embedding if weights are tied."""
         weight = (
             self.shared_embedding_or_output_weight()
             if self.share_embeddings_and_output_weights
@@ -97,7 +97,7 @@ class ScoringGPTModel(GPTModel):
         return weight
 
     def vocab_shard(self) -> VocabShard:
-        """Which rows of the vocabulary this rank's output layer holds."""
+        """Return the rows of the vocabulary that this rank's output layer holds."""
         num_rows = self.output_weight().shape[0]
         first_row = self.pg_collection.tp.rank() * num_rows
         return VocabShard(

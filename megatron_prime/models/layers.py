@@ -1,4 +1,4 @@
-"""Attention and norm in plain torch, for the layers that Transformer Engine does not serve.
+"""Attention and norm in plain torch, for runs without Transformer Engine.
 
 Shape legend: S packed tokens, L of them on this rank (S without context parallelism), N query heads and K key-value
 heads on this rank, D head size, H hidden size.
@@ -52,7 +52,7 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedSeqParams | None = None,
         **_unused: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        """[L, N, D], [L, K, D], [L, K, D] -> [L, N * D]."""
+        """Return attention outputs: [L, N, D], [L, K, D], [L, K, D] -> [L, N * D]."""
         assert packed_seq_params is not None and attention_mask is None, "only packed batches are supported"
         bounds = packed_seq_params.cu_seqlens_q.tolist()
         size, rank = self._context_group.size(), self._context_group.rank()
@@ -61,27 +61,27 @@ class PackedAttention(MegatronModule):
             value_SKD = gather_context(value_LKD, bounds, self._context_group)
         else:
             key_SKD, value_SKD = key_LKD, value_LKD
-        # Sequences lie end to end, so that splitting and joining copies nothing but the result: an index would copy
-        # queries, keys and values, and gather their gradients one by one.
+        # Sequences are stored end to end, so split and cat copy only the result. Indexing would copy queries, keys and
+        # values, and scatter their gradients one by one.
         runs = _runs(bounds, size, rank)
         queries = query_LND.split([run.num_sequences * run.num_queries for run in runs])
-        # Under context parallelism both halves of a sequence's queries see the same keys.
+        # With context parallelism, both halves of a sequence's queries attend to the same keys.
         lengths = [run.num_sequences * run.num_tokens for run in (runs if size == 1 else runs[::2])]
         keys, values = key_SKD.split(lengths), value_SKD.split(lengths)
         parts = []
         for index, (run, query) in enumerate(zip(runs, queries, strict=True)):
-            place = index if size == 1 else index // 2
+            sequence = index if size == 1 else index // 2
             shape = (run.num_sequences, run.num_tokens)
             attended = self._attend(
                 query.unflatten(0, (run.num_sequences, run.num_queries)),
-                keys[place].unflatten(0, shape)[:, : run.num_keys],
-                values[place].unflatten(0, shape)[:, : run.num_keys],
+                keys[sequence].unflatten(0, shape)[:, : run.num_keys],
+                values[sequence].unflatten(0, shape)[:, : run.num_keys],
             )
             parts.append(attended.flatten(2).flatten(0, 1))
         return torch.cat(parts)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Causal attention of the last tokens: [n, q, N, D], [n, k, K, D], [n, k, K, D] -> [n, q, N, D]; q <= k."""
+        """Return causal attention of the last q tokens: [n, q, N, D], [n, k, K, D], [n, k, K, D] -> [n, q, N, D]."""
         num_queries, num_keys = query.shape[1], key.shape[1]
         mask = None
         if num_queries != num_keys:
@@ -102,19 +102,19 @@ class PackedAttention(MegatronModule):
 
 @dataclass(frozen=True)
 class _Run:
-    """Queries that attend in one kernel call: of neighbouring sequences of one length, or half of one sequence's."""
+    """Queries of one kernel call: those of adjacent sequences of equal length, or half of one sequence's queries."""
 
     num_sequences: int
     num_tokens: int
-    """Of each sequence."""
+    """Tokens per sequence."""
     num_queries: int
-    """Of each sequence, on this rank."""
+    """Queries per sequence on this rank."""
     num_keys: int
-    """First keys of each sequence that the last query sees."""
+    """Number of first keys of each sequence that the last query attends to."""
 
 
 def _runs(bounds: list[int], context_size: int, context_rank: int) -> list[_Run]:
-    """In the order of this rank's tokens; two a sequence under context parallelism (see parallel.context)."""
+    """Return the runs in the order of this rank's tokens; two per sequence with context parallelism."""
     lengths = [stop - start for start, stop in pairwise(bounds) if stop > start]
     if context_size == 1:
         counted = ((length, sum(1 for _ in same)) for length, same in groupby(lengths))
@@ -149,5 +149,5 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., H] -> [..., H]."""
+        """Return the normalized input: [..., H] -> [..., H]."""
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)

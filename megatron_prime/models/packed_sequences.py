@@ -1,4 +1,4 @@
-"""One microbatch in the packed (thd) layout: sequences end to end, no padding between them."""
+"""A microbatch in the packed (thd) layout: sequences end to end, without padding between them."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,38 +19,38 @@ class PackedSequences:
     """
 
     token_ids_S: torch.Tensor
-    """int64 [S]."""
+    """int64 [S]: token ids."""
     labels_S: torch.Tensor
-    """int64 [S] the next token inside the same sequence; 0 at the last one of each and on padding."""
+    """int64 [S]: the next token of the same sequence; 0 at the last token of each sequence and on padding."""
     position_ids_S: torch.Tensor
-    """int64 [S], restarting at 0 with every sequence."""
+    """int64 [S]: positions, which restart at 0 with every sequence."""
     cu_seqlens: torch.Tensor
-    """int32 [N + 1] (N + 2 with padding): where each sequence starts, S last. Padding is one more sequence."""
+    """int32 [N + 1] (N + 2 with padding): start of each sequence, then S. Padding counts as one more sequence."""
     predict_positions_R: torch.Tensor
-    """int64 [R] position in S of the token before each response token."""
+    """int64 [R]: position in S of the token before each response token."""
     rows_R: torch.Tensor
-    """int64 [R] which sequence of the microbatch, 0 .. N - 1, nondecreasing."""
+    """int64 [R]: sequence of each response token in the microbatch, 0 .. N - 1, nondecreasing."""
     cols_R: torch.Tensor
-    """int64 [R] index within its response, from 0."""
+    """int64 [R]: index of each response token within its response, from 0."""
     max_seqlen: int
-    """Tokens of the longest sequence, padding included."""
+    """Number of tokens of the longest sequence, padding included."""
     num_sequences: int
-    """N, without padding."""
+    """N, the number of sequences without padding."""
     num_padding: int
-    """Tokens of padding, at the end and behind the sequences."""
+    """Number of padding tokens, behind each sequence and at the end."""
 
     @property
     def num_tokens(self) -> int:
-        """S."""
+        """S, the number of packed tokens."""
         return self.token_ids_S.numel()
 
     @property
     def num_response_tokens(self) -> int:
-        """R."""
+        """R, the number of response tokens."""
         return self.predict_positions_R.numel()
 
     def to(self, device: torch.device | str) -> "PackedSequences":
-        """The same microbatch with its tensors on `device`."""
+        """Return the same microbatch with its tensors on `device`."""
         return PackedSequences(
             token_ids_S=self.token_ids_S.to(device),
             labels_S=self.labels_S.to(device),
@@ -65,7 +65,7 @@ class PackedSequences:
         )
 
     def scatter(self, values_R: torch.Tensor, num_columns: int) -> torch.Tensor:
-        """Response-token values as [N, num_columns], zero elsewhere; differentiable."""
+        """Return response-token values as [N, num_columns], zero elsewhere; differentiable."""
         out_NT = values_R.new_zeros(self.num_sequences, num_columns)
         return out_NT.index_put((self.rows_R, self.cols_R), values_R)
 
@@ -76,7 +76,7 @@ def pack_sequences(
     pad_token_id: int = 0,
     pad_sequences_to: int = 1,
 ) -> PackedSequences:
-    """Lay sequences end to end.
+    """Concatenate sequences into one microbatch.
 
     Args:
         prompt_and_response_ids: token ids of each prompt and its response; a prompt is never empty (its last token

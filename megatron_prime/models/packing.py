@@ -1,4 +1,4 @@
-"""Which rank and which microbatch takes which rows, balanced by cost.
+"""Assign the rows of a batch to ranks and microbatches, balanced by cost.
 
 Two steps, both deterministic: rows are spread over as many bins as the smallest common number of microbatches needs,
 then bins are grouped into ranks. Pipeline schedules and gradient synchronisation want every rank to run the same
@@ -15,24 +15,24 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 EVEN_ENOUGH = 1.005
-"""Highest cost of a rank over the mean at which a packing is left alone."""
+"""Ratio of the highest cost of a rank to the mean below which a packing is not improved further."""
 MOST_EXCHANGES = 200
-"""Exchanges of rows that may improve a packing."""
+"""Maximum number of row exchanges to improve a packing."""
 EXCHANGE_PARTNERS = 4
-"""Cheapest ranks that are looked at for each exchange."""
+"""Number of cheapest ranks that are considered for each exchange."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowCosts:
-    """Compute of one row, in units of the linear layers' work on one token."""
+    """Computational cost of one row, in units of the linear layers' work on one token."""
 
     attention_tokens: float = 8192.0
     """Length of a sequence whose attention costs as much as its linear layers."""
     output_share: float = 0.0
-    """What the output layer adds for a scored (response) token."""
+    """Cost of the output layer for one scored (response) token."""
 
     def __call__(self, num_tokens: int, num_response_tokens: int = 0) -> float:
-        """Cost of a row of so many tokens, of which so many are scored."""
+        """Return the cost of a row of `num_tokens`, of which `num_response_tokens` are scored."""
         return (
             num_tokens * (1.0 + num_tokens / self.attention_tokens) + self.output_share * num_response_tokens
         )
@@ -40,7 +40,7 @@ class RowCosts:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """What the layout asks of a microbatch; see models/packed_sequences.py."""
+    """Padding that the layout requires; see models/packed_sequences.py."""
 
     sequences_to: int = 1
     """Every sequence is padded to a multiple of this."""
@@ -48,11 +48,11 @@ class Padding:
     """Every microbatch is padded to a multiple of this, itself a multiple of sequences_to."""
 
     def sequence(self, num_tokens: int) -> int:
-        """Tokens of a sequence with its padding."""
+        """Return the tokens of a sequence with its padding."""
         return _round_up(num_tokens, self.sequences_to)
 
     def microbatch(self, num_tokens: int) -> int:
-        """Tokens of a microbatch with the padding at its end."""
+        """Return the tokens of a microbatch with the padding at its end."""
         return _round_up(num_tokens, self.microbatch_to)
 
 
@@ -68,25 +68,25 @@ class Packing:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks packed for."""
+        """Number of ranks."""
         return len(self.rows)
 
     @property
     def num_microbatches(self) -> int:
-        """Microbatches of each rank."""
+        """Number of microbatches of each rank."""
         return len(self.rows[0])
 
     @property
     def num_rows(self) -> int:
-        """Rows of the global batch."""
+        """Number of rows of the global batch."""
         return sum(len(rows) for microbatches in self.rows for rows in microbatches)
 
     def is_empty(self, rank: int, microbatch: int) -> bool:
-        """Whether this microbatch holds no row: run it on dummy tokens that count for nothing."""
+        """Return whether this microbatch holds no row; it then runs on dummy tokens that do not count."""
         return not self.rows[rank][microbatch]
 
     def restore(self, packed: Iterable[Iterable[Iterable[Item]]]) -> list[Item]:
-        """Per-row results in the order of the global batch.
+        """Return per-row results in the order of the global batch.
 
         Args:
             packed: results laid out as `rows` is: rank -> microbatch -> one item a row.
@@ -157,11 +157,11 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: few bins, unbalanced."""
+    """Return bins by best-fit decreasing, which makes few but unbalanced bins."""
     bins: list[list[int]] = []
     free: list[
         tuple[int, int]
-    ] = []  # (room, bin), sorted: the tightest bin that takes a row is found by bisection
+    ] = []  # (free tokens, bin), sorted, so that bisection finds the fullest bin that fits a row
     for row in order:
         place = bisect.bisect_left(free, (lengths[row], 0))
         if place == len(free):
@@ -177,7 +177,7 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> li
 def _spread(
     lengths: Sequence[int], costs: Sequence[float], capacity: int, num_bins: int
 ) -> list[list[int]] | None:
-    """Costliest row first, always into the cheapest bin with room; None when that runs out of room."""
+    """Put the costliest row first, always into the cheapest bin that fits it; return None if a row fits none."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     tokens = [0] * num_bins
     heap = [(0.0, index) for index in range(num_bins)]
@@ -197,7 +197,7 @@ def _spread(
 
 
 def _fill_empty(bins: list[list[int]]) -> None:
-    """Give every empty bin a row of the fullest one while that has two or more."""
+    """Move a row of the fullest bin to each empty one while the fullest has two or more."""
     for index in range(len(bins)):
         if bins[index]:
             continue
@@ -213,7 +213,7 @@ def _even_out(
     costs: Sequence[float],
     capacity: int,
 ) -> None:
-    """Exchange rows between the costliest owner of bins and a cheap one while that lowers the highest cost.
+    """Exchange rows between the costliest owner of bins and a cheap one while this lowers the highest cost.
 
     In place. No bin is emptied or filled above `capacity`. A few passes at most: most batches need none.
     """
@@ -242,14 +242,14 @@ def _even_out(
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    """A row that changes from one bin to another, and perhaps one that changes back."""
+    """A row that moves from one bin to another, and optionally one that moves back."""
 
     source: int
     target: int
     given: int
     taken: int | None
     more_cost: float
-    """What the target's owner gains."""
+    """Cost that moves to the owner of the target bin."""
 
     def apply(self, bins: list[list[int]], tokens: list[int], lengths: Sequence[int]) -> None:
         for source, target, row in (
@@ -273,7 +273,7 @@ def _best_exchange(
     capacity: int,
     gap: float,
 ) -> _Exchange | None:
-    """The exchange that leaves the smallest gap between the two owners' costs; None when none makes it smaller."""
+    """Return the exchange that leaves the smallest gap between the two owners' costs; None if none reduces it."""
     best, best_gap = None, gap * (1 - 1e-9)
     places: list[tuple[int, int | None]] = [(target, row) for target in targets for row in bins[target]]
     places += [(target, None) for target in targets]
@@ -293,7 +293,7 @@ def _best_exchange(
 def _owners(
     bins: list[list[int]], costs: Sequence[float], num_ranks: int, num_microbatches: int
 ) -> list[int]:
-    """The rank of each bin: costliest bin first, into the cheapest rank that still lacks a microbatch."""
+    """Return the rank of each bin: the costliest bin first, to the cheapest rank that still lacks a microbatch."""
     bin_costs = _sums(bins, costs)
     num_owned, rank_costs, owners = [0] * num_ranks, [0.0] * num_ranks, [0] * len(bins)
     for index in sorted(range(len(bins)), key=lambda index: (-bin_costs[index], index)):
@@ -308,7 +308,7 @@ def _owners(
 def _by_rank(
     bins: list[list[int]], owners: Sequence[int], costs: Sequence[float], num_ranks: int
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Each rank's microbatches, costliest first."""
+    """Return each rank's microbatches, costliest first."""
     bin_costs = _sums(bins, costs)
     ranks: list[list[tuple[int, ...]]] = [[] for _ in range(num_ranks)]
     for index in sorted(range(len(bins)), key=lambda index: (-bin_costs[index], index)):

@@ -1,4 +1,4 @@
-"""Where settings of `[megatron]` join those that this project makes for megatron-core's classes."""
+"""Combine the settings of `[megatron]` with those that this project makes for megatron-core's classes."""
 
 from typing import Any, TypeVar
 
@@ -18,10 +18,10 @@ TABLES: dict[type, str] = {
 
 
 def with_passthrough(kind: type[T], megatron: MegatronConfig, **ours: Any) -> T:  # noqa: ANN401
-    """A configuration of megatron-core from our settings and the user's; the user's win where both set one.
+    """Return a configuration of megatron-core from our settings and the user's; the user's take precedence.
 
-    Names and types were checked with the file (config.megatron_schema). Raises ValueError when Megatron refuses the
-    combination, naming what was passed through.
+    Names and types were checked with the configuration file (config.megatron.schema). Raises ValueError when Megatron
+    refuses the combination; the message names the fields that were passed through.
     """
     table = TABLES[kind]
     given = {

@@ -1,7 +1,7 @@
 """Layers of NVIDIA Transformer Engine: fused norms and linear layers, attention by cuDNN or flash kernels, FP8.
 
-Megatron-core wraps them; here is what of it our packed models take, and what is refused before anything is loaded.
-Transformer Engine runs on GPUs alone; `platform.layers` says whether a run has it (see parallel.platform).
+Megatron-core wraps them. This module selects what packed models use and refuses what cannot run before weights load.
+Transformer Engine runs on GPUs only; `platform.layers` says whether a run uses it (see parallel.platform).
 """
 
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from megatron_prime.parallel.topology import Topology
 
 ROLES = ("policy", "prm", "reference")
 FP8_TOKENS: dict[str, int] = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
-"""Tokens of a rank come in multiples of this: products of the backward pass have them as their inner dimension, and
+"""Multiple to which a rank's tokens are padded: tokens are the inner dimension of products in the backward pass, and
 blockwise gathers whole blocks over tensor-parallel ranks."""
 
 
 @dataclass(frozen=True)
 class _Support:
-    """Where a recipe runs."""
+    """Hardware and software that a recipe needs."""
 
     first: tuple[int, int]
-    """Least compute capability."""
+    """Minimum compute capability."""
     before: tuple[int, int] | None = None
-    """Compute capability from which on there is another recipe in its place."""
+    """Compute capability from which another recipe replaces this one."""
     cuda: tuple[int, int] = (12, 1)
     advice: str = ""
 
@@ -43,11 +43,11 @@ SUPPORT: dict[Fp8Recipe, _Support] = {
     "blockwise": _Support((9, 0), cuda=(12, 9), advice="'tensorwise' runs there"),
     "mxfp8": _Support((10, 0), (12, 0), (12, 8), "on Hopper take 'blockwise' or 'tensorwise'"),
 }
-"""What Transformer Engine 2.11 asks for (transformer_engine/pytorch/quantization.py)."""
+"""Requirements of Transformer Engine 2.11 (transformer_engine/pytorch/quantization.py)."""
 
 
 def check_acceleration(acceleration: AccelerationConfig, platform: Platform) -> None:
-    """Raise ValueError when something asked for cannot run on this machine.
+    """Raise ValueError when a requested recipe or overlap cannot run on this machine.
 
     Megatron would ignore FP8 without Transformer Engine. Costs nothing, so that a run ends before it reads weights.
     """
@@ -76,7 +76,7 @@ def check_acceleration(acceleration: AccelerationConfig, platform: Platform) -> 
 
 
 def lost_without(platform: Platform) -> str | None:
-    """What a run on GPUs does without, for its user to read, where Transformer Engine was wanted and cannot be used."""
+    """Return a message on what a run lacks if Transformer Engine was wanted but cannot be used; None otherwise."""
     if not platform.layers_reason:
         return None
     return (
@@ -89,7 +89,7 @@ def lost_without(platform: Platform) -> str | None:
 def fp8_fault(
     recipe: Fp8Recipe, capability: tuple[int, int] | None, cuda: tuple[int, int] | None
 ) -> str | None:
-    """Why a recipe cannot run with this compute capability and this version of CUDA; None when it can."""
+    """Return why a recipe cannot run with this compute capability and CUDA version; None if it can."""
     support = SUPPORT[recipe]
     advice = f"; {support.advice}" if support.advice else ""
     if capability is None or cuda is None:
@@ -106,7 +106,7 @@ def fp8_fault(
 
 
 def te_layer_spec(shape: ModelShape, has_experts: bool) -> ModuleSpec:
-    """A transformer layer whose norms lie inside the linear layers behind them; experts are one grouped product."""
+    """Return a layer with norms fused into the next linear layers, and experts computed by one grouped GEMM."""
     layer = get_gpt_layer_with_transformer_engine_spec(
         num_experts=shape.num_experts if has_experts else None,
         moe_grouped_gemm=has_experts,
@@ -122,7 +122,7 @@ def te_layer_spec(shape: ModelShape, has_experts: bool) -> ModuleSpec:
 def te_settings(
     shape: ModelShape, topology: Topology, role: str, acceleration: AccelerationConfig
 ) -> dict[str, Any]:
-    """What Transformer Engine adds to Megatron's TransformerConfig for one role."""
+    """Return the settings that Transformer Engine adds to Megatron's TransformerConfig for one role."""
     settings: dict[str, Any] = {"apply_rope_fusion": True}
     if shape.is_moe:
         settings |= {"moe_grouped_gemm": True, "moe_permute_fusion": True}
@@ -150,7 +150,7 @@ _overlap_buffers: tuple[tuple[int, int], bool] | None = None
 
 
 def start_overlap_buffers(num_tokens: int, hidden_size: int, topology: Topology, has_fp8: bool) -> None:
-    """Give Transformer Engine the buffers through which tensor-parallel messages overlap; once a process.
+    """Allocate Transformer Engine's buffers for overlapped tensor-parallel communication, once per process.
 
     Args:
         num_tokens: tokens of every microbatch on a context-parallel rank, over all tensor-parallel ranks.
@@ -182,7 +182,7 @@ def start_overlap_buffers(num_tokens: int, hidden_size: int, topology: Topology,
 
 
 def quantized_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors of one that Transformer Engine holds in FP8 (values, scales); of others the tensor itself."""
+    """Return the plain tensors (values, scales) of an FP8 tensor of Transformer Engine; else the tensor itself."""
     parts = getattr(tensor, "get_data_tensors", None)
     if parts is None:
         return [tensor]
@@ -190,14 +190,14 @@ def quantized_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def fill_quantized(parameter: torch.Tensor, values: torch.Tensor) -> None:
-    """Give an FP8 parameter these values, quantized; and its optimizer's masters these values as they are.
+    """Set an FP8 parameter to these values, quantized, and its optimizer's master weights to the values unrounded.
 
-    Slices of an FP8 tensor are copies: writing to one would change nothing, so that values come whole.
+    Slices of an FP8 tensor are copies, and writing to one would change nothing: values must be the whole tensor.
     """
     with torch.no_grad():
         parameter.copy_(values)
     if hasattr(parameter, "_high_precision_init_val"):
-        # The distributed optimizer takes its masters from here, once; else it would have rounded ones.
+        # The distributed optimizer initializes its master weights from here; otherwise they would be rounded values.
         parameter._high_precision_init_val = values.detach().cpu()  # type: ignore[attr-defined]
 
 

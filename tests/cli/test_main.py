@@ -1,4 +1,4 @@
-"""Faults that a person can mend: one line each, exit code 2, before any framework is imported."""
+"""Faults that a user can fix: one line each, exit code 2, before any framework is imported."""
 
 import json
 import subprocess

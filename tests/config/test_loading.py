@@ -48,7 +48,7 @@ def test_tables_with_free_names_are_checked_too(minimal_toml):
     config = load_config(minimal_toml, [f"{table}.path=a.jsonl", f"{table}.samples_per_prompt=4"])
     assert config.evaluation.benchmarks["aime24"].samples_per_prompt == 4
     (fault,) = faults_of(minimal_toml, f"{table}.temperature=0.0")
-    assert fault.startswith(f"{table}.path is missing: Its jsonl")
+    assert fault.startswith(f"{table}.path is missing: jsonl, parquet or csv")
     (fault,) = faults_of(minimal_toml, f"{table}.path=a.jsonl", f"{table}.pth=a.jsonl")
     assert fault.startswith(f"unknown key {table}.pth")
     assert load_config(minimal_toml, ["data.weights.code=2"]).data.weights == {"code": 2.0}
