@@ -62,8 +62,8 @@ def test_the_layers_of_the_architecture_are_those_of_the_import_contract():
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_the_docstring_of_a_package_lists_its_modules(package: Path):
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
-    lines = re.findall(r"^- ((?:`\w+`, )*`\w+`): ", docstring, flags=re.MULTILINE)
-    listed = Counter(re.findall(r"`(\w+)`", " ".join(lines)))
+    lines = re.findall(r"^- ((?:`\w+/?`, )*`\w+/?`): ", docstring, flags=re.MULTILINE)
+    listed = Counter(re.findall(r"`(\w+)/?`", " ".join(lines)))
     modules = [path.stem for path in package.glob("*.py") if path.name != "__init__.py"]
     subpackages = [path.parent.name for path in package.glob("*/__init__.py")]
     assert listed == Counter([*modules, *subpackages])
@@ -115,12 +115,14 @@ def test_python_commands_in_the_documents_exist():
 
 
 def test_options_in_the_documents_exist():
-    """A backticked `table.key` whose table is one of the configuration's is an option of it."""
+    """A backticked `table.key` is an option if the configuration has such a table, or a module `package.name`."""
     tables = "|".join(PrimeConfig.model_fields)
     unknown = []
     for document, span in documented(rf"(?:{tables})\.[\w.]+(?: ?= ?[^`]+)?"):
         path = re.match(r"[\w.]+", span)[0].rstrip(".")
-        if not path.endswith((".py", ".toml", ".json", ".jsonl")) and not is_option(path):
+        is_module = (PACKAGE / f"{path.replace('.', '/')}.py").exists()
+        is_file_name = path.endswith((".py", ".toml", ".json", ".jsonl"))
+        if not is_module and not is_file_name and not is_option(path):
             unknown.append(f"{document.relative_to(ROOT)}: {span}")
     assert unknown == []
 

@@ -6,7 +6,8 @@
 - `assemble`: builds topology, engine, verifier and weight sync from the configuration
 - `train`, `sft`, `evaluate`, `evaluate_prm`, `convert`, `plan`: one command each
 - `dry_run`: what `train` would start
-- `from_megatron`: writes a configuration from Megatron-LM's arguments, which `megatron_script` reads
+- `from_megatron`: writes a configuration from Megatron-LM's arguments
+- `megatron_script`: reads the arguments out of commands, scripts and YAML files
 """
 
 from megatron_prime.cli.main import main

@@ -1,5 +1,6 @@
 """Data files to training and evaluation prompts: reading, rendering, tokenization, mixing and resumable order.
 
+- `files`: the types of data files
 - `rows`: reads the rows of jsonl, parquet and csv files
 - `layouts`: finds prompt, answer, source and ability in a row, by the layout of a known data set
 - `final_answers`: extracts the final answer from a worked solution
