@@ -1,1 +1,15 @@
-"""The trainer, its models and its checkpoints."""
+"""Training: Algorithm 1, the models it trains, and everything that keeps a long run going.
+
+- `trainer`: one step of Algorithm 1.
+- `loop`: steps with evaluations, checkpoints and logs around them.
+- `trainable`: a model in a role; `Scorer` scores, `Trainable` also learns.
+- `roles`: policy, PRM and reference of a run, built from its configuration.
+- `prm_phase`: the order of scoring and updating the PRM.
+- `minibatches`: the optimizer steps of one role on a batch.
+- `losses`: the algorithm's losses in the form of the packed backward pass.
+- `residency`: offloading of weights, gradients and optimizer states to host memory.
+- `phase_memory`: time and memory of each phase of a step.
+- `sft`: supervised warm-up of the policy.
+- `checkpoint`: checkpoints, exact resume, one job per run_dir.
+- `health`: updates that are not finite, alarms, stopping on request.
+"""

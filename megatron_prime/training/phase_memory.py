@@ -1,4 +1,4 @@
-"""How much memory each role holds in each phase of a step, and the device's peak."""
+"""Time of each phase of a step, memory of each role in it, and the device's peak."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from megatron_prime.training.residency import Residency
 
 
 class PhaseMemory:
-    """Times the phases of a step and notes their memory.
+    """Measures time and memory of the phases of a step.
 
     Args:
-        roles: policy, prm, reference: those that the run has.
-        platform: whose peak is noted, on a GPU.
+        roles: those of policy, prm and reference that the run has.
+        platform: the device, whose peak is recorded on a GPU.
     """
 
     def __init__(self, roles: Mapping[str, Residency], platform: Platform) -> None:
@@ -25,9 +25,9 @@ class PhaseMemory:
 
     @contextmanager
     def phase(self, metrics: Metrics, name: str) -> Iterator[None]:
-        """Add `time/<name>_s`, `memory/<name>/<role>_gib` (the most that the role held) and, on a GPU, `device_peak`.
+        """Add `time/<name>_s`, `memory/<name>/<role>_gib` (the role's maximum) and, on a GPU, `device_peak_gib`.
 
-        Models alone are counted: weights, gradients, optimizer states; activations show in the device's peak.
+        A role counts weights, gradients and optimizer states; activations show in the device's peak alone.
         """
         for residency in self._roles.values():
             residency.most_bytes = residency.bytes_here()
@@ -40,17 +40,17 @@ class PhaseMemory:
             metrics[f"memory/{name}/device_peak_gib"] = self._platform.peak_memory_bytes() / GIB
 
     def host_copies(self) -> dict[str, float]:
-        """`memory/host_copies_gib`: host memory behind what was offloaded."""
+        """Return `memory/host_copies_gib`: host memory that holds offloaded parts."""
         return {
             "memory/host_copies_gib": sum(r.host_bytes() for r in self._roles.values()) / GIB,
         }
 
 
-def make_room(engine: Engine, topology: Topology) -> None:
-    """Before an engine that gave its memory up takes it back: give the GPU what torch keeps free.
+def free_memory_for_engine(engine: Engine, topology: Topology) -> None:
+    """Return torch's cached memory to the GPU before an engine that released its memory takes it back.
 
-    Servers are processes of their own, to which memory in torch's cache is not free. Collective over all ranks: none
-    goes on before every one has done so. Elsewhere nothing: memory that nobody else needs is best kept.
+    Servers are processes of their own, for which memory in torch's cache is not free. Does nothing for an engine that
+    kept its memory. Collective over all ranks: none continues before every rank has returned its cache.
     """
     if engine.policy_version == NO_WEIGHTS:
         topology.platform.release_cached_memory()

@@ -13,11 +13,11 @@ from megatron_prime.training.trainable import Trainable
 
 
 class SFTTrainer:
-    """Maximises the likelihood of demonstrated responses, averaged over the tokens of each batch.
+    """Maximizes the likelihood of demonstrated responses, averaged over the tokens of each batch.
 
     Args:
-        config: batch size and steps.
-        policy: what learns; prompts are not scored.
+        config: batch size and number of steps.
+        policy: the model to train; prompt tokens have no loss.
         stream: demonstrations, equal on every rank.
     """
 
@@ -27,7 +27,7 @@ class SFTTrainer:
         self._stream = stream
 
     def run(self, after_step: Callable[[int, Metrics], None]) -> None:
-        """Train; `after_step` is told the steps done and their metrics. Collective over all ranks."""
+        """Train; call `after_step` with the number of steps done and their metrics. Collective over all ranks."""
         for step_index in range(self._config.num_steps):
             metrics = Metrics()
             with metrics.timed("step"):

@@ -19,7 +19,7 @@ from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch, MismatchAlarm
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
-from megatron_prime.training.phase_memory import PhaseMemory, make_room
+from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_engine
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
@@ -86,7 +86,7 @@ class Trainer:
                     "policy", self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
                 )
             with memory.phase(metrics, "weight_sync"):
-                make_room(context.engine, context.policy.topology)
+                free_memory_for_engine(context.engine, context.policy.topology)
                 context.weight_sync.push(self.step_index + 1)
         self._describe(metrics, batch, old, advantages_BT)
         self.step_index += 1

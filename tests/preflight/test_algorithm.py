@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from megatron_prime.algorithm.registry import ESTIMATORS, POLICY_LOSSES, PRM_OBJECTIVES
 from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.algorithm import algorithm_faults
@@ -43,12 +44,15 @@ def build(**sections) -> PrimeConfig:
     [
         (
             {"advantage": {"estimator": "gae"}},
-            "advantage.estimator = 'gae': known names are grpo, prm_value, reinforce, rloo; "
+            f"advantage.estimator = 'gae': known names are {', '.join(ESTIMATORS.names())}; "
             "a class of your own is package.module:Class",
         ),
         ({"advantage": {"estimator": "rlo"}}, "; did you mean 'rloo'?"),
-        ({"prm": {"loss": "mse"}}, "prm.loss = 'mse': known names are bon_acc, bon_rm, ce, dpo"),
-        ({"policy": {"loss": "ppo"}}, "policy.loss = 'ppo': known names are ppo_clip"),
+        ({"prm": {"loss": "mse"}}, f"prm.loss = 'mse': known names are {', '.join(PRM_OBJECTIVES.names())}"),
+        (
+            {"policy": {"loss": "ppo"}},
+            f"policy.loss = 'ppo': known names are {', '.join(POLICY_LOSSES.names())}",
+        ),
         ({"rollout": {"group_size": 1}}, "advantage.estimator = 'rloo' compares the responses of a group"),
         (
             {"rollout": {"group_size": 1}, "advantage": {"estimator": "grpo"}},

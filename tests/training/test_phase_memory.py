@@ -7,7 +7,7 @@ import torch
 from megatron_prime.observability.metrics import Metrics, undocumented
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.rollout.engine import NO_WEIGHTS
-from megatron_prime.training.phase_memory import PhaseMemory, make_room
+from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_engine
 from megatron_prime.training.residency import Part, Residency
 
 PLATFORM = Platform(torch.device("cpu"), "gloo", torch.float32, None)
@@ -34,7 +34,7 @@ def test_room_is_made_for_an_engine_that_gave_its_memory_up_alone():
     calls = []
     platform = SimpleNamespace(device="cpu", release_cached_memory=lambda: calls.append("released"))
     topology = SimpleNamespace(platform=platform, world_size=1)
-    make_room(SimpleNamespace(policy_version=3), topology)
+    free_memory_for_engine(SimpleNamespace(policy_version=3), topology)
     assert calls == []
-    make_room(SimpleNamespace(policy_version=NO_WEIGHTS), topology)
+    free_memory_for_engine(SimpleNamespace(policy_version=NO_WEIGHTS), topology)
     assert calls == ["released"]

@@ -1,0 +1,9 @@
+"""Checkpoints that are complete or absent, exact resume, and a lock: one job per run_dir.
+
+- `store`: writes, finds, checks and loads the checkpoints of a run.
+- `saver`: saving as the loop does it, with reports and tolerated errors.
+- `role_writer`: one role's files, in the foreground or in a forked process.
+- `folder`: names, complete checkpoints, leftovers and removals.
+- `manifest`: size and checksum of every file.
+- `run_lock`: the kernel lock and the lease on run_dir.
+"""

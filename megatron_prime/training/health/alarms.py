@@ -1,7 +1,7 @@
 """Alarms on the history of a run's metrics: spikes of losses, collapse of reward and of entropy.
 
-An alarm warns once an episode: when its condition becomes true, and not again before it was false. Metrics that are not
-finite are left out of the windows; the guards deal with those.
+An alarm warns once per episode: when its condition becomes true, and not again before it was false. Metrics that are
+not finite are left out of the windows; the guards handle those.
 """
 
 import math
@@ -15,7 +15,7 @@ from megatron_prime.config.tables.guards import GuardsConfig
 REWARD = "rollout/accuracy_before_filter"
 ENTROPY = "policy/entropy"
 MAD_TO_SIGMA = 1.4826
-"""Median absolute deviation of a normal distribution -> its standard deviation."""
+"""Standard deviation of a normal distribution / its median absolute deviation."""
 
 
 class Alarm(Protocol):
@@ -24,23 +24,23 @@ class Alarm(Protocol):
     metric: str
 
     def look(self, value: float) -> str | None:
-        """Take in the next value; why it is alarming, or None."""
+        """Add the next value; return why it is alarming, or None."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next look depends on."""
+        """Return the state that the next look depends on."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state."""
+        """Restore a state."""
         ...
 
 
 class SpikeAlarm:
-    """A value far above what is usual.
+    """An alarm for a value far above its recent history.
 
-    Far is `sigmas` robust standard deviations over the median of the last `window` values, and more than twice the
-    median besides, so that a quiet history does not make every wiggle a spike. It needs half a window of history.
+    Far means `sigmas` robust standard deviations over the median of the last `window` values, and also more than twice
+    the median, so that after a quiet history not every small change is a spike. It needs half a window of history.
     """
 
     def __init__(self, metric: str, window: int, sigmas: float) -> None:
@@ -50,9 +50,9 @@ class SpikeAlarm:
         self._values: deque[float] = deque(maxlen=window)
 
     def look(self, value: float) -> str | None:
-        """See Alarm."""
+        """Add the next value; return why it is alarming, or None."""
         before = list(self._values)
-        # A spike is taken in like any other value: a level that stays becomes the usual one, and medians bear outliers.
+        # A spike enters the window too: a level that stays becomes normal, and medians tolerate single outliers.
         self._values.append(value)
         if 2 * len(before) < self._window:
             return None
@@ -63,16 +63,16 @@ class SpikeAlarm:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """See Alarm."""
+        """Return the window."""
         return {"values": list(self._values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See Alarm."""
+        """Restore a state."""
         self._values = deque(state["values"], maxlen=self._window)
 
 
 class CollapseAlarm:
-    """The mean of the last `window` values has fallen below `fraction` of the highest such mean so far."""
+    """An alarm for a mean over `window` values below `fraction` of the highest such mean so far."""
 
     def __init__(self, metric: str, window: int, fraction: float) -> None:
         self.metric = metric
@@ -82,7 +82,7 @@ class CollapseAlarm:
         self._best = 0.0
 
     def look(self, value: float) -> str | None:
-        """See Alarm."""
+        """Add the next value; return why it is alarming, or None."""
         self._values.append(value)
         if len(self._values) < self._window:
             return None
@@ -96,11 +96,11 @@ class CollapseAlarm:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """See Alarm."""
+        """Return the window and the best mean."""
         return {"values": list(self._values), "best": self._best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See Alarm."""
+        """Restore a state."""
         self._values = deque(state["values"], maxlen=self._window)
         self._best = state["best"]
 
@@ -120,7 +120,7 @@ class Alarms:
         self._active: set[str] = set()
 
     def look(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """Flags of a step (1 while a condition holds, else 0), and a warning for each episode that begins."""
+        """Return a step's flags (1 while a condition holds, else 0) and a warning for each episode that begins."""
         flags, warnings = dict.fromkeys(self._alarms, 0.0), []
         for flag, alarm in self._pairs():
             value = metrics.get(alarm.metric, math.nan)
@@ -137,12 +137,12 @@ class Alarms:
         return flags, warnings
 
     def state_dict(self) -> dict[str, Any]:
-        """Windows and running episodes, as JSON takes them."""
+        """Return windows and current episodes, as JSON can hold them."""
         windows = {_key(flag, alarm): alarm.state_dict() for flag, alarm in self._pairs()}
         return {"windows": windows, "active": sorted(self._active)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; alarms that it does not know start anew."""
+        """Restore a state; alarms that it does not contain start with an empty history."""
         for flag, alarm in self._pairs():
             window = state.get("windows", {}).get(_key(flag, alarm))
             if window is not None:

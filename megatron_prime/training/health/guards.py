@@ -1,8 +1,8 @@
-"""Updates that are not finite are skipped, counted and, when they go on, stop the run with a report.
+"""Guards: updates that are not finite are skipped, counted and, if too many follow each other, stop the run.
 
 A skipped update leaves weights, moments and the optimizer's step count as they were; the learning-rate schedule counts
-trainer steps, so it moves on whether updates were skipped or not. The counters and the alarms' windows are part of a
-checkpoint: a resumed run counts on.
+trainer steps, so it advances whether updates were skipped or not. The counters and the alarms' windows are part of a
+checkpoint, so a resumed run continues them.
 """
 
 import json
@@ -18,20 +18,19 @@ from megatron_prime.training.health.alarms import Alarms
 from megatron_prime.training.health.not_finite import SkippedUpdate
 
 RECENT_STEPS = 10
-"""Steps whose metrics a report holds."""
+"""Number of last steps whose metrics a report contains."""
 
 
 class Guards:
     """Watches the updates of every role, and the metrics of every step.
 
-    Every rank has one; they see the same values, so they decide alike. Files are written and warnings given by the rank
-    whose `writes` is true.
+    Every rank has one. All see the same values, so all decide alike. The rank whose `writes` is true writes the report.
 
     Args:
         config: limits and windows.
         run_dir: reports go to run_dir/reports.
         writes: true on rank 0.
-        warn: told one line a skipped update, and one an alarm's episode.
+        warn: receives one line per skipped update, and one per episode of an alarm.
     """
 
     def __init__(
@@ -48,21 +47,22 @@ class Guards:
         self.begin_step(0)
 
     def begin_step(self, step: int) -> None:
-        """The updates that follow belong to this step (counted from 1)."""
+        """Attribute the updates that follow to this step (counted from 1)."""
         self._step = step
         self._num_skipped_in_step = 0
         self._minibatches: dict[str, int] = {}
 
     def stepped(self, role: str) -> None:
-        """An update was applied."""
+        """Count an update that was applied."""
         self._in_a_row[role] = 0
         self._minibatches[role] = self._minibatches.get(role, 0) + 1
 
     def skipped(self, update: SkippedUpdate) -> None:
-        """An update was skipped on every rank.
+        """Count an update that was skipped on every rank.
 
-        Raises FloatingPointError on every rank, after a report was written, when as many as
-        guards.max_skipped_in_a_row of the role were skipped one after another.
+        Raises:
+            FloatingPointError: guards.max_skipped_in_a_row updates of the role were skipped one after another; raised
+                on every rank, after a report was written.
         """
         role = update.role
         minibatch = self._minibatches.get(role, 0)
@@ -84,7 +84,7 @@ class Guards:
         )
 
     def end_step(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of the guards and alarms for a step whose metrics are complete."""
+        """Return the metrics of guards and alarms for a step whose own metrics are complete."""
         self._recent.append({"step": float(self._step), **finite_or_none(metrics)})
         added = {
             "num_skipped_updates": float(self._num_skipped_in_step),
@@ -96,7 +96,7 @@ class Guards:
         return added | flags
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters and windows, as JSON takes them."""
+        """Return the counters and windows, as JSON can hold them."""
         return {
             "in_a_row": dict(self._in_a_row),
             "num_skipped": self._num_skipped,
@@ -104,7 +104,7 @@ class Guards:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Count on from a checkpoint; an empty state starts anew."""
+        """Continue from a checkpoint; an empty state starts from zero."""
         self._in_a_row = dict(state.get("in_a_row", {}))
         self._num_skipped = state.get("num_skipped", 0)
         self._alarms.load_state_dict(state.get("alarms", {}))

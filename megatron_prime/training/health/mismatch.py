@@ -1,6 +1,6 @@
-"""How far the trainer's log-probs are from those that the rollout engine reported, and when that is alarming.
+"""The gap between the trainer's log-probs and those that the rollout engine reported, and an alarm on it.
 
-Both are of the same tokens under what should be the same weights. Any difference makes the update off-policy unseen.
+Both are of the same tokens under what should be the same weights. Any difference silently makes the update off-policy.
 """
 
 import math
@@ -20,23 +20,23 @@ class Mismatch:
     def of(
         old_logprobs_BT: torch.Tensor, rollout_logprobs_BT: torch.Tensor, response_mask_BT: torch.Tensor
     ) -> "Mismatch":
-        """Of a batch with at least one response token. A number that is not finite makes mean or max so."""
+        """Return the mismatch of a batch with at least one response token; values that are not finite propagate."""
         gap = (old_logprobs_BT - rollout_logprobs_BT)[response_mask_BT].abs()
         return Mismatch(gap.mean().item(), gap.max().item())
 
 
 class MismatchAlarm:
-    """Warns when the mean exceeds a threshold or a log-prob is not finite: once an episode, like the other alarms."""
+    """Warns when the mean exceeds a threshold or a log-prob is not finite, once per episode."""
 
     def __init__(self, threshold: float, tis_cap: float | None) -> None:
-        """threshold: rollout.logprob_alarm, in nats. tis_cap: policy.tis_cap."""
+        """Take `threshold`, which is rollout.logprob_alarm in nats, and `tis_cap`, which is policy.tis_cap."""
         self._threshold = threshold
         self._tis_cap = tis_cap
         self.is_on = False
-        """Whether the last look was alarming."""
+        """True if the last look was alarming."""
 
     def look(self, mismatch: Mismatch, step: int) -> str | None:
-        """Take in a step's mismatch; the warning, where an episode begins with it."""
+        """Add a step's mismatch; return a warning if an episode begins with it."""
         was_on = self.is_on
         self.is_on = not mismatch.mean <= self._threshold or not math.isfinite(mismatch.max)
         if was_on or not self.is_on:

@@ -1,4 +1,4 @@
-"""What is not finite in an update, and where: losses, gradients and weights, by rank and by name."""
+"""Diagnosis of an update that is not finite: losses, gradients and weights, by rank and by name."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,11 +11,11 @@ from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.topology import Topology
 
 NAMES_SHOWN = 20
-"""Names that a rank lists of each kind; the count is always whole."""
+"""Number of names that a rank lists of each kind; the counts include all."""
 
 
 class WatchedLoss:
-    """A row loss that remembers whether every value it gave was finite. Call it as the loss itself."""
+    """A row loss that remembers whether all its values were finite. Call it like the loss itself."""
 
     def __init__(self, loss: RowLoss) -> None:
         self._loss = loss
@@ -31,11 +31,11 @@ class WatchedLoss:
 
     @property
     def is_finite(self) -> bool:
-        """True when every microbatch's loss on this rank was; the device is waited for here, once an update."""
+        """True if the loss of every microbatch on this rank was finite. Waits for the device, once per update."""
         return not self._values or bool(torch.stack([value for _, value in self._values]).isfinite().all())
 
     def broken_rows(self) -> list[int]:
-        """Batch rows of the microbatches whose loss was not finite."""
+        """Return the batch rows of the microbatches whose loss was not finite."""
         return sorted(
             row for rows_b, value in self._values if not value.isfinite() for row in rows_b.tolist()
         )
@@ -43,29 +43,29 @@ class WatchedLoss:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one rank found."""
+    """The findings of one rank."""
 
     rank: int
     loss_rows: list[int]
     """Rows of the batch in microbatches whose loss was not finite."""
     num_gradients: int
-    """Parameters whose gradient is not finite."""
+    """Number of parameters whose gradient is not finite."""
     gradients: list[str]
     num_parameters: int
     parameters: list[str]
-    """Parameters that are themselves not finite: those the run was started or resumed with."""
+    """Names of parameters that are not finite themselves, which the run was started or resumed with."""
 
 
 @dataclass(frozen=True)
 class SkippedUpdate:
-    """An optimizer step that was not taken, and why; the same on every rank."""
+    """An optimizer step that was not taken, and the reason; the same on every rank."""
 
     role: str
     grad_norm: float
     by_rank: list[Findings]
 
     def summary(self) -> str:
-        """One line."""
+        """Return the reason in one line."""
         parts = []
         rows = sorted({row for found in self.by_rank for row in found.loss_rows})
         if rows:
@@ -78,7 +78,7 @@ class SkippedUpdate:
         return "; ".join(parts) or "the gradient's norm alone: its square overflows"
 
     def to_dict(self) -> dict[str, Any]:
-        """For a report; JSON has no NaN, so the norm is text."""
+        """Return the findings for a report; a norm that is not finite is text, because JSON has no NaN."""
         return {
             "role": self.role,
             "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else str(self.grad_norm),
@@ -89,7 +89,7 @@ class SkippedUpdate:
 def describe_skipped(
     role: str, module: torch.nn.Module, loss: WatchedLoss, grad_norm: float, topology: Topology
 ) -> SkippedUpdate:
-    """Look through this rank's part of the model and bring all ranks' findings together. Collective over all ranks."""
+    """Search this rank's part of the model and gather the findings of all ranks. Collective over all ranks."""
     gradients, parameters = [], []
     for name, parameter in module.named_parameters():
         gradient = getattr(parameter, "main_grad", None)

@@ -1,8 +1,8 @@
-"""A run that is asked to stop does so after the step at hand, with a checkpoint: a time limit that comes near, say.
+"""Stopping a run on request, for instance before a time limit: after the current step, with a checkpoint.
 
-It is asked by SIGUSR1 to any rank's process, or by a file whose name the job's script chose. The script's way is the
-file: Slurm signals whole process groups, verifiers and servers among them. Under a script that chose a file, SIGTERM
-asks too: some clusters announce a preemption in no other way, and SIGKILL follows after a time of grace.
+The request is SIGUSR1 to the process of any rank, or a file whose name the job's script chose. Scripts use the file,
+because Slurm signals whole process groups, including verifiers and servers. If a script chose a file, SIGTERM is a
+request too: some clusters announce a preemption in no other way, and SIGKILL follows after a grace period.
 """
 
 import os
@@ -12,9 +12,9 @@ from types import FrameType
 
 STOP_SIGNAL = signal.SIGUSR1
 STOP_FILE = "MEGATRON_PRIME_STOP_FILE"
-"""Environment variable with the file's name."""
+"""Environment variable with the name of that file."""
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: start me again, and I go on. Slurm's RequeueExit can name it."""
+"""EX_TEMPFAIL of sysexits.h: the same command resumes the run. Slurm's RequeueExit can name it."""
 
 
 class RunStopped(Exception):  # noqa: N818 - nothing is wrong
@@ -22,7 +22,7 @@ class RunStopped(Exception):  # noqa: N818 - nothing is wrong
 
 
 class StopRequest:
-    """Whether this process was asked to stop; it listens from the start. Make it in the main thread."""
+    """Listens for requests to stop this process, from its construction in the main thread on."""
 
     def __init__(self) -> None:
         self._is_asked = False
@@ -31,14 +31,14 @@ class StopRequest:
         signal.signal(STOP_SIGNAL, self._ask)
         if self._file is not None:
             signal.signal(signal.SIGTERM, self._ask)
-            # A fork of this process is no rank: what ends it by SIGTERM must not find it listening instead, not even in
-            # the moment before its action is set: until then the signal waits.
+            # A fork of this process is not a rank: SIGTERM must end it as usual. The signal is blocked across the fork,
+            # so that none arrives before the child has restored the default action.
             os.register_at_fork(
                 before=_hold_sigterm, after_in_parent=_release_sigterm, after_in_child=_end_by_sigterm
             )
 
     def __call__(self) -> bool:
-        """True from the first request on."""
+        """Return whether a request has arrived, now or earlier."""
         if self._file is not None and self._file.exists():
             self._is_asked = True
         return self._is_asked
