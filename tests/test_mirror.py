@@ -7,7 +7,7 @@ PACKAGE = ROOT / "megatron_prime"
 TESTS = ROOT / "tests"
 
 TABLES_TESTED_TOGETHER = (
-    "acceleration", "optimizer", "tables/advantage", "tables/checkpoint", "tables/evaluation", "tables/filter",
+    "model_options", "optimizer", "tables/advantage", "tables/checkpoint", "tables/evaluation", "tables/filter",
     "tables/guards", "tables/model", "tables/overlap", "tables/parallel", "tables/platform", "tables/policy",
     "tables/prm", "tables/prm_evaluation", "tables/reference", "tables/sft", "tables/trainer",
 )  # fmt: skip

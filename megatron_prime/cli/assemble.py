@@ -1,6 +1,6 @@
 """Builds the parts of a run from its configuration. The platform and the engine are chosen here and nowhere else."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
@@ -38,7 +38,7 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
     )
     if not data_parallel_only:
         select_kernel(config.trainer.logprob_kernel, platform.is_cuda)
-        check_acceleration(config.acceleration, platform)
+        check_acceleration(config.model_options, platform)
     platform.start_process_group()
     parallel = ParallelConfig() if data_parallel_only else config.parallel
     topology = build_topology(
@@ -59,7 +59,7 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
     start_watchdog(
         topology.rank, topology.world_size, settings.timeout_s, config.run_dir / "reports", platform.is_cuda
     )
-    return replace(topology, megatron=config.megatron)
+    return topology
 
 
 @dataclass(frozen=True)

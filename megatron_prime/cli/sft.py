@@ -39,7 +39,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         progress.line(line)
     # Nothing is offloaded, because every phase of the warm-up is an update.
     memory = MemoryConfig(recompute=config.memory.recompute)
-    spec = RoleSpec("policy", config.model.path, scoring_settings(config), memory, config.acceleration)
+    spec = RoleSpec("policy", config.model.path, scoring_settings(config), memory, config.model_options)
     policy = Trainable(spec, topology, config.sft, config.sft.num_steps)
     policy.watch = guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
     guards.begin_step(1)

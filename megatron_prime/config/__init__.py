@@ -8,7 +8,7 @@
 - `loading`: reads a TOML file and command-line overrides
 - `faults`: turns validation errors into messages
 - `arithmetic`: batch sizes and numbers of updates that follow from a configuration
-- `acceleration`: FP8 and overlap, as the model builder takes them
+- `model_options`: the tables that models and their optimizers take together
 """
 
 from megatron_prime.config.loading import ConfigError, load_config

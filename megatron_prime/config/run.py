@@ -10,8 +10,8 @@ from typing import Self
 
 from pydantic import model_validator
 
-from megatron_prime.config.acceleration import AccelerationConfig
 from megatron_prime.config.megatron.schema import MegatronConfig
+from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.optimizer import warmup_fault
 from megatron_prime.config.section import NonNegative, Section, UserPath
 from megatron_prime.config.tables.advantage import AdvantageConfig
@@ -66,9 +66,9 @@ class PrimeConfig(Section):
     megatron: MegatronConfig = MegatronConfig()
 
     @property
-    def acceleration(self) -> AccelerationConfig:
-        """The tables [fp8] and [overlap] together, as the model builder takes them."""
-        return AccelerationConfig(fp8=self.fp8, overlap=self.overlap)
+    def model_options(self) -> ModelOptions:
+        """The tables that models and their optimizers take together."""
+        return ModelOptions(fp8=self.fp8, overlap=self.overlap, megatron=self.megatron)
 
     @property
     def has_reference_model(self) -> bool:

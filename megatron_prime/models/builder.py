@@ -17,7 +17,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.tables.memory import RecomputeConfig
 from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.convert import import_hf
@@ -68,7 +68,7 @@ def build_model(
     load_weights: bool = True,
     recompute: RecomputeConfig | None = None,
     role: str = "policy",
-    acceleration: AccelerationConfig | None = None,
+    options: ModelOptions | None = None,
 ) -> BuiltModel:
     """Build this rank's part of the model and fill it from the checkpoint's safetensors, a slice at a time.
 
@@ -78,7 +78,7 @@ def build_model(
         load_weights: False leaves random weights, for a checkpoint that is loaded afterwards.
         recompute: activations that the backward pass recomputes; default none.
         role: the role whose FP8 recipe the model uses.
-        acceleration: FP8 and overlap; default neither.
+        options: FP8, overlap and [megatron]; default none of them.
 
     Raises ValueError for an unsupported model, a layout that does not divide it, or missing, extra or misshapen
     tensors.
@@ -86,7 +86,7 @@ def build_model(
     shape = read_shape(hf_path)
     check_training(shape, _split_of(topology))
     layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank, topology.virtual_size)
-    config = transformer_config(shape, topology, recompute, role, acceleration)
+    config = transformer_config(shape, topology, recompute, role, options)
     chunks = _build_chunks(shape, topology, layers, config)
     parameters, module_names = _parameters(shape, topology, layers)
     built = BuiltModel(chunks, shape, parameters, module_names)
@@ -225,10 +225,10 @@ def transformer_config(
     topology: Topology,
     recompute: RecomputeConfig | None = None,
     role: str = "policy",
-    acceleration: AccelerationConfig | None = None,
+    options: ModelOptions | None = None,
 ) -> TransformerConfig:
     """Return Megatron's configuration of the model in this layout."""
-    recompute = recompute or RecomputeConfig()
+    recompute, options = recompute or RecomputeConfig(), options or ModelOptions()
     dtype = topology.platform.dtype
     settings: dict[str, Any] = {
         "num_layers": shape.num_layers,
@@ -287,12 +287,12 @@ def transformer_config(
     if shape.is_moe:
         settings |= expert_settings(shape, topology)
     if topology.platform.layers == "transformer_engine":
-        settings |= te_settings(shape, topology, role, acceleration or AccelerationConfig())
+        settings |= te_settings(shape, topology, role, options)
     if topology.virtual_size > 1:
         # One direction per call. With two stages both neighbors are the same rank, and a call for both directions
         # would pair a shape that is sent forward with one that is expected from the other direction.
         settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    return with_passthrough(TransformerConfig, topology.megatron, **settings)
+    return with_passthrough(TransformerConfig, options.megatron, **settings)
 
 
 def _layer_specs(shape: ModelShape, layers: range, kind: str) -> TransformerBlockSubmodules:

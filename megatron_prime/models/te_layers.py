@@ -11,7 +11,7 @@ import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.tables.fp8 import Fp8Recipe
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.hf.training_limits import fp8_faults
@@ -46,18 +46,18 @@ SUPPORT: dict[Fp8Recipe, _Support] = {
 """Requirements of Transformer Engine 2.11 (transformer_engine/pytorch/quantization.py)."""
 
 
-def check_acceleration(acceleration: AccelerationConfig, platform: Platform) -> None:
+def check_acceleration(options: ModelOptions, platform: Platform) -> None:
     """Raise ValueError when a requested recipe or overlap cannot run on this machine.
 
     Megatron would ignore FP8 without Transformer Engine. Costs nothing, so that a run ends before it reads weights.
     """
     recipes: dict[str, Fp8Recipe] = {}
     for role in ROLES:
-        recipe = acceleration.fp8.recipe_of(role)
+        recipe = options.fp8.recipe_of(role)
         if recipe != "none":
             recipes[f"fp8.{role}"] = recipe
     wanted = [f"{where} = {recipe!r}" for where, recipe in recipes.items()]
-    if acceleration.overlap.tensor_parallel:
+    if options.overlap.tensor_parallel:
         wanted.append("overlap.tensor_parallel = true")
     if wanted and platform.layers != "transformer_engine":
         if not platform.is_cuda:
@@ -119,14 +119,12 @@ def te_layer_spec(shape: ModelShape, has_experts: bool) -> ModuleSpec:
     return layer
 
 
-def te_settings(
-    shape: ModelShape, topology: Topology, role: str, acceleration: AccelerationConfig
-) -> dict[str, Any]:
+def te_settings(shape: ModelShape, topology: Topology, role: str, options: ModelOptions) -> dict[str, Any]:
     """Return the settings that Transformer Engine adds to Megatron's TransformerConfig for one role."""
     settings: dict[str, Any] = {"apply_rope_fusion": True}
     if shape.is_moe:
         settings |= {"moe_grouped_gemm": True, "moe_permute_fusion": True}
-    fp8 = acceleration.fp8
+    fp8 = options.fp8
     recipe = fp8.recipe_of(role)
     for fault in fp8_faults(shape, fp8, role):
         raise ValueError(fault)
@@ -141,7 +139,7 @@ def te_settings(
             "num_layers_at_start_in_bf16": fp8.bf16_layers_at_start,
             "num_layers_at_end_in_bf16": fp8.bf16_layers_at_end,
         }
-    if acceleration.overlap.tensor_parallel and topology.tensor_size > 1:
+    if options.overlap.tensor_parallel and topology.tensor_size > 1:
         settings["tp_comm_overlap"] = True
     return settings
 

@@ -11,13 +11,12 @@ the groups of the one before. Use it in this order:
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_prime.config.megatron.schema import MegatronConfig
 from megatron_prime.parallel.platform import Platform
 
 
@@ -48,8 +47,6 @@ class Topology:
     expert_rank: int = 0
     expert_tensor_size: int = 1
     expert_tensor_rank: int = 0
-    megatron: MegatronConfig = field(default_factory=MegatronConfig)
-    """Megatron-core settings (`[megatron]`) that models built in this topology use."""
 
     @property
     def is_first_stage(self) -> bool:

@@ -129,7 +129,7 @@ def _layers(config: PrimeConfig | None) -> Iterator[Finding]:
     settings = config.platform
     try:
         check_acceleration(
-            config.acceleration, select_platform("cuda", settings.dtype, layers=settings.layers)
+            config.model_options, select_platform("cuda", settings.dtype, layers=settings.layers)
         )
     except ValueError as error:
         yield Finding("fault", "devices", str(error), "change the setting, or the environment")

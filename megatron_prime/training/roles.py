@@ -40,7 +40,7 @@ def scoring_settings(config: PrimeConfig, temperature: float = 1.0) -> ScoringSe
 
 def role_spec(config: PrimeConfig, name: str, hf_path: Path, temperature: float = 1.0) -> RoleSpec:
     """Return the spec of one role of a run."""
-    return RoleSpec(name, hf_path, scoring_settings(config, temperature), config.memory, config.acceleration)
+    return RoleSpec(name, hf_path, scoring_settings(config, temperature), config.memory, config.model_options)
 
 
 def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> Roles:

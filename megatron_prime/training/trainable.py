@@ -20,7 +20,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.models.builder import BuiltModel, build_model
@@ -46,8 +46,8 @@ class RoleSpec:
     """Packing, chunking and temperature."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """Offloading to host memory between uses, and activation recomputation."""
-    acceleration: AccelerationConfig = field(default_factory=AccelerationConfig)
-    """FP8, and communication that overlaps with computation."""
+    options: ModelOptions = field(default_factory=ModelOptions)
+    """FP8, communication that overlaps with computation, and fields passed to megatron-core."""
 
 
 class Scorer:
@@ -65,9 +65,9 @@ class Scorer:
     ) -> None:
         self.role = spec.name
         self.topology = topology
-        self.acceleration = spec.acceleration
+        self.options = spec.options
         self.built: BuiltModel = build_model(
-            spec.hf_path, topology, load_weights, spec.memory.recompute, spec.name, spec.acceleration
+            spec.hf_path, topology, load_weights, spec.memory.recompute, spec.name, spec.options
         )
         # The reference's weights require gradients too, though it never gets any: torch and Megatron use other kernels
         # for frozen weights, and PRM and reference must agree to the last bit before the first update.
@@ -151,7 +151,7 @@ class Trainable(Scorer):
         self.watch: UpdateWatch = StopAtFirst()
         self._has_gather_left = False
         self.optimizer = get_megatron_optimizer(
-            _megatron_optimizer_config(optimizer_config, topology, self.acceleration, self.role),
+            _megatron_optimizer_config(optimizer_config, topology, self.options, self.role),
             [*self._ddp],
         )
         self.schedule = OptimizerParamScheduler(
@@ -213,7 +213,7 @@ class Trainable(Scorer):
             )
         else:
             self.optimizer.step()
-            self._has_gather_left = self.acceleration.overlap.param_gather
+            self._has_gather_left = self.options.overlap.param_gather
             self.watch.stepped(self.role)
         return scores, metrics
 
@@ -233,14 +233,14 @@ class Trainable(Scorer):
         self.schedule.step(increment=1)
 
     def _wrap(self) -> Sequence[torch.nn.Module]:
-        config, overlap = self.built.chunks[0].config, self.acceleration.overlap
+        config, overlap = self.built.chunks[0].config, self.options.overlap
         settings = with_passthrough(
             DistributedDataParallelConfig,
-            self.topology.megatron,
+            self.options.megatron,
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=overlap.grad_reduce,
             overlap_param_gather=overlap.param_gather,
-            fp8_param_gather=self.acceleration.fp8.has_primary_weights(self.role),
+            fp8_param_gather=self.options.fp8.has_primary_weights(self.role),
             use_distributed_optimizer=True,
         )
         self._ddp = [DistributedDataParallel(config, settings, chunk) for chunk in self.built.chunks]
@@ -296,12 +296,12 @@ def keep_padding_between_buckets(ddp: DistributedDataParallel) -> None:
 
 
 def _megatron_optimizer_config(
-    config: OptimizerConfig, topology: Topology, acceleration: AccelerationConfig, role: str
+    config: OptimizerConfig, topology: Topology, options: ModelOptions, role: str
 ) -> MegatronOptimizerConfig:
-    dtype, recipe = topology.platform.dtype, acceleration.fp8.recipe_of(role)
+    dtype, recipe = topology.platform.dtype, options.fp8.recipe_of(role)
     return with_passthrough(
         MegatronOptimizerConfig,
-        topology.megatron,
+        options.megatron,
         optimizer="adam",
         lr=config.lr,
         min_lr=config.min_lr,
@@ -313,6 +313,6 @@ def _megatron_optimizer_config(
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=True,
-        overlap_param_gather=acceleration.overlap.param_gather,
+        overlap_param_gather=options.overlap.param_gather,
         fp8_recipe=None if recipe == "none" else recipe,
     )

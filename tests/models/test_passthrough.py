@@ -1,6 +1,5 @@
-"""What the user passes through reaches megatron-core's classes, and what those refuse is told by its table."""
+"""Fields of [megatron] reach megatron-core's classes; a combination that they refuse is reported with its table."""
 
-from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
 
@@ -9,8 +8,8 @@ import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from safetensors.torch import load_file
 
-from megatron_prime.config.acceleration import AccelerationConfig
 from megatron_prime.config.megatron.schema import MegatronConfig
+from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.builder import transformer_config
 from megatron_prime.models.passthrough import with_passthrough
@@ -20,26 +19,27 @@ from megatron_prime.training.trainable import _megatron_optimizer_config
 from tests.support.hf_shapes import make_shape
 from tests.support.toy_runs import Toy, finish
 
-
-def topology(**tables) -> Topology:
-    platform = Platform(torch.device("cpu"), "gloo", torch.float32, timedelta(seconds=60))
-    one = Topology(platform, 0, 1, 1, 0, 1, 0, 1, 0, False)
-    return replace(one, megatron=MegatronConfig(**tables))
+CPU = Platform(torch.device("cpu"), "gloo", torch.float32, timedelta(seconds=60))
+ONE = Topology(CPU, 0, 1, 1, 0, 1, 0, 1, 0, False)
 
 
-def test_models_take_it():
+def options(**tables) -> ModelOptions:
+    return ModelOptions(megatron=MegatronConfig(**tables))
+
+
+def test_models_use_it():
     shape = make_shape("qwen3")
-    assert transformer_config(shape, topology()).attention_softmax_in_fp32 is True
-    changed = topology(transformer={"attention_softmax_in_fp32": False, "moe_router_dtype": "fp64"})
-    config = transformer_config(shape, changed)
+    assert transformer_config(shape, ONE).attention_softmax_in_fp32 is True
+    changed = options(transformer={"attention_softmax_in_fp32": False, "moe_router_dtype": "fp64"})
+    config = transformer_config(shape, ONE, options=changed)
     assert (config.attention_softmax_in_fp32, config.moe_router_dtype) == (False, "fp64")
     assert config.num_layers == shape.num_layers and config.hidden_dropout == 0.0
 
 
-def test_optimizers_and_data_parallelism_take_it():
+def test_optimizers_and_data_parallelism_use_it():
     role = PolicyConfig(lr=3e-6)
     optimizer = _megatron_optimizer_config(
-        role, topology(optimizer={"log_num_zeros_in_grad": True}), AccelerationConfig(), "policy"
+        role, ONE, options(optimizer={"log_num_zeros_in_grad": True}), "policy"
     )
     assert (optimizer.log_num_zeros_in_grad, optimizer.lr) == (True, 3e-6)
     megatron = MegatronConfig(ddp={"bucket_size": 1000})
@@ -49,9 +49,9 @@ def test_optimizers_and_data_parallelism_take_it():
 
 @pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="refused without Transformer Engine")
 def test_what_megatron_refuses_names_the_table():
-    changed = topology(transformer={"apply_rope_fusion": True})
+    changed = options(transformer={"apply_rope_fusion": True})
     with pytest.raises(ValueError, match=r"\[megatron\.transformer\].*apply_rope_fusion.*refuses it"):
-        transformer_config(make_shape("qwen3"), changed)
+        transformer_config(make_shape("qwen3"), ONE, options=changed)
 
 
 def test_a_run_computes_with_it(toy: Toy, tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.overlap import OverlapConfig
 from megatron_prime.hf.mapping import ModelShape
@@ -66,7 +66,7 @@ def test_a_recipe_is_refused_by_name_where_it_cannot_run(recipe, capability, cud
 
 
 @pytest.mark.parametrize(
-    ("acceleration", "message"),
+    ("options", "message"),
     [
         (
             {"fp8": Fp8Config(prm="tensorwise")},
@@ -78,20 +78,20 @@ def test_a_recipe_is_refused_by_name_where_it_cannot_run(recipe, capability, cud
         ),
     ],
 )
-def test_megatron_would_ignore_it_without_transformer_engine(acceleration, message):
+def test_megatron_would_ignore_it_without_transformer_engine(options, message):
     with pytest.raises(ValueError, match=message):
-        check_acceleration(AccelerationConfig(**acceleration), CPU)
+        check_acceleration(ModelOptions(**options), CPU)
 
 
 def test_nothing_asked_for_runs_anywhere():
     overlap = OverlapConfig(grad_reduce=True, param_gather=True)
-    check_acceleration(AccelerationConfig(overlap=overlap), CPU)
+    check_acceleration(ModelOptions(overlap=overlap), CPU)
 
 
 def test_fp8_needs_bf16():
     platform = replace(CPU, dtype=torch.float32, layers="transformer_engine")
     with pytest.raises(ValueError, match=r"needs platform\.dtype = .bf16."):
-        check_acceleration(AccelerationConfig(fp8=Fp8Config(policy="delayed")), platform)
+        check_acceleration(ModelOptions(fp8=Fp8Config(policy="delayed")), platform)
 
 
 def test_a_run_is_told_what_it_goes_without():
@@ -100,8 +100,8 @@ def test_a_run_is_told_what_it_goes_without():
     assert told is not None and "it is not installed" in told and "FP8" in told
 
 
-def settings_of(config, role="policy", **acceleration):
-    return te_settings(ModelShape.from_hf_config(config), ONE, role, AccelerationConfig(**acceleration))
+def settings_of(config, role="policy", **options):
+    return te_settings(ModelShape.from_hf_config(config), ONE, role, ModelOptions(**options))
 
 
 def test_megatron_is_asked_for_the_roles_recipe():
@@ -128,7 +128,7 @@ def test_messages_overlap_where_there_are_any():
     overlap = OverlapConfig(tensor_parallel=True)
     assert "tp_comm_overlap" not in settings_of(LLAMA, overlap=overlap)
     shape = ModelShape.from_hf_config(LLAMA)
-    split = te_settings(shape, SimpleNamespace(tensor_size=2), "policy", AccelerationConfig(overlap=overlap))
+    split = te_settings(shape, SimpleNamespace(tensor_size=2), "policy", ModelOptions(overlap=overlap))
     assert split["tp_comm_overlap"]
 
 

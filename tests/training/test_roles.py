@@ -27,8 +27,8 @@ def test_models_score_as_the_trainer_table_says(config):
     assert scoring_settings(config).temperature == 1.0
 
 
-def test_a_spec_carries_the_memory_and_acceleration_of_the_run(config):
+def test_a_spec_carries_the_memory_and_options_of_the_run(config):
     spec = role_spec(config, "reference", Path("r"))
     assert (spec.name, spec.hf_path, spec.scoring) == ("reference", Path("r"), scoring_settings(config))
     assert spec.memory.offloaded_parts("reference")
-    assert spec.acceleration == config.acceleration
+    assert spec.options == config.model_options

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT
-from megatron_prime.config.acceleration import AccelerationConfig
+from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.config.tables.overlap import OverlapConfig
@@ -24,7 +24,7 @@ SETTINGS = ScoringSettings(max_tokens_per_microbatch=24, chunk_tokens=5)
 """Small enough that the tests' rows need several microbatches."""
 
 
-OVERLAP = AccelerationConfig(overlap=OverlapConfig(grad_reduce=True, param_gather=True))
+OVERLAP = ModelOptions(overlap=OverlapConfig(grad_reduce=True, param_gather=True))
 
 
 def make_trainable(
@@ -32,8 +32,8 @@ def make_trainable(
 ):
     """A role with an optimizer that is set in a few words."""
     config = OptimizerConfig(**{"lr": 1e-3, "adam_eps": 1e-6} | optimizer)
-    acceleration = OVERLAP if overlap else AccelerationConfig()
-    spec = RoleSpec(role, folder, SETTINGS, acceleration=acceleration)
+    options = OVERLAP if overlap else ModelOptions()
+    spec = RoleSpec(role, folder, SETTINGS, options=options)
     return Trainable(spec, topology, config, num_steps, load_weights)
 
 
@@ -285,7 +285,7 @@ def moments_of_buckets():
     ddp = DistributedDataParallel(config, settings, module)
     keep_padding_between_buckets(ddp)
     optimizer = get_megatron_optimizer(
-        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), topology, AccelerationConfig(), "policy"),
+        _megatron_optimizer_config(OptimizerConfig(lr=1e-3), topology, ModelOptions(), "policy"),
         [ddp],
     )
     for parameter in module.parameters():
