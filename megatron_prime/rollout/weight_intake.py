@@ -82,6 +82,7 @@ class WeightIntake:
                 f"the weight sync to version {self._incoming_version} is still open; end it before "
                 f"the one to {policy_version}"
             )
+        # Blocks are written in place, so from here on the tensors are a mixture until the sync is complete.
         self._coverage = {name: _Coverage() for name in self._tensors}
         self._incoming_version = policy_version
         self.policy_version = NO_WEIGHTS

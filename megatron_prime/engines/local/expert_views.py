@@ -27,6 +27,7 @@ def checkpoint_views(state: Mapping[str, Tensor], family: str) -> dict[str, Tens
         tensors[row.placement] += row.tensors
     if not tensors[Placement.EXPERT]:
         return dict(state)
+    # transformers renames the router as well; in the table it is the only matrix of an MoE layer outside the experts.
     router = next(tensor for tensor in tensors[Placement.MOE_LAYER] if len(tensor.dims) == 2)
     views: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -49,6 +49,7 @@ def _sample_rows(
         # In float32, rounding in a cumulative sum over 150k entries would shift the boundaries between tokens.
         probs_BV = scaled_BV.double().softmax(dim=-1)
         tokens_B = invert_cdf(nucleus(probs_BV, top_p), uniforms_B)
+    # From the unfiltered distribution: the trainer's log-probs do not know about top_p either.
     chosen_B = scaled_BV.gather(1, tokens_B[:, None])[:, 0]
     return tokens_B, chosen_B - scaled_BV.logsumexp(dim=-1)
 

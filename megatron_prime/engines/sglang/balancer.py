@@ -49,6 +49,7 @@ class Balancer:
             load.num_requests -= 1
             load.num_tokens -= num_tokens
             assert load.num_requests >= 0 and load.num_tokens >= 0
+            # One waiter is enough: one request's capacity has become free.
             self._changed.notify()
 
     async def set_up(self, server: int, is_up: bool) -> None:
@@ -67,4 +68,5 @@ class Balancer:
             for index, load in enumerate(self._loads)
             if load.is_up and load.num_requests < self._concurrency
         ]
+        # The index decides between equal loads, so that a run can be repeated.
         return min(free, key=lambda index: (self._loads[index].num_tokens, index), default=None)

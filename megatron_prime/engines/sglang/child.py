@@ -59,6 +59,7 @@ def run(command: list[str], grace_s: float) -> int:
         deadline = time.monotonic() + grace_s
         while server.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
+    # Schedulers outlive a main process that crashes, so the group is killed even if the server has ended by itself.
     _signal_group(server.pid, signal.SIGKILL)
     status = server.wait()
     _reap(grace_s)

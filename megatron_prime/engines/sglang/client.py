@@ -120,6 +120,7 @@ class SGLangClient:
     async def model_info(self, *, retry: bool = True) -> dict[str, Any]:
         """Return facts about the served model, with `weight_version`. Answers as soon as the server is ready."""
         policy = None if retry else ONCE
+        # The HTTP process answers this call itself, so that it is quick even while the scheduler is busy.
         answer = await self._call("/model_info", None, timeout_s=10.0, retry=policy)
         return _as_dict(answer, self.url, "/model_info")
 

@@ -96,6 +96,7 @@ class Driver:
 
     async def ask_for_resync(self, server: int) -> None:
         """Have all ranks resync a server and wait for it; one resync at a time. Runs on the driver's loop."""
+        # All ranks take part in a resync, so there can only be one at a time.
         while self._helped is not None:
             await asyncio.wait([asyncio.wrap_future(self._helped)])
         self._helped = Future()
@@ -113,6 +114,7 @@ class Driver:
         future: Future[Result] | None = None
         if self.loop_thread is not None:
             future = self.loop_thread.submit(make_work())
+            # Wakes the main thread at once, which otherwise would notice the result at the next heartbeat.
             future.add_done_callback(lambda _: self._messages.put(None))
         while True:
             message = self._share(None if future is None else self._next_message(future))
@@ -155,6 +157,7 @@ class Driver:
             self._resync(server)
         except EngineError as fault:
             error = fault
+        # Any rank may have failed: all must agree before the driver's coroutine goes on.
         faults = self._ranks.gather_all([] if error is None else [str(error)])
         helped = self._helped
         if helped is not None and not helped.done():

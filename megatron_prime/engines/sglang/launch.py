@@ -68,6 +68,7 @@ class LaunchPlan:
         num_kv_tokens = settings.max_total_tokens or (CPU_KV_TOKENS if self.device == "cpu" else None)
         if num_kv_tokens is not None:
             options["--max-total-tokens"] = str(num_kv_tokens)
+        # Token ids go in and out, so that trainer and server can't disagree about the tokenizer.
         switches = ["--skip-tokenizer-init", "--skip-server-warmup"]
         if self.device == "cpu":
             # Otherwise idle schedulers poll, and each takes a core from the trainer.
@@ -75,6 +76,7 @@ class LaunchPlan:
         if settings.routing_replay:
             switches.append("--enable-return-routed-experts")
         if settings.quantization != "none":
+            # The checkpoint is not quantized; the first sync brings the weights.
             options["--load-format"] = "dummy"
         if settings.deterministic:
             switches.append("--enable-deterministic-inference")

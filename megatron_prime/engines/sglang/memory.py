@@ -60,6 +60,7 @@ class ServerMemory:
 
     async def wake(self) -> None:
         """Allocate all memory again and resume sampling, after a weight sync."""
+        # After a weight sync this finds nothing to do; `load_from_hf` comes here directly.
         await self.wake_for_weights()
         await asyncio.gather(*(self._resume(server, WORK_SPACE) for server in list(self._freed)))
 
@@ -87,6 +88,7 @@ class ServerMemory:
             if wanted:
                 await client.resume_memory_occupation(wanted)
             freed[:] = [tag for tag in freed if tag not in wanted]
+            # The last tag has come back, so the server can sample again.
             if not freed:
                 del self._freed[server]
                 await client.continue_generation()

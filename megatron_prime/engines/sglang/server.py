@@ -201,6 +201,7 @@ def _end(guardian: subprocess.Popen[bytes]) -> None:
     assert guardian.stdin is not None
     guardian.stdin.close()
     try:
+        # The guardian itself waits up to GRACE_S for the server to end.
         guardian.wait(2 * GRACE_S)
     except subprocess.TimeoutExpired:
         guardian.kill()

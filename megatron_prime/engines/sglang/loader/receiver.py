@@ -142,6 +142,7 @@ def _take_part(model: torch.nn.Module, instructions: _Instructions, store: dist.
     except (ValueError, KeyError, AttributeError) as error:
         store.set(hello, json.dumps({"error": f"{error}"}))
         return
+    # Everything that can be refused has been checked by now: from here on the parameters are overwritten.
     store.set(hello, json.dumps({"groups": list(_groups)}))
     go = _await_go(store, instructions.timeout_s)
     if str(instructions.rank) not in go["ranks"]:

@@ -75,6 +75,7 @@ class Coordinator:
         self._timeout_s = timeout_s
         self._store = RendezvousStore(timeout_s)
         self._bodies = {target: json.dumps(plan.incoming(*target)) for target in self._targets()}
+        # A new name for every coordinator: receivers must not use the layout of an earlier run's plan.
         self._layout = uuid.uuid4().hex
         self._layout_sent: dict[Target, str] = {}
         """The URL at which each target was sent the layout: a restarted server has another one."""
@@ -95,6 +96,7 @@ class Coordinator:
         Raises:
             EngineError: a server can't be started any more.
         """
+        # Late messages of an earlier attempt have another prefix, and so are never read.
         attempt = f"{version}-{uuid.uuid4().hex[:12]}"
         faults: dict[int, Fault] = {}
         try:

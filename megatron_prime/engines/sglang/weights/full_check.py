@@ -82,6 +82,7 @@ def _parameters(
         linear.setdefault(".".join([*parent, fused, leaf]), {})[part] = tensor
     joined = {name: _join(parts) for name, parts in linear.items()}
     for name, by_expert in experts.items():
+        # SGLang numbers the experts of a rank from 0, in the order of their global numbers.
         joined[name] = torch.stack([_join(by_expert[index]) for index in sorted(by_expert)])
     return joined
 

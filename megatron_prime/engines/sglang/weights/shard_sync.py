@@ -124,6 +124,7 @@ class ShardSync:
         for num_failed in range(MAX_UPDATES):
             self.stats.num_repeats += bool(num_failed)
             faults = self._attempt(waiting, version)
+            # A difference counts as a fault of the server, which then gets everything again.
             if not faults and is_checked:
                 faults = {server: Fault(text) for server, text in self.full_check().items()}
             if not faults:

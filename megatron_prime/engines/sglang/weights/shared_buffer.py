@@ -60,6 +60,7 @@ def _in_kernel_file(
             f"a weight sync needs {num_bytes} bytes of shared memory, {available} are free: lower "
             "rollout.sglang.weight_bucket_mib"
         )
+    # Unlike a file in /dev/shm, a memfd has no name to clean up and no limit from the size of a mount.
     descriptor = os.memfd_create("megatron_prime weights")
     path = f"/proc/{os.getpid()}/fd/{descriptor}"
     os.truncate(descriptor, num_bytes)

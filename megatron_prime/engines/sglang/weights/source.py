@@ -74,6 +74,7 @@ class WeightSource:
             to_rank_0 = plan_for(shape, topology, ON_RANK_0, dtype)
             whole: dict[str, torch.Tensor] = {}
             for blocks in RankTransport(to_rank_0, parameters, topology, dtype).deliver():
+                # To the CPU bucket by bucket: rank 0's GPU could not hold a second copy of the model.
                 whole |= {name: tensor.cpu() for name, tensor in join_blocks(blocks).items()}
             return whole
 
