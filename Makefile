@@ -4,21 +4,26 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Changes when an input of the environment does, so that a stale environment is never used.
 STAMP := $(VENV)/.installed
-# The newest Python is not always the right one: dependencies publish wheels late. 3.11 is what we test.
+# Dependencies publish wheels for a new Python late, so the version that we test comes first.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 PYTEST_ARGS ?=
-# The whole suite runs in two processes (tests/support/side_by_side.py); what PYTEST_ARGS names runs in one.
+# The whole suite runs in two processes (tests/support/side_by_side.py); tests named by PYTEST_ARGS run in one.
 SIDE_BY_SIDE := -n 2
-# SGLang pins its own torch, so it has an environment of its own; SGLANG_CACHE names a folder to share it from.
+# SGLang pins its own torch, so it has its own environment. It is built in SGLANG_CACHE, where other checkouts find it,
+# or in this checkout where that folder cannot be written.
 SGLANG_VENV := .venv-sglang
-SGLANG_CACHE ?=
+SGLANG_CACHE ?= $(shell folder="$${XDG_CACHE_HOME:-$$HOME/.cache}/megatron_prime"; \
+    mkdir -p "$$folder" 2>/dev/null && [ -w "$$folder" ] && echo "$$folder")
 BUILD_SGLANG = $(BIN)/python tools/install_sglang.py --venv $(SGLANG_VENV) \
     $(if $(SGLANG_CACHE),--cache "$(SGLANG_CACHE)")
-# What `make test` does without an engine environment: yes builds it, no skips the tests that start servers.
+# Without an engine environment `make test` builds it (yes), or skips the tests that start servers (no).
 SGLANG ?= yes
 
 # Nothing here may fetch from a model hub: all data of the tests and examples is made locally.
 export HF_HUB_OFFLINE := 1
+# Multi-process tests run several ranks on few cores, where more threads per process only compete.
+test check: export OMP_NUM_THREADS := 1
+test check: export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart sglang test check clean
@@ -32,8 +37,9 @@ quickstart: $(STAMP) ## Train a toy model end to end on this machine
 sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
 	$(BUILD_SGLANG)
 
-# Without the engine environment its tests are skipped, the others run, and the whole fails all the same.
+# If the engine environment cannot be built, its tests are skipped, the others run, and the target fails.
 test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some; SGLANG=no without servers)
+	@command -v bwrap >/dev/null || sh tools/install_bubblewrap.sh
 	@status=0; \
 	if [ "$(SGLANG)" = yes ] && [ -z "$$MEGATRON_PRIME_SGLANG_PYTHON" ]; then \
 	    $(BUILD_SGLANG) || { status=1; echo "ERROR: no SGLang environment: its tests" \

@@ -1,6 +1,8 @@
-"""Settings of every test: no hub look-ups and one thread a process."""
+"""Settings for all tests: no hub look-ups, one thread per process, and deadlines scaled for this machine."""
 
 import os
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,3 +15,12 @@ pytest_plugins = [
     "tests.support.four_processes",
     "tests.support.minimal_config",
 ]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads it
+def pytest_configure(config: pytest.Config) -> None:
+    """Scale the deadline of a whole test (pytest-timeout) like those within tests."""
+    from tests.support.deadlines import seconds
+
+    if config.option.timeout is None:
+        config.option.timeout = seconds(float(config.getini("timeout")))

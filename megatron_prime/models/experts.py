@@ -15,11 +15,13 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.router_replay import RouterReplay
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.utils import get_model_config
 
 from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.parallel.collectives import sum_in_place
@@ -191,3 +193,19 @@ def expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
     if shape.dense_layers:
         settings["moe_layer_freq"] = [int(shape.has_experts(layer)) for layer in range(shape.num_layers)]
     return settings
+
+
+def drop_router_outputs(chunks: Sequence[torch.nn.Module]) -> None:
+    """Drop the router probabilities that token dispatchers keep from a backward pass.
+
+    Their autograd graph leads to the hooks of the data-parallel wrapper, and from there to the model that owns the
+    dispatcher. Part of this cycle is in C++, where Python's garbage collector cannot see it, so a model whose
+    dispatchers still hold them is never freed.
+    """
+    for chunk in chunks:
+        if not get_model_config(chunk).num_moe_experts:
+            continue
+        for layer in (module for module in chunk.modules() if isinstance(module, MoELayer)):
+            for name, value in vars(layer.token_dispatcher).items():
+                if isinstance(value, torch.Tensor) and value.requires_grad:
+                    setattr(layer.token_dispatcher, name, None)

@@ -17,7 +17,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
 from megatron_prime.logprobs.output_layer import LogprobKernel
-from megatron_prime.models.experts import RoutedSeqParams, TokenRouting, check_routing, replay_tensor
+from megatron_prime.models.experts import (
+    RoutedSeqParams,
+    TokenRouting,
+    check_routing,
+    drop_router_outputs,
+    replay_tensor,
+)
 from megatron_prime.models.gpt import ScoreRequest
 from megatron_prime.models.packed_sequences import PackedSequences, pack_sequences
 from megatron_prime.models.packing import Padding, RowCosts, pack
@@ -208,6 +214,8 @@ class PackedPass:
             micro_batch_size=1,
             forward_only=loss is None,
         )
+        if loss is not None:
+            drop_router_outputs(self._chunks)
         return sink.share(self._topology)
 
     def _forward_step(

@@ -1,1 +1,14 @@
-"""Processes, devices and what crosses between them; the only layer that knows Megatron's parallel_state."""
+"""Processes, devices and communication between ranks; the only layer that uses Megatron's parallel_state.
+
+- `adam`: AdamW with the state layout that Megatron's distributed optimizer expects.
+- `collectives`: sums, gathers and broadcasts over the ranks of a topology.
+- `connectivity`: checks that all ranks of a job reach each other.
+- `context`: context parallelism over packed sequences.
+- `cpu_shim`: redirects Megatron's CUDA calls on a machine without a GPU.
+- `lifeline`: ends child processes with their parent.
+- `peer_loss`: tells the loss of another process from an error of this one.
+- `platform`: device, communication backend, dtype and memory.
+- `rendezvous`: a key-value store between ranks and servers.
+- `topology`: Megatron's process groups and this rank's coordinates.
+- `watchdog`: ends a job that hangs and names the ranks that did not arrive.
+"""

@@ -10,6 +10,7 @@ the groups of the one before. Use it in this order:
     leave_job()  # once per process, at its very end
 """
 
+import gc
 import math
 from dataclasses import dataclass
 
@@ -110,11 +111,13 @@ def _destroy_groups(platform: Platform) -> None:
     dist.barrier(device_ids=[platform.device.index] if platform.is_cuda else None)
     # The list starts with None, which stands for the job's own group; this rank is a member of all the others.
     groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
-    # Megatron only drops its references. The groups stay registered with torch, and each gloo group keeps two threads
-    # and its sockets until it is destroyed.
-    for group in reversed(groups):
-        dist.destroy_process_group(group)
+    # Megatron only drops its references. The groups stay registered with torch, and each gloo group keeps its threads
+    # and sockets, until torch has destroyed it and the last reference is gone.
+    while groups:
+        dist.destroy_process_group(groups.pop())
     parallel_state.destroy_model_parallel()
+    # Models refer to their groups and are parts of reference cycles, so they are not freed when their owner drops them.
+    gc.collect()
 
 
 def leave_job() -> None:

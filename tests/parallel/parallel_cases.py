@@ -9,7 +9,7 @@ GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
 NUM_RANKS = 4
 TENSOR_SIZES = (1, 2, 4)
 SHARING_LAYOUTS = ("tp2 pp2", "tp2 dp2", "tp4", "dp4", "pp2 dp2")
-RESOURCE_LAYOUTS = ("tp4", "dp4", "tp2 pp2", "cp2 dp2", "tp2+sp ep2 etp2")
+RESOURCE_LAYOUTS = ("tp4", "tp2 pp2", "tp2+sp ep2 etp2")
 """Layouts that are built and closed while threads and file descriptors are counted."""
 NUM_REAL, NUM_PADDED, HIDDEN, NUM_TOKENS = 37, 64, 12, 10
 """On 4 ranks of 16 rows each, the third holds 5 real rows and the last none."""

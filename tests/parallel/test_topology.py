@@ -59,7 +59,9 @@ def test_a_closed_topology_leaves_no_threads_files_or_processes(four_processes):
         first = counts[: len(RESOURCE_LAYOUTS)]
         for count in counts:
             assert count["groups"] == 1, "only the job's own group stays"
-            assert count["closed"]["threads"] < count["built"]["threads"]
+            assert count["closed"]["threads"] < count["built"]["threads"] - 10, (
+                "about 17 groups, of 3 threads each"
+            )
         for count in counts[len(RESOURCE_LAYOUTS) :]:
             for name, number in count["closed"].items():
                 assert number <= max(before["closed"][name] for before in first), (count, name)

@@ -1,4 +1,4 @@
-"""Runs a function on several real processes over gloo and brings back what each returned."""
+"""Run a function on several real processes that are connected by gloo, and collect the results."""
 
 import contextlib
 import multiprocessing
@@ -14,15 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.deadlines import seconds
+
 ROOT = Path(__file__).parents[2]
-# Importing torch and Megatron takes seconds of each process: one that has done it is forked for each rank instead.
+# Importing torch and Megatron takes seconds, so one process imports them and every rank is a fork of it.
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["tests.support.layout_worker", "megatron_prime.training.trainable"])
 
 
 def _free_port() -> int:
-    """A port that nobody has, below those that the system gives to whoever asks for any: none of ours takes it away
-    between here and the rank that listens on it."""
+    """Return a free port below the system's ephemeral range.
+
+    No other process is then given it as "any free port" before the rank that shall listen on it does so.
+    """
     while True:
         port = random.randrange(15_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -31,11 +35,13 @@ def _free_port() -> int:
 
 
 def run_distributed(
-    function: Callable[..., Any], num_processes: int, *args: Any, timeout_s: float = 300
+    function: Callable[..., Any], num_processes: int, *args: Any, timeout_s: float = 900
 ) -> list[Any]:
     """Call a module-level function with `args` on every rank; return the results by rank.
 
-    A rank that fails raises AssertionError here with all ranks' output.
+    Raises:
+        AssertionError: A rank failed, or was still running after `timeout_s`, which is scaled for this machine
+            (tests.support.deadlines). The message holds the end of all ranks' output.
     """
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
@@ -55,7 +61,7 @@ def run_distributed(
             process = _FORKED.Process(target=_run_rank, args=(folder, os.environ | environment))
             process.start()
             processes.append(process)
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + seconds(timeout_s)
         try:
             for process in processes:
                 process.join(max(0.0, deadline - time.monotonic()))
@@ -67,7 +73,7 @@ def run_distributed(
         logs = "\n".join(
             f"--- rank {rank}\n{_text_of(Path(folder, f'log{rank}'))}" for rank in range(num_processes)
         )
-        # None: it was still running at the deadline.
+        # A rank that was still running at the deadline has None.
         assert codes == [0] * num_processes, f"exit codes {codes}\n{logs[-6000:]}"
         return [pickle.loads(Path(folder, f"result{rank}").read_bytes()) for rank in range(num_processes)]
 
@@ -77,7 +83,7 @@ def _text_of(log: Path) -> str:
 
 
 def _run_rank(folder: str, environment: dict[str, str]) -> None:
-    """The whole life of one rank."""
+    """Set up the environment of a rank, call the function, and write its result and output to files."""
     os.environ.clear()
     os.environ.update(environment)
     with Path(folder, f"log{environment['RANK']}").open("wb") as log:

@@ -1,4 +1,4 @@
-"""One start of four processes for the tests of topology, collectives and context."""
+"""A session fixture that starts four processes once for the tests of topology, collectives and context."""
 
 import pytest
 
@@ -17,6 +17,7 @@ from tests.support.distributed_runner import run_distributed
 
 @pytest.fixture(scope="session")
 def four_processes():
+    """Return what parallel_worker.four_processes reports, by rank."""
     return run_distributed(
         parallel_worker.four_processes,
         NUM_RANKS,

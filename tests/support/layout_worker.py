@@ -1,15 +1,18 @@
-"""What every worker process of the layout tests needs: a layout by name, and the HF view of its weights.
+"""Layouts by name for worker processes, and conversions between a rank's weights and HF tensors.
 
-Several layouts of the same number of processes are tried one after another in the same processes.
+The layouts of one number of processes run one after another in the same processes, which start once.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from megatron.core import parallel_state, tensor_parallel
 
 from megatron_prime.hf.convert import export_local
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
+from tests.support.deadlines import seconds
 from tests.support.tiny_models import as_in_checkpoint
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -41,26 +44,47 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2+sp ep2 etp2": (4, {"tensor": 2, "sequence_parallel": True, "expert": 2, "expert_tensor": 2}),
     "cp2 dp2": (4, {"context": 2}),
 }
-"""Name -> processes and sizes; what is left is data parallelism."""
+"""Layout name -> (number of processes, sizes for build_topology); data parallelism takes the remaining ranks."""
 
 
 def layouts_of(names) -> dict[int, list[str]]:
-    """Number of processes -> the layouts that it can try one after another."""
+    """Group layouts by their number of processes."""
     by_size: dict[int, list[str]] = {}
     for name in names:
         by_size.setdefault(LAYOUTS[name][0], []).append(name)
     return by_size
 
 
+_current: tuple[dict[str, Any], Topology, str | None] | None = None
+"""Sizes, topology and the name of its tensor-parallel group of the last call of topology_of."""
+
+
 def topology_of(layout: str, dtype: str = "fp32", timeout_s: float = 120.0) -> Topology:
-    """Join the job and take up a layout of LAYOUTS."""
-    platform = select_platform("cpu", dtype, timeout_s=timeout_s)
+    """Join the job and return a topology in a layout of LAYOUTS.
+
+    The process groups of the last call are used again if the layout is the same, which is much faster than building
+    them; the parallel random streams start from the seed in either case.
+    """
+    global _current
+    platform = select_platform("cpu", dtype, timeout_s=seconds(timeout_s))
     platform.start_process_group()
-    return build_topology(platform, **LAYOUTS[layout][1])
+    sizes = LAYOUTS[layout][1]
+    if _current is not None and _current[0] == sizes and _current[2] == _tensor_group_name():
+        tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
+        return replace(_current[1], platform=platform)
+    topology = build_topology(platform, **sizes)
+    _current = sizes, topology, _tensor_group_name()
+    return topology
+
+
+def _tensor_group_name() -> str | None:
+    """Return torch's unique name of the present tensor-parallel group, or None when no topology exists."""
+    group = parallel_state.get_tensor_model_parallel_group(check_initialized=False)
+    return group.group_name if group is not None else None
 
 
 def blocks_of(named: dict[str, torch.Tensor], parameters, topology) -> list[Any]:
-    """HF blocks of this rank, replicas over tensor-parallel ranks left out."""
+    """Return this rank's tensors as HF blocks, without copies that another tensor-parallel rank or stage returns."""
     kept = [
         p
         for p in parameters
@@ -74,12 +98,12 @@ def blocks_of(named: dict[str, torch.Tensor], parameters, topology) -> list[Any]
 
 
 def weight_blocks(built, topology):
-    """HF blocks of this rank's weights, replicas left out."""
+    """Return this rank's weights as HF blocks, without copies that another rank returns."""
     return blocks_of(dict(built.module.named_parameters()), built.parameters, topology)
 
 
 def whole_tensors(blocks_by_rank, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """HF tensors from the blocks of all ranks; NaN where no rank had one."""
+    """Put the blocks of all ranks together to whole HF tensors, with NaN where no rank had a block."""
     whole = {name: torch.full_like(tensor, torch.nan) for name, tensor in like.items()}
     for blocks in blocks_by_rank:
         for name, dim, start, block in blocks:
@@ -88,6 +112,6 @@ def whole_tensors(blocks_by_rank, like: dict[str, torch.Tensor]) -> dict[str, to
 
 
 def hf_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors of an HF checkpoint, the tied output layer left out."""
+    """Return the tensors of a model under the names of its HF checkpoint, without a tied output layer."""
     named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return as_in_checkpoint(model, named)

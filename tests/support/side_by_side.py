@@ -1,8 +1,8 @@
-"""Which tests stay together when two processes run the suite (`make test`), by pytest-xdist.
+"""The groups of tests that stay in one process when `make test` runs the suite in two, with pytest-xdist.
 
-Tests of one file share its fixtures; files that share what takes long to start, or what there is one of on a machine,
-are in one group. Long groups go first, so that the two processes end at about the same time. (The marks that
-pytest-xdist has for this are not seen by pytest 9.2, and it schedules single tests instead.)
+Tests of one file share its fixtures. Files that share an expensive fixture, or something that exists once per machine,
+are in one group. The longest groups start first, so that both processes finish at about the same time. (pytest-xdist's
+own marks for this are not seen by pytest 9.2, with which it would schedule single tests.)
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 GROUPS = (
-    # SGLang servers start with all cores; more at a time would run into their deadlines.
+    # Starting SGLang servers takes all cores, so no two groups may do it at the same time.
     ("tests/engines/sglang/", "servers"),
     ("tests/cli/", "toy"),
     ("tests/evaluation/test_evaluator", "toy"),
@@ -24,58 +24,59 @@ GROUPS = (
     ("tests/training/test_loop", "toy"),
     ("tests/training/test_sft", "toy"),
     ("tests/training/test_trainer", "toy"),
-    # Attacks look for what was left behind by the one user that boxes run as.
-    ("tests/rewards/", "boxes"),
-    ("tests/benchmarks/test_verifiers", "boxes"),
+    # All sandboxes run as one user, and the attack tests look for processes that this user left behind.
+    ("tests/rewards/", "sandboxes"),
+    ("tests/benchmarks/test_verifiers", "sandboxes"),
     ("tests/conversion/", "conversion"),
     ("tests/parallel/", "parallel"),
     ("tests/logprobs/", "parallel"),
     ("tests/resharding/", "resharding"),
 )
-"""(beginning of a path, group); the first that fits counts. A file without one is a group of its own."""
-OF_FIXTURE = {
+"""(path prefix, group): the first match counts. A file without a match is a group of its own."""
+GROUP_OF_FIXTURE = {
     "_live_engine": "servers",
     "toy": "toy",
     "resharded_models": "resharding",
     "hf_models": "conversion",
     "four_processes": "parallel",
 }
-"""Session fixture -> the group that all its users must be in."""
+"""Session fixture -> the group that all its users must belong to."""
 LONGEST = (
     "servers",
     "toy",
     "tests/training/checkpoint/test_store.py",
     "tests/training/test_trainable.py",
     "tests/models/test_forward.py",
-    "boxes",
+    "sandboxes",
 )
-"""Groups that begin first."""
+"""Groups that start first, in this order."""
 
 
 def group_of(nodeid: str) -> str:
-    """The group of a test."""
+    """Return the group of a test."""
     path = nodeid.split("::")[0]
     return next((group for start, group in GROUPS if path.startswith(start)), path)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse a fixture that two groups would start; in the processes of pytest-xdist, long groups come first."""
+    """Raise UsageError for a fixture that two groups would start; put long groups first in pytest-xdist's processes."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
-            if OF_FIXTURE.get(fixture, group_of(item.nodeid)) != group_of(item.nodeid):
+            if GROUP_OF_FIXTURE.get(fixture, group_of(item.nodeid)) != group_of(item.nodeid):
+                group = GROUP_OF_FIXTURE[fixture]
                 raise pytest.UsageError(
-                    f"{item.nodeid} uses {fixture}: put its file into {OF_FIXTURE[fixture]!r} of {__name__}.GROUPS"
+                    f"{item.nodeid} uses {fixture}: put its file into {group!r} of {__name__}.GROUPS"
                 )
     if not hasattr(config, "workerinput"):
         return
-    places = {group: place for place, group in enumerate(LONGEST)}
-    # A stable sort: the tests of a group stay in their order.
-    items.sort(key=lambda item: places.get(group_of(item.nodeid), len(places)))
+    order = {group: index for index, group in enumerate(LONGEST)}
+    # The sort is stable, so the tests of a group keep their order.
+    items.sort(key=lambda item: order.get(group_of(item.nodeid), len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """A process takes a whole group at a time, in the order of the collection."""
+    """Return a scheduler that gives a process one whole group at a time, in the order of the collection."""
     from xdist.scheduler import LoadScopeScheduling
 
     class LoadGroups(LoadScopeScheduling):

@@ -1,4 +1,4 @@
-"""Tiny random HF checkpoints of every family, as independent oracles."""
+"""Tiny random Hugging Face models of every supported family, which serve the tests as oracles."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ DENSE_BUILDERS = {
 
 MOE_BUILDERS = {
     "qwen3 moe": _qwen3_moe,
-    # SGLang pads smaller shards of experts on a CPU.
+    # On a CPU SGLang pads expert shards that are smaller than this.
     "qwen3 moe wide": lambda: _qwen3_moe(moe_intermediate_size=128),
     "qwen3 moe mixed": lambda: _qwen3_moe(norm_topk_prob=False, mlp_only_layers=[1]),
     "mixtral": lambda: MixtralForCausalLM(
@@ -65,14 +65,14 @@ MOE_BUILDERS = {
 }
 BUILDERS = DENSE_BUILDERS | MOE_BUILDERS
 FUSED_EXPERTS = {
-    # model_type: (what the checkpoint calls the MLP, its gate, up and down projections)
+    # model_type: (name of the MLP in a checkpoint, names of its gate, up and down projections)
     "qwen3_moe": (".mlp.", "gate_proj", "up_proj", "down_proj"),
     "mixtral": (".block_sparse_moe.", "w1", "w3", "w2"),
 }
 
 
 def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by the names of a checkpoint, where each expert has its own; transformers fuses them in memory."""
+    """Return tensors under their checkpoint names: one per expert, which transformers fuses in memory."""
     if model.config.model_type not in FUSED_EXPERTS:
         return dict(named)
     mlp, gate, up, down = FUSED_EXPERTS[model.config.model_type]
@@ -93,7 +93,7 @@ def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> 
 
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
-    """A model in fp32 whose every weight, biases and norms included, is random: none may be left out unnoticed."""
+    """Return an fp32 model in which all weights are random, biases and norms too, so that a test sees a missing one."""
     torch.manual_seed(seed)
     model = BUILDERS[name]()
     for parameter_name, parameter in model.named_parameters():
@@ -102,14 +102,14 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def save_tiny_model(name: str, folder: Path, seed: int = 0) -> PreTrainedModel:
-    """Save it as an HF checkpoint and return it."""
+    """Save a tiny model as an HF checkpoint and return it."""
     model = tiny_model(name, seed)
     model.save_pretrained(folder)
     return model
 
 
 def ragged_sequences(vocab_size: int = 300, seed: int = 1) -> list[tuple[list[int], list[int]]]:
-    """Prompt and response token ids of different lengths."""
+    """Return (prompt ids, response ids) of several lengths."""
     generator = torch.Generator().manual_seed(seed)
     lengths = [(3, 5), (7, 2), (1, 9), (4, 4), (6, 8)]
     return [
