@@ -12,6 +12,7 @@ from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
 from tests.logprobs.shard_scores import score_shard
 from tests.parallel.context_worker import share_tokens
+from tests.parallel.parallel_cases import SPARE_FILES
 from tests.support.deadlines import seconds
 from tests.support.layout_worker import topology_of
 
@@ -152,10 +153,13 @@ def _num_groups():
 
 
 def _settled(counts):
-    """Resources once they have come down to the first count: the peers' sockets close a moment later."""
-    deadline = time.monotonic() + seconds(30)
+    """Return the resources once they have come down to the first count; sockets close some time after their group."""
+    deadline = time.monotonic() + seconds(10)
     now = _resources()
-    while counts and now["files"] > counts[0]["closed"]["files"] and time.monotonic() < deadline:
+    while counts and time.monotonic() < deadline:
+        first = counts[0]["closed"]
+        if now["threads"] <= first["threads"] and now["files"] <= first["files"] + SPARE_FILES:
+            break
         time.sleep(0.05)
         now = _resources()
     return now
