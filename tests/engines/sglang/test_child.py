@@ -55,9 +55,14 @@ def test_closing_its_input_ends_all_processes():
     assert all_gone(family)
 
 
-def test_a_server_that_ignores_the_request_is_killed():
-    guardian, _ = start("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
-    time.sleep(0.5)
+def test_a_server_that_ignores_the_request_is_killed(tmp_path):
+    ready = tmp_path / "ready"
+    guardian, _ = start(
+        "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
+    while not ready.exists():
+        time.sleep(0.02)
     guardian.stdin.close()
     assert finish(guardian) == 128 + signal.SIGKILL
 
