@@ -23,6 +23,7 @@ class BadRows:
             ValueError: If the policy is "stop"; `error` with a hint at data.on_bad_row.
         """
         if self._policy == "stop":
+            # The original error names the file and the row already.
             raise ValueError(f"{error}; data.on_bad_row = 'skip' drops such rows") from error
         self.num_rows += 1
         if len(self.examples) < NUM_EXAMPLES:

@@ -33,6 +33,7 @@ def livecodebench_tests(public: object, private: object, metadata: object) -> st
             fn_name = _object(metadata, "metadata").get("func_name")
             if not fn_name:
                 raise ValueError("the tests call a function, but metadata has no func_name")
+            # A functional test has one JSON value per line: the arguments in order.
             inputs = [[json.loads(line) for line in test["input"].splitlines() if line] for test in tests]
             outputs = [[json.loads(test["output"])] for test in tests]
             return json.dumps({"fn_name": fn_name, "inputs": inputs, "outputs": outputs})
@@ -63,6 +64,7 @@ def leetcode_tests(source: str, entry_point: str | None = None) -> str:
     calls: list[tuple[str, list[Any], Any]] = []
     assigned: dict[str, ast.expr] = {}
     for node in _assignments_and_asserts(tree):
+        # The nodes come in the order of the text, so a name stands for its last assignment before the assert.
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             assigned[node.targets[0].id] = node.value
         elif isinstance(node, ast.Assert):

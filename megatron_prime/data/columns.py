@@ -15,6 +15,7 @@ class TokensColumn:
     """A column of token id sequences."""
 
     def __init__(self) -> None:
+        # Row r is values[ends[r] : ends[r + 1]], which is why `ends` starts with 0.
         self._values = array("i")
         self._ends = array("q", [0])
 
@@ -70,6 +71,7 @@ class CategoryColumn:
 
     def append(self, name: str) -> None:
         """Add a row."""
+        # A new name gets the next code, which is then equal to the number of names.
         code = self._code_of.setdefault(name, len(self._names))
         if code == len(self._names):
             self._names.append(name)

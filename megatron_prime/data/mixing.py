@@ -109,6 +109,7 @@ class MixedOrder(Generic[Item]):
             )
         for name, order in self._orders.items():
             order.load_state_dict(state["sets"][name])
+            # The number of items taken is not stored, because it follows from the position of the data set.
             self._taken[name] = (
                 state["sets"][name]["epoch"] * self._sizes[name] + state["sets"][name]["offset"]
             )

@@ -83,6 +83,7 @@ class ResumableOrder(Generic[Item]):
                     f"this checkpoint was written with another {meaning} ({state.get(name)}, now {mine[name]}), so the "
                     "data position cannot be resumed: restore it, or start afresh in a new run_dir"
                 )
+        # An offset at the very end is valid: the next epoch begins only when another item is asked for.
         if not 0 <= state["offset"] <= len(self._items) or state["epoch"] < 0:
             raise ValueError(f"the data position in the checkpoint is out of range: {state}")
         self._seek(state["epoch"], state["offset"])

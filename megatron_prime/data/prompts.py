@@ -103,6 +103,7 @@ class PromptDataset:
             if len(problem.prompt_ids) > max_prompt_tokens:
                 num_dropped += 1
                 continue
+            # The table is filled while reading, so that no list of all problems is in memory.
             table.append(problem)
             fingerprint.add(
                 problem.index, problem.prompt_ids, problem.answer, problem.source, problem.ability

@@ -149,6 +149,8 @@ def _read_parquet(path: Path, on_bad_row: OnBadRow) -> Iterator[DataRow]:
 
 def _read_csv(path: Path, on_bad_row: OnBadRow) -> Iterator[DataRow]:
     try:
+        # Spreadsheets write a byte order mark, which would become part of the first column's name. The csv module
+        # requires newline="" to read line breaks inside quoted values.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for number, fields in enumerate(reader, start=1):

@@ -69,6 +69,7 @@ def _eos_of(generation_config: Path) -> list[int]:
     if value is None:
         return []
     values = value if isinstance(value, list) else [value]
+    # bool is a subclass of int: true would pass as token 1.
     if any(isinstance(token, bool) or not isinstance(token, int) for token in values):
         raise ValueError(
             f"{generation_config}: eos_token_id = {value!r} must be an integer or a list of integers"

@@ -45,6 +45,7 @@ def _end_of(text: str, opening: re.Match[str], missing: set[str]) -> int | None:
     kind = opening.lastgroup if opening["begin"] is None else "begin"
     start = opening.end()
     if kind == "fence":
+        # The rest of the opening line names the language and cannot close the block.
         line_end = text.find("\n", start)
         closing = None if line_end < 0 else _CLOSING_FENCE.search(text, line_end)
         return len(text) if closing is None else closing.end()

@@ -27,6 +27,7 @@ class ExactMatch:
         expected = words_of(answer)
         if not expected:
             raise ValueError("the ground truth is blank")
+        # Whole words are compared, so that "17" does not end with the answer "7".
         return float(words_of(response_text)[-len(expected) :] == expected)
 
 

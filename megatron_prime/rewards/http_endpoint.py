@@ -69,6 +69,8 @@ class HttpEndpoint:
         Returns:
             One outcome per pair, in order. Failures of the server are outcomes and never raise.
         """
+        # Each batch has an event loop of its own, so the client, whose connections belong to a loop, lives as long as
+        # a batch.
         outcomes = asyncio.run(self._verify_all(responses))
         self._counts.add(outcomes)
         return outcomes
@@ -80,10 +82,12 @@ class HttpEndpoint:
         slots = asyncio.Semaphore(self._config.max_concurrency)
         limits = httpx.Limits(max_connections=self._config.max_concurrency)
         async with httpx.AsyncClient(
+            # With trust_env, httpx would send the requests through a proxy that the environment names.
             headers=self._headers, limits=limits, timeout=self._config.timeout_s, trust_env=False
         ) as client:
 
             async def verify(response_text: str, answer: str) -> VerificationOutcome:
+                # The deadline begins when a slot is free: waiting for other requests does not count.
                 async with slots:
                     return await self._verify_one(client, response_text, answer)
 

@@ -98,6 +98,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """Kill the whole process group and wait for the worker to end."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
+            # The worker is not waited for yet, so its pid, which is the group's id, cannot belong to another process.
             os.killpg(self._process.pid, signal.SIGKILL)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -240,6 +241,7 @@ class VerifierPool:
         """Kill the workers; a second call does nothing."""
         self._is_closed = True
         if self._threads is not None:
+            # This waits for verifications in progress, each of which ends by its deadline.
             self._threads.shutdown()
         for slot, worker in enumerate(self._workers):
             if worker is not None:
@@ -253,6 +255,7 @@ class VerifierPool:
         for index in range(len(responses)):
             indices.put(index)
 
+        # One thread per worker empties the queue: a worker's pipes are therefore never used by two threads.
         def drain(slot: int) -> list[tuple[int, VerificationOutcome]]:
             done = []
             while True:

@@ -106,5 +106,7 @@ def build_pool(spec: str, reward: RewardConfig) -> Pool:
         name, settings = FUNCTION, {"path": spec}
     elif spec == "code":
         settings = reward.code.model_dump(mode="json")
+        # The code verifier checks its total before each test and leaves out the time that a sandbox takes to start,
+        # which is why the pool's deadline is later: it would turn a reward of 0 into an error.
         timeout_s = reward.code.total_timeout_s + reward.code.test_timeout_s + CODE_MARGIN_S
     return VerifierPool(name, reward.num_workers, timeout_s, settings=settings)

@@ -43,6 +43,8 @@ class UserFunction:
             ImportError: If there is no such module.
             AttributeError: If the module has no such function.
         """
+        # The import happens in the worker and not in the trainer, so that the user's module and what it loads stay
+        # out of the training process.
         self._call = getattr(importlib.import_module(self._module), self._function)
 
     def verify(self, response_text: str, answer: str) -> float:

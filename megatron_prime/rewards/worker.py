@@ -50,6 +50,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
+    # The import comes after the descriptors are replaced, because an imported module may print as well.
     importlib.import_module(module)
     from megatron_prime.rewards import verifier as registry
 

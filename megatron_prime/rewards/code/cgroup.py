@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path("/sys/fs/cgroup")
+# The first name is that of cgroup version 2, the second that of version 1.
 LIMIT_FILES = {"memory": ("memory.max", "memory.limit_in_bytes"), "pids": ("pids.max",)}
 PREFIX = "megatron_prime"
 REMOVE_TIMEOUT_S = 2.0
@@ -40,13 +41,16 @@ class ControlGroup:
     def enter(self) -> None:
         """Move the calling process into the groups; to be called between fork and exec."""
         for folder in self.folders:
+            # The kernel takes 0 as the process that writes.
             (folder / "cgroup.procs").write_text("0")
 
     def _create(self, parent: Path, controller: str, limit: int) -> None:
+        # The pid in the name lets `remove_stale_groups` find the groups of processes that no longer exist.
         folder = parent / f"{PREFIX}_{os.getpid()}_{controller}"
         try:
             folder.mkdir(exist_ok=True)
             file = next((folder / name for name in LIMIT_FILES[controller] if (folder / name).exists()), None)
+            # Without the file, the parent does not delegate this controller to its children.
             if file is None:
                 folder.rmdir()
                 return
@@ -86,6 +90,7 @@ def parent_group(controller: str, root: Path = ROOT) -> Path | None:
         else:
             continue
         group = base / path.lstrip("/")
+        # In a container, /proc may show the path on the host, while only the container's own subtree is mounted.
         group = group if group.exists() else base
         return group if os.access(group, os.W_OK) else None
     return None

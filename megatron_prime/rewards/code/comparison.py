@@ -59,6 +59,7 @@ def _lines_equal(expected: str, printed: str) -> bool:
 def _words_equal(expected: str, printed: str) -> bool:
     if expected == printed:
         return True
+    # Only an expected number with a decimal point or exponent has a tolerance; 1000001 is not 1000000.
     if not any(character in expected for character in ".eE"):
         return False
     try:
@@ -80,6 +81,7 @@ def _values_equal(expected: Any, result: Any) -> bool:  # noqa: ANN401 - JSON va
 
 
 def _close(expected: float, value: float) -> bool:
+    # The difference of two infinities is NaN, which no tolerance accepts.
     if not math.isfinite(expected):
         return expected == value
     try:

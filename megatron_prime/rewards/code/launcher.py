@@ -37,14 +37,17 @@ def main() -> None:
         number = getattr(resource, name)
         _, hard = resource.getrlimit(number)
         limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # The hard limit is lowered as well, because a process may raise its soft limit up to the hard one.
         resource.setrlimit(number, (limit, limit))
     if settings["uid"] is not None:
+        # Groups come first: once the uid is dropped, the process may no longer change them.
         os.setgroups([])
         os.setresgid(settings["uid"], settings["uid"], settings["uid"])
         os.setresuid(settings["uid"], settings["uid"], settings["uid"])
     with open(settings["code"], encoding="utf-8") as file:
         source = file.read()
     os.chdir(settings["folder"])
+    # This is written to the descriptor itself, because sys.stdout would keep it in a buffer until the end.
     os.write(1, READY)
     sys.argv = ["solution.py"]
     if settings["call"] is None:
@@ -56,6 +59,7 @@ def main() -> None:
 def run(source: str, name: str, prelude: str = "") -> dict[str, object]:
     """Execute the code as a module of that name and return its globals."""
     module = type(sys)(name)
+    # dataclasses and pickle look up the module of a class by its name here.
     sys.modules[name] = module
     exec(prelude, module.__dict__)
     exec(compile(source, "solution.py", "exec"), module.__dict__)
@@ -73,6 +77,7 @@ def call(source: str, function: str) -> None:
     names = run(source, "solution", PRELUDE)
     owner = names.get("Solution")
     target = getattr(owner(), function) if callable(owner) and hasattr(owner, function) else names[function]
+    # The data sets hold JSON, so tuples and sets in a result are compared as lists.
     result = target(*arguments)  # type: ignore[operator]
     with os.fdopen(result_fd, "w") as file:
         file.write(json.dumps(result, default=list))

@@ -120,6 +120,7 @@ class Sandbox:
                 )
             # CPU time is limited to a second more than the wall clock, as a second line of defence.
             command, descriptors = self._command(stack, code, math.ceil(timeout_s) + 1, call)
+            # A file and not a pipe: nobody has to read it while the program runs, and RLIMIT_FSIZE bounds it.
             errors = stack.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(
                 command,
@@ -128,6 +129,7 @@ class Sandbox:
                 stderr=errors,
                 env=_environment(),
                 pass_fds=descriptors,
+                # Without a sandbox, `_end` kills the process group instead of the sandbox's first process.
                 start_new_session=self._bwrap is None,
                 # preexec_fn is unsafe with several threads, but a worker of the pool has only one.
                 preexec_fn=group.enter if group is not None else None,
@@ -180,6 +182,8 @@ class Sandbox:
         filter_fd = stack.enter_context(_readable(program()))
         code_fd = stack.enter_context(_readable(code.encode(errors="replace")))
         box = [self._bwrap, *self._bwrap_arguments(), "--seccomp", str(filter_fd)]
+        # The launcher reads the code after it has dropped its uid, so every user may read it. Remounting the root
+        # makes everything but /tmp read-only, and has to come after the last file that bwrap creates.
         box += [
             "--perms",
             "0444",
@@ -208,6 +212,7 @@ class Sandbox:
                 arguments += ["--ro-bind", str(folder), str(folder)]
         arguments += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
         size = str(self._config.max_disk_mib << 20)
+        # Any uid may write to /tmp, with the sticky bit as usual.
         arguments += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
         readable = [
             *_python_folders(self._python),
@@ -248,6 +253,7 @@ def _communicate(
     deadline = time.monotonic() + STARTUP_TIMEOUT_S
     output = bytearray()
     rest = memoryview(stdin)
+    # A blocking write of a large input would deadlock with a program that waits for its output to be read.
     os.set_blocking(process.stdin.fileno(), False)
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdin, selectors.EVENT_WRITE)
@@ -304,6 +310,7 @@ def _sandbox_uid() -> int | None:
         return None
     wanted = FIRST_UID + os.getpid()
     for line in Path("/proc/self/uid_map").read_text().splitlines():
+        # A line has the first uid inside this namespace, the first one outside, and their number.
         first, _, count = map(int, line.split())
         if first <= wanted < first + count:
             return wanted

@@ -72,6 +72,7 @@ def program(machine: str | None = None) -> bytes:
 def _instructions(arch: int) -> list[Instruction]:
     deny = ERRNO | errno.EPERM
     code: list[Instruction] = [
+        # A 32-bit call (int 0x80 on x86_64) arrives under another architecture, whose numbers mean other calls.
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_JUMP_EQUAL, 1, 0, AUDIT_ARCH[arch]),
         (_RETURN, 0, 0, KILL_PROCESS),

@@ -90,6 +90,7 @@ class CodeVerifier:
         return num_passed / len(tests)
 
     def _passes(self, code: str, test: CodeTest, fn_name: str | None, timeout_s: float) -> bool:
+        # Every test has a new sandbox, so that nothing that one test leaves behind can help another (ADR 0014).
         completed = self._sandbox.run(code, test.stdin.encode(), timeout_s, call=fn_name)
         if completed.exit_code != 0:
             return False
@@ -142,6 +143,7 @@ def read_tests(answer: str) -> tuple[str | None, list[CodeTest]]:
         raise ValueError(f"fn_name = {fn_name!r} is not a valid function name")
     if not all(isinstance(arguments, list) for arguments in inputs):
         raise ValueError("with fn_name, each of `inputs` must be the list of arguments of one call")
+    # JSON escapes line breaks within text, so the arguments of a call are one line, as the launcher expects.
     return fn_name, [CodeTest(json.dumps(a) + "\n", out) for a, out in zip(inputs, outputs, strict=True)]
 
 

@@ -95,6 +95,7 @@ def _equal(gold: str, given: str) -> bool:
         return _words_equal(gold, given, gold_words, given_words)
     if (as_sets := _real_sets_equal(gold, given)) is not None:
         return as_sets
+    # A tuple or an interval is not the answer where a set is asked for, although its parts may be equal.
     if _is_set(gold) and split_bracketed(given) is not None and not _is_set(given):
         return False
     gold_items, given_items = _items(gold), _items(given)
@@ -240,6 +241,7 @@ def values_equal(gold: str, given: str) -> bool:
         parse(
             f"${exact_decimals(text)}$",
             extraction_config=[LatexExtractionConfig()],
+            # By default, math-verify also returns the unparsed text, and would compare texts where parsing failed.
             fallback_mode="no_fallback",
             parsing_timeout=None,  # type: ignore[arg-type]
         )

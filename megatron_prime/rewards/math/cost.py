@@ -28,8 +28,10 @@ def is_expensive(text: str) -> bool:
     """
     if len(text) > MAX_CHARS or text.count("|") > MAX_BARS or _depth(text) > MAX_DEPTH:
         return True
+    # (5!)! already has 199 digits, and every further level or digit multiplies the cost.
     if re.search(r"!\s*!|!\s*[)}\]]*\s*!", text):
         return True
+    # The factorial of a number of four digits has more than 2500 digits.
     if any(len(digits) > 3 for digits in re.findall(r"(\d+)\s*[)}]*\s*!", text)):
         return True
     if any(len(digits) > 4 for digits in re.findall(r"\\binom\s*\{\s*(\d+)", text)):
@@ -44,9 +46,11 @@ def _has_expensive_powers(text: str) -> bool:
         return True
     product = 1
     for exponent in _exponents(text):
+        # A power tower with numbers, such as 9^{9^9}, cannot be evaluated at all.
         if "^" in exponent and re.search(r"\d", exponent):
             return True
         for digits in re.findall(r"\d+", exponent):
+            # Nine digits exceed the limit in any case, and int() of an unlimited number of digits is slow.
             product *= max(1, int(digits[:9]))
             if len(digits) > 4 or product > MAX_EXPONENT_PRODUCT:
                 return True

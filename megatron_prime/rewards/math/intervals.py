@@ -95,6 +95,7 @@ def _two_sided(text: str) -> tuple[str, Interval] | tuple[str, Interval, Interva
     variable, sign, offset, relation, radius = distance.groups()
     centre = f"{'-' if sign == '+' else ''}({offset})" if offset else "0"
     low, high = f"{centre}-({radius.strip()})", f"{centre}+({radius.strip()})"
+    # The relation is one of <=, \le, >= and \ge, or a strict < or >.
     is_closed = "=" in relation or "e" in relation
     if "<" in relation or r"\le" in relation:
         return variable, ("[" if is_closed else "(", low, high, "]" if is_closed else ")")

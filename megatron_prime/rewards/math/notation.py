@@ -23,6 +23,9 @@ def _numeral_base(index: re.Match[str]) -> str:
     return index[0] if base is None else f"_{{{base}}}"
 
 
+# The order matters: commands for fonts and upright text are unified before the patterns that look into \text{},
+# spacing between groups of three digits is removed before other spacing becomes blanks, and money before the dollar
+# signs of math mode.
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -159,6 +162,8 @@ def _as_fraction(literal: str) -> str:
 
 
 def _as_repeating_fraction(whole: str, fixed: str, repeated: str) -> str:
+    # A period of r digits after f fixed digits is its number divided by 10^f * (10^r - 1), as in 0.1666... = 1/10 +
+    # 6/90.
     period = Fraction(int(repeated), 10 ** len(fixed) * (10 ** len(repeated) - 1))
     return _latex(Fraction(f"{whole or 0}.{fixed or 0}") + period)
 

@@ -91,6 +91,7 @@ def split_items(text: str) -> list[str]:
         item = part.strip()
         if not item:
             continue
+        # With two signs it would be unclear whether they vary together.
         if item.count(r"\pm") == 1:
             items += [item.replace(r"\pm", "+").lstrip("+ "), item.replace(r"\pm", "-")]
         else:
@@ -116,6 +117,7 @@ def split_bracketed(text: str) -> tuple[str, list[str], str] | None:
 
 def split_top_level(text: str, separators: str) -> list[str]:
     """Split at separators that are outside all brackets; parts keep their white space."""
+    # All kinds of brackets count alike, because the brackets of [1, 2) do not match by kind.
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         if character in "([{":
