@@ -82,6 +82,7 @@ def _suggestion(key: str, known: set[str]) -> str:
     siblings = {
         path.removeprefix(f"{table}.").partition(".")[0]: path for path in known if _in_table(path, table)
     }
+    # A typing error within the right table is more likely than a key in the wrong table.
     near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {table + '.' if table else ''}{near[0]}?"

@@ -44,6 +44,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
             faults.append(str(error))
     try:
         # Validation from JSON is strict, "5" is no number, but still converts strings to paths and lists to tuples.
+        # TOML has dates, which JSON does not have: `default=str` passes them on as text.
         config = PrimeConfig.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(str(path), [*faults, *describe_faults(error, PrimeConfig)]) from None
@@ -91,6 +92,7 @@ def _parse_value(text: str, annotation: object) -> object:
         return text
     value = parsed["value"]
     holds_text = any(part in (str, Path) for part in _alternatives(annotation))
+    # A text with a line break may parse as several TOML keys, of which only the first is the value.
     if len(parsed) > 1 or (holds_text and not isinstance(value, str)):
         return text
     return value
@@ -111,7 +113,7 @@ def _without_nones(table: dict[str, Any], section: type[BaseModel]) -> dict[str,
 
 
 def _annotation_at(names: Sequence[str]) -> object:
-    """The type of the field at a dotted path; None where there is no such field (validation then says so)."""
+    """Return the type of the field at a dotted path, or None for an unknown field, which validation reports."""
     section: type[BaseModel] | None = PrimeConfig
     annotation: object = None
     for name in names:

@@ -111,6 +111,8 @@ class PrimeConfig(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:
+        # The rules of all groups are checked, so that a user sees every fault at once. Pydantic calls this method
+        # only if each table is valid by itself.
         faults = [
             *self._faults_of_the_algorithm(),
             *self._faults_of_the_schedules(),

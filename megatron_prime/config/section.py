@@ -29,4 +29,5 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 class Section(BaseModel):
     """A frozen table of the configuration that refuses unknown keys."""
 
+    # use_attribute_docstrings makes the string below a field its description, which error messages quote.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

@@ -72,6 +72,8 @@ def extra_states(shape: ModelShape) -> tuple[str, ...]:
         if cell.key.endswith(_WITH_EXTRA_STATE):
             stem = cell.key.removesuffix("weight") + "_extra_state"
             index, leading = cell.index or (0,), cell.leading or (1,)
+            # Megatron names an object by its position in the grid of all objects of that key, and by the size of the
+            # grid.
             keys.append(f"{stem}/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, leading))}")
     return tuple(keys)
 

@@ -62,6 +62,7 @@ class DistReader:
             )
         try:
             metadata = FileSystemReader(folder).read_metadata()
+        # An AttributeError means that the pickle refers to a class that this version of torch does not have.
         except (pickle.UnpicklingError, EOFError, AttributeError, OSError) as error:
             raise ValueError(
                 f"{folder / METADATA} cannot be read: {type(error).__name__}: {error}"
@@ -154,6 +155,7 @@ def append_chunk(
     """Append a cell to a file as one chunk, with `num_leading` dims of size 1 prepended, and return its location."""
     begin = file.tell()
     sizes = (*(1 for _ in range(num_leading)), *tensor.shape)
+    # Every chunk has the whole framing of torch.save, as torch.distributed.checkpoint expects.
     torch.save(tensor.reshape(sizes), file)
     return Chunk(key, tuple(offsets), sizes, Path(file.name).name, begin, file.tell() - begin)
 

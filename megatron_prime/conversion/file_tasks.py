@@ -129,6 +129,7 @@ def _prepare(partial: Path, state_folder: Path, identity: Mapping[str, Any], pro
             f"{partial} belongs to another conversion (a different source or options): starting from scratch"
         )
     shutil.rmtree(partial, ignore_errors=True)
+    # The lock in the same folder stays, because this process holds it.
     for path in state_folder.glob("*.json"):
         path.unlink()
     partial.mkdir()

@@ -172,6 +172,8 @@ def _write_file(
     with path.open("wb") as file:
         file.write(header)
         counts = _walk(reader, cells, specs, offsets, file, _write_block)
+        # Values are written at their offsets in any order; this gives the file its full length even if the last ones
+        # are missing, which is reported below.
         file.truncate(len(header) + sum(spec.num_bytes for spec in specs.values()))
     incomplete = [name for name, spec in specs.items() if counts.get(name, 0) != math.prod(spec.shape)]
     if incomplete:
@@ -253,6 +255,7 @@ def _rectangles(
 
 
 def _select_cell(values: torch.Tensor, cell: Cell, chunk: Chunk) -> torch.Tensor:
+    # The offsets along the cell's own dims come after those of the leading dims and are not needed here.
     for index, offset in zip(cell.index, chunk.offsets, strict=False):
         values = values[index - offset]
     return values

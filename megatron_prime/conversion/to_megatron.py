@@ -65,6 +65,7 @@ def hf_to_megatron(
     files = _assign_files(shape, dtypes, max_file_bytes)
     tasks = [
         FileTask(
+            # These are the file names of torch.distributed.checkpoint: the writing rank and a counter.
             f"{RELEASE}/__{index}_0.distcp",
             partial(_write_file, source, cells, tuple(states), dtypes),
             sum(_num_bytes(cell, dtypes) for cell in cells),
@@ -130,6 +131,7 @@ def _write_file(
         chunks += [append_empty_state(file, key) for key in states]
     # Reading both files again detects errors of the disk and of this program.
     with path.open("rb") as file:
+        # The chunks of the extra states come after those of the cells and hold no weights.
         for cell, chunk in zip(cells, chunks, strict=False):
             _compare(reader, cell, load_chunk(file, chunk).reshape(cell.shape))
     return [asdict(chunk) for chunk in chunks]

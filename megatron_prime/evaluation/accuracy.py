@@ -79,6 +79,7 @@ class EvaluationReport:
 
     def metrics(self) -> dict[str, float]:
         """Return all metrics, those of a benchmark as `<benchmark>/<metric>`."""
+        # With held-out prompts, their own metrics contain `accuracy`.
         flat = {} if "" in self.results else {"accuracy": self.accuracy}
         for name, result in self.results.items():
             flat |= {f"{name}/{key}" if name else key: value for key, value in result.metrics().items()}

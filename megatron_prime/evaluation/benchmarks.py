@@ -58,4 +58,6 @@ def benchmark_data(config: DataConfig, benchmark: Benchmark) -> DataConfig:
 
 def held_out_data(config: DataConfig) -> DataConfig:
     """Return the data options for held-out prompts: those of training, without source weights and deduplication."""
+    # The keys of data.weights name training sources, so a held-out row would be refused, and scores count every
+    # problem.
     return config.model_copy(update={"weights": {}, "dedup": "none"})

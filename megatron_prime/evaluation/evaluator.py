@@ -69,6 +69,8 @@ class Evaluator:
                 # Each prompt set has its own random numbers, so adding a benchmark does not change the others.
                 stream_key=evaluation_stream_key(step_index, number),
                 bootstrap=self._bootstrap,
+                # Benchmarks count a program as right only if it passes all tests; held-out prompts are scored like
+                # training.
                 whole_only=bool(prompts.name),
             )
             for number, prompts in enumerate(self.sets)

@@ -70,6 +70,7 @@ def best_threshold(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> 
     best_f1, best_width, best = -1.0, 0.0, 0.0
     for index, (value, found_change, passed_change) in enumerate(events):
         found, passed = found + found_change, passed + passed_change
+        # Above the last change the interval is unbounded; the threshold is then placed 1 above it.
         upper = events[index + 1][0] if index + 1 < len(events) else value + 2.0
         if upper == value:
             continue  # There is no threshold between equal scores.

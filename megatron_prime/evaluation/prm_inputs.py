@@ -42,6 +42,7 @@ class PRMInputs:
             *self.solutions.items(),
             *self.pairs.items(),
         ]
+        # Without this check, an empty set would fail only after the models were loaded and other sets were scored.
         empty = [name for name, rows in inputs if not rows]
         if empty:
             raise ValueError(f"prm_evaluation: {', '.join(empty)} has no rows")

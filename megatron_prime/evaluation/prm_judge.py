@@ -106,6 +106,7 @@ def reranking_metrics(groups: Sequence[JudgedGroup]) -> dict[str, list[float]]:
     Raises:
         ValueError: there are no problems, or they have different numbers of responses.
     """
+    # A mean over problems with different N would mix different tasks.
     sizes = {len(group.outcomes) for group in groups}
     if len(sizes) != 1:
         raise ValueError(
@@ -170,6 +171,7 @@ def processbench_metrics(
     if threshold is None:
         logit = best_threshold(scores[tune_on], labels[tune_on])
     else:
+        # Step scores are logits, so the probability is converted: log(p / (1 - p)).
         logit = math.log(threshold) - math.log1p(-threshold)
     metrics = {"threshold": sigmoid(logit)}
     for split, split_scores in scores.items():

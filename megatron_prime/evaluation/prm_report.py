@@ -2,7 +2,7 @@
 
 saved responses -> reranking metrics (best of N, votes) and pair accuracy within problems
 ProcessBench    -> accuracy on the first wrong step, F1
-pairs           -> accuracy of the order that the scores of the last steps give
+pairs           -> accuracy of ordering by the scores of the last steps
 """
 
 import json
@@ -87,6 +87,8 @@ class _Judge:
             for problem in problems
             for number, response in enumerate(problem.responses)
         ]
+        # The scores come in the order of the texts, problem by problem, and each group takes its share from the
+        # front.
         scores = iter(self._score(f"responses/{name}", texts))
         groups = [
             JudgedGroup(
@@ -125,6 +127,7 @@ class _Judge:
             for response_ids in (pair.chosen_ids, pair.rejected_ids)
         ]
         last = [scores[-1] for scores in self._score(f"pairs/{name}", texts)]
+        # The chosen and the rejected response of a pair are neighbours in `last`.
         values = [pair_accuracy(last[row : row + 2], (1.0, 0.0))[0] for row in range(0, len(last), 2)]
         self._add_mean(f"{name}/pair_accuracy", values)
 

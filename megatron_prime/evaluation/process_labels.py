@@ -61,6 +61,7 @@ def read_processbench(
             or not all(isinstance(step, str) and step for step in steps)
         ):
             raise row.error("'steps' must be a list of non-empty strings")
+        # isinstance would accept true and false, which are subclasses of int.
         if type(label) is not int or not -1 <= label < len(steps):
             raise row.error(
                 f"'label' is {label!r}: it must be -1, or the index of one of the {len(steps)} steps, from 0"

@@ -107,6 +107,7 @@ def _response(row: DataRow, value: Any) -> SavedResponse:  # noqa: ANN401 - JSON
     outcome = value.get("outcome")
     if outcome is not None and (not isinstance(outcome, int | float) or not 0 <= outcome <= 1):
         raise row.error(f"the outcome {outcome!r} of a response is not a number in [0, 1]")
+    # The tokens are read and not recomputed from the text, because tokenizing a decoded text may give other tokens.
     token_ids = _token_ids(row, value.get("token_ids"))
     return SavedResponse(value["text"], token_ids, math.nan if outcome is None else float(outcome))
 

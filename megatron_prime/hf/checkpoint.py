@@ -1,8 +1,8 @@
-"""Read and write sharded Hugging Face safetensors checkpoints; at no time is a whole model in memory.
+"""Reads and writes sharded Hugging Face safetensors checkpoints without holding a whole model in memory.
 
-The writer lays out the files itself: the format is an 8-byte header length, a JSON header with the offset
-of each tensor, and the bytes. With all shapes known in advance the header comes first and the tensors
-stream after it.
+The writer lays out the files itself: the format is an 8-byte header length, a JSON header with the offset of each
+tensor, and the bytes. All shapes are known in advance, so the header is written first and the tensors follow in any
+order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron_prime.observability.durable import sync_path
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
-# What makes a checkpoint usable besides its weights; copied where the source has it.
+# Files besides the weights that make a checkpoint usable. A source need not have all of them.
 COMPANION_FILES = (
     "config.json",
     "generation_config.json",
@@ -46,10 +46,10 @@ _DTYPES = {code: dtype for dtype, code in _DTYPE_CODES.items()}
 
 
 class HFCheckpointReader:
-    """Slices of the tensors of a checkpoint directory, single-file or sharded, read when asked for.
+    """Reads slices of the tensors in a checkpoint folder, single-file or sharded, on demand.
 
-    Raises ValueError when the directory, its index or one of the files that the index names is missing or
-    broken.
+    Raises:
+        ValueError: If the folder, its index, or a file that the index names is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,22 +64,22 @@ class HFCheckpointReader:
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
-        """All tensors of the checkpoint, sorted by name."""
+        """Names of all tensors, sorted."""
         return tuple(sorted(self._file_of))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header alone. Raises ValueError when there is no such tensor."""
+        """Return the shape of a tensor, from the header alone. Raises ValueError if there is no such tensor."""
         return tuple(self._slice(name).get_shape())
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """Dtype of a tensor, from the header alone. Raises ValueError unless it is fp32, fp16 or bf16."""
+        """Return the dtype of a tensor, from the header alone. Raises ValueError unless it is fp32, fp16 or bf16."""
         code = self._slice(name).get_dtype()
         if code not in _DTYPES:
             raise ValueError(f"{name} in {self.path} has dtype {code}; only {', '.join(_DTYPES)} can be read")
         return _DTYPES[code]
 
     def read_slice(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
-        """[start, start + length) of a tensor along dim 0 or 1, all other dims whole, in the file's dtype."""
+        """Return the slice [start, start + length) of a tensor along dim 0 or 1, in the file's dtype."""
         shape = self.shape_of(name)
         if dim not in (0, 1) or dim >= len(shape) or not 0 <= start <= start + length <= shape[dim]:
             raise ValueError(
@@ -90,10 +90,10 @@ class HFCheckpointReader:
         return self._slice(name)[window] if dim == 0 else self._slice(name)[:, window]
 
     def check_against(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise one ValueError that names what is missing, unexpected or of another shape than `expected`.
+        """Raise one ValueError that lists all tensors that are missing, unexpected, or differ in shape from `expected`.
 
-        Tolerated: rotary inv_freq buffers, and an lm_head.weight where `expected` has none (tied
-        embeddings: many tools write the copy too).
+        Rotary inv_freq buffers are ignored, and so is an lm_head.weight where `expected` has none: many tools write
+        the copy of tied embeddings too.
         """
         present = set(self._file_of)
         tolerated = {name for name in present if name.endswith("rotary_emb.inv_freq")} | {"lm_head.weight"}
@@ -132,7 +132,7 @@ class HFCheckpointReader:
         try:
             return safe_open(path, framework="pt", device="cpu")
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
 
     def _slice(self, name: str):  # noqa: ANN202 - as above
         if name not in self._file_of:
@@ -142,7 +142,7 @@ class HFCheckpointReader:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a tensor that is to be written."""
+    """Shape and dtype of a tensor to be written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -162,13 +162,19 @@ class _Slot:
 
 
 class HFCheckpointWriter:
-    """Write a checkpoint directory that appears whole or not at all.
+    """A context manager that writes a checkpoint folder, which appears complete or not at all.
 
-    Give `write` every tensor of `tensors` once, in any order; the order of `tensors` is that in the files.
-    All is written to a hidden sibling directory, which takes its name when the `with` block ends well and
-    is removed when it does not. With `companions_from`, the config, generation config and tokenizer are
-    copied from there, the config with the dtype of the weights. Raises ValueError when `path` exists, for
-    unknown, repeated or missing tensors, and for wrong shapes or dtypes.
+    Pass every tensor of `tensors` to `write` once, in any order. Files are written to a hidden folder beside `path`,
+    which is renamed to `path` when the `with` block ends without an error, and removed otherwise.
+
+    Args:
+        path: Folder to write; must not exist.
+        tensors: Name -> shape and dtype, in the order that the files will have.
+        max_shard_bytes: Size limit of a file.
+        companions_from: Folder whose config, generation config and tokenizer are copied; None copies nothing.
+
+    Raises:
+        ValueError: If `path` exists, a tensor is unknown, repeated or missing, or has a wrong shape or dtype.
     """
 
     def __init__(
@@ -195,7 +201,7 @@ class HFCheckpointWriter:
 
     def __enter__(self) -> HFCheckpointWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._discard()  # what a killed process with the same pid left there
+        self._discard()  # a killed process with the same pid may have left a folder of that name
         with contextlib.ExitStack() as undo:
             undo.callback(self._discard)
             self._partial.mkdir()
@@ -214,7 +220,7 @@ class HFCheckpointWriter:
             self._discard()
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one whole tensor. It may live on any device; at most its own size is held besides it."""
+        """Write one whole tensor from any device; this needs memory for at most one copy of it on the host."""
         spec = self._tensors.get(name)
         if spec is None:
             raise ValueError(f"{name} is not one of the tensors announced for {self.path}")
@@ -222,12 +228,13 @@ class HFCheckpointWriter:
             raise ValueError(f"{name} was written already to {self.path}")
         if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
             raise ValueError(
-                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, announced for {self.path} was {spec.shape}"
-                f" {spec.dtype}"
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, but {spec.shape} {spec.dtype} was announced for"
+                f" {self.path}"
             )
         slot = self._slots[name]
         file = self._files[slot.file_name]
         file.seek(slot.offset)
+        # The bytes are written, because numpy has no bfloat16.
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         file.write(flat.view(torch.uint8).numpy().data)
         self._missing.remove(name)
@@ -250,6 +257,7 @@ class HFCheckpointWriter:
             raise ValueError(
                 f"{len(self._missing)} tensors of {self.path} were not written, among them {first}"
             )
+        # All data is on disk before the folder gets its final name, so that a crash never leaves a damaged checkpoint.
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -262,7 +270,7 @@ class HFCheckpointWriter:
 
 
 def write_index(folder: Path, tensors: Mapping[str, TensorSpec], files: Mapping[str, Sequence[str]]) -> None:
-    """Write the index of a checkpoint of several files (`files`: name -> its tensors); one file needs none."""
+    """Write the index of a checkpoint with several files (name -> its tensors); a single file needs none."""
     if set(files) == {SINGLE_NAME}:
         return
     total = sum(spec.num_bytes for spec in tensors.values())
@@ -272,9 +280,9 @@ def write_index(folder: Path, tensors: Mapping[str, TensorSpec], files: Mapping[
 
 
 def copy_companions(source: Path, destination: Path, dtypes: Collection[torch.dtype]) -> None:
-    """Copy config, generation config and tokenizer; the config is told the dtype of the weights, if there is one.
+    """Copy config, generation config and tokenizer, and set the config's dtype if all weights have the same.
 
-    Raises ValueError when `source` has no config.json.
+    Raises ValueError if `source` has no config.json.
     """
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} has no config.json to copy beside the weights")
@@ -287,7 +295,7 @@ def copy_companions(source: Path, destination: Path, dtypes: Collection[torch.dt
 
 
 def _config_with_dtype(content: bytes, dtypes: Collection[torch.dtype]) -> bytes:
-    # transformers casts the weights to the config's dtype: a stale one would silently round what is here.
+    # transformers casts the weights to the dtype in the config, so an outdated one would silently round them.
     names = {str(dtype).removeprefix("torch.") for dtype in dtypes}
     config = json.loads(content)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -298,7 +306,7 @@ def _config_with_dtype(content: bytes, dtypes: Collection[torch.dtype]) -> bytes
 
 
 def file_layout(tensors: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
-    """Head of a safetensors file with these tensors in this order, and the offset in the file of each."""
+    """Return the header of a safetensors file with these tensors in this order, and each tensor's file offset."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in tensors.items():
@@ -316,7 +324,7 @@ def file_layout(tensors: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int
 
 
 def assign_files(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> dict[str, list[str]]:
-    """Fill files in order up to `max_shard_bytes`; a tensor larger than that has a file to itself."""
+    """Assign tensors to files of up to `max_shard_bytes`, in order; a larger tensor has a file of its own."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, spec in tensors.items():

@@ -80,6 +80,7 @@ def shape_fields(config: ConfigJson) -> dict[str, Any]:
         hidden_size=config["hidden_size"],
         ffn_hidden_size=config["intermediate_size"],
         num_attention_heads=num_attention_heads,
+        # As in transformers, a file without KV heads describes multi-head attention: one per query head.
         num_query_groups=config.get("num_key_value_heads") or num_attention_heads,
         head_dim=_head_dim(config),
         vocab_size=config["vocab_size"],

@@ -1,4 +1,4 @@
-"""Copy between Megatron parameters and HF tensors, as `hf_mapping` lays them out.
+"""Copies between Megatron parameters and HF tensors, as laid out by `hf.mapping`.
 
 import:  read_slice(name, dim, start, length) -> tensor  --import_hf--> local parameters
 export:  local parameters --export_local--> blocks --assemble_hf--> whole HF tensors, one at a time
@@ -17,7 +17,7 @@ ReadSlice = Callable[[str, int, int, int], torch.Tensor]
 
 
 class HFBlock(NamedTuple):
-    """[hf_start, hf_start + the size of `tensor`) along `dim` of an HF tensor; all other dims are whole."""
+    """The slice of an HF tensor that starts at `hf_start` along `dim`; all other dims are whole."""
 
     hf_name: str
     dim: int
@@ -39,7 +39,7 @@ def import_hf(
 
 @torch.no_grad()
 def load_parameter(local: torch.Tensor, pieces: Sequence[Piece], read_slice: ReadSlice) -> None:
-    """Fill one local parameter in place. What no piece covers (rows of a padded vocabulary) becomes zero."""
+    """Fill one local parameter in place. Rows that no piece covers, the padding of the vocabulary, become zero."""
     num_covered = 0
     for piece in pieces:
         block = read_slice(piece.hf_name, piece.dim, piece.hf_start, piece.length)
@@ -74,12 +74,16 @@ def export_local(
 def assemble_hf(
     expected: Mapping[str, tuple[int, ...]], blocks: Iterable[HFBlock]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Put blocks together and yield each HF tensor, in a memory of its own, as soon as it is whole.
+    """Assemble blocks and yield each HF tensor, in memory of its own, as soon as it is complete.
 
-    `expected` is `hf_tensors(shape)`. Memory is bounded by the tensors that are begun and not whole: pass
-    the blocks of all TP ranks parameter by parameter. A block must come once: leave out replicas
-    (`replicated_over_tp` on ranks other than the first, `is_tied_copy`). Raises ValueError for unknown
-    names and for tensors left unfinished.
+    Args:
+        expected: Name and shape of every tensor, as `hf_tensors` returns them.
+        blocks: All blocks, each once: replicas are left out (`replicated_over_tp` on ranks other than the first,
+            `is_tied_copy`). Passing the blocks of all TP ranks parameter by parameter keeps few tensors incomplete,
+            which bounds the memory.
+
+    Raises:
+        ValueError: If a name is unknown, or tensors are incomplete at the end.
     """
     begun: dict[str, torch.Tensor] = {}
     num_missing = {name: torch.Size(shape).numel() for name, shape in expected.items()}
@@ -87,6 +91,7 @@ def assemble_hf(
         name = block.hf_name
         if name not in expected:
             raise ValueError(f"{name} is not a tensor of this model")
+        # Completeness is checked by counting elements, so an overlap between blocks must not count twice.
         if num_missing[name] < block.tensor.numel():
             raise ValueError(f"{name} was given more than once")
         if name not in begun:
@@ -98,7 +103,7 @@ def assemble_hf(
     unfinished = [name for name, count in num_missing.items() if count]
     if unfinished:
         raise ValueError(
-            f"{len(unfinished)} HF tensors were not exported whole, first of them {unfinished[0]}"
+            f"{len(unfinished)} HF tensors were not exported completely, the first is {unfinished[0]}"
         )
 
 

@@ -121,6 +121,7 @@ def shard_template(
                 f"an engine with tp={tp_size} cannot split a vocabulary of {size} padded to {padded}: choose"
                 f" a tp that divides it, or another vocab_divisor ({vocab_divisor})"
             )
+        # A rank whose rows are all padding has an empty shard.
         start = min(tp_rank * (padded // tp_size), size)
         return HFShard(tensor.name, tensor.parallel_dim, start, min(padded // tp_size, size - start))
     num_units = getattr(shape, tensor.unit)
@@ -129,6 +130,7 @@ def shard_template(
         length = num_units // tp_size * unit_size
         return HFShard(tensor.name, tensor.parallel_dim, tp_rank * length, length)
     if tensor.unit == "num_query_groups" and tp_size % num_units == 0:
+        # With more ranks than KV heads, consecutive ranks hold the same head.
         head = tp_rank // (tp_size // num_units)
         return HFShard(tensor.name, tensor.parallel_dim, head * unit_size, unit_size)
     raise ValueError(
@@ -150,6 +152,7 @@ def _vocab(shape: ModelShape, tensors: tuple[HFTensor, ...], tp_size: int, tp_ra
     (tensor,) = tensors
     num_rows = shape.padded_vocab_size(tp_size) // tp_size
     start = tp_rank * num_rows
+    # The last ranks may have only a few rows of the vocabulary, or none; the rest is padding.
     length = min(num_rows, shape.vocab_size - start)
     return num_rows, [Piece(tensor.name, 0, start, 0, length)] if length > 0 else []
 

@@ -116,6 +116,8 @@ def parameters_of(
     templates = [(row.placement, template(row)) for row in rows_of(shape)]
     local_experts = expert_range(shape, experts.ep_size, experts.ep_rank)
     result: list[ParameterPieces] = []
+    # The first chunk has the embedding and the last one the output layer, so their names get the prefixes of those
+    # chunks.
     if is_first_stage:
         result += [
             _instantiate(t, chunks[0][0]) for placement, t in templates if placement is Placement.FIRST_STAGE
@@ -124,6 +126,7 @@ def parameters_of(
         for local_layer, layer in enumerate(chunk):
             result += _layer(shape, templates, prefix, local_layer, layer, local_experts)
     if is_last_stage:
+        # If the first stage is also the last, the output layer uses the embedding itself and there is no copy.
         ends = (
             (Placement.LAST_STAGE,) if is_first_stage else (Placement.LAST_STAGE, Placement.LAST_STAGE_COPY)
         )
@@ -154,6 +157,7 @@ def hf_shards(
         raise ValueError(f"an engine's ep={ep_size} must divide its tp={tp_size}")
     check_expert_parallel(shape, ep_size, 1)
     moe_tp = tp_size // ep_size
+    # Consecutive ranks share the experts of a block, as in SGLang.
     held = expert_range(shape, ep_size, tp_rank // moe_tp)
     shards = {
         tensor: shard_template(shape, tensor, moe_tp, tp_rank % moe_tp, vocab_divisor)
@@ -188,6 +192,7 @@ def check_tensor_parallel(shape: ModelShape, tp_size: int) -> None:
         raise ValueError(f"the tensor-parallel size must be positive, got {tp_size}")
     counts = {"KV heads": shape.num_query_groups}
     if shape.dense_layers or not shape.is_moe:
+        # A model whose layers all have experts has no dense MLP to split.
         counts["FFN columns"] = shape.ffn_hidden_size
     for what, count in counts.items():
         if count % tp_size:

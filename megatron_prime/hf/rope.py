@@ -24,6 +24,8 @@ def read_rope(hf_config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
     Raises ValueError for a kind of scaling that is not supported, such as YaRN, or that lacks a setting.
     """
+    # transformers 5 moved theta and scaling into one object; both places are read, so that either version's files
+    # work.
     settings = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
     # transformers uses 10000 for a file without a theta; the first Llama checkpoints were published like that.
     theta = settings.get("rope_theta") or hf_config.get("rope_theta") or 10000.0

@@ -70,6 +70,7 @@ class ModelShape:
     def __post_init__(self) -> None:
         for name in _POSITIVE_FIELDS:
             value = getattr(self, name)
+            # isinstance would accept true, which JSON may contain and which is a subclass of int.
             if type(value) is not int or value < 1:
                 raise ValueError(
                     f"{name} must be a positive integer, got {value!r}: check the model's config.json"

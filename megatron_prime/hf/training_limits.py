@@ -54,8 +54,8 @@ def fp8_faults(shape: ModelShape, fp8: Fp8Config, role: str) -> Iterator[str]:
     if fp8.recipe_of(role) == "delayed" and shape.is_moe:
         # megatron-core 0.16.1 splits the scales of grouped experts in another order than Transformer Engine keeps them.
         yield (
-            f"fp8.{role} = 'delayed' cannot be had with the experts of this {shape.family} model: a checkpoint would "
-            "mix up their scales in another layout; set it to 'tensorwise' or 'blockwise'"
+            f"fp8.{role} = 'delayed' cannot be combined with the experts of this {shape.family} model: a checkpoint "
+            "would mix up their scales in another layout; set it to 'tensorwise' or 'blockwise'"
         )
 
 

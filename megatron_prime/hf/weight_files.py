@@ -30,6 +30,7 @@ def megatron_weights(folder: Path) -> Path | None:
     if not tracker.is_file():
         return None
     word = tracker.read_text(encoding="utf-8").strip()
+    # Megatron-LM names the folder of an iteration with seven digits.
     weights = folder / (f"iter_{int(word):07d}" if word.isdigit() else word)
     if not (weights / ".metadata").is_file():
         raise ModelFolderError(

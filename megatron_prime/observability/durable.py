@@ -6,6 +6,7 @@ from pathlib import Path
 
 def replace_file(path: Path, text: str) -> None:
     """Replace a file atomically: write a temporary file, fsync it, and rename it."""
+    # The temporary file is in the same folder, because a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -65,6 +65,7 @@ def begin_step(step: int) -> None:
 @contextmanager
 def phase(name: str) -> Iterator[None]:
     """Set the phase for the duration of a block; phases may be nested."""
+    # The outer phase is restored at the end, even after an error, so that a report never names a phase that is over.
     outer, _own.phase = _own.phase, name
     beat(f"begin of {name}")
     try:

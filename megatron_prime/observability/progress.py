@@ -62,6 +62,7 @@ class Progress:
 
     def _bar(self) -> RichProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        # A finished bar is removed, so that only the lines of steps stay on the screen.
         return RichProgress(*columns, console=self._console, transient=True)
 
 

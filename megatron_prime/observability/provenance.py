@@ -87,6 +87,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             ["git", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
+            # A diff may contain bytes that are not UTF-8.
             errors="replace",
             timeout=GIT_TIMEOUT_S,
             check=False,

@@ -72,6 +72,7 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
         max(sizes.kept(layer, "none", ()) for layer in layers) if recompute.granularity == "full" else 0
     )
     recomputed *= recompute.num_layers if recompute.method == "uniform" else 1
+    # Only the last stage has the output layer.
     output = sizes.output_backward() if stage == layout.pp - 1 else 0.0
     peak = max(sizes.backward_peak(layer, recompute.granularity) for layer in layers)
     return Activations(
@@ -87,6 +88,7 @@ def scoring_activations(run: PlannedRun, role: str, stage: int) -> Activations:
     layers = range(sizes.shape.num_layers)
     peak = max(sizes.forward_peak(layer) for layer in layers)
     output = sizes.output_forward() if stage == run.layout.pp - 1 else 0.0
+    # Without gradients nothing is kept from layer to layer.
     return Activations(0, int(max(peak, output)), int(output))
 
 
@@ -98,6 +100,8 @@ def in_flight(pp: int, vpp: int, stage: int, microbatches: int) -> int:
     if vpp == 1:
         # 1F1B: a stage runs ahead by the number of stages after it.
         return min(microbatches, pp - stage)
+    # Megatron's interleaved schedule runs this many forward passes ahead of the first backward pass, with groups of
+    # pp microbatches.
     return min(microbatches * vpp, (pp - stage - 1) * 2 + (vpp - 1) * pp + 1)
 
 

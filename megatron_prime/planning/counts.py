@@ -108,6 +108,7 @@ def forward_flops(shape: ModelShape, tokens: float, context: float, scored: floa
         scored: Number of tokens for which the output layer is computed.
     """
     vocab = shape.vocab_size * shape.hidden_size
+    # The embedding is a lookup without products, and the output layer is counted below for the scored tokens.
     weights = num_active_parameters(shape) - vocab * (2 if shape.untied else 1)
     attention = 2 * context * shape.query_size * shape.num_layers
     return tokens * (2 * weights + attention) + 2 * scored * vocab

@@ -89,6 +89,7 @@ def _plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
         size
         for role, sizes in parts.items()
         for part, size in sizes.items()
+        # Gradients are dropped instead of copied, so they take no host memory.
         if part in memory.offloaded_parts(role) and part != "gradients"
     )
     return MemoryPlan(stage, parts, phases, host, int(run.gpu.memory_gib * GIB), overhead)
@@ -130,6 +131,7 @@ def _engine(run: PlannedRun, phase: str) -> dict[str, int]:
     shape = run.shapes["policy"]
     if not run.config.rollout.uses_servers:
         weights = num_parameters(shape) * run.dtype_bytes
+        # The embedded engine keeps its copy of the weights in all phases, but its cache only while it samples.
         kv = _embedded_kv_bytes(run, shape) if phase == "rollout" else 0
         return {"engine weights": weights, "engine KV cache": kv}
     if not run.is_colocated or phase not in ("rollout", "weight_sync"):

@@ -78,6 +78,7 @@ class PlannedRun:
         settings = self.config.rollout.sglang
         if not self.config.rollout.uses_servers:
             return None
+        # Ranks from the training world size on stand for GPUs of their own.
         first = 0 if self.is_colocated else self.num_processes
         return EngineLayout.consecutive(
             self.num_servers, settings.tensor, ep=settings.expert, first_rank=first
@@ -88,6 +89,7 @@ class PlannedRun:
         """Number of SGLang servers, including external ones."""
         settings = self.config.rollout.sglang
         nodes = math.ceil(self.num_processes / self.gpu.gpus_per_node) if settings.nodes == "all" else 1
+        # Attached servers are listed by URL; num_servers counts those that the run starts on a node.
         return len(settings.urls) or settings.num_servers * nodes
 
     @property

@@ -97,6 +97,7 @@ def _layouts(run: PlannedRun) -> Iterator[dict[str, int | bool]]:
     shape, number = run.shapes["policy"], run.num_processes
     longest = run.config.rollout.max_sequence_tokens
     contexts = [c for c in (1, 2, 4, 8) if c == 1 or longest >= LONG_SEQUENCE]
+    # Tensor parallelism stays within a node, whose GPUs are connected by NVLink, and splits whole KV heads.
     for tensor in _powers_of_two(min(run.gpu.gpus_per_node, shape.num_query_groups, number)):
         for pipeline in (p for p in range(1, shape.num_layers + 1) if shape.num_layers % p == 0):
             for context in contexts:
@@ -113,6 +114,8 @@ def _layouts(run: PlannedRun) -> Iterator[dict[str, int | bool]]:
                             "expert": expert,
                             "expert_tensor": 1,
                             "virtual_pipeline": chunks,
+                            # Sequence parallelism costs no more communication and saves activations, so it is always
+                            # used where possible.
                             "sequence_parallel": tensor > 1,
                             "num_processes": number,
                         }

@@ -82,6 +82,7 @@ def _sum(parts: list[PhaseTime]) -> PhaseTime:
 def _pass(run: PlannedRun, role: str, passes: float) -> PhaseTime:
     """Return the time of a number of forward passes over the sequences of a step."""
     shape, assumptions = run.shapes[role], run.assumptions
+    # Causal attention reads half of the context on average, which `forward_flops` takes into account.
     context = assumptions.prompt_tokens + assumptions.response_tokens
     flops = passes * forward_flops(shape, run.tokens, context, run.rollouts * assumptions.response_tokens)
     num_micro = run.microbatches(role)
@@ -98,6 +99,7 @@ def _update(run: PlannedRun, role: str) -> PhaseTime:
     one = _pass(run, role, 1 + BACKWARD + recomputed)
     updates = config.num_minibatches * config.num_epochs
     return PhaseTime(
+        # All minibatches together make up the sequences of a step, so only the epochs multiply the passes.
         one.flops * config.num_epochs,
         one.seconds * config.num_epochs + updates * _optimizer_seconds(run, role),
     )
@@ -179,6 +181,7 @@ def _rollout(run: PlannedRun) -> PhaseTime:
     weights = min(num_parameters(shape), used) * 2
     mean_cached = assumptions.prompt_tokens + assumptions.response_tokens / 2
     cache = batch_size * mean_cached * kv_bytes_per_token(shape)
+    # The ranks of a server read their shards at the same time.
     step_bytes = (weights + cache) / width
     steps = assumptions.response_tokens * sequences / batch_size
     by_memory = steps * step_bytes / (run.gpu.memory_gb_s * GB * assumptions.decode_efficiency)

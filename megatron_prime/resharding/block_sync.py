@@ -52,10 +52,10 @@ def embedded_weight_sync(
 
     Args:
         sink: the tensors of this rank's engine.
-        shape: of the model.
+        shape: the model.
         parameters: the policy's Megatron parameters on this rank, by name.
-        topology: of the training job.
-        dtype: the type to send.
+        topology: ranks of the training job.
+        dtype: dtype in which weights are sent.
     """
     engines = EngineLayout.consecutive(topology.world_size, tp=1)
     plan = plan_for(shape, topology, engines, dtype)

@@ -51,6 +51,7 @@ def buckets(plan: ReshardPlan, max_bytes: int) -> tuple[Bucket, ...]:
         if names and any(loads[key] + num_bytes > max_bytes for key, num_bytes in added.items()):
             result.append(_bucket(len(result), names, transfers))
             names, transfers, loads = [], [], Counter()
+        # A tensor is never divided between buckets, so that a receiver can use it as soon as its bucket has arrived.
         names.append(hf_name)
         transfers += group
         loads.update(added)

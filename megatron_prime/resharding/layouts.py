@@ -84,6 +84,8 @@ class TrainingLayout:
 
     def expert_share(self, rank: int) -> ExpertShare:
         """Return the share of its stage's experts that a global rank holds."""
+        # The ranks of a stage are a multiple of etp * ep, so the global rank gives the same result as the rank in the
+        # stage.
         return ExpertShare(self.ep, rank // self.etp % self.ep, self.etp, rank % self.etp)
 
     def stage_layers(self, num_layers: int) -> list[tuple[range, ...]]:
@@ -187,6 +189,7 @@ class EngineLayout:
         """
         local_ranks = gpus or range(num_engines // len(first_ranks) * tp)
         hosts = [first + local_rank % num_local_ranks for first in first_ranks for local_rank in local_ranks]
+        # Engines do not span nodes, because each node has the same number of whole engines.
         ranks = tuple(tuple(hosts[start : start + tp]) for start in range(0, len(hosts), tp))
         return cls(num_engines, tp, ranks, vocab_divisor, ep)
 

@@ -211,7 +211,7 @@ def plan_reshard(
         shape: the model.
         training: layout of the training job.
         engines: layout of the engines.
-        bytes_per_element: of the dtype that is sent.
+        bytes_per_element: size of an element as it is sent.
         norm_style: naming of norm parameters in the training model.
         expert_style: naming of expert parameters in the training model.
         ranks_per_node: number of consecutive global ranks, including those of engines, on each node. None treats every
@@ -228,6 +228,7 @@ def plan_reshard(
     needs.sort(key=lambda need: -need.num_bytes)
     router = _Router(training, engines, ranks_per_node)
     flows = tuple(flow for need in needs for flow in router.route(need))
+    # Every rank plans on its own and must reach the same result, which is why nothing here depends on the rank.
     return ReshardPlan(shape, training, engines, bytes_per_element, flows, groups, ranks_per_node)
 
 
@@ -274,6 +275,7 @@ class _Router:
         for engine, ranks in enumerate(self._engines.ranks):
             rank = ranks[need.engine_tp_rank]
             if rank in sources:
+                # A slice that the target's own rank holds is never sent, whatever the load of the other ranks.
                 local.append((engine, rank))
             elif self._ranks_per_node and rank // self._ranks_per_node in nodes:
                 by_node[rank // self._ranks_per_node].append((engine, rank))

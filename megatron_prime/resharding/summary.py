@@ -51,6 +51,7 @@ class PlanSummary:
             )
             for rank in total
         ]
+        # NIC and NVLink transfers run at the same time, so the slower of the two decides.
         return max(nic / nic_bytes_per_s, max(nvlink, default=0) / nvlink_bytes_per_s)
 
 

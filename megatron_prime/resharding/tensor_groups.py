@@ -228,5 +228,6 @@ def _tied_copies(shape: ModelShape, training: TrainingLayout) -> _Copies:
 
 def _with_copies(group: TensorGroup, copies: _Copies) -> TensorGroup:
     by_start = copies[group.tensor.name]
+    # The last stage splits the copy as the first stage splits the embedding, so each interval has its counterpart.
     intervals = tuple(Interval(i.start, i.length, i.sources | by_start[i.start]) for i in group.intervals)
     return replace(group, intervals=intervals)

@@ -37,7 +37,7 @@ def training_layout(topology: Topology) -> TrainingLayout:
 
 
 def plan_for(shape: ModelShape, topology: Topology, engines: EngineLayout, dtype: torch.dtype) -> ReshardPlan:
-    """Return the plan that brings this job's weights to engines of some layout."""
+    """Return the plan that transfers the weights of this job to engines of a given layout."""
     return plan_reshard(shape, training_layout(topology), engines, bytes_per_element=dtype.itemsize)
 
 
@@ -47,10 +47,10 @@ class RankTransport:
     Args:
         plan: its targets must be ranks of the training job.
         parameters: this rank's Megatron parameters by name.
-        topology: the layout that the plan was made for.
-        dtype: the type to send; slices are cast on the rank that they come from.
-        max_bucket_bytes: the most bytes that a rank sends or receives at a time.
-        buckets: the plan cut into buckets beforehand; may omit transfers that do not concern this rank.
+        topology: the layout for which the plan was made.
+        dtype: dtype in which weights are sent; slices are cast on the rank that sends them.
+        max_bucket_bytes: upper limit of the bytes that a rank sends or receives at a time.
+        buckets: buckets of the plan, if they were computed before; transfers of other ranks may be left out.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class RankTransport:
                 incoming[transfer.source_rank].append(transfer)
         operations: list[dist.P2POp] = []
         for rank, transfers in outgoing.items():
+            # Messages have no tags: both ranks go through the transfers in the plan's order, so the n-th send to a
+            # rank meets its n-th receive.
             operations += [dist.P2POp(dist.isend, message, rank) for message in self._messages(transfers)]
         buffers: dict[int, list[torch.Tensor]] = {}
         for rank, transfers in incoming.items():
@@ -128,6 +130,8 @@ class RankTransport:
 
 def _grouped(transfers: Sequence[Transfer]) -> list[list[Transfer]]:
     """Group the transfers from one rank to another into messages. Both ranks must group alike."""
+    # Rows (dim 0) are contiguous and need no copy before a send. Columns have to be copied in any case, so they are
+    # packed.
     direct = [[t] for t in transfers if t.dim == 0 and t.num_bytes >= _DIRECT_BYTES]
     packed = [t for t in transfers if t.dim != 0 or t.num_bytes < _DIRECT_BYTES]
     return [*direct, packed] if packed else direct

@@ -83,7 +83,10 @@ class HttpEndpoint:
         limits = httpx.Limits(max_connections=self._config.max_concurrency)
         async with httpx.AsyncClient(
             # With trust_env, httpx would send the requests through a proxy that the environment names.
-            headers=self._headers, limits=limits, timeout=self._config.timeout_s, trust_env=False
+            headers=self._headers,
+            limits=limits,
+            timeout=self._config.timeout_s,
+            trust_env=False,
         ) as client:
 
             async def verify(response_text: str, answer: str) -> VerificationOutcome:

@@ -170,15 +170,15 @@ class VerifierPool:
         """Start the workers and wait until they are ready.
 
         Args:
-            name: registered verifier.
-            num_workers: processes; as many responses are verified at once.
-            timeout_s: seconds from handing a response to a worker until the worker is killed.
-            module: what a worker imports to have `name` registered; a verifier of your own needs its own module here.
-            settings: keyword arguments of the verifier, JSON values.
+            name: Name of a registered verifier.
+            num_workers: Number of processes, each of which verifies one response at a time.
+            timeout_s: Seconds after which a worker that has not returned an outcome is killed.
+            module: Module that a worker imports to register `name`; a verifier of your own needs its own module.
+            settings: Keyword arguments of the verifier, as JSON values.
 
         Raises:
-            ValueError: unknown name, or num_workers or timeout_s not positive.
-            RuntimeError: a worker does not start; its standard error says why.
+            ValueError: If the name is unknown, or num_workers or timeout_s is not positive.
+            RuntimeError: If a worker does not start; its standard error contains the reason.
         """
         if num_workers < 1 or timeout_s <= 0:
             raise ValueError(

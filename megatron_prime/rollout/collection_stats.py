@@ -130,6 +130,7 @@ class CollectionTally:
             for decision in FilterDecision
             if decision is not FilterDecision.KEPT
         }
+        # The filter keeps only groups of medium accuracy, so an accuracy after it would say little about a source.
         by_source = accuracy_by_source(sampled)
         # Every group that passed the filter is in the batch, trimmed for divisibility, or surplus.
         num_surplus = self.decisions[FilterDecision.KEPT] - len(batch_groups) - num_trimmed

@@ -132,6 +132,7 @@ class Collector:
                 break
         self._records = tally.records()
         # Surplus groups are not kept for the next step, whose policy will be newer than the one that sampled them.
+        # An error about this step comes before the one of `_update_state` about a run of short steps.
         batch_groups = self._cut(kept, tally, step_index)
         self._update_state(tally, step_index)
         num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
@@ -213,6 +214,8 @@ class Collector:
             stats = batch.stats | {"num_masked": float(is_trained.count(False))}
             return replace(batch, is_trained_B=torch.tensor(is_trained), stats=stats)
         if config.overlong == "penalize":
+            # The penalty is kept apart from the outcome, which stays the verifier's for the filter and the PRM's
+            # labels.
             buffer = config.overlong_buffer_tokens or max(1, limit // 5)
             lengths_B = batch.response_mask_BT.sum(dim=1)
             penalties_B = overlong_penalties_B(lengths_B, limit, buffer, config.overlong_penalty)

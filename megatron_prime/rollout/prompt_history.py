@@ -67,6 +67,7 @@ class PromptHistory:
 
     def log(self, step: int, records: Sequence[PromptRecord]) -> None:
         """Append the groups that were sampled for a step, kept or dropped."""
+        # JSON has no NaN.
         prompts = [[index, None if math.isnan(mean) else mean, decision] for index, mean, decision in records]
         self._file.write(_encode({"step": step, "prompts": prompts}))
         self._file.flush()

@@ -15,6 +15,7 @@ _MAX_NAMES_IN_ERROR = 8
 
 def tensor_checksum(tensor: Tensor) -> str:
     """Return a 64-bit hex digest of a tensor's bytes. Equal values in different dtypes have different digests."""
+    # The bytes are taken, because numpy has no bfloat16.
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return hashlib.blake2b(raw.tobytes(), digest_size=8).hexdigest()
 
@@ -148,6 +149,7 @@ class WeightIntake:
         length = block.tensor.shape[block.dim]
         _mark_written(self._coverage[name], block, length, is_whole=length == target.shape[block.dim])
         with torch.no_grad():
+            # `copy_` casts, and autograd would refuse to write into a parameter in place.
             target.narrow(block.dim, block.start, length).copy_(block.tensor)
 
 
@@ -175,6 +177,8 @@ def _mark_written(coverage: _Coverage, block: WeightBlock, length: int, *, is_wh
     Completeness is checked by counting elements, so an entry written twice would hide one that never came.
     """
     start, stop = block.start, block.start + length
+    # After some elements were written, a whole tensor overlaps with them, and no dim means that they were a whole
+    # tensor.
     written_twice = coverage.num_elements > 0 and (
         is_whole
         or coverage.dim is None

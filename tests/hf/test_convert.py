@@ -58,7 +58,7 @@ def test_assemble_refuses_repeated_missing_and_unknown_blocks():
     expected, whole = {"a": (2, 2)}, torch.ones(2, 2)
     with pytest.raises(ValueError, match="a was given more than once"):
         list(assemble_hf(expected, [HFBlock("a", 0, 0, whole), HFBlock("a", 0, 0, whole)]))
-    with pytest.raises(ValueError, match="1 HF tensors were not exported whole, first of them a"):
+    with pytest.raises(ValueError, match="1 HF tensors were not exported completely, the first is a"):
         list(assemble_hf(expected, [HFBlock("a", 1, 0, whole[:, :1])]))
     with pytest.raises(ValueError, match="b is not a tensor of this model"):
         list(assemble_hf(expected, [HFBlock("b", 0, 0, whole)]))

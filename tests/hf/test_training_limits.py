@@ -70,7 +70,7 @@ def test_sizes_are_those_of_the_configuration():
 def test_delayed_scales_are_refused_for_experts_only():
     fp8 = Fp8Config(policy="delayed")
     (fault,) = fp8_faults(make_shape("mixtral"), fp8, "policy")
-    assert fault.startswith("fp8.policy = 'delayed' cannot be had with the experts")
+    assert fault.startswith("fp8.policy = 'delayed' cannot be combined with the experts")
     assert not list(fp8_faults(make_shape("mixtral"), fp8, "prm"))
     assert not list(fp8_faults(make_shape("llama"), fp8, "policy"))
 

@@ -93,7 +93,7 @@ def test_scales_of_experts_that_megatron_mixes_up_are_refused(workspace):
     shutil.copytree(workspace / "model", workspace / "prm")
     acceleration = ["platform.device=cuda", "platform.dtype=bf16", "fp8.policy=delayed"]
     (fault,) = faults_of("prm.path=prm", *acceleration)
-    assert fault.startswith("model.path = model: fp8.policy = 'delayed' cannot be had with the experts")
+    assert fault.startswith("model.path = model: fp8.policy = 'delayed' cannot be combined with the experts")
 
 
 @pytest.mark.parametrize(

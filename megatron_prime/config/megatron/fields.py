@@ -37,6 +37,7 @@ def megatron_fields(table: str) -> dict[str, ast.expr]:
         (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
         for statement in found.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                # The inheriting class comes first, so its annotation takes precedence over that of the base class.
                 fields.setdefault(statement.target.id, statement.annotation)
     return {name: annotation for name, annotation in fields.items() if not name.startswith("_")}
 
@@ -45,6 +46,7 @@ def accepts(annotation: ast.expr, value: object) -> bool:
     """Return whether a TOML value has the annotated type; False for every type that TOML cannot express."""
     if isinstance(annotation, ast.Name) and annotation.id in PLAIN:
         wanted = PLAIN[annotation.id]
+        # bool is a subclass of int, so isinstance would accept true for a number.
         return type(value) is wanted or (wanted is float and type(value) is int)
     if not isinstance(annotation, ast.Subscript):
         return False

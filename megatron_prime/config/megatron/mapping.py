@@ -92,6 +92,7 @@ def is_known(name: str) -> bool:
 def _map_argument(
     name: str, values: list[str], arguments: Arguments, model: Mapping[str, Any]
 ) -> MappedArgument:
+    # An argument that is left out or refused needs no value, so a shell variable in it is no problem.
     if any("$" in value or "`" in value for value in values) and name not in {*LEFT_OUT, *REFUSED, *LOADS}:
         text = f"{_joined(values)}: the value is known only when the script runs; give the finished line by --args"
         return MappedArgument(name, MappingKind.FAULT, text)
@@ -144,6 +145,7 @@ def _converted(
         return _setting(name, {"platform.timeout_s": 60.0 * _number(values)})
     if name == "seq-length":
         length = _whole(values)
+        # Megatron-LM has one length for prompt and response together, and PRIME one for each.
         prompt = min(MAX_PROMPT_TOKENS, length // 4)
         settings = {"rollout.max_prompt_tokens": prompt, "rollout.max_response_tokens": length - prompt}
         return _setting(name, settings, f"prompt and response have {length} together")
@@ -170,11 +172,13 @@ def _fp8(name: str, value: str, arguments: Arguments) -> MappedArgument:
         return MappedArgument(
             name, MappingKind.MAPPED if "fp8-format" in arguments else MappingKind.LEFT_OUT, text
         )
+    # Megatron-LM's own default recipe is delayed scaling.
     recipe = _joined(arguments.get("fp8-recipe", ["delayed"]))
     return _setting(name, {"fp8.format": value, "fp8.policy": recipe}, "fp8.prm is yours to set: not delayed")
 
 
 def _global_batch(name: str, size: int, arguments: Arguments) -> MappedArgument:
+    # 4 is the default of rollout.group_size.
     group = _whole(arguments.get("grpo-group-size", ["4"]))
     if "grpo-prompts-per-step" in arguments:
         prompts = _whole(arguments["grpo-prompts-per-step"])
@@ -246,12 +250,14 @@ def _passed(name: str, values: list[str]) -> MappedArgument:
 
 def _field_of(name: str) -> tuple[str, str, bool] | None:
     """Return the table and name of an argument's field in megatron-core, and whether the argument switches it off."""
+    # These two names switch a field off without beginning with a negation.
     is_off = name.startswith(("no-", "disable-")) or name in ("muon-no-split-qkv", "grad-reduce-in-bf16")
     if name in RENAMED:
         return (*RENAMED[name], is_off)
     for text, off in ((name, False), (name.removeprefix("no-").removeprefix("disable-"), True)):
         for table in OWNED:
             for field_name in megatron_fields(table):
+                # Some fields contain capitals, such as barrier_with_L1_time, where the argument has none.
                 if field_name.lower() == text.replace("-", "_").lower():
                     return table, field_name, off
     return None

@@ -48,6 +48,7 @@ def passthrough_faults(table: str, values: Mapping[str, MegatronValue]) -> Itera
     except ValueError as error:
         yield str(error)
         return
+    # Suggestions leave out the fields that would be refused as well.
     passable = [name for name in fields if name not in OWNED[table]]
     for name, value in values.items():
         key = f"megatron.{table}.{name}"

@@ -64,7 +64,7 @@ class Fp8Config(Section):
         has_bf16_layers = self.bf16_layers_at_start or self.bf16_layers_at_end
         if self.policy == "delayed" and has_bf16_layers:
             raise ValueError(
-                "bf16_layers_at_start and _at_end cannot be had with 'delayed': use 'tensorwise'"
+                "bf16_layers_at_start and _at_end cannot be combined with 'delayed': use 'tensorwise'"
             )
         if self.primary_weights and self.prm == "none":
             raise ValueError(

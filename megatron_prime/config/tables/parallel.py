@@ -37,6 +37,7 @@ class ParallelConfig(Section):
     def min_processes(self) -> int:
         """Minimum number of processes: whole replicas of the model that together hold all experts."""
         expert_size = self.pipeline * self.expert * self.expert_tensor
+        # Dense layers and experts divide the same ranks in different ways, and both need whole groups.
         return math.lcm(self.model_size, expert_size)
 
     @model_validator(mode="after")

@@ -69,6 +69,7 @@ class SGLangConfig(Section):
 
     def server_gpus(self, server: int) -> tuple[int, ...]:
         """Return the GPUs of one of a node's servers, counted over the node."""
+        # Servers are numbered over all nodes, and every node uses the same GPUs.
         first = server % self.num_servers * self.tensor
         places = range(first, first + self.tensor)
         return tuple(self.gpu_ids[place] for place in places) if self.gpu_ids else tuple(places)

@@ -20,6 +20,7 @@ from megatron_prime.hf.families.table import Family
 
 def _find_families() -> Iterator[Family]:
     for module in pkgutil.iter_modules(__path__):
+        # Modules such as `table` only help to define families and have no FAMILY.
         family = getattr(import_module(f"{__name__}.{module.name}"), "FAMILY", None)
         if family is not None:
             yield family

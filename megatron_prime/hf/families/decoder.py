@@ -16,6 +16,7 @@ DECODER = "decoder.layers.{layer}"
 """Prefix of the Megatron names of a layer's parameters."""
 _EMBED_TOKENS = HFTensor("model.embed_tokens.weight", ("vocab_size", "hidden_size"), 0)
 
+# The order of the rows is the order of the tensors in a checkpoint that is written.
 EMBEDDING_ROWS = (
     ParameterRow(
         Placement.FIRST_STAGE, "embedding.word_embeddings.weight", TensorLayout.VOCAB, (_EMBED_TOKENS,)

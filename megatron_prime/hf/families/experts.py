@@ -30,6 +30,7 @@ def expert_rows(moe: str, *, gate: str, up: str, down: str) -> tuple[ParameterRo
     wide, tall = ("moe_ffn_hidden_size", "hidden_size"), ("hidden_size", "moe_ffn_hidden_size")
     experts = f"{DECODER}.mlp.experts"
     return (
+        # Router and experts both read the normalized states, so Transformer Engine leaves this norm alone (no te_name).
         ParameterRow(
             Placement.MOE_LAYER,
             f"{DECODER}.pre_mlp_layernorm.weight",

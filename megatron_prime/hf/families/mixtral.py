@@ -12,6 +12,7 @@ def _read_experts(config: ConfigJson) -> dict[str, Any]:
         "num_experts": read_num_experts(config),
         "num_experts_per_tok": config["num_experts_per_tok"],
         "moe_ffn_hidden_size": config["intermediate_size"],
+        # Mixtral has no such switch: transformers always normalizes the weights of the chosen experts.
         "norm_topk_prob": True,
     }
 

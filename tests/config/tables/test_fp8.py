@@ -25,7 +25,7 @@ def test_fp8_weights_are_those_of_prm_and_reference_alone():
         ({"prm": "delayed"}, "differs between PRM and reference"),
         ({"prm": "tensorwise", "reference": "blockwise"}, "noise where they must be 0; leave reference out"),
         ({"prm": "tensorwise", "reference": "none"}, "reference = 'none' differs from prm = 'tensorwise'"),
-        ({"policy": "delayed", "bf16_layers_at_start": 1}, "cannot be had with 'delayed'"),
+        ({"policy": "delayed", "bf16_layers_at_start": 1}, "cannot be combined with 'delayed'"),
         ({"policy": "tensorwise", "primary_weights": True}, "set prm too"),
         ({"policy": "fp4"}, "Input should be 'none', 'delayed'"),
     ],
