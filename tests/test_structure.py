@@ -26,6 +26,8 @@ PRIVATE_JARGON = re.compile(
 """Words that this project once used for terms that the field has a word for: fix, expensive, option, restart."""
 
 CALLED_BY_OTHERS = {
+    "find_class": "pickle.Unpickler",
+    "get_replay_topk": "megatron-core's router",
     "forward": "autograd functions and modules",
     "backward": "autograd functions",
     "log_message": "http.server",
@@ -73,7 +75,11 @@ def test_files_and_functions_are_short():
             too_long.append(f"{relative(path)}: {num_lines} lines")
         for node in ast.walk(parsed(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                # A contract may be as long as it needs to be; the code may not.
+                contract = node.body[0] if ast.get_docstring(node) is not None else None
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if contract is not None:
+                    length -= (contract.end_lineno or contract.lineno) - contract.lineno + 1
                 if length > MAX_FUNCTION_LINES:
                     too_long.append(f"{relative(path)}:{node.lineno} {node.name}: {length} lines")
     assert too_long == []
