@@ -8,7 +8,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,11 +112,6 @@ class Metrics(MutableMapping[str, float]):
             self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
-def undocumented(names: Iterable[str]) -> list[str]:
-    """Return the names that NAMES does not cover, sorted."""
-    return sorted(name for name in names if not any(_covers(pattern, name) for pattern in NAMES))
-
-
 def peak_resident_bytes() -> int:
     """Return the peak resident memory of this program in bytes."""
     try:
@@ -139,7 +134,3 @@ def process_memory(device_memory: Callable[[], Mapping[str, float]] | None = Non
     memory = {"rss": psutil.Process().memory_info().rss, "peak_rss": peak_resident_bytes()}
     device = {f"device_{name}": size for name, size in device_memory().items()} if device_memory else {}
     return {f"memory/{name}_gib": size / GIB for name, size in {**memory, **device}.items()}
-
-
-def _covers(pattern: str, name: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern

@@ -60,11 +60,6 @@ class Topology:
         return self.pipeline_rank == self.pipeline_size - 1
 
     @property
-    def tensor_group(self) -> dist.ProcessGroup:
-        """The ranks that hold the other shards of this rank's weight matrices."""
-        return _group(parallel_state.get_tensor_model_parallel_group())
-
-    @property
     def pipeline_group(self) -> dist.ProcessGroup:
         """The stages of this rank's pipeline."""
         return _group(parallel_state.get_pipeline_model_parallel_group())

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_prime.observability.metrics import undocumented
+from tests.support.metric_names import undocumented
 from tests.support.toy_runs import Toy, environment, records
 
 SMALL = [

@@ -1,6 +1,7 @@
 """Offloading on a GPU: the same bits as without, whatever the streams are at, and memory another process can map."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,9 @@ pytestmark = [
 ]
 ANSWER = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
 import torch
 from staging import map_staging
-memory = map_staging(json.loads(sys.argv[2]))
+memory = map_staging(json.loads(sys.argv[1]))
 half = len(memory) // 2
 for line in sys.stdin:
     index = int(line)
@@ -40,7 +40,8 @@ def hand_over(device, num_bytes=1 << 22, num_rounds=5):
     buffer = SharedBuffer(num_bytes, torch.device(device))
     folder = str(Path(staging.__file__).parent)
     child = subprocess.Popen(
-        [sys.executable, "-c", ANSWER, folder, json.dumps(buffer.handle)],
+        [sys.executable, "-c", ANSWER, json.dumps(buffer.handle)],
+        env=os.environ | {"PYTHONPATH": folder},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from megatron_prime.observability.metrics import NAMES, Metrics, process_memory, undocumented
+from megatron_prime.observability.metrics import NAMES, Metrics, process_memory
+from tests.support.metric_names import undocumented
 
 
 def test_metrics_are_floats_in_insertion_order():

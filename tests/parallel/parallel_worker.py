@@ -180,7 +180,7 @@ def use_uneven_ranks():
 
     topology = topology_of("tp4")
     sizes = [3, 0, 5, 1]
-    rank, group = topology.rank, topology.tensor_group
+    rank, group = topology.rank, topology.process_groups.tp
     whole = torch.arange(18.0).view(9, 2)
     mine = whole.split(sizes)[rank].clone().requires_grad_()
     gathered = mappings.gather_from_sequence_parallel_region(mine, group=group, output_split_sizes=sizes)
@@ -228,7 +228,7 @@ def _platform():
 def _score_shard(topology, weight_VH, num_real, **case):
     rows = len(weight_VH) // topology.tensor_size
     first_row = topology.tensor_rank * rows
-    scores = score_shard(topology.tensor_group, "auto", weight_VH=weight_VH, num_real=num_real, **case)
+    scores = score_shard(topology.process_groups.tp, "auto", weight_VH=weight_VH, num_real=num_real, **case)
     return scores | {
         "tensor_rank": topology.tensor_rank,
         "first_row": first_row,

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import torch
 
-from megatron_prime.observability.metrics import Metrics, undocumented
+from megatron_prime.observability.metrics import Metrics
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.rollout.engine import NO_WEIGHTS
 from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_engine
 from megatron_prime.training.residency import Part, Residency
+from tests.support.metric_names import undocumented
 
 PLATFORM = Platform(torch.device("cpu"), "gloo", torch.float32, None)
 

@@ -1,6 +1,7 @@
 """Another process can read the memory, and errors are raised when it is not available."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,8 @@ CPU = torch.device("cpu")
 ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"))
 READ = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
 from staging import map_staging
-memory = map_staging(json.loads(sys.argv[2]))
+memory = map_staging(json.loads(sys.argv[1]))
 print(memory[:4].tolist(), memory.numel())
 memory[1] = 77
 """
@@ -29,7 +29,8 @@ def test_another_process_reads_and_writes_it_with_one_file_of_the_package(device
     buffer.memory[:4] = torch.tensor([1, 2, 3, 250], dtype=torch.uint8)
     folder = str(Path(staging.__file__).parent)
     found = subprocess.run(
-        [sys.executable, "-c", READ, folder, json.dumps(buffer.handle)],
+        [sys.executable, "-c", READ, json.dumps(buffer.handle)],
+        env=os.environ | {"PYTHONPATH": folder},
         capture_output=True,
         text=True,
         check=True,
