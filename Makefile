@@ -54,7 +54,7 @@ check: $(STAMP) ## Lint, format, layers, types, dead code, test tree
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/vulture $(wildcard megatron_prime examples tools tests)
-	$(BIN)/python -m pytest --durations=0 tests/test_mirror.py
+	$(BIN)/python -m pytest --durations=0 tests/test_mirror.py tests/test_structure.py tests/test_docs.py
 
 clean: ## Remove the environments, caches and build leftovers (runs/ stays)
 	rm -rf $(VENV) $(SGLANG_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
