@@ -58,7 +58,6 @@ def test_the_layers_of_the_architecture_are_those_of_the_import_contract():
     assert block.splitlines() == [line for line in layers if line != "__main__"]
 
 
-@pytest.mark.xfail(reason="package docstrings are being written", strict=False)
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_the_docstring_of_a_package_lists_its_modules(package: Path):
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
