@@ -10,6 +10,7 @@ import pytest
 from megatron_prime import __version__
 from megatron_prime.cli import main
 from megatron_prime.cli.main import _guarded
+from tests.support import deadlines
 from tests.support.toy_runs import CONFIG, environment
 
 SHAPE = {
@@ -56,7 +57,7 @@ def torch_free(*arguments: str, **variables: str) -> subprocess.CompletedProcess
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=deadlines.seconds(60),
         check=False,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.config import ConfigError, load_config
+from tests.support import deadlines
 
 
 def faults_of(path: Path, *overrides: str) -> tuple[str, ...]:
@@ -161,4 +162,4 @@ def test_loading_imports_no_framework(minimal_toml):
         f"load_config(Path({str(minimal_toml)!r})); "
         "assert not {'torch', 'numpy', 'megatron', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=deadlines.seconds(60))

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support import deadlines
 from tests.support.metric_names import undocumented
 from tests.support.toy_runs import Toy, environment, records
 
@@ -48,7 +49,7 @@ def quickstart(root: Path, *arguments: str, timeout_s: float = 300) -> str:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=deadlines.seconds(timeout_s),
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:] + finished.stdout[-3000:]

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_prime.logprobs.output_layer import TILE_ELEMENTS, VocabShard, output_logprobs
 from tests.logprobs.kernel_cases import EPS, LAYER_CASES, LOGIT_CASES, check_not_finite, check_walk
+from tests.support import deadlines
 
 # Skipped, and counted as such, where the development tools were installed without it.
 triton = pytest.importorskip("triton")
@@ -41,7 +42,7 @@ def reports(tmp_path_factory):
         for rank in range(NUM_RANKS)
     ]
     try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=deadlines.seconds(240))[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -5,6 +5,7 @@ import sys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_prime.observability.tensorboard import TensorBoardWriter
+from tests.support import deadlines
 
 
 def write(folder, steps, resume_step=0, offset=0.0):
@@ -59,4 +60,4 @@ def test_the_writer_imports_no_framework():
         "import sys, megatron_prime.observability\n"
         "assert not {'torch', 'tensorflow', 'megatron', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=deadlines.seconds(60))

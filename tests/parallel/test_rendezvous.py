@@ -5,6 +5,7 @@ import time
 import pytest
 
 from megatron_prime.parallel.rendezvous import RendezvousStore, address_towards, master_host
+from tests.support import deadlines
 
 
 def test_values_written_are_read_from_elsewhere_and_nobody_waits_for_others():
@@ -20,7 +21,7 @@ def test_values_written_are_read_from_elsewhere_and_nobody_waits_for_others():
 
 def _soon(read, not_this):
     """A store takes a value after `set` has returned."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + deadlines.seconds(60)
     while (value := read()) == not_this and time.monotonic() < deadline:
         time.sleep(0.01)
     return value

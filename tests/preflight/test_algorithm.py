@@ -10,6 +10,7 @@ from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.algorithm import algorithm_faults
 from megatron_prime.preflight.checks import check_run
+from tests.support import deadlines
 
 MODULE = """
 from megatron_prime.algorithm.estimators import rloo
@@ -128,4 +129,4 @@ def test_the_default_configuration_is_checked_without_torch():
         "assert len(list(algorithm_faults(PrimeConfig.model_validate(wrong)))) == 1\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=deadlines.seconds(60))

@@ -14,6 +14,7 @@ from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.summary import summary
+from tests.support import deadlines
 from tests.support.plan_shapes import LLAMA_70B, MOE_1T, make_moe_shape, make_shape
 
 BYTES_PER_ELEMENT = 2
@@ -382,10 +383,10 @@ def test_planning_is_deterministic():
     ids=["70B on 128", "1T on 1,024"],
 )
 def test_planning_takes_seconds(shape, training, engines):
-    start = time.perf_counter()
+    start = time.process_time()
     plan = plan_reshard(shape, training, engines, ranks_per_node=8)
     counted = summary(plan)
-    assert time.perf_counter() - start < 5  # 0.03 and 0.9 s on an idle core.
+    assert time.process_time() - start < deadlines.seconds(5)  # 0.03 and 0.9 s on an idle core.
     assert counted.network_bytes == counted.lower_bound_bytes
     received = plan.received_by(3, 2)
     assert {t.target_rank for t in received} == {engines.ranks[3][2]}

@@ -12,6 +12,7 @@ import torch
 
 from megatron_prime.rewards import VerificationStatus, VerifierPool
 from tests.rewards import rewards_doubles  # registers "scripted"
+from tests.support import deadlines
 
 OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
 
@@ -28,7 +29,7 @@ def is_gone(pid):
 
 
 def eventually(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + deadlines.seconds(seconds)
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
@@ -71,7 +72,7 @@ def test_a_verification_past_its_deadline_is_killed_without_affecting_others(com
         assert [outcome.status for outcome in outcomes] == [OK, TIMEOUT, OK]
         assert math.isnan(outcomes[1].reward)
         assert (outcomes[0].reward, outcomes[2].reward) == (1.0, 0.5)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < deadlines.seconds(10)
         assert is_gone(first_pid)
         assert pool.counts == {"ok": 2, "timeout": 1, "error": 0, "restarts": 1}
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 from megatron_prime.rewards.worker import HEADER, encode_frame, read_frame
+from tests.support import deadlines
 
 
 def test_frames_are_encoded_and_decoded():
@@ -32,7 +33,7 @@ def test_a_worker_answers_and_ends_when_its_input_closes():
         input=b"".join(encode_frame(request) for request in requests),
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=deadlines.seconds(60),
     )
     stream = io.BytesIO(done.stdout)
     assert "ready" in read_frame(stream)

@@ -14,6 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.support import deadlines
+
 NODES = ("prime1", "prime2")
 SUBNET = "10.78.0"
 BRIDGE = "primebr"
@@ -210,7 +212,13 @@ class SlurmLab:
 
     def _run(self, *command: str, cwd: Path | None = None) -> str:
         done = subprocess.run(
-            command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=30, check=False
+            command,
+            env=self.environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=deadlines.seconds(30),
+            check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -218,14 +226,19 @@ class SlurmLab:
     def _quiet(self, *command: str) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return subprocess.run(
-                command, env=self.environment, capture_output=True, text=True, timeout=20, check=False
+                command,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=deadlines.seconds(20),
+                check=False,
             ).stdout
         return ""
 
 
 def until(is_done, timeout_s: float, poll_s: float = 0.2) -> bool:
     """Wait for it; False when it took too long."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + deadlines.seconds(timeout_s)
     while time.monotonic() < deadline:
         if is_done():
             return True

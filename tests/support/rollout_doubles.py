@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import FinishReason, Prompt, Rollout
+from tests.support import deadlines
 
 BUILDING = threading.Lock()
 """Lock to hold while an HF model is built: transformers patches torch.nn.init and the default dtype of the process."""
@@ -14,7 +15,7 @@ BUILDING = threading.Lock()
 
 def run_on_ranks(num_ranks, function):
     """Run function(ranks) on num_ranks threads whose gather exchanges lists, and return the results by rank."""
-    barrier = threading.Barrier(num_ranks, timeout=30)
+    barrier = threading.Barrier(num_ranks, timeout=deadlines.seconds(30))
     slots = [None] * num_ranks
 
     def run(rank):

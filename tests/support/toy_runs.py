@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support import toy_worker
+from tests.support import deadlines, toy_worker
 from tests.support.distributed_runner import run_distributed
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ class Started:
         return sorted(children, key=lambda process: process.pid)
 
     def wait_until(self, is_time: Callable[[], bool], timeout_s: float = 120) -> None:
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + deadlines.seconds(timeout_s)
         while not is_time():
             assert self.process.poll() is None, f"it ended early:\n{self.output()}"
             assert time.monotonic() < deadline, f"it never came:\n{self.output()}"
@@ -175,7 +175,7 @@ class Started:
     def all_gone(self, timeout_s: float = 20) -> bool:
         """True once neither the command nor anything it started lives; a zombie does not."""
         self.process.wait(timeout_s)
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + deadlines.seconds(timeout_s)
         while any(_lives(process) for process in self._seen.values()):
             if time.monotonic() > deadline:
                 return False
@@ -194,7 +194,7 @@ def finish(folder: Path, *arguments: str, timeout_s: float = 240) -> subprocess.
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=deadlines.seconds(timeout_s),
         check=False,
     )
 

@@ -13,6 +13,7 @@ import pytest
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.counts import num_parameters
 from tests.gpu.gpu_worker import models_that_stay
+from tests.support import deadlines
 from tests.support.distributed_runner import run_distributed
 from tools import gpu_check
 from tools.gpu_checks import precision
@@ -35,7 +36,7 @@ def ran(tmp_path_factory):
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=deadlines.seconds(400),
     )
     report = json.loads((out / "gpu-check.json").read_text())
     return done, {check["name"]: check for check in report["checks"]}, (out / "results.md").read_text()
@@ -116,7 +117,7 @@ def test_what_a_check_leaves_running_is_ended(tmp_path):
     code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).pid)"
     assert gpu_check._run([sys.executable, "-c", code], tmp_path / "log", 30.0) == ""
     status = Path(f"/proc/{(tmp_path / 'log').read_text().strip()}/status")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + deadlines.seconds(60)
     while status.exists() and "zombie" not in status.read_text():
         assert time.monotonic() < deadline, "the process is still running"
         time.sleep(0.02)

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from megatron_prime.engines.sglang import child
+from tests.support import deadlines
 
 FAMILY = (
     "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
@@ -28,7 +29,7 @@ def start(body, grace="0.5"):
 
 
 def family_of(server):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + deadlines.seconds(60)
     while not (children := server.children()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -36,7 +37,7 @@ def family_of(server):
 
 
 def all_gone(processes):
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=deadlines.seconds(10))
     return not alive
 
 

@@ -14,6 +14,7 @@ from megatron_prime.engines.sglang.nodes import Nodes, start_everywhere
 from megatron_prime.engines.sglang.server import ServerFailedError, answers
 from megatron_prime.rollout.ranks import Ranks
 from tests.engines.sglang.tiny_server import tiny_plan
+from tests.support import deadlines
 
 NODES = Nodes((0, 2), ("127.0.0.1", "127.0.0.1"))
 WORLD_SIZE = 3
@@ -49,7 +50,7 @@ class Job:
             threading.Thread(
                 target=lambda rank=rank: results[rank].put(function(rank, self.ranks(rank))), daemon=True
             ).start()
-        return [result.get(timeout=30) for result in results]
+        return [result.get(timeout=deadlines.seconds(30)) for result in results]
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def started(tmp_path, monkeypatch):
 
 
 def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + deadlines.seconds(seconds)
     while not (result := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)

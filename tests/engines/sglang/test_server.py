@@ -12,6 +12,7 @@ import pytest
 from megatron_prime.engines.sglang import server as sglang_server
 from megatron_prime.engines.sglang.server import ServerFailedError, SupervisedServer, answers, free_port
 from tests.engines.sglang.tiny_server import tiny_plan
+from tests.support import deadlines
 from tests.support.sglang_live import ROOT, engine_python
 
 ZOMBIE = psutil.STATUS_ZOMBIE
@@ -36,7 +37,7 @@ def start(tmp_path, monkeypatch):
 
 
 def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + deadlines.seconds(seconds)
     while not (result := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from megatron_prime.rewards.code.cgroup import ControlGroup, parent_group, remove_stale_groups
+from tests.support import deadlines
 
 MAKES_GROUPS = all(parent_group(controller) is not None for controller in ("memory", "pids"))
 needs_groups = pytest.mark.skipif(not MAKES_GROUPS, reason="this user may not make cgroups here")
@@ -22,12 +23,20 @@ time.sleep(1)
 def test_memory_is_limited_over_all_processes():
     with ControlGroup(100 << 20, 64) as group:
         process = subprocess.run(
-            [sys.executable, "-c", HOG], preexec_fn=group.enter, capture_output=True, timeout=60, check=False
+            [sys.executable, "-c", HOG],
+            preexec_fn=group.enter,
+            capture_output=True,
+            timeout=deadlines.seconds(60),
+            check=False,
         )
     assert process.stdout.count(b"through") < 8
     with ControlGroup(4 << 30, 64) as group:
         process = subprocess.run(
-            [sys.executable, "-c", HOG], preexec_fn=group.enter, capture_output=True, timeout=60, check=False
+            [sys.executable, "-c", HOG],
+            preexec_fn=group.enter,
+            capture_output=True,
+            timeout=deadlines.seconds(60),
+            check=False,
         )
     assert process.stdout.count(b"through") == 8
 
@@ -39,7 +48,7 @@ def test_removing_a_group_kills_its_processes():
         assert len(folders) == 2
         child = subprocess.Popen(["sleep", "1000"], preexec_fn=group.enter)
         assert str(child.pid) in (folders[0] / "cgroup.procs").read_text().split()
-    assert child.wait(timeout=10) == -9
+    assert child.wait(timeout=deadlines.seconds(10)) == -9
     assert not any(folder.exists() for folder in folders)
     assert group.folders == []
 

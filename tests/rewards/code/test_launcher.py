@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.rewards.code import launcher
+from tests.support import deadlines
 
 SOURCE = Path(launcher.__file__).read_text(encoding="utf-8")
 
@@ -20,7 +21,9 @@ def launch(tmp_path, code, stdin="", call=None, **rlimits):
         "folder": str(tmp_path),
     }
     command = [sys.executable, "-I", "-c", SOURCE, json.dumps(settings)]
-    return subprocess.run(command, input=stdin.encode(), capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        command, input=stdin.encode(), capture_output=True, timeout=deadlines.seconds(60), check=False
+    )
 
 
 def test_it_reports_ready_and_runs_the_program(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from megatron_prime.config.tables.reward import CodeConfig
 from megatron_prime.rewards.code import sandbox
 from megatron_prime.rewards.code.sandbox import Sandbox, SandboxError
+from tests.support import deadlines
 from tests.support.sandbox_probe import REASON, needs_sandbox
 
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -119,7 +120,7 @@ def test_an_unprivileged_user_has_the_same_sandbox():
         [sys.executable, "-c", program],
         input=pickle.dumps((code, b"hello\n")),
         capture_output=True,
-        timeout=60,
+        timeout=deadlines.seconds(60),
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()

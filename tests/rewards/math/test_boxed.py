@@ -3,6 +3,7 @@ import time
 import pytest
 
 from megatron_prime.rewards.math.boxed import MAX_TAIL_CHARS, closing_brace, last_boxed, unwrap_boxed
+from tests.support import deadlines
 
 
 @pytest.mark.parametrize(
@@ -39,11 +40,11 @@ def test_the_last_complete_box_is_found(text, answer):
 def test_only_the_end_of_a_long_response_is_searched_in_linear_time():
     assert last_boxed(r"\boxed{1}" + "x" * MAX_TAIL_CHARS) is None
     assert last_boxed(r"\boxed{1}" + "x" * (MAX_TAIL_CHARS - 20)) == "1"
-    start = time.monotonic()
+    start = time.process_time()
     assert last_boxed(r"\boxed{" * 100_000) is None
     assert last_boxed(r"\boxed{}" * 100_000) is not None
     assert last_boxed("{" * 100_000 + r"\boxed{1}" + "}" * 10_000) == "1"
-    assert time.monotonic() - start < 1.0
+    assert time.process_time() - start < deadlines.seconds(1.0)
 
 
 @pytest.mark.parametrize(

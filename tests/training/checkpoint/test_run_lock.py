@@ -13,6 +13,7 @@ from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import build_topology
 from megatron_prime.training.checkpoint.run_lock import FencedError, Lease, RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RunState
+from tests.support import deadlines
 
 HOLDER = """
 import sys, time
@@ -98,7 +99,7 @@ def test_a_requeued_job_takes_over_and_its_orphan_writes_nothing_more(tmp_path, 
     lock = RunLock(tmp_path, topology)
     assert lock.attempt == 2
     before = sorted(tmp_path.rglob("*"))
-    told, _ = orphan.communicate("go on\n", timeout=60)
+    told, _ = orphan.communicate("go on\n", timeout=deadlines.seconds(60))
     orphan.wait()
     for line in told.splitlines():
         assert (
