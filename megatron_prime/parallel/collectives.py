@@ -1,4 +1,4 @@
-"""What crosses ranks: objects, lists, and sums of results."""
+"""Collectives over a topology: sums, gathers of lists and broadcasts of objects."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -13,13 +13,13 @@ Item = TypeVar("Item")
 
 
 def sum_in_place(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> None:
-    """Sum a tensor over the ranks of a group, on each of them; without a group it stays."""
+    """Sum a tensor over the ranks of a group, in place; do nothing without a group."""
     if group is not None and group.size() > 1:
         dist.all_reduce(tensor, group=group)
 
 
 def all_gather_lists(items: list[Item], topology: Topology) -> list[list[Item]]:
-    """Every rank's list, by rank. Collective over all ranks; the items are pickled."""
+    """Return every rank's list, ordered by rank. Collective over all ranks; the items are pickled."""
     if topology.world_size == 1:
         return [items]
     beat("gathering of lists")
@@ -29,7 +29,7 @@ def all_gather_lists(items: list[Item], topology: Topology) -> list[list[Item]]:
 
 
 def broadcast_object(item: Item | None, topology: Topology) -> Item:
-    """Rank 0's item, on every rank. Collective over all ranks."""
+    """Return rank 0's item on every rank. Collective over all ranks."""
     box = [item]
     beat("broadcast of an object")
     if topology.world_size > 1:
@@ -38,7 +38,7 @@ def broadcast_object(item: Item | None, topology: Topology) -> Item:
 
 
 def any_rank(is_so: bool, topology: Topology) -> bool:
-    """True on every rank when it is so on one. Collective over all ranks."""
+    """Return on every rank whether the flag is set on at least one. Collective over all ranks."""
     beat("vote of all ranks")
     flag = torch.tensor([int(is_so)], dtype=torch.int32, device=topology.platform.device)
     if topology.world_size > 1:
@@ -60,7 +60,7 @@ def sum_over_data_and_share(tensors: Sequence[torch.Tensor], topology: Topology)
 
 
 def sum_named_over_data_and_share(named: dict[str, torch.Tensor], topology: Topology) -> dict[str, float]:
-    """Sums of named scalars over the data-parallel ranks of the last stage, on every rank.
+    """Return on every rank the sums of named scalars over the data-parallel ranks of the last stage.
 
     A rank that had nothing to add may pass an empty dict. Collective over all ranks; the sum is taken in rank order in
     float64, so it is the same everywhere.

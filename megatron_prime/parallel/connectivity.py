@@ -1,4 +1,4 @@
-"""Do the ranks of a job reach each other, and how fast; with deadlines, and the absent ones named."""
+"""A check that all ranks of a job reach each other, and how fast; it has a deadline and names absent ranks."""
 
 import os
 import socket
@@ -14,24 +14,24 @@ PROBE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Reached:
-    """What a rank found out."""
+    """The result of the check on one rank."""
 
     hosts: tuple[str, ...]
-    """Of every rank."""
+    """Host name of every rank."""
     seconds: float
-    """One all-reduce of PROBE_BYTES."""
+    """Duration of one all-reduce of PROBE_BYTES."""
 
     @property
     def mb_s(self) -> float:
-        """Bytes of the buffer over the time; the links carry up to twice that."""
+        """Size of the buffer over the duration, in MB/s; the links carry up to twice as much."""
         return PROBE_BYTES / self.seconds / 1e6
 
 
 def meet(timeout_s: float, backend: str = "gloo") -> Reached:
     """Join the job that the environment describes, and reduce a buffer over all ranks.
 
-    Raises ConnectionError, within about twice timeout_s, naming the ranks that did not come or what failed between
-    those that did.
+    Raises ConnectionError, within about twice timeout_s, naming the ranks that did not arrive, or the
+    error between those that did.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -74,7 +74,7 @@ def _gather_hosts(store: dist.TCPStore, rank: int, world_size: int, timeout_s: f
 def _probe(backend: str) -> float:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if backend == "nccl" else "cpu"
     buffer = torch.ones(PROBE_BYTES // 4, device=device)
-    dist.all_reduce(buffer)  # connections are made at the first one
+    dist.all_reduce(buffer)  # the first one opens the connections, which the timing leaves out
     started = time.monotonic()
     dist.all_reduce(buffer)
     if float(buffer[-1]) != float(dist.get_world_size()) ** 2:

@@ -1,4 +1,4 @@
-"""Context parallelism over packed sequences: who holds which tokens, and how keys and values come together.
+"""Context parallelism over packed sequences: the split of tokens over ranks, and the gather of keys and values.
 
 Every sequence is cut into 2 * C equal chunks for C context ranks; rank r holds chunks r and 2C - 1 - r, one after the
 other, so that causal attention costs every rank the same. This is the layout of Megatron's rotary embedding and of
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 
 def local_tokens(bounds: Sequence[int], context_size: int, context_rank: int) -> torch.Tensor:
-    """Positions in S of a rank's tokens, in the rank's order: int64 [L].
+    """Return the positions in S of a rank's tokens, in the rank's order: int64 [L].
 
     `bounds` are the cumulative sequence lengths, each length a multiple of 2 * context_size.
     """
@@ -48,7 +48,7 @@ class _GatherContext(torch.autograd.Function):
 
 
 def gather_context(local_LKD: torch.Tensor, bounds: Sequence[int], group: dist.ProcessGroup) -> torch.Tensor:
-    """All ranks' tokens in the order of the whole microbatch: [L, ...] -> [S, ...]; differentiable."""
+    """Gather all ranks' tokens in the order of the whole microbatch: [L, ...] -> [S, ...]; differentiable."""
     size = group.size()
     order_S = torch.cat([local_tokens(bounds, size, rank) for rank in range(size)]).to(local_LKD.device)
     return _GatherContext.apply(local_LKD, group)[order_S.argsort()]  # type: ignore[index]
@@ -69,7 +69,7 @@ class _SumContext(torch.autograd.Function):
 
 
 def sum_context(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Sum over context ranks of tensors that each fills at its own tokens and leaves 0 elsewhere.
+    """Sum tensors over context ranks, each of which fills its own tokens and leaves 0 elsewhere.
 
     The gradient goes back unchanged: each rank then differentiates the whole loss with respect to its own tokens, and
     the ranks' parameter gradients add up to the whole.

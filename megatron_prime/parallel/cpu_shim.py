@@ -1,4 +1,4 @@
-"""Megatron-core 0.16.1 on a machine without a GPU: everything that has to give way, in one file.
+"""Megatron-core 0.16.1 on a machine without a GPU: all changes that it needs, in one file.
 
 Megatron-core names the CUDA device outright in its schedules, optimizers and random-number tracker. On the CPU
 platform those calls are redirected here; no model, schedule or optimizer arithmetic is replaced. The CUDA platform
@@ -179,7 +179,7 @@ def install() -> None:
         return
     # Megatron fuses bias-dropout-add and friends by torch.compile, which would look for a C++ compiler at run time.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Sound advice for a GPU, and noise on two lines of every rank here.
+    # This advice is for GPUs; on a CPU every rank would print it for nothing.
     warnings.filterwarnings("ignore", message=r".*CUDA_DEVICE_MAX_CONNECTIONS")
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment]
     torch.cuda.synchronize = lambda *_args, **_kwargs: None

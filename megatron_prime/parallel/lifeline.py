@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them, however that one ends."""
+"""Child processes that end with the process that started them, however that one ends."""
 
 import contextlib
 import ctypes
@@ -14,8 +14,8 @@ _is_tied = False
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent ends; call it first thing in a child.
 
-    `parent_pid` tells a parent that ended before the call: the process then exits at once. Linux only; elsewhere the
-    check of the parent is all that is done.
+    A process whose parent is no longer `parent_pid` exits at once: the parent ended before the call. Outside Linux only
+    this check is made.
     """
     _ask_the_kernel()
     if os.getppid() != parent_pid:

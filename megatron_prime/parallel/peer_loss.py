@@ -1,7 +1,7 @@
-"""Whether an error means that another process of the job is gone, or does not answer, rather than a fault of this one.
+"""Errors that mean that another process of the job is gone or does not answer, and the exit code for them.
 
-The survivors of a dead node see broken connections and missed deadlines. The job's script starts a job again whose
-ranks end with EXIT_CODE, and gives one up whose ranks end with a fault of their own.
+The survivors of a dead node see broken connections and missed deadlines. The job's script restarts a job whose ranks
+end with EXIT_CODE, and gives up one whose ranks end with an error of their own.
 """
 
 import torch.distributed as dist
@@ -17,14 +17,14 @@ NCCL_SIGNS = (
     "imeout",
     "aborted",
 )
-"""What torch says of a communicator that lost a peer, a network or a deadline; its other errors are of this process."""
+"""Parts of torch's messages for a communicator that lost a peer or the network, or that missed a deadline."""
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """True for an error of a process group or of the job's store that a lost peer causes, or one raised from it.
+    """Return whether a lost peer caused an error of a process group or of the job's store, or one raised from it.
 
-    A connection that breaks to any other process counts as well: a start later on may find it there. Gloo's errors have
-    no type of their own; its transport names its source file in each.
+    A broken connection to any other process counts as well: that process may be there after a restart. Gloo's
+    errors have no type of their own, but its transport names its source file in each.
     """
     if isinstance(error, dist.DistBackendError):
         return any(sign in str(error) for sign in NCCL_SIGNS)

@@ -1,4 +1,4 @@
-"""The machine under a run: device, communication backend, number type, memory. The only user of torch.cuda."""
+"""The machine that a run uses: device, communication backend, dtype and memory. The only user of torch.cuda."""
 
 import importlib
 import os
@@ -25,34 +25,34 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class CopyMark(Protocol):
-    """The end of copies that a GPU may still be at."""
+    """A marker for the end of copies that a GPU may still be doing."""
 
     def synchronize(self) -> None:
-        """Have the host wait for it."""
+        """Block the host until the copies are done."""
         ...
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What differs between two CPU cores and a node of GPUs."""
+    """Everything that differs between a CPU machine and a node of GPUs."""
 
     device: torch.device
     backend: Literal["gloo", "nccl"]
     dtype: torch.dtype
     timeout: timedelta
     layers: Literal["torch", "transformer_engine"] = "torch"
-    """Whose linear layers, norms and attention models are built of."""
+    """Library whose linear layers, norms and attention models use."""
     layers_reason: str = ""
-    """Why Transformer Engine is not taken on a GPU where nobody declined it."""
+    """Reason why `auto` did not choose Transformer Engine on a GPU; empty otherwise."""
 
     @property
     def compute_capability(self) -> tuple[int, int] | None:
-        """Of the GPU: (9, 0) of Hopper; None on a CPU."""
+        """Compute capability of the GPU, e.g. (9, 0) for Hopper; None on a CPU."""
         return torch.cuda.get_device_capability(self.device) if self.is_cuda else None
 
     @property
     def cuda_version(self) -> tuple[int, int] | None:
-        """That torch was built with; None of a CPU build."""
+        """CUDA version that torch was built with; None for a CPU build."""
         version = torch.version.cuda
         if version is None:
             return None
@@ -76,7 +76,7 @@ class Platform:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def synchronize(self) -> None:
-        """Wait for what a GPU has been given to do."""
+        """Block until a GPU has finished all queued work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 

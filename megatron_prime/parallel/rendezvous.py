@@ -12,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class RendezvousStore:
-    """Values by prefix and key; its home is the process that made it, and it ends with that."""
+    """JSON values by prefix and key; the process that created the store holds it, and it ends with that process."""
 
     def __init__(self, timeout_s: float, *, home: tuple[str, int] | None = None) -> None:
         """Listen on a free port of all interfaces, or connect to a store at `home`.
@@ -25,7 +25,7 @@ class RendezvousStore:
 
     @classmethod
     def at(cls, host: str, port: int, timeout_s: float) -> Self:
-        """The store of another process."""
+        """Connect to the store of another process."""
         return cls(timeout_s, home=(host, port))
 
     @property
@@ -38,18 +38,18 @@ class RendezvousStore:
         self._store.set(f"{prefix}/{key}", json.dumps(value))
 
     def get(self, prefix: str, key: str) -> dict[str, Any] | None:
-        """A value, or None when nobody has written it yet. Never waits."""
+        """Return a value, or None when it has not been written yet. Never waits."""
         name = f"{prefix}/{key}"
         return json.loads(self._store.get(name)) if self._store.check([name]) else None
 
 
 def master_host() -> str:
-    """Where the job's ranks meet: rank 0's node; the loopback in a job of one process."""
+    """Return rank 0's host, where the ranks of the job meet; the loopback address in a job of one process."""
     return os.environ.get("MASTER_ADDR", LOOPBACK[0])
 
 
 def address_towards(host: str) -> str:
-    """The address of this machine that connections to `host` come from."""
+    """Return the address of this machine that connections to `host` come from."""
     if host in LOOPBACK:
         return LOOPBACK[0]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

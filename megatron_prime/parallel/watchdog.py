@@ -1,9 +1,9 @@
-"""A hang ends the job, and names who did not arrive.
+"""A watchdog that ends a job that hangs, and names the ranks that did not arrive.
 
-Each rank tells the job's store every few seconds where it is (observability/heartbeat.py). A rank that waits for others
-beyond the deadline reads what all of them said, decides who is missing, prints the table and ends its process; the
-launcher, torchrun or Slurm then ends the rest. The deadline is a little shorter than that of the collectives, whose own
-error would name nobody.
+Each rank writes to the job's store every few seconds where it is (observability/heartbeat.py). A rank that waits for
+others beyond the deadline reads the reports of all ranks, finds who is missing, prints the table and ends its process;
+the launcher, torchrun or Slurm then ends the rest. The deadline is a little shorter than that of the collectives, whose
+own error would name nobody.
 """
 
 import atexit
@@ -25,13 +25,13 @@ from megatron_prime.observability.durable import replace_file
 from megatron_prime.parallel.peer_loss import EXIT_CODE
 
 DEADLINE = 0.8
-"""Of the collectives' timeout."""
+"""Fraction of the collectives' timeout after which a waiting rank counts as stuck."""
 LONGEST_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank says of itself."""
+    """The state that one rank reports."""
 
     rank: int
     step: int
@@ -49,7 +49,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Who did not arrive, and what everyone was doing."""
+    """The ranks that did not arrive, and the state of all ranks."""
 
     missing: dict[int, str]
     """Rank -> why it is held to be missing; empty when nothing tells the ranks apart."""
@@ -92,7 +92,7 @@ class Diagnosis:
 
 
 def diagnose(reports: list[Report], silent_s: Mapping[int, float]) -> Diagnosis:
-    """Decide from what all ranks say, one of which is stuck, who keeps the others waiting.
+    """Decide from the reports of all ranks, one of which is stuck, which ranks keep the others waiting.
 
     Those that have fallen silent (stopped, swapped out, gone) and those that are not in a collective at all; without
     any, those that have made fewer signs of progress; else the fewest that wait in another place than the rest.
@@ -133,7 +133,7 @@ def _apart(reports: list[Report]) -> dict[int, str]:
 
 
 class Watchdog:
-    """Watches the thread that makes it, for as long as it is open.
+    """A watchdog over the thread that creates it, until it is closed.
 
     Args:
         rank: of this process.
@@ -141,7 +141,7 @@ class Watchdog:
         timeout_s: deadline of the collectives.
         reports: folder for stuck_*.json; made when it is needed.
         is_cuda: waits for a GPU count as waits for other ranks.
-        end: called when the job must end, after everything was told.
+        end: called when the job must end, after the report was written.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Watchdog:
                 self._end()
 
     def _talk(self) -> None:
-        """Tell the store of this rank; while this rank is stuck, listen to the others as well.
+        """Write this rank's report to the store; while this rank is stuck, read the other reports too.
 
         A store that does not answer blocks this thread and no other.
         """
