@@ -1,1 +1,1 @@
-"""What stock SGLang needs beside it on a machine without a GPU."""
+"""Adaptations that unmodified SGLang needs on a machine without a GPU."""
