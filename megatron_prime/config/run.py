@@ -176,7 +176,7 @@ class PrimeConfig(Section):
             yield "fp8.primary_weights cannot be offloaded: leave out memory.offload_prm and offload_reference"
         if overlap.param_gather and self.memory.offload_prm:
             yield (
-                "overlap.param_gather gathers the PRM's weights in a later pass, but memory.offload_prm lets them go "
+                "overlap.param_gather gathers the PRM's weights in a later pass, but memory.offload_prm frees them "
                 "before: leave one out"
             )
         if overlap.tensor_parallel and not self.parallel.sequence_parallel:

@@ -6,7 +6,7 @@ Planning needs no GPU, no weights and no torch.
 - `gpus`: data sheets of known GPUs
 - `counts`: parameters and FLOPs of a model
 - `activations`: memory of forward and backward passes
-- `memory`: memory of a rank by part and phase
+- `memory`: memory per rank by part and phase
 - `times`: seconds of a step by phase
 - `search`: the fastest layout that fits
 - `report`: a plan as text, tables and JSON

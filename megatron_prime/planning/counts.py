@@ -13,7 +13,7 @@ from megatron_prime.resharding.layouts import TrainingLayout
 
 @dataclass(frozen=True)
 class Count:
-    """Number of parameters on a rank.
+    """Number of parameters per rank.
 
     Expert parameters are counted separately, because they have other data-parallel replicas than dense ones.
     """
@@ -51,7 +51,7 @@ def num_active_parameters(shape: ModelShape) -> int:
 
 @lru_cache(maxsize=4096)
 def rank_parameters(shape: ModelShape, layout: TrainingLayout, stage: int) -> Count:
-    """Return the parameters of a rank of a pipeline stage, including padding of the vocabulary."""
+    """Return the number of parameters per rank of a pipeline stage, including padding of the vocabulary."""
     chunks = layout.stage_layers(shape.num_layers)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
     num_moe = sum(shape.has_experts(layer) for layer in layers)

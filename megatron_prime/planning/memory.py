@@ -1,4 +1,4 @@
-"""Memory of a rank, by part (weights, gradients, ...) and by phase of a step."""
+"""Memory per rank, by part (weights, gradients, ...) and by phase of a step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ def plan_memory(run: PlannedRun) -> MemoryPlan:
 
 
 def role_bytes(run: PlannedRun, role: str, stage: int) -> dict[str, int]:
-    """Return the bytes of weights, gradients and optimizer states of a role on a rank of a stage."""
+    """Return the bytes of weights, gradients and optimizer states of a role, per rank of a stage."""
     layout = run.layout
     count = rank_parameters(run.shapes[role], layout, stage)
     parts = {"weights": count.total * run.dtype_bytes}

@@ -21,7 +21,7 @@ def test_the_paper_run_on_eight_processes(minimal_toml):
     assert (prm.name, prm.responses_per_minibatch, prm.updates_per_step) == ("prm", 1024, 1)
 
 
-def test_the_lines_say_every_number(minimal_toml):
+def test_the_summary_contains_every_number(minimal_toml):
     assert BatchArithmetic.of(load_config(minimal_toml, OVERRIDES), num_processes=8).lines() == [
         "processes   8 = tensor 2 x pipeline 2 x context 1 x data 2",
         "batch       256 prompts x 4 responses = 1024 responses per step",

@@ -57,6 +57,6 @@ def test_dotted_keys_lists_every_leaf_once():
     assert {"seed", "policy.lr", "parallel.tensor"} <= set(keys)
 
 
-def test_section_of_tells_tables_from_values():
+def test_section_of_distinguishes_tables_from_values():
     assert section_of(Inner) is Inner
     assert section_of(int | None) is None

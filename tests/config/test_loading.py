@@ -40,7 +40,7 @@ def test_overrides_are_toml_values_and_the_last_one_wins(minimal_toml):
     assert config.platform.device == "cpu"
 
 
-def test_an_override_may_open_a_table_that_the_file_lacks(minimal_toml):
+def test_an_override_may_create_a_table(minimal_toml):
     assert load_config(minimal_toml, ["evaluation.max_prompts=7"]).evaluation.max_prompts == 7
 
 
@@ -60,11 +60,11 @@ def test_tables_with_free_names_are_checked_too(minimal_toml):
 @pytest.mark.parametrize(
     "text", ["run_dir=2024", "run_dir=true", "run_dir=a#b", "run_dir=a=b", "run_dir=1\nx = 2"]
 )
-def test_text_fields_take_what_was_typed(minimal_toml, text):
+def test_text_fields_take_numbers_as_text(minimal_toml, text):
     assert str(load_config(minimal_toml, [text]).run_dir) == text.removeprefix("run_dir=")
 
 
-def test_none_unsets_an_optional_field_but_stays_a_word_where_it_is_a_choice(minimal_toml):
+def test_none_unsets_an_optional_field_unless_it_is_a_choice(minimal_toml):
     minimal_toml.write_text(minimal_toml.read_text() + "[policy]\ndual_clip = 3.0\ntis_cap = 'none'\n")
     config = load_config(minimal_toml, ["policy.dual_clip=none", "advantage.whitening=none", "prm.path=none"])
     assert config.policy.dual_clip is None
@@ -129,7 +129,7 @@ def test_all_faults_are_reported_together(minimal_toml):
         load_config(minimal_toml, ["policy.lr=fast", "nonsense"])
 
 
-def test_a_bad_override_alone_is_enough_to_stop(minimal_toml):
+def test_a_malformed_override_is_an_error_by_itself(minimal_toml):
     assert len(faults_of(minimal_toml, "nonsense")) == 1
 
 

@@ -94,7 +94,7 @@ def build(**sections: dict) -> PrimeConfig:
         ),
         (
             {"overlap": {"grad_reduce": True, "param_gather": True}, "memory": {"offload_prm": True}},
-            "memory.offload_prm lets them go before",
+            "memory.offload_prm frees them before",
         ),
         ({"overlap": {"tensor_parallel": True}}, "needs parallel.tensor > 1 and parallel.sequence_parallel"),
         (
@@ -156,6 +156,6 @@ def _field(path: str):
         ({"quantization": "fp8", "weight_full_check_every": 1}, "needs servers on a CPU"),
     ],
 )
-def test_servers_that_cannot_be_are_refused(settings, message):
+def test_inconsistent_server_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SGLangConfig(**settings)

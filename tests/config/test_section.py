@@ -7,7 +7,7 @@ from megatron_prime.config.section import Positive, Section, UserPath
 
 
 class Example(Section):
-    """A table."""
+    """A table for the tests."""
 
     count: Positive = 1
     """How many."""

@@ -47,9 +47,9 @@ def test_the_error_names_an_unreadable_file(tmp_path, name, content, reason):
 def test_a_json_file_holds_a_list_or_lines(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(' [{"a": 1},\n {"a": 2}, 3]')
-    told = []
-    assert [(row.number, row.fields["a"]) for row in read_rows(path, told.append)] == [(1, 1), (2, 2)]
-    assert "row 3: a int where" in str(told[0])
+    errors = []
+    assert [(row.number, row.fields["a"]) for row in read_rows(path, errors.append)] == [(1, 1), (2, 2)]
+    assert "row 3: a int where" in str(errors[0])
     path.write_text('{"a": 1}\n{"a": 2}\n')
     assert [(row.number, row.fields["a"]) for row in read_rows(path)] == [(1, 1), (2, 2)]
     path.write_text('[{"a": 1}')
@@ -72,9 +72,9 @@ def test_csv_rows_are_text_and_may_hold_line_breaks(tmp_path):
 )
 def test_lines_without_a_record_are_reported_and_reading_continues(tmp_path, name, content, good):
     (tmp_path / name).write_bytes(content)
-    told = []
-    assert [row.number for row in read_rows(tmp_path / name, told.append)] == good
-    assert [str(error).partition(":")[0].rpartition(" ")[2] for error in told] == [
+    errors = []
+    assert [row.number for row in read_rows(tmp_path / name, errors.append)] == good
+    assert [str(error).partition(":")[0].rpartition(" ")[2] for error in errors] == [
         str(number) for number in range(1, good[-1]) if number not in good
     ]
 

@@ -5,7 +5,7 @@ from tests.support.toy_runs import Toy
 
 @pytest.fixture
 def parts(toy: Toy) -> dict:
-    """Facts about three evaluations of one engine, at steps 0, 0 and 1."""
+    """Return the results of three evaluations of one engine, at steps 0, 0 and 1."""
     return toy.facts["parts"]
 
 

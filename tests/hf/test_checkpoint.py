@@ -1,4 +1,4 @@
-"""Checkpoints: bit-equal there and back, loadable by transformers, whole or absent, faults named."""
+"""Checkpoints are read back bit-equal, load in transformers, are complete or absent, and errors are reported."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_written_tensors_come_back_bit_equal(tmp_path, dtype, max_shard_bytes):
     assert torch.equal(reader.read_slice("a.weight", 1, 1, 2), tensors["a.weight"][:, 1:3])
 
 
-def test_order_and_strides_of_what_is_written_do_not_matter(tmp_path):
+def test_tensors_are_written_in_any_order_and_with_any_strides(tmp_path):
     tensors = make_tensors()
     with HFCheckpointWriter(tmp_path / "out", specs_of(tensors), max_shard_bytes=100) as writer:
         for name, tensor in reversed(tensors.items()):
@@ -138,7 +138,7 @@ def test_the_directory_appears_only_at_the_end(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_writer_names_what_is_wrong(tmp_path):
+def test_the_writer_reports_invalid_arguments(tmp_path):
     tensors = make_tensors()
     with pytest.raises(ValueError, match="exists already"):
         HFCheckpointWriter(tmp_path, specs_of(tensors))
@@ -178,7 +178,7 @@ def test_check_against_names_everything(tmp_path):
         reader.check_against(expected)
 
 
-def test_the_reader_names_what_is_missing_or_broken(tiny_model, tmp_path):
+def test_the_reader_reports_missing_and_damaged_files(tiny_model, tmp_path):
     source, _ = tiny_model
     with pytest.raises(ValueError, match="not a directory"):
         HFCheckpointReader(tmp_path / "absent")

@@ -29,7 +29,7 @@ from tests.support.hf_shapes import VARIANTS, make_config
         ({"num_hidden_layers": 0}, "num_layers must be a positive integer, got 0"),
     ],
 )
-def test_a_config_that_cannot_be_served_is_refused(changes, message):
+def test_an_unsupported_config_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ModelShape.from_hf_config(make_config(**changes))
 

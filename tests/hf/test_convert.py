@@ -20,8 +20,8 @@ from tests.support.hf_shapes import VARIANTS, import_rank, make_shape, random_hf
     norm_style=st.sampled_from(["local", "te"]),
     ep_size=st.sampled_from([1, 2, 4]),
 )
-def test_there_and_back_is_bit_equal(variant, tp_size, cut, norm_style, ep_size):
-    """One pipeline stage, or two cut anywhere, at any TP and EP: import, export and assemble change nothing.
+def test_a_round_trip_is_bit_equal(variant, tp_size, cut, norm_style, ep_size):
+    """Import, export and assembly change nothing, for one or two pipeline stages and any TP and EP size.
 
     Each rank here is both a TP rank and, TP ranks of an expert parallel rank being numbered first, an expert's.
     """
@@ -93,7 +93,7 @@ def test_values_are_cast_to_the_parameters_precision():
     assert torch.equal(local.detach(), whole[2:].bfloat16())
 
 
-def test_rows_behind_the_last_piece_become_zero():
+def test_rows_after_the_last_piece_become_zero():
     local = torch.full((5, 2), torch.nan)
     load_parameter(local, [Piece("w", 0, 0, 0, 3)], slice_reader({"w": torch.ones(3, 2)}))
     assert local.tolist() == [[1, 1]] * 3 + [[0, 0]] * 2
@@ -115,7 +115,7 @@ def test_exported_blocks_are_views_without_gradients():
     assert not any(block.tensor.requires_grad for block in blocks)
 
 
-def test_a_tensor_is_yielded_as_soon_as_it_is_whole_in_a_memory_of_its_own():
+def test_a_complete_tensor_is_yielded_at_once_in_memory_of_its_own():
     halves, other = torch.arange(6.0).view(3, 2), torch.ones(2)
     num_given = 0
 

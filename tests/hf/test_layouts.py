@@ -1,4 +1,4 @@
-"""Templates: every row, split over any number of ranks, covers its tensors exactly once, apart from replicas."""
+"""Every row, split over any number of ranks, covers its tensors exactly once, apart from replicas."""
 
 import pytest
 

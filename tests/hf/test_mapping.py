@@ -1,4 +1,4 @@
-"""The mapping against transformers' own models, hand-written fused layouts, and itself there and back."""
+"""Compares the mapping with transformers' models and hand-written fused layouts, and with its own inverse."""
 
 import subprocess
 import sys
@@ -117,7 +117,7 @@ def test_a_rank_of_padding_alone_has_no_piece():
         (False, False, False, set()),
     ],
 )
-def test_which_stage_holds_the_embedding_and_the_output_layer(first, last, tied, present):
+def test_the_end_stages_hold_the_embedding_and_the_output_layer(first, last, tied, present):
     parameters = parameters_of(
         make_shape(tied=tied),
         tp_size=1,
@@ -232,7 +232,7 @@ def test_chunks_of_a_virtual_pipeline_count_layers_each_from_zero():
 
 
 def test_engine_shards_of_experts():
-    """As SGLang orders its ranks: consecutive ones split the experts of a block, blocks one after the other."""
+    """SGLang orders its ranks by blocks: the consecutive ranks of a block split its experts."""
     shape = make_shape("qwen3_moe", num_query_groups=2, num_attention_heads=8)
     for tp_rank in range(4):
         shards = {s.hf_name: s for s in hf_shards(shape, tp_size=4, tp_rank=tp_rank, ep_size=2)}
@@ -280,7 +280,7 @@ def test_a_mixture_without_dense_layers_ignores_the_dense_size():
         ({"layers": (range(0, 1), range(1, 3))}, "not a part"),
     ],
 )
-def test_a_layout_that_cannot_be_is_refused(changes, message):
+def test_an_impossible_layout_is_refused(changes, message):
     where = {"tp_size": 1, "tp_rank": 0, "layers": range(2), "is_first_stage": True, "is_last_stage": True}
     with pytest.raises(ValueError, match=message):
         parameters_of(make_shape(), **(where | changes))
@@ -295,7 +295,7 @@ def test_a_layout_that_cannot_be_is_refused(changes, message):
         ({"tp_size": 2, "tp_rank": 0, "ep_size": 4}, "ep=4 must divide its tp=2"),
     ],
 )
-def test_an_engine_that_cannot_be_is_refused(where, message):
+def test_an_impossible_engine_is_refused(where, message):
     with pytest.raises(ValueError, match=message):
         hf_shards(make_shape(), **where)
 

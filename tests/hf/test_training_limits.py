@@ -41,7 +41,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "changes", "sizes", "reason"), CASES)
-def test_each_limit_is_named(variant, changes, sizes, reason):
+def test_the_error_names_each_limit(variant, changes, sizes, reason):
     shape, split = make_shape(variant, **changes), ModelSplit(**sizes)
     faults = list(training_faults(shape, split))
     assert any(reason in fault for fault in faults), faults

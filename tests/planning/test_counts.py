@@ -1,4 +1,4 @@
-"""Compares parameter counts with published ones, and those of a rank with the conversion table."""
+"""Compares parameter counts with published ones, and the counts per rank with the conversion table."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A push makes every engine HF's own model: its tensors bit for bit, its greedy responses token for token."""
+"""After a push, every engine equals the HF model in all tensors and in its greedy responses."""
 
 import pytest
 import torch

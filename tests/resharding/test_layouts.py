@@ -50,7 +50,7 @@ def holders(layout, find):
     ids=str,
 )
 def test_ranks_have_megatrons_order(sizes):
-    """Against the generator that Megatron makes its process groups with, dense and expert."""
+    """Compare with the generator by which Megatron creates its dense and expert process groups."""
     layout = TrainingLayout(**sizes)
     order = "tp-cp-ep-dp-pp"
     dense = RankGenerator(tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=layout.cp, order=order)

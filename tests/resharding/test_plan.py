@@ -1,4 +1,4 @@
-"""The plan, executed on arrays of element ids, against slices of whole tensors into Megatron and engine shards."""
+"""Executes the plan on arrays of element ids, and compares the result with slices of whole tensors."""
 
 import dataclasses
 import subprocess
@@ -174,7 +174,7 @@ def engine_shard(name, array, shape, engines, tp_rank):
 
 
 def check(shape, training, engines, ranks_per_node=None):
-    """Execute the plan; every shard must be right, written once, and the bytes the fewest possible."""
+    """Execute the plan, and check that every shard is right and written once, with the fewest possible bytes."""
     ids = element_ids(shape)
     plan = plan_reshard(
         shape, training, engines, bytes_per_element=BYTES_PER_ELEMENT, ranks_per_node=ranks_per_node

@@ -1,4 +1,4 @@
-"""Blocks from real layouts put together to HF's tensors, bit for bit."""
+"""Blocks from real layouts, put together, equal the HF tensors bit by bit."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ each_layout_and_model = pytest.mark.parametrize("key", CASES, ids=": ".join)
 
 
 def assert_whole(blocks_by_rank, weights):
-    """Every element came, and none twice."""
+    """Check that every element was delivered exactly once."""
     count = Counter()
     for blocks in blocks_by_rank:
         for name, _, _, tensor in blocks:

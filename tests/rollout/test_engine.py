@@ -1,4 +1,4 @@
-"""Every engine keeps the contract of the Protocol, name by name and parameter by parameter."""
+"""Every engine has the methods and parameters of the protocol."""
 
 import inspect
 
@@ -30,5 +30,5 @@ def test_every_engine_has_the_same_signatures(engine, name):
         assert inspect.signature(given) == inspect.signature(wanted)
 
 
-def test_no_version_of_a_policy_reads_as_no_weights():
+def test_no_weights_is_not_a_policy_version():
     assert NO_WEIGHTS < 0

@@ -1,4 +1,4 @@
-"""A sync is whole or it is an error."""
+"""A sync is either complete or an error."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_blocks_in_any_order_make_the_whole(intake, targets):
     assert intake.checksums() == {"a": tensor_checksum(a), "b": tensor_checksum(torch.ones(3))}
 
 
-def test_half_a_sync_names_what_is_missing_and_leaves_no_version(intake):
+def test_an_incomplete_sync_names_the_missing_tensors_and_leaves_no_version(intake):
     intake.load(bucket(("a", 0, 0, torch.zeros(5, 4))))
     with pytest.raises(WeightSyncError, match=r"version 1 .*a \(20 of 24\), b \(0 of 3\)"):
         intake.end()

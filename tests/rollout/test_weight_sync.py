@@ -1,4 +1,4 @@
-"""Every weight sync keeps the contract of the Protocol, name by name and parameter by parameter."""
+"""Every weight sync has the methods and parameters of the protocol."""
 
 import inspect
 

@@ -10,7 +10,7 @@ Whitening = Literal["none", "joint", "per_source"]
 
 
 class AdvantageConfig(Section):
-    """How advantages are computed (Eq. 4, 5, 7, 8 and Sec. 5.4); the defaults are the released code's.
+    """Computation of advantages (Eq. 4, 5, 7, 8 and Sec. 5.4); the defaults are the released code's.
 
     The text of the paper is process_baseline = "token_mean", process_normalization = "none", whitening = "none".
     """

@@ -1,4 +1,4 @@
-"""Every argument of Megatron-LM core_v0.16.1 has a place, and one only.
+"""Every argument of Megatron-LM core_v0.16.1 is in exactly one table.
 
 megatron_argument_names.txt holds the names that its parser registers itself; those that it makes of TransformerConfig
 are taken from that class.
@@ -32,7 +32,7 @@ def test_every_argument_made_of_a_field_is_known():
             assert is_known(name.removeprefix("--")), name
 
 
-def test_what_is_no_argument_is_not_known():
+def test_other_names_are_not_known():
     assert not any(map(is_known, ("tensor-model-parallel", "log-intervall", "lrr", "", "models")))
 
 

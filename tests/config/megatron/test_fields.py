@@ -53,12 +53,12 @@ def is_valid(adapter: TypeAdapter, value: object) -> bool:
         ("ddp", "bucket_size", 3, 1.5),
     ],
 )
-def test_types_inside_types(table, name, good, bad):
+def test_nested_types_are_accepted(table, name, good, bad):
     annotation = megatron_fields(table)[name]
     assert accepts(annotation, good) and not accepts(annotation, bad)
 
 
-def test_what_toml_has_no_value_of():
+def test_types_without_a_toml_value_are_not_settable():
     fields = megatron_fields("transformer")
     assert not is_settable(fields["init_method"]) and not is_settable(fields["params_dtype"])
     assert not accepts(fields["params_dtype"], "float32")

@@ -37,7 +37,7 @@ def test_every_field_is_passed_through_or_has_a_reason(table):
     assert sorted(passed) == PASSED_THROUGH[table].split()
 
 
-def test_reasons_name_settings_that_there_are():
+def test_reasons_name_existing_settings():
     known = set(dotted_keys(PrimeConfig))
     tables = {key.rpartition(".")[0] for key in known}
     for table, reasons in OWNED.items():

@@ -1,4 +1,4 @@
-"""`[megatron]`: fields of megatron-core by its own names, refused where another setting decides."""
+"""`[megatron]`: fields of megatron-core by its own names, refused where another option sets them."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_tables_and_overrides_arrive(minimal_toml):
         ("megatron.model.x=1", "unknown key megatron.model"),
     ],
 )
-def test_what_cannot_be_passed_through_is_told_with_what_to_do(minimal_toml, override, fault):
+def test_the_error_for_a_refused_field_says_what_to_set(minimal_toml, override, fault):
     with pytest.raises(ConfigError) as caught:
         load_config(minimal_toml, [override])
     assert len(caught.value.faults) == 1

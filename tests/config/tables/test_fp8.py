@@ -5,7 +5,7 @@ from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.overlap import OverlapConfig
 
 
-def test_a_role_has_its_recipe_and_the_reference_the_prms():
+def test_the_reference_uses_the_recipe_of_the_prm():
     fp8 = Fp8Config(policy="delayed", prm="blockwise")
     assert [fp8.recipe_of(role) for role in ("policy", "prm", "reference")] == [
         "delayed",
@@ -14,7 +14,7 @@ def test_a_role_has_its_recipe_and_the_reference_the_prms():
     ]
 
 
-def test_fp8_weights_are_those_of_prm_and_reference_alone():
+def test_only_prm_and_reference_have_fp8_weights():
     fp8 = Fp8Config(policy="tensorwise", prm="tensorwise", primary_weights=True)
     assert [fp8.has_primary_weights(role) for role in ("policy", "prm", "reference")] == [False, True, True]
 
@@ -30,11 +30,11 @@ def test_fp8_weights_are_those_of_prm_and_reference_alone():
         ({"policy": "fp4"}, "Input should be 'none', 'delayed'"),
     ],
 )
-def test_recipes_that_cannot_be_meant_are_refused(values, message):
+def test_contradictory_recipes_are_refused(values, message):
     with pytest.raises(ValidationError, match=message):
         Fp8Config(**values)
 
 
-def test_a_late_gather_needs_the_early_reduce():
+def test_param_gather_needs_grad_reduce():
     with pytest.raises(ValidationError, match="needs grad_reduce = true"):
         OverlapConfig(param_gather=True)

@@ -10,7 +10,7 @@ def test_only_selective_recomputes_single_modules():
     assert not RecomputeConfig(granularity="full").recomputes("mlp")
 
 
-def test_what_leaves_follows_the_role():
+def test_offloaded_parts_depend_on_the_role():
     memory = MemoryConfig(offload_policy_optimizer=True, offload_reference=True)
     assert memory.offloaded_parts("policy") == {"gradients", "optimizer"}
     assert memory.offloaded_parts("reference") == {"weights", "gradients", "optimizer"}

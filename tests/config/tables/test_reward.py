@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from megatron_prime.config.tables.reward import RewardConfig
 
 
-def test_verifiers_are_those_that_may_be_asked_each_once():
+def test_each_possible_verifier_is_listed_once():
     assert RewardConfig().verifiers == ("math",)
     assert RewardConfig(verifier="auto").verifiers == ("math", "code")
     routes = {"a": "math", "b": "exact_match", "c": "math"}
@@ -12,7 +12,7 @@ def test_verifiers_are_those_that_may_be_asked_each_once():
     assert RewardConfig(verifier="x.y:f", routes=routes).verifiers == ("x.y:f",)
 
 
-def test_a_prompt_goes_by_its_source_and_then_its_ability():
+def test_a_prompt_is_routed_by_source_and_then_by_ability():
     reward = RewardConfig(verifier="auto", routes={"math": "math", "toy": "exact_match"})
     assert reward.verifier_of("toy", "math") == "exact_match"
     assert reward.verifier_of("other", "math") == "math"
@@ -22,7 +22,7 @@ def test_a_prompt_goes_by_its_source_and_then_its_ability():
 
 
 @pytest.mark.parametrize("routes", [{}, {"math": "auto"}])
-def test_auto_needs_routes_that_lead_somewhere(routes):
+def test_auto_needs_routes_to_other_verifiers(routes):
     with pytest.raises(ValidationError, match="routes"):
         RewardConfig(verifier="auto", routes=routes)
 

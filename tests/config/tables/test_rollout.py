@@ -14,7 +14,7 @@ from megatron_prime.config.tables.rollout import SGLangConfig
         ({"urls": ["http://a", "http://a"]}, "names a server twice"),
     ],
 )
-def test_servers_that_cannot_be_are_refused(fields, reason):
+def test_inconsistent_server_settings_are_refused(fields, reason):
     with pytest.raises(ValidationError, match=reason):
         SGLangConfig(**fields)
     SGLangConfig(num_servers=2, tensor=2, gpu_ids=(4, 5, 6, 7), urls=("http://a", "https://b"))

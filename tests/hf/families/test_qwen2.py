@@ -1,10 +1,10 @@
-"""Qwen2: biases of the projections, and windows that its files carry but do not use."""
+"""Qwen2: biases of the projections, and windows that its files contain but do not use."""
 
 from megatron_prime.hf.shape import ModelShape
 from tests.support.hf_shapes import make_config
 
 
-def test_projections_have_a_bias_and_nothing_else_has():
+def test_only_query_key_and_value_projections_have_a_bias():
     shape = ModelShape.from_hf_config(make_config("qwen2", attention_bias=False))
     assert shape.qkv_bias and not shape.attention_out_bias and not shape.mlp_bias and not shape.qk_norm
 

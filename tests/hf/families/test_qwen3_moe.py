@@ -44,6 +44,6 @@ def test_sizes_of_experts():
         ({"moe_intermediate_size": None}, "lacks moe_intermediate_size"),
     ],
 )
-def test_a_config_that_cannot_be_served_is_refused(changes, message):
+def test_an_unsupported_config_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         shape_fields(make_config("qwen3_moe", **changes))

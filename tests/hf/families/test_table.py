@@ -26,7 +26,7 @@ def test_rows_name_attributes_of_the_shape(family, row):
 
 
 @pytest.mark.parametrize(("family", "row"), ROWS)
-def test_layer_rows_and_only_they_name_a_layer(family, row):
+def test_only_rows_of_layers_contain_a_layer_index(family, row):
     is_layer, is_expert = row.placement in LAYER_PLACEMENTS, row.placement is Placement.EXPERT
     for name in (row.megatron_name, *(tensor.name for tensor in row.tensors)):
         assert ("{layer}" in name) == is_layer
@@ -47,8 +47,8 @@ def test_the_layout_fits_its_tensors(family, row):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("absent", [Placement.DENSE_LAYER, Placement.MOE_LAYER])
-def test_no_megatron_parameter_is_made_twice(variant, absent):
-    """Dense layers and layers with experts give their norm the same name; a layer is one or the other."""
+def test_megatron_names_are_unique(variant, absent):
+    """A layer is either dense or has experts, so the norms of both kinds may have the same name."""
     shape = make_shape(variant)
     rows = [row for row in FAMILIES[shape.family].rows if row.when is None or getattr(shape, row.when)]
     names = [row.megatron_name for row in rows if row.placement is not absent]
