@@ -32,6 +32,7 @@ CALLED_BY_OTHERS = {
     "backward": "autograd functions",
     "log_message": "http.server",
     "do_POST": "http.server",
+    "emit": "logging",
 }
 """Public functions that only a library calls -> which one."""
 

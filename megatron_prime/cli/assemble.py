@@ -1,5 +1,6 @@
 """Builds the parts of a run from its configuration. The platform and the engine are chosen here and nowhere else."""
 
+import logging
 from dataclasses import dataclass
 
 from megatron_prime.config.run import PrimeConfig
@@ -11,6 +12,7 @@ from megatron_prime.engines.sglang.build import build_sglang_engine
 from megatron_prime.logprobs.output_layer import select_kernel
 from megatron_prime.models.te_layers import check_acceleration, lost_without
 from megatron_prime.observability import Progress
+from megatron_prime.observability.progress import route_warnings
 from megatron_prime.parallel.collectives import all_gather_lists
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
@@ -20,6 +22,8 @@ from megatron_prime.rollout.engine import CheckpointEngine
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
+
+_LOG = logging.getLogger(__name__)
 
 ENGINES: dict[str, EngineBuilder] = {"local": build_local_engine, "sglang": build_sglang_engine}
 """Value of rollout.engine -> the function that builds that engine."""
@@ -52,10 +56,11 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
     )
+    route_warnings(Progress(), topology.rank)
     # This is a warning, since plain torch layers compute the same, only slower.
     lost = lost_without(platform)
     if lost is not None and topology.rank == 0 and not data_parallel_only:
-        Progress().warn(lost)
+        _LOG.warning(lost)
     start_watchdog(
         topology.rank, topology.world_size, settings.timeout_s, config.run_dir / "reports", platform.is_cuda
     )

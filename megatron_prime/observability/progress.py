@@ -1,5 +1,7 @@
 """Progress output for people: progress bars on a terminal, plain lines in a log file, nothing on other ranks."""
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,10 @@ Advance = Callable[[int], None]
 PLAIN_INTERVAL_S = 30.0
 """Minimum time between two plain lines of one phase, which keeps the log of a batch job short."""
 
+_CONSOLE = Console(soft_wrap=True, highlight=False)
+"""Standard output. All Progress objects of a process share it, so that a line of one goes above the bar of another.
+Plain output is never wrapped, so that tools can parse a log line by line."""
+
 
 class Progress:
     """The progress output of one process.
@@ -25,8 +31,7 @@ class Progress:
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
-        # Plain output is never wrapped, so that tools can parse a log line by line.
-        self._console = console or Console(soft_wrap=True, highlight=False)
+        self._console = console or _CONSOLE
         self._enabled = enabled
 
     def line(self, text: str) -> None:
@@ -64,6 +69,36 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # A finished bar is removed, so that only the lines of steps stay on the screen.
         return RichProgress(*columns, console=self._console, transient=True)
+
+
+class _WarningHandler(logging.Handler):
+    """Sends log records to Progress on rank 0, and to standard error with the rank's number on the other ranks."""
+
+    def __init__(self, progress: Progress, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+        self._rank = rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if self._rank == 0:
+            self._progress.warn(text)
+        else:
+            # Progress is silent here, but what a library module logs may have happened on this rank alone.
+            print(f"WARNING: rank {self._rank}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def route_warnings(progress: Progress, rank: int) -> None:
+    """Show the warnings that modules of this package log, in the same form as those given to `Progress.warn`.
+
+    A second call replaces the handler of the first one.
+    """
+    logger = logging.getLogger("megatron_prime")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _WarningHandler)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_WarningHandler(progress, rank))
+    # Dependencies may add handlers to the root logger, which would show every warning twice.
+    logger.propagate = False
 
 
 class _PlainPhase:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -74,7 +74,7 @@ class OutcomeCounts:
         for outcome in outcomes:
             self._counts[outcome.status] += 1
             if outcome.status is not VerificationStatus.OK:
-                logger.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
+                _LOG.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
 
     def as_dict(self) -> dict[str, int]:
         """Return the number of outcomes by status, and `restarts`."""

@@ -1,10 +1,11 @@
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
 from megatron_prime.observability import progress as progress_module
-from megatron_prime.observability.progress import Progress
+from megatron_prime.observability.progress import Progress, route_warnings
 
 
 @pytest.fixture
@@ -61,3 +62,26 @@ def test_other_ranks_are_silent(output):
     with reporter.phase("rollout", total=1) as advance:
         advance(1)
     assert output.getvalue() == ""
+
+
+@pytest.fixture
+def package_logger():
+    logger = logging.getLogger("megatron_prime")
+    handlers, propagate = logger.handlers[:], logger.propagate
+    yield logger
+    logger.handlers[:], logger.propagate = handlers, propagate
+
+
+def test_logged_warnings_are_shown_once_as_progress_warnings_on_rank_0(output, package_logger):
+    route_warnings(plain(output), rank=0)
+    route_warnings(plain(output), rank=0)
+    package_logger.getChild("engines.sglang").warning("weight sync %d failed: [red]", 3)
+    package_logger.getChild("engines.sglang").info("not a warning")
+    assert output.getvalue() == "WARNING: weight sync 3 failed: [red]\n"
+
+
+def test_logged_warnings_of_other_ranks_go_to_standard_error(output, package_logger, capsys):
+    route_warnings(plain(output), rank=2)
+    package_logger.getChild("rewards.verifier").warning("the verifier timed out")
+    assert output.getvalue() == ""
+    assert capsys.readouterr().err == "WARNING: rank 2: the verifier timed out\n"
