@@ -64,6 +64,7 @@ class BatchArithmetic:
             tensor=config.parallel.tensor,
             pipeline=config.parallel.pipeline,
             context=config.parallel.context,
+            # The layout may not fit the processes: the report is still printed, and another check raises the error.
             data=0 if num_processes % model_size else num_processes // model_size,
             prompts_per_step=config.trainer.prompts_per_step,
             group_size=config.rollout.group_size,

@@ -127,6 +127,7 @@ class PrimeConfig(Section):
         return self
 
     def _faults_of_the_algorithm(self) -> Iterator[str]:
+        # Log-probs at different temperatures differ even for equal models, so process rewards would not start at 0.
         if self.reference.mode == "policy" and self.rollout.temperature != 1.0:
             yield (
                 "reference.mode = 'policy' uses the policy's own log-probs, which are taken at "
@@ -165,6 +166,7 @@ class PrimeConfig(Section):
                 )
         if used and platform.dtype != "bf16":
             yield f"{used[0]} needs platform.dtype = 'bf16', not {platform.dtype!r}"
+        # The same holds for different FP8 recipes, whose rounding errors do not cancel.
         if self.reference.mode == "policy" and self.prm.enabled and recipes["policy"] != recipes["prm"]:
             yield (
                 f"reference.mode = 'policy' compares the PRM with the policy, but {used} differ: process rewards would "
@@ -201,6 +203,7 @@ class PrimeConfig(Section):
                     f"{name}.num_minibatches = {role.num_minibatches} does not divide the batch of "
                     f"trainer.prompts_per_step * rollout.group_size = {num_responses} responses"
                 )
+        # A sequence is never divided between microbatches, so the longest one must fit into a single microbatch.
         longest = self.rollout.max_sequence_tokens
         if longest > self.trainer.max_tokens_per_microbatch:
             yield (

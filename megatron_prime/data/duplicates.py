@@ -25,6 +25,7 @@ class DuplicateFinder:
         """Return True, and count it, if a prompt with this text was seen before."""
         if self._mode == "none":
             return False
+        # Digests instead of texts bound the memory per prompt, however long it is.
         key = _digest(normalized(text) if self._mode == "normalized" else text)
         answer_digest = _digest(answer)
         # setdefault returns this very object only when the key is new: equality would not tell a repeated answer.

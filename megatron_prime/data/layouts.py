@@ -128,6 +128,7 @@ def _always(name: str) -> Callable[[DataRow], str]:
 
 
 def _source(default: str) -> Callable[[DataRow], str]:
+    # A mixed file may name the source per row; the name of the layout is the default.
     return lambda row: str(row.fields.get("data_source") or default)
 
 
@@ -140,6 +141,7 @@ def _gsm8k_answer(row: DataRow) -> str:
 
 def _math_answer(row: DataRow) -> str:
     """Return the answer column if there is one, otherwise the last box of the worked solution."""
+    # A separate answer column takes precedence: a solution may box intermediate results as well.
     for name in _ANSWERS:
         value = row.fields.get(name)
         if value is not None and str(value).strip():
@@ -156,6 +158,7 @@ def _math_answer(row: DataRow) -> str:
 def _olympiad_question(row: DataRow) -> str:
     context = row.fields.get("context")
     question = _text(row, ("question",))
+    # The context is part of the problem, but in a column of its own.
     return f"{context}\n\n{question}" if isinstance(context, str) and context.strip() else question
 
 

@@ -100,11 +100,14 @@ class PromptDataset:
         reader = ProblemReader(paths, config, layout(config.layout, config), tokenizer)
         table, num_dropped, fingerprint = PromptTable(), 0, Fingerprint()
         for problem in reader:
+            # A truncated prompt would be another problem than the one that the answer belongs to.
             if len(problem.prompt_ids) > max_prompt_tokens:
                 num_dropped += 1
                 continue
             # The table is filled while reading, so that no list of all problems is in memory.
             table.append(problem)
+            # The answer is part of the fingerprint: resuming with corrected answers would mix two data sets in one
+            # run.
             fingerprint.add(
                 problem.index, problem.prompt_ids, problem.answer, problem.source, problem.ability
             )

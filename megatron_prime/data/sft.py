@@ -89,6 +89,7 @@ class SFTDataset:
         reader = ProblemReader(paths, config, row_layout, tokenizer, read_response)
         table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint()
         for problem in reader:
+            # `answer` holds the response here, because the reader was given `read_response` as its target.
             response_ids = response_token_ids(problem.answer, tokenizer)
             if len(problem.prompt_ids) + len(response_ids) > max_tokens:
                 num_dropped += 1
@@ -109,6 +110,7 @@ def _response_reader(
     config: DataConfig, response_field: str, messages_field: str | None
 ) -> tuple[Layout, Callable[[DataRow], str]]:
     """Return the layout that reads the prompt of a row, and the function that reads its response."""
+    # The layout reads the prompt alone: demonstrations have a response instead of an answer.
     base = layout(config.layout, config)
     if messages_field is None:
         return base, lambda row: response_text(row, response_field)

@@ -22,6 +22,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         names = sorted(entry.name for entry in path.iterdir())
+        # Messages of transformers span several lines, and a fault should be one line.
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
             f"no tokenizer can be loaded from {path}: {reason}. The directory holds {names}; copy tokenizer.json and "

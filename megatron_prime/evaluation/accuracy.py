@@ -74,6 +74,7 @@ class EvaluationReport:
     @property
     def benchmark_average(self) -> float:
         """Unweighted mean of the benchmarks' accuracies, as papers report it; NaN without benchmarks."""
+        # The held-out prompts have the empty name and are not a benchmark.
         accuracies = [result.accuracy for name, result in self.results.items() if name]
         return math.fsum(accuracies) / len(accuracies) if accuracies else math.nan
 
@@ -142,6 +143,7 @@ def evaluate(
     # The rollouts in the result keep NaN after a verifier error; only the scores below count it as 0.
     rollouts = verifier(engine.generate(prompts, sampling, samples_per_prompt, stream_key))
     groups = split_groups(rollouts, samples_per_prompt)
+    # Scores replace only the outcomes used for the means; `rollouts` are saved with what the verifier returned.
     scored = [rollout.with_outcome(_score(rollout, whole_only)) for rollout in rollouts]
     # k = 1, 2, 4, ... and the number of samples itself.
     sizes = sorted({1 << power for power in range(samples_per_prompt.bit_length())} | {samples_per_prompt})

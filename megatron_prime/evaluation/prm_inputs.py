@@ -26,6 +26,7 @@ class PRMInputs:
     def __init__(self, config: PrimeConfig) -> None:
         settings = config.prm_evaluation
         tokenizer: Any = load_tokenizer(config.model.path)
+        # Lists are read here and not lazily, because a malformed row should be reported before models are loaded.
         self.problems: dict[str, list[SavedProblem]] = {
             path.stem: list(read_responses(path)) for path in settings.responses
         }

@@ -30,6 +30,7 @@ def summary_table(
             _percent(result.truncated_fraction, None),
             str(result.num_verifier_errors),
         )
+    # The mean of a single benchmark would repeat its row.
     if sum(bool(prompts.name) for prompts in sets) > 1:
         table.add_row("mean", "", "", _percent(report.benchmark_average, None), "", "", "")
     return table

@@ -95,6 +95,7 @@ def assemble_hf(
         if num_missing[name] < block.tensor.numel():
             raise ValueError(f"{name} was given more than once")
         if name not in begun:
+            # Memory is allocated when the first block arrives, so only incomplete tensors take any.
             begun[name] = torch.empty(expected[name], dtype=block.tensor.dtype, device=block.tensor.device)
         begun[name].narrow(block.dim, block.hf_start, block.tensor.shape[block.dim]).copy_(block.tensor)
         num_missing[name] -= block.tensor.numel()

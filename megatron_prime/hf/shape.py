@@ -75,6 +75,7 @@ class ModelShape:
                 raise ValueError(
                     f"{name} must be a positive integer, got {value!r}: check the model's config.json"
                 )
+        # Each KV head serves the same number of query heads.
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of the KV heads"

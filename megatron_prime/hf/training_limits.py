@@ -87,6 +87,7 @@ def _model_faults(shape: ModelShape) -> Iterator[str]:
             f"this {shape.family} model has a bias in the attention output or the MLP (attention_bias or mlp_bias in "
             "its config.json), which is not supported yet"
         )
+    # Megatron has no router of this kind (ADR 0012).
     if shape.is_moe and shape.num_experts_per_tok == 1 and shape.norm_topk_prob:
         yield (
             f"the {shape.family} model chooses one expert per token and normalizes its weight, which is then always 1 "

@@ -19,6 +19,7 @@ class MetricsLogger:
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
+        # Both files drop the same steps on a resume, so that they always agree.
         self._history = JsonlHistory(run_dir / "metrics.jsonl", resume_step)
         self._tensorboard = TensorBoardWriter(run_dir / "tensorboard", resume_step)
 

@@ -92,6 +92,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             timeout=GIT_TIMEOUT_S,
             check=False,
         )
+    # A missing git or a slow file system must not stop a run, whose record is then incomplete.
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

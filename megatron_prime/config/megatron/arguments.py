@@ -93,6 +93,7 @@ MODEL_FLAGS = {
 }
 """Flag -> key of config.json and its values with the same meaning; None accepts any value."""
 
+# Other values of these are refused, because a run could not follow them.
 IMPLIED = {
     "use-distributed-optimizer": "",
     "use-mcore-models": "",
@@ -119,6 +120,7 @@ IMPLIED = {
 }
 """Argument -> values, separated by spaces, that every run or model has anyway; an empty text stands for any value."""
 
+# Megatron-LM's parser derives most fields of megatron-core from arguments of the same name; these are the exceptions.
 RENAMED = {
     "ddp-bucket-size": ("ddp", "bucket_size"),
     "ddp-pad-buckets-for-high-nccl-busbw": ("ddp", "pad_buckets_for_high_nccl_busbw"),
@@ -145,6 +147,8 @@ RENAMED = {
 }
 """Argument -> table and field of megatron-core, where the names differ. The prefix no- switches the field off."""
 
+# Arguments that affect only speed are left out with a reason; a script with hundreds of them must still convert (ADR
+# 0019).
 _LEFT_OUT = {
     "prompts come from [data], and are packed": (
         "data-path split train-data-path valid-data-path test-data-path data-args-path per-split-data-args-path "
@@ -258,6 +262,7 @@ _LEFT_OUT = {
     "policy.num_epochs and policy.num_minibatches divide a step into updates": "grpo-iterations",
 }
 
+# Leaving these out silently would change results, so the command stops unless --skip-refused is given (ADR 0019).
 _REFUSED = {
     "training is in fp32 or bf16": "fp16 fp16-lm-cross-entropy",
     "a learning rate of its own for the output layer is not supported": "decoupled-lr decoupled-min-lr",

@@ -17,6 +17,8 @@ OVERLAP = "weights are read and moved between the steps, which asks for more tha
 NO_DROPOUT = "dropout is off: log-probs of the same weights must agree"
 INITIAL = "weights come from the checkpoint"
 
+# Every field of the installed megatron-core is either listed in these tables or passed through; a test compares the
+# two, so that a new release adds no field unnoticed (ADR 0019).
 _TRANSFORMER = {
     "set parallel.tensor": "tensor_model_parallel_size",
     "set parallel.pipeline": "pipeline_model_parallel_size",
@@ -48,10 +50,13 @@ _TRANSFORMER = {
     ),
     "set rollout.sglang.routing_replay": "moe_enable_routing_replay",
     NO_DROPOUT: "hidden_dropout attention_dropout",
+    # With a capacity limit, the tokens that an expert drops depend on the other sequences of the microbatch, so
+    # results would depend on the packing.
     NO_CAPACITY: (
         "moe_expert_capacity_factor moe_pad_expert_input_to_capacity moe_token_dropping moe_token_drop_policy "
         "moe_router_force_load_balancing moe_input_jitter_eps"
     ),
+    # These losses are means over a microbatch, and the microbatches follow from the packing and the layout.
     BY_PACKING: "moe_z_loss_coeff mtp_loss_scaling_factor dsa_indexer_loss_coeff dsa_indexer_use_sparse_loss",
     EVEN: (
         "num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage pipeline_model_parallel_layout "
@@ -65,6 +70,7 @@ _TRANSFORMER = {
     ),
     INITIAL: "perform_initialization use_cpu_initialization init_method_std embedding_init_method_std "
     "init_model_with_meta_device",
+    # Every packed microbatch has a different shape; graphs pay off in decoding, where SGLang uses them (ADR 0021).
     LENGTHS: (
         "enable_cuda_graph cuda_graph_use_single_mempool cuda_graph_retain_backward_graph "
         "cuda_graph_warmup_steps external_cuda_graph cuda_graph_impl cuda_graph_scope"
@@ -76,6 +82,7 @@ _TRANSFORMER = {
     TILES: (
         "cross_entropy_loss_fusion cross_entropy_fusion_impl defer_embedding_wgrad_compute wgrad_deferral_limit"
     ),
+    # Weights are sent, exported and offloaded between the steps, when a gather or a gradient must not be pending.
     OVERLAP: (
         "delay_wgrad_compute overlap_moe_expert_parallel_comm ep_overlap_early_attn_memory_release "
         "deallocate_pipeline_outputs"

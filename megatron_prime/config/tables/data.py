@@ -24,7 +24,8 @@ class DataConfig(Section):
     source_field: str | None = None
     """Column with the name of a row's data source, for metrics and reward.routes; by default there is none."""
     chat_template: Literal["auto", "always", "never"] = "auto"
-    """auto applies the tokenizer's chat template to lists of messages only."""
+    """auto applies the tokenizer's chat template to lists of messages, and to the bare questions of layouts other than
+    columns."""
     shuffle: bool = True
     """Visit the prompts of each epoch in a seeded random order; false visits them in file order."""
     ability_field: str | None = None

@@ -41,6 +41,7 @@ class FilterConfig(Section):
     def _check(self) -> Self:
         if self.accuracy_min > self.accuracy_max:
             raise ValueError(f"accuracy_min = {self.accuracy_min} exceeds accuracy_max = {self.accuracy_max}")
+        # An option without an effect is refused, because its presence shows that the user expects one.
         if self.overlong_buffer_tokens is not None and self.overlong != "penalize":
             raise ValueError(
                 f"overlong_buffer_tokens belongs to overlong = 'penalize', but it is {self.overlong!r}: set it, or "

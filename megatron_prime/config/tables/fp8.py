@@ -46,16 +46,22 @@ class Fp8Config(Section):
 
     def has_primary_weights(self, role: str) -> bool:
         """Return whether a role's weights are held in FP8 only."""
+        # The policy's weights are sent to the engine in every step from ordinary storage, which an FP8 parameter does
+        # not have.
         return self.primary_weights and role != "policy" and self.recipe_of(role) != "none"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # Scales of delayed depend on the data that a model has seen, so two models with equal weights would differ
+        # (ADR 0021).
         if self.prm == "delayed" or self.reference == "delayed":
             raise ValueError(
                 "'delayed' scales by what a model has seen before, which differs between PRM and reference: their "
                 "log-ratio, the process reward, would hold the difference. Set prm and reference to 'tensorwise' or "
                 "'blockwise'"
             )
+        # The process reward is the difference of the two models' log-probs, in which only a common rounding error
+        # cancels.
         if self.reference is not None and self.reference != self.prm:
             raise ValueError(
                 f"reference = {self.reference!r} differs from prm = {self.prm!r}: process rewards would be rounding "

@@ -50,6 +50,7 @@ class MemoryConfig(Section):
 
     def offloaded_parts(self, role: str) -> frozenset[Literal["weights", "gradients", "optimizer"]]:
         """Return the parts of a role (policy, prm, reference) that leave device memory between its uses."""
+        # The policy's weights stay on the device: old log-probs and the weight sync read them outside the update.
         if role == "policy" and self.offload_policy_optimizer:
             return frozenset({"gradients", "optimizer"})
         if (role == "prm" and self.offload_prm) or (role == "reference" and self.offload_reference):

@@ -20,6 +20,7 @@ class OverlapConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # Megatron supports the overlapped gather only together with the overlapped reduction.
         if self.param_gather and not self.grad_reduce:
             raise ValueError("param_gather = true needs grad_reduce = true")
         return self

@@ -21,6 +21,7 @@ class ParallelConfig(Section):
     """Context-parallel size: ranks that share each sequence."""
     expert: Positive = 1
     """Expert-parallel size: must divide the experts; uses the same ranks as tensor, context and data parallelism."""
+    # Megatron's own default is the tensor-parallel size; whole experts are faster (ADR 0012).
     expert_tensor: Positive = 1
     """Tensor-parallel size of each expert; expert * expert_tensor must divide the processes of a pipeline stage."""
     sequence_parallel: bool = False

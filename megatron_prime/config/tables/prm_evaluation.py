@@ -23,6 +23,7 @@ class PRMEvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _check_threshold(self) -> Self:
+        # As in ProcessBench, one split selects the threshold that all splits use.
         if self.processbench and self.threshold is None and self.tune_on not in self.processbench:
             raise ValueError(
                 f"processbench has no split {self.tune_on!r} to choose the threshold on: add it, name another split by "

@@ -78,6 +78,7 @@ class RewardConfig(Section):
         """
         if self.verifier != "auto":
             return self.verifier
+        # The data source is the more specific of the two, so it takes precedence.
         spec = self.routes.get(source) or self.routes.get(ability)
         if spec is None:
             raise ValueError(

@@ -95,6 +95,7 @@ class SGLangConfig(Section):
 
     @model_validator(mode="after")
     def _check_quantization(self) -> Self:
+        # A checkpoint on disk holds the weights as they are, and no sender could quantize them on the way.
         if self.quantization != "none" and self.weight_transport == "disk":
             raise ValueError(
                 "quantization = 'fp8' happens at the senders: set weight_transport to 'shards' or 'ipc'"
@@ -118,6 +119,7 @@ class SGLangConfig(Section):
                 raise ValueError(f"{url!r} in urls must begin with http:// or https://")
         if len(set(self.urls)) != len(self.urls):
             raise ValueError("urls names a server twice")
+        # Memory handles of another process are valid on the same node only.
         elsewhere = [url for url in self.urls if urlsplit(url).hostname not in _LOOPBACK]
         if self.weight_transport == "ipc" and elsewhere:
             raise ValueError(

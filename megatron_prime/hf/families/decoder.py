@@ -122,6 +122,8 @@ DENSE_MLP_ROWS = (
 )
 
 
+# With tied embeddings and several stages, Megatron keeps a copy of the embedding on the last stage and sums the
+# gradients of both.
 OUTPUT_ROWS = (
     ParameterRow(
         Placement.LAST_STAGE,

@@ -23,6 +23,7 @@ class Placement(Enum):
     LAST_STAGE_COPY = "last stage, unless it is the first too"
 
 
+# The resharding plan treats these by layer, and all other placements once per model.
 LAYER_PLACEMENTS = (Placement.LAYER, Placement.DENSE_LAYER, Placement.MOE_LAYER, Placement.EXPERT)
 """Placements whose parameters exist once or more per transformer layer."""
 
@@ -32,6 +33,8 @@ class TensorLayout(Enum):
 
     REPLICATED = "whole on each rank"
     VOCAB = "equal blocks of the padded vocabulary, dim 0"
+    # Each rank holds its block of the gate projection followed by its block of the up projection, so a rank's
+    # parameter is not a contiguous part of the whole fused tensor.
     CONCATENATED = "each tensor's own block, one after the other"
     QKV_GROUPS = "each KV group's query heads, key and value, one group after the other"
 
