@@ -1,4 +1,4 @@
-"""What happens context the steps, and in which order."""
+"""The training loop steps, evaluates, logs and saves in a fixed order."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from tests.support.toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 
 
 class Recorder:
-    """Trainer, store, stream, evaluator and logger in one: writes down who was called when."""
+    """A trainer, store, stream, evaluator and logger in one, which records its calls in order."""
 
     def __init__(self, step_index: int = 0) -> None:
         self.step_index = step_index
@@ -76,7 +76,7 @@ def calls_of(config: PrimeConfig, step_index: int = 0, evaluates: bool = True) -
     return recorder.calls
 
 
-def test_by_default_a_run_evaluates_at_both_ends_and_saves_at_the_end():
+def test_by_default_a_run_evaluates_first_and_last_and_saves_at_the_end():
     assert calls_of(configured()) == [
         *("evaluate 0", "log 0 with eval"),
         *("step 1", "log 1", "step 2", "log 2"),
@@ -84,7 +84,7 @@ def test_by_default_a_run_evaluates_at_both_ends_and_saves_at_the_end():
     ]
 
 
-def test_a_step_is_logged_before_it_is_saved_so_that_a_resumed_run_lacks_nothing():
+def test_a_step_is_logged_before_it_is_saved():
     calls = calls_of(configured(trainer={"eval_every": 2}, checkpoint={"save_every": 1}), evaluates=True)
     assert calls[2:] == [
         *("step 1", "log 1", "save 1"),
@@ -97,11 +97,11 @@ def test_without_evaluation_data_nothing_is_logged_under_step_0():
     assert calls_of(configured(), evaluates=False)[0] == "step 1"
 
 
-def test_a_resumed_loop_does_the_rest_and_no_first_evaluation():
+def test_a_resumed_loop_runs_the_remaining_steps_without_a_first_evaluation():
     assert calls_of(configured(), step_index=2) == ["step 3", "evaluate 3", "log 3 with eval", "save 3"]
 
 
-def test_every_prompt_sampled_is_on_record_before_the_step_is_logged(toy: Toy):
+def test_every_sampled_prompt_is_recorded_in_prompts_jsonl(toy: Toy):
     run_dir = toy.run_dir("single")
     history = records(run_dir)
     groups: list[list] = []
@@ -132,7 +132,7 @@ def test_a_real_run_evaluates_and_saves_when_it_is_due(toy: Toy):
     assert saved == [f"step_{step:08d}" for step in (SAVE_EVERY, NUM_STEPS)]
 
 
-def test_the_resolved_configuration_makes_the_same_run_again(tmp_path):
+def test_the_saved_configuration_reads_back_equal(tmp_path):
     config = configured(policy={"lr": 2e-6}).model_copy(update={"run_dir": tmp_path / "new" / "run"})
     save_resolved_config(config)
     written = json.loads((tmp_path / "new/run/config.json").read_text())
@@ -141,7 +141,7 @@ def test_the_resolved_configuration_makes_the_same_run_again(tmp_path):
 
 
 @pytest.mark.parametrize("step_index", [0, 1])
-def test_a_fault_of_the_trainer_is_not_hidden_and_nothing_is_saved(step_index):
+def test_an_error_of_the_trainer_is_raised_and_nothing_is_saved(step_index):
     recorder = Recorder(step_index)
 
     def fail() -> Metrics:
@@ -154,7 +154,7 @@ def test_a_fault_of_the_trainer_is_not_hidden_and_nothing_is_saved(step_index):
     assert recorder.calls == []
 
 
-def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
+def test_settings_that_changed_since_the_last_start_are_reported(tmp_path):
     values = {"run_dir": tmp_path, "model": {"path": "m"}, "trainer": {"num_steps": 3}}
     assert changed_settings(PrimeConfig.model_validate(values)) == []
     save_resolved_config(PrimeConfig.model_validate(values))
@@ -167,7 +167,7 @@ def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("choice", ["stop", "continue"])
-def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_not(choice, capsys):
+def test_a_failed_checkpoint_write_follows_on_write_error(choice, capsys):
     recorder = Recorder()
     save = recorder.save
 
@@ -218,7 +218,7 @@ def test_a_fenced_run_logs_nothing():
     assert recorder.calls == ["step 1"]
 
 
-def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_no_further():
+def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_stops():
     recorder = Recorder()
     context = LoopContext(
         store=recorder,

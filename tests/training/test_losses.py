@@ -28,7 +28,7 @@ def batch():
 
 
 def run_split(loss, batch, split):
-    """Value, gradients and summed metrics over microbatches."""
+    """Return the value, gradients and summed metrics over microbatches."""
     logprobs_BT = batch["logprobs"].clone().requires_grad_()
     entropy_BT = batch["entropy"].clone().requires_grad_()
     value, totals = 0.0, {}
@@ -114,7 +114,7 @@ def test_pairwise_prm_losses_take_their_targets_from_before_the_update(batch):
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_minibatch_weights_sum_to_one_and_vanish_elsewhere(aggregation, batch):
+def test_minibatch_weights_sum_to_one_and_are_zero_outside_the_minibatch(aggregation, batch):
     weights_BT = minibatch_weights_BT(batch["mask"], ROWS, aggregation)
     assert weights_BT.shape == batch["mask"].shape
     assert weights_BT.sum().item() == pytest.approx(1, abs=1e-6)
@@ -126,7 +126,7 @@ def test_minibatch_weights_sum_to_one_and_vanish_elsewhere(aggregation, batch):
     torch.testing.assert_close(by_row, expected)
 
 
-def test_rows_that_are_not_trained_have_no_prm_loss_and_do_not_thin_that_of_the_others(batch):
+def test_untrained_rows_have_no_prm_loss_and_do_not_count_in_its_mean(batch):
     masked = [row for row in ROWS if row not in (3, 6)]
     is_trained_B = torch.tensor([row not in (3, 6) for row in range(len(batch["sequences"]))])
     loss = replace(prm_loss(batch, masked), is_trained_B=is_trained_B)

@@ -1,4 +1,4 @@
-"""Every epoch deals every row once, by numbers that a resumed run can repeat."""
+"""Every epoch contains every row once, in an order that a resumed run reproduces."""
 
 import pytest
 
@@ -9,7 +9,7 @@ def deal(num_rows=12, num_minibatches=3, num_epochs=2, seed=4, step_index=7):
     return list(minibatches(num_rows, num_minibatches, num_epochs, seed, step_index))
 
 
-def test_an_epoch_deals_every_row_once_in_equal_shares():
+def test_an_epoch_has_every_row_once_in_minibatches_of_equal_size():
     dealt = deal()
     assert [len(rows) for rows in dealt] == [4] * 6
     for epoch in (dealt[:3], dealt[3:]):
@@ -24,7 +24,7 @@ def test_a_single_minibatch_is_the_whole_batch_in_order():
     assert deal(num_minibatches=1, num_epochs=3) == [list(range(12))] * 3
 
 
-def test_deals_depend_on_seed_step_and_epoch_alone():
+def test_minibatches_depend_only_on_seed_step_and_epoch():
     assert deal() == deal()
     assert deal() != deal(seed=5)
     assert deal() != deal(step_index=8)
@@ -33,7 +33,7 @@ def test_deals_depend_on_seed_step_and_epoch_alone():
     assert deal(num_epochs=5)[:6] == deal(), "more epochs leave the first ones as they are"
 
 
-def test_every_row_meets_every_other_in_the_long_run():
+def test_every_pair_of_rows_shares_a_minibatch_at_some_step():
     partners = {
         tuple(rows) for step in range(30) for rows in deal(num_rows=4, num_minibatches=2, step_index=step)
     }

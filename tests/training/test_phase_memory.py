@@ -1,4 +1,4 @@
-"""Phases are timed, and what a role held at most inside is told, not what is left behind."""
+"""Phases are timed, and the peak memory of each role within the phase is reported."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from tests.support.metric_names import undocumented
 PLATFORM = Platform(torch.device("cpu"), "gloo", torch.float32, None)
 
 
-def test_each_phase_tells_its_own_most():
+def test_each_phase_reports_its_own_peak():
     tensors = [torch.ones(1 << 10)]
     role = Residency(PLATFORM, {"weights": Part(lambda: tensors)}, ("weights",))
     role.park()
@@ -31,7 +31,7 @@ def test_each_phase_tells_its_own_most():
     assert undocumented(metrics) == []
 
 
-def test_room_is_made_for_an_engine_that_gave_its_memory_up_alone():
+def test_cached_memory_is_freed_only_for_an_engine_that_released_its_weights():
     calls = []
     platform = SimpleNamespace(device="cpu", release_cached_memory=lambda: calls.append("released"))
     topology = SimpleNamespace(platform=platform, world_size=1)

@@ -1,4 +1,4 @@
-"""Each update order gives the rewards of the PRM that it promises, and rewards are exactly 0 before any update."""
+"""Each update order scores with the documented PRM weights; rewards are exactly 0 before any update."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_rewards_are_exactly_zero_before_the_first_update(name, layout, results)
 
 @pytest.mark.parametrize("layout", ALL_LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
-def test_rewards_come_from_the_promised_prm(name, layout, results):
+def test_rewards_come_from_the_documented_prm_weights(name, layout, results):
     promised = "after" if name.startswith("before") else "before"
     for steps in results[layout, name]:
         for step in steps:
@@ -84,14 +84,14 @@ def test_the_prm_learns_in_every_order(name, layout, results):
 
 
 @pytest.mark.parametrize("layout", ALL_LAYOUTS)
-def test_without_updates_the_prm_stays(layout, results):
+def test_without_updates_the_prm_does_not_change(layout, results):
     for first, second in results[layout, "none"]:
         assert torch.equal(first["before"], second["after"])
         assert not {"loss", "lr", "grad_norm"} & set(first["metrics"])
 
 
 @pytest.mark.parametrize("layout", ALL_LAYOUTS)
-def test_the_order_changes_which_scores_are_used_and_not_the_update(layout, results):
+def test_the_update_order_changes_the_scores_but_not_the_update(layout, results):
     after, reverse, before = (results[layout, order][0] for order in ("after", "reverse", "before"))
     for one, two, three in zip(after, reverse, before, strict=True):
         assert torch.equal(one["after"], two["after"])

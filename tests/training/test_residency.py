@@ -1,4 +1,4 @@
-"""Offloading: bytes really go, everything comes back bit for bit, and a resumed run ends where an unbroken one does."""
+"""Offloading frees device memory, restores every bit, and a resumed run equals an uninterrupted one."""
 
 import pytest
 import torch
@@ -42,17 +42,17 @@ def of_ranks(request, results):
     return [of_rank["offload"][request.param] for of_rank in results]
 
 
-def test_scores_losses_and_weights_are_the_same_bits_as_without_offloading(of_ranks):
+def test_scores_losses_and_weights_are_bit_equal_to_those_without_offloading(of_ranks):
     for of_rank in of_ranks:
         assert of_rank["same"] == [True] * memory_worker.NUM_STEPS
         assert of_rank["weights"]
 
 
-def test_a_run_resumed_with_offloading_equals_an_unbroken_one_without(of_ranks):
+def test_a_run_resumed_with_offloading_equals_an_uninterrupted_one_without(of_ranks):
     assert all(of_rank["resumed"] for of_rank in of_ranks)
 
 
-def test_what_is_offloaded_takes_no_device_memory_between_its_phases(of_ranks):
+def test_offloaded_parts_take_no_device_memory_between_their_phases(of_ranks):
     stays = {("policy", "weights")}
     for of_rank in of_ranks:
         for plain, offloaded in of_rank["bytes"]:
@@ -70,7 +70,7 @@ def test_what_is_offloaded_takes_no_device_memory_between_its_phases(of_ranks):
             )
 
 
-def test_the_reference_holds_weights_alone(of_ranks):
+def test_the_reference_holds_only_weights(of_ranks):
     for of_rank in of_ranks:
         plain, _ = of_rank["bytes"][-1]
         assert [part for role, part in plain if role == "reference"] == ["weights"]
@@ -87,7 +87,7 @@ def test_without_a_reference_of_its_own_a_run_holds_one_model_fewer(results):
         assert policy == dict.fromkeys(("policy", "prm"), num_parameters)
 
 
-def test_memory_is_told_by_phase_and_role(of_ranks):
+def test_memory_is_reported_by_phase_and_role(of_ranks):
     for of_rank in of_ranks:
         plain, offloaded = of_rank["memory"]
         (sizes, _) = of_rank["bytes"][-1]
@@ -117,7 +117,7 @@ def test_memory_is_told_by_phase_and_role(of_ranks):
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2+sp"])
 @pytest.mark.parametrize("name", list(RECOMPUTES)[1:])
-def test_recomputing_changes_no_result(name, layout, results):
+def test_recomputation_changes_no_result(name, layout, results):
     for of_rank in results:
         plain, found = of_rank["recompute"][layout]["none"], of_rank["recompute"][layout][name]
         for mine, other in zip(found["gradients"], plain["gradients"], strict=True):
@@ -130,7 +130,7 @@ def test_recomputing_changes_no_result(name, layout, results):
 
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2+sp"])
-def test_recomputing_really_lowers_the_bytes_of_activations(layout, results):
+def test_recomputation_lowers_the_memory_of_activations(layout, results):
     for of_rank in results:
         peaks = {name: found["peak"] for name, found in of_rank["recompute"][layout].items()}
         assert peaks["attention alone"] < peaks["none"]
@@ -144,7 +144,7 @@ def residency(tensors, content="kept", offloaded=("weights",)):
     return Residency(PLATFORM, {"weights": Part(lambda: tensors, content)}, offloaded)
 
 
-def test_views_share_one_storage_and_come_back_whole():
+def test_views_of_one_storage_are_copied_once_and_restored():
     buffer = torch.arange(100.0)
     views = [buffer[:40].view(4, 10), buffer[40:]]
     expected = [view.clone() for view in views]
@@ -161,7 +161,7 @@ def test_views_share_one_storage_and_come_back_whole():
     assert role.most_bytes == 400
 
 
-def test_constant_parts_are_copied_once_and_dropped_ones_never():
+def test_constant_parts_are_copied_once_and_discarded_parts_never():
     constant, dropped = torch.ones(10), torch.ones(10)
     for tensor, content, value in ((constant, "constant", 1.0), (dropped, "dropped", 0.0)):
         role = residency([tensor], content)
@@ -174,7 +174,7 @@ def test_constant_parts_are_copied_once_and_dropped_ones_never():
     assert role.host_bytes() == 0
 
 
-def test_parts_stay_where_nothing_is_offloaded_and_leave_after_a_fault():
+def test_parts_stay_without_offloading_and_are_offloaded_after_an_error():
     stays, leaves = residency([torch.ones(4)], offloaded=()), residency([torch.ones(4)])
     for role, here in ((stays, 16), (leaves, 0)):
         with pytest.raises(RuntimeError, match="fault"), role.hold():
@@ -182,7 +182,7 @@ def test_parts_stay_where_nothing_is_offloaded_and_leave_after_a_fault():
         assert role.bytes_here() == here
 
 
-def test_moments_that_were_replaced_leave_no_copy_behind():
+def test_replaced_optimizer_moments_leave_no_host_copy():
     tensors = [torch.ones(10)]
     role = residency(tensors)
     role.park()
@@ -194,7 +194,7 @@ def test_moments_that_were_replaced_leave_no_copy_behind():
 
 
 class LateMark:
-    """The end of copies to the host that nobody has waited for yet."""
+    """An event after pending copies to the host, which are performed only on `synchronize`."""
 
     def __init__(self, work):
         self._work = work
@@ -206,10 +206,10 @@ class LateMark:
 
 
 class LatePlatform:
-    """A GPU in the order of its copies alone: those to the host are over only when somebody waits for them.
+    """A simulated GPU on which a copy to the host completes only when someone waits for its event.
 
-    What is copied is what the device held when the copy was asked for, as its stream has it. Like torch's allocator it
-    keeps memory that was given away until its copy is over.
+    A copy has the content of the device memory at the time of the call, as in stream order. Like torch's allocator, it
+    keeps freed memory until the copy from it is complete.
     """
 
     def __init__(self):
@@ -236,7 +236,7 @@ class LatePlatform:
 
 
 @pytest.mark.parametrize("content", ["kept", "constant"])
-def test_a_part_that_is_asked_back_before_its_copy_is_over_waits_for_it(content):
+def test_restoring_a_part_waits_for_its_pending_copy(content):
     tensor, platform = torch.arange(10.0), LatePlatform()
     role = Residency(platform, {"weights": Part(lambda: [tensor], content)}, ("weights",))
     role.park()
@@ -248,7 +248,7 @@ def test_a_part_that_is_asked_back_before_its_copy_is_over_waits_for_it(content)
     assert platform.log[1][2] is left
 
 
-def test_copies_of_a_part_are_in_one_order_and_those_of_others_wait_for_nobody():
+def test_copies_of_one_part_are_ordered_and_independent_of_other_parts():
     tensors, platform = {"weights": torch.ones(4), "optimizer": torch.ones(4)}, LatePlatform()
     parts = {name: Part(lambda tensor=tensor: [tensor]) for name, tensor in tensors.items()}
     role = Residency(platform, parts, tuple(parts))
@@ -265,7 +265,7 @@ def test_copies_of_a_part_are_in_one_order_and_those_of_others_wait_for_nobody()
     assert all(after is not marks[1][0] for _, after in marks), "the optimizer's copy holds nobody up"
 
 
-def test_a_part_stays_whole_when_host_memory_runs_out():
+def test_a_part_is_unchanged_when_host_memory_runs_out():
     tensor, platform = torch.arange(10.0), LatePlatform()
 
     def no_memory(num_bytes):

@@ -1,4 +1,4 @@
-"""The roles of a run, as the configuration asks for them."""
+"""The roles of a run follow its configuration."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def config() -> PrimeConfig:
     )
 
 
-def test_models_score_as_the_trainer_table_says(config):
+def test_models_score_with_the_settings_of_the_trainer_table(config):
     settings = scoring_settings(config, temperature=0.5)
     assert (settings.max_tokens_per_microbatch, settings.chunk_tokens) == (20000, 7)
     assert (settings.temperature, settings.kernel) == (0.5, "auto")

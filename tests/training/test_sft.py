@@ -1,4 +1,4 @@
-"""The warm-up is token-averaged likelihood with AdamW, as plain Hugging Face would do it."""
+"""SFT equals token-averaged likelihood with AdamW in plain Hugging Face."""
 
 import pytest
 
@@ -7,7 +7,7 @@ STEPS = 3
 
 @pytest.fixture
 def histories(two_processes: list[dict[str, list[float]]]) -> list[dict[str, list[float]]]:
-    """Of each rank: its own losses, and the losses and norms of the same steps in plain Hugging Face."""
+    """Return, by rank, its losses, and the losses and norms of the same steps in plain Hugging Face."""
     return two_processes
 
 
@@ -17,11 +17,11 @@ def test_every_step_equals_plain_hf(histories):
         assert history["grad_norm"] == pytest.approx(history["hf_grad_norm"], rel=1e-4)
 
 
-def test_all_ranks_see_the_same_numbers(histories):
+def test_all_ranks_report_the_same_numbers(histories):
     assert histories[0] == histories[1]
 
 
-def test_the_learning_rate_warms_up_and_is_the_one_that_was_used(histories):
+def test_the_reported_learning_rate_is_the_one_used_and_warms_up(histories):
     assert histories[0]["lr"] == pytest.approx([0.0, 1.5e-3, 3e-3])
 
     assert histories[0]["num_tokens"] == [6 * 9] * STEPS

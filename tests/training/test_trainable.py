@@ -1,4 +1,4 @@
-"""Updates equal plain HF with torch.optim.AdamW in every layout; what is not finite never reaches the weights."""
+"""Updates equal plain HF with torch.optim.AdamW in every layout; updates that are not finite are not applied."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ def layouts_for(job):
 
 
 CASES = [(layout, job) for job, settings in JOBS.items() for layout in layouts_for(settings)]
-"""Which layout trains which job."""
+"""Pairs of a layout and the job that it trains."""
 TOLERANCE = 1e-5
 SCHEDULE_STEPS = 8
 SCHEDULES = {
@@ -112,7 +112,7 @@ def reports_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(models, batches, reports_folder):
-    """What each layout's ranks report, by job."""
+    """Return the reports of the ranks of each layout, by job."""
     jobs = {
         name: {
             "folder": models[job["model"]][0],
@@ -149,7 +149,7 @@ def results(models, batches, reports_folder):
 
 @pytest.fixture(scope="module")
 def plain(models, batches):
-    """Job -> (weights, losses, gradient norms) of HF and torch alone."""
+    """Return {job: (weights, losses, gradient norms)} of plain HF and torch."""
     return {
         name: _train_plainly(
             copy.deepcopy(models[job["model"]][1]), batches[job["model"]], kind_of(name), job
@@ -239,7 +239,7 @@ def test_every_rank_reports_the_same(job, layout, results):
 
 
 @pytest.mark.parametrize("layout", DENSE_LAYOUTS)
-def test_scores_of_an_update_are_those_before_it_and_of_its_rows_alone(layout, results, models, batches):
+def test_an_update_returns_the_scores_of_its_rows_before_the_update(layout, results, models, batches):
     batch = batches["qwen3"]
     with torch.no_grad():
         before_BT, _ = score_with_hf(models["qwen3"][1], batch["sequences"], batch["mask"].shape[1])
@@ -251,39 +251,39 @@ def test_scores_of_an_update_are_those_before_it_and_of_its_rows_alone(layout, r
 
 
 @pytest.mark.parametrize("layout", LAYOUTS_THAT_MEET_NAN)
-def test_an_update_that_is_not_finite_leaves_no_trace_on_any_rank(layout, results):
+def test_an_update_that_is_not_finite_changes_no_state_on_any_rank(layout, results):
     for of_rank in results["nan"][layout]:
         assert of_rank["weights unchanged"]
         assert of_rank["moments unchanged"]
         assert of_rank["moved"]
-        assert of_rank["recovers"], "as if it had never been"
+        assert of_rank["recovers"], "an update after the skipped one equals that of a run without it"
         for broken in training_worker.BROKEN_LOSSES:
             assert not math.isfinite(of_rank[broken]["grad_norm"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS_THAT_MEET_NAN)
-def test_without_a_watch_the_first_such_update_is_an_error_on_every_rank(layout, results):
+def test_without_guards_the_first_update_that_is_not_finite_is_an_error_on_every_rank(layout, results):
     for of_rank in results["nan"][layout]:
         assert "the policy's update is not finite" in of_rank["message"]
         assert "policy.lr" in of_rank["message"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS_THAT_MEET_NAN)
-def test_guards_count_skipped_updates_and_stop_alike_on_every_rank(layout, results, reports_folder):
+def test_guards_count_skipped_updates_and_stop_equally_on_every_rank(layout, results, reports_folder):
     for of_rank in results["nan"][layout]:
         assert of_rank["counted"]["num_skipped_updates"] == of_rank["counted"]["num_skipped_in_all"] == 2
         first, second = of_rank["warnings"]
         assert "step 7, minibatch 1: the policy's update is skipped" in first
         assert "the loss in microbatches with rows 0" in first
         assert "step 7, minibatch 2" in second and "the loss" not in second and "gradients of" in second
-        assert of_rank["stops"][:2] == [None, None], "a good update in between starts the count anew"
+        assert of_rank["stops"][:2] == [None, None], "a good update in between resets the count"
         assert "step 8, minibatch 3: 3 updates of the policy in a row" in of_rank["stops"][2]
         assert of_rank["stops"] == results["nan"][layout][0]["stops"]
     (path,) = (reports_folder / layout / "reports").iterdir()
     report = json.loads(path.read_text())
     assert (report["role"], report["step"], report["minibatch"]) == ("policy", 8, 3)
     assert report["recent_metrics"] == [{"step": 7, "policy/grad_norm": None}]
-    [parameter] = report["by_rank"][0]["parameters"]  # of a virtual pipeline by chunk
+    [parameter] = report["by_rank"][0]["parameters"]  # with a virtual pipeline, names begin with the chunk
     assert parameter.removeprefix("0.") == "embedding.word_embeddings.weight"
     assert any(of_rank["num_gradients"] for of_rank in report["by_rank"])
     assert any(0 in of_rank["loss_rows"] for of_rank in report["by_rank"])
@@ -310,7 +310,7 @@ def test_learning_rates_follow_the_schedule(results):
         assert results["schedules"][name] == pytest.approx(rates, rel=1e-12), name
 
 
-def test_a_shared_embeddings_own_bucket_does_not_shift_the_moments_of_a_checkpoint():
+def test_the_separate_bucket_of_a_tied_embedding_keeps_optimizer_moments_aligned():
     [(num_buckets, moments)] = run_distributed(training_worker.moments_of_buckets, 1)
     assert num_buckets == 2 and len(moments) == 6
     for saved, held in moments:

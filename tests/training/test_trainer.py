@@ -1,4 +1,4 @@
-"""Whole steps: exact zero rewards at first, outcome-only training, every option, and independence of the layout."""
+"""Complete training steps: zero rewards at step 0, outcome-only training, every option, independence of the layout."""
 
 import itertools
 import math
@@ -63,7 +63,7 @@ OTHER_VARIANTS = {
 
 @pytest.fixture(scope="module")
 def first_steps(toy: Toy) -> tuple[dict[str, dict[str, float] | str], dict]:
-    """The first step's metrics under every variant, on small batches; a batch's outcome-only advantages."""
+    """Return the first step's metrics of every variant on small batches, and outcome-only advantages of a batch."""
     small = ["trainer.prompts_per_step=4"]
     variants = {name: [*small, *overrides] for name, overrides in {**PRM_VARIANTS, **OTHER_VARIANTS}.items()}
     (results,) = run_distributed(toy_worker.one_step_each, 1, str(toy.folder), variants)
@@ -81,7 +81,7 @@ def outcome_only(first_steps) -> dict:
 
 
 @pytest.mark.parametrize("variant", [*PRM_VARIANTS, *OTHER_VARIANTS])
-def test_every_option_makes_a_step_with_finite_numbers(steps, variant):
+def test_every_option_gives_finite_metrics(steps, variant):
     metrics = steps[variant]
     assert isinstance(metrics, dict), metrics
     assert [name for name, value in metrics.items() if not math.isfinite(value)] == []
@@ -90,7 +90,7 @@ def test_every_option_makes_a_step_with_finite_numbers(steps, variant):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_rewards_are_zero_unless_the_prm_learned_from_the_batch_first(steps, order):
+def test_rewards_are_zero_unless_the_prm_is_updated_first(steps, order):
     for loss, granularity in itertools.product(LOSSES, GRANULARITIES):
         largest = steps[f"{order} {loss} {granularity}"]["prm/process_reward_max_abs"]
         assert (largest > 0) == (order == "before"), (loss, granularity, largest)
@@ -111,7 +111,7 @@ def test_the_process_reward_is_exactly_zero_at_step_0_in_every_layout(toy: Toy, 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_whole_run_does_not_depend_on_the_layout(toy: Toy, layout_runs: dict[str, Path], layout):
-    # Sampling is keyed by prompt, so that only a near-tie could part two layouts' rollouts; seed 0 has none here.
+    # Random numbers are keyed by prompt, so rollouts of two layouts differ only at a near-tie; seed 0 has none here.
     found = differences(records(toy.run_dir("single")), records(layout_runs[layout]))
     assert {name: gap for name, gap in found.items() if gap > 1e-4} == {}
 
@@ -130,7 +130,7 @@ def test_without_a_prm_advantages_are_leave_one_out_and_constant_along_a_respons
             assert advantage == pytest.approx(expected if is_response else 0.0, abs=1e-6)
 
 
-def test_outcome_only_training_logs_no_prm_and_equals_a_process_weight_of_zero(steps):
+def test_outcome_only_training_logs_no_prm_and_equals_a_process_coefficient_of_zero(steps):
     alone, weightless = steps["outcome only"], steps["process_coef=0"]
     assert [name for name in alone if name.startswith("prm/")] == []
     for name, value in alone.items():
@@ -138,7 +138,7 @@ def test_outcome_only_training_logs_no_prm_and_equals_a_process_weight_of_zero(s
             assert weightless[name] == pytest.approx(value, abs=1e-6), name
 
 
-def test_the_engine_is_told_when_sampling_is_over_and_before_anything_is_scored(stale_step):
+def test_the_engine_releases_its_memory_between_sampling_and_scoring(stale_step):
     calls = stale_step["calls"]
     last_sampled, first_scored = len(calls) - 1 - calls[::-1].index("generate"), calls.index("score")
     assert calls[last_sampled + 1 : first_scored] == ["release_memory"]

@@ -1,4 +1,4 @@
-"""Names and leftovers; what is kept when, with real checkpoints, is in test_checkpoint.py."""
+"""Names and leftovers of checkpoint folders; test_store.py tests the retention policy with real checkpoints."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def finished(folder, step, accuracy=None):
     return path
 
 
-def test_a_save_gets_its_name_when_it_is_whole(tmp_path):
+def test_a_save_gets_its_name_when_it_is_complete(tmp_path):
     final = tmp_path / "checkpoints" / name_of(7)
     partial = partial_of(final, attempt=2)
     make_partial(partial, ["policy", "prm"], attempt=2)
@@ -38,7 +38,7 @@ def test_a_save_gets_its_name_when_it_is_whole(tmp_path):
     assert complete(final.parent) == [final]
 
 
-def test_leftovers_of_this_and_earlier_lives_go_and_those_of_later_ones_stay(tmp_path):
+def test_leftovers_of_this_and_earlier_attempts_are_removed_and_those_of_later_ones_kept(tmp_path):
     names = [
         ".step_00000001.attempt1.partial",
         ".step_00000002.attempt3.removed",
@@ -55,7 +55,7 @@ def test_leftovers_of_this_and_earlier_lives_go_and_those_of_later_ones_stay(tmp
     ]
 
 
-def test_disk_space_is_reserved_and_given_back(tmp_path):
+def test_disk_space_is_reserved_and_released(tmp_path):
     reserve_space(tmp_path)
     assert (tmp_path / ".reserved").stat().st_blocks * 512 >= RESERVED_BYTES
     release_space(tmp_path)
@@ -74,7 +74,7 @@ def test_the_last_and_the_best_are_kept(tmp_path, keep_last, keep_best, kept):
     assert sorted(path.name for path in tmp_path.iterdir()) == [name_of(step) for step in kept]
 
 
-def test_setting_aside_never_overwrites(tmp_path):
+def test_setting_a_checkpoint_aside_never_overwrites(tmp_path):
     for expected in ("damaged_step_00000003", "damaged_step_00000003_2"):
         assert set_aside(finished(tmp_path, 3)).name == expected
     assert complete(tmp_path) == []

@@ -1,4 +1,4 @@
-"""Every change of a checkpoint's files is seen."""
+"""Every change of a checkpoint's files is detected."""
 
 import hashlib
 import json
@@ -35,19 +35,19 @@ def test_every_file_is_listed_with_size_and_checksum(folder):
     assert faults(folder, entries) == []
 
 
-def test_sums_of_the_writers_are_taken_over_and_used_up(folder):
+def test_checksums_of_the_writers_are_used_and_cleared(folder):
     write_sums(folder.glob("policy/*.distcp"), folder / "policy" / "__0.sums")
     expected = entry_of(folder / "policy" / "__0_0.distcp")
-    # What happens to a file after its writer took the sum is damage, not content.
+    # A change after the writer computed the checksum is damage, so the file must not be read again here.
     (folder / "policy" / "__0_0.distcp").write_bytes(b"b" * 1000)
     write_manifest(folder)
     assert read_manifest(folder)["policy/__0_0.distcp"] == expected
     assert not list(folder.rglob("*.sums"))
-    (told,) = faults(folder, read_manifest(folder))
-    assert told == "policy/__0_0.distcp has another checksum than when it was written"
+    (fault,) = faults(folder, read_manifest(folder))
+    assert fault == "policy/__0_0.distcp has another checksum than when it was written"
 
 
-def test_what_is_wrong_is_named(folder):
+def test_damaged_files_are_named(folder):
     write_manifest(folder)
     (folder / "run.json").unlink()
     (folder / "policy" / "common.pt").write_bytes(b"comm")
@@ -58,14 +58,14 @@ def test_what_is_wrong_is_named(folder):
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"files": 3}', '{"files": {"a": {}}}'])
-def test_a_manifest_that_cannot_be_understood_is_refused(folder, text):
+def test_a_malformed_manifest_is_refused(folder, text):
     if text is not None:
         (folder / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
         read_manifest(folder)
 
 
-def test_shares_are_whole_disjoint_and_even():
+def test_shares_of_files_are_complete_disjoint_and_even():
     entries = {f"file{size}": {"bytes": size, "sha256": ""} for size in range(1, 10)}
     shares = [share(entries, 3, index) for index in range(3)]
     assert sorted(name for part in shares for name in part) == sorted(entries)

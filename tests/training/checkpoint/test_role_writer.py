@@ -1,4 +1,4 @@
-"""A write in the background holds what was there when it began; whole checkpoints are in test_checkpoint.py."""
+"""A background write saves the state at its start; test_store.py has complete checkpoints."""
 
 import shutil
 
@@ -18,12 +18,12 @@ def job():
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_two_roles_on_their_way_at_once_keep_what_they_were_given(tmp_path, in_background):
+def test_two_roles_written_at_once_keep_their_state(tmp_path, in_background):
     tensors = {role: torch.full((300, 7), value) for role, value in (("policy", 1.0), ("prm", 2.0))}
     writers = []
     for role, tensor in tensors.items():
         (tmp_path / role).mkdir()
-        # The same name in both, as two models of one shape have.
+        # Both have the same parameter name, as two models of one shape do.
         state = {"weight": ShardedTensor.from_rank_offsets("weight", tensor), "step": 5}
         writers.append(RoleWriter(state, tmp_path / role, rank=0))
     for writer in writers:
@@ -51,7 +51,7 @@ def test_an_abandoned_write_fails_to_finish(tmp_path, is_removed):
     writer.write(in_background=True)
     writer.abandon()
     assert writer.is_done()
-    if is_removed:  # by rank 0, while this rank still looks for words
+    if is_removed:  # by rank 0, while this rank still waits
         shutil.rmtree(tmp_path / "policy")
     with pytest.raises(OSError, match="could not be written"):
         writer.finish()

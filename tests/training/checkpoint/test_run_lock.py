@@ -1,4 +1,4 @@
-"""A run_dir takes one job; a kill leaves no lock behind."""
+"""Only one job may use a run_dir; a killed job leaves no lock."""
 
 import json
 import os
@@ -77,13 +77,13 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_second_job_is_refused_and_told_of_the_first(tmp_path, topology, holder):
+def test_a_second_job_is_refused_with_the_name_of_the_first(tmp_path, topology, holder):
     with pytest.raises(ValueError, match=f"in use by process {holder.pid} on .*choose another run_dir"):
         RunLock(tmp_path, topology)
 
 
-def test_a_requeued_job_takes_over_and_its_orphan_writes_nothing_more(tmp_path, topology, monkeypatch):
-    """The split brain: Slurm requeued the job while rank 0 of its former attempt still runs, and holds the lock."""
+def test_a_requeued_job_takes_over_and_its_orphan_cannot_write(tmp_path, topology, monkeypatch):
+    """Slurm has requeued the job while rank 0 of the previous attempt still runs and holds the lock."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     orphan = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", ORPHAN, str(tmp_path)],
@@ -116,7 +116,7 @@ def test_a_requeued_job_takes_over_and_its_orphan_writes_nothing_more(tmp_path, 
     lock.close()
 
 
-def test_a_former_attempt_that_starts_late_is_refused(tmp_path, topology, monkeypatch):
+def test_an_earlier_attempt_that_starts_late_is_refused(tmp_path, topology, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     RunLock(tmp_path, topology).close()
@@ -142,7 +142,7 @@ def test_a_third_job_is_refused_by_the_attempt_that_took_over(tmp_path, topology
     RunLock(tmp_path, topology).close()
 
 
-def test_a_lease_that_is_gone_lets_nobody_write(tmp_path, topology):
+def test_nobody_can_write_without_the_lease(tmp_path, topology):
     lock = RunLock(tmp_path, topology)
     with lock.fence():
         pass
@@ -158,12 +158,12 @@ def test_a_kill_leaves_no_lock_behind(tmp_path, topology, holder):
     RunLock(tmp_path, topology).close()
 
 
-def test_closing_lets_the_next_one_in(tmp_path, topology):
+def test_closing_releases_the_lock(tmp_path, topology):
     for _ in range(2):
         RunLock(tmp_path / "new" / "run", topology).close()
 
 
-def test_a_run_dir_that_cannot_be_made_is_an_error(tmp_path, topology):
+def test_a_run_dir_that_cannot_be_created_is_an_error(tmp_path, topology):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         RunLock(tmp_path / "file" / "run", topology)

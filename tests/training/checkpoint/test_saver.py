@@ -1,4 +1,4 @@
-"""Completed saves are reported, and a failed one ends the run only where it must."""
+"""Completed saves are reported; a failed one ends the run only where configured."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ STATE = RunState(step_index=3, prompt_stream={}, seed=0)
 
 
 class Store:
-    """Writes in the background; the calls named in `failing` raise."""
+    """A store that writes in the background; the calls named in `failing` raise."""
 
     def __init__(self, *failing: str) -> None:
         self.failing = failing
@@ -61,7 +61,7 @@ def test_a_save_that_must_succeed_is_complete_on_return(capsys):
 
 
 @pytest.mark.parametrize("call", ["poll", "finish"])
-def test_a_failed_write_is_a_warning_or_the_end_as_configured(call, capsys):
+def test_a_failed_write_warns_or_ends_the_run_as_configured(call, capsys):
     getattr(Saver(Store(call), "continue", Progress()), call)()
     expected = "WARNING: disk full. Training continues (checkpoint.on_write_error)\n"
     assert capsys.readouterr().out == expected
@@ -69,7 +69,7 @@ def test_a_failed_write_is_a_warning_or_the_end_as_configured(call, capsys):
         getattr(Saver(Store(call), "stop", Progress()), call)()
 
 
-def test_a_save_that_must_succeed_raises_whatever_is_configured(capsys):
+def test_a_save_that_must_succeed_always_raises(capsys):
     with pytest.raises(OSError, match="disk full"):
         Saver(Store("save"), "continue", Progress()).save({}, STATE, must_succeed=True)
     Saver(Store("save"), "continue", Progress()).save({}, STATE, must_succeed=False)

@@ -1,4 +1,4 @@
-"""Resume is exact; a save is whole or absent whenever its process dies; layouts may change in between."""
+"""Resuming is exact; an interrupted save leaves no checkpoint; the layout may change between attempts."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ PAIRS_OF_TWO = (
     ("experts etp2", "experts tp2+sp ep2"),
 )
 PAIR_OF_FOUR = ("tp2 pp2", "cp2 dp2")
-"""Tensor, pipeline, context and data parallelism all change."""
+"""A pair of layouts between which tensor, pipeline, context and data parallelism all change."""
 PAIRS_TO_ONE = (("tp2", "one"), ("dp2", "one"), ("experts ep2", "experts one"))
 PAIRS = (*PAIRS_OF_TWO, *PAIRS_TO_ONE, PAIR_OF_FOUR)
 MOMENTS = ("between the roles", "before run.json", "in the background")
@@ -67,14 +67,14 @@ def results(setting):
 
 
 @pytest.mark.parametrize(("layout", "dtype"), EVERY)
-def test_three_and_three_updates_are_six_bit_for_bit(layout, dtype, results):
+def test_resuming_after_three_updates_equals_six_updates_bit_for_bit(layout, dtype, results):
     for report in results["same"][layout, dtype]:
         assert report["loaded alike"]
         assert report["continued alike"]
 
 
 @pytest.mark.parametrize(("layout", "dtype"), EVERY)
-def test_the_rest_of_the_run_comes_back_on_every_rank(layout, dtype, results):
+def test_the_run_state_is_restored_on_every_rank(layout, dtype, results):
     for report in results["same"][layout, dtype]:
         assert report["newest of nothing"] is None
         assert report["path"].name == "step_00000003"
@@ -86,7 +86,7 @@ def test_the_rest_of_the_run_comes_back_on_every_rank(layout, dtype, results):
 
 
 @pytest.mark.parametrize(("layout", "dtype"), EVERY)
-def test_skipped_updates_are_counted_on_after_a_resume(layout, dtype, results):
+def test_the_count_of_skipped_updates_continues_after_a_resume(layout, dtype, results):
     for report in results["same"][layout, dtype]:
         unbroken, resumed = report["guards"]
         # Six updates of three rows each, and a skipped one of the policy before and after both halves.
@@ -97,8 +97,8 @@ def test_skipped_updates_are_counted_on_after_a_resume(layout, dtype, results):
 
 @pytest.mark.parametrize(("saved_by", "layout"), PAIRS)
 @pytest.mark.parametrize("role", MODELS)
-def test_another_layout_takes_over(role, saved_by, layout, results, setting):
-    """Weights are equal at once; moments and schedule are, if three more updates end where they ended at home."""
+def test_another_layout_resumes_training(role, saved_by, layout, results, setting):
+    """Weights equal those in the first layout; so do they after three more updates, which need moments and schedule."""
     like = hf_weights(checkpoint_worker.of_models(layout, setting[1])[role])
     home, away = results["same"][saved_by, "fp32"], results["elsewhere"][saved_by, layout]
     saved = whole_tensors([of_rank["saved"][role] for of_rank in home], like)
@@ -113,8 +113,8 @@ def test_another_layout_takes_over(role, saved_by, layout, results, setting):
 
 @pytest.mark.parametrize(("saved_by", "layout"), PAIRS)
 @pytest.mark.parametrize("role", MODELS)
-def test_weights_and_moments_come_through_another_layout_bit_for_bit(role, saved_by, layout, results):
-    """What the second layout saves right after loading holds the same whole tensors."""
+def test_weights_and_moments_are_preserved_in_another_layout_bit_for_bit(role, saved_by, layout, results):
+    """The second layout saves the same full tensors right after loading."""
     for report in results["elsewhere"][saved_by, layout]:
         num_tensors, num_moments, different = report[f"saved alike {role}"]
         assert different == []
@@ -131,7 +131,7 @@ def test_weights_can_be_loaded_without_an_optimizer(saved_by, layout, results, s
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_save_that_was_killed_does_not_exist(moment, results):
+def test_a_save_that_was_killed_leaves_no_checkpoint(moment, results):
     report = results["death"][moment]
     assert report["found"] == [".step_00000006.attempt0.partial", "step_00000003"], (
         "and no writer outlived it"
@@ -157,7 +157,7 @@ def test_a_role_that_was_not_saved_is_named(results):
 
 
 @pytest.mark.parametrize("damage", checkpoint_worker.DAMAGES)
-def test_every_damage_is_seen_in_the_files_and_named(damage, results):
+def test_every_damaged_file_is_detected_and_named(damage, results):
     for report in results["faults"]:
         found = report["faults of damaged"][damage]
         assert found and found == results["faults"][0]["faults of damaged"][damage]
@@ -167,7 +167,7 @@ def test_every_damage_is_seen_in_the_files_and_named(damage, results):
         )
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_not_removed(results):
+def test_a_damaged_checkpoint_is_set_aside_and_not_removed(results):
     for report in results["faults"]:
         sound = report["sound"]
         assert sound["before"]
@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_not_removed(results):
         assert sound["saved again"]
 
 
-def test_with_no_sound_checkpoint_left_a_run_does_not_start_anew(results):
+def test_a_run_without_a_sound_checkpoint_does_not_start_from_scratch(results):
     for report in results["faults"]:
         kind, message = report["sound"]["none"]
         assert kind == "ValueError"
@@ -189,22 +189,22 @@ def test_with_no_sound_checkpoint_left_a_run_does_not_start_anew(results):
         assert report["sound"]["left"] == ["step_00000002", "step_00000003"]
 
 
-def test_the_best_is_kept_besides_the_last_and_the_newer_of_equals(results):
+def test_the_best_is_kept_besides_the_last_and_ties_go_to_the_newer(results):
     for report in results["faults"]:
         assert report["best"] == [[1], [2], [2, 3], [2, 4], [5]]
 
 
-def test_a_disk_that_is_really_full_costs_nothing_that_was_saved(results):
+def test_a_full_disk_loses_no_saved_checkpoint(results):
     for report in results["faults"]:
-        for told in report["full disk"]:
-            if told is None:
+        for outcome in report["full disk"]:
+            if outcome is None:
                 pytest.skip("file systems cannot be mounted here")
-            kind, message = told["fault"]
+            kind, message = outcome["fault"]
             assert kind == "OSError", message
             assert "could not be written" in message
-            assert told["sound"]
-            assert told["left"] == ["step_00000001"], "the torn files make room again"
-            assert told["next"] is None
+            assert outcome["sound"]
+            assert outcome["left"] == ["step_00000001"], "the incomplete files are removed"
+            assert outcome["next"] is None
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_on_every_rank(results):
         assert report["no folder"][0] in ("NotADirectoryError", "FileExistsError")
 
 
-def test_a_full_disk_is_told_on_every_rank_and_costs_nothing_that_was_saved(results):
+def test_a_failed_disk_reservation_is_an_error_on_every_rank_and_loses_no_checkpoint(results):
     for report in results["faults"]:
         kind, message = report["no room"]["fault"]
         assert kind == "OSError"
         assert "could not be written" in message and "start again" in message
         assert report["no room"]["kept"], "the checkpoint before it is still the newest"
-        assert report["no room"]["next"] is None, "with room again, the same save succeeds"
+        assert report["no room"]["next"] is None, "with free space, the same save succeeds"

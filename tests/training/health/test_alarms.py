@@ -1,4 +1,4 @@
-"""Alarms ring at spikes and collapses, once an episode, and go on exactly after a resume."""
+"""Alarms fire at spikes and collapses, warn once per episode, and keep their state across a resume."""
 
 import json
 import math
@@ -16,7 +16,7 @@ def alarms(**settings) -> Alarms:
 
 
 def listen(listener: Alarms, metric: str, values) -> tuple[list[int], list[int]]:
-    """Places where the metric's flag is up, and places of warnings."""
+    """Return the indices of values at which the flag is set, and those at which a warning is given."""
     ringing, warned = [], []
     for place, value in enumerate(values):
         flags, warnings = listener.look({metric: value})
@@ -26,33 +26,33 @@ def listen(listener: Alarms, metric: str, values) -> tuple[list[int], list[int]]
     return ringing, warned
 
 
-def test_a_spike_rings_and_warns_once_an_episode():
+def test_a_spike_fires_and_warns_once_per_episode():
     values = [*CALM, 9.0, 9.5, 1.0, 1.1, 9.0]
     assert listen(alarms(), "prm/loss", values) == ([5, 6, 9], [5, 9])
 
 
-def test_noise_a_quiet_history_and_a_short_one_do_not_ring():
+def test_noise_and_a_constant_or_short_history_do_not_fire():
     assert listen(alarms(), "prm/loss", [*CALM, 1.15, 0.8, 1.2] * 3) == ([], [])
     assert listen(alarms(), "prm/loss", [1.0] * 8 + [1.9]) == ([], []), "less than twice the median"
     assert listen(alarms(), "prm/loss", [1.0, 1.0, 1.0, 1.0, 50.0]) == ([], []), "half a window is needed"
 
 
-def test_a_level_that_stays_becomes_the_usual_one():
+def test_a_lasting_new_level_becomes_the_baseline():
     ringing, warned = listen(alarms(), "prm/loss", [*CALM, *CALM, *[9.0, 9.1, 8.9, 9.2] * 3])
     assert warned == [10]
     assert ringing[-1] < 20
 
 
-def test_values_that_are_not_finite_are_left_out():
+def test_values_that_are_not_finite_are_ignored():
     assert listen(alarms(), "prm/loss", [math.nan, *CALM, math.inf, 9.0]) == ([7], [7])
 
 
 @pytest.mark.parametrize("metric", [REWARD, ENTROPY])
-def test_a_collapse_rings_until_the_mean_is_back(metric):
+def test_a_collapse_fires_until_the_mean_recovers(metric):
     settings = {"alarm_window": 4, "reward_fraction": 0.5, "entropy_fraction": 0.5}
     values = [0.2, 0.2, 0.2, 0.2] + [0.6] * 4 + [0.1] * 4 + [0.6] * 4
     ringing, warned = listen(alarms(**settings), metric, values)
-    # Means over four: 0.6 at place 7; below 0.3 from place 10 (0.225 + ...) on, back above it at place 13.
+    # Means over four values: 0.6 at index 7; below 0.3 from index 10 on, and above it again at index 13.
     means = [sum(values[place - 3 : place + 1]) / 4 for place in range(3, len(values))]
     assert ringing == [place + 3 for place, mean in enumerate(means) if mean < 0.3 and place > 4]
     assert warned == ringing[:1]
@@ -62,12 +62,12 @@ def test_a_reward_that_starts_low_has_not_collapsed():
     assert listen(alarms(alarm_window=4), REWARD, [0.0] * 10) == ([], [])
 
 
-def test_a_fraction_of_0_switches_off():
+def test_a_fraction_of_0_disables_the_alarm():
     values = [0.9] * 10 + [0.0] * 20
     assert listen(alarms(reward_fraction=0.0), REWARD, values) == ([], [])
 
 
-def test_a_resumed_alarm_continues_the_unbroken_one():
+def test_a_resumed_alarm_equals_an_uninterrupted_one():
     values = [*CALM, 9.0, 9.5, 9.1, 1.0, 9.0]
     unbroken = listen(alarms(), "prm/loss", values)
     first, second = alarms(), alarms()
@@ -78,7 +78,7 @@ def test_a_resumed_alarm_continues_the_unbroken_one():
     assert [place + 6 for place in warned] == [9], "the episode that ran across the resume warns once"
 
 
-def test_a_state_of_other_metrics_starts_anew():
+def test_a_saved_state_of_other_metrics_is_ignored():
     other = alarms(spike_metrics=("policy/grad_norm",))
     other.load_state_dict(alarms().state_dict())
     assert listen(other, "policy/grad_norm", [*CALM, 9.0]) == ([5], [5])

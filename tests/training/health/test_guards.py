@@ -1,4 +1,4 @@
-"""Counting, stopping and reporting by themselves; that no skipped update leaves a trace is in test_trainable.py."""
+"""Guards count, stop and report; test_trainable.py checks that a skipped update changes nothing."""
 
 import json
 
@@ -25,7 +25,7 @@ def guards(tmp_path, warnings):
     return Guards(GuardsConfig(max_skipped_in_a_row=2), tmp_path, True, warnings.append)
 
 
-def test_each_role_is_counted_for_itself_across_steps(guards, warnings):
+def test_skipped_updates_are_counted_per_role_across_steps(guards, warnings):
     guards.begin_step(1)
     guards.skipped(BROKEN["policy"])
     guards.skipped(BROKEN["prm"])
@@ -47,7 +47,7 @@ def test_metrics_of_a_step_count_the_step_and_the_run(guards):
     assert added["num_skipped_in_all"] == 2
 
 
-def test_a_report_holds_the_last_metrics(tmp_path, guards):
+def test_a_report_contains_the_latest_metrics(tmp_path, guards):
     for step in range(1, 15):
         guards.begin_step(step)
         guards.end_step({"prm/loss": step / 2, "policy/kl": float("inf")})
@@ -69,7 +69,7 @@ def test_only_the_writing_rank_writes(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_resumed_run_counts_on(tmp_path, guards):
+def test_a_resumed_run_continues_the_count(tmp_path, guards):
     guards.begin_step(1)
     guards.skipped(BROKEN["policy"])
     guards.end_step({})
@@ -80,13 +80,13 @@ def test_a_resumed_run_counts_on(tmp_path, guards):
         resumed.skipped(BROKEN["policy"])
 
 
-def test_an_empty_state_starts_anew(guards):
+def test_an_empty_state_resets_the_count(guards):
     guards.load_state_dict({})
     assert guards.end_step({})["num_skipped_in_all"] == 0
 
 
 def test_a_run_whose_weights_blow_up_stops_with_a_report(toy: Toy, tmp_path):
-    """A learning rate beyond all reason: the first update makes the weights overflow, the next ones are refused."""
+    """With a huge learning rate, the first update makes the weights overflow, and the next ones are skipped."""
     run_dir = tmp_path / "run"
     finished = finish(
         toy.folder,

@@ -1,4 +1,4 @@
-"""The gap between trainer and engine: exact on its tokens, alarming once an episode, and told with what to do."""
+"""The log-prob mismatch of trainer and engine: its value, its alarm once per episode, and the advice in the warning."""
 
 import math
 
@@ -11,7 +11,7 @@ from tests.support.toy_runs import Toy, records
 FINE, BAD = Mismatch(0.01, 2.0), Mismatch(1.5, 9.0)
 
 
-def test_mean_and_max_are_over_response_tokens_alone():
+def test_mean_and_max_are_over_response_tokens_only():
     old = torch.tensor([[-1.0, -2.0, 50.0], [-3.0, 70.0, 70.0]])
     rollout = torch.tensor([[-1.5, -1.75, 0.0], [-3.0, 0.0, math.nan]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
@@ -19,7 +19,7 @@ def test_mean_and_max_are_over_response_tokens_alone():
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_log_prob_that_is_no_number_shows_and_alarms(number):
+def test_a_log_prob_that_is_not_finite_is_reported_and_alarms(number):
     mismatch = Mismatch.of(
         torch.zeros(1, 2), torch.tensor([[0.0, -number]]), torch.ones(1, 2, dtype=torch.bool)
     )
@@ -27,7 +27,7 @@ def test_a_log_prob_that_is_no_number_shows_and_alarms(number):
     assert MismatchAlarm(1.0, None).look(mismatch, 1) is not None
 
 
-def test_an_episode_warns_once_and_a_new_one_again():
+def test_each_episode_warns_once():
     alarm = MismatchAlarm(1.0, None)
     warned = [
         alarm.look(mismatch, step) is not None for step, mismatch in enumerate([FINE, BAD, BAD, FINE, BAD])
@@ -40,7 +40,7 @@ def test_the_threshold_itself_is_no_alarm():
     assert MismatchAlarm(1.5, None).look(BAD, 1) is None
 
 
-def test_the_warning_says_what_to_do():
+def test_the_warning_says_how_to_fix_it():
     warning = MismatchAlarm(1.0, None).look(BAD, 7)
     for part in (
         "step 7",
@@ -54,7 +54,7 @@ def test_the_warning_says_what_to_do():
     assert "policy.tis_cap corrects" in MismatchAlarm(1.0, 3.0).look(BAD, 7)
 
 
-def test_every_step_of_a_run_logs_it_and_the_embedded_engine_keeps_it_small(toy: Toy):
+def test_every_step_logs_a_mismatch_that_is_small_with_the_local_engine(toy: Toy):
     steps = [record for record in records(toy.run_dir("single")) if record["step"] > 0]
     assert len(steps) == 4
     for record in steps:
@@ -62,7 +62,7 @@ def test_every_step_of_a_run_logs_it_and_the_embedded_engine_keeps_it_small(toy:
         assert record["rollout/logprob_gap_alarm"] == 0
 
 
-def test_weights_that_the_engine_never_got_raise_the_alarm_in_a_step(stale_step):
+def test_stale_weights_in_the_engine_raise_the_alarm(stale_step):
     metrics = stale_step["metrics"]
     assert metrics["rollout/logprob_gap"] == pytest.approx(stale_step["expected_mean"], rel=1e-4)
     assert metrics["rollout/logprob_gap_alarm"] == 1

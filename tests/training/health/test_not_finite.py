@@ -1,4 +1,4 @@
-"""What is found where; several ranks and whole updates are in test_trainable.py."""
+"""Values that are not finite are located on one rank; test_trainable.py has several ranks and whole updates."""
 
 import json
 
@@ -24,7 +24,7 @@ def topology():
 
 
 def watched(*values: float) -> WatchedLoss:
-    """A loss that gave these values, on rows (0, 1), (2, 3), ..."""
+    """Return a watched loss that has returned these values, on rows (0, 1), (2, 3), ..."""
     given = iter(values)
     loss = WatchedLoss(lambda *_: (torch.tensor(next(given), requires_grad=True), {"loss": torch.zeros(())}))
     for place in range(len(values)):
@@ -33,7 +33,7 @@ def watched(*values: float) -> WatchedLoss:
     return loss
 
 
-def test_a_watched_loss_knows_the_rows_of_values_that_are_not_finite():
+def test_a_watched_loss_records_the_rows_of_values_that_are_not_finite():
     assert watched().is_finite and watched(1.0, -2.0).is_finite
     assert watched(1.0, float("inf"), 2.0, float("nan")).broken_rows() == [2, 3, 6, 7]
     assert not watched(1.0, float("inf")).is_finite
@@ -51,7 +51,7 @@ def test_gradients_and_parameters_are_named(topology):
     assert json.loads(json.dumps(update.to_dict(), allow_nan=False))["grad_norm"] == "inf"
 
 
-def test_long_lists_are_cut_and_counted(topology):
+def test_long_lists_are_shortened_with_a_count(topology):
     module = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(NAMES_SHOWN))
     for parameter in module.parameters():
         parameter.data.fill_(torch.nan)
@@ -59,6 +59,6 @@ def test_long_lists_are_cut_and_counted(topology):
     assert (len(found.parameters), found.num_parameters) == (NAMES_SHOWN, 2 * NAMES_SHOWN)
 
 
-def test_an_overflow_of_the_norm_alone_says_so():
+def test_an_overflow_of_only_the_norm_is_named():
     update = SkippedUpdate("policy", float("inf"), [Findings(0, [], 0, [], 0, [])])
     assert "norm alone" in update.summary()

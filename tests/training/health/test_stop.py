@@ -1,4 +1,4 @@
-"""A request to stop comes by a signal or by a file, and is not forgotten."""
+"""A signal or a file requests a stop, and the request persists."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def handler():
     signal.signal(STOP_SIGNAL, before)
 
 
-def test_the_signal_asks(monkeypatch):
+def test_a_signal_requests_a_stop(monkeypatch):
     monkeypatch.delenv(STOP_FILE, raising=False)
     request = StopRequest()
     assert not request()
@@ -26,7 +26,7 @@ def test_the_signal_asks(monkeypatch):
     assert request() and request()
 
 
-def test_the_file_asks(monkeypatch, tmp_path):
+def test_a_file_requests_a_stop(monkeypatch, tmp_path):
     path = tmp_path / "stop"
     monkeypatch.setenv(STOP_FILE, str(path))
     request = StopRequest()
@@ -38,8 +38,8 @@ def test_the_file_asks(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("has_script", [True, False])
-def test_sigterm_asks_under_a_script_alone(tmp_path, has_script):
-    """Elsewhere it ends the process, and a fork of it always, as any other."""
+def test_sigterm_requests_a_stop_only_under_a_job_script(tmp_path, has_script):
+    """Without a job script it ends the process, as usual; it always ends a forked child."""
     code = "import os, signal; from megatron_prime.training.health.stop import StopRequest; asked = StopRequest(); "
     code += "child = os.fork() or signal.pause(); os.kill(child, signal.SIGTERM); "
     code += "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM; "
