@@ -62,6 +62,8 @@ def step_spans(text: str) -> list[tuple[int, int]]:
         for start, _ in _punkt().span_tokenize(line[0]):
             position = line.start() + start
             nearest = bisect_right(whole_starts, position) - 1
+            # A start directly after an enumerator is skipped too, which joins "Step 3." with the step that it
+            # numbers.
             is_inside = nearest >= 0 and whole[nearest][0] < position < whole[nearest][1]
             if not is_inside and not (starts and _ENUMERATOR.fullmatch(text, starts[-1], position)):
                 starts.append(position)

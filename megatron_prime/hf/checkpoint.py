@@ -57,6 +57,7 @@ class HFCheckpointReader:
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is not a directory: give the directory of an HF checkpoint")
         self._file_of = self._read_index()
+        # Opening a file reads its header only, which finds missing and truncated files before any weight is loaded.
         self._handles = {name: self._open(name) for name in sorted(set(self._file_of.values()))}
         for tensor, file_name in self._file_of.items():
             if tensor not in self._handles[file_name].keys():  # noqa: SIM118 - a handle is not a mapping
@@ -203,6 +204,7 @@ class HFCheckpointWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._discard()  # a killed process with the same pid may have left a folder of that name
         with contextlib.ExitStack() as undo:
+            # Python does not call __exit__ after an error in __enter__, so the folder has to be removed here.
             undo.callback(self._discard)
             self._partial.mkdir()
             for file_name, names in self._shards.items():
@@ -245,6 +247,7 @@ class HFCheckpointWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _begin_file(self, file_name: str, names: list[str]) -> None:
+        # The header fixes the offset of every tensor, so that tensors can be written in any order.
         header, offsets = file_layout({name: self._tensors[name] for name in names})
         file = (self._partial / file_name).open("wb")
         self._files[file_name] = file

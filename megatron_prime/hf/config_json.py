@@ -112,6 +112,7 @@ def _head_dim(config: ConfigJson) -> int:
 
 def _refuse_unsupported(config: ConfigJson, family: Family) -> None:
     name = family.model_type
+    # A feature that was ignored would give other log-probs than transformers without any error, so each is refused.
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ValueError(f"hidden_act {activation!r} of the {name} model is not supported; only 'silu' is")

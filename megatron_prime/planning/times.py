@@ -87,6 +87,7 @@ def _pass(run: PlannedRun, role: str, passes: float) -> PhaseTime:
     flops = passes * forward_flops(shape, run.tokens, context, run.rollouts * assumptions.response_tokens)
     num_micro = run.microbatches(role)
     compute = flops / (run.num_processes * run.gpu.bf16_tflops * 1e12 * assumptions.mfu)
+    # Stages wait while the pipeline fills and drains, which lengthens the pass by the idle fraction.
     compute /= 1 - bubble(run.layout.pp, run.layout.vpp, num_micro)
     return PhaseTime(flops, compute + passes * _tensor_parallel_seconds(run, shape))
 
