@@ -9,6 +9,8 @@ Every class is constructed with its configuration section. This module imports n
 files of a package, so that a misspelt one is refused on a login node in milliseconds.
 """
 
+from __future__ import annotations
+
 import difflib
 import functools
 import importlib
@@ -104,19 +106,19 @@ def _module_names(package: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
-ESTIMATORS: "Registry[AdvantageEstimator]" = Registry(
+ESTIMATORS: Registry[AdvantageEstimator] = Registry(
     option="advantage.estimator",
     package="megatron_prime.algorithm.estimators",
     class_name="Estimator",
     members=("requires", "outcome_advantages_B", "process_advantages_BT"),
 )
-PRM_OBJECTIVES: "Registry[PRMObjective]" = Registry(
+PRM_OBJECTIVES: Registry[PRMObjective] = Registry(
     option="prm.loss",
     package="megatron_prime.algorithm.prm_objectives",
     class_name="Objective",
     members=("requires", "targets", "losses_B"),
 )
-POLICY_LOSSES: "Registry[PolicyLoss]" = Registry(
+POLICY_LOSSES: Registry[PolicyLoss] = Registry(
     option="policy.loss",
     package="megatron_prime.algorithm.policy_losses",
     class_name="Loss",

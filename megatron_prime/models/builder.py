@@ -260,30 +260,7 @@ def transformer_config(
         "variable_seq_lengths": True,
         "moe_token_dispatcher_type": "alltoall",  # Megatron requires it for variable lengths, even of dense models
     }
-    if recompute.granularity != "none":
-        settings["recompute_granularity"] = recompute.granularity
-    if recompute.granularity == "selective":
-        settings["recompute_modules"] = list(recompute.modules)
-    if recompute.granularity == "full":
-        settings |= {"recompute_method": recompute.method, "recompute_num_layers": recompute.num_layers}
-    if topology.platform.is_cuda:
-        settings |= {
-            "bias_activation_fusion": True,
-            "bias_dropout_fusion": True,
-            # The output layer is Megatron's own and uses a kernel of apex for this.
-            "gradient_accumulation_fusion": tensor_parallel_layers._grad_accum_fusion_available,
-        }
-    else:
-        settings |= {
-            "use_cpu_initialization": True,
-            "batch_p2p_comm": False,
-            "bias_activation_fusion": False,
-            "bias_dropout_fusion": False,
-            "masked_softmax_fusion": False,
-            "persist_layer_norm": False,
-            "apply_rope_fusion": False,
-            "gradient_accumulation_fusion": False,
-        }
+    settings |= _recompute_settings(recompute) | _device_settings(topology)
     if shape.is_moe:
         settings |= expert_settings(shape, topology)
     if topology.platform.layers == "transformer_engine":
@@ -293,6 +270,37 @@ def transformer_config(
         # would pair a shape that is sent forward with one that is expected from the other direction.
         settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     return with_passthrough(TransformerConfig, options.megatron, **settings)
+
+
+def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:
+    """Return Megatron's arguments for the activations that the backward pass computes again."""
+    if recompute.granularity == "none":
+        return {}
+    settings: dict[str, Any] = {"recompute_granularity": recompute.granularity}
+    if recompute.granularity == "selective":
+        return settings | {"recompute_modules": list(recompute.modules)}
+    return settings | {"recompute_method": recompute.method, "recompute_num_layers": recompute.num_layers}
+
+
+def _device_settings(topology: Topology) -> dict[str, Any]:
+    """Return Megatron's arguments that depend on the kind of device: fused kernels on GPUs, plain torch on CPUs."""
+    if topology.platform.is_cuda:
+        return {
+            "bias_activation_fusion": True,
+            "bias_dropout_fusion": True,
+            # The output layer is Megatron's own and uses a kernel of apex for this.
+            "gradient_accumulation_fusion": tensor_parallel_layers._grad_accum_fusion_available,
+        }
+    return {
+        "use_cpu_initialization": True,
+        "batch_p2p_comm": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+    }
 
 
 def _layer_specs(shape: ModelShape, layers: range, kind: str) -> TransformerBlockSubmodules:
