@@ -1,4 +1,4 @@
-"""The parts that a configuration names; the worker of the session built them."""
+"""A run is built from the parts that its configuration names; the session's toy worker has built them."""
 
 import pytest
 import torch
@@ -28,12 +28,12 @@ def test_scoring_follows_the_configuration(parts):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_kernels_that_cannot_run_here_are_refused_before_ranks_meet(parts):
+def test_unsupported_kernels_are_refused_before_the_process_group_starts(parts):
     assert "trainer.logprob_kernel = 'triton', but this run is on CPUs" in parts["refused kernel"]
 
 
-def test_the_configured_verifier_judges_the_text_of_the_response(parts):
-    # Token ids of the ten digits are the digits; the last one before <eos> is the answer.
+def test_the_configured_verifier_gets_the_text_of_the_response(parts):
+    # Each digit is its own token id; the last digit before <eos> is the answer.
     assert len(parts["outcomes"]) == 10
     for answer, response_ids, outcome in parts["outcomes"]:
         ended = response_ids[-1] == 14

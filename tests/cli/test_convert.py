@@ -10,7 +10,7 @@ from tests.support.toy_runs import Toy, finish, weights
 
 @pytest.fixture(scope="module")
 def converted(toy: Toy, layout_runs: dict[str, Path]) -> Path:
-    """Folder with the roles of the tensor=2 run's checkpoints, converted by one process."""
+    """Return a folder with the roles of the tensor=2 run's checkpoints, converted by one process."""
     (outcomes,) = run_distributed(toy_worker.convert_roles, 1, str(toy.folder), "tensor=2")
     code, output = outcomes.pop("damaged")
     assert code == 1
@@ -21,11 +21,11 @@ def converted(toy: Toy, layout_runs: dict[str, Path]) -> Path:
     return toy.folder / "converted"
 
 
-def test_the_converted_policy_is_the_runs_own_export_bit_for_bit(converted, layout_runs):
+def test_the_converted_policy_equals_the_export_of_the_run_bit_for_bit(converted, layout_runs):
     assert weights(converted / "policy") == weights(layout_runs["tensor=2"] / "hf")
 
 
-def test_the_prm_and_an_older_policy_have_other_weights(converted):
+def test_the_prm_and_an_older_policy_have_different_weights(converted):
     states = {
         name: AutoModelForCausalLM.from_pretrained(converted / name).state_dict()
         for name in ("policy", "prm", "older")

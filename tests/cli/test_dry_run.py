@@ -1,4 +1,4 @@
-"""The process map is that of Megatron's ranks, the commands are those that would run, and nothing starts."""
+"""A dry run prints Megatron's rank order and the commands of the run, and starts nothing."""
 
 import json
 import shlex
@@ -23,11 +23,11 @@ def make(folder, **sections):
     return PrimeConfig.model_validate(settings | sections)
 
 
-def test_the_map_counts_as_megatron_does(folder):
+def test_the_process_map_has_the_rank_order_of_megatron(folder):
     config = make(folder, parallel={"tensor": 2, "pipeline": 2, "virtual_pipeline": 2, "context": 2})
     lines = [line.split() for line in process_map(config, 16, 8)]
     assert lines[0] == ["rank", "node", "local", "pipeline", "data", "context", "tensor", "expert", "layers"]
-    # Megatron's order: tensor fastest, then context, data, pipeline.
+    # In Megatron's order, the tensor rank varies fastest, then context, data and pipeline.
     expected = [
         [str(n) for n in (rank, rank // 8, rank % 8, rank // 8, rank // 4 % 2, rank // 2 % 2, rank % 2)]
         for rank in range(16)
@@ -36,7 +36,7 @@ def test_the_map_counts_as_megatron_does(folder):
     assert lines[1][8:] == ["0-1", "4-5"] and lines[9][8:] == ["2-3", "6-7"]
 
 
-def test_the_servers_are_named_with_their_gpus(folder):
+def test_servers_are_listed_with_their_gpus_and_commands(folder):
     servers = {"engine": "sglang", "sglang": {"num_servers": 2, "tensor": 2, "gpu_ids": [4, 5, 6, 7]}}
     config = make(folder, rollout=servers, platform={"device": "cuda"})
     assert list(process_map(config, 4, 8))[-1] == "server 1 on the node of rank 0, GPUs 6 7"
@@ -46,7 +46,7 @@ def test_the_servers_are_named_with_their_gpus(folder):
     assert "sglang.launch_server" in ours[-1] and "--tp-size 2" in ours[-1] and "--port PORT" in ours[-1]
 
 
-def test_everything_is_written_and_nothing_else(folder):
+def test_a_dry_run_writes_its_files_and_nothing_else(folder):
     config = make(folder, parallel={"tensor": 2})
     lines = dry_run(config, BatchArithmetic.of(config, 4), Path("run.toml"), [], folder / "plan")
     assert sorted(path.name for path in (folder / "plan").iterdir()) == [

@@ -17,7 +17,7 @@ def test_eval_equals_the_evaluation_inside_training_before_the_first_step(toy: T
     assert written["num_prompts"] == 32
 
 
-def test_eval_of_the_export_equals_the_last_evaluation_inside_training(toy: Toy):
+def test_eval_of_the_export_equals_the_final_evaluation_inside_training(toy: Toy):
     written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
     in_training = evaluation_in_training(toy, NUM_STEPS)
     assert set(written) == set(in_training)

@@ -1,4 +1,4 @@
-"""eval-prm on two random models, against HF's own logits and plain loops in float64."""
+"""The metrics of eval-prm on two random models equal those computed from HF logits in float64."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def save_model(folder: Path, seed: int) -> Qwen2ForCausalLM:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """(folder of a finished eval-prm run, HF model of the PRM, HF model of the reference, printed output)."""
+    """Return (folder of a finished eval-prm run, HF model of the PRM, HF model of the reference, printed output)."""
     folder = tmp_path_factory.mktemp("prm")
     prm, reference = save_model(folder / "prm", 1), save_model(folder / "reference", 2)
     (folder / "responses").mkdir()
@@ -77,7 +77,7 @@ def judged(tmp_path_factory):
 
 
 def score_at(models, prompt: str, text: str, num_characters: int) -> float:
-    """BETA * sum of the log-ratios of a response's first characters, where each byte is one token."""
+    """Return BETA * sum of the log-ratios of a response's first characters, where each byte is one token."""
     prm, reference = models
     ids = byte_tokenizer().encode(prompt + text)
     first = len(byte_tokenizer().encode(prompt))
@@ -153,7 +153,7 @@ def test_the_command_prints_a_table_and_the_path_of_its_output(judged):
     assert list((folder / "run" / "prm_tensorboard").iterdir())
 
 
-def test_two_equal_models_and_absent_files_are_refused_before_anything_is_loaded(judged):
+def test_equal_models_and_missing_files_are_refused_before_loading(judged):
     folder, *_ = judged
     ended = finish(folder, "eval-prm", "run.toml", "prm.path=reference", 'prm_evaluation.pairs=["no.jsonl"]')
     assert ended.returncode == 2

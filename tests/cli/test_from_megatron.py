@@ -1,4 +1,4 @@
-"""From a Megatron-LM command to a file that `check` accepts, or to every fault at once and no file."""
+"""A Megatron-LM command becomes a file that `check` accepts; otherwise all errors are listed and no file is written."""
 
 import json
 import tomllib
@@ -43,7 +43,7 @@ def run(line: str, *more: str) -> int:
     return main(["from-megatron", f"--args={line}", "--model", "model", "-o", "run.toml", *more])
 
 
-def test_the_file_is_a_configuration_that_can_run(folder, capsys):
+def test_the_written_file_passes_check(folder, capsys):
     assert run(LINE, 'data.train=["train.jsonl"]', "policy.lr=3e-6") == 0
     told = capsys.readouterr().out
     config = load_config(folder / "run.toml")
@@ -60,7 +60,7 @@ def test_the_file_is_a_configuration_that_can_run(folder, capsys):
     assert main(["check", "run.toml", "parallel.num_processes=4"]) == 0
 
 
-def test_all_faults_are_told_and_nothing_is_written(folder, capsys):
+def test_all_errors_are_listed_and_nothing_is_written(folder, capsys):
     assert run("--lrr 1 --num-layers 5 --fp16 --train-iters 3") == 2
     told = capsys.readouterr().err
     assert "3 faults" in told and "--lrr: Megatron-LM has no such argument" in told
@@ -70,14 +70,14 @@ def test_all_faults_are_told_and_nothing_is_written(folder, capsys):
     assert not (folder / "run.toml").exists()
 
 
-def test_what_is_refused_may_be_skipped_but_not_a_fault(folder, capsys):
+def test_unsupported_arguments_may_be_skipped_but_not_errors(folder, capsys):
     assert run("--fp16 --train-iters 3") == 2
     assert run("--fp16 --train-iters 3", "--skip-refused") == 0
     assert "refused (1)\n  --fp16  training is in fp32 or bf16" in capsys.readouterr().out
     assert run("--lrr 1 --train-iters 3", "--skip-refused") == 2
 
 
-def test_settings_that_make_no_configuration_are_faults_of_the_file(folder, capsys):
+def test_an_invalid_resulting_configuration_is_reported(folder, capsys):
     assert run("--lr 1e-6 --min-lr 1e-5") == 2
     told = capsys.readouterr().err
     assert "trainer.num_steps is missing" in told and not (folder / "run.toml").exists()
@@ -93,12 +93,12 @@ def test_settings_that_make_no_configuration_are_faults_of_the_file(folder, caps
         ("--lr 1", ("--model", "nowhere"), "nowhere: no such folder"),
     ],
 )
-def test_wrong_use(folder, capsys, line, more, fault):
+def test_invalid_usage_is_refused(folder, capsys, line, more, fault):
     assert run(line, *more) == 2
     assert fault in capsys.readouterr().err
 
 
-def test_toml_reads_back():
+def test_written_toml_reads_back_equal():
     settings = {"a": 'quo"te \\ ü', "t.x": [1, 2], "t.u.y": True, "t.z": 1e-7, "b": 3}
     expected = {"a": 'quo"te \\ ü', "b": 3, "t": {"x": [1, 2], "z": 1e-7, "u": {"y": True}}}
     assert tomllib.loads(toml_text(settings)) == expected

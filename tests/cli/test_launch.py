@@ -1,4 +1,4 @@
-"""The launcher ends with its ranks, and they with it. Ranks are ended while they import: no run has to start."""
+"""The launcher ends when a rank ends, and the reverse. Ranks are killed during their imports, before a run starts."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.support.toy_runs import Started, Toy, finish
 
 @pytest.fixture
 def job(toy: Toy, tmp_path) -> Iterator[Started]:
-    """A training job of two ranks that has started both."""
+    """Return a training job that has started its two ranks."""
     with Started(
         toy.folder, "train", "run.toml", f"run_dir={tmp_path / 'run'}", "parallel.num_processes=2"
     ) as started:
@@ -29,7 +29,7 @@ def test_ranks_die_with_a_killed_launcher(job: Started, delay_s):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_ends_everything(job: Started, number):
+def test_a_signal_to_the_launcher_ends_all_ranks(job: Started, number):
     time.sleep(0.5)
     job.process.send_signal(number)
     assert job.all_gone()
@@ -42,7 +42,7 @@ def test_a_killed_rank_ends_the_job_with_its_signal(job: Started):
     assert job.process.returncode == 128 + signal.SIGKILL
 
 
-def test_a_fault_of_the_run_gives_its_exit_code_and_one_message(tmp_path, toy: Toy):
+def test_an_error_of_the_run_gives_its_exit_code_and_one_message(tmp_path, toy: Toy):
     (tmp_path / "broken.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\nnot json\n')
     finished = finish(
         toy.folder,
@@ -55,7 +55,7 @@ def test_a_fault_of_the_run_gives_its_exit_code_and_one_message(tmp_path, toy: T
     assert finished.stderr.count("shows where") == 1
 
 
-def test_a_rank_is_known_by_its_environment(monkeypatch):
+def test_a_rank_is_recognized_by_its_environment(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_rank()

@@ -1,4 +1,4 @@
-"""Faults that a user can fix: one line each, exit code 2, before any framework is imported."""
+"""Errors of the user are reported in one line each, with exit code 2, before any framework is imported."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ PROGRAM = (
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Path:
-    """A folder in which every command passes the checks."""
+    """Enter a folder in which every command passes its checks."""
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -51,7 +51,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
 
 
 def torch_free(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process that fails when a framework was imported."""
+    """Run the command line in a process that fails if a framework is imported."""
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
         env=environment(**variables),
@@ -97,7 +97,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("overrides", "fault"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_fault_is_one_line_with_code_2_before_torch_is_imported(workspace, overrides, fault):
+def test_an_error_is_one_line_with_code_2_before_torch_is_imported(workspace, overrides, fault):
     before = sorted(workspace.rglob("*"))
     finished = torch_free("train", "run.toml", *overrides)
     assert finished.returncode == 2, finished.stderr
@@ -106,18 +106,18 @@ def test_a_fault_is_one_line_with_code_2_before_torch_is_imported(workspace, ove
     _, *faults = finished.stderr.splitlines()
     assert [fault in line for line in faults].count(True) == 1, finished.stderr
     assert all(line.startswith("  - ") for line in faults)
-    # Heads, KV heads and FFN are a fault each; every other case has one.
+    # Heads, KV heads and FFN are one error each; every other case has one error.
     assert len(faults) == (2 if "parallel.tensor=4" in overrides else 1), finished.stderr
     assert sorted(workspace.rglob("*")) == before
 
 
-def test_all_faults_come_at_once(workspace):
+def test_all_errors_are_reported_at_once(workspace):
     finished = torch_free("train", "run.toml", "parallel.pipeline=2", "reward.verifier=x", "data.train=[]")
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) == 4
 
 
-def test_a_missing_file_and_a_wrong_usage_have_code_2(workspace):
+def test_a_missing_file_and_invalid_usage_have_code_2(workspace):
     assert torch_free("train", "absent.toml").returncode == 2
     assert torch_free("trian", "run.toml").returncode == 2
     assert torch_free("train").returncode == 2
@@ -139,14 +139,14 @@ def test_each_command_checks_the_data_that_it_reads(workspace, command, key):
     assert f"{key}: absent.jsonl does not exist" in finished.stderr
 
 
-def test_the_launcher_of_the_ranks_has_the_last_word_on_their_number(workspace):
+def test_world_size_overrides_the_configured_number_of_processes(workspace):
     ranked = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}
     finished = torch_free("train", "run.toml", "parallel.tensor=2", **ranked)
     assert finished.returncode == 2
     assert "3 processes are not a multiple of" in finished.stderr
 
 
-def test_of_the_ranks_of_a_node_one_tells_the_faults(workspace):
+def test_only_local_rank_0_reports_configuration_errors(workspace):
     finished = torch_free("train", "run.toml", "policy.lrr=1", RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
     assert (finished.returncode, finished.stderr) == (2, "")
 
@@ -154,7 +154,7 @@ def test_of_the_ranks_of_a_node_one_tells_the_faults(workspace):
 @pytest.mark.parametrize(
     "error", [ValueError("too wide"), OSError("disk full"), FloatingPointError("gradient")]
 )
-def test_a_fault_during_the_run_is_one_line_with_code_1(workspace, capsys, monkeypatch, error):
+def test_an_error_during_the_run_is_one_line_with_code_1(workspace, capsys, monkeypatch, error):
     def fail() -> None:
         raise error
 
@@ -166,11 +166,11 @@ def test_a_fault_during_the_run_is_one_line_with_code_1(workspace, capsys, monke
         _guarded(fail)
 
 
-def test_a_bug_of_ours_keeps_its_traceback():
+def test_an_unexpected_error_keeps_its_traceback():
     with pytest.raises(KeyError):
         _guarded(lambda: {}["absent"])
 
 
-def test_main_takes_its_arguments_from_python_too(workspace, capsys):
+def test_main_can_be_called_from_python(workspace, capsys):
     assert main(["check", "run.toml"]) == 0
     assert "the configuration is sound" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Arguments from lines, scripts and YAML; bash runs the script too, and says what it really passes."""
+"""Megatron-LM arguments are read from command lines, scripts and YAML; bash itself is the oracle for scripts."""
 
 import json
 import subprocess
@@ -34,8 +34,8 @@ echo done
 """
 
 
-def test_a_script_is_read_as_bash_runs_it(tmp_path):
-    """The program that bash starts prints what it was given: that is the oracle."""
+def test_a_script_gives_the_arguments_that_bash_passes(tmp_path):
+    """The program that bash starts prints its arguments, which are the expected ones."""
     show = tmp_path / "show.py"
     show.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
     text = SCRIPT.replace("{run}", f"{sys.executable} {show}")
@@ -51,16 +51,16 @@ def test_a_script_is_read_as_bash_runs_it(tmp_path):
     assert read_arguments(text) == given
 
 
-def test_a_line():
+def test_a_command_line_is_read():
     found = read_arguments('--lr 1e-6 --a-flag --values 1 -2 "three four" --lr 2e-6')
     assert found == {"lr": ["2e-6"], "a-flag": [], "values": ["1", "-2", "three four"]}
 
 
-def test_a_value_of_run_time_stays_as_it_is_written():
+def test_a_value_known_only_at_run_time_is_kept_verbatim():
     assert read_arguments("--load $CKPT --lr `cat lr`")["load"] == ["$CKPT"]
 
 
-def test_yaml_by_name_or_below_model_args():
+def test_yaml_is_read_at_top_level_or_below_model_args():
     flat = "num-layers: 28\nbf16: true\nfp16: false\nlr: 1.0e-6\nload: null\nmodules: [mlp, moe]\n"
     expected = {"num-layers": ["28"], "bf16": [], "lr": ["1e-06"], "modules": ["mlp", "moe"]}
     assert read_yaml(flat) == expected
@@ -75,7 +75,7 @@ def test_yaml_without_arguments_is_refused(text):
         read_yaml(text)
 
 
-def test_files(tmp_path):
+def test_files_are_read_by_their_extension(tmp_path):
     (tmp_path / "a.yml").write_text("lr: 1\n")
     (tmp_path / "a.sh").write_text("x --lr 1\n")
     assert read_file(tmp_path / "a.yml") == read_file(tmp_path / "a.sh") == {"lr": ["1"]}

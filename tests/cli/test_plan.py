@@ -1,4 +1,4 @@
-"""Runs the command without torch, and checks its exit code and its one-line errors."""
+"""The plan command runs without torch, and reports errors in one line with an exit code."""
 
 import json
 import subprocess
@@ -62,7 +62,7 @@ def plan(folder, *arguments):
     )
 
 
-def test_a_plan_that_fits(folder):
+def test_a_plan_that_fits_exits_with_code_0(folder):
     done = plan(folder, "--json", "plan.json", "--response-tokens", "2000")
     assert done.returncode == 0, done.stderr
     assert "fits: " in done.stdout and "2000 per response" in done.stdout
@@ -71,7 +71,7 @@ def test_a_plan_that_fits(folder):
     assert found["recommended"]
 
 
-def test_a_plan_that_does_not_fit(folder):
+def test_a_plan_that_does_not_fit_exits_with_code_3(folder):
     done = plan(folder, "parallel.num_processes=8", "--gpu-set", "memory_gib=10")
     assert done.returncode == 3
     assert "does not fit: in the " in done.stdout
@@ -87,7 +87,7 @@ def test_a_plan_that_does_not_fit(folder):
         (["model.path=nowhere"], "nowhere: no such folder"),
     ],
 )
-def test_an_unknown_argument_is_reported_in_one_line(arguments, fault, folder):
+def test_an_invalid_argument_is_reported_in_one_line(arguments, fault, folder):
     done = plan(folder, *arguments)
     assert done.returncode == 2
     assert fault in done.stderr and "Traceback" not in done.stderr

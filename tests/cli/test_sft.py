@@ -7,7 +7,7 @@ from megatron_prime.observability.metrics import undocumented
 from tests.support.toy_runs import Toy, finish, records
 
 
-def test_the_warm_up_lowers_the_loss_and_logs_in_a_folder_of_its_own(toy: Toy):
+def test_sft_lowers_the_loss_and_logs_in_its_own_folder(toy: Toy):
     history = records(toy.run_dir("sft_run") / "sft_log")
     losses = [record["sft/loss"] for record in history]
     assert [record["step"] for record in history] == list(range(1, 151))
@@ -16,7 +16,7 @@ def test_the_warm_up_lowers_the_loss_and_logs_in_a_folder_of_its_own(toy: Toy):
     assert not (toy.run_dir("sft_run") / "metrics.jsonl").exists()
 
 
-def test_the_checkpoint_is_an_ordinary_one(toy: Toy):
+def test_transformers_loads_the_checkpoint(toy: Toy):
     model = AutoModelForCausalLM.from_pretrained(toy.folder / "sft")
     tokenizer = AutoTokenizer.from_pretrained(toy.folder / "sft")
     prompt = tokenizer("1 + 2 - 3 x 7 =", return_tensors="pt")

@@ -1,4 +1,4 @@
-"""A killed run that is started again ends with the very numbers of an unbroken one."""
+"""A killed run that is started again ends with exactly the numbers of an uninterrupted one."""
 
 import shutil
 import signal
@@ -29,7 +29,7 @@ Ending = Callable[[Started], int]
 
 
 def kill_all(started: Started) -> int:
-    """SIGKILL to the whole tree at once; returns the exit code to expect."""
+    """Send SIGKILL to the whole process tree at once, and return the expected exit code."""
     for process in started.family():
         process.kill()
     started.process.kill()
@@ -67,7 +67,7 @@ def in_rollout_after_a_save(run_dir: Path) -> bool:
 
 
 SCENARIOS: dict[str, list[tuple[Moment, Ending, int]]] = {
-    # moment, how it ends, steps that the rerun takes over
+    # (moment of the end, how it is ended, number of steps that the next attempt resumes from)
     "single": [(after_save, kill_all, SAVE_EVERY), (in_last_save, kill_all, SAVE_EVERY)],
     "tensor=2": [(in_first_save, kill_launcher, 0)],
     "data=2": [(in_rollout_after_a_save, kill_one_rank, SAVE_EVERY)],
@@ -75,7 +75,9 @@ SCENARIOS: dict[str, list[tuple[Moment, Ending, int]]] = {
 
 
 @pytest.mark.parametrize("layout", SCENARIOS)
-def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(toy: Toy, layout_runs, tmp_path, layout):
+def test_a_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(
+    toy: Toy, layout_runs, tmp_path, layout
+):
     unbroken = layout_runs.get(layout, toy.run_dir("single"))
     run_dir = tmp_path / "run"
     arguments = ["train", "run.toml", f"run_dir={run_dir}", *LAYOUTS.get(layout, [])]
@@ -97,7 +99,7 @@ def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(toy: Toy, la
     )
 
 
-def test_a_run_whose_newest_checkpoint_rotted_goes_back_one_and_ends_the_same(toy: Toy, tmp_path):
+def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(toy: Toy, tmp_path):
     unbroken, run_dir = toy.run_dir("single"), tmp_path / "run"
     shutil.copytree(unbroken, run_dir)
     shard = next((checkpoint_of(run_dir, NUM_STEPS) / "prm").glob("*.distcp"))
@@ -128,13 +130,13 @@ def test_a_finished_run_that_is_started_again_changes_nothing(toy: Toy):
     assert [record["step"] for record in records(toy.run_dir("single"))] == list(range(NUM_STEPS + 1))
 
 
-def test_every_metric_is_documented_and_the_export_is_an_ordinary_checkpoint(toy: Toy):
+def test_every_metric_is_documented_and_transformers_loads_the_export(toy: Toy):
     for record in records(toy.run_dir("single")):
         assert undocumented(record.keys() - {"step"}) == []
     AutoModelForCausalLM.from_pretrained(toy.run_dir("single") / "hf")
 
 
-def test_a_run_that_may_not_resume_refuses_a_used_folder(toy: Toy):
+def test_resume_never_refuses_a_used_run_dir(toy: Toy):
     code, output = toy.facts["never"]
     assert code == 2
     assert "checkpoint.resume = 'never', but run_dir = single holds step_00000004" in output

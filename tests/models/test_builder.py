@@ -1,4 +1,4 @@
-"""Models are built from a checkpoint directory, or refused with a message that says how to go on."""
+"""Models are built from a checkpoint directory, or refused with a message that says how to fix it."""
 
 import json
 import shutil
@@ -173,14 +173,14 @@ def test_faulty_tensors_are_named(report):
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_weights_come_in_the_dtype_of_the_platform(name, dtype, report, checkpoint):
+def test_weights_have_the_dtype_of_the_platform(name, dtype, report, checkpoint):
     assert report[name]["dtypes"] == {dtype}
     weights = {key: tensor.to(dtype) for key, tensor in hf_weights(checkpoint[1]).items()}
     for key, tensor in whole_tensors([report[name]["weights"]], weights).items():
         assert torch.equal(tensor, weights[key]), key
 
 
-def test_without_load_weights_they_are_random(report, checkpoint):
+def test_without_load_weights_the_weights_are_random(report, checkpoint):
     weights = hf_weights(checkpoint[1])
     random = whole_tensors([report["random"]], weights)
     assert all(tensor.isfinite().all() for tensor in random.values())
@@ -209,8 +209,7 @@ MOE = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
-"""What Transformer Engine 2.11 and megatron-core 0.16.1 called the parameters of such a model (built on the meta device
-of an environment that has both)."""
+"""Configuration of a small mixture of experts."""
 NAMES_IN_TRANSFORMER_ENGINE = {
     "decoder.layers.0.input_layernorm.weight": "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight",
     **{
@@ -221,9 +220,10 @@ NAMES_IN_TRANSFORMER_ENGINE = {
         for linear in ("linear_fc1", "linear_fc2")
     },
 }
+"""Parameter names of this model in Transformer Engine 2.11 with megatron-core 0.16.1, from a model on the meta device."""
 
 
-def test_parameters_keep_their_names_whatever_the_layers_are_made_of():
+def test_parameters_have_the_same_names_with_either_kind_of_layers():
     shape = ModelShape.from_hf_config(MOE)
     plain, none = _parameters(shape, ONE, (range(1),))
     fused_platform = replace(CPU, layers="transformer_engine")
@@ -232,7 +232,7 @@ def test_parameters_keep_their_names_whatever_the_layers_are_made_of():
     assert renamed == NAMES_IN_TRANSFORMER_ENGINE
 
 
-def test_a_renamed_parameter_is_found_by_its_own_name(checkpoint):
+def test_a_renamed_parameter_is_found_by_its_megatron_name(checkpoint):
     module = torch.nn.Linear(2, 2, bias=False)
     pieces = (ParameterPieces("a.b", (2, 2), (), False),)
     built = BuiltModel((module,), read_shape(checkpoint[0]), pieces, {"a.b": "weight"})

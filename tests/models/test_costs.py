@@ -1,4 +1,4 @@
-"""Costs of rows against a count of every multiplication of the layers."""
+"""Row costs equal a count of every multiplication of the layers."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from tests.support.hf_shapes import VARIANTS, make_shape
 
 
 def flops(shape, num_tokens, num_scored):
-    """Multiplications and additions of a forward pass, matrix by matrix."""
+    """Count the multiplications and additions of a forward pass, matrix by matrix."""
     total = 0
     for layer in range(shape.num_layers):
         for position in range(num_tokens):
@@ -25,7 +25,7 @@ def flops(shape, num_tokens, num_scored):
                 matrices.append((shape.hidden_size, shape.num_experts))
             matrices += [(shape.hidden_size, ffn)] * 3 * copies
             total += sum(2 * rows * columns for rows, columns in matrices)
-            # query times key, and weight times value, for each key that causal attention sees (half a key too many)
+            # Query times key, and weight times value. Causal attention over n tokens counts as n^2 / 2 pairs of tokens.
             total += 2 * 2 * (position + 0.5) * shape.query_size
     return total + num_scored * 2 * shape.vocab_size * shape.hidden_size
 
@@ -40,7 +40,7 @@ def test_costs_are_flops(name, num_tokens, num_scored):
     assert costs(num_tokens, num_scored) == pytest.approx(expected, rel=1e-12)
 
 
-def test_attention_weighs_less_in_a_wider_model():
+def test_attention_has_a_smaller_share_of_the_cost_in_a_wider_model():
     shape = make_shape("llama")
     wider = replace(shape, ffn_hidden_size=8 * shape.ffn_hidden_size)
     assert row_costs(wider).attention_tokens > row_costs(shape).attention_tokens

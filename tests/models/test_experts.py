@@ -1,4 +1,4 @@
-"""Replayed routing, against HF's own model whose routers are told what to choose."""
+"""Replayed routing equals an HF model whose routers are patched to choose the same experts."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ NUM_LAYERS, NUM_EXPERTS, NUM_CHOSEN = 4, 4, 2
 LAYOUTS = ("one", "tp2+sp ep2", "cp2 ep2", "pp2 vpp2")
 NAMES = ("qwen3 moe", "qwen3 moe mixed")
 ROUTER_CHOOSES = 3
-"""Row without experts to replay."""
+"""Index of the row without experts to replay."""
 
 
-def tell_routers(model, experts_NLK):
-    """Make HF's routers take these experts for the first tokens, and choose for the rest, as they would."""
+def patch_routers(model, experts_NLK):
+    """Make HF's routers take these experts for the first tokens; they choose freely for the others."""
 
     def forward_of(router, experts_NK):
         def forward(hidden):
@@ -64,7 +64,7 @@ def weights_BT():
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory, routing, weights_BT):
-    """Name -> (folder, log-probs that the router would give, log-probs and gradients with the replayed experts)."""
+    """Return {name: (folder, log-probs with free routing, log-probs and gradients with the replayed experts)}."""
     expected = {}
     for name in NAMES:
         folder = tmp_path_factory.mktemp("experts") / name
@@ -73,7 +73,7 @@ def oracle(tmp_path_factory, routing, weights_BT):
         rows = []
         for sequence, experts in zip(SEQUENCES, routing, strict=True):
             none = torch.empty(0, NUM_LAYERS, NUM_CHOSEN)
-            tell_routers(model, none if experts is None else experts)
+            patch_routers(model, none if experts is None else experts)
             rows.append(score_with_hf(model, [sequence], NUM_COLUMNS))
         logprobs_BT, entropy_BT = (torch.cat(of_rows) for of_rows in zip(*rows, strict=True))
         (weights_BT * (logprobs_BT + entropy_BT / 10)).sum().backward()
@@ -115,12 +115,12 @@ def test_gradients_reach_routers_and_the_replayed_experts(name, layout, replayed
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_next_pass_without_routing_is_free_again(name, replayed, oracle):
+def test_a_pass_without_experts_to_replay_routes_freely(name, replayed, oracle):
     for report in replayed["one", name]:
         torch.testing.assert_close(report["free"], oracle[name][1], rtol=0, atol=1e-5)
 
 
-def test_experts_that_do_not_fit_are_refused(replayed):
+def test_experts_of_the_wrong_shape_are_refused(replayed):
     (report,) = replayed["one", NAMES[0]]
     assert "row 1: experts to replay have shape (8, 4, 1), (8, 4, 2) is needed" in report["refused"]
 

@@ -48,7 +48,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def oracle(models, weights_BT):
-    """HF's model, one sequence at a time, without padding or packing."""
+    """Return scores of HF's model, one sequence at a time, without padding or packing."""
     expected = {}
     for name, (_, model) in models.items():
         logprobs_BT = torch.zeros(len(SEQUENCES), NUM_COLUMNS)
@@ -68,7 +68,7 @@ def oracle(models, weights_BT):
 
 @pytest.fixture(scope="module")
 def results(models, weights_BT):
-    """(layout, model) -> what each rank reports; layouts of as many processes share them."""
+    """Return {(layout, model): report of each rank}. Layouts with the same number of processes share them."""
     folders = {name: str(folder) for name, (folder, _) in models.items()}
     reports = {}
     for num_processes, layouts in layouts_of(dict(parity_worker.CASES)).items():
@@ -89,7 +89,7 @@ def test_scores_equal_hf(layout, name, results, oracle):
 
 
 @pytest.mark.parametrize("layout", parity_worker.DENSE_LAYOUTS)
-def test_the_padding_that_fp8_needs_changes_nothing(layout, results, oracle):
+def test_padding_for_fp8_changes_no_result(layout, results, oracle):
     for of_rank in results[layout, parity_worker.PADDED]:
         torch.testing.assert_close(of_rank["padded"], oracle[parity_worker.PADDED][0], rtol=0, atol=1e-5)
 
@@ -113,7 +113,7 @@ def test_every_rank_has_whole_fp8_blocks_of_tokens(layout, recipe, tokens_of_a_r
         assert num_tokens >= length and num_tokens % (share * tokens_of_a_rank) == 0
 
 
-def test_messages_that_overlap_need_microbatches_of_one_length():
+def test_overlapped_communication_needs_microbatches_of_one_length():
     topology = replace(ONE, tensor_size=2, sequence_parallel=True)
     config = SimpleNamespace(fp8=None, fp8_recipe="delayed", tp_comm_overlap=True)
     padding = padding_of(topology, config, max_tokens=1001)
@@ -121,7 +121,7 @@ def test_messages_that_overlap_need_microbatches_of_one_length():
 
 
 @pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)
-def test_backward_scores_what_score_scores(layout, name, results):
+def test_the_training_pass_scores_equal_those_of_the_scoring_pass(layout, name, results):
     """The process reward of step 0 is exactly 0 only if both passes agree to the last bit."""
     for of_rank in results[layout, name]:
         assert torch.equal(of_rank["logprobs_in_backward"], of_rank["logprobs"])

@@ -1,4 +1,4 @@
-"""The whole next-token distribution is HF's, in every layout: each vocabulary id is scored at each position."""
+"""The complete next-token distribution equals HF's in every layout: every vocabulary id is scored at each position."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ LAYOUTS = ("dp2", "tp2", "tp2+sp", "pp2")
 TEMPERATURES = (1.0, 0.6)
 TOKEN_IDS = [17, 3, 299, 0, 42, 128, 127, 8]
 POSITIONS = [5, 0, 7]
-"""In no order; the first and the last are among them."""
+"""Positions to score: unordered, with the first and the last."""
 VOCAB_SIZE = SIZES["vocab_size"]
 
 
@@ -56,7 +56,7 @@ def test_the_distribution_equals_hf(name, layout, temperature, results, models):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shards_cover_the_real_vocabulary_once(name, results):
-    # 300 tokens pad to 384 on one rank, and to 512 on two of which the second holds 44 real rows.
+    # 300 tokens are padded to 384 on one rank, and to 512 on two ranks, of which the second has 44 real rows.
     assert [of_rank["dp2", name, "rows"] for of_rank in results] == [(0, 300)] * 2
     for layout in ("tp2", "tp2+sp"):
         assert [of_rank[layout, name, "rows"] for of_rank in results] == [(0, 256), (256, 44)]

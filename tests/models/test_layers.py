@@ -1,4 +1,4 @@
-"""Attention and norm against their definitions, in float64."""
+"""Attention and norm equal their definitions in float64."""
 
 from datetime import timedelta
 
@@ -14,7 +14,9 @@ from megatron_prime.models.layers import PackedAttention, RMSNorm
 
 HEAD_DIM = 6
 ALONE = ProcessGroupCollection(
-    cp=dist.ProcessGroupGloo(dist.HashStore(), 0, 1, timedelta(seconds=60))  # test_forward.py has the others
+    cp=dist.ProcessGroupGloo(
+        dist.HashStore(), 0, 1, timedelta(seconds=60)
+    )  # test_forward.py tests larger groups
 )
 
 
@@ -47,7 +49,7 @@ def packed(lengths):
 
 
 def naive_attention(query_SND, key_SKD, value_SKD, lengths, scale):
-    """One token and one head at a time: softmax over the tokens of its own sequence up to itself."""
+    """Compute attention per token and head: softmax over the tokens of its sequence up to itself."""
     outputs, start = [], 0
     group = query_SND.shape[1] // key_SKD.shape[1]
     for length in lengths:
@@ -76,13 +78,13 @@ def test_attention_and_its_gradients_equal_the_definition(lengths, num_heads, nu
         torch.testing.assert_close(ours.grad, reference.grad, rtol=0, atol=1e-12)
 
 
-def test_attention_takes_the_softmax_scale_it_is_given():
+def test_attention_uses_the_given_softmax_scale():
     mine = draw(5, 4, 2)
     out = make_attention(softmax_scale=0.9)(*mine, packed_seq_params=packed([2, 3]))
     torch.testing.assert_close(out, naive_attention(*mine, [2, 3], 0.9), rtol=0, atol=1e-13)
 
 
-def test_a_sequence_does_not_see_its_neighbours():
+def test_a_sequence_does_not_attend_to_its_neighbours():
     first, second = draw(7, 4, 2), draw(7, 4, 2, seed=1)
     mixed = [torch.cat([one[:4], other[4:]]) for one, other in zip(first, second, strict=True)]
     attention = make_attention()
@@ -91,7 +93,7 @@ def test_a_sequence_does_not_see_its_neighbours():
     assert torch.equal(alone[:4], beside_others[:4])
 
 
-def test_attention_refuses_what_it_cannot_mask():
+def test_attention_refuses_masks_that_it_does_not_support():
     with pytest.raises(AssertionError, match="packed"):
         make_attention()(*draw(4, 4, 4))
     with pytest.raises(AssertionError):
@@ -103,7 +105,7 @@ def test_rms_norm_and_its_gradients_equal_the_formula(shape):
     norm = RMSNorm(make_config(), hidden_size=24, eps=1e-3).double()
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(24, dtype=torch.float64, generator=generator)
-    hidden = torch.randn(shape, dtype=torch.float64, generator=generator) * 0.05  # eps matters
+    hidden = torch.randn(shape, dtype=torch.float64, generator=generator) * 0.05  # small, so that eps matters
     norm.weight.data.copy_(weight)
     theirs, their_weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     hidden.requires_grad_()

@@ -1,4 +1,4 @@
-"""Weights in Megatron's format that cannot be loaded are refused by name; tests/conversion loads those that can."""
+"""A Megatron checkpoint that cannot be loaded is refused by name; tests/conversion loads valid ones."""
 
 import pytest
 
@@ -6,6 +6,6 @@ from megatron_prime.hf.weight_files import RELEASE
 from megatron_prime.models.megatron_folder import load_megatron_weights
 
 
-def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"{RELEASE} cannot be loaded: CheckpointingException"):
         load_megatron_weights([], tmp_path / RELEASE)

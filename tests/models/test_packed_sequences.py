@@ -11,7 +11,7 @@ from megatron_prime.models.packed_sequences import pack_sequences
 SEQUENCES = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9]), ([10, 11], [])]
 
 
-def test_a_small_case_by_hand():
+def test_a_small_batch_is_packed_as_computed_by_hand():
     packed = pack_sequences(SEQUENCES)
     assert packed.token_ids_S.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
     assert packed.labels_S.tolist() == [2, 3, 4, 5, 0, 7, 8, 9, 0, 11, 0]
@@ -26,7 +26,7 @@ def test_a_small_case_by_hand():
 
 
 @pytest.mark.parametrize(("pad_to", "num_padding"), [(1, 0), (4, 1), (8, 5), (16, 5), (11, 0)])
-def test_padding_is_one_more_sequence_that_nothing_points_at(pad_to, num_padding):
+def test_padding_is_a_separate_sequence_without_predictions(pad_to, num_padding):
     plain, padded = pack_sequences(SEQUENCES), pack_sequences(SEQUENCES, pad_to=pad_to, pad_token_id=99)
     assert padded.num_tokens % pad_to == 0
     assert padded.num_padding == num_padding
@@ -85,7 +85,7 @@ def test_sequences_padded_for_context_parallelism_keep_labels_and_predictions(se
     assert padded.max_seqlen == max(stop - start for start, stop in pairwise(starts))
 
 
-def test_an_empty_microbatch_is_padding_alone():
+def test_an_empty_microbatch_is_only_padding():
     packed = pack_sequences([], pad_to=4, pad_token_id=7)
     assert packed.token_ids_S.tolist() == [7, 7, 7, 7]
     assert packed.cu_seqlens.tolist() == [0, 4]
@@ -126,14 +126,14 @@ def test_scatter_puts_values_at_row_and_column_and_passes_gradients():
     assert values_R.grad.tolist() == [0, 1, 4, 5, 6]
 
 
-def test_moving_keeps_everything():
+def test_moving_to_a_device_keeps_every_field():
     packed = pack_sequences(SEQUENCES, pad_to=4)
     moved = packed.to("meta")
     assert moved.token_ids_S.device.type == moved.cols_R.device.type == "meta"
     assert moved.max_seqlen == packed.max_seqlen
 
 
-def test_what_cannot_be_packed_is_explained():
+def test_invalid_sequences_are_refused_with_a_reason():
     with pytest.raises(ValueError, match="sequence 1 has an empty prompt"):
         pack_sequences([([1], [2]), ([], [3])])
     for sizes in ({"pad_to": 0}, {"pad_to": 6, "pad_sequences_to": 4}, {"pad_sequences_to": 0}):

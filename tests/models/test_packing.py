@@ -17,20 +17,20 @@ def random_lengths(seed, num_rows, longest):
 
 
 def heavy_tailed_lengths(seed, num_rows, longest=4096):
-    """Log-normal, cut off at both ends: most responses are short, some run to the limit."""
+    """Return log-normal lengths, clipped at both ends: most responses are short, some reach the limit."""
     rng = random.Random(seed)
     return [min(longest, max(32, int(rng.lognormvariate(6.2, 1.0)))) for _ in range(num_rows)]
 
 
 def imbalance(packing, costs):
-    """Cost of the costliest rank over the mean."""
+    """Return the largest cost of a rank, relative to the mean."""
     totals = [sum(costs[row] for rows in rank for row in rows) for rank in packing.rows]
     return max(totals) * len(totals) / sum(totals)
 
 
 @st.composite
 def batches(draw, most_rows=40):
-    """Arguments of pack: lengths, max_tokens, num_ranks, costs, padding."""
+    """Generate arguments of `pack`: lengths, max_tokens, num_ranks, costs, padding."""
     max_tokens = draw(st.integers(8, 60))
     lengths = draw(st.lists(st.integers(1, max_tokens), max_size=most_rows))
     sequences_to = draw(st.sampled_from([1, 4, 8]))
@@ -41,7 +41,7 @@ def batches(draw, most_rows=40):
 
 @settings(deadline=None, max_examples=300)
 @given(batches())
-def test_any_batch_is_packed_whole_within_the_limit_and_in_step(batch):
+def test_any_batch_is_packed_completely_within_the_limit_and_equally_often_per_rank(batch):
     lengths, max_tokens, num_ranks, costs, padding = batch
     packing = pack(*batch)
     flat = [row for rank in packing.rows for rows in rank for row in rows]
@@ -52,7 +52,7 @@ def test_any_batch_is_packed_whole_within_the_limit_and_in_step(batch):
         totals = [sum(costs[row] for row in rows) for rows in rank]
         assert totals == sorted(totals, reverse=True), "the m-th microbatches of the ranks are alike"
         for rows in rank:
-            # What really runs: the packed tensors, padding included.
+            # The limit holds for the packed tensors, padding included.
             packed = pack_sequences(
                 [([1] * lengths[row], []) for row in rows], padding.microbatch_to, 0, padding.sequences_to
             )
@@ -65,8 +65,8 @@ def test_any_batch_is_packed_whole_within_the_limit_and_in_step(batch):
 
 @settings(deadline=None, max_examples=60)
 @given(batches(most_rows=6))
-def test_small_batches_come_near_the_best_split(batch):
-    """Against every way to give rows to two ranks, where one microbatch holds everything."""
+def test_small_batches_are_close_to_the_best_split(batch):
+    """Compare with every assignment of rows to two ranks, where one microbatch holds all rows of a rank."""
     lengths, _, _, costs, _ = batch
     packing = pack(lengths, max(1, sum(lengths)), 2, costs)
     assert packing.num_microbatches == 1
@@ -146,14 +146,14 @@ def test_few_microbatches_and_ranks_of_equal_cost(seed):
 
 
 @pytest.mark.parametrize("num_rows", [7, 24, 50])
-def test_no_microbatch_is_empty_while_rows_suffice(num_rows):
-    # Rows just over half the limit: one a microbatch, the worst case for spreading.
+def test_no_microbatch_is_empty_if_there_are_enough_rows(num_rows):
+    # Rows just over half the limit allow one row per microbatch, the worst case for an even distribution.
     packing = pack([51] * num_rows, 100, 4)
     empty = sum(packing.is_empty(rank, m) for rank in range(4) for m in range(packing.num_microbatches))
     assert empty == 4 * packing.num_microbatches - num_rows
 
 
-def test_tight_fits_still_pack():
+def test_rows_that_barely_fit_are_packed():
     lengths = [6, 5, 5, 4, 4, 3, 3, 2, 2, 2, 2, 1, 1] * 4
     packing = pack(lengths, 10, 2)
     assert all(sum(lengths[row] for row in rows) <= 10 for rank in packing.rows for rows in rank)
@@ -167,11 +167,11 @@ def test_fewer_rows_than_ranks_leaves_empty_microbatches():
     assert sum(packing.is_empty(rank, 0) for rank in range(4)) == 2
 
 
-def test_no_rows_is_one_empty_microbatch_a_rank():
+def test_without_rows_each_rank_has_one_empty_microbatch():
     assert pack([], 10, 2).rows == (((),), ((),))
 
 
-def test_the_packing_is_a_function_of_its_arguments():
+def test_packing_is_deterministic():
     lengths = random_lengths(0, 100, 50)
     assert pack(lengths, 100, 3) == pack(list(lengths), 100, 3)
 
@@ -194,6 +194,6 @@ def test_restore_undoes_the_packing():
         (([5], 10, 0), "at least one rank"),
     ],
 )
-def test_what_cannot_be_packed_is_explained(arguments, reason):
+def test_invalid_rows_are_refused_with_a_reason(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         pack(*arguments)

@@ -1,4 +1,4 @@
-"""Fields of [megatron] reach megatron-core's classes; a combination that they refuse is reported with its table."""
+"""Fields of [megatron] are passed to megatron-core's classes; what these refuse is reported with its table."""
 
 from datetime import timedelta
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ def options(**tables) -> ModelOptions:
     return ModelOptions(megatron=MegatronConfig(**tables))
 
 
-def test_models_use_it():
+def test_models_use_the_passed_fields():
     shape = make_shape("qwen3")
     assert transformer_config(shape, ONE).attention_softmax_in_fp32 is True
     changed = options(transformer={"attention_softmax_in_fp32": False, "moe_router_dtype": "fp64"})
@@ -36,7 +36,7 @@ def test_models_use_it():
     assert config.num_layers == shape.num_layers and config.hidden_dropout == 0.0
 
 
-def test_optimizers_and_data_parallelism_use_it():
+def test_optimizers_and_data_parallelism_use_the_passed_fields():
     role = PolicyConfig(lr=3e-6)
     optimizer = _megatron_optimizer_config(
         role, ONE, options(optimizer={"log_num_zeros_in_grad": True}), "policy"
@@ -48,14 +48,14 @@ def test_optimizers_and_data_parallelism_use_it():
 
 
 @pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="refused without Transformer Engine")
-def test_what_megatron_refuses_names_the_table():
+def test_an_error_of_megatron_names_the_table():
     changed = options(transformer={"apply_rope_fusion": True})
     with pytest.raises(ValueError, match=r"\[megatron\.transformer\].*apply_rope_fusion.*refuses it"):
         transformer_config(make_shape("qwen3"), ONE, options=changed)
 
 
-def test_a_run_computes_with_it(toy: Toy, tmp_path):
-    """An option of Megatron's optimizer, with which the norms of queries and keys decay too: other weights come out."""
+def test_a_run_uses_the_passed_optimizer_fields(toy: Toy, tmp_path):
+    """With the option that applies weight decay to the norms of queries and keys too, exactly their weights differ."""
     arguments = (
         "train",
         "run.toml",

@@ -1,4 +1,4 @@
-"""What of Transformer Engine can be checked where it cannot run: who is refused, and what is asked of Megatron."""
+"""Checks and Megatron settings of Transformer Engine, tested without it."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -78,12 +78,12 @@ def test_a_recipe_is_refused_by_name_where_it_cannot_run(recipe, capability, cud
         ),
     ],
 )
-def test_megatron_would_ignore_it_without_transformer_engine(options, message):
+def test_options_that_need_transformer_engine_are_refused_without_it(options, message):
     with pytest.raises(ValueError, match=message):
         check_acceleration(ModelOptions(**options), CPU)
 
 
-def test_nothing_asked_for_runs_anywhere():
+def test_other_options_are_accepted_without_transformer_engine():
     overlap = OverlapConfig(grad_reduce=True, param_gather=True)
     check_acceleration(ModelOptions(overlap=overlap), CPU)
 
@@ -94,17 +94,17 @@ def test_fp8_needs_bf16():
         check_acceleration(ModelOptions(fp8=Fp8Config(policy="delayed")), platform)
 
 
-def test_a_run_is_told_what_it_goes_without():
+def test_a_run_reports_the_features_lost_without_transformer_engine():
     assert lost_without(CPU) is None
-    told = lost_without(replace(CPU, layers_reason="it is not installed"))
-    assert told is not None and "it is not installed" in told and "FP8" in told
+    lost = lost_without(replace(CPU, layers_reason="it is not installed"))
+    assert lost is not None and "it is not installed" in lost and "FP8" in lost
 
 
 def settings_of(config, role="policy", **options):
     return te_settings(ModelShape.from_hf_config(config), ONE, role, ModelOptions(**options))
 
 
-def test_megatron_is_asked_for_the_roles_recipe():
+def test_megatron_gets_the_fp8_recipe_of_the_role():
     fp8 = Fp8Config(policy="tensorwise", prm="blockwise", primary_weights=True, bf16_layers_at_end=2)
     policy, prm = (settings_of(LLAMA, role, fp8=fp8) for role in ("policy", "prm"))
     assert (policy["fp8"], policy["fp8_recipe"], policy["fp8_param"]) == ("hybrid", "tensorwise", False)
@@ -114,17 +114,17 @@ def test_megatron_is_asked_for_the_roles_recipe():
     assert "fp8" not in settings_of(LLAMA)
 
 
-def test_experts_are_one_grouped_product():
+def test_experts_use_grouped_gemm():
     assert settings_of(MIXTRAL)["moe_grouped_gemm"]
     assert "moe_grouped_gemm" not in settings_of(LLAMA)
 
 
-def test_delayed_scales_of_experts_are_refused():
+def test_delayed_scaling_of_experts_is_refused():
     with pytest.raises(ValueError, match="mix up their scales"):
         settings_of(MIXTRAL, fp8=Fp8Config(policy="delayed"))
 
 
-def test_messages_overlap_where_there_are_any():
+def test_communication_overlaps_only_with_tensor_parallelism():
     overlap = OverlapConfig(tensor_parallel=True)
     assert "tp_comm_overlap" not in settings_of(LLAMA, overlap=overlap)
     shape = ModelShape.from_hf_config(LLAMA)
@@ -137,7 +137,7 @@ def test_a_plain_tensor_is_its_own_part():
     assert quantized_parts(tensor) == [tensor]
 
 
-def test_masters_begin_at_the_checkpoints_values_not_at_rounded_ones():
+def test_master_weights_start_at_the_unrounded_values_of_the_checkpoint():
     parameter = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
     parameter._high_precision_init_val = torch.full((4,), 7.0)
     values = torch.tensor([1.0, 2.5, -3.0, 0.1], dtype=torch.bfloat16)
