@@ -45,7 +45,7 @@ def run(line: str, *more: str) -> int:
 
 def test_the_written_file_passes_check(folder, capsys):
     assert run(LINE, 'data.train=["train.jsonl"]', "policy.lr=3e-6") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     config = load_config(folder / "run.toml")
     assert (config.parallel.tensor, config.parallel.pipeline, config.platform.dtype) == (2, 2, "bf16")
     assert (config.policy.lr, config.policy.weight_decay, config.policy.grad_clip) == (3e-6, 0.1, 0.5)
@@ -56,16 +56,17 @@ def test_the_written_file_passes_check(folder, capsys):
     assert config.megatron.ddp == {"bucket_size": 1000000}
     for word in LINE.split():
         if word.startswith("--"):
-            assert told.count(f"  {word} ") == 1, "each argument is told once"
+            assert printed.count(f"  {word} ") == 1, "each argument is listed once"
     assert main(["check", "run.toml", "parallel.num_processes=4"]) == 0
 
 
 def test_all_errors_are_listed_and_nothing_is_written(folder, capsys):
     assert run("--lrr 1 --num-layers 5 --fp16 --train-iters 3") == 2
-    told = capsys.readouterr().err
-    assert "3 faults" in told and "--lrr: Megatron-LM has no such argument" in told
+    printed = capsys.readouterr().err
+    assert "3 faults" in printed and "--lrr: Megatron-LM has no such argument" in printed
     assert (
-        "--num-layers: 5, but config.json has num_hidden_layers = 4" in told and "--fp16 is refused: " in told
+        "--num-layers: 5, but config.json has num_hidden_layers = 4" in printed
+        and "--fp16 is refused: " in printed
     )
     assert not (folder / "run.toml").exists()
 
@@ -79,8 +80,8 @@ def test_unsupported_arguments_may_be_skipped_but_not_errors(folder, capsys):
 
 def test_an_invalid_resulting_configuration_is_reported(folder, capsys):
     assert run("--lr 1e-6 --min-lr 1e-5") == 2
-    told = capsys.readouterr().err
-    assert "trainer.num_steps is missing" in told and not (folder / "run.toml").exists()
+    printed = capsys.readouterr().err
+    assert "trainer.num_steps is missing" in printed and not (folder / "run.toml").exists()
     assert run("--train-iters 3 --lr 1e-6 --min-lr 1e-5") == 2
     assert "min_lr = 1e-05 exceeds lr = 1e-06" in capsys.readouterr().err
 

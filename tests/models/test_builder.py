@@ -220,7 +220,7 @@ NAMES_IN_TRANSFORMER_ENGINE = {
         for linear in ("linear_fc1", "linear_fc2")
     },
 }
-"""Parameter names of this model in Transformer Engine 2.11 with megatron-core 0.16.1, from a model on the meta device."""
+"""Parameter names of this model in Transformer Engine 2.11 with megatron-core 0.16.1, recorded from a real model."""
 
 
 def test_parameters_have_the_same_names_with_either_kind_of_layers():

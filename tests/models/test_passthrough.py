@@ -67,13 +67,13 @@ def test_a_run_uses_the_passed_optimizer_fields(toy: Toy, tmp_path):
         # a norm that differs in its last bit would change every weight.
         "policy.grad_clip=0",
     )
-    told, plain = [], {}
+    changed_keys, plain = [], {}
     for name, more in (("plain", ()), ("passed", ("megatron.optimizer.apply_wd_to_qk_layernorm=true",))):
         done = finish(toy.folder, *arguments, f"run_dir={tmp_path / name}", *more)
         assert done.returncode == 0, done.stderr
         exported = load_file(tmp_path / name / "hf" / "model.safetensors")
-        told.append(
+        changed_keys.append(
             {key for key in exported if not torch.equal(exported[key], plain.setdefault(key, exported[key]))}
         )
-    assert told[0] == set()
-    assert told[1] == {key for key in plain if key.endswith(("q_norm.weight", "k_norm.weight"))}
+    assert changed_keys[0] == set()
+    assert changed_keys[1] == {key for key in plain if key.endswith(("q_norm.weight", "k_norm.weight"))}
