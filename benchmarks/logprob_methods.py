@@ -134,7 +134,7 @@ def _our_tile(kernel: str, inputs: TileInputs) -> Calls:
     shape, labels_C = inputs.logits[0].shape, inputs.labels_C
     works = [TileMath(*shape, logits_CW, 1.0) for logits_CW in inputs.logits]
     products = [
-        work.product_room(*shape).copy_(logits_CW)
+        work.product_buffer(*shape).copy_(logits_CW)
         for work, logits_CW in zip(works, inputs.logits, strict=True)
     ]
     turns = cycle(zip(works, products, strict=True))

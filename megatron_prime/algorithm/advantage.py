@@ -1,4 +1,4 @@
-"""From outcome and process rewards to advantages (Eq. 4, 5, 7, 8 and Sec. 5.4).
+"""Computation of advantages from outcome and process rewards (Eq. 4, 5, 7, 8 and Sec. 5.4).
 
 Every function takes the GLOBAL batch: `batch_max` and whitening over one rank's share would make the result
 depend on the number of ranks, as it does in the released code.
@@ -33,7 +33,7 @@ class AdvantageEstimator(Protocol):
     """
 
     requires: ClassVar[Requirements]
-    """What it needs of the rest of the configuration; `check` refuses a run that lacks it."""
+    """Settings that the estimator requires elsewhere in the configuration; `check` rejects a run without them."""
 
     def outcome_advantages_B(self, outcome_rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802
         """Return the advantage of each response from the outcomes alone, [B].

@@ -28,10 +28,10 @@ class PRMObjective(Protocol):
     """
 
     requires: ClassVar[Requirements]
-    """What it needs of the rest of the configuration. With `group`, `targets` get scores from before the update."""
+    """Settings that the objective requires elsewhere. With `group`, `targets` get scores from before the update."""
 
     def targets(self, scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor) -> PairTargets | None:
-        """Return what the losses compare with, from whole groups before the update; None when each stands alone."""
+        """Return the targets of the losses, from whole groups before the update; None if responses are independent."""
         ...
 
     def losses_B(self, scores_B: Tensor, labels_B: Tensor, targets: PairTargets | None) -> Tensor:  # noqa: N802

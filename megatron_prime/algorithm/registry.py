@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a registered class needs of the rest of the configuration, declared by its attribute `requires`."""
+    """Settings that a registered class requires elsewhere, declared by its attribute `requires`."""
 
     group: bool = False
     """At least two responses per prompt (rollout.group_size > 1)."""

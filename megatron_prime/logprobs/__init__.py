@@ -1,6 +1,6 @@
-"""Log-probs and entropies from hidden states, without ever holding the whole logits in memory.
+"""Log-probs and entropies from hidden states, without materializing the logits.
 
-- `kernels`: Triton kernels that reduce one tile of logits.
+- `kernels`: Triton kernels for the per-logit operations of one tile.
 - `output_layer`: the vocabulary-parallel output layer, forward and backward.
-- `tiles`: the same reductions in plain torch, and the sizes of tiles.
+- `tiles`: the interface of the per-logit operations, and their implementation in plain torch.
 """

@@ -1,4 +1,4 @@
-"""What the work on tiles is given: small ones, as logits and as whole output layers; and what is due, by definition."""
+"""Test cases for the per-logit operations, as tiles of logits and as whole output layers, and the expected values."""
 
 import math
 
@@ -7,14 +7,14 @@ import torch
 from tests.parallel.parallel_cases import make_case
 
 BLOCK = 8
-"""Columns a program holds at one time, so that small tiles have whole blocks and a last one that is not."""
+"""Columns per program in the tests: few, so that small tiles have full blocks and a partial last one."""
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
 
 
 def make_logits(
     num_columns, tiles, num_tokens=4, temperature=1.0, dtype=torch.float32, scale=2.0, first_row=0, **more
 ):
-    """Logits of a shard whose first row is `first_row`; `tiles` are the widths to take them in."""
+    """Return a case: logits of a shard that begins at vocabulary index `first_row`, in tiles of the given widths."""
     assert sum(tiles) == num_columns
     generator = torch.Generator().manual_seed(3)
     labels_C = first_row + torch.randint(0, num_columns, (num_tokens,), generator=generator)
@@ -31,7 +31,7 @@ def make_logits(
 
 
 def _far_apart():
-    """Rows of +-1e4: the largest first, last, and everywhere alike."""
+    """Return rows of +-1e4 with the maximum in the first column, in the last, in two columns, and in all of them."""
     logits_CV = torch.full((4, 20), -1e4)
     logits_CV[0, 0], logits_CV[1, 19], logits_CV[2, 8:10] = 1e4, 1e4, 1e4
     logits_CV[3] = 1e4
@@ -66,7 +66,7 @@ NOT_FINITE = make_logits(
         torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0]),
     ),
 )
-"""Rows with inf, -inf, NaN and none of them."""
+"""A case with one row each that contains inf, -inf and NaN, and a finite row."""
 
 LAYER_CASES = {
     "tiles": make_case(tile_columns=16),
@@ -80,23 +80,24 @@ LAYER_CASES = {
 
 
 def walk(tile_math, logits_CV, labels_C, first_row, tiles, temperature, upstream_2C):
-    """Statistics and gradient of logits that come in tiles."""
+    """Return the softmax statistics and the gradient that an implementation computes tile by tile."""
     num_tokens = len(labels_C)
     work = tile_math(num_tokens, max(tiles), logits_CV, temperature)
     maximum_C = torch.full((num_tokens,), -torch.inf)
     sums_3C = torch.zeros(3, num_tokens)
     parts = list(logits_CV.split(tiles, dim=1))
-    first_columns = [first_row + sum(tiles[:place]) for place in range(len(tiles))]
+    first_columns = [first_row + sum(tiles[:index]) for index in range(len(tiles))]
     for part_CW, first_column in zip(parts, first_columns, strict=True):
-        product_CW = work.product_room(*part_CW.shape).copy_(part_CW)
+        product_CW = work.product_buffer(*part_CW.shape).copy_(part_CW)
         work.accumulate(product_CW, labels_C, first_column, maximum_C, sums_3C)
     logsumexp_C = sums_3C[0].log() + maximum_C
     entropy_C = sums_3C[0].log() - sums_3C[1] / sums_3C[0]
     per_token_4C = torch.stack([logsumexp_C, entropy_C, *upstream_2C])
     grads = []
     for part_CW, first_column in zip(parts, first_columns, strict=True):
-        whole_CW = work.product_room(num_tokens, max(tiles)).fill_(torch.nan)
-        product_CW = work.product_room(*part_CW.shape).copy_(part_CW)
+        # NaN in the rest of the buffer shows whether a kernel writes beyond a narrower tile.
+        whole_CW = work.product_buffer(num_tokens, max(tiles)).fill_(torch.nan)
+        product_CW = work.product_buffer(*part_CW.shape).copy_(part_CW)
         grads.append(work.gradient(product_CW, labels_C, first_column, per_token_4C).clone())
         if product_CW.stride(0) == whole_CW.stride(0):
             assert whole_CW[:, part_CW.shape[1] :].isnan().all(), "columns beyond the tile were written"
@@ -109,7 +110,10 @@ def walk(tile_math, logits_CV, labels_C, first_row, tiles, temperature, upstream
 
 
 def by_definition(logits_CV, labels_C, first_row, tiles, temperature, upstream_2C):
-    """Python floats, a row at a time; the gradient of sum(u log p[label] + w H) with respect to each logit."""
+    """Return the expected values, computed row by row in Python floats.
+
+    The gradient is that of sum(u log p[label] + w H) with respect to each logit.
+    """
     found = {"label_logits": [], "logsumexp": [], "entropy": [], "grad": []}
     for row, label, u, w in zip(
         logits_CV.double().tolist(), labels_C.tolist(), *upstream_2C.tolist(), strict=True
@@ -120,13 +124,13 @@ def by_definition(logits_CV, labels_C, first_row, tiles, temperature, upstream_2
         logprobs = [logit - logsumexp for logit in logits]
         probs = [math.exp(logprob) for logprob in logprobs]
         entropy = -math.fsum(p * logprob for p, logprob in zip(probs, logprobs, strict=True))
-        place = label - first_row
-        found["label_logits"].append(logits[place] if 0 <= place < len(logits) else 0.0)
+        own_column = label - first_row
+        found["label_logits"].append(logits[own_column] if 0 <= own_column < len(logits) else 0.0)
         found["logsumexp"].append(logsumexp)
         found["entropy"].append(entropy)
         found["grad"].append(
             [
-                (u * ((column == place) - p) - w * p * (logprob + entropy)) / temperature
+                (u * ((column == own_column) - p) - w * p * (logprob + entropy)) / temperature
                 for column, (p, logprob) in enumerate(zip(probs, logprobs, strict=True))
             ]
         )
@@ -134,9 +138,9 @@ def by_definition(logits_CV, labels_C, first_row, tiles, temperature, upstream_2
 
 
 def check_walk(case, found):
-    """Compare what `walk` found with the definition."""
+    """Compare the results of `walk` with the expected values."""
     expected = by_definition(**case)
-    # What float32 can hold of the largest logit bounds the error of every difference.
+    # The error of every difference is bounded by the float32 rounding error of the largest logit.
     largest = case["logits_CV"].abs().max().item() / case["temperature"]
     statistics = EPS[torch.float32] * (8 + 2 * largest)
     for key in ("label_logits", "logsumexp", "entropy"):
@@ -149,6 +153,6 @@ def check_walk(case, found):
 
 
 def check_not_finite(found):
-    """A row with inf, -inf or NaN has no entropy; its neighbours are as they should be."""
+    """Check that rows with inf, -inf or NaN have a NaN entropy and that the finite row is correct."""
     assert found["entropy"].isnan().tolist() == [True, True, True, False]
     assert abs(found["entropy"][3].item() - math.log(12)) < 1e-5

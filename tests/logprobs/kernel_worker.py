@@ -1,6 +1,6 @@
-"""One rank of the tests of the Triton kernels: `kernel_worker.py FOLDER RANK WORLD_SIZE`, with TRITON_INTERPRET=1.
+"""A rank of the tests of the Triton kernels: `kernel_worker.py FOLDER RANK WORLD_SIZE`, with TRITON_INTERPRET=1.
 
-The interpreter must be chosen before triton is imported, so these ranks are processes of their own.
+The interpreter must be selected before triton is imported, so the ranks run in separate processes.
 """
 
 import pickle
@@ -17,7 +17,7 @@ from tests.logprobs.shard_scores import score_shard
 
 
 def main(folder, rank, world_size):
-    """Every case, written to FOLDER/resultRANK."""
+    """Run all cases and write the results to FOLDER/resultRANK."""
     torch.set_num_threads(1)
     logprob_kernels.COLUMNS_PER_BLOCK = BLOCK
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)

@@ -1,4 +1,4 @@
-"""One rank's part of a whole output layer, for workers that hold it in plain torch and in Triton's kernels."""
+"""Forward and backward pass of one rank's shard of an output layer, for workers that compare implementations."""
 
 import torch
 
@@ -19,8 +19,8 @@ def score_shard(
     gathered,
     tile_columns,
 ):
-    """Values and gradients of a whole output layer, of which the group's ranks hold a part each."""
-    vocab_logprobs.FEWEST_COLUMNS = tile_columns
+    """Return log-probs, entropy and local gradients of an output layer that is sharded over the ranks of a group."""
+    vocab_logprobs.MIN_COLUMNS = tile_columns
     vocab_logprobs.TILE_ELEMENTS["cpu"] = tile_columns * chunk_tokens
     rows = len(weight_VH) // group.size()
     first_row = group.rank() * rows

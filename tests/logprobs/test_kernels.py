@@ -1,4 +1,4 @@
-"""The Triton kernels against float64 by definition: interpreted on this CPU, compiled for an H100, and run on a GPU."""
+"""Tests of the Triton kernels against float64: interpreted on a CPU, compiled for an H100, and run on a GPU."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from megatron_prime.logprobs.output_layer import TILE_ELEMENTS, VocabShard, outp
 from tests.logprobs.kernel_cases import EPS, LAYER_CASES, LOGIT_CASES, check_not_finite, check_walk
 from tests.support import deadlines
 
-# Skipped, and counted as such, where the development tools were installed without it.
+# An installation of the development tools without triton skips this file.
 triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ NUM_RANKS = 2
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """What each rank of kernel_worker.py found."""
+    """Return the results of each rank of kernel_worker.py."""
     folder = tmp_path_factory.mktemp("kernels")
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
@@ -55,31 +55,31 @@ def test_statistics_and_gradients_of_tiles_follow_the_definition(name, reports):
     check_walk(LOGIT_CASES[name], reports[0]["logits"][name])
 
 
-def test_the_cut_into_tiles_does_not_matter(reports):
+def test_results_do_not_depend_on_the_tiles(reports):
     logits = reports[0]["logits"]
     for key in ("label_logits", "logsumexp", "entropy", "grad"):
         torch.testing.assert_close(logits["+-1e4"][key], logits["+-1e4 in tiles"][key])
 
 
-def test_labels_of_other_shards_leave_no_trace(reports):
+def test_labels_of_other_shards_add_nothing(reports):
     found = reports[0]["logits"]["labels of other shards"]
     assert not found["label_logits"].any()
 
 
-def test_a_logit_that_is_not_finite_shows(reports):
+def test_a_non_finite_logit_makes_the_entropy_nan(reports):
     check_not_finite(reports[0]["logits"]["not finite"])
 
 
 @pytest.mark.parametrize("size", [1, NUM_RANKS])
 @pytest.mark.parametrize("name", LAYER_CASES)
-def test_a_whole_output_layer_gives_what_it_gives_in_torch(name, size, reports):
+def test_a_whole_output_layer_equals_the_torch_implementation(name, size, reports):
     case = LAYER_CASES[name]
     for report in reports[:size]:
         ours, plain = report["layers"][name, "triton", size], report["layers"][name, "torch", size]
         for key, expected in plain.items():
             eps = EPS[case["hidden_RH"].dtype] if key.startswith("grad") else EPS[torch.float32]
             largest = expected.abs().max().item() if expected.numel() else 0.0
-            # Of large logits the sums' last bits are larger; the torch path has its own test against float64.
+            # Sums of large logits have a larger rounding error; the torch path has its own test against float64.
             tolerance = eps * max(1.0, largest) * (100 if name == "large logits" else 8)
             assert ours[key].dtype == expected.dtype
             torch.testing.assert_close(ours[key], expected, rtol=0, atol=tolerance, equal_nan=False)
@@ -94,7 +94,7 @@ def test_both_ranks_get_the_same_bits(reports):
 
 
 class AbsentH100:
-    """What triton asks of a driver before it compiles; its device is none that this machine has."""
+    """A triton driver with the methods that compilation needs, for a device that this machine does not have."""
 
     def get_current_device(self):
         return 99
@@ -110,7 +110,7 @@ class AbsentH100:
 
 @dataclass
 class Compiled:
-    """A kernel that is compiled as it is called, and not launched."""
+    """A kernel that is compiled when it is called, and not launched."""
 
     kernel: Any
     binaries: list = field(default_factory=list)
@@ -121,7 +121,7 @@ class Compiled:
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """Both kernels, to be compiled for an H100."""
+    """Replace both kernels by ones that are only compiled, for an H100, and return them."""
     from megatron_prime.logprobs import kernels as logprob_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -155,13 +155,13 @@ def test_it_compiles_once_for_an_h100_without_spilling_and_loads_16_bytes_at_a_t
         (37, 5000, slice(8, 15)),
         (1, 5037, slice(15, 16)),
     ):
-        product_CW = work.product_room(chunk.stop - chunk.start, num_columns)
+        product_CW = work.product_buffer(chunk.stop - chunk.start, num_columns)
         work.accumulate(product_CW, labels_R[chunk], first_column, maximum_R[chunk], sums_3R[:, chunk])
         work.gradient(product_CW, labels_R[chunk], first_column, per_token_4R[:, chunk])
     threads = 32 * LAUNCH_OPTIONS["num_warps"]
     for name, kernel in compiled.items():
         assert len(kernel.binaries) == 3
-        assert len({id(binary) for binary in kernel.binaries}) == 1, "whatever the tile, one binary serves"
+        assert len({id(binary) for binary in kernel.binaries}) == 1, "one binary serves tiles of any size"
         assembly = kernel.binaries[0].asm
         assert len(assembly["cubin"]) > 1000
         wide = COLUMNS_PER_BLOCK // threads * dtype.itemsize // 16
@@ -173,12 +173,12 @@ def test_it_compiles_once_for_an_h100_without_spilling_and_loads_16_bytes_at_a_t
         assert "0 bytes spill stores, 0 bytes spill loads" in report
         registers = re.search(r"Used (\d+) registers", report)
         assert registers is not None
-        # Eight programs of a tile's 1,024 rows on each of 132 SMs.
+        # Eight programs must fit on an SM: the 1,024 rows of a tile are spread over 132 SMs.
         assert int(registers[1]) * threads * 8 <= 65536
 
 
 def _assemble(ptx, folder):
-    """What the assembler that triton brings says of registers and spills."""
+    """Return the report on registers and spills of the assembler that triton includes."""
     (folder / "kernel.ptx").write_text(ptx)
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     command = [assembler, "-v", "--gpu-name=sm_90a", folder / "kernel.ptx", "-o", folder / "kernel.cubin"]
@@ -222,7 +222,7 @@ def test_on_a_gpu_it_is_as_exact_as_the_product_and_holds_one_tile(kernel, dtype
         (upstream_2R * both_2R).sum().backward()
         return both_2R.detach()
 
-    scored()  # kernels are compiled and cuBLAS takes its workspace
+    scored()  # compiles the kernels and lets cuBLAS allocate its workspace
     hidden_RH.grad = weight_VH.grad = None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -230,13 +230,13 @@ def test_on_a_gpu_it_is_as_exact_as_the_product_and_holds_one_tile(kernel, dtype
     used = torch.cuda.max_memory_allocated() - before
     gradients = (num_tokens + padded) * hidden * (4 + wide.itemsize)
     tile = TILE_ELEMENTS["cuda"] * (wide.itemsize if kernel == "triton" else 8 + wide.itemsize % 4)
-    # Beside them the product that is added to a weight's gradient, and some values a token.
+    # In addition, the product that is added to the gradient of the weights, and a few values per token.
     added = TILE_ELEMENTS["cuda"] // 1024 * hidden * wide.itemsize
     assert used <= 1.02 * (gradients + tile + added) + 64 * 4 * num_tokens
 
     rows = torch.arange(0, num_tokens, 64, device="cuda")
     expected = _by_definition_on_gpu(hidden_RH, weight_VH[:vocab], labels_R, upstream_2R, temperature, rows)
-    # bf16 rounds each logit to 8 bits, here up to 2^3: the log-prob of a label is off by that of its own logit.
+    # bf16 rounds logits, here up to 2^3, to 8 bits; the error of a log-prob is that of its label's logit.
     value = 2e-5 if dtype == "fp32" else 2.0**-5 / temperature
     gradient = 1e-4 if dtype == "fp32" else 3e-2
     torch.testing.assert_close(both_2R[:, rows].double(), expected["values"], rtol=0, atol=value)
@@ -247,7 +247,7 @@ def test_on_a_gpu_it_is_as_exact_as_the_product_and_holds_one_tile(kernel, dtype
 
 
 def _by_definition_on_gpu(hidden_RH, weight_VH, labels_R, upstream_2R, temperature, rows):
-    """float64 log_softmax by autograd, of some rows."""
+    """Return the values and hidden gradients of some rows, by autograd through a float64 log_softmax."""
     hidden_RH = hidden_RH.detach()[rows].double().requires_grad_()
     full_RV = torch.log_softmax(hidden_RH @ weight_VH.detach().double().T / temperature, dim=1)
     values_2R = torch.stack(

@@ -1,4 +1,4 @@
-"""Log-probs over a split vocabulary against float64 torch.log_softmax over the whole one."""
+"""Tests of vocabulary-parallel log-probs against float64 torch.log_softmax over the whole vocabulary."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ TOLERANCES = {"bf16": 2e-2, "large logits": 2e-3, "cold": 1e-5}
 
 
 def oracle(case):
-    """Whole-vocabulary float64, by autograd."""
+    """Return the expected values and gradients, by float64 autograd over the whole vocabulary."""
     hidden_RH = case["hidden_RH"].double().requires_grad_()
     weight_VH = case["weight_VH"][:NUM_REAL].double().requires_grad_()
     full_RV = torch.log_softmax(hidden_RH @ weight_VH.T / case["temperature"], dim=1)
@@ -39,7 +39,7 @@ def results(four_processes):
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_equal_log_softmax(name, tensor, results):
     case, expected = CASES[name], oracle(CASES[name])
-    # Hidden gradients of one data replica: with a gather before the layer, the sum over ranks is the gather's work.
+    # With a gather before the layer, the backward of the gather sums the hidden gradients, so here they are partial.
     replica = [by_case[tensor, name] for by_case in results[:tensor]]
     tolerance = TOLERANCES.get(name, 2e-6)
 
@@ -70,7 +70,7 @@ def test_every_rank_gets_the_same_bits(tensor, results):
 
 
 @pytest.mark.parametrize("tensor", TENSOR_SIZES)
-def test_the_size_of_the_tiles_does_not_matter(tensor, results):
+def test_results_do_not_depend_on_the_tile_size(tensor, results):
     whole = results[0][tensor, "one tile"]
     for name in (
         "chunks of 1",
@@ -83,7 +83,7 @@ def test_the_size_of_the_tiles_does_not_matter(tensor, results):
             torch.testing.assert_close(results[0][tensor, name][key], whole[key], rtol=0, atol=2e-6)
 
 
-def test_the_cases_hold_what_they_promise(results):
+def test_the_cases_cover_empty_shards_and_large_logits(results):
     assert [by_case[4, "one token"]["num_rows"] for by_case in results] == [16, 16, 5, 0]
     assert CASES["large logits"]["weight_VH"][:NUM_REAL].abs().max() > 100
 
@@ -98,13 +98,13 @@ def test_the_cases_hold_what_they_promise(results):
         ("triton", True, True, "triton"),
     ],
 )
-def test_the_kernels_are_taken_on_a_gpu_that_has_triton(wanted, is_cuda, has_triton, taken, monkeypatch):
+def test_triton_is_selected_on_a_gpu_where_it_is_installed(wanted, is_cuda, has_triton, taken, monkeypatch):
     monkeypatch.setattr(vocab_logprobs, "_has_triton", lambda: has_triton)
     assert select_kernel(wanted, is_cuda) == taken
 
 
 @pytest.mark.parametrize(("is_cuda", "message"), [(False, "this run is on CPUs"), (True, "not installed")])
-def test_kernels_that_cannot_run_are_refused(is_cuda, message, monkeypatch):
+def test_a_kernel_that_cannot_run_is_rejected(is_cuda, message, monkeypatch):
     monkeypatch.setattr(vocab_logprobs, "_has_triton", lambda: False)
     with pytest.raises(ValueError, match=message):
         select_kernel("triton", is_cuda)

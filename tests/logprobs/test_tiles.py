@@ -1,4 +1,4 @@
-"""The work on tiles in plain torch against float64 by definition; the Triton kernels pass the same cases."""
+"""Tests of the per-logit operations in plain torch against float64; the Triton kernels run the same cases."""
 
 import pytest
 
@@ -11,5 +11,5 @@ def test_statistics_and_gradients_of_tiles_follow_the_definition(name):
     check_walk(LOGIT_CASES[name], walk(TorchTileMath, **LOGIT_CASES[name]))
 
 
-def test_a_logit_that_is_not_finite_shows():
+def test_a_non_finite_logit_makes_the_entropy_nan():
     check_not_finite(walk(TorchTileMath, **NOT_FINITE))

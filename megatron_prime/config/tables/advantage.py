@@ -1,4 +1,4 @@
-"""The [advantage] table: from outcome and process rewards to advantages."""
+"""The [advantage] table: settings for computing advantages from outcome and process rewards."""
 
 from typing import Literal
 
