@@ -1,4 +1,4 @@
-"""The arithmetic task: right arithmetic, deterministic files, a tokenizer and model that Hugging Face loads."""
+"""The arithmetic task has correct answers, deterministic files, and a tokenizer and model that transformers loads."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ FILES = ("sft.jsonl", "train.jsonl", "heldout.jsonl")
 def load_example():
     spec = importlib.util.spec_from_file_location("arithmetic_task", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module by name
     spec.loader.exec_module(module)
     return module
 
@@ -46,7 +46,7 @@ def records(folder, name):
 
 
 def by_hand(text):
-    """Running values of a prompt, by an evaluator of its own: fold Python's operators over the words."""
+    """Return the running values of a prompt, by a separate evaluator that applies Python's operators word by word."""
     operators = {"+": int.__add__, "-": int.__sub__, "x": int.__mul__}
     start, *rest = text.removesuffix(" =").split()
     values, value = [], int(start)
@@ -56,7 +56,7 @@ def by_hand(text):
     return values
 
 
-def test_answers_are_right(task):
+def test_answers_are_correct(task):
     for name in ("train.jsonl", "heldout.jsonl"):
         for row in records(task, name):
             values = by_hand(row["prompt"])
@@ -70,13 +70,13 @@ def test_every_step_is_a_bijection():
             assert len({example.evaluate(value, operator, operand) for value in range(10)}) == 10
 
 
-def test_sizes_and_no_problem_twice_in_or_across_files(task):
+def test_files_have_their_sizes_and_no_problem_occurs_twice(task):
     prompts = [row["prompt"] for name in FILES for row in records(task, name)]
     assert [len(records(task, name)) for name in FILES] == [5000, 8192, 512]
     assert len(set(prompts)) == len(prompts)
 
 
-def test_the_demonstrator_is_right_about_three_times_in_ten(task):
+def test_the_demonstrator_is_right_in_about_three_of_ten_problems(task):
     traces = records(task, "sft.jsonl")
     right = [trace["response"].split()[-1] == str(by_hand(trace["prompt"])[-1]) for trace in traces]
     assert 0.27 < sum(right) / len(right) < 0.35
@@ -88,11 +88,11 @@ def test_the_demonstrator_is_right_about_three_times_in_ten(task):
             (expected,) = by_hand(f"{value} {words[1 + 2 * place]} {words[2 + 2 * place]} =")
             steps_right += given == str(expected)
             steps += 1
-            value = given  # an error is carried on
+            value = given  # an error propagates to later steps
     assert steps_right / steps == pytest.approx(1 - 0.3 * 0.5, abs=0.03)
 
 
-def test_habits_are_fixed_wrong_values_of_three_tenths_of_each_operator_s_table():
+def test_habits_are_fixed_wrong_results_for_three_tenths_of_each_operators_table():
     habits = example.Demonstrator(seed=1).habits
     counts = {operator: sum(entry[1] == operator for entry in habits) for operator in example.OPERANDS}
     assert counts == {"+": 30, "-": 30, "x": 9}
@@ -100,7 +100,7 @@ def test_habits_are_fixed_wrong_values_of_three_tenths_of_each_operator_s_table(
     assert habits == example.Demonstrator(seed=1).habits != example.Demonstrator(seed=2).habits
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(task, tmp_path):
+def test_files_are_determined_by_the_seed(task, tmp_path):
     example.write_all(tmp_path / "same", 3)
     example.write_all(tmp_path / "other", 4)
     names = [path.relative_to(task) for path in task.rglob("*") if path.is_file()]
@@ -111,7 +111,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(task, tmp_p
         assert (task / name).read_bytes() != (tmp_path / "other" / name).read_bytes(), name
 
 
-def test_writing_the_model_leaves_the_random_state_alone(tmp_path):
+def test_writing_the_model_does_not_change_the_random_state(tmp_path):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_writing_the_model_leaves_the_random_state_alone(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_tokenizer_has_one_token_a_word_and_refuses_others(task):
+def test_the_tokenizer_has_one_token_per_word_and_refuses_unknown_words(task):
     tokenizer = load_tokenizer(task / "model")
     text = example.sample_problem(random.Random(0)).text
     token_ids = tokenizer.encode(text)
@@ -132,7 +132,7 @@ def test_the_tokenizer_has_one_token_a_word_and_refuses_others(task):
         tokenizer.encode("11")
 
 
-def test_the_model_fits_two_tensor_parallel_ranks_and_knows_nothing_yet(task):
+def test_the_model_fits_two_tensor_parallel_ranks_and_is_untrained(task):
     model = AutoModelForCausalLM.from_pretrained(task / "model")
     config = model.config
     assert next(model.parameters()).dtype == torch.float32
@@ -144,7 +144,7 @@ def test_the_model_fits_two_tensor_parallel_ranks_and_knows_nothing_yet(task):
     assert entropy > 0.9 * torch.tensor(16.0).log()
 
 
-def test_the_data_reads_as_prompts_and_demonstrations_and_right_traces_verify(task):
+def test_the_data_files_load_and_correct_traces_verify(task):
     tokenizer = load_tokenizer(task / "model")
     config = DataConfig(train=(task / "train.jsonl",))
     prompts = PromptDataset.read(config.train, config, tokenizer, max_prompt_tokens=32)

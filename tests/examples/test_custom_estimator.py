@@ -1,4 +1,4 @@
-"""The example computes Dr. GRPO, and trains by its import path."""
+"""The example computes Dr. GRPO, and can be used by its import path."""
 
 import json
 import shutil

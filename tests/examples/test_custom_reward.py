@@ -19,7 +19,7 @@ def rewards(verifier):
         return [outcome.reward for outcome in pools.verify_all([(*pair, "", "") for pair in RESPONSES])]
 
 
-def test_by_import_path(monkeypatch):
+def test_the_reward_works_by_import_path(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     assert rewards("custom_reward:concise_match") == REWARDS
 
@@ -33,5 +33,5 @@ def url():
         process.kill()
 
 
-def test_as_a_server(url):
+def test_the_reward_works_as_a_server(url):
     assert rewards(url) == REWARDS

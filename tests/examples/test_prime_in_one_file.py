@@ -24,7 +24,7 @@ PRM = PRMConfig(beta=example.BETA)
 
 @pytest.fixture(scope="module")
 def step() -> dict[str, torch.Tensor]:
-    """Sampled responses of a small batch, with outcomes set by hand and log-probs of three models."""
+    """Return sampled responses of a small batch, random outcomes, and log-probs of four models."""
     torch.manual_seed(3)
     policy = Qwen3ForCausalLM(model_config())
     rng = random.Random(3)
@@ -46,7 +46,7 @@ def step() -> dict[str, torch.Tensor]:
     }
 
 
-def test_responses_end_with_the_end_of_sequence_and_are_of_several_lengths(step):
+def test_responses_have_several_lengths(step):
     lengths = step["mask"].sum(dim=1)
     assert lengths.min() >= 1
     assert len(lengths.unique()) > 1
@@ -102,7 +102,7 @@ def test_a_verified_response_ends_with_the_right_digit():
     assert example.verify(responses, torch.ones(3, 3), [2, 2, 2]).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_it_runs(monkeypatch, capsys):
+def test_the_example_runs(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["prime_in_one_file", "--warm-up-steps", "1", "--steps", "1"])
     monkeypatch.setattr(example, "ACCURACY_BAND", (0.0, 1.0))
     monkeypatch.setattr(example, "PROMPTS_PER_STEP", 2)

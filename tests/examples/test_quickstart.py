@@ -1,4 +1,4 @@
-"""The quickstart as a stranger runs it, on a task that was prepared before; and, slowly, that it learns."""
+"""The quickstart runs on a prepared task; a slow test checks that the policy learns."""
 
 import json
 import re
@@ -38,11 +38,11 @@ DOCUMENTED = (
     "throughput/response_tokens_per_s",
     "memory/peak_rss_gib",
 )
-"""What the issue promises on TensorBoard."""
+"""Scalars that TensorBoard must show."""
 
 
 def quickstart(root: Path, *arguments: str, timeout_s: float = 300) -> str:
-    """Run it to its end; returns what it printed."""
+    """Run the quickstart to its end, and return its output."""
     finished = subprocess.run(
         [sys.executable, "-m", "examples.quickstart", "--root", str(root), *arguments],
         cwd=root.parent,
@@ -58,7 +58,7 @@ def quickstart(root: Path, *arguments: str, timeout_s: float = 300) -> str:
 
 @pytest.fixture(scope="module")
 def prepared(toy: Toy, tmp_path_factory) -> Path:
-    """A quickstart folder whose task and warm-up are there already, as an earlier start leaves them."""
+    """Return a quickstart folder that already has the task and the SFT checkpoint, as after an earlier start."""
     root = tmp_path_factory.mktemp("quickstart") / "root"
     for name in ("task", "sft"):
         shutil.copytree(toy.folder / name, root / name)
@@ -78,12 +78,12 @@ def scalars(prepared: Path, printed: str) -> EventAccumulator:
 
 
 def row(printed: str, name: str) -> str:
-    """The value beside a name in the closing table."""
+    """Return the value next to a name in the final table."""
     (line,) = [line for line in printed.splitlines() if name in line and "│" in line]
     return line.split("│")[2].strip()
 
 
-def test_it_ends_with_a_table_of_its_own_records(prepared, printed):
+def test_the_quickstart_ends_with_a_table_of_its_metrics(prepared, printed):
     history = records(prepared / "prime")
     assert row(printed, "accuracy before PRIME") == f"{history[0]['eval/accuracy']:.3f}"
     assert row(printed, "accuracy after PRIME") == f"{history[-1]['eval/accuracy']:.3f}"
@@ -94,7 +94,7 @@ def test_it_ends_with_a_table_of_its_own_records(prepared, printed):
     assert re.fullmatch(r"\d+", row(printed, "seconds"))
 
 
-def test_tensorboard_reads_the_documented_scalars_step_by_step(prepared, scalars):
+def test_tensorboard_shows_the_documented_scalars_of_every_step(prepared, scalars):
     tags = scalars.Tags()["scalars"]
     assert undocumented(tags) == []
     assert set(DOCUMENTED) <= set(tags)
@@ -105,7 +105,7 @@ def test_tensorboard_reads_the_documented_scalars_step_by_step(prepared, scalars
         assert event.value == pytest.approx(record["policy/entropy"], rel=1e-6)
 
 
-def test_the_export_is_an_ordinary_checkpoint(prepared, printed):
+def test_transformers_loads_the_export(prepared, printed):
     model = AutoModelForCausalLM.from_pretrained(prepared / "prime/hf")
     tokenizer = AutoTokenizer.from_pretrained(prepared / "prime/hf")
     prompt = tokenizer("1 + 2 =", return_tensors="pt")
@@ -113,7 +113,7 @@ def test_the_export_is_an_ordinary_checkpoint(prepared, printed):
     assert text.startswith("1 + 2 =")
 
 
-def test_a_second_start_goes_on_where_the_first_ended(prepared, printed):
+def test_a_second_start_resumes_where_the_first_ended(prepared, printed):
     before = (prepared / "sft/model.safetensors").stat().st_mtime_ns, records(prepared / "prime")
     again = quickstart(prepared, *SMALL, "trainer.num_steps=3")
     assert "resuming after step 2" in again
@@ -126,7 +126,7 @@ def test_a_second_start_goes_on_where_the_first_ended(prepared, printed):
 
 @pytest.fixture(scope="module")
 def warmed_up(tmp_path_factory) -> Path:
-    """What the whole quickstart leaves after one step, warm-up included."""
+    """Return the folder of a complete quickstart after one step, SFT included."""
     root = tmp_path_factory.mktemp("learning") / "root"
     quickstart(root, "trainer.num_steps=1", "trainer.prompts_per_step=8", "parallel.tensor=1")
     return root
@@ -134,7 +134,7 @@ def warmed_up(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["prm.enabled=false"]], ids=["PRIME", "outcome only"])
-def test_it_learns(warmed_up, overrides):
+def test_the_policy_learns(warmed_up, overrides):
     shutil.rmtree(warmed_up / "prime", ignore_errors=True)
     printed = quickstart(warmed_up, "trainer.num_steps=12", "parallel.tensor=1", *overrides)
     before, after = (float(row(printed, f"accuracy {when} PRIME")) for when in ("before", "after"))

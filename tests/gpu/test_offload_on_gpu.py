@@ -1,4 +1,4 @@
-"""Offloading on a GPU: the same bits as without, whatever the streams are at, and memory another process can map."""
+"""Offloading on a GPU is bit-exact and free of races between streams; another process can map its shared memory."""
 
 import json
 import os
@@ -36,7 +36,7 @@ for line in sys.stdin:
 
 
 def hand_over(device, num_bytes=1 << 22, num_rounds=5):
-    """Fill halves in turn and have another process sum them up; (sums, what it left behind)."""
+    """Fill halves in turn, let another process sum and overwrite them; return (sums, values that it wrote)."""
     buffer = SharedBuffer(num_bytes, torch.device(device))
     folder = str(Path(staging.__file__).parent)
     child = subprocess.Popen(
@@ -62,13 +62,13 @@ def hand_over(device, num_bytes=1 << 22, num_rounds=5):
     return found, left
 
 
-def test_slices_reach_another_process_by_a_handle_and_come_back():
+def test_another_process_reads_and_writes_slices_by_their_handle():
     found, left = hand_over("cuda")
     assert found == [(10 + index) << 21 for index in range(5)]
     assert left == [[index] for index in range(5)]
 
 
-def test_a_run_with_offloading_has_the_same_bits(tmp_path):
+def test_a_run_with_offloading_is_bit_equal_to_one_without(tmp_path):
     gpu_worker.save_models(tmp_path)
     ((plain, offloaded),) = run_distributed(gpu_worker.offload_steps, 1, "cuda", tmp_path, tmp_path)
     assert all(map(torch.equal, plain["logprobs"], offloaded["logprobs"]))

@@ -1,4 +1,4 @@
-"""Transformer Engine's layers beside plain torch's on a GPU, FP8 beside bf16, and checkpoints from one to the other."""
+"""Transformer Engine layers against plain torch layers on a GPU, FP8 against bf16, and checkpoints between them."""
 
 import importlib.util
 
@@ -43,13 +43,13 @@ def recipes(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def refused():
-    """Recipe -> why this GPU cannot run it, or None."""
+    """Return {recipe: why this GPU cannot run it, or None}."""
     where = on_gpu(gpu_worker.capability)
     return {recipe: fp8_fault(recipe, *where) for recipe in RECIPES}
 
 
 def relative(found, exact):
-    """Error of a tensor, or of all of a dict together, over the size of the exact one."""
+    """Return the relative error (L2 norm) of a tensor, or of all tensors of a dict together."""
     if isinstance(found, dict):
         assert found.keys() == exact.keys()
         found, exact = (torch.cat([part[key].flatten() for key in exact]) for part in (found, exact))
@@ -57,7 +57,7 @@ def relative(found, exact):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_te_layers_are_as_near_to_fp32_as_torchs_are(layers, model):
+def test_te_layers_are_as_close_to_fp32_as_torch_layers(layers, model):
     exact, plain, fused = layers[model]
     assert [found["layers"] for found in layers[model]] == ["torch", "torch", "transformer_engine"]
     for what in ("logprobs", "entropy", "gradients"):
@@ -66,7 +66,7 @@ def test_te_layers_are_as_near_to_fp32_as_torchs_are(layers, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_gradient_is_right_by_itself(layers, model):
+def test_every_single_gradient_is_correct(layers, model):
     exact, plain, fused = layers[model]
     for key, gradient in exact["gradients"].items():
         of_torch = relative(plain["gradients"][key], gradient)
@@ -74,7 +74,7 @@ def test_every_gradient_is_right_by_itself(layers, model):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_fp8_runs_near_bf16_or_is_refused_by_name(recipes, refused, layers, recipe):
+def test_fp8_is_close_to_bf16_or_refused_by_name(recipes, refused, layers, recipe):
     found = recipes[recipe]
     if refused[recipe] is not None:
         assert isinstance(found, str) and recipe in found and refused[recipe] in found
@@ -107,7 +107,7 @@ def test_process_rewards_are_0_before_an_update(models, refused, tmp_path):
 
 
 @pytest.mark.parametrize("direction", ["from te", "from torch"])
-def test_a_checkpoint_of_one_kind_of_layers_is_one_of_the_other(models, tmp_path, direction):
+def test_a_checkpoint_of_either_kind_of_layers_loads_into_the_other(models, tmp_path, direction):
     there, other = (gpu_worker.TE, gpu_worker.TORCH)
     if direction == "from torch":
         there, other = other, there
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_one_kind_of_layers_is_one_of_the_other(models, tmp_path
             assert weights[name].keys() == weights["written"].keys()
             for key, tensor in weights["written"].items():
                 assert torch.equal(weights[name][key], tensor), (model, name, key)
-        # Masters and moments too: the next update lands where that of an unbroken run does.
+        # Master weights and moments too: the next update equals that of an uninterrupted run.
         assert relative(weights["resumed"], weights["unbroken"]) < 1e-4, model
         moved = relative(weights["unbroken"], weights["written"])
         assert moved > 1e-3, "an update must be seen in the comparison"

@@ -1,4 +1,4 @@
-"""One Slurm of two nodes for all tests of this folder."""
+"""Fixtures that share one Slurm cluster of two nodes among all tests of this folder."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from tests.support.toy_runs import ROOT, Toy
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of this folder need the lab; those marked `minutes` are run when asked for."""
+    """Mark the tests of this folder; skip them without the lab, and those marked `minutes` unless requested."""
     reason = missing()
     for item in items:
         if Path(__file__).parent not in item.path.parents:
@@ -45,5 +45,5 @@ def jobs(slurm: SlurmLab, toy: Toy):
 
 @pytest.fixture(scope="session")
 def unbroken(jobs: Jobs) -> str:
-    """The log of a job that nothing happened to."""
+    """Return the log of an uninterrupted job."""
     return jobs.finish(jobs.submit("slurm_unbroken"))

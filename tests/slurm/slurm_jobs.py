@@ -1,4 +1,4 @@
-"""Jobs of the example script, as it is, in the Slurm lab."""
+"""Jobs of the unchanged example script in the Slurm lab."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ ALL_STATES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_
 
 
 class Jobs:
-    """Submits the example script, as it is, in the toy's folder, and looks at what its jobs leave."""
+    """Submits the unchanged example script in the toy's folder, and reads the output of its jobs."""
 
     def __init__(self, lab: SlurmLab, folder: Path) -> None:
         self.lab, self.folder = lab, folder
 
     def submit(self, run_dir: str, options: tuple[str, ...] = (), **changes: str) -> str:
-        """`options` of sbatch, `changes` of the configuration."""
+        """Submit a job with `options` of sbatch and `changes` of the configuration, and return its id."""
         return self.lab.submit(
             *("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--time=60", *options),
             *(str(SCRIPT), str(CONFIG), "model.path=sft", f"run_dir={run_dir}", f"trainer.num_steps={STEPS}"),
@@ -28,7 +28,7 @@ class Jobs:
         )
 
     def finish(self, job: str) -> str:
-        """Wait for the end of a job; returns its log."""
+        """Wait until a job has completed, and return its log."""
         state = self.lab.wait(job, *ALL_STATES, timeout_s=400.0)["JobState"]
         log = (self.folder / f"prime-{job}.log").read_text()
         ranks = "".join(path.read_text()[-1500:] for path in self.logs(job, 0).parent.rglob("rank-*.log"))
@@ -43,7 +43,7 @@ class Jobs:
         assert until(lambda: log.exists() and f"step {step}/" in log.read_text(), 240.0)
 
     def pid_of_rank(self, rank: int) -> int:
-        """In the job that runs: the process itself, not the shell around it."""
+        """Return the pid of a rank of the running job: the training process, not the shell around it."""
         for node in NODES:
             for pid in self.lab.pids_in(node):
                 proc = Path("/proc", str(pid))
@@ -55,7 +55,7 @@ class Jobs:
         raise AssertionError(f"no rank {rank}")
 
     def history(self, run_dir: str) -> list[dict[str, float]]:
-        """Metrics of every step, without those that measure the machine."""
+        """Return the metrics of every step, except those that measure the machine."""
         lines = (self.folder / run_dir / "metrics.jsonl").read_text().splitlines()
         return [
             {key: value for key, value in json.loads(line).items() if key.split("/")[0] not in MEASURED}

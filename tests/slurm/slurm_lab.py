@@ -1,8 +1,8 @@
-"""A real Slurm of two nodes on one machine: each node a network of its own, with its own name and address.
+"""A real Slurm cluster of two nodes on one machine; each node has its own network namespace, name and address.
 
-Needs root, slurmctld, slurmd and munged (Debian: slurmctld slurmd slurm-client munge). Everything that it makes is in
-its folder, but for two network namespaces and a bridge, which `stop` removes; /etc/hosts is replaced for the nodes
-alone. Processes are ended by the pids in their pid files.
+Needs root, slurmctld, slurmd and munged (Debian: slurmctld slurmd slurm-client munge). All its files are in
+its folder. Outside it are only two network namespaces and a bridge, which `stop` removes; /etc/hosts is replaced only
+for the nodes. Daemons are ended by the pids in their pid files.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare
 
 
 def missing() -> str | None:
-    """Why there can be no lab here; None where there can."""
+    """Return why the lab cannot run on this machine, or None if it can."""
     if os.geteuid():
         return "the Slurm lab needs root"
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -39,14 +39,14 @@ def missing() -> str | None:
 
 
 class SlurmLab:
-    """Starts with `start`, ends with `stop`; commands run with its configuration."""
+    """A Slurm cluster between `start` and `stop`, and the commands that act on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Bring both nodes up; raises AssertionError with the logs when they do not come."""
+        """Start both nodes. Raises AssertionError with the logs if they do not become idle."""
         for name in ("state", "log", "run", "munge", *(f"spool.{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
@@ -61,12 +61,12 @@ class SlurmLab:
         self._wait_for_nodes()
 
     def start_node(self, node: str) -> None:
-        """Start a node's daemon, in its network, under its name."""
+        """Start a node's daemon in its network namespace, with its host name."""
         script = f"mount --bind {self.folder}/hosts /etc/hosts; hostname {node}; exec slurmd -N {node}"
         self._run("nsenter", f"--net=/run/netns/{node}", "unshare", "--uts", "--mount", "sh", "-c", script)
 
     def stop(self) -> None:
-        """End jobs, daemons and networks; whatever is not there is passed over."""
+        """End jobs and daemons, and remove the networks; missing ones are ignored."""
         jobs = self._quiet("squeue", "-h", "-o", "%A").split()
         if jobs:
             self._quiet("scancel", "--signal=KILL", *jobs)
@@ -82,29 +82,29 @@ class SlurmLab:
         self._quiet("ip", "link", "del", BRIDGE)
 
     def pid_of(self, daemon: str) -> int | None:
-        """Of slurmd.NODE, slurmctld or munged."""
+        """Return the pid of slurmd.NODE, slurmctld or munged; None if it has no pid file."""
         try:
             return int((self.folder / "run" / f"{daemon}.pid").read_text())
         except (OSError, ValueError):
             return None
 
     def pids_in(self, node: str) -> list[int]:
-        """Processes in a node's network."""
+        """Return the pids of the processes in a node's network namespace."""
         return [int(pid) for pid in self._quiet("ip", "netns", "pids", node).split()]
 
     def cut(self, node: str, is_cut: bool) -> None:
-        """Take a node off the network, or put it back."""
+        """Disconnect a node from the network, or reconnect it."""
         self._run("ip", "link", "set", f"v{node}", "down" if is_cut else "up")
 
     def configure(self, key: str, value: str) -> None:
-        """Change a setting of the running Slurm; an empty value takes it out."""
+        """Change a setting of the running cluster; an empty value removes it."""
         path = self.folder / "slurm.conf"
         kept = [line for line in path.read_text().splitlines() if not line.startswith(f"{key}=")]
         path.write_text("\n".join([*kept, *([f"{key}={value}"] if value else [])]) + "\n")
         self._run("scontrol", "reconfigure")
 
     def cancel(self, job: str) -> None:
-        """End a job for good."""
+        """Cancel a job."""
         self._run("scancel", job)
 
     def update(self, job: str, change: str) -> None:
@@ -116,16 +116,16 @@ class SlurmLab:
         self._run("scontrol", "update", f"PartitionName={partition}", change)
 
     def submit(self, *arguments: str, folder: Path) -> str:
-        """sbatch; returns the job's id."""
+        """Submit a job with sbatch, and return its id."""
         return self._run("sbatch", "--parsable", *arguments, cwd=folder).strip().split(";")[0]
 
     def job(self, job: str) -> dict[str, str]:
-        """What scontrol says of a job."""
+        """Return the fields that `scontrol show job` prints."""
         words = self._quiet("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, job: str, *states: str, timeout_s: float = 120.0) -> dict[str, str]:
-        """Wait until a job is in one of these states; raises AssertionError when it takes too long."""
+        """Wait until a job is in one of these states. Raises AssertionError after the timeout."""
         until(lambda: self.job(job).get("JobState") in states, timeout_s)
         found = self.job(job)
         assert found.get("JobState") in states, found
@@ -237,7 +237,7 @@ class SlurmLab:
 
 
 def until(is_done, timeout_s: float, poll_s: float = 0.2) -> bool:
-    """Wait for it; False when it took too long."""
+    """Wait for a condition, and return whether it became true before the timeout."""
     deadline = time.monotonic() + deadlines.seconds(timeout_s)
     while time.monotonic() < deadline:
         if is_done():

@@ -1,4 +1,4 @@
-"""Slurm itself announces an end, by its clock or for a job of higher priority: the run saves, and goes on exactly.
+"""Slurm announces a time limit or a preemption: the run saves a checkpoint, and resumes exactly.
 
 A preemption is announced in one of two ways, which a cluster's administrators choose: by the signal that the job asked
 for (preempt_send_user_signal), to the script alone, or by SIGTERM to every process of the ranks.
@@ -17,12 +17,12 @@ LONG = {
     "filter.accuracy_min": "0.0",
     "filter.accuracy_max": "1.0",
 }
-"""Longer than Slurm's shortest time limit, a minute; saved when asked to stop alone; no prompt is filtered out."""
+"""Settings of a run longer than Slurm's shortest time limit (one minute) that saves only when asked to stop."""
 
 
 @pytest.fixture(scope="module")
 def long_unbroken(jobs) -> str:
-    """The folder of such a run that nothing happened to."""
+    """Return the folder of an uninterrupted run with these settings."""
     log = jobs.finish(jobs.submit("slurm_long", **LONG))
     assert "steps finished: 60 of 60" in log and "queued again" not in log
     return "slurm_long"
@@ -30,14 +30,14 @@ def long_unbroken(jobs) -> str:
 
 @pytest.fixture(params=["preempt_send_user_signal", ""], ids=["USR1", "SIGTERM"])
 def preemption(jobs, request) -> str:
-    """How the lab announces a preemption, with a minute of grace."""
+    """Set how the lab announces a preemption, with a grace time of one minute."""
     jobs.lab.configure("SlurmctldParameters", request.param)
     yield request.param
     jobs.lab.configure("SlurmctldParameters", "preempt_send_user_signal")
 
 
-def test_the_time_limit_comes_near(jobs, long_unbroken):
-    """Slurm looks at its clock twice a minute: a signal asked for 20 s before the end comes 20 to 50 s before it."""
+def test_a_run_saves_before_its_time_limit_and_resumes(jobs, long_unbroken):
+    """Slurm checks time limits every 30 s: a signal requested 20 s before the end comes 20 to 50 s before it."""
     job = jobs.submit("slurm_limit", ("--time=1", "--signal=B:USR1@20"), **LONG)
     assert until(lambda: jobs.lab.job(job).get("Restarts") == "1", 180.0)
     jobs.lab.update(job, "TimeLimit=60")
@@ -47,7 +47,7 @@ def test_the_time_limit_comes_near(jobs, long_unbroken):
     jobs.assert_as_unbroken("slurm_limit", long_unbroken)
 
 
-def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(jobs, long_unbroken, preemption):
+def test_a_run_preempted_by_a_job_of_higher_priority_resumes(jobs, long_unbroken, preemption):
     run_dir = f"slurm_preempted_{preemption}"
     job = jobs.submit(run_dir, **LONG)
     jobs.until_step(job, 0, 1)
@@ -67,7 +67,7 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(jobs, long
     jobs.assert_as_unbroken(run_dir, long_unbroken)
 
 
-def test_a_preemption_without_notice_costs_the_steps_since_the_last_checkpoint(jobs, long_unbroken):
+def test_a_preemption_without_notice_loses_the_steps_since_the_last_checkpoint(jobs, long_unbroken):
     jobs.lab.update_partition("main", "GraceTime=0")
     try:
         job = jobs.submit("slurm_abrupt", **LONG | {"checkpoint.save_every": "10"})

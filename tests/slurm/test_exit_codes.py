@@ -1,7 +1,7 @@
-"""What the example script makes of its ranks' exit codes, on a real Slurm: queue the job again, or give it up.
+"""The example script requeues or fails a job according to the exit codes of its ranks, on a real Slurm cluster.
 
-Ranks here are a shell script that ends as a test says, so that each case takes seconds. `kill-on-bad-exit` ends the
-others, and srun reports the highest code of all, which is that of the ended ones: the first rank's own code must count.
+The ranks are a shell script that ends as each case requires, within seconds. `kill-on-bad-exit` ends the other ranks,
+and srun reports the highest code, which is that of the killed ones; the code of the first rank to end must count.
 """
 
 import sys
@@ -18,23 +18,23 @@ echo "rank $RANK begins"
 {ending}
 sleep 60
 """
-AGAIN, GIVEN_UP, DONE = "PENDING", "FAILED", "COMPLETED"
+REQUEUED, FAILED, COMPLETED = "PENDING", "FAILED", "COMPLETED"
 
 
 @pytest.mark.parametrize(
     ("ending", "state", "code"),
     [
-        pytest.param("exit 0", DONE, 0, id="done"),
-        pytest.param("sleep $RANK; exit 75", AGAIN, 75, id="asked to stop, one after the other"),
-        pytest.param("((RANK == 3)) && exit 1", GIVEN_UP, 1, id="a fault of one rank"),
-        pytest.param("((RANK == 3)) && kill -KILL $$", AGAIN, 137, id="a killed rank"),
-        pytest.param("exit 69", AGAIN, 69, id="all that are left miss another"),
+        pytest.param("exit 0", COMPLETED, 0, id="done"),
+        pytest.param("sleep $RANK; exit 75", REQUEUED, 75, id="asked to stop, one rank after the other"),
+        pytest.param("((RANK == 3)) && exit 1", FAILED, 1, id="an error of one rank"),
+        pytest.param("((RANK == 3)) && kill -KILL $$", REQUEUED, 137, id="a killed rank"),
+        pytest.param("exit 69", REQUEUED, 69, id="all other ranks lost one"),
         pytest.param(
-            "((RANK)) && exit 69; sleep 1; exit 1", GIVEN_UP, 1, id="ranks miss one that has a fault"
+            "((RANK)) && exit 69; sleep 1; exit 1", FAILED, 1, id="ranks lost one that had an error"
         ),
     ],
 )
-def test_the_first_rank_that_ends_decides(slurm, tmp_path, ending, state, code):
+def test_the_exit_code_of_the_first_rank_to_end_decides(slurm, tmp_path, ending, state, code):
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     program = tmp_path / "program.sh"
     program.write_text(PROGRAM.format(python=sys.executable, ending=ending))
@@ -48,7 +48,7 @@ def test_the_first_rank_that_ends_decides(slurm, tmp_path, ending, state, code):
     assert until(lambda: log.exists() and "ended with exit code" in log.read_text(), 60.0)
     found = slurm.wait(job, state, timeout_s=30.0)
     slurm.cancel(job)
-    told = log.read_text()
-    assert f"ended with exit code {code}:" in told
-    assert ("queued again" in told) == (state == AGAIN)
-    assert int(found["Restarts"]) == (state == AGAIN)
+    text = log.read_text()
+    assert f"ended with exit code {code}:" in text
+    assert ("queued again" in text) == (state == REQUEUED)
+    assert int(found["Restarts"]) == (state == REQUEUED)

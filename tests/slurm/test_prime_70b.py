@@ -1,4 +1,4 @@
-"""examples/prime_70b.sh on a real Slurm of two nodes: finished runs, and runs that were stopped or broken on the way.
+"""examples/prime_70b.sh on a real Slurm cluster of two nodes, with and without stops and failures.
 
 Tests marked `minutes` take minutes each: MEGATRON_PRIME_SLURM=all runs them.
 """
@@ -15,14 +15,12 @@ from tests.slurm.slurm_lab import NODES, until
 from tests.support.sglang_live import engine_python
 
 
-def test_a_job_that_is_asked_to_stop_saves_is_queued_again_and_ends_where_an_unbroken_one_does(
-    jobs, unbroken
-):
+def test_a_job_that_is_asked_to_stop_saves_is_requeued_and_resumes_exactly(jobs, unbroken):
     assert "ended with exit code 0: the run is finished\nsteps finished: 5 of 5" in unbroken
     assert (jobs.folder / "slurm_unbroken" / "provenance" / "attempt_0001.json").is_file()
     job = jobs.submit("slurm_stopped")
     jobs.until_step(job, 0, 1)
-    # What Slurm does by itself so many seconds before the time limit (--signal=B:USR1@900).
+    # Slurm sends the same signal before the time limit (--signal=B:USR1@900).
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=jobs.lab.environment, check=True)
     log = jobs.finish(job)
     assert "ended with exit code 75: the run was asked to stop, and saved" in log
@@ -35,7 +33,7 @@ def test_a_job_that_is_asked_to_stop_saves_is_queued_again_and_ends_where_an_unb
 
 
 @pytest.mark.minutes
-def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(jobs, unbroken):
+def test_a_killed_rank_loses_the_steps_since_the_last_checkpoint(jobs, unbroken):
     job = jobs.submit("slurm_rank")
     jobs.until_step(job, 0, 3)
     os.kill(jobs.pid_of_rank(3), signal.SIGKILL)
@@ -45,7 +43,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(jobs, unbroken)
 
 
 @pytest.mark.minutes
-def test_a_killed_node_gives_the_job_another_life(jobs, unbroken):
+def test_a_job_with_a_killed_node_is_requeued(jobs, unbroken):
     job = jobs.submit("slurm_node")
     jobs.until_step(job, 0, 3)
     for pid in (jobs.lab.pid_of(f"slurmd.{NODES[1]}"), *jobs.lab.pids_in(NODES[1])):
@@ -58,8 +56,8 @@ def test_a_killed_node_gives_the_job_another_life(jobs, unbroken):
 
 
 @pytest.mark.minutes
-def test_a_rank_that_hangs_is_missed_by_the_others_and_the_job_queued_again(jobs, unbroken):
-    """Slurm sees four processes that live: the ranks that wait for the hanging one have to say so."""
+def test_a_hanging_rank_is_reported_by_the_others_and_the_job_is_requeued(jobs, unbroken):
+    """Slurm sees four live processes, so the ranks that wait for the hanging one must end the job."""
     job = jobs.submit("slurm_hangs", **{"platform.timeout_s": "30"})
     jobs.until_step(job, 0, 3)
     os.kill(jobs.pid_of_rank(3), signal.SIGSTOP)
@@ -72,13 +70,13 @@ def test_a_rank_that_hangs_is_missed_by_the_others_and_the_job_queued_again(jobs
 
 
 @pytest.mark.minutes
-def test_a_cut_network_leaves_one_writer(jobs, unbroken):
+def test_after_a_network_failure_only_one_attempt_writes(jobs, unbroken):
     job = jobs.submit("slurm_cut", **{"checkpoint.save_every": "1"})
     jobs.until_step(job, 0, 2)
     orphan = jobs.pid_of_rank(0)
     jobs.lab.cut(NODES[0], True)
     assert until(lambda: jobs.lab.job(job)["Restarts"] == "1", 120.0)
-    assert Path("/proc", str(orphan)).exists(), "rank 0 lives on, where Slurm cannot reach it"
+    assert Path("/proc", str(orphan)).exists(), "rank 0 still runs where Slurm cannot reach it"
     jobs.lab.cut(NODES[0], False)
     jobs.finish(job)
     lease = json.loads((jobs.folder / "slurm_cut" / "lease.json").read_text())
@@ -87,7 +85,7 @@ def test_a_cut_network_leaves_one_writer(jobs, unbroken):
 
 
 @pytest.mark.minutes
-def test_servers_on_both_nodes_serve_a_job_and_one_that_dies_comes_back(jobs):
+def test_servers_run_on_both_nodes_and_one_that_dies_is_restarted(jobs):
     changes = {
         "rollout.engine": "sglang",
         "rollout.sglang.nodes": "all",
@@ -106,6 +104,6 @@ def test_servers_on_both_nodes_serve_a_job_and_one_that_dies_comes_back(jobs):
 
 
 def is_server(pid: int) -> bool:
-    """Whether it is the main process of an SGLang server."""
+    """Return whether a process is the main process of an SGLang server."""
     words = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
     return b"sglang.launch_server" in words and not any(b"engines/sglang/child" in word for word in words)

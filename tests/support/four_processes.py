@@ -17,7 +17,7 @@ from tests.support.distributed_runner import run_distributed
 
 @pytest.fixture(scope="session")
 def four_processes():
-    """Return what parallel_worker.four_processes reports, by rank."""
+    """Return the reports of parallel_worker.four_processes, by rank."""
     return run_distributed(
         parallel_worker.four_processes,
         NUM_RANKS,

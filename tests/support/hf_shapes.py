@@ -45,7 +45,7 @@ VARIANTS = {name: {"model_type": name} for name in FAMILIES} | {
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "llama_biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
 }
-"""Changes to SIZES by variant; a dense family that needs none of its own is tested with SIZES as they are."""
+"""Changes to SIZES by variant; a dense family without an entry is tested with SIZES unchanged."""
 
 
 def make_config(variant="llama", **changes):

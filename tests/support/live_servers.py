@@ -11,7 +11,7 @@ from tests.support.tiny_models import save_tiny_model
 
 @pytest.fixture(scope="session")
 def live_models(tmp_path_factory) -> tuple[LiveModel, LiveModel]:
-    """Two models of one shape with different weights."""
+    """Return two models of one shape with different weights."""
     folder = tmp_path_factory.mktemp("models")
     with torch.no_grad():
         return tuple(
@@ -40,6 +40,6 @@ def _live_engine(live_models, tmp_path_factory):
 
 @pytest.fixture
 def live_engine(_live_engine, live_models) -> SGLangEngine:
-    """An engine with two servers that serve model 0 as version 1."""
+    """Return an engine with two servers that serve model 0 as version 1."""
     _live_engine.load_from_hf(live_models[0].path, policy_version=1)
     return _live_engine

@@ -1,3 +1,5 @@
+"""A fixture with the smallest valid configuration."""
+
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ prompts_per_step = 4
 
 @pytest.fixture
 def minimal_toml(tmp_path: Path) -> Path:
-    """A file with every required key and nothing else that matters."""
+    """Return a file with every required key, and the batch size that the tests assume."""
     path = tmp_path / "run.toml"
     path.write_text(MINIMAL, encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""A trainer of one process without Megatron: parameters as a training rank has them, to send from."""
+"""The parameters of a single training rank without Megatron, as the source of weight syncs."""
 
 import json
 

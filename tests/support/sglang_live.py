@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def engine_python() -> Path:
-    """The engine environment's interpreter; skips the test where there is none."""
+    """Return the interpreter of the engine environment; skip the test if there is none."""
     named = os.environ.get("MEGATRON_PRIME_SGLANG_PYTHON")
     built = ROOT / ".venv-sglang"
     python = Path(named) if named else built / "bin" / "python"
-    # A build that was broken off leaves an interpreter, too.
+    # An interrupted installation leaves an interpreter too.
     if not python.is_file() or not (named or (built / ".installed").is_file()):
         pytest.skip(
             f"no SGLang environment at {python}: `make sglang` builds it, or name its interpreter in "

@@ -1,4 +1,4 @@
-"""The arithmetic task, warmed up once a session, and whole runs on it: started, watched, ended and compared."""
+"""The arithmetic task with a warmed-up model, made once per session, and complete runs on it to start and compare."""
 
 import json
 import os
@@ -72,18 +72,18 @@ LAYOUTS = {
     "context=2": ["parallel.context=2"],
     "data=2": ["parallel.num_processes=2"],
 }
-"""Two processes each."""
+"""Layouts of two processes: name -> overrides."""
 MEASURED = ("time", "throughput", "memory")
-"""Groups of metrics that differ between two runs of the same numbers."""
+"""Groups of metrics that differ between two otherwise equal runs."""
 
 
 @dataclass(frozen=True)
 class Toy:
-    """A working folder with task/, the warmed-up model sft/ and run.toml, and what was run in it already."""
+    """A working folder with task/, the warmed-up model sft/, run.toml, and the results of finished runs."""
 
     folder: Path
     facts: dict[str, object]
-    """What the worker saw of the single-process run; see toy_worker.prepare."""
+    """Facts about the single-process run, as returned by toy_worker.prepare."""
 
     def run_dir(self, name: str) -> Path:
         return self.folder / name
@@ -91,7 +91,7 @@ class Toy:
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """The task, its warm-up, and an unbroken run of one process in `single`."""
+    """Return the task with its warmed-up model, and an uninterrupted run of one process in `single`."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "run.toml").write_text(CONFIG)
     (facts,) = run_distributed(toy_worker.prepare, 1, str(folder))
@@ -100,25 +100,25 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 @pytest.fixture(scope="session")
 def two_processes(toy: Toy) -> list[dict[str, list[float]]]:
-    """Unbroken runs in each layout of two processes; the history of a few SFT steps on each rank."""
+    """Run each layout of two processes without interruption; return the history of a few SFT steps, by rank."""
     return run_distributed(toy_worker.train_layouts, 2, str(toy.folder), LAYOUTS)
 
 
 @pytest.fixture(scope="session")
 def stale_step(toy: Toy) -> dict[str, Any]:
-    """A watched step whose policy is not what the engine got; see toy_worker.stale_step."""
+    """Return a recorded step in which the engine has stale weights; see toy_worker.stale_step."""
     (found,) = run_distributed(toy_worker.stale_step, 1, str(toy.folder))
     return found
 
 
 @pytest.fixture(scope="session")
 def layout_runs(toy: Toy, two_processes: list[dict[str, list[float]]]) -> dict[str, Path]:
-    """Run folder of an unbroken run in each layout of two processes."""
+    """Return the folder of an uninterrupted run in each layout of two processes."""
     return {layout: toy.run_dir(layout) for layout in LAYOUTS}
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Of a command started by a user: no rank of a job."""
+    """Return the environment of a command that a user starts, without the variables of a rank."""
     kept = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
@@ -131,7 +131,7 @@ def command(*arguments: str) -> list[str]:
 
 
 class Started:
-    """A command that runs by itself; ended by the test that started it, at the latest when the block ends."""
+    """A command in a process of its own, which is killed at the end of the `with` block at the latest."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.log = folder / f"log{time.monotonic_ns()}.txt"
@@ -152,7 +152,7 @@ class Started:
         self.process.wait()
 
     def family(self) -> list[psutil.Process]:
-        """Every process below the command that was ever seen."""
+        """Return every descendant process of the command seen so far."""
         try:
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 self._seen.setdefault(process.pid, process)
@@ -161,7 +161,7 @@ class Started:
         return list(self._seen.values())
 
     def ranks(self) -> list[psutil.Process]:
-        """The launcher's children, by rank."""
+        """Return the launcher's children, by rank."""
         children = [process for process in self.family() if process.ppid() == self.process.pid]
         return sorted(children, key=lambda process: process.pid)
 
@@ -169,14 +169,14 @@ class Started:
         deadline = time.monotonic() + deadlines.seconds(timeout_s)
         while not is_time():
             assert self.process.poll() is None, f"it ended early:\n{self.output()}"
-            assert time.monotonic() < deadline, f"it never came:\n{self.output()}"
+            assert time.monotonic() < deadline, f"the condition never became true:\n{self.output()}"
             time.sleep(0.002)
 
     def all_gone(self, timeout_s: float = 20) -> bool:
-        """True once neither the command nor anything it started lives; a zombie does not."""
+        """Wait until the command and its descendants have ended (zombies count as ended); False after the timeout."""
         self.process.wait(timeout_s)
         deadline = time.monotonic() + deadlines.seconds(timeout_s)
-        while any(_lives(process) for process in self._seen.values()):
+        while any(_is_alive(process) for process in self._seen.values()):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
@@ -187,7 +187,7 @@ class Started:
 
 
 def finish(folder: Path, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end, and return its result."""
     return subprocess.run(
         command(*arguments),
         cwd=folder,
@@ -200,7 +200,7 @@ def finish(folder: Path, *arguments: str, timeout_s: float = 240) -> subprocess.
 
 
 def records(run_dir: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what is measured rather than computed."""
+    """Return the lines of metrics.jsonl without measured values such as times."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if name.split("/")[0] not in MEASURED}
@@ -209,7 +209,7 @@ def records(run_dir: Path) -> list[dict[str, float]]:
 
 
 def weights(checkpoint: Path) -> dict[str, bytes]:
-    """The bytes of an HF checkpoint's weight files."""
+    """Return the bytes of an HF checkpoint's weight files."""
     files = {path.name: path.read_bytes() for path in sorted(checkpoint.glob("*.safetensors"))}
     assert files
     return files
@@ -230,7 +230,7 @@ def is_logged(run_dir: Path, step: int) -> bool:
 
 
 def differences(left: Sequence[dict[str, float]], right: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Metric -> largest difference over the steps, relative to the size where that is over 1."""
+    """Return {metric: largest difference over the steps}, relative to the value where that exceeds 1."""
     assert [[*record] for record in left] == [[*record] for record in right], "other steps or other metrics"
     largest: dict[str, float] = {}
     for mine, other in zip(left, right, strict=True):
@@ -240,7 +240,7 @@ def differences(left: Sequence[dict[str, float]], right: Sequence[dict[str, floa
     return largest
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

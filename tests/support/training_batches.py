@@ -1,9 +1,9 @@
-"""A ragged batch for the tests of training, and plain HF as its oracle."""
+"""A ragged batch for the tests of training, and losses in plain HF and torch as the oracle."""
 
 import torch
 
 LENGTHS = [(3, 5), (7, 2), (1, 9), (4, 4), (6, 8), (2, 1), (5, 9)]
-"""Prompt and response tokens: more than two microbatches of 24 tokens."""
+"""(prompt, response) lengths in tokens, which fill more than two microbatches of 24 tokens."""
 GROUPS = [0, 0, 0, 1, 1, 2, 2]
 LABELS = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
 POLICY_SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "entropy_coef": 0.02, "kl_coef": 0.1}
@@ -11,7 +11,7 @@ BETA = 0.5
 
 
 def ragged_batch(model, vocab_size=300, seed=5):
-    """Sequences and every tensor that a loss needs, near the model's own log-probs so that ratios clip now and then."""
+    """Return sequences and all loss inputs, with log-probs close to the model's, so that some ratios are clipped."""
     generator = torch.Generator().manual_seed(seed)
     sequences = [
         tuple(torch.randint(0, vocab_size, (length,), generator=generator).tolist() for length in pair)
@@ -39,7 +39,7 @@ def ragged_batch(model, vocab_size=300, seed=5):
 
 
 def score_with_hf(model, sequences, num_columns):
-    """Log-probs and entropies [B, T], one sequence at a time."""
+    """Return log-probs and entropies [B, T], computed for one sequence at a time."""
     logprobs, entropies = [], []
     for prompt, response in sequences:
         logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
@@ -52,7 +52,7 @@ def score_with_hf(model, sequences, num_columns):
 
 
 def plain_policy_loss(batch, rows, logprobs_BT, entropy_BT):
-    """PPO clip, entropy bonus and k3 as the papers print them, averaged over the minibatch's tokens."""
+    """Return PPO clip, entropy bonus and k3 as printed in the papers, averaged over the minibatch's tokens."""
     mask = batch["mask"][rows]
     logprobs, old = logprobs_BT[rows][mask], batch["old"][rows][mask]
     advantages = batch["advantages"][rows][mask]
@@ -66,7 +66,7 @@ def plain_policy_loss(batch, rows, logprobs_BT, entropy_BT):
 
 
 def plain_load_balance_loss(model, sequences, rows):
-    """DeepSeek-V3's sequence-wise loss, Eq. 17-20, a mean over the rows; every layer counts."""
+    """Return DeepSeek-V3's sequence-wise loss (Eq. 17-20), summed over layers and averaged over rows."""
     num_experts, num_chosen = model.config.num_local_experts, model.config.num_experts_per_tok
     losses = []
     for row in rows:
@@ -83,7 +83,7 @@ def plain_load_balance_loss(model, sequences, rows):
 
 
 def plain_prm_loss(batch, rows, logprobs_BT, entropy_BT):
-    """Cross-entropy of sigmoid(beta * sum of log-ratios), averaged over the minibatch's responses."""
+    """Return the cross-entropy of sigmoid(beta * sum of log-ratios), averaged over the minibatch's responses."""
     ratios_BT = torch.where(batch["mask"], logprobs_BT - batch["ref"], 0.0)[rows]
     probability = torch.sigmoid(BETA * ratios_BT.sum(dim=1).double())
     labels = batch["labels"][rows].double()
