@@ -1,13 +1,13 @@
-"""A reasoning task small enough to learn on two CPU cores: tokenizer, model and data, made from nothing.
+"""A reasoning task that is small enough to learn on two CPU cores, with a generated tokenizer, model and data.
 
-A prompt is `a op b op c ... =`, worked from left to right modulo 10 with NUM_STEPS operations of + - x; x is by 3, 7
-or 9 only, so that every step is a bijection of the running value and one wrong digit normally ruins the answer. The
-response is the running value after each operation, one token a step, then end-of-sequence. Only the last digit is
-verified (chance 0.1).
+A prompt is `a op b op c ... =`, evaluated from left to right modulo 10 with NUM_STEPS operations of + - x. The
+operand of x is 3, 7 or 9, so that every operation is a bijection of the running value and one wrong digit normally
+makes the answer wrong. The response is the running value after each operation, one token per operation, then
+end-of-sequence. Only the last digit is verified (accuracy of a random guess: 0.1).
 
-The supervised traces come from a demonstrator that mis-remembers part of its table, so a model trained on them knows
-the procedure and makes habitual mistakes, which reinforcement learning then has to remove. See
-`Demonstrator` for the two numbers that set how often it is right.
+The SFT traces come from a demonstrator with errors in its operation table. A model trained on them has learned the
+procedure, with systematic mistakes that reinforcement learning then has to remove. The two arguments of `Demonstrator`
+set how often it is right.
 
     python -m examples.arithmetic_task --output runs/arithmetic
 
@@ -49,14 +49,14 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """The prompt: tokens separated by one space, `=` last."""
+        """The prompt: tokens separated by one space, ending with `=`."""
         parts = [str(self.start)]
         for operator, operand in self.operations:
             parts += [operator, str(operand)]
         return " ".join([*parts, "="])
 
     def trace(self) -> list[int]:
-        """The right running value after each operation."""
+        """Return the correct running value after each operation."""
         values, value = [], self.start
         for operator, operand in self.operations:
             value = evaluate(value, operator, operand)
@@ -65,18 +65,18 @@ class Problem:
 
 
 class Demonstrator:
-    """Works problems with a table part of which it mis-remembers.
+    """Solves problems with an operation table that is partly wrong.
 
-    Of each operator's entries (value, operand), `wrong_fraction` have one fixed wrong result; at such an entry the
-    wrong result is used with `wrong_probability`. A share of every operator, rather than of the whole table, keeps
-    the demonstrator's accuracy close to the same for every seed.
+    A fraction `wrong_fraction` of each operator's entries (value, operand) has one fixed wrong result, which is used
+    with probability `wrong_probability`. The fraction is taken per operator rather than of the whole table, so that
+    the demonstrator's accuracy is nearly the same for every seed.
     """
 
     def __init__(self, seed: int, wrong_fraction: float = 0.3, wrong_probability: float = 0.5) -> None:
         self._rng = random.Random(f"demonstrator {seed}")
         self._wrong_probability = wrong_probability
         self.habits: dict[tuple[int, str, int], int] = {}
-        """(value, operator, operand) -> the wrong result."""
+        """The wrong results, by (value, operator, operand)."""
         for operator, operands in OPERANDS.items():
             entries = [(value, operator, operand) for value in range(10) for operand in operands]
             for entry in self._rng.sample(entries, round(wrong_fraction * len(entries))):
@@ -84,7 +84,7 @@ class Demonstrator:
                 self.habits[entry] = self._rng.choice([digit for digit in range(10) if digit != right])
 
     def trace(self, problem: Problem) -> list[int]:
-        """Running values; an error is carried on, as a person would."""
+        """Return the running values; an error propagates to the following operations."""
         values, value = [], problem.start
         for operator, operand in problem.operations:
             habit = self.habits.get((value, operator, operand))
@@ -97,7 +97,7 @@ class Demonstrator:
 
 
 def evaluate(value: int, operator: str, operand: int) -> int:
-    """One operation modulo 10."""
+    """Apply one operation modulo 10."""
     if operator == "+":
         return (value + operand) % 10
     if operator == "-":
@@ -107,7 +107,7 @@ def evaluate(value: int, operator: str, operand: int) -> int:
 
 
 def sample_problem(rng: random.Random) -> Problem:
-    """A problem with NUM_STEPS operations, operators equally likely."""
+    """Return a problem with NUM_STEPS operations; all operators are equally likely."""
     operations = []
     for _ in range(NUM_STEPS):
         operator = rng.choice(tuple(OPERANDS))
@@ -116,7 +116,7 @@ def sample_problem(rng: random.Random) -> Problem:
 
 
 def distinct_problems(rng: random.Random) -> Iterator[Problem]:
-    """Endless problems without repetition."""
+    """Yield problems endlessly, without repetition."""
     seen: set[Problem] = set()
     while True:
         problem = sample_problem(rng)
@@ -126,9 +126,9 @@ def distinct_problems(rng: random.Random) -> Iterator[Problem]:
 
 
 def write_tokenizer(directory: Path) -> None:
-    """Save a word-level tokenizer that AutoTokenizer loads: one token a digit or operator, `<eos>`, `<pad>`.
+    """Save a word-level tokenizer that AutoTokenizer loads: one token per digit or operator, `<eos>`, `<pad>`.
 
-    There is no unknown token: a word outside the vocabulary raises instead of passing in silence.
+    There is no unknown token, so a word outside the vocabulary raises an error.
     """
     tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCABULARY)}))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -145,7 +145,7 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def model_config() -> Qwen3Config:
-    """Two layers of width 64; two KV heads, so that tensor-parallel size 2 works."""
+    """Return a configuration with two layers of width 64, and two KV heads for tensor-parallel size 2."""
     return Qwen3Config(
         vocab_size=len(VOCABULARY),
         hidden_size=64,
@@ -155,10 +155,10 @@ def model_config() -> Qwen3Config:
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=MAX_POSITIONS,
-        # Twice the usual 0.02: at width 64 that shortens the plateau before attention finds its operands.
+        # Twice the usual 0.02, which at width 64 shortens the loss plateau before attention finds the operands.
         initializer_range=0.04,
-        # Sequences are 27 tokens long: the usual base of 10,000 leaves most of a head's 8 frequencies all but constant
-        # over them, and the plateau then lasts past any fixed number of steps on some seeds.
+        # Sequences are 27 tokens long: with the usual base of 10,000, most of a head's 8 frequencies are almost
+        # constant over them, and for some seeds the loss stays on the plateau.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=False,
         eos_token_id=VOCABULARY.index(EOS_TOKEN),
@@ -168,7 +168,7 @@ def model_config() -> Qwen3Config:
 
 
 def write_model(directory: Path, seed: int) -> None:
-    """Save config and seeded random fp32 weights as safetensors; torch's global random state is left as it was."""
+    """Save config and seeded random fp32 weights as safetensors, without changing torch's global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(model_config()).float()
@@ -179,7 +179,7 @@ def write_model(directory: Path, seed: int) -> None:
 
 
 def write_data(directory: Path, seed: int) -> None:
-    """Write sft.jsonl, train.jsonl and heldout.jsonl; no problem occurs twice, within a file or across files."""
+    """Write sft.jsonl, train.jsonl and heldout.jsonl; no problem occurs twice, neither in one file nor across files."""
     directory.mkdir(parents=True, exist_ok=True)
     problems = distinct_problems(random.Random(f"problems {seed}"))
     demonstrator = Demonstrator(seed)
@@ -197,7 +197,7 @@ def write_data(directory: Path, seed: int) -> None:
 
 
 def write_all(directory: Path, seed: int) -> None:
-    """Everything a run needs: `directory`/model (weights, config, tokenizer) and the three data files."""
+    """Write all inputs of a run: `directory`/model (weights, config, tokenizer) and the three data files."""
     write_tokenizer(directory / "model")
     write_model(directory / "model", seed)
     write_data(directory, seed)
@@ -212,7 +212,7 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Write the arithmetic task: model, tokenizer and data.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""A reward of your own: right answers count, and a little less when the response rambles.
+"""A custom reward function: 1 for a correct answer, less for a long response.
 
     PYTHONPATH=examples megatron-prime train run.toml reward.verifier=custom_reward:concise_match
 
-or as a server, which other languages and machines can be too (its protocol is in docs/rewards.md):
+or as a server, which may be written in any language and run on any machine (docs/rewards.md has the protocol):
 
     python -m examples.custom_reward --port 8000
     megatron-prime train run.toml reward.verifier=http://127.0.0.1:8000/verify
@@ -16,7 +16,7 @@ FREE_WORDS = 200
 
 
 def concise_match(response_text: str, answer: str) -> float:
-    """1 when the last word is the answer, down to 0.5 as the response grows to twice FREE_WORDS; otherwise 0."""
+    """Return 1 if the last word is the answer, less (down to 0.5) for FREE_WORDS to 2 * FREE_WORDS words; else 0."""
     words = response_text.split()
     if not words or words[-1] != answer.strip():
         return 0.0
@@ -25,12 +25,12 @@ def concise_match(response_text: str, answer: str) -> float:
 
 
 class RewardHandler(BaseHTTPRequestHandler):
-    """POST {"response": ..., "answer": ...} -> {"reward": ...}."""
+    """Answers POST {"response": ..., "answer": ...} with {"reward": ...}."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        """Answer one request."""
+        """Score one response."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         body = json.dumps({"reward": concise_match(request["response"], request["answer"])}).encode()
         self.send_response(200)
@@ -40,7 +40,7 @@ class RewardHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
-        """Not a line for each request."""
+        """Log nothing, rather than one line per request."""
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""The main job on a fresh CPU machine: model and data from nothing, SFT, PRIME, evaluation before and after.
+"""A complete training run on a CPU machine: random model, generated data, SFT, PRIME, evaluation before and after.
 
     python -m examples.quickstart [section.key=value ...]
 
-Overrides go to the PRIME run, e.g. `prm.enabled=false` for outcome rewards alone or `parallel.tensor=1`. Everything is
-the ordinary `megatron-prime` command line; see examples/quickstart.toml. A run that was interrupted goes on where it
-stopped; --fresh starts anew.
+Overrides apply to the PRIME run, e.g. `prm.enabled=false` for outcome rewards only, or `parallel.tensor=1`. All steps
+use the `megatron-prime` command line with examples/quickstart.toml. An interrupted run resumes where it stopped;
+--fresh starts from scratch.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, default=Path("runs/quickstart"), help="folder for everything")
+    parser.add_argument("--root", type=Path, default=Path("runs/quickstart"), help="folder for all files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="remove what an earlier quickstart left")
+    parser.add_argument("--fresh", action="store_true", help="remove the files of an earlier quickstart")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args()
     if options.fresh:
@@ -69,15 +69,15 @@ def main() -> int:
 
 
 def make_task(folder: Path, seed: int) -> None:
-    """Write aside and rename, so that an interrupted start leaves nothing half made."""
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    write_all(aside, seed)
-    aside.rename(folder)
+    """Write the task to a temporary folder and rename it, so that an interruption leaves no incomplete task."""
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_all(temporary, seed)
+    temporary.rename(folder)
 
 
 def command(name: str, overrides: list[str]) -> None:
-    """Run megatron-prime; a failure ends the quickstart with its exit code."""
+    """Run a megatron-prime command; if it fails, exit with its exit code."""
     finished = subprocess.run(
         [sys.executable, "-m", "megatron_prime", name, str(CONFIG), *overrides], check=False
     )
@@ -86,7 +86,7 @@ def command(name: str, overrides: list[str]) -> None:
 
 
 def check_export(folder: Path) -> None:
-    """Prove that the result is an ordinary HF checkpoint."""
+    """Check that transformers loads the exported checkpoint."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     AutoModelForCausalLM.from_pretrained(folder)
@@ -94,7 +94,7 @@ def check_export(folder: Path) -> None:
 
 
 def report(run: Path, seconds: float) -> None:
-    """Print the closing table from the run's own records."""
+    """Print a summary table from the run's metrics."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     accuracy = [record["eval/accuracy"] for record in records if "eval/accuracy" in record]
     rollouts = sum(record.get("rollout/num_rollouts_sampled", 0) for record in records)
@@ -103,7 +103,7 @@ def report(run: Path, seconds: float) -> None:
     table.add_row("held-out accuracy after PRIME", f"{accuracy[-1]:.3f}")
     table.add_row("steps", str(records[-1]["step"]))
     table.add_row("rollouts", f"{rollouts:.0f}")
-    table.add_row("seconds, all in all", f"{seconds:.0f}")
+    table.add_row("seconds, total", f"{seconds:.0f}")
     table.add_row("TensorBoard", f"tensorboard --logdir {run / 'tensorboard'}")
     table.add_row("HF checkpoint", f"{run / 'hf'} (loaded by transformers)")
     Console().print(table)

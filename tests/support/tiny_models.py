@@ -93,7 +93,7 @@ def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> 
 
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
-    """Return an fp32 model in which all weights are random, biases and norms too, so that tests detect a missing one."""
+    """Return an fp32 model in which all weights are random, norms and biases too, so that tests notice missing ones."""
     torch.manual_seed(seed)
     model = BUILDERS[name]()
     for parameter_name, parameter in model.named_parameters():
