@@ -12,7 +12,7 @@ from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.engines.sglang.server import free_port
 from megatron_prime.rollout.engine import EngineError
-from tests.engines.sglang.tiny_server import tiny_plan
+from tests.engines.sglang.tiny_plan import tiny_plan
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError, WeightSyncError
 from megatron_prime.types import SamplingParams
 from tests.engines.sglang.disk_push import push
-from tests.engines.sglang.tiny_server import tiny_plan
+from tests.engines.sglang.tiny_plan import tiny_plan
 from tests.support.sglang_live import live_prompts, sglang_settings
 
 RELEASE = [["/pause_generation"], ["/release_memory_occupation", "kv_cache", "cuda_graph", "weights"]]

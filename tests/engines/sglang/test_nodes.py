@@ -13,7 +13,7 @@ from megatron_prime.engines.sglang import server as sglang_server
 from megatron_prime.engines.sglang.nodes import Nodes, start_everywhere
 from megatron_prime.engines.sglang.server import ServerFailedError, answers
 from megatron_prime.rollout.ranks import Ranks
-from tests.engines.sglang.tiny_server import tiny_plan
+from tests.engines.sglang.tiny_plan import tiny_plan
 from tests.support import deadlines
 
 NODES = Nodes((0, 2), ("127.0.0.1", "127.0.0.1"))

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_prime.engines.sglang import server as sglang_server
 from megatron_prime.engines.sglang.server import ServerFailedError, SupervisedServer, answers, free_port
-from tests.engines.sglang.tiny_server import tiny_plan
+from tests.engines.sglang.tiny_plan import tiny_plan
 from tests.support import deadlines
 from tests.support.sglang_live import ROOT, engine_python
 

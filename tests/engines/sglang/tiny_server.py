@@ -1,34 +1,15 @@
-"""A server of the standard library with SGLang's paths, to test supervision without half a minute of start.
+"""An HTTP server with SGLang's paths, to test supervision without the half minute that SGLang takes to start.
 
 python tiny_server.py PORT [dies | never-ready]
+
+It imports the standard library only: tests start it many times, and importing torch would take seconds each time.
 """
 
 import json
 import os
 import sys
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
-
-from megatron_prime.config.tables.rollout import SGLangConfig
-from megatron_prime.engines.sglang.launch import LaunchPlan
-
-
-@dataclass(frozen=True, slots=True)
-class TinyPlan(LaunchPlan):
-    """Starts this file instead of SGLang."""
-
-    mode: str = ""
-
-    def command(self, server_index, port):
-        return [sys.executable, __file__, str(port), self.mode]
-
-    def environment(self, server_index, inherited):
-        return dict(inherited) | {"PYTHONPATH": ":".join(sys.path)}
-
-
-def tiny_plan(mode="", **settings):
-    return TinyPlan("model", "cpu", "fp32", 0, SGLangConfig(**settings), mode=mode)
 
 
 class Handler(BaseHTTPRequestHandler):
