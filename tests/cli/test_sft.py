@@ -3,7 +3,7 @@ import subprocess
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_prime.observability.metrics import undocumented
+from tests.support.metric_names import undocumented
 from tests.support.toy_runs import Toy, finish, records
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from megatron_prime.observability.metrics import undocumented
+from tests.support.metric_names import undocumented
 from tests.support.toy_runs import (
     LAYOUTS,
     NUM_STEPS,

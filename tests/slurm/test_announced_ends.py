@@ -1,7 +1,7 @@
 """Slurm announces a time limit or a preemption: the run saves a checkpoint, and resumes exactly.
 
 A preemption is announced in one of two ways, which a cluster's administrators choose: by the signal that the job asked
-for (preempt_send_user_signal), to the script alone, or by SIGTERM to every process of the ranks.
+for (preempt_send_user_signal), to the script only, or by SIGTERM to every process of the ranks.
 """
 
 import pytest
@@ -63,7 +63,7 @@ def test_a_run_preempted_by_a_job_of_higher_priority_resumes(jobs, long_unbroken
     assert log.count("queued again") == 1 and log.count("start 1 of") == 1
     assert "DUE TO PREEMPTION" not in log, "it left before the time of grace was over"
     said = (jobs.logs(job, 0) / "rank-0.log").read_text()
-    assert ("CANCELLED AT" in said) == (not preemption), "Slurm's SIGTERM, told by its step"
+    assert ("CANCELLED AT" in said) == (not preemption), "Slurm's log of the step reports its SIGTERM"
     jobs.assert_as_unbroken(run_dir, long_unbroken)
 
 

@@ -14,7 +14,7 @@ LAYOUTS = [("dp2", "fp32"), ("tp2+sp", "fp32"), ("dp2", "bf16")]
 RECOMPUTES = {
     "none": {"granularity": "none"},
     "selective": {"granularity": "selective"},
-    "attention alone": {"granularity": "selective", "modules": ("core_attn",)},
+    "only attention": {"granularity": "selective", "modules": ("core_attn",)},
     "full": {"granularity": "full"},
     "full by twos": {"granularity": "full", "num_layers": 2},
     "half of the layers": {"granularity": "full", "method": "block", "num_layers": 2},
@@ -59,7 +59,7 @@ def test_offloaded_parts_take_no_device_memory_between_their_phases(of_ranks):
             assert min(plain.values()) > 0
             for key, size in offloaded.items():
                 assert size == (plain[key] if key in stays else 0), key
-        assert of_rank["first"]["reference", "weights"] == 0, "from the start on"
+        assert of_rank["first"]["reference", "weights"] == 0, "offloaded from the start"
         last_plain, _ = of_rank["bytes"][-1]
         for part in ("weights", "gradients", "optimizer"):
             assert of_rank["back"]["prm", part] == last_plain["prm", part]
@@ -76,7 +76,7 @@ def test_the_reference_holds_only_weights(of_ranks):
         assert [part for role, part in plain if role == "reference"] == ["weights"]
         assert plain["reference", "weights"] == of_rank["reference"]
         assert of_rank["gradients of the reference"] == [None] * len(of_rank["gradients of the reference"])
-        assert plain["prm", "gradients"] >= of_rank["reference"], "what the reference is spared"
+        assert plain["prm", "gradients"] >= of_rank["reference"], "memory that the reference does not need"
 
 
 def test_without_a_reference_of_its_own_a_run_holds_one_model_fewer(results):
@@ -126,14 +126,14 @@ def test_recomputation_changes_no_result(name, layout, results):
         torch.testing.assert_close(
             found["scores"].logprobs_BT, plain["scores"].logprobs_BT, rtol=0, atol=1e-6
         )
-        assert found["same"], "a pass alone scores the same bits"
+        assert found["same"], "scoring without gradients gives the same bits"
 
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2+sp"])
 def test_recomputation_lowers_the_memory_of_activations(layout, results):
     for of_rank in results:
         peaks = {name: found["peak"] for name, found in of_rank["recompute"][layout].items()}
-        assert peaks["attention alone"] < peaks["none"]
+        assert peaks["only attention"] < peaks["none"]
         assert peaks["selective"] < 0.8 * peaks["none"]
         assert peaks["half of the layers"] < 0.75 * peaks["none"]
         assert peaks["full"] < 0.5 * peaks["none"]
@@ -241,7 +241,7 @@ def test_restoring_a_part_waits_for_its_pending_copy(content):
     role = Residency(platform, {"weights": Part(lambda: [tensor], content)}, ("weights",))
     role.park()
     ((_, left, _),) = platform.log
-    assert tensor.untyped_storage().nbytes() == 0, "nobody waits for a part to leave"
+    assert tensor.untyped_storage().nbytes() == 0, "offloading does not wait for the copy"
     for _ in range(2):
         with role.hold():
             assert torch.equal(tensor, torch.arange(10.0))
@@ -262,7 +262,9 @@ def test_copies_of_one_part_are_ordered_and_independent_of_other_parts():
     marks = [(mark, after) for _, mark, after in platform.log]
     mine = [pair for index, pair in enumerate(marks) if index != 1]
     assert [after for _, after in mine] == [None, *(mark for mark, _ in mine[:-1])]
-    assert all(after is not marks[1][0] for _, after in marks), "the optimizer's copy holds nobody up"
+    assert all(after is not marks[1][0] for _, after in marks), (
+        "no other copy waits for that of the optimizer"
+    )
 
 
 def test_a_part_is_unchanged_when_host_memory_runs_out():

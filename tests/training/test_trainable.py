@@ -199,7 +199,7 @@ def largest_difference(weights, others):
 def test_three_updates_equal_hf_and_torch(job, layout, results, plain, models):
     start = hf_weights(models[JOBS[job]["model"]][1])
     expected = plain[job][0]
-    assert largest_difference(expected, start) > 1e-3, "the updates must be large beside the tolerance"
+    assert largest_difference(expected, start) > 1e-3, "the updates must be large compared with the tolerance"
     assert largest_difference(weights_of(results, layout, job, expected), expected) < TOLERANCE
 
 
@@ -215,7 +215,7 @@ def test_three_updates_equal_one_process(job, layout, results, plain):
 def test_gradient_norms_and_losses_equal_hf_on_every_rank(job, layout, results, plain):
     _, losses, norms = plain[job]
     clip = JOBS[job]["grad_clip"]
-    assert not clip or max(norms) > clip, "clipping has to take part"
+    assert not clip or max(norms) > clip, "clipping must be active"
     for of_rank in results["train"][layout, job]:
         assert [metrics["grad_norm"] for metrics in of_rank["metrics"]] == pytest.approx(norms, rel=1e-4)
         for metrics, loss in zip(of_rank["metrics"], losses, strict=True):

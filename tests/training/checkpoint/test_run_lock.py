@@ -99,15 +99,15 @@ def test_a_requeued_job_takes_over_and_its_orphan_cannot_write(tmp_path, topolog
     lock = RunLock(tmp_path, topology)
     assert lock.attempt == 2
     before = sorted(tmp_path.rglob("*"))
-    told, _ = orphan.communicate("go on\n", timeout=deadlines.seconds(60))
+    output, _ = orphan.communicate("go on\n", timeout=deadlines.seconds(60))
     orphan.wait()
-    for line in told.splitlines():
+    for line in output.splitlines():
         assert (
             "this is attempt 1 of the run" in line
             and f"process {os.getpid()}" in line
             and "(attempt 2) has it" in line
         )
-    assert len(told.splitlines()) == 2
+    assert len(output.splitlines()) == 2
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
     store = CheckpointStore(tmp_path / "checkpoints", topology, attempt=lock.attempt, fence=lock.fence)

@@ -134,12 +134,12 @@ def test_weights_can_be_loaded_without_an_optimizer(saved_by, layout, results, s
 def test_a_save_that_was_killed_leaves_no_checkpoint(moment, results):
     report = results["death"][moment]
     assert report["found"] == [".step_00000006.attempt0.partial", "step_00000003"], (
-        "and no writer outlived it"
+        "no writer may outlive the killed process"
     )
     assert report["tidied"] == ["step_00000003"]
     assert report["step"] == 3
     assert report["alike"]
-    assert report["left"] == ["step_00000003", "step_00000006"], "the next save clears the rest away"
+    assert report["left"] == ["step_00000003", "step_00000006"], "the next save removes the leftovers"
 
 
 def test_only_the_last_checkpoints_are_kept(results):

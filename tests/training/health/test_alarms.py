@@ -75,7 +75,7 @@ def test_a_resumed_alarm_equals_an_uninterrupted_one():
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     ringing, warned = listen(second, "prm/loss", values[6:])
     assert [place + 6 for place in ringing] == [place for place in unbroken[0] if place >= 6]
-    assert [place + 6 for place in warned] == [9], "the episode that ran across the resume warns once"
+    assert [place + 6 for place in warned] == [9], "the episode that spans the resume warns once"
 
 
 def test_a_saved_state_of_other_metrics_is_ignored():

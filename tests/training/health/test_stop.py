@@ -34,7 +34,7 @@ def test_a_file_requests_a_stop(monkeypatch, tmp_path):
     path.touch()
     assert request()
     path.unlink()
-    assert request(), "it is not taken back"
+    assert request(), "a request persists"
 
 
 @pytest.mark.parametrize("has_script", [True, False])
