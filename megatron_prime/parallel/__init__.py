@@ -5,10 +5,10 @@
 - `connectivity`: checks that all ranks of a job reach each other.
 - `context`: context parallelism over packed sequences.
 - `cpu_shim`: redirects Megatron's CUDA calls on a machine without a GPU.
-- `lifeline`: ends child processes with their parent.
-- `peer_loss`: tells the loss of another process from an error of this one.
+- `lifeline`: ties child processes to their parent, so that they end with it.
+- `peer_loss`: distinguishes the loss of another process from an error of this one.
 - `platform`: device, communication backend, dtype and memory.
 - `rendezvous`: a key-value store between ranks and servers.
 - `topology`: Megatron's process groups and this rank's coordinates.
-- `watchdog`: ends a job that hangs and names the ranks that did not arrive.
+- `watchdog`: terminates a job that hangs and names the ranks that did not arrive.
 """

@@ -1,4 +1,4 @@
-"""AdamW with the state layout of TE's and apex's FusedAdam, for machines without either."""
+"""AdamW with the state layout of FusedAdam in Transformer Engine and apex, for machines without either."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,16 +10,16 @@ class Adam(torch.optim.Optimizer):
     """Adam or AdamW (Loshchilov and Hutter, arXiv 1711.05101) with `step` in the parameter group.
 
     Megatron's distributed optimizer saves and loads optimizer state by that layout: per parameter `exp_avg` and
-    `exp_avg_sq`, per group `step`. A state with a per-parameter `step` (torch's own AdamW) is refused, because loading
+    `exp_avg_sq`, per group `step`. A state with a `step` per parameter (torch's AdamW) is rejected, because loading
     it would silently restart the bias correction.
 
     Args:
-        params: parameters or parameter groups.
-        lr: learning rate.
-        betas: decay of the first and the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled when `adam_w_mode`, else added to the gradient.
-        adam_w_mode: AdamW when true.
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        betas: Decay rates of the first and the second moment.
+        eps: Term added to the square root of the second moment.
+        weight_decay: Weight decay, decoupled if `adam_w_mode`, otherwise added to the gradient.
+        adam_w_mode: Whether to use AdamW instead of Adam with L2 regularization.
     """
 
     def __init__(
@@ -56,18 +56,20 @@ class Adam(torch.optim.Optimizer):
         second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
         if group["weight_decay"] and not self.adam_w_mode:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        # The foreach operations update all parameters in a few calls; a loop would be dominated by call overhead.
         torch._foreach_lerp_(first, gradients, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
         if group["weight_decay"] and self.adam_w_mode:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        # The bias corrections are Python floats: `step` is shared by the group and is not a tensor.
         denominator = torch._foreach_sqrt(second)
         torch._foreach_div_(denominator, (1 - beta2 ** group["step"]) ** 0.5)
         torch._foreach_add_(denominator, group["eps"])
         torch._foreach_addcdiv_(parameters, first, denominator, -group["lr"] / (1 - beta1 ** group["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state; raises ValueError for one written by torch's own Adam."""
+        """Load a state; raise ValueError for one that torch's own Adam wrote."""
         if any("step" in state for state in state_dict["state"].values()):
             raise ValueError(
                 "this optimizer state has a step count per parameter, so torch.optim wrote it: its bias correction "
@@ -77,14 +79,15 @@ class Adam(torch.optim.Optimizer):
 
 
 def install() -> None:
-    """Make Megatron's optimizers take this Adam.
+    """Make Megatron's optimizers use this Adam.
 
-    Their torch fallback keeps `step` per parameter, which the distributed optimizer cannot load back: it expects TE's
-    and apex's layout.
+    Megatron falls back to torch's AdamW, which keeps `step` per parameter. The distributed optimizer cannot load such a
+    state, because it expects the layout of Transformer Engine and apex.
     """
     from megatron.core import optimizer as megatron_optimizer
     from megatron.core.optimizer import distrib_optimizer
 
+    # Both modules bound the fallback when they were imported, and choose the state layout by these flags.
     megatron_optimizer.Adam = Adam  # type: ignore[assignment, misc]
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.Adam = Adam  # type: ignore[assignment, misc]
@@ -93,7 +96,7 @@ def install() -> None:
 
 
 def install_without_fused() -> None:
-    """`install`, unless Megatron found the fused Adam of Transformer Engine or NVIDIA's apex."""
+    """Call `install` unless Megatron found the fused Adam of Transformer Engine or apex."""
     from megatron.core import optimizer as megatron_optimizer
 
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER:

@@ -22,6 +22,7 @@ def all_gather_lists(items: list[Item], topology: Topology) -> list[list[Item]]:
     """Return every rank's list, ordered by rank. Collective over all ranks; the items are pickled."""
     if topology.world_size == 1:
         return [items]
+    # A report of the watchdog then names the collective that a rank waits in.
     beat("gathering of lists")
     gathered: list[Any] = [None] * topology.world_size
     dist.all_gather_object(gathered, items)
@@ -37,17 +38,17 @@ def broadcast_object(item: Item | None, topology: Topology) -> Item:
     return box[0]  # type: ignore[return-value]
 
 
-def any_rank(is_so: bool, topology: Topology) -> bool:
-    """Return on every rank whether the flag is set on at least one. Collective over all ranks."""
+def any_rank(flag: bool, topology: Topology) -> bool:
+    """Return on every rank whether `flag` is true on at least one rank. Collective over all ranks."""
     beat("vote of all ranks")
-    flag = torch.tensor([int(is_so)], dtype=torch.int32, device=topology.platform.device)
+    count = torch.tensor([int(flag)], dtype=torch.int32, device=topology.platform.device)
     if topology.world_size > 1:
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return bool(count.item())
 
 
 def sum_over_data_and_share(tensors: Sequence[torch.Tensor], topology: Topology) -> None:
-    """Sum tensors of the last pipeline stages over the data-parallel ranks, then hand the sums to every stage.
+    """Sum tensors of the last pipeline stages over the data-parallel ranks, and broadcast the sums to every stage.
 
     In place. Each data rank fills its own rows and leaves zeros elsewhere, so the sum restores the global tensor
     exactly, in any order of addition. Collective over all ranks; tensors on other stages are overwritten.
@@ -62,9 +63,10 @@ def sum_over_data_and_share(tensors: Sequence[torch.Tensor], topology: Topology)
 def sum_named_over_data_and_share(named: dict[str, torch.Tensor], topology: Topology) -> dict[str, float]:
     """Return on every rank the sums of named scalars over the data-parallel ranks of the last stage.
 
-    A rank that had nothing to add may pass an empty dict. Collective over all ranks; the sum is taken in rank order in
+    A rank that has nothing to add may pass an empty dict. Collective over all ranks; the sum is taken in rank order in
     float64, so it is the same everywhere.
     """
+    # Tensor and context ranks hold copies of the same values, so one rank per data replica contributes.
     mine = {name: float(value) for name, value in named.items()}
     if not topology.is_last_stage or topology.tensor_rank or topology.context_rank:
         mine = {}

@@ -1,4 +1,4 @@
-"""A check that all ranks of a job reach each other, and how fast; it has a deadline and names absent ranks."""
+"""A check with a deadline that all ranks of a job reach each other; it measures throughput and names absent ranks."""
 
 import os
 import socket
@@ -23,21 +23,23 @@ class Reached:
 
     @property
     def mb_s(self) -> float:
-        """Size of the buffer over the duration, in MB/s; the links carry up to twice as much."""
+        """Size of the buffer divided by the duration, in MB/s; a ring all-reduce sends up to twice as much per link."""
         return PROBE_BYTES / self.seconds / 1e6
 
 
 def meet(timeout_s: float, backend: str = "gloo") -> Reached:
-    """Join the job that the environment describes, and reduce a buffer over all ranks.
+    """Join the job that the environment describes, and all-reduce a buffer over all ranks.
 
-    Raises ConnectionError, within about twice timeout_s, naming the ranks that did not arrive, or the
-    error between those that did.
+    Raises:
+        ConnectionError: Raised within about twice `timeout_s`. It names the ranks that did not arrive, or the error
+            between those that did.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     timeout = timedelta(seconds=timeout_s)
     try:
         store = dist.TCPStore(address, port, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+        # The store comes first, because a process group that cannot be formed does not say which rank is absent.
         hosts = _gather_hosts(store, rank, world_size, timeout_s)
         dist.init_process_group(
             backend, store=dist.PrefixStore("probe", store), rank=rank, world_size=world_size, timeout=timeout
@@ -74,7 +76,7 @@ def _gather_hosts(store: dist.TCPStore, rank: int, world_size: int, timeout_s: f
 def _probe(backend: str) -> float:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if backend == "nccl" else "cpu"
     buffer = torch.ones(PROBE_BYTES // 4, device=device)
-    dist.all_reduce(buffer)  # the first one opens the connections, which the timing leaves out
+    dist.all_reduce(buffer)  # The first all-reduce opens the connections; the second one is timed.
     started = time.monotonic()
     dist.all_reduce(buffer)
     if float(buffer[-1]) != float(dist.get_world_size()) ** 2:

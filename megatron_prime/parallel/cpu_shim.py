@@ -1,6 +1,6 @@
-"""Megatron-core 0.16.1 on a machine without a GPU: all changes that it needs, in one file.
+"""All patches that Megatron-core 0.16.1 needs to run on a machine without a GPU.
 
-Megatron-core names the CUDA device outright in its schedules, optimizers and random-number tracker. On the CPU
+Megatron-core hard-codes the CUDA device in its schedules, optimizers and random-number tracker. On the CPU
 platform those calls are redirected here; no model, schedule or optimizer arithmetic is replaced. The CUDA platform
 never imports this module. The reasons are recorded in docs/adr/0002.
 """
@@ -29,9 +29,9 @@ def _names_cuda(device: object) -> bool:
 
 
 class CpuForCuda(TorchFunctionMode):
-    """Sends every request for a CUDA tensor to the CPU, and reports CUDA type names for CPU tensors.
+    """A torch function mode that redirects CUDA tensors to the CPU, and reports CUDA type names for CPU tensors.
 
-    Megatron tells fp32 from 16-bit parameters by `Tensor.type()` strings such as "torch.cuda.FloatTensor".
+    Megatron distinguishes fp32 from 16-bit parameters by `Tensor.type()` strings such as "torch.cuda.FloatTensor".
     """
 
     def __torch_function__(
@@ -41,8 +41,8 @@ class CpuForCuda(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Handle one torch call."""
-        # This runs at every torch call of a process, so the common case comes first and looks up one hash.
+        """Call the torch function, on the CPU if it names a CUDA device."""
+        # This runs at every torch call of the process, so the common case costs a single hash lookup.
         if func in _TAKEN_OVER:
             return _take_over(func, args, kwargs or {})
         if not kwargs:
@@ -68,7 +68,7 @@ def _take_over(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that ask for no CUDA device and no pinned memory."""
+    """Return the arguments with a CUDA device replaced by the CPU, and without pinned memory."""
     if _names_cuda(kwargs.get("device")):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if kwargs.get("pin_memory"):
@@ -77,32 +77,32 @@ def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 class CpuRNGStatesTracker:
-    """The named random streams of Megatron's CudaRNGStatesTracker, over the CPU generator.
+    """A replacement of Megatron's CudaRNGStatesTracker whose named random streams use the CPU generator.
 
-    Dropout is off in this project, so the streams serve weight initialisation alone.
+    Dropout is off in this project, so the streams are only used for weight initialization.
     """
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
         self.reset()
 
     def is_initialized(self) -> bool:
-        """True once a stream exists."""
+        """Return whether a stream exists."""
         return bool(self.states_)
 
     def reset(self) -> None:
-        """Forget all streams."""
+        """Delete all streams."""
         self.states_: dict[str, torch.Tensor] = {}
 
     def get_states(self) -> dict[str, torch.Tensor]:
-        """The state of each stream by name."""
+        """Return the state of each stream by name."""
         return dict(self.states_)
 
     def set_states(self, states: dict[str, torch.Tensor]) -> None:
-        """Take over the states that get_states returned."""
+        """Restore states that `get_states` returned."""
         self.states_ = dict(states)
 
     def add(self, name: str, seed: int) -> None:
-        """Start the stream `name` from `seed`; a second stream of the same name is an error."""
+        """Create the stream `name` with a seed; assert that there is none of this name."""
         assert name not in self.states_, f"random stream {name} already exists"
         kept = torch.get_rng_state()
         torch.manual_seed(seed)
@@ -111,7 +111,7 @@ class CpuRNGStatesTracker:
 
     @contextlib.contextmanager
     def fork(self, name: str = "model-parallel-rng") -> Iterator[None]:
-        """Draw from the stream `name` inside the block."""
+        """Use the stream `name` as the default generator inside the block, and restore the former state after it."""
         kept = torch.get_rng_state()
         torch.set_rng_state(self.states_[name])
         try:
@@ -122,7 +122,8 @@ class CpuRNGStatesTracker:
 
 
 def _splits_as_numbers(dispatcher: Any, point: str, tokens_per_expert: Any = None) -> Any:  # noqa: ANN401
-    """Stands for `MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize`, which copies from the GPU on a stream."""
+    """Replace `MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize`, which copies on a CUDA stream."""
+    # The dispatcher passes the splits to all-to-all, which needs numbers; they are on the host already.
     if point == dispatcher.cuda_dtoh_point:
         for name in ("input_splits", "output_splits", "output_splits_tp"):
             splits = getattr(dispatcher, name)
@@ -132,7 +133,7 @@ def _splits_as_numbers(dispatcher: Any, point: str, tokens_per_expert: Any = Non
 
 
 def _gather_first_dim(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Gloo gathers equal sizes alone: tokens of expert-parallel ranks come padded to the longest."""
+    """Return a gather along dim 0 for uneven sizes: gloo needs equal ones, so tensors are padded to the longest."""
 
     def gather(
         tensor: torch.Tensor,
@@ -152,7 +153,7 @@ def _gather_first_dim(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _reduce_scatter_first_dim(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The way back of `_gather_first_dim`: gloo scatters equal sizes alone."""
+    """Return a reduce-scatter along dim 0 for uneven sizes, as an all-reduce and a slice, as gloo needs equal ones."""
 
     def reduce_scatter(
         tensor: torch.Tensor,
@@ -173,13 +174,13 @@ _installed: CpuForCuda | None = None
 
 
 def install() -> None:
-    """Redirect Megatron-core's CUDA calls to the CPU, once a process. Must run before models are built."""
+    """Redirect Megatron-core's CUDA calls to the CPU, once per process. Call it before models are built."""
     global _installed
     if _installed is not None:
         return
-    # Megatron fuses bias-dropout-add and friends by torch.compile, which would look for a C++ compiler at run time.
+    # Megatron fuses operations such as bias-dropout-add with torch.compile, which needs a C++ compiler at run time.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # This advice is for GPUs; on a CPU every rank would print it for nothing.
+    # This advice only applies to GPUs, and every rank would print it.
     warnings.filterwarnings("ignore", message=r".*CUDA_DEVICE_MAX_CONNECTIONS")
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment]
     torch.cuda.synchronize = lambda *_args, **_kwargs: None
@@ -194,7 +195,7 @@ def install() -> None:
     megatron_random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
     dispatcher: Any = MoEAlltoAllTokenDispatcher
-    dispatcher.cuda_dtoh_stream = object()  # else it makes a CUDA stream
+    dispatcher.cuda_dtoh_stream = object()  # The dispatcher creates a CUDA stream if this is None.
     dispatcher._maybe_dtoh_and_synchronize = _splits_as_numbers
     mappings._gather_along_first_dim = _gather_first_dim(mappings._gather_along_first_dim)
     mappings._reduce_scatter_along_first_dim = _reduce_scatter_first_dim(
@@ -202,5 +203,6 @@ def install() -> None:
     )
     install_adam()
 
+    # The mode stays active for the rest of the process, so it is entered without a matching exit.
     _installed = CpuForCuda()
     _installed.__enter__()

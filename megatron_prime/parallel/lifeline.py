@@ -1,4 +1,4 @@
-"""Child processes that end with the process that started them, however that one ends."""
+"""Ties child processes to their parent, so that they end with it even when it is killed."""
 
 import contextlib
 import ctypes
@@ -12,18 +12,18 @@ _is_tied = False
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends; call it first thing in a child.
+    """Have the kernel kill this process when its parent ends. Call it at the very start of a child.
 
-    A process whose parent is no longer `parent_pid` exits at once: the parent ended before the call. Outside Linux only
-    this check is made.
+    Exit at once if the parent is no longer `parent_pid`, because it then ended before the call. On systems other than
+    Linux, this check is all that the function does.
     """
-    _ask_the_kernel()
+    _request_death_signal()
     if os.getppid() != parent_pid:
         sys.exit(f"process {parent_pid}, which started this one, is gone")
 
 
 def tie_forked_children() -> None:
-    """Do the same for every process that this one, or a fork of it, forks from now on, unless it executes a program."""
+    """Tie all future forks of this process, and their forks, to their parents; an executed program is not tied."""
     global _is_tied
     if _is_tied:
         return
@@ -35,13 +35,15 @@ def tie_forked_children() -> None:
         forking_pid = os.getpid()
 
     def in_child() -> None:
-        _ask_the_kernel()
+        _request_death_signal()
+        # The parent may have ended between the fork and the request, which then never takes effect.
         if os.getppid() != forking_pid:
-            os._exit(1)  # Python would swallow an exception here
+            os._exit(1)  # Python ignores exceptions in fork handlers, SystemExit included.
 
     os.register_at_fork(before=before, after_in_child=in_child)
 
 
-def _ask_the_kernel() -> None:
+def _request_death_signal() -> None:
+    # Other systems than Linux have no prctl.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The machine that a run uses: device, communication backend, dtype and memory. The only user of torch.cuda."""
+"""The platform of a run: device, communication backend, dtype and memory. The only module that uses torch.cuda."""
 
 import importlib
 import os
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_prime.observability.metrics import peak_resident_bytes
 
+# Warnings that no option of this project can avoid, and that every rank would print.
 MEGATRONS_OWN_WARNINGS = (
     r".*full scope is deprecated",
     # torch's names of the collectives that megatron-core 0.16.1 calls
@@ -25,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class CopyMark(Protocol):
-    """A marker for the end of copies that a GPU may still be doing."""
+    """A marker for the end of asynchronous copies, such as a CUDA event."""
 
     def synchronize(self) -> None:
         """Block the host until the copies are done."""
@@ -34,7 +35,7 @@ class CopyMark(Protocol):
 
 @dataclass(frozen=True)
 class Platform:
-    """Everything that differs between a CPU machine and a node of GPUs."""
+    """The device-dependent settings and operations, for a CPU machine or one GPU of a node."""
 
     device: torch.device
     backend: Literal["gloo", "nccl"]
@@ -65,25 +66,25 @@ class Platform:
         return self.device.type == "cuda"
 
     def peak_memory_bytes(self) -> int:
-        """Most memory held so far: allocated on the GPU, or resident in the process on a CPU."""
+        """Return the peak memory so far: allocated on the GPU, or resident in the process on a CPU."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.device)
         return peak_resident_bytes()
 
     def reset_peak_memory(self) -> None:
-        """Begin `peak_memory_bytes` anew, on a GPU; a process cannot forget what it held."""
+        """Reset the statistics of `peak_memory_bytes` on a GPU; the peak of a CPU process cannot be reset."""
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def synchronize(self) -> None:
-        """Block until a GPU has finished all queued work."""
+        """Block until the GPU has finished all queued work; return at once on a CPU."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
     def host_buffers(self, num_bytes: int) -> list[torch.Tensor]:
-        """Host memory of so many bytes, as flat uint8 tensors that make it up in order.
+        """Allocate host memory as flat uint8 tensors whose sizes add up to `num_bytes`.
 
-        Pinned on a GPU platform, so that copies run beside the host; then in pieces that nobody rounds up.
+        On a GPU platform the memory is pinned, so that copies are asynchronous, and split by `unrounded_sizes`.
         """
         sizes = unrounded_sizes(num_bytes) if self.is_cuda else [num_bytes]
         return [torch.empty(size, dtype=torch.uint8, pin_memory=self.is_cuda) for size in sizes]
@@ -91,33 +92,39 @@ class Platform:
     def copy_to_host(
         self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], after: CopyMark | None = None
     ) -> CopyMark | None:
-        """Copy each (host, device) pair of tensors to the host, beside the device's further work where that is a GPU.
+        """Copy each (host, device) pair of tensors to the host; on a GPU asynchronously, on a stream for copies.
 
-        The copies see all that the current stream has been given so far, and begin behind `after`. The device tensors
-        must not be written from here on, but their memory may be given away at once: torch's allocator hands none of it
-        out before the copies are over. Returns their end, None where they are over already (on a CPU).
+        The copies run after all work queued on the current stream so far, and after `after`. The device tensors must
+        not be written after the call, but they may be freed: torch's allocator does not reuse their memory before the
+        copies are finished.
+
+        Returns:
+            A marker for the end of the copies; None on a CPU, where they are finished on return.
         """
         if not self.is_cuda:
             for host, device in pairs:
                 host.copy_(device)
             return None
-        beside = _copy_stream(self.device)
-        beside.wait_stream(torch.cuda.current_stream(self.device))
-        _wait(beside, after)
-        with torch.cuda.stream(beside):
+        copy_stream = _copy_stream(self.device)
+        copy_stream.wait_stream(torch.cuda.current_stream(self.device))
+        _wait(copy_stream, after)
+        with torch.cuda.stream(copy_stream):
             for host, device in pairs:
                 host.copy_(device, non_blocking=True)
-                # Without it a block that is freed now would be handed to the current stream at once.
-                device.record_stream(beside)
-            return beside.record_event()
+                # Otherwise the allocator could reuse a freed block on the current stream before the copy has read it.
+                device.record_stream(copy_stream)
+            return copy_stream.record_event()
 
     def copy_to_device(
         self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], after: CopyMark | None = None
     ) -> CopyMark | None:
-        """Copy each (device, host) pair of tensors to the device, behind `after`.
+        """Copy each (device, host) pair of tensors to the device, after `after`.
 
-        In the order of the current stream: whatever it is given next sees them, and copies to the host go on beside
-        them. The host tensors must not be written before the end that is returned (None on a CPU).
+        The copies are queued on the current stream, so later work on it sees the data, while copies to the host
+        continue in parallel on their own stream.
+
+        Returns:
+            A marker for the end of the copies, before which the host tensors must not be written; None on a CPU.
         """
         if not self.is_cuda:
             for device, host in pairs:
@@ -130,15 +137,19 @@ class Platform:
         return current.record_event()
 
     def release_cached_memory(self) -> None:
-        """Give other processes on the GPU what torch keeps free, behind all copies that still read it."""
+        """Return the free memory in torch's cache to the GPU, so that other processes can use it."""
         if self.is_cuda:
+            # A block that a pending copy still reads is not free yet, and would stay in the cache.
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
     def start_process_group(self) -> None:
-        """Join the job that torchrun's (or Slurm's) environment describes; a lone process is a job of one.
+        """Join the job that the environment of torchrun or Slurm describes, or start a job of one process without one.
 
-        Raises ValueError when the environment is half set.
+        Do nothing if a process group exists already.
+
+        Raises:
+            ValueError: Only some of the environment variables are set.
         """
         if dist.is_initialized():
             return
@@ -156,9 +167,9 @@ class Platform:
 
 
 def unrounded_sizes(num_bytes: int, least: int = 1 << 20) -> list[int]:
-    """Powers of two, the largest first, and at last what is left below `least`; they add up to num_bytes.
+    """Split a size into powers of two in descending order, and a remainder below `least`.
 
-    torch's allocator of pinned memory rounds each block up to a power of two, nearly twice as much at worst.
+    torch's allocator of pinned memory rounds each block up to a power of two, which can nearly double its size.
     """
     sizes = []
     while num_bytes >= least:
@@ -169,26 +180,27 @@ def unrounded_sizes(num_bytes: int, least: int = 1 << 20) -> list[int]:
 
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all roles: their copies to the host share one link."""
+    """Return the stream for copies to the host. All roles share it, because their copies share one link."""
     return torch.cuda.Stream(device)
 
 
 def _wait(stream: torch.cuda.Stream, mark: CopyMark | None) -> None:
     if mark is not None:
-        assert isinstance(mark, torch.cuda.Event), "ends of copies on a GPU are its events"
+        assert isinstance(mark, torch.cuda.Event), "markers of copies on a GPU are CUDA events"
         stream.wait_event(mark)
 
 
 def num_gpus() -> int:
-    """GPUs that torch sees."""
+    """Return the number of GPUs that torch sees."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def transformer_engine_fault() -> str | None:
-    """Why Transformer Engine cannot be used in this environment; None when it can. Imports it."""
+    """Import Transformer Engine and return the reason why it cannot be used, or None if it can."""
     try:
         importlib.import_module("transformer_engine.pytorch")
     except ModuleNotFoundError as error:
+        # A missing dependency of Transformer Engine raises the same error, but needs another fix.
         if error.name is not None and error.name.split(".")[0] == "transformer_engine":
             return "it is not installed (pip install 'transformer-engine[pytorch]', built for this torch)"
         return f"it does not import ({error})"
@@ -206,9 +218,11 @@ def select_platform(
 ) -> Platform:
     """Choose the platform and prepare this process for it.
 
-    On a GPU `auto` layers are Transformer Engine's where it imports, and torch's with a `layers_reason` where not.
+    On a GPU, `layers` = "auto" chooses Transformer Engine if it can be imported; otherwise torch, with the reason in
+    `layers_reason`.
 
-    Raises ValueError when `cuda` is asked for and torch sees no GPU, or Transformer Engine where it cannot be used.
+    Raises:
+        ValueError: `cuda` is requested and torch sees no GPU, or Transformer Engine is requested and cannot be used.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -229,6 +243,7 @@ def select_platform(
         raise ValueError(
             "platform.layers = 'transformer_engine' needs a GPU, and this run is on a CPU: set it to 'auto' or 'torch'"
         )
+    # Imported here, because a GPU run must not load the redirection of CUDA calls.
     from megatron_prime.parallel import cpu_shim
 
     cpu_shim.install()
@@ -237,14 +252,14 @@ def select_platform(
 
 
 def _select_layers(
-    asked: Literal["auto", "torch", "transformer_engine"],
+    requested: Literal["auto", "torch", "transformer_engine"],
 ) -> tuple[Literal["torch", "transformer_engine"], str]:
-    """Whose layers a GPU gets, and why not Transformer Engine's."""
-    if asked == "torch":
+    """Return the library of the layers on a GPU, and the reason if "auto" did not choose Transformer Engine."""
+    if requested == "torch":
         return "torch", ""
     fault = transformer_engine_fault()
     if fault is None:
         return "transformer_engine", ""
-    if asked == "transformer_engine":
+    if requested == "transformer_engine":
         raise ValueError(f"platform.layers = 'transformer_engine', but {fault}")
     return "torch", fault

@@ -1,4 +1,4 @@
-"""A small store of JSON values on one process that others of the job, and servers beside it, read and write."""
+"""A key-value store of JSON values that the ranks of a job and its servers share."""
 
 import datetime
 import json
@@ -12,12 +12,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class RendezvousStore:
-    """JSON values by prefix and key; the process that created the store holds it, and it ends with that process."""
+    """JSON values by prefix and key, in the memory of the process that created the store; they are lost with it."""
 
     def __init__(self, timeout_s: float, *, home: tuple[str, int] | None = None) -> None:
-        """Listen on a free port of all interfaces, or connect to a store at `home`.
+        """Create a store on a free port of all interfaces, or connect to one at the (host, port) `home`.
 
-        Raises RuntimeError (torch's DistNetworkError) when nobody listens there for timeout_s.
+        Raises:
+            RuntimeError: Nothing listened at `home` for `timeout_s` seconds (torch's DistNetworkError).
         """
         timeout = datetime.timedelta(seconds=timeout_s)
         host, port = home or ("0.0.0.0", 0)
@@ -30,7 +31,7 @@ class RendezvousStore:
 
     @property
     def port(self) -> int:
-        """The TCP port."""
+        """TCP port of the store."""
         return self._store.port
 
     def set(self, prefix: str, key: str, value: object) -> None:
@@ -38,21 +39,22 @@ class RendezvousStore:
         self._store.set(f"{prefix}/{key}", json.dumps(value))
 
     def get(self, prefix: str, key: str) -> dict[str, Any] | None:
-        """Return a value, or None when it has not been written yet. Never waits."""
+        """Return a value, or None if it has not been written yet, without waiting."""
         name = f"{prefix}/{key}"
+        # A bare `get` of torch's store blocks until the key exists.
         return json.loads(self._store.get(name)) if self._store.check([name]) else None
 
 
 def master_host() -> str:
-    """Return rank 0's host, where the ranks of the job meet; the loopback address in a job of one process."""
+    """Return the host of rank 0, or the loopback address in a job of one process."""
     return os.environ.get("MASTER_ADDR", LOOPBACK[0])
 
 
 def address_towards(host: str) -> str:
-    """Return the address of this machine that connections to `host` come from."""
+    """Return the address of this machine from which connections to `host` originate."""
     if host in LOOPBACK:
         return LOOPBACK[0]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # Sends nothing: the kernel names the address that it would send from.
+        # Connecting a UDP socket sends nothing; the kernel only selects the source address for the route.
         probe.connect((host, 9))
         return str(probe.getsockname()[0])

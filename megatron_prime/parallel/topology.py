@@ -99,7 +99,7 @@ def _group(group: object) -> dist.ProcessGroup:
 
 
 def _destroy_groups(platform: Platform) -> None:
-    """Destroy all groups that Megatron made in this process; do nothing where there are none."""
+    """Destroy all groups that Megatron created in this process; do nothing if there are none."""
     if not parallel_state.model_parallel_is_initialized():
         return
     # A rank that closes a group early would break the collective in which a slower rank still reads from it.
@@ -116,10 +116,10 @@ def _destroy_groups(platform: Platform) -> None:
 
 
 def leave_job() -> None:
-    """Destroy the job's own process group, with which the process can take part in no further collective.
+    """Destroy the job's own process group; the process can take part in no further collective.
 
-    Collective over all ranks; do nothing where no job was joined. A process cannot join the same job again: the ranks
-    would look for each other in the store of the first time.
+    Collective over all ranks; do nothing if no job was joined. A process cannot join the same job again, because
+    the ranks would find the stale addresses of the first time in the store.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -144,7 +144,7 @@ def build_topology(
 
     Raises:
         ValueError: The number of processes is not a multiple of tensor * pipeline * context, expert * expert_tensor
-            does not divide the processes of a pipeline stage, or a virtual pipeline is asked for without a pipeline.
+            does not divide the processes of a pipeline stage, or a virtual pipeline is requested without a pipeline.
     """
     world_size = dist.get_world_size()
     if world_size % (tensor * pipeline * context):
@@ -159,6 +159,7 @@ def build_topology(
         )
     if virtual_pipeline > 1 and pipeline == 1:
         raise ValueError(f"parallel.virtual_pipeline = {virtual_pipeline} needs parallel.pipeline > 1")
+    # Megatron holds its groups in module-level state, so only one topology can exist at a time.
     _destroy_groups(platform)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
@@ -170,6 +171,7 @@ def build_topology(
         distributed_timeout_minutes=math.ceil(platform.timeout.total_seconds() / 60),
         create_gloo_process_groups=True,
     )
+    # force_reset_rng: an earlier topology of this process may have created the streams already.
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 1, force_reset_rng=True)
     return Topology(
         platform=platform,

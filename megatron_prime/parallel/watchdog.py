@@ -1,9 +1,9 @@
-"""A watchdog that ends a job that hangs, and names the ranks that did not arrive.
+"""A watchdog that terminates a job that hangs, and names the ranks that did not arrive.
 
-Each rank writes to the job's store every few seconds where it is (observability/heartbeat.py). A rank that waits for
-others beyond the deadline reads the reports of all ranks, finds who is missing, prints the table and ends its process;
-the launcher, torchrun or Slurm then ends the rest. The deadline is a little shorter than that of the collectives, whose
-own error would name nobody.
+Every few seconds each rank writes its current activity (observability/heartbeat.py) to the job's store. A rank that
+waits for others beyond the deadline reads the reports of all ranks, determines which are missing, prints a table and
+exits; the launcher (torchrun or Slurm) then terminates the rest. The deadline is a little shorter than the timeout of
+the collectives, whose error does not name the missing ranks.
 """
 
 import atexit
@@ -26,12 +26,13 @@ from megatron_prime.parallel.peer_loss import EXIT_CODE
 
 DEADLINE = 0.8
 """Fraction of the collectives' timeout after which a waiting rank counts as stuck."""
-LONGEST_INTERVAL_S = 5.0
+MAX_INTERVAL_S = 5.0
+"""Maximum seconds between two reports of a rank."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The state that one rank reports."""
+    """The activity that one rank reports."""
 
     rank: int
     step: int
@@ -39,26 +40,26 @@ class Report:
     event: str
     count: int
     since_s: float
-    """Seconds since its last sign of progress."""
+    """Seconds since the last heartbeat of the rank."""
     is_waiting: bool
     doing: str
     machine: str
     tick: int
-    """Grows while the process lives and its interpreter runs."""
+    """Number of reports so far; it increases as long as the process and its interpreter run."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The ranks that did not arrive, and the state of all ranks."""
+    """The ranks that did not arrive, and the reports of all ranks."""
 
     missing: dict[int, str]
-    """Rank -> why it is held to be missing; empty when nothing tells the ranks apart."""
+    """Rank -> reason why it counts as missing; empty when the reports of all ranks look alike."""
     reports: list[Report]
     silent_s: dict[int, float]
-    """Rank -> seconds since it was last heard of, for those that have fallen silent."""
+    """Rank -> seconds since its last report, for ranks that have stopped reporting."""
 
     def lines(self) -> list[str]:
-        """A headline and the table."""
+        """Return the report as lines of text: a headline, the reasons and a table of all ranks."""
         names = ", ".join(str(rank) for rank in self.missing)
         who = (
             f"rank{'s' if len(self.missing) > 1 else ''} {names} did not arrive"
@@ -92,10 +93,11 @@ class Diagnosis:
 
 
 def diagnose(reports: list[Report], silent_s: Mapping[int, float]) -> Diagnosis:
-    """Decide from the reports of all ranks, one of which is stuck, which ranks keep the others waiting.
+    """Determine from the reports of all ranks of a stuck job which ranks keep the others waiting.
 
-    Those that have fallen silent (stopped, swapped out, gone) and those that are not in a collective at all; without
-    any, those that have made fewer signs of progress; else the fewest that wait in another place than the rest.
+    These are the ranks that stopped reporting (stopped, swapped out, gone) and those that are not in a collective. If
+    there are none, they are the ranks with fewer heartbeats than others, or else the smallest group of ranks that waits
+    in a different collective.
     """
     silent = dict.fromkeys(
         sorted(silent_s),
@@ -123,25 +125,28 @@ def _behind(reports: list[Report]) -> dict[int, str]:
 
 
 def _apart(reports: list[Report]) -> dict[int, str]:
-    places: dict[str, list[Report]] = {}
+    by_activity: dict[str, list[Report]] = {}
     for report in reports:
-        places.setdefault(report.doing, []).append(report)
-    fewest = min(places.values(), key=len)
-    if len(places) == 1:
+        by_activity.setdefault(report.doing, []).append(report)
+    fewest = min(by_activity.values(), key=len)
+    if len(by_activity) == 1:
         return {}
     return {report.rank: f"waits elsewhere than the others: {report.doing}" for report in fewest}
 
 
 class Watchdog:
-    """A watchdog over the thread that creates it, until it is closed.
+    """A watchdog for the thread that creates it; it runs until it is closed.
+
+    One thread checks the deadline and another talks to the store, because a store that does not answer blocks its
+    caller: the deadline must hold even then.
 
     Args:
-        rank: of this process.
-        world_size: processes of the job; at least 2.
-        timeout_s: deadline of the collectives.
-        reports: folder for stuck_*.json; made when it is needed.
-        is_cuda: waits for a GPU count as waits for other ranks.
-        end: called when the job must end, after the report was written.
+        rank: Rank of this process.
+        world_size: Number of processes of the job, at least 2.
+        timeout_s: Timeout of the collectives.
+        reports: Folder for stuck_*.json, created when needed.
+        is_cuda: Whether waiting for a GPU counts as waiting for other ranks.
+        end: Function that ends the process, called after the report is written.
     """
 
     def __init__(
@@ -155,7 +160,7 @@ class Watchdog:
     ) -> None:
         self._rank, self._world_size = rank, world_size
         self._deadline_s = DEADLINE * timeout_s
-        self._interval_s = min(LONGEST_INTERVAL_S, self._deadline_s / 10)
+        self._interval_s = min(MAX_INTERVAL_S, self._deadline_s / 10)
         self._reports = reports
         self._is_cuda = is_cuda
         self._end = end
@@ -183,10 +188,11 @@ class Watchdog:
                 thread.join(2 * self._interval_s)
 
     def _key(self, rank: int) -> str:
+        # torchrun keeps its store over restarts, so reports of an earlier attempt need other keys.
         return f"megatron_prime/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
 
     def _stuck_s(self) -> float:
-        """Seconds that the watched thread has been waiting for other ranks without a sign of progress."""
+        """Return how many seconds the watched thread has waited for other ranks without a heartbeat."""
         beats, now = heartbeat.current(), time.monotonic()
         if (
             not heartbeat.thread_activity(self._watched, self._is_cuda).is_waiting
@@ -200,34 +206,36 @@ class Watchdog:
         while not self._closing.wait(self._interval_s):
             stuck_s = self._stuck_s()
             if stuck_s > self._deadline_s:
-                self._tell()
+                self._report()
                 self._closing.set()
                 self._end()
 
     def _talk(self) -> None:
-        """Write this rank's report to the store; while this rank is stuck, read the other reports too.
-
-        A store that does not answer blocks this thread and no other.
-        """
+        """Write this rank's report to the store; while this rank is stuck, read all reports as well."""
         while not self._closing.is_set():
             try:
                 self._store.set(self._key(self._rank), json.dumps(asdict(self._own_report())))
+                # Reading starts early: a rank counts as silent only if its report did not change between two reads.
                 if self._stuck_s() > self._deadline_s / 3:
-                    self._listen()
-            except (dist.DistError, RuntimeError):  # the store is gone, and with it the job's first process
+                    self._read_reports()
+            except (
+                dist.DistError,
+                RuntimeError,
+            ):  # The store is gone, and with it the process that holds it.
                 self._table = None
             self._closing.wait(self._interval_s)
 
-    def _listen(self) -> None:
-        said = self._store.multi_get([self._key(rank) for rank in range(self._world_size)])
-        reports, now = [Report(**json.loads(text)) for text in said], time.monotonic()
+    def _read_reports(self) -> None:
+        texts = self._store.multi_get([self._key(rank) for rank in range(self._world_size)])
+        reports, now = [Report(**json.loads(text)) for text in texts], time.monotonic()
+        # Clocks of different machines are not comparable, so silence is measured on this one, from the last new tick.
         for report in reports:
             if report.rank not in self._heard or self._heard[report.rank][0] != report.tick:
                 self._heard[report.rank] = report.tick, now
         self._table = now, reports
 
     def _own_report(self) -> Report:
-        beats, place = heartbeat.current(), heartbeat.thread_activity(self._watched, self._is_cuda)
+        beats, activity = heartbeat.current(), heartbeat.thread_activity(self._watched, self._is_cuda)
         self._ticks += 1
         since_s = time.monotonic() - beats.at
         return Report(
@@ -237,14 +245,14 @@ class Watchdog:
             event=beats.event,
             count=beats.count,
             since_s=since_s,
-            is_waiting=place.is_waiting,
-            doing=place.text,
+            is_waiting=activity.is_waiting,
+            doing=activity.text,
             machine=self._machine,
             tick=self._ticks,
         )
 
-    def _tell(self) -> None:
-        """Print who is missing: the first of the ranks that wait does, or each when the store is out of reach."""
+    def _report(self) -> None:
+        """Print the missing ranks: on the first waiting rank only, or on every rank if the store is unreachable."""
         now = time.monotonic()
         if self._table is None or now - self._table[0] > 4 * self._interval_s:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -263,7 +271,9 @@ class Watchdog:
         }
         waiting = [r.rank for r in reports if r.is_waiting and r.rank not in silent_s]
         if waiting and self._rank != waiting[0]:
-            time.sleep(1.0)  # for the one that tells
+            time.sleep(
+                1.0
+            )  # The launcher ends all ranks once this one exits, so the first one needs time to print.
             return
         diagnosis = diagnose(reports, silent_s)
         self._print(diagnosis.lines())
@@ -286,7 +296,7 @@ _current: Watchdog | None = None
 def start_watchdog(
     rank: int, world_size: int, timeout_s: float, reports: Path, is_cuda: bool = False
 ) -> None:
-    """Watch this thread until the process ends, or until the next call; a job of one process has nobody to wait for."""
+    """Watch this thread until the process ends or the next call; do nothing in a job of one process."""
     global _current
     stop_watchdog()
     if world_size > 1:
@@ -294,19 +304,19 @@ def start_watchdog(
 
 
 def stop_watchdog() -> None:
-    """End the watch, if there is one."""
+    """Stop the watchdog if one is running."""
     global _current
     if _current is not None:
         _current.close()
         _current = None
 
 
-# Threads inside the store's code must be gone before the interpreter is.
+# A thread that is inside the store's C++ code while the interpreter shuts down would crash the process.
 atexit.register(stop_watchdog)
 
 
 def _own_connection(timeout_s: float) -> dist.TCPStore:
-    """A connection of its own: what blocks here must not block the process groups."""
+    """Return a separate connection to the store, so that a blocking call does not block the process groups."""
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),

@@ -1,4 +1,4 @@
-"""The part of the conversion tests that runs on every rank: loading and saving checkpoints with Megatron."""
+"""Functions that every rank runs in the conversion tests: loading and saving checkpoints with Megatron."""
 
 from megatron.core import dist_checkpointing
 

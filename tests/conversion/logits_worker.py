@@ -1,4 +1,4 @@
-"""Comparisons of log-probs, all in one process to save import time."""
+"""Comparisons of log-probs, in one process to save import time."""
 
 import shutil
 

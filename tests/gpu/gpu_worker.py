@@ -1,4 +1,4 @@
-"""What one process with a GPU does in tests/gpu. Every function takes the device, so that a CPU can try its body."""
+"""Functions that one process with a GPU runs in tests/gpu. They take the device, so that a CPU can run them as well."""
 
 import json
 import weakref
@@ -31,7 +31,7 @@ SIZES = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
-"""Multiples of 128, which the blocks of FP8 are; heads of 64, which every attention kernel has."""
+"""Sizes for FP8 and fused attention: multiples of the FP8 block size 128, and a head size of 64."""
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
 BUILDERS = {
     "dense": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
@@ -44,7 +44,7 @@ TE = ("platform.dtype=bf16", "platform.layers=transformer_engine")
 
 
 def save_models(folder: Path) -> None:
-    """Every model of BUILDERS, each weight random, in a folder of its name."""
+    """Save every model of BUILDERS with random weights in a folder of its name."""
     for name, build in BUILDERS.items():
         torch.manual_seed(0)
         model = build().float()
@@ -54,7 +54,7 @@ def save_models(folder: Path) -> None:
 
 
 def sequences(num_rows: int = 8):
-    """Rows of different lengths, over several microbatches."""
+    """Return rows of different lengths that need several microbatches."""
     generator = torch.Generator().manual_seed(1)
     return [
         tuple(
@@ -71,7 +71,7 @@ def loss(rows_b, logprobs_bT, entropy_bT):
 
 
 class Built:
-    """The roles of a run, as the command line builds them; a context that ends its watchdog."""
+    """A context manager that holds the roles of a run, built as by the command line, and stops the watchdog on exit."""
 
     def __init__(self, device, model, folder, *overrides):
         path = folder / "run.toml"
@@ -100,7 +100,7 @@ class Built:
 
 
 def scores_and_gradients(device, folder, root, model, *overrides):
-    """Log-probs and entropies of the policy, and its gradients by HF name, on the CPU."""
+    """Return log-probs, entropies and gradients by HF name of the policy, on the CPU."""
     with Built(device, folder / model, root, "prm.enabled=false", *overrides) as run:
         policy, rows = run.models.policy, sequences()
         scores = policy.score(rows)
@@ -121,7 +121,7 @@ def scores_and_gradients(device, folder, root, model, *overrides):
 
 
 def compare_layers(device, folder, root, layers=(FP32, TORCH, TE)):
-    """Of each model: what fp32, bf16 and bf16 with Transformer Engine find."""
+    """Return the scores and gradients of each model in fp32, in bf16, and in bf16 with Transformer Engine."""
     return {
         model: [scores_and_gradients(device, folder, root, model, *overrides) for overrides in layers]
         for model in BUILDERS
@@ -129,7 +129,7 @@ def compare_layers(device, folder, root, layers=(FP32, TORCH, TE)):
 
 
 def try_recipes(device, folder, root, recipes):
-    """Of each FP8 recipe: scores and gradients of the dense model, or why it is refused."""
+    """Return scores and gradients of the dense model for each FP8 recipe, or the error."""
     found = {}
     for recipe in recipes:
         try:
@@ -141,7 +141,7 @@ def try_recipes(device, folder, root, recipes):
 
 
 def capability(device):
-    """Compute capability, and the CUDA version of torch."""
+    """Return the compute capability, and the CUDA version of torch."""
     from megatron_prime.parallel.platform import select_platform
 
     platform = select_platform(device, "bf16")
@@ -149,7 +149,7 @@ def capability(device):
 
 
 def first_process_rewards(device, folder, root, overrides):
-    """Largest |PRM - reference| before an update and after one, of each model and setting."""
+    """Return the largest |PRM - reference| before and after an update, for each model and setting."""
     found = {}
     for model in BUILDERS:
         for words in overrides:
@@ -167,7 +167,7 @@ def first_process_rewards(device, folder, root, overrides):
 
 
 def checkpoints_across_layers(device, folder, root, there=TE, other=TORCH):
-    """A role that goes through a checkpoint of other layers and back, beside one that goes on."""
+    """Return the results of a role that is saved and loaded with other layers, and of one that continues without."""
     found = {}
     for model in BUILDERS:
         rows, paths = sequences(), root / model
@@ -201,7 +201,7 @@ def checkpoints_across_layers(device, folder, root, there=TE, other=TORCH):
 
 
 def offload_steps(device, folder, root):
-    """Scores and weights after three steps, with everything offloaded and with nothing; bytes that stay."""
+    """Return scores, weights and allocated bytes after three steps, with everything offloaded and with nothing."""
     offloaded = (
         "memory.offload_reference=true",
         "memory.offload_prm=true",
@@ -228,7 +228,7 @@ def offload_steps(device, folder, root):
 
 
 def copies_in_order(device, num_bytes):
-    """Leaving and returning many times over while the stream is busy: were copies ever read or written too early?"""
+    """Offload and restore repeatedly while the stream is busy; return whether a copy ran too early."""
     from datetime import timedelta
 
     from megatron_prime.parallel.platform import Platform
@@ -245,9 +245,9 @@ def copies_in_order(device, num_bytes):
         with role.hold():
             for tensor in tensors:
                 for _ in range(5):
-                    busy @ busy  # the change below is queued behind it when the part leaves
+                    busy @ busy  # keeps the change below queued when the part is offloaded
                 tensor.add_(1)
-        # Takes the memory that was given away, if the allocator hands it out, and overwrites it.
+        # Overwrites the freed memory if the allocator reuses it too early.
         thieves = [
             torch.full_like(tensor, -1.0) for tensor in [torch.empty(num_bytes // 4, device=device)] * 3
         ]
@@ -259,7 +259,7 @@ def copies_in_order(device, num_bytes):
 
 
 def models_that_stay(folder):
-    """Roles of a check of tools/gpu_check.py whose models are still there after its block, though it is kept."""
+    """Return the roles of a check of tools/gpu_check.py whose models still exist after its block."""
     from tools.gpu_checks.lines import Setting
     from tools.gpu_checks.roles import plain_loss, random_sequences, roles, write_shape
 

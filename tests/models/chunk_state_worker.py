@@ -1,4 +1,4 @@
-"""What one process does in the tests of tests/models/test_chunk_state.py."""
+"""Functions that one process runs in tests/models/test_chunk_state.py."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.layout_worker import topology_of
 
 
 class LayerWithScales(torch.nn.Linear):
-    """Has a state besides its parameters, as Transformer Engine's layers have."""
+    """A linear layer with extra state besides its parameters, like the layers of Transformer Engine."""
 
     scales = "scales of its own"
 
@@ -25,7 +25,7 @@ class LayerWithScales(torch.nn.Linear):
 
 
 class ChunkWithScales(torch.nn.Module):
-    """One such layer, with what checkpoints ask of a model."""
+    """A model chunk with one such layer and the methods that checkpoints need."""
 
     def __init__(self, fp8, recipe):
         super().__init__()
@@ -40,7 +40,7 @@ class ChunkWithScales(torch.nn.Module):
 
 
 def layer_states():
-    """What of a layer's own state goes into a checkpoint, and comes out of one with and without it."""
+    """Return the extra state that a checkpoint contains, and the state after loading one with and without it."""
     topology_of("one")
     models = {
         name: [ChunkWithScales(*fp8)]

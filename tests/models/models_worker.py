@@ -1,4 +1,4 @@
-"""What one rank does in the tests of tests/models/test_gpt.py and test_builder.py."""
+"""Functions that one rank runs in tests/models/test_gpt.py and test_builder.py."""
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,7 @@ from tests.support.layout_worker import topology_of, weight_blocks
 
 
 def score_every_token(layouts, folders, token_ids, positions, temperatures, vocab_size):
-    """Log-probs and entropies [positions, vocabulary] of each model in each layout, by direct forward calls."""
+    """Return log-probs and entropies [positions, vocabulary] of each model in each layout, by direct forward calls."""
     results = {}
     for layout in layouts:
         topology = topology_of(layout)
@@ -57,7 +57,7 @@ def _score(module, topology, token_ids, positions, temperature, vocab_size):
 
 
 def build_models(good, faulty):
-    """A good checkpoint in both dtypes, with and without its weights, and the refusals of faulty ones."""
+    """Build a valid checkpoint in both dtypes, with and without weights; return the errors for invalid ones."""
     report = {}
     for dtype in ("fp32", "bf16"):
         topology = topology_of("one", dtype)

@@ -1,4 +1,4 @@
-"""What one rank does in the layout tests: score and differentiate a fixed batch, and export gradients and weights."""
+"""Functions that one rank runs in the layout tests: score a fixed batch, and export gradients and weights."""
 
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,15 @@ CASES = [
     *((layout, name) for layout in DENSE_LAYOUTS for name in DENSE_BUILDERS),
     *((layout, name) for layout in MOE_LAYOUTS for name in MOE_BUILDERS),
 ]
-"""Which layout is tried with which model."""
+"""(layout, model) pairs to test."""
 PADDED = "qwen3"
-"""The model that is tried with FP8's padding besides."""
+"""The model that is also tested with the padding that FP8 needs."""
 
 
 def score_and_differentiate(
     layouts: list[str], model_dirs: dict[str, str], sequences, weights_BT: torch.Tensor, max_tokens: int
 ):
-    """(layout, model) -> scores, and blocks of weights and of the gradient of sum(w * (logprob + entropy / 10))."""
+    """Return (layout, model) -> scores, and blocks of weights and gradients of sum(w * (logprob + entropy / 10))."""
     report = {}
     for layout in layouts:
         topology = topology_of(layout)
@@ -71,7 +71,7 @@ def score_and_differentiate(
 
 
 def replay(layouts, model_dirs, sequences, weights_BT, max_tokens, routing):
-    """As `score_and_differentiate`, with experts to replay; `free`: the log-probs without them, afterwards."""
+    """Run `score_and_differentiate` with experts to replay; `free` holds later log-probs without them."""
     report = {}
     for layout in layouts:
         topology = topology_of(layout)
@@ -106,7 +106,7 @@ def _one_model(
             )
         )
     if model_dir.name == PADDED and routing is None:
-        # Without Transformer Engine Megatron ignores it, so that the padding that FP8 needs is all that is left of it.
+        # Without Transformer Engine, Megatron ignores the recipe, so that only the padding for FP8 takes effect.
         config = trainable.built.chunks[0].config
         config.fp8, config.fp8_recipe = "hybrid", "tensorwise"
         replayed["padded"] = trainable.score(sequences).logprobs_BT

@@ -1,4 +1,4 @@
-"""Ranks that meet, and one that waits for another that never comes."""
+"""Functions that the ranks of the connectivity tests run."""
 
 import os
 
@@ -10,7 +10,7 @@ def all_meet():
     return reached.hosts, reached.mb_s
 
 
-def one_stays_away():
+def one_is_absent():
     if os.environ["RANK"] == "1":
         return None
     try:

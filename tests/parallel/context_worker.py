@@ -1,4 +1,4 @@
-"""What one rank does in the tests of context parallelism."""
+"""Functions that one rank runs in the tests of context parallelism."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from tests.parallel.parallel_cases import CONTEXT_SLOPE
 
 
 def share_tokens(platform, cases):
-    """Each case under a context-parallel group of its size: values, gradients and Megatron's view of the layout."""
+    """Run each case in a context-parallel group of its size; return values, gradients and Megatron's layout."""
     report = {}
     for name, case in cases.items():
         group = build_topology(platform, context=case["size"]).context_group
@@ -27,7 +27,7 @@ def share_tokens(platform, cases):
 
 
 def _gather(case, group):
-    """The loss of each rank weighs all tokens in its own way, as each rank's queries do with keys."""
+    """Gather tokens and differentiate a loss whose weights differ by rank, as the queries of attention do."""
     own_L = local_tokens(case["bounds"], group.size(), group.rank())
     local_LKD = case["whole_SKD"][own_L].requires_grad_()
     gathered_SKD = gather_context(local_LKD, case["bounds"], group)
@@ -46,7 +46,7 @@ def _gather(case, group):
 
 
 def _sum(case, group):
-    """Every rank takes the same loss of the sum; `slope` stands for a parameter that all ranks share."""
+    """Sum tokens and differentiate the same loss on every rank; `slope` represents a parameter that all ranks share."""
     own_L = local_tokens(case["bounds"], group.size(), group.rank())
     slope = torch.tensor(CONTEXT_SLOPE, dtype=torch.float64, requires_grad=True)
     part_S = case["whole_SKD"].new_zeros(len(case["whole_SKD"]))
@@ -64,7 +64,7 @@ def _sum(case, group):
 
 
 def _megatrons_view(case, group):
-    """Which tokens Megatron gives this rank of each sequence, and how it rotates packed tokens laid out our way."""
+    """Return the tokens that Megatron assigns to this rank, and its rotary embedding of packed tokens in our layout."""
     own_L = local_tokens(case["bounds"], group.size(), group.rank())
     tokens = []
     for start, stop in pairwise(case["bounds"]):

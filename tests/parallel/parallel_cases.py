@@ -1,4 +1,4 @@
-"""What the four processes of the tests of topology, collectives and context are given."""
+"""Inputs of the four processes that run the tests of topology, collectives and context parallelism."""
 
 from itertools import pairwise
 
@@ -14,15 +14,17 @@ RESOURCE_LAYOUTS = ("tp4", "tp2 pp2", "tp2+sp ep2 etp2")
 SPARE_FILES = 10
 """Sockets that may still be closing when file descriptors are counted; a topology that leaks has about 90 of them."""
 NUM_REAL, NUM_PADDED, HIDDEN, NUM_TOKENS = 37, 64, 12, 10
-"""On 4 ranks of 16 rows each, the third holds 5 real rows and the last none."""
+"""Number of real tokens. On 4 ranks of 16 rows each, the third holds 5 real rows and the last none."""
 
 
 def make_case(num_tokens=NUM_TOKENS, temperature=1.0, chunk_tokens=4, dtype=torch.float32, scale=1.0, **more):
     generator = torch.Generator().manual_seed(7)
-    weight_VH = torch.full((NUM_PADDED, HIDDEN), torch.nan)  # a padding row that is read poisons everything
+    weight_VH = torch.full(
+        (NUM_PADDED, HIDDEN), torch.nan
+    )  # NaN shows in every result if a padding row is read
     weight_VH[:NUM_REAL] = torch.randn(NUM_REAL, HIDDEN, generator=generator) * scale
     labels_R = torch.randint(0, NUM_REAL, (num_tokens,), generator=generator)
-    labels_R[:5] = torch.tensor([0, 15, 16, 32, 36])[:num_tokens]  # the borders of the shards
+    labels_R[:5] = torch.tensor([0, 15, 16, 32, 36])[:num_tokens]  # first and last rows of shards
     case = {
         "hidden_RH": torch.randn(num_tokens, HIDDEN, generator=generator).to(dtype),
         "weight_VH": weight_VH.to(dtype),
@@ -60,7 +62,7 @@ CONTEXT_SLOPE = 1.5
 
 
 def make_context_case(size, bounds, num_heads=2, head_dim=4):
-    """Sequences between `bounds` over `size` context ranks; the loss of each rank has weights of its own."""
+    """Return a case of sequences with cumulative lengths `bounds` on `size` context ranks."""
     generator = torch.Generator().manual_seed(size)
     longest = max((stop - start for start, stop in pairwise(bounds)), default=0)
     angles_TD = torch.arange(longest)[:, None] * torch.tensor([1.0, 0.1], dtype=torch.float64)

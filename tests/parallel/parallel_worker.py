@@ -1,4 +1,4 @@
-"""What one rank does in the tests of tests/parallel."""
+"""Functions that one rank runs in the tests of tests/parallel."""
 
 import os
 import time
@@ -20,11 +20,11 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def use_platform():
-    """A collective that a rank misses, then a process group of one in each process."""
+    """Time out in a collective that one rank misses, then start a process group of one in each process."""
     rank = int(os.environ["RANK"])
     platform = select_platform("cpu", timeout_s=6.0, threads_per_process=1)
     platform.start_process_group()
-    platform.start_process_group()  # the second call changes nothing
+    platform.start_process_group()  # the second call has no effect
     report = {"job": (dist.get_rank(), dist.get_world_size(), dist.get_backend())}
     dist.barrier()
     started = time.monotonic()
@@ -49,7 +49,7 @@ def use_platform():
     rank = os.environ.pop("RANK")
     bf16.start_process_group()
     report["alone"] = (dist.get_rank(), dist.get_world_size())
-    os.environ["RANK"] = rank  # the runner names its result file by it
+    os.environ["RANK"] = rank  # the runner derives the name of the result file from it
     block = torch.ones(40 << 20, dtype=torch.uint8)
     before = bf16.peak_memory_bytes()
     more = torch.ones(200 << 20, dtype=torch.uint8)
@@ -59,7 +59,7 @@ def use_platform():
 
 
 def use_shim():
-    """What `install` changes."""
+    """Return the effects of `install`."""
     from megatron.core import optimizer as megatron_optimizer
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.tensor_parallel import random as megatron_random
@@ -71,7 +71,7 @@ def use_shim():
     cpu_shim.install()
     cpu_shim.install()
     torch.cuda.synchronize()
-    with torch.device("meta"):  # another mode on top
+    with torch.device("meta"):  # a second mode, nested in the first
         meta = torch.zeros(1).device.type
     return {
         "type": (type_before, torch.zeros(1).type()),
@@ -85,7 +85,7 @@ def use_shim():
 
 
 def _use_topologies(layouts):
-    """Coordinates and groups of each (tensor, pipeline)."""
+    """Return the coordinates and groups of each (tensor, pipeline) layout."""
     platform = select_platform("cpu", timeout_s=90)
     platform.start_process_group()
     report = {}
@@ -126,7 +126,7 @@ def _draw_from_parallel_stream(platform, seed):
 
 
 def count_resources(layouts, num_rounds):
-    """Threads, file descriptors and child processes of this rank after each build and each close of the layouts.
+    """Count threads, file descriptors and child processes of this rank after each build and close of the layouts.
 
     The first round is a warm-up: torch and gloo keep some threads that the first collective of each kind starts.
     """
@@ -134,7 +134,7 @@ def count_resources(layouts, num_rounds):
     for _ in range(1 + num_rounds):
         for layout in layouts:
             topology = topology_of(layout)
-            # A model holds its groups in reference cycles, which only the garbage collector frees.
+            # A model refers to its groups in reference cycles, which only the garbage collector frees.
             cycle = {"groups": topology.process_groups}
             cycle["cycle"] = cycle
             del cycle
@@ -153,7 +153,7 @@ def _num_groups():
 
 
 def _settled(counts):
-    """Return the resources once they have come down to the first count; sockets close some time after their group."""
+    """Return the resources once they are down to the first count, because sockets close some time after their group."""
     deadline = time.monotonic() + seconds(10)
     now = _resources()
     while counts and time.monotonic() < deadline:
@@ -175,7 +175,7 @@ def _resources():
 
 
 def use_uneven_ranks():
-    """Different numbers of tokens on each rank: gathered for all, and gradients brought back."""
+    """Gather a different number of tokens from each rank, and reduce-scatter the gradients."""
     from megatron.core.tensor_parallel import mappings
 
     topology = topology_of("tp4")
@@ -198,7 +198,7 @@ def use_uneven_ranks():
 
 
 def four_processes(grids, tensor_sizes, cases, layouts, context_cases, resource_layouts):
-    """All that the tests of topology, collectives and context ask, in one start of the processes."""
+    """Run the tests of topology, collectives and context parallelism together, to start the processes once."""
     return {
         "topologies": _use_topologies(grids),
         "scores": _score_shards(tensor_sizes, cases),
@@ -210,7 +210,7 @@ def four_processes(grids, tensor_sizes, cases, layouts, context_cases, resource_
 
 
 def _score_shards(tensor_sizes, cases):
-    """Each case under each tensor-parallel size: results and gradients of this rank's shard."""
+    """Return values and gradients of this rank's shard for each case and tensor-parallel size."""
     results = {}
     for tensor in tensor_sizes:
         topology = build_topology(_platform(), tensor)
@@ -237,11 +237,11 @@ def _score_shard(topology, weight_VH, num_real, **case):
 
 
 def _share_results(layouts):
-    """What the sharing collectives make of each rank's own values."""
+    """Return the results of the collectives that share values, in each layout."""
     report = {}
     for layout in layouts:
         topology = topology_of(layout)
-        # Data rank d owns the rows d, d + D, ...; other stages hold rubbish.
+        # Data rank d owns the rows d, d + D, ...; other stages hold arbitrary values that must be overwritten.
         values = torch.full((8, 3), torch.nan)
         if topology.is_last_stage:
             values.zero_()

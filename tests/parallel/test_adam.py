@@ -1,4 +1,4 @@
-"""The same updates as torch.optim, to float64's rounding."""
+"""Tests of Adam against torch.optim, up to the rounding of float64."""
 
 import copy
 
@@ -57,7 +57,7 @@ def test_updates_equal_torch(adam_w_mode, oracle_type):
     assert [group["step"] for group in adam.param_groups] == [6, 6]
 
 
-def test_a_learning_rate_that_changes_is_followed():
+def test_a_changed_learning_rate_takes_effect():
     mine, theirs = fresh_parameters(), fresh_parameters()
     adam, oracle = Adam(mine, **SETTINGS), torch.optim.AdamW(theirs, **SETTINGS, weight_decay=0.0)
     for step in range(4):
@@ -96,7 +96,7 @@ def test_continues_from_a_saved_state_bit_for_bit():
         assert torch.equal(ours, expected)
 
 
-def test_refuses_the_state_of_torchs_own_optimizer():
+def test_rejects_the_state_of_torchs_own_optimizer():
     parameters = fresh_parameters()
     oracle = torch.optim.AdamW(parameters)
     run(oracle, parameters, range(2))
@@ -104,7 +104,7 @@ def test_refuses_the_state_of_torchs_own_optimizer():
         Adam(fresh_parameters()).load_state_dict(oracle.state_dict())
 
 
-def test_megatron_keeps_a_fused_adam_where_it_found_one(monkeypatch):
+def test_megatron_keeps_a_fused_adam(monkeypatch):
     fused = object()
     monkeypatch.setattr(megatron_optimizer, "Adam", fused)
     monkeypatch.setattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", False)
@@ -112,7 +112,7 @@ def test_megatron_keeps_a_fused_adam_where_it_found_one(monkeypatch):
     assert megatron_optimizer.Adam is fused
 
 
-def test_megatron_gets_this_adam_where_it_would_take_torchs(monkeypatch):
+def test_megatron_uses_this_adam_instead_of_torchs(monkeypatch):
     for module, names in (
         (megatron_optimizer, ("Adam", "USING_PYTORCH_OPTIMIZER")),
         (distrib_optimizer, ("Adam", "HAVE_APEX_OR_TE", "USING_APEX_OPTIMIZER")),

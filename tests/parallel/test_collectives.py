@@ -1,4 +1,4 @@
-"""Results of the last pipeline stages reach every rank, exactly."""
+"""Tests that results of the last pipeline stages reach every rank exactly."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Ranks that are there find each other; one that is not is named before the deadline is long over."""
+"""Tests that present ranks connect, and that an absent rank is named soon after the deadline."""
 
 import socket
 import time
@@ -8,7 +8,7 @@ from tests.support import deadlines
 from tests.support.distributed_runner import run_distributed
 
 
-def test_ranks_that_are_there_meet():
+def test_present_ranks_connect():
     reports = run_distributed(connectivity_worker.all_meet, 2)
     for hosts, mb_s in reports:
         assert hosts == (socket.gethostname(),) * 2
@@ -17,6 +17,6 @@ def test_ranks_that_are_there_meet():
 
 def test_an_absent_rank_is_named():
     started = time.monotonic()
-    report, _ = run_distributed(connectivity_worker.one_stays_away, 2, timeout_s=60)
+    report, _ = run_distributed(connectivity_worker.one_is_absent, 2, timeout_s=60)
     assert f"rank 0 on {socket.gethostname()} waited 2 s for ranks 1 of 2" in report
     assert time.monotonic() - started < deadlines.seconds(45)

@@ -1,4 +1,4 @@
-"""Context parallelism: the zig-zag layout against loops and Megatron, gathers and sums on real processes."""
+"""Tests of context parallelism: the zig-zag layout against loops and Megatron, gathers and sums on real processes."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from tests.parallel.parallel_cases import CONTEXT_CASES, CONTEXT_SLOPE, NUM_RANK
 
 
 def tokens_by_loop(bounds, size, rank):
-    """Walk over every token and ask which of its sequence's 2 * size chunks it is in."""
+    """Return the tokens of a rank, by looking up the chunk of every token in a loop."""
     tokens = []
     for start, stop in pairwise(bounds):
         early, late = [], []
@@ -50,14 +50,14 @@ def test_causal_attention_costs_every_rank_the_same(size):
     assert len(costs) == 1
 
 
-def test_a_sequence_that_cannot_be_cut_is_a_bug_of_the_caller():
+def test_a_length_that_is_not_a_multiple_of_the_chunks_fails_an_assertion():
     with pytest.raises(AssertionError, match="6 tokens cannot be cut into 4 chunks"):
         local_tokens([0, 8, 14], 2, 0)
 
 
 @pytest.fixture(params=CONTEXT_CASES)
 def case_and_groups(request, four_processes):
-    """A case and the reports of each of its context groups, in the order of context ranks (which is Megatron's)."""
+    """Return a case and the reports of each of its context groups, in the order of context ranks."""
     case = CONTEXT_CASES[request.param]
     reports = [report["context"][request.param] for report in four_processes]
     size = case["size"]
@@ -73,7 +73,7 @@ def test_gathered_tokens_are_in_the_order_of_the_batch(case_and_groups):
         assert torch.equal(report["column"], case["whole_SKD"][:, 0, 0])
 
 
-def test_a_tokens_gradient_adds_up_what_every_rank_asks_of_it(case_and_groups):
+def test_the_gradient_of_a_token_is_the_sum_over_ranks(case_and_groups):
     case, groups = case_and_groups
     for group in groups:
         for rank, report in enumerate(group):
@@ -86,7 +86,7 @@ def test_a_tokens_gradient_adds_up_what_every_rank_asks_of_it(case_and_groups):
                 torch.testing.assert_close(report["gathered_grad"][place], expected)
 
 
-def test_a_sum_holds_every_token_and_its_parameter_gradients_add_up(case_and_groups):
+def test_a_sum_covers_every_token_and_parameter_gradients_add_up(case_and_groups):
     case, groups = case_and_groups
     column_S, weights_S = case["whole_SKD"][:, 0, 0], case["weights_RSKD"][0, :, 0, 0]
     for group in groups:
@@ -98,13 +98,13 @@ def test_a_sum_holds_every_token_and_its_parameter_gradients_add_up(case_and_gro
         torch.testing.assert_close(sum(report["slope_grad"] for report in group), expected)
 
 
-def test_megatron_gives_every_rank_the_same_tokens(case_and_groups):
+def test_megatron_assigns_the_same_tokens_to_every_rank(case_and_groups):
     _, groups = case_and_groups
     for report in (report for group in groups for report in group):
         assert report["own"].tolist() == report["megatron_tokens"]
 
 
-def test_megatron_rotates_each_token_by_its_place_in_its_sequence(case_and_groups):
+def test_megatron_rotates_each_token_by_its_position_in_its_sequence(case_and_groups):
     case, groups = case_and_groups
     rotated_SKD = case["whole_SKD"].clone()
     for start, stop in pairwise(case["bounds"]):

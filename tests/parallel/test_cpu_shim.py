@@ -1,4 +1,4 @@
-"""Requests for CUDA end on the CPU, and nothing else changes."""
+"""Tests that CUDA requests are redirected to the CPU, and that nothing else changes."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_cuda_tensors_are_made_on_the_cpu(make):
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_conversions_without_a_device_work_as_ever():
+def test_conversions_without_a_device_are_unchanged():
     tensor = torch.ones(2)
     assert tensor.to(torch.float64).dtype == torch.float64
     assert tensor.to("meta").device.type == "meta"
@@ -46,7 +46,7 @@ def test_conversions_without_a_device_work_as_ever():
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_type_names_are_those_that_megatron_compares():
+def test_type_names_are_the_ones_that_megatron_compares():
     assert torch.zeros(1).type() == "torch.cuda.FloatTensor"
     assert torch.zeros(1, dtype=torch.bfloat16).type() == "torch.cuda.BFloat16Tensor"
     assert torch.zeros(1, dtype=torch.float16).type() == "torch.cuda.HalfTensor"
@@ -80,7 +80,7 @@ def test_streams_are_independent_of_each_other_and_of_the_default_generator():
     assert torch.equal(other, torch.rand(2, generator=torch.Generator().manual_seed(12)))
 
 
-def test_a_stream_goes_on_after_an_error_and_after_restoring_states():
+def test_a_stream_continues_after_an_error_and_after_restoring_states():
     tracker = CpuRNGStatesTracker()
     tracker.add("model-parallel-rng", 5)
     saved = tracker.get_states()
@@ -96,7 +96,7 @@ def test_a_stream_goes_on_after_an_error_and_after_restoring_states():
         assert torch.equal(torch.rand(1), first)
 
 
-def test_a_stream_is_added_once():
+def test_a_stream_cannot_be_added_twice():
     tracker = CpuRNGStatesTracker()
     tracker.add("a", 1)
     with pytest.raises(AssertionError, match="already exists"):

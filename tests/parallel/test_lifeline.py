@@ -1,4 +1,4 @@
-"""A child on a lifeline ends with its parent, even when the parent is killed."""
+"""Tests that a tied child ends with its parent, even when the parent is killed."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ time.sleep(60)
 """
 
 
-def test_a_killed_parent_takes_its_child_along():
+def test_a_child_ends_when_its_parent_is_killed():
     parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -61,7 +61,7 @@ time.sleep(60)
 """
 
 
-def test_forks_and_their_forks_end_with_the_process_that_was_killed():
+def test_forks_and_their_forks_end_when_the_process_is_killed():
     parent = subprocess.Popen([sys.executable, "-c", FORKER], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     below = [int(parent.stdout.readline()) for _ in range(2)]

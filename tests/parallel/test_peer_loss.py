@@ -1,4 +1,4 @@
-"""Which errors mean that a peer is gone: those of real process groups that lost one, and others that look alike."""
+"""Tests that errors of real process groups that lost a peer are recognized, and that similar ones are not."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize("how", ["killed", "silent"])
-def test_a_survivor_knows_that_its_peer_is_gone(how):
+def test_a_survivor_recognizes_the_loss_of_its_peer(how):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,7 +60,7 @@ def test_a_survivor_knows_that_its_peer_is_gone(how):
             process.wait()
 
 
-def test_a_store_that_is_gone_is_a_peer():
+def test_the_loss_of_the_store_is_a_peer_loss():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -80,11 +80,11 @@ def test_a_store_that_is_gone_is_a_peer():
         dist.DistBackendError("NCCL error in: a.cpp:1, invalid usage (run with NCCL_DEBUG=WARN for details)"),
     ],
 )
-def test_a_fault_of_its_own_is_none(error):
+def test_an_error_of_the_rank_itself_is_no_peer_loss(error):
     assert not is_peer_loss(error)
 
 
-def test_a_broken_connection_is_a_peer():
+def test_a_broken_connection_is_a_peer_loss():
     left, right = socket.socketpair()
     right.close()
     with pytest.raises(BrokenPipeError) as caught:
@@ -93,6 +93,6 @@ def test_a_broken_connection_is_a_peer():
     assert is_peer_loss(caught.value)
 
 
-def test_nccl_names_what_it_lost():
+def test_nccl_errors_are_recognized_by_their_messages():
     text = "NCCL error in: a.cpp:1, remote process exited or there was a network error, NCCL version 2.29"
     assert is_peer_loss(dist.DistBackendError(text))

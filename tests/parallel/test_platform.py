@@ -1,4 +1,4 @@
-"""The machine as two real processes see it."""
+"""Tests of the platform, in two real processes and in this one."""
 
 import sys
 from importlib.util import find_spec
@@ -21,11 +21,11 @@ def reports():
     return run_distributed(parallel_worker.use_platform, 2)
 
 
-def test_joins_the_job_of_the_environment(reports):
+def test_joins_the_job_that_the_environment_describes(reports):
     assert [report["job"] for report in reports] == [(0, 2, "gloo"), (1, 2, "gloo")]
 
 
-def test_a_collective_that_a_rank_misses_ends_at_the_deadline(reports):
+def test_a_collective_that_a_rank_misses_times_out(reports):
     seconds, message = reports[0]["missed"]
     assert 5 < seconds < 8.9, message
 
@@ -34,7 +34,7 @@ def test_a_lone_process_is_a_job_of_one(reports):
     assert [report["alone"] for report in reports] == [(0, 1)] * 2
 
 
-def test_half_an_environment_is_refused(reports):
+def test_an_incomplete_environment_is_rejected(reports):
     for report in reports:
         assert "RANK only" in report["half"]
         assert "torchrun" in report["half"]
@@ -45,19 +45,19 @@ def test_describes_the_cpu(reports):
     assert reports[0]["threads"] == 1
 
 
-def test_peak_memory_grows_with_what_is_held(reports):
+def test_peak_memory_grows_with_allocations(reports):
     before, after = reports[0]["memory"]
     assert before > 100 << 20, "torch alone takes more"
     assert 150 << 20 < after - before < 400 << 20
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_cuda_is_refused_without_a_gpu():
+def test_cuda_is_rejected_without_a_gpu():
     with pytest.raises(ValueError, match=r"platform\.device = 'cuda'"):
         select_platform("cuda")
 
 
-def test_copies_on_a_cpu_are_over_when_they_return():
+def test_copies_on_a_cpu_are_finished_on_return():
     platform = Platform(torch.device("cpu"), "gloo", torch.float32, None)
     device, (host,) = torch.arange(5, dtype=torch.uint8), platform.host_buffers(5)
     assert platform.copy_to_host([(host, device)]) is None
@@ -68,18 +68,18 @@ def test_copies_on_a_cpu_are_over_when_they_return():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_transformer_engine_is_refused_on_a_cpu():
+def test_transformer_engine_is_rejected_on_a_cpu():
     with pytest.raises(ValueError, match="needs a GPU, and this run is on a CPU"):
         select_platform("cpu", layers="transformer_engine")
 
 
 @pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="Transformer Engine is installed")
-def test_says_that_transformer_engine_is_not_installed():
+def test_reports_that_transformer_engine_is_not_installed():
     fault = transformer_engine_fault()
     assert fault is not None and "not installed" in fault
 
 
-def test_says_why_transformer_engine_does_not_import(tmp_path, monkeypatch):
+def test_reports_why_transformer_engine_does_not_import(tmp_path, monkeypatch):
     package = tmp_path / "transformer_engine"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -95,7 +95,7 @@ def test_says_why_transformer_engine_does_not_import(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 999, 1 << 20, (1 << 20) + 1, 52 * 10**9 + 7, (1 << 36) - 1])
-def test_pieces_of_pinned_memory_are_not_rounded_up(num_bytes):
+def test_sizes_of_pinned_memory_are_not_rounded_up(num_bytes):
     sizes = unrounded_sizes(num_bytes)
     assert sum(sizes) == num_bytes and sizes == sorted(sizes, reverse=True) and len(sizes) < 20
     taken = sum(1 << max(0, size - 1).bit_length() for size in sizes)

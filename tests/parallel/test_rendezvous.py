@@ -1,4 +1,4 @@
-"""Values that several processes share, and the address by which others reach this machine."""
+"""Tests of the shared store, and of the address by which others reach this machine."""
 
 import time
 
@@ -8,7 +8,7 @@ from megatron_prime.parallel.rendezvous import RendezvousStore, address_towards,
 from tests.support import deadlines
 
 
-def test_values_written_are_read_from_elsewhere_and_nobody_waits_for_others():
+def test_other_processes_read_written_values_without_waiting():
     store = RendezvousStore(5)
     other = RendezvousStore.at("127.0.0.1", store.port, 5)
     assert store.port > 0 and other.get("a", "key") is None
@@ -20,20 +20,20 @@ def test_values_written_are_read_from_elsewhere_and_nobody_waits_for_others():
 
 
 def _soon(read, not_this):
-    """A store takes a value after `set` has returned."""
+    """Retry a read, because the store may apply a value after `set` has returned."""
     deadline = time.monotonic() + deadlines.seconds(60)
     while (value := read()) == not_this and time.monotonic() < deadline:
         time.sleep(0.01)
     return value
 
 
-def test_a_store_that_is_not_there_is_an_error():
+def test_a_missing_store_is_an_error():
     port = RendezvousStore(5).port
     with pytest.raises(RuntimeError):
         RendezvousStore.at("127.0.0.1", port, 1)
 
 
-def test_the_way_to_this_machine_itself_is_the_loopback(monkeypatch):
+def test_the_address_towards_this_machine_is_the_loopback_address(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert address_towards(master_host()) == "127.0.0.1"
     monkeypatch.setenv("MASTER_ADDR", "node7")

@@ -1,4 +1,4 @@
-"""A rank that keeps the others waiting is named, and the job ends instead of hanging."""
+"""Tests that a rank that keeps the others waiting is named, and that the job ends instead of hanging."""
 
 import json
 import os
@@ -37,7 +37,7 @@ for step in range(1, 4):
             if case == "sleeps":
                 oversleep()
             if case == "is stopped":
-                time.sleep(1.5)  # until it has told where it is
+                time.sleep(1.5)  # until it has reported its activity
                 os.kill(os.getpid(), signal.SIGSTOP)
         dist.all_reduce(torch.ones(1))
 """
@@ -47,7 +47,7 @@ CASES = (("sleeps", 1), ("is stopped", 1), ("is stopped", 0))
 
 
 class Job:
-    """Two ranks, one of which does not arrive in step 3."""
+    """A job of two ranks, one of which does not arrive in step 3."""
 
     def __init__(self, case: str, culprit: int, folder: Path) -> None:
         self.folder, self.culprit = folder, culprit
@@ -68,7 +68,7 @@ class Job:
         ]
 
     def finish(self) -> None:
-        """The rank that waits must end by itself, with exit code 1; then the culprit is ended."""
+        """Wait until the waiting rank exits by itself, then kill the culprit."""
         try:
             self.code = self._ranks[1 - self.culprit].wait(90)
         finally:
@@ -80,7 +80,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """All cases at once: they wait most of the time."""
+    """Return all jobs, started together because they wait most of the time."""
     started = {case: Job(*case, tmp_path_factory.mktemp("stuck")) for case in CASES}
     for job in started.values():
         job.finish()
@@ -129,12 +129,12 @@ def test_without_a_silent_or_busy_rank_the_one_behind_is_named():
     assert "is behind: phase prm, step 2" in found.missing[1]
 
 
-def test_ranks_in_different_collectives_are_told_apart():
+def test_the_smallest_group_in_a_different_collective_is_named():
     found = diagnose([report(0), report(1), report(2, doing="barrier (b.py:3)")], {})
     assert found.missing == {2: "waits elsewhere than the others: barrier (b.py:3)"}
 
 
-def test_when_nothing_tells_the_ranks_apart_the_network_is_suspected():
+def test_the_network_is_suspected_when_all_reports_look_alike():
     found = diagnose([report(0), report(1)], {})
     assert found.missing == {}
     assert "the network" in found.lines()[0]

@@ -1,4 +1,4 @@
-"""The part of test_transport.py and test_block_sync.py that runs on every rank."""
+"""Functions that every rank runs in test_transport.py and test_block_sync.py."""
 
 import torch
 
@@ -23,7 +23,7 @@ CASES = [
 ]
 """(layout, model) pairs to test."""
 LARGEST_TENSOR_BYTES = 300 * 32 * 4
-"""The embedding of the tiny models in fp32: the smallest bucket that is allowed."""
+"""Bytes of the fp32 embedding of the tiny models, the smallest bucket that is allowed."""
 
 
 def reshard(cases, checkpoints, prompts, num_tokens):
@@ -42,7 +42,7 @@ def reshard(cases, checkpoints, prompts, num_tokens):
 
 
 def _deliveries(layout, folder):
-    """Blocks, bucket by bucket, for engines that live on one rank, on two ranks, and in small pieces."""
+    """Return the blocks of each bucket for engines on one rank, on two ranks, and in small buckets."""
     topology = topology_of(layout)
     built = build_model(folder, topology)
     parameters = dict(built.module.named_parameters())
@@ -80,7 +80,7 @@ def _syncs(layout, folders, prompts, num_tokens):
 
 
 def _sync(layout, folders, prompts, num_tokens, dtype, bucket_bytes):
-    """Checksums and greedy responses after a push of the first weights, and of the second."""
+    """Return checksums and greedy responses after a sync of the first and of the second weights."""
     topology = topology_of(layout, dtype)
     platform = topology.platform
     built = build_model(folders[0], topology)

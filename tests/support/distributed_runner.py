@@ -25,7 +25,7 @@ _FORKED.set_forkserver_preload(["tests.support.layout_worker", "megatron_prime.t
 def _free_port() -> int:
     """Return a free port below the system's ephemeral range.
 
-    No other process is then given it as "any free port" before the rank that shall listen on it does so.
+    The system assigns ephemeral ports to other processes, which could take the port before the rank listens on it.
     """
     while True:
         port = random.randrange(15_000, 32_000)
@@ -73,7 +73,7 @@ def run_distributed(
         logs = "\n".join(
             f"--- rank {rank}\n{_text_of(Path(folder, f'log{rank}'))}" for rank in range(num_processes)
         )
-        # A rank that was still running at the deadline has None.
+        # The exit code of a rank that was still running at the deadline is None.
         assert codes == [0] * num_processes, f"exit codes {codes}\n{logs[-6000:]}"
         return [pickle.loads(Path(folder, f"result{rank}").read_bytes()) for rank in range(num_processes)]
 
@@ -83,7 +83,7 @@ def _text_of(log: Path) -> str:
 
 
 def _run_rank(folder: str, environment: dict[str, str]) -> None:
-    """Set up the environment of a rank, call the function, and write its result and output to files."""
+    """Set the environment of a rank, call the function, and write its result and output to files."""
     os.environ.clear()
     os.environ.update(environment)
     with Path(folder, f"log{environment['RANK']}").open("wb") as log:

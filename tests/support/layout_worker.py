@@ -78,7 +78,7 @@ def topology_of(layout: str, dtype: str = "fp32", timeout_s: float = 120.0) -> T
 
 
 def _tensor_group_name() -> str | None:
-    """Return torch's unique name of the present tensor-parallel group, or None when no topology exists."""
+    """Return torch's unique name of the current tensor-parallel group, or None if no topology exists."""
     group = parallel_state.get_tensor_model_parallel_group(check_initialized=False)
     return group.group_name if group is not None else None
 
@@ -103,7 +103,7 @@ def weight_blocks(built, topology):
 
 
 def whole_tensors(blocks_by_rank, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Put the blocks of all ranks together to whole HF tensors, with NaN where no rank had a block."""
+    """Assemble the blocks of all ranks into whole HF tensors, with NaN in parts that no rank returned."""
     whole = {name: torch.full_like(tensor, torch.nan) for name, tensor in like.items()}
     for blocks in blocks_by_rank:
         for name, dim, start, block in blocks:

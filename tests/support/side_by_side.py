@@ -1,4 +1,4 @@
-"""The groups of tests that stay in one process when `make test` runs the suite in two, with pytest-xdist.
+"""Assignment of tests to groups that stay in one process when `make test` runs pytest-xdist with two processes.
 
 Tests of one file share its fixtures. Files that share an expensive fixture, or something that exists once per machine,
 are in one group. The longest groups start first, so that both processes finish at about the same time. (pytest-xdist's
@@ -32,7 +32,7 @@ GROUPS = (
     ("tests/logprobs/", "parallel"),
     ("tests/resharding/", "resharding"),
 )
-"""(path prefix, group): the first match counts. A file without a match is a group of its own."""
+"""(path prefix, group) pairs, of which the first match applies. A file without a match is a separate group."""
 GROUP_OF_FIXTURE = {
     "_live_engine": "servers",
     "toy": "toy",
@@ -40,7 +40,7 @@ GROUP_OF_FIXTURE = {
     "hf_models": "conversion",
     "four_processes": "parallel",
 }
-"""Session fixture -> the group that all its users must belong to."""
+"""Session fixture -> group that all tests that use it must belong to."""
 LONGEST = (
     "servers",
     "toy",
@@ -59,7 +59,7 @@ def group_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Raise UsageError for a fixture that two groups would start; put long groups first in pytest-xdist's processes."""
+    """Raise UsageError if two groups would start the same fixture, and put long groups first."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if GROUP_OF_FIXTURE.get(fixture, group_of(item.nodeid)) != group_of(item.nodeid):

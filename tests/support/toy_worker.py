@@ -1,4 +1,4 @@
-"""What the ranks of the tests of whole runs do: commands in one process after another's import has been paid for."""
+"""Functions that the ranks of the end-to-end tests run: several commands per process, to pay for imports once."""
 
 import atexit
 import contextlib
@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of `megatron-prime ARGUMENTS` in this process, which is one rank of a job."""
+    """Run `megatron-prime ARGUMENTS` in this process, a rank of a job; return exit code and output."""
     from megatron_prime.cli import main
 
     output = io.StringIO()
@@ -26,7 +26,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def prepare(folder: str) -> dict[str, Any]:
-    """The task and its warm-up; then a run of one process and evaluations of what it started from and ended with."""
+    """Create the task, warm up a model, run in one process, and evaluate the initial and final models."""
     from examples.arithmetic_task import write_all
 
     os.chdir(folder)
@@ -52,7 +52,7 @@ def prepare(folder: str) -> dict[str, Any]:
 
 
 def train_layouts(folder: str, layouts: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
-    """An unbroken run in each layout, in a folder of its name; returns what sft_steps does."""
+    """Run without interruption in each layout, in a folder of its name; return the results of `sft_steps`."""
     os.chdir(folder)
     for layout, overrides in layouts.items():
         code, output = run("train", "run.toml", f"run_dir={layout}", *overrides)
@@ -61,7 +61,7 @@ def train_layouts(folder: str, layouts: Mapping[str, Sequence[str]]) -> dict[str
 
 
 def convert_roles(folder: str, run_dir: str) -> dict[str, tuple[int, str]]:
-    """Policy and PRM of a run's newest checkpoint as HF checkpoints, the policy of an older one, and refusals."""
+    """Convert policy and PRM of a run's newest checkpoint, and an older policy, to HF; return rejections too."""
     os.chdir(folder)
     older = str(Path(run_dir, "checkpoints", "step_00000002"))
     commands = {
@@ -79,7 +79,7 @@ def convert_roles(folder: str, run_dir: str) -> dict[str, tuple[int, str]]:
 
 
 def parts_of() -> dict[str, Any]:
-    """What cli.assemble and cli.evaluator build from the toy configuration."""
+    """Return the parts that cli.assemble and cli.evaluator build from the toy configuration."""
     from megatron_prime.cli.assemble import build_rollout, start_topology
     from megatron_prime.config.loading import load_config
     from megatron_prime.evaluation.evaluator import Evaluator
@@ -124,7 +124,7 @@ def parts_of() -> dict[str, Any]:
 def one_step_each(
     folder: str, variants: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, dict[str, float] | str], dict[str, Any]]:
-    """Metrics of the first step under each set of overrides (the fault's text where it raises), and advantages."""
+    """Return the metrics of the first step under each set of overrides (or the error message), and advantages."""
     os.chdir(folder)
     results: dict[str, dict[str, float] | str] = {}
     for name, overrides in variants.items():
@@ -136,7 +136,7 @@ def one_step_each(
 
 
 def stale_step(folder: str) -> dict[str, Any]:
-    """A step whose policy changed after the last sync: metrics, warnings, order of the engine's calls, and the gap."""
+    """Run a step whose policy changed after the last sync; return metrics, warnings, engine calls, and the gap."""
     import torch
 
     os.chdir(folder)
@@ -185,7 +185,7 @@ def _watched(calls: list[str], name: str, call: Any, *arguments: Any) -> Any:
 
 
 def outcome_only_advantages() -> dict[str, Any]:
-    """A batch's outcomes and groups with the advantages of a trainer that has no PRM."""
+    """Return the outcomes, groups and advantages of a batch of a trainer without a PRM."""
     with _trainer(["prm.enabled=false", "advantage.whitening=none"]) as (trainer, collector):
         batch = collector.collect(0)
         advantages_BT = trainer._advantages(batch, None)
@@ -204,7 +204,7 @@ def _first_step(overrides: Sequence[str]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = None):
-    """A trainer as `train` builds it, with its collector. Warnings go to the list given; without one there are none."""
+    """Yield a trainer as `train` builds it, with its collector. Warnings go to the list."""
     from megatron_prime.cli import train
     from megatron_prime.config.loading import load_config
     from megatron_prime.observability import Progress
@@ -229,7 +229,7 @@ _ROLLOUT_PARTS: dict[str, Any] = {}
 
 
 def _rollout_parts(config: Any) -> Any:
-    """Layout, engine and verifier processes, built once for all variants that sample alike."""
+    """Return layout, engine and verifier processes, built once for all variants with the same sampling."""
     from megatron_prime.cli.assemble import build_rollout, start_topology
 
     key = f"{config.platform} {config.rollout}"
@@ -241,7 +241,7 @@ def _rollout_parts(config: Any) -> Any:
 
 
 def sft_steps(num_steps: int) -> dict[str, list[float]]:
-    """SFTTrainer over the data-parallel ranks, and the same steps by AdamW on the plain HF model."""
+    """Run SFTTrainer over the data-parallel ranks, and the same steps with AdamW on the plain HF model."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -300,7 +300,7 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Megatron's habit: no decay on biases and norms."""
+    """Return parameter groups as in Megatron, without weight decay on biases and norms."""
     parameters = list(model.parameters())
     return [
         {"params": [value for value in parameters if value.dim() > 1], "weight_decay": weight_decay},

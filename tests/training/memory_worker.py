@@ -1,4 +1,4 @@
-"""What one rank does in the tests of offloading and recomputing."""
+"""Functions that one rank runs in the tests of offloading and activation recomputation."""
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ NUM_STEPS = 4
 
 
 def offload_and_recompute(layouts, folder, batch, root, recomputes):
-    """All that the tests ask of one start of the processes."""
+    """Run all cases together, to start the processes once."""
     return {
         "offload": {layout: offload(*layout, folder, batch, root) for layout in layouts},
         "recompute": {
@@ -34,7 +34,7 @@ def offload_and_recompute(layouts, folder, batch, root, recomputes):
 
 
 def parameters_by_role(folder, mode):
-    """Parameters of every model that a run builds on this rank."""
+    """Return the parameters of every model that a run builds on this rank."""
     config = PrimeConfig.model_validate(
         {
             "run_dir": "unused",
@@ -53,7 +53,7 @@ def parameters_by_role(folder, mode):
 
 
 class Roles:
-    """Policy, PRM and reference of one model."""
+    """The policy, PRM and reference roles of one model."""
 
     def __init__(self, folder, topology, memory, load_weights=True):
         config = OptimizerConfig(lr=1e-3, adam_eps=1e-6)
@@ -68,7 +68,7 @@ class Roles:
             role.residency.park()
 
     def step(self, batch):
-        """Scores and metrics of a step, as the trainer takes it."""
+        """Run a step as the trainer does; return scores and metrics."""
         rows = list(range(len(batch["sequences"])))
         policy, prm = self.trained.values()
         memory = PhaseMemory(
@@ -97,7 +97,7 @@ class Roles:
         return blocks
 
     def bytes_here(self):
-        """By the tensors themselves: what their storages really take."""
+        """Return the bytes of the storages of all tensors on the device."""
         found = {}
         for name, role in self.all.items():
             for part, tensors in role._parts().items():
@@ -126,8 +126,8 @@ def offload(layout, dtype, folder, batch, root):
 
 
 def _resume(folder, topology, batch, root, plain):
-    """Two steps, a checkpoint and two more from it, with everything offloaded: does it end where `plain` did?"""
-    # In the background the fork must see what the parent lets go right after.
+    """Run two steps, a checkpoint and two more with everything offloaded; return whether the result equals `plain`."""
+    # A checkpoint in the background must contain what the parent offloads right after the fork.
     in_background = topology.sequence_parallel
     store = CheckpointStore(root, topology, in_background=in_background)
     first = Roles(folder, topology, OFFLOADED)
@@ -145,7 +145,7 @@ def _resume(folder, topology, batch, root, plain):
 
 
 def _same(left, right):
-    """Bit for bit, through lists, tuples, dicts and score records."""
+    """Return whether nested lists, tuples, dicts and score records are equal bit for bit."""
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, dict):
@@ -158,7 +158,7 @@ def _same(left, right):
 
 
 def recompute(layout, folder, options):
-    """Gradients of one backward pass, and the most bytes that it took beyond weights and gradient buffers."""
+    """Return the gradients of a backward pass and its peak bytes beyond weights and gradient buffers."""
     from benchmarks.live_bytes import LiveBytes
 
     topology = topology_of(layout)

@@ -1,4 +1,4 @@
-"""What one rank does in the tests of tests/training."""
+"""Functions that one rank runs in the tests of tests/training."""
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from tests.support.layout_worker import topology_of, weight_blocks
 from tests.support.training_batches import BETA
 
 SETTINGS = ScoringSettings(max_tokens_per_microbatch=24, chunk_tokens=5)
-"""Small enough that the tests' rows need several microbatches."""
+"""Maximum tokens per microbatch, so small that the rows of the tests need several microbatches."""
 
 
 OVERLAP = ModelOptions(overlap=OverlapConfig(grad_reduce=True, param_gather=True))
@@ -30,7 +30,7 @@ OVERLAP = ModelOptions(overlap=OverlapConfig(grad_reduce=True, param_gather=True
 def make_trainable(
     folder, topology, num_steps=10, load_weights=True, role="policy", overlap=False, **optimizer
 ):
-    """A role with an optimizer that is set in a few words."""
+    """Build a role with an optimizer."""
     config = OptimizerConfig(**{"lr": 1e-3, "adam_eps": 1e-6} | optimizer)
     options = OVERLAP if overlap else ModelOptions()
     spec = RoleSpec(role, folder, SETTINGS, options=options)
@@ -38,7 +38,7 @@ def make_trainable(
 
 
 def policy_loss(batch, rows):
-    """PPO clip with entropy bonus and KL, over the rows of a minibatch."""
+    """Return a PPO-clip loss with entropy bonus and KL penalty over the rows of a minibatch."""
     return PolicyRowLoss(
         config=PolicyConfig(**batch["settings"]),
         weights_BT=minibatch_weights_BT(batch["mask"], rows, "token"),
@@ -50,7 +50,7 @@ def policy_loss(batch, rows):
 
 
 def prm_loss(batch, rows):
-    """Cross-entropy of the implicit reward over the rows of a minibatch."""
+    """Return a cross-entropy loss of the implicit reward over the rows of a minibatch."""
     return PRMRowLoss(
         config=PRMConfig(beta=batch["beta"]),
         num_rows=len(rows),
@@ -64,13 +64,13 @@ LOSSES = {"policy": policy_loss, "prm": prm_loss}
 
 
 def poisoned_loss(rows_b, logprobs_bT, entropy_bT):
-    """Not finite on the microbatch that holds row 0 alone."""
+    """Return a loss that is not finite on the microbatch that holds row 0 alone."""
     value = logprobs_bT.sum()
     return (value * torch.nan if 0 in rows_b.tolist() else value), {}
 
 
 def train(layouts, jobs):
-    """Each job in each of its layouts: metrics of each update and the final weights."""
+    """Run each job in each of its layouts; return the metrics of each update and the final weights."""
     return {
         (layout, name): _train(topology_of(layout), **job)
         for layout in layouts
@@ -87,7 +87,7 @@ def _train(topology, layouts, folder, kind, batch, minibatches, optimizer, num_s
         scores, metrics = trainable.update(batch["sequences"], rows, LOSSES[kind](batch, rows))
         report["metrics"].append(metrics)
         report["logprobs"].append(scores.logprobs_BT)
-        # Without the gather at a step's end, so that the next update's forward pass has it to do.
+        # Skips the all-gather at the end of a step, so that the forward pass of the next update performs it.
         trainable.schedule.step(increment=1)
     trainable.gather_weights()
     report["weights"] = weight_blocks(trainable.built, topology)
@@ -95,7 +95,7 @@ def _train(topology, layouts, folder, kind, batch, minibatches, optimizer, num_s
 
 
 def schedules(folder, configs, num_steps):
-    """Learning rates of one trainer step after another."""
+    """Return the learning rates of successive trainer steps."""
     topology = topology_of("one")
     rates = {}
     for name, optimizer in configs.items():
@@ -108,7 +108,7 @@ def schedules(folder, configs, num_steps):
 
 
 def infinite_gradient(rows_b, logprobs_bT, entropy_bT):
-    """A finite loss whose gradient overflows, on the microbatch that holds row 0 alone."""
+    """Return a finite loss whose gradient overflows on the microbatch that holds row 0 alone."""
     value = logprobs_bT.sum()
     return (1 / (1e-30 + (value - value.detach()) ** 2).sqrt() if 0 in rows_b.tolist() else value), {}
 
@@ -117,7 +117,7 @@ BROKEN_LOSSES = {"loss is NaN": poisoned_loss, "gradient is infinite": infinite_
 
 
 def moments(trainable):
-    """Adam's moments and step counts on this rank."""
+    """Return Adam's moments and step counts on this rank."""
     (optimizer,) = trainable.optimizer.chained_optimizers
     inner = optimizer.optimizer
     tensors = [
@@ -130,7 +130,7 @@ def moments(trainable):
 
 
 def meet_nan(layouts, folder, batch, rows, root):
-    """Updates that are not finite, watched and not, then a good one beside that of a model that met none."""
+    """Run non-finite updates, checked and unchecked, then a finite one, and compare it with an undisturbed model."""
     return {layout: _meet_nan(topology_of(layout), folder, batch, rows, root / layout) for layout in layouts}
 
 
@@ -183,7 +183,7 @@ def _same(blocks, others):
 
 
 def train_and_meet_nan(layouts, nan_layouts, jobs, folder, batch, rows, configs, num_steps, root):
-    """All that test_trainable.py asks of one start of the processes."""
+    """Run all cases of test_trainable.py, to start the processes once."""
     return {
         "train": train(layouts, jobs),
         "nan": meet_nan([layout for layout in layouts if layout in nan_layouts], folder, batch, rows, root),
@@ -192,7 +192,7 @@ def train_and_meet_nan(layouts, nan_layouts, jobs, folder, batch, rows, configs,
 
 
 def run_prm_phases(layouts, folder, batch, rollout_batch, cases, num_steps):
-    """Each case in each layout: the phase's results, and the PRM's scores taken on their own before and after."""
+    """Run each case in each layout; return the results of the phase and separate PRM scores before and after it."""
     report = {}
     for layout in layouts:
         topology = topology_of(layout)
@@ -227,7 +227,7 @@ def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step):
 
 
 def export(layouts, cases, folders, root):
-    """Export each (layout, model) of `cases`, and the faults of rank 0's file system as every rank sees them."""
+    """Export each (layout, model) of `cases`; return the file system errors of rank 0 as every rank sees them."""
     report = {}
     for layout, name in cases:
         for dtype in ("fp32", "bf16"):
@@ -268,7 +268,7 @@ def _fault(action):
 
 
 def moments_of_buckets():
-    """Moments as a checkpoint has them, and as Adam has them, of two buckets of which the first is padded."""
+    """Return the moments of two buckets, the first one padded, in the checkpoint and in Adam."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import get_megatron_optimizer
     from megatron.core.transformer.transformer_config import TransformerConfig
