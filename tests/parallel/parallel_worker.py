@@ -92,8 +92,9 @@ def _use_topologies(layouts):
     for tensor, pipeline in layouts:
         topology = build_topology(platform, tensor, pipeline, sequence_parallel=tensor > 1)
         groups = {
-            name: dist.get_process_group_ranks(getattr(topology, f"{name}_group"))
-            for name in ("tensor", "pipeline", "data")
+            "tensor": dist.get_process_group_ranks(topology.process_groups.tp),
+            "pipeline": dist.get_process_group_ranks(topology.pipeline_group),
+            "data": dist.get_process_group_ranks(topology.data_group),
         }
         ones = torch.ones(1)
         dist.all_reduce(ones, group=topology.data_group)
@@ -138,8 +139,10 @@ def count_resources(layouts, num_rounds):
             cycle = {"groups": topology.process_groups}
             cycle["cycle"] = cycle
             del cycle
-            for name in ("tensor_group", "pipeline_group", "data_group"):
-                dist.all_reduce(torch.ones(1), group=getattr(topology, name))
+            for group in (topology.process_groups.tp, topology.pipeline_group, topology.data_group):
+                dist.all_reduce(torch.ones(1), group=group)
+            # The loop's own reference would keep the last group alive.
+            del group
             built = _resources()
             topology.close()
             counts.append(
