@@ -1,4 +1,4 @@
-"""Tiny random Hugging Face models of every supported family, which serve the tests as oracles."""
+"""Tiny random Hugging Face models of every supported family, used as oracles."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ FUSED_EXPERTS = {
 
 
 def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors under their checkpoint names: one per expert, which transformers fuses in memory."""
+    """Return tensors under their checkpoint names, one per expert, although transformers fuses experts in memory."""
     if model.config.model_type not in FUSED_EXPERTS:
         return dict(named)
     mlp, gate, up, down = FUSED_EXPERTS[model.config.model_type]

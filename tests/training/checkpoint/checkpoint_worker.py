@@ -1,4 +1,4 @@
-"""What one rank does in the tests of tests/training/checkpoint/test_store.py."""
+"""Functions that one rank runs in tests/training/checkpoint/test_store.py."""
 
 import os
 import random
@@ -22,7 +22,7 @@ from tests.support.layout_worker import topology_of, weight_blocks
 from tests.training.training_worker import LOSSES, make_trainable, poisoned_loss
 
 BACKGROUND = ("one", "tp2")
-"""Layouts that save in the background, and train on while files are written."""
+"""Layouts that save in the background and continue training while files are written."""
 UPDATES = ([0, 2, 4, 6], [1, 3, 5], [0, 5])
 VOCAB_SIZE = 300
 """Of the tiny models."""
@@ -35,14 +35,14 @@ EXPERTS = "experts "
 
 
 def of_models(layout, by_role):
-    """What belongs to the models of a layout, by role."""
+    """Return the parts that belong to the models of a layout, by role."""
     if not layout.startswith(EXPERTS):
         return by_role
     return {role: by_role[EXPERTS + role] for role in ("policy", "prm")}
 
 
 class KilledAfterFirst(dict):
-    """A mapping whose reader dies by SIGKILL when it asks for the second item."""
+    """A mapping that kills its reader with SIGKILL when it reads the second item."""
 
     num_read = 0
 
@@ -74,7 +74,7 @@ def make_roles(folders, topology, load_weights=True):
 
 
 def update(roles, batches):
-    """Three updates of each role, with skipped ones of the policy before and after them."""
+    """Run three updates of each role, with skipped updates of the policy before and after."""
     policy = roles["policy"]
     policy.update(batches["policy"]["sequences"], [0, 1], poisoned_loss)
     for rows in UPDATES:
@@ -86,7 +86,7 @@ def update(roles, batches):
 
 
 def draw():
-    """One number of every random stream."""
+    """Draw one number from every random stream."""
     return torch.rand(2).tolist(), random.random(), np.random.rand()
 
 
@@ -95,7 +95,7 @@ def weights(roles, topology):
 
 
 def optimizer_state(trainable):
-    """Everything that the next update depends on besides the weights, on this rank."""
+    """Return the state besides the weights that the next update depends on, on this rank."""
     moments, settings = [], []
     for inner in (optimizer.optimizer for optimizer in trainable.optimizer.chained_optimizers):
         moments += [
@@ -111,7 +111,7 @@ def optimizer_state(trainable):
 
 
 def same(one, other):
-    """Bit-equal, through lists, tuples and dicts."""
+    """Return whether nested lists, tuples and dicts are equal bit for bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -209,7 +209,7 @@ def _compare_tensors(one, other):
 
 
 def meet_faults(folders, batches, root):
-    """What each rank sees of faults, and what a folder holds after several saves."""
+    """Return the errors that each rank sees, and the contents of a folder after several saves."""
     topology = topology_of("tp2")
     policy = {"policy": make_roles(folders, topology)["policy"]}
     update(policy, batches)
@@ -314,7 +314,7 @@ def _save_to_a_full_disk(folder, roles, topology, in_background):
 
 
 def flip_a_byte(checkpoint):
-    """Rot in the middle of a shard."""
+    """Corrupt bytes in the middle of a shard."""
     path = sorted((checkpoint / "policy").glob("*.distcp"))[-1]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -322,7 +322,7 @@ def flip_a_byte(checkpoint):
 
 
 def _save_without_room(store, roles):
-    """A limit on the size of a file stands for a full disk."""
+    """Simulate a full disk by a limit on the size of a file."""
     before = store.newest()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -386,7 +386,7 @@ def die_while_saving(moment, folders, batches, root):
 
 
 def resume_after_death(moments, folders, root):
-    """What a new process finds, loads and leaves behind."""
+    """Return what a new process finds, loads and leaves behind."""
     topology = topology_of("one")
     report = {}
     for moment in moments:
@@ -411,7 +411,7 @@ def resume_after_death(moments, folders, root):
 
 
 def two_processes(layouts, pairs, folders, batches, root):
-    """All that takes two processes."""
+    """Run all cases that need two processes."""
     return {
         "same": save_and_resume(layouts, folders, batches, root),
         "elsewhere": load_elsewhere(pairs, folders, batches, root),
@@ -420,7 +420,7 @@ def two_processes(layouts, pairs, folders, batches, root):
 
 
 def four_processes(pair, folders, batches, root):
-    """A pair of layouts of four processes."""
+    """Run a pair of layouts of four processes."""
     return {
         "same": save_and_resume([(pair[0], "fp32")], folders, batches, root),
         "elsewhere": load_elsewhere([pair], folders, batches, root),
@@ -428,7 +428,7 @@ def four_processes(pair, folders, batches, root):
 
 
 def one_process(layouts, pairs, moments, folders, batches, root):
-    """All that takes one process."""
+    """Run all cases that need one process."""
     return {
         "same": save_and_resume(layouts, folders, batches, root),
         "elsewhere": load_elsewhere(pairs, folders, batches, root),
