@@ -52,7 +52,7 @@ def test_the_prm_and_an_older_policy_have_different_weights(converted):
     ],
 )
 def test_invalid_arguments_are_refused_before_any_work(toy: Toy, layout_runs, arguments, error):
-    finished = finish(toy.folder, "convert", "run.toml", *arguments, timeout_s=5)
+    finished = finish(toy.folder, "convert", "run.toml", *arguments)
     assert finished.returncode == 2
     assert error in finished.stderr
     assert not (toy.folder / "new").exists()

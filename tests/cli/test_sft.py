@@ -25,6 +25,6 @@ def test_transformers_loads_the_checkpoint(toy: Toy):
 
 
 def test_an_existing_output_is_refused_before_any_work(toy: Toy):
-    finished: subprocess.CompletedProcess[str] = finish(toy.folder, "sft", "run.toml", timeout_s=5)
+    finished: subprocess.CompletedProcess[str] = finish(toy.folder, "sft", "run.toml")
     assert finished.returncode == 2
     assert "sft exists already: remove it, or set sft.output to another folder" in finished.stderr

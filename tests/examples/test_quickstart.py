@@ -41,7 +41,7 @@ DOCUMENTED = (
 """Scalars that TensorBoard must show."""
 
 
-def quickstart(root: Path, *arguments: str, timeout_s: float = 300) -> str:
+def quickstart(root: Path, *arguments: str, timeout_s: float = 900) -> str:
     """Run the quickstart to its end, and return its output."""
     finished = subprocess.run(
         [sys.executable, "-m", "examples.quickstart", "--root", str(root), *arguments],

@@ -165,16 +165,16 @@ class Started:
         children = [process for process in self.family() if process.ppid() == self.process.pid]
         return sorted(children, key=lambda process: process.pid)
 
-    def wait_until(self, is_time: Callable[[], bool], timeout_s: float = 120) -> None:
+    def wait_until(self, is_time: Callable[[], bool], timeout_s: float = 300) -> None:
         deadline = time.monotonic() + deadlines.seconds(timeout_s)
         while not is_time():
             assert self.process.poll() is None, f"it ended early:\n{self.output()}"
             assert time.monotonic() < deadline, f"the condition never became true:\n{self.output()}"
             time.sleep(0.002)
 
-    def all_gone(self, timeout_s: float = 20) -> bool:
+    def all_gone(self, timeout_s: float = 60) -> bool:
         """Wait until the command and its descendants have ended (zombies count as ended); False after the timeout."""
-        self.process.wait(timeout_s)
+        self.process.wait(deadlines.seconds(timeout_s))
         deadline = time.monotonic() + deadlines.seconds(timeout_s)
         while any(_is_alive(process) for process in self._seen.values()):
             if time.monotonic() > deadline:
@@ -186,7 +186,7 @@ class Started:
         return self.log.read_text()[-4000:]
 
 
-def finish(folder: Path, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def finish(folder: Path, *arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, and return its result."""
     return subprocess.run(
         command(*arguments),

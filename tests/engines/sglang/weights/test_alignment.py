@@ -36,7 +36,8 @@ def test_llama_70b_is_aligned_up_to_tp_8_and_refused_where_a_block_is_cut():
         f"model.layers.{{layer}}.self_attn.{name}_proj.weight" for name in ("k", "v")
     }
     with pytest.raises(
-        ValueError, match=r"2 kinds of weights.*k_proj.weight a slice is \[\d+, \d+\).*or send bf16"
+        ValueError,
+        match=r"2 kinds of weights.*slice \[\d+, \d+\) of .*k_proj.weight cuts a block.*or send bf16",
     ):
         check_aligned(plan)
 
