@@ -94,7 +94,7 @@ def prime_advantages(
     mask_BT = check_response_mask(response_mask_BT)
     check_rows(mask_BT.shape[0], outcome_rewards_B=outcome_rewards_B, group_ids_B=group_ids_B)
     check_outcomes(outcome_rewards_B)
-    estimator = ESTIMATORS.build(config.estimator, config)
+    estimator: AdvantageEstimator = ESTIMATORS.load(config.estimator)(config)
     rewards_B = as_float(outcome_rewards_B)
     if outcome_penalties_B is not None:
         check_rows(mask_BT.shape[0], outcome_penalties_B=outcome_penalties_B)

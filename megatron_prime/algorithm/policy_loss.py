@@ -107,7 +107,7 @@ def policy_loss(
     used_BT = weights_BT != 0
     logprobs_BT = zero_padding(as_float(logprobs_BT), used_BT)
     old_BT = _constant(old_logprobs_BT, used_BT)
-    surrogate = POLICY_LOSSES.build(config.loss, config)
+    surrogate: PolicyLoss = POLICY_LOSSES.load(config.loss)(config)
     token_loss_BT, metric_BT = surrogate.token_losses_BT(
         logprobs_BT, old_BT, _constant(advantages_BT, used_BT), used_BT
     )

@@ -71,7 +71,7 @@ def prm_loss(
         other_scores_B=None if targets is None else targets.other_scores_B,
         pair_weights_B=None if targets is None else targets.weights_B,
     )
-    objective = PRM_OBJECTIVES.build(config.loss, config)
+    objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
     weights_B = weights_B.detach().to(scores_B.dtype)
     return (weights_B * objective.losses_B(scores_B, labels_B, targets)).sum()
 
@@ -89,7 +89,8 @@ def prm_targets(
     """
     check_outcomes(labels_B)
     scores_B = as_float(scores_B).detach()
-    return PRM_OBJECTIVES.build(config.loss, config).targets(scores_B, labels_B, group_ids_B)
+    objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
+    return objective.targets(scores_B, labels_B, group_ids_B)
 
 
 @torch.no_grad()

@@ -9,22 +9,13 @@ Every class is constructed with its configuration section. This module imports n
 files of a package, so that a misspelt one is refused on a login node in milliseconds.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
-
-if TYPE_CHECKING:
-    from megatron_prime.algorithm.advantage import AdvantageEstimator
-    from megatron_prime.algorithm.policy_loss import PolicyLoss
-    from megatron_prime.algorithm.prm_loss import PRMObjective
-
-T = TypeVar("T")
+from typing import Any, cast
 
 
 @dataclass(frozen=True)
@@ -40,8 +31,11 @@ class Requirements:
 
 
 @dataclass(frozen=True)
-class Registry(Generic[T]):
-    """The classes that one option of the configuration may name."""
+class Registry:
+    """The classes that one option of the configuration may name.
+
+    The registry does not import their protocols, which need torch: whoever builds an object declares its type.
+    """
 
     option: str
     """Key of the option, such as "advantage.estimator"; error messages begin with it."""
@@ -56,7 +50,7 @@ class Registry(Generic[T]):
         """Return the built-in names, sorted; no module of the package is imported."""
         return _module_names(self.package)
 
-    def load(self, spec: str) -> Callable[[Any], T]:
+    def load(self, spec: str) -> type[Any]:
         """Return the class that `spec`, a built-in name or an import path, stands for.
 
         Raises:
@@ -85,11 +79,7 @@ class Registry(Generic[T]):
             raise ValueError(
                 f"{self.option} = {spec!r} must name {needed}; missing: {', '.join(missing) or 'a class'}"
             )
-        return cast(Callable[[Any], T], found)
-
-    def build(self, spec: str, section: object) -> T:
-        """Return an object of the class that `spec` names, constructed with its configuration section."""
-        return self.load(spec)(section)
+        return cast(type[Any], found)
 
     def faults(self, spec: str) -> Iterator[str]:
         """Yield why `spec` cannot be used, if it cannot. A built-in is looked up by its file, without importing it."""
@@ -106,19 +96,19 @@ def _module_names(package: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
-ESTIMATORS: Registry[AdvantageEstimator] = Registry(
+ESTIMATORS = Registry(
     option="advantage.estimator",
     package="megatron_prime.algorithm.estimators",
     class_name="Estimator",
     members=("requires", "outcome_advantages_B", "process_advantages_BT"),
 )
-PRM_OBJECTIVES: Registry[PRMObjective] = Registry(
+PRM_OBJECTIVES = Registry(
     option="prm.loss",
     package="megatron_prime.algorithm.prm_objectives",
     class_name="Objective",
     members=("requires", "targets", "losses_B"),
 )
-POLICY_LOSSES: Registry[PolicyLoss] = Registry(
+POLICY_LOSSES = Registry(
     option="policy.loss",
     package="megatron_prime.algorithm.policy_losses",
     class_name="Loss",

@@ -49,7 +49,7 @@ class PRMPhase:
         self.prm = prm
         self._config = config
         self._seed = seed
-        self._needs_targets = PRM_OBJECTIVES.build(config.loss, config).requires.group
+        self._needs_targets = PRM_OBJECTIVES.load(config.loss).requires.group
 
     def run(
         self, batch: RolloutBatch, sequences: Sequences, ref_logprobs_BT: torch.Tensor, step_index: int

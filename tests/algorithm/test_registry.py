@@ -18,7 +18,7 @@ def test_every_built_in_name_can_be_constructed(registry):
     section, expected = REGISTRIES[registry]
     assert expected <= set(registry.names())
     for name in registry.names():
-        assert registry.build(name, section).config is section
+        assert registry.load(name)(section).config is section
         assert list(registry.faults(name)) == []
 
 
@@ -37,4 +37,4 @@ def test_a_built_in_name_is_short_for_an_import_path():
 
 def test_an_unknown_name_lists_those_that_are_known():
     with pytest.raises(ValueError, match=f"known names are {', '.join(ESTIMATORS.names())}"):
-        ESTIMATORS.build("gae", AdvantageConfig())
+        ESTIMATORS.load("gae")
