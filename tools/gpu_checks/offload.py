@@ -77,8 +77,8 @@ def _beside_compute(built: Roles, setting: Setting) -> Iterator[Line]:
             matrix @ matrix
 
     def seconds(offloads: bool, computes: bool) -> float:
-        built.prm.residency._come("weights")
-        built.prm.residency._come("optimizer")
+        built.prm.residency._restore("weights")
+        built.prm.residency._restore("optimizer")
         synchronize(setting)
         start = time.perf_counter()
         if offloads:
