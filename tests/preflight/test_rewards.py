@@ -20,7 +20,7 @@ def test_a_verifier_that_can_be_used_has_no_fault(verifier):
 @pytest.mark.parametrize(
     ("verifier", "fault"),
     [
-        ("maths", "known are code, exact_match, math"),
+        ("maths", "known are code, exact_match, math; a function is package.module:function"),
         ("function", "known are code, exact_match, math"),
         ("no_such_module_x:f", "there is no module no_such_module_x"),
         ("no_such_package_x.y:f", "there is no module no_such_package_x.y"),

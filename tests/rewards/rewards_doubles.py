@@ -1,4 +1,4 @@
-"""A verifier that misbehaves on request, for the tests of the pool; workers import this module by name."""
+"""A verifier that misbehaves on request, for the tests of the pool. `scripted_worker` registers it."""
 
 import os
 import signal
@@ -6,8 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-from megatron_prime.rewards import register
 
 
 class Scripted:
@@ -69,6 +67,3 @@ class Scripted:
 
     def _torch(self, argument, answer):
         return float("torch" in sys.modules)
-
-
-register("scripted", Scripted)

@@ -10,15 +10,24 @@ import psutil
 import pytest
 import torch
 
-from megatron_prime.rewards import VerificationStatus, VerifierPool
-from tests.rewards import rewards_doubles  # registers "scripted"
+from megatron_prime.rewards import VerificationStatus, VerifierPool, verifier
+from tests.rewards.rewards_doubles import Scripted
 from tests.support import deadlines
 
 OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
 
 
+WORKER_MODULE = "tests.rewards.scripted_worker"
+
+
+@pytest.fixture(autouse=True)
+def _scripted_is_registered(monkeypatch):
+    """Make the scripted verifier known to the pool in this process, for one test only."""
+    monkeypatch.setitem(verifier._FACTORIES, "scripted", Scripted)
+
+
 def scripted(num_workers=1, timeout_s=20.0):
-    return VerifierPool("scripted", num_workers, timeout_s, module=rewards_doubles.__name__)
+    return VerifierPool("scripted", num_workers, timeout_s, module=WORKER_MODULE)
 
 
 def is_gone(pid):
@@ -144,9 +153,9 @@ def test_closing_ends_the_workers_and_can_be_repeated():
 
 def test_workers_do_not_outlive_a_pool_that_was_killed(tmp_path):
     program = (
-        "import tests.rewards.rewards_doubles, json, sys\n"
+        "import tests.rewards.scripted_worker, json, sys\n"
         "from megatron_prime.rewards import VerifierPool\n"
-        "pool = VerifierPool('scripted', 1, 60.0, module='tests.rewards.rewards_doubles')\n"
+        "pool = VerifierPool('scripted', 1, 60.0, module='tests.rewards.scripted_worker')\n"
         "print(json.dumps(pool.worker_pids), flush=True)\n"
         "sys.stdin.read()\n"
     )
