@@ -2,9 +2,9 @@
 
     python -m examples.quickstart [section.key=value ...]
 
-Overrides apply to the PRIME run, e.g. `prm.enabled=false` for outcome rewards only, or `parallel.tensor=1`. All steps
-use the `megatron-prime` command line with examples/quickstart.toml. An interrupted run resumes where it stopped;
---fresh starts from scratch.
+Overrides apply to the PRIME run, e.g. `prm.enabled=false` for outcome rewards only; those of [parallel], e.g.
+`parallel.tensor=1`, apply to SFT too. All steps use the `megatron-prime` command line with examples/quickstart.toml. An
+interrupted run resumes where it stopped; --fresh starts from scratch.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def main() -> int:
             f"sft.output={warm}",
             f"run_dir={options.root / 'sft_run'}",
         ]
-        command("sft", [*shared, *warm_up, f'sft.data=["{task / "sft.jsonl"}"]'])
+        layout = [override for override in options.overrides if override.strip().startswith("parallel.")]
+        command("sft", [*shared, *warm_up, f'sft.data=["{task / "sft.jsonl"}"]', *layout])
     command(
         "train",
         [
