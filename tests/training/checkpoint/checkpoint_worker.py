@@ -179,11 +179,9 @@ def load_elsewhere(pairs, folders, batches, root):
             roles, RunState(3, STREAM, 0)
         )
         for role in roles:
-            # All ranks see the same files, so one reads them.
-            if topology.rank == 0:
-                report[saved_by, layout][f"saved alike {role}"] = _compare_tensors(
-                    checkpoint / role, again / role
-                )
+            report[saved_by, layout][f"saved alike {role}"] = _compare_tensors(
+                checkpoint / role, again / role
+            )
         update(roles, of_models(layout, batches))
         report[saved_by, layout]["continued"] = weights(roles, topology)
         alone = build_model(models["prm"], topology, load_weights=False)
