@@ -3,6 +3,7 @@
 - `deadlines`: deadlines that scale with MEGATRON_PRIME_TEST_DEADLINE_SCALE.
 - `distributed_runner`: runs a function on several ranks.
 - `four_processes`: session fixture of the tests of topology, collectives and context.
+- `frozen_imports`: keeps imported objects out of the garbage collections of a rank.
 - `hf_shapes`: shapes of published models.
 - `layout_worker`: layouts by name, and HF tensors from a rank's weights.
 - `live_servers`, `sglang_live`: real SGLang servers with tiny models.
