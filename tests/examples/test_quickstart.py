@@ -133,19 +133,19 @@ def from_scratch(tmp_path_factory) -> tuple[Path, str]:
     return root, quickstart(root, *LEARNING)
 
 
-def learned(printed: str) -> bool:
+def assert_learned(printed: str) -> None:
     before, after = (float(row(printed, f"accuracy {when} PRIME")) for when in ("before", "after"))
     assert 0.2 < before < 0.5
-    return after > before + 0.2
+    assert after > before + 0.2
 
 
 @pytest.mark.slow
 def test_the_policy_learns_from_process_rewards(from_scratch):
-    assert learned(from_scratch[1])
+    assert_learned(from_scratch[1])
 
 
 @pytest.mark.slow
 def test_the_policy_learns_from_outcome_rewards_alone(from_scratch):
     root, _ = from_scratch
     shutil.rmtree(root / "prime")
-    assert learned(quickstart(root, *LEARNING, "prm.enabled=false"))
+    assert_learned(quickstart(root, *LEARNING, "prm.enabled=false"))
