@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_prime.config.tables.rollout import SGLangConfig
+from megatron_prime.engines.sglang.client import SGLangClient
 from megatron_prime.types import Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +57,8 @@ def live_prompts(num_prompts: int) -> list[Prompt]:
         Prompt(index, tuple((7 * index + place) % 300 for place in range(1 + index % 5)), "")
         for index in range(num_prompts)
     ]
+
+
+async def rename(client: SGLangClient, name: str) -> None:
+    """Rename a server's weights, as somebody else would."""
+    await client._call("/update_weight_version", {"new_version": name, "abort_all_requests": False})

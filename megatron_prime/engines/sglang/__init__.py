@@ -16,5 +16,6 @@
 - `routing`: reads the experts that a server routed tokens to
 - `sampling`: requests to SGLang and its answers
 - `server`: supervises one server process
+- `versions`: names of served weights, each bound to one server process and one proven update
 - `weights`: the training ranks' side of weight syncs
 """

@@ -171,11 +171,6 @@ class SGLangClient:
         }
         await self._update("/update_weights_from_tensor", body)
 
-    async def update_weight_version(self, weight_version: str) -> None:
-        """Change the version string of the current weights."""
-        body = {"new_version": weight_version, "abort_all_requests": False}
-        await self._update("/update_weight_version", body, retry=self._retry)
-
     async def weight_checksums(self) -> list[dict[str, str]]:
         """Return SGLang's checksums of its own (fused) parameters by name, one dict per tensor-parallel rank."""
         answer = await self._call("/weights_checker", {"action": "checksum"})

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError, SGLangClient
+from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.rollout.engine import EngineError, WeightSyncError
 
@@ -31,22 +31,16 @@ async def load(fleet: Fleet, server: int, path: Path, policy_version: int) -> No
 
     Raises:
         ServerRefusedError: the server can't load the checkpoint; it keeps serving its old weights.
+        ForeignWeightsError: somebody else has replaced the weights.
         EngineError: the server dies again and again.
     """
     fault: ServerUnreachableError | None = None
     for _ in range(MAX_UPDATES):
-        client = await fleet.client(server)
         try:
-            await _update(client, path, policy_version)
-            served = await client.weight_version()
+            await _update(fleet, server, path, policy_version)
+            return
         except ServerUnreachableError as error:
             fault = error
-            continue
-        if served != str(policy_version):
-            raise ServerRefusedError(
-                f"{client.url} says it serves {served!r} after the update to {policy_version}"
-            )
-        return
     raise EngineError(
         f"SGLang server {server} died during {MAX_UPDATES} weight updates; the last error: {fault}"
     )
@@ -57,14 +51,34 @@ async def reload(fleet: Fleet, server: int, path: Path) -> None:
 
     Tries once, since the fleet repeats the whole recovery. Raises ServerUnreachableError when the server dies again.
     """
-    await _update(await fleet.client(server), path, fleet.policy_version)
+    await _update(fleet, server, path, fleet.policy_version)
 
 
-async def _update(client: SGLangClient, path: Path, policy_version: int) -> None:
+async def _update(fleet: Fleet, server: int, path: Path, policy_version: int) -> None:
+    client = await fleet.client(server)
+    # The call that loads the files also names the weights, so that only a process that loaded them has the name.
+    name = fleet.names.new(server, policy_version)
     # SGLang flushes its prefix cache with the update, which it refuses while it is still finishing requests that it has
     # answered already. Paused by "retract" it has none.
     await client.pause_generation("retract")
     try:
-        await client.update_weights_from_disk(str(path.absolute()), str(policy_version))
+        await client.update_weights_from_disk(str(path.absolute()), name)
     finally:
         await client.continue_generation()
+    await confirm(fleet, server, client, name)
+
+
+async def confirm(fleet: Fleet, server: int, client: SGLangClient, name: str) -> None:
+    """Accept proven weights if the process at the client's address is the one that has them.
+
+    Raises:
+        ServerUnreachableError: another process answers by now, which has other weights.
+        ForeignWeightsError: somebody else has replaced the weights.
+    """
+    served = await client.weight_version()
+    if served != name:
+        fleet.names.version_of(server, served)
+        raise ServerUnreachableError(
+            f"{client.url} states the weights {served!r} instead of {name!r} after their update: it has restarted"
+        )
+    fleet.names.prove(name)

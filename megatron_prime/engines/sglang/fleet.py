@@ -12,7 +12,7 @@ from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.balancer import Balancer
 from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
 from megatron_prime.engines.sglang.nodes import Server
-from megatron_prime.engines.sglang.sampling import parse_version
+from megatron_prime.engines.sglang.versions import VersionNames
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 
 HEALTH_EVERY_S = 15.0
@@ -44,6 +44,8 @@ class Fleet:
         self._recoveries: dict[int, asyncio.Task[None]] = {}
         self.policy_version = NO_WEIGHTS
         """The version that every server that is up serves."""
+        self.names = VersionNames()
+        """The names of the servers' weights."""
         self.num_recoveries = 0
         """Number of recoveries so far."""
         self.balancer = Balancer(len(supervised) or len(settings.urls), settings.concurrency)
@@ -98,8 +100,18 @@ class Fleet:
         return list(await asyncio.gather(*(self.client(server) for server in range(self.num_servers))))
 
     async def weight_versions(self) -> list[int]:
-        """Return the version that each server states; NO_WEIGHTS for weights that are not from a sync of this run."""
-        return [parse_version(await client.weight_version()) for client in await self.clients()]
+        """Return each server's proven version; NO_WEIGHTS for weights that are not proven, or lost with a process.
+
+        Raises ForeignWeightsError when a server has weights of somebody else.
+        """
+        versions = []
+        for server in range(self.num_servers):
+            try:
+                versions.append(await self._version(server))
+            except ServerUnreachableError:
+                # It has ended since it answered the last call.
+                versions.append(NO_WEIGHTS)
+        return versions
 
     def report(self, server: int, *, hangs: bool = False) -> None:
         """Report that a server gave no answer or has wrong weights; it gets no requests until it has recovered."""
@@ -148,11 +160,10 @@ class Fleet:
             # A server that is shutting down may still answer once: wait, so that it is not taken for recovered.
             await asyncio.sleep(_POLL_S)
             try:
-                client = await self.client(server)
                 # A hiccup of the network, for example, needs no resync: the weights are still there.
-                if parse_version(await client.weight_version()) != self.policy_version:
+                if await self._version(server) != self.policy_version:
                     await self._resync(server)
-                if parse_version(await client.weight_version()) == self.policy_version:
+                if await self._version(server) == self.policy_version:
                     self.num_recoveries += 1
                     await self.balancer.set_up(server, True)
                     return
@@ -162,6 +173,10 @@ class Fleet:
             f"SGLang server {server} could not be brought back to policy version {self.policy_version} in "
             f"{MAX_RECOVERIES} tries: {self._hint(server)}"
         )
+
+    async def _version(self, server: int) -> int:
+        client = await self.client(server)
+        return self.names.version_of(server, await client.weight_version())
 
     async def _watch(self) -> None:
         num_missed = [0] * self.num_servers
@@ -199,9 +214,11 @@ class Fleet:
                 control_timeout_s=settings.control_timeout_s,
             )
         try:
-            await client.model_info(retry=False)
+            info = await client.model_info(retry=False)
         except ServerUnreachableError:
             return None
+        if not self._supervised:
+            self.names.see_first(server, str(info.get("weight_version", "")))
         return client
 
     def _hint(self, server: int) -> str:

@@ -119,7 +119,7 @@ class Generation:
     async def _one(self, server: int, num_tokens: int, prompt: Prompt, draw_index: int) -> Completion:
         try:
             client = self._fleet.client_now(server)
-            completion = await self._ask(client, prompt, draw_index)
+            completion = await self._ask(client, server, prompt, draw_index)
         finally:
             await self._fleet.balancer.give_back(server, num_tokens)
         if min(completion.versions) < self._first_version:
@@ -129,7 +129,7 @@ class Generation:
             )
         return completion
 
-    async def _ask(self, client: SGLangClient, prompt: Prompt, draw_index: int) -> Completion:
+    async def _ask(self, client: SGLangClient, server: int, prompt: Prompt, draw_index: int) -> Completion:
         settings = self._settings
         seed = None
         if settings.deterministic:
@@ -141,7 +141,12 @@ class Generation:
             seed=seed,
             return_routing=settings.routing is not None,
         )
-        completion = parse_completion(await client.generate(body), len(prompt.token_ids), settings.routing)
+        completion = parse_completion(
+            await client.generate(body),
+            lambda name: self._fleet.names.version_of(server, name),
+            len(prompt.token_ids),
+            settings.routing,
+        )
         if not completion.token_ids:
             # Nobody here aborts requests: the server did, or another of its clients. Elsewhere it may succeed.
             raise ServerUnreachableError(f"{client.url} ended a response before its first token")

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang import loader
 from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
+from megatron_prime.engines.sglang.versions import launch_name
 from megatron_prime.hf.config_json import read_config_json
 
 HOST = "127.0.0.1"
@@ -63,6 +64,7 @@ class LaunchPlan:
             "--random-seed": str((self.seed + server_index) % (1 << 31)),
             "--max-running-requests": str(settings.concurrency),
             "--log-level-http": "warning",
+            "--weight-version": launch_name(),
         }
         options |= self._device_options()
         num_kv_tokens = settings.max_total_tokens or (CPU_KV_TOKENS if self.device == "cpu" else None)

@@ -1,7 +1,7 @@
 """Requests to SGLang and its answers, strictly checked: it ignores unknown fields, and a bad token id ends it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from megatron_prime.engines.requests import ModelLimits, StreamKey
 from megatron_prime.engines.sglang.routing import RoutingReader
-from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
+from megatron_prime.rollout.engine import EngineError
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 
 
@@ -92,9 +92,18 @@ class Completion:
 
 
 def parse_completion(
-    answer: Mapping[str, Any], num_prompt_tokens: int = 0, routing: RoutingReader | None = None
+    answer: Mapping[str, Any],
+    version_of: Callable[[str], int],
+    num_prompt_tokens: int = 0,
+    routing: RoutingReader | None = None,
 ) -> Completion:
     """Parse an answer of POST /generate, with the experts of all tokens if there is a reader.
+
+    Args:
+        answer: the decoded JSON.
+        version_of: returns the policy version of weights by the name that the server states.
+        num_prompt_tokens: length of the prompt; needed with a reader.
+        routing: reader of the experts.
 
     Raises EngineError for anything but a complete and plausible answer, so that no wrong number reaches the trainer.
     """
@@ -103,7 +112,7 @@ def parse_completion(
         token_ids = tuple(int(token) for token in answer["output_ids"])
         pairs = [(float(entry[0]), int(entry[1])) for entry in meta.get("output_token_logprobs") or []]
         finish_type = str(meta["finish_reason"]["type"])
-        spans = _version_spans(meta, len(token_ids))
+        spans = _version_spans(meta, len(token_ids), version_of)
         experts = None
         if routing is not None and token_ids:
             experts = routing.read(meta, num_prompt_tokens + len(token_ids))
@@ -121,20 +130,17 @@ def parse_completion(
     return Completion(token_ids, logprobs, FinishReason(finish_type), spans, experts)
 
 
-def _version_spans(meta: Mapping[str, Any], num_tokens: int) -> tuple[tuple[int, int, int], ...]:
+def _version_spans(
+    meta: Mapping[str, Any], num_tokens: int, version_of: Callable[[str], int]
+) -> tuple[tuple[int, int, int], ...]:
     spans = [
-        (parse_version(span["version"]), int(span["start"]), int(span["end"]))
+        (version_of(str(span["version"])), int(span["start"]), int(span["end"]))
         for span in meta.get("weight_versions") or []
         if int(span["end"]) > int(span["start"])
     ]
     if not spans:
-        return ((parse_version(meta["weight_version"]), 0, num_tokens),)
+        return ((version_of(str(meta["weight_version"])), 0, num_tokens),)
     ends = [0, *(end for _, _, end in spans)]
     if [start for _, start, _ in spans] != ends[:-1] or ends[-1] != num_tokens:
         raise ValueError(f"version spans {spans} don't add up to {num_tokens} tokens")
     return tuple(spans)
-
-
-def parse_version(text: str) -> int:
-    """Return a server's weight_version as a policy version; NO_WEIGHTS unless it is a decimal number."""
-    return int(text) if text.isascii() and text.isdecimal() else NO_WEIGHTS

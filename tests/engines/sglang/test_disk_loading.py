@@ -9,6 +9,7 @@ import pytest
 from megatron_prime.engines.sglang.client import ServerRefusedError
 from megatron_prime.engines.sglang.disk_loading import load, load_everywhere, reload
 from megatron_prime.rollout.engine import WeightSyncError
+from tests.support.sglang_live import rename
 
 
 def test_a_server_that_dies_before_the_update_is_updated_after_its_restart(live_engine, live_models):
@@ -26,6 +27,6 @@ def test_a_bad_checkpoint_is_refused_and_changes_nothing(live_engine, tmp_path):
 
 
 def test_a_reloaded_server_serves_the_version_of_the_fleet(live_engine, live_models):
-    live_engine.driver.run(lambda: live_engine.fleet.client_now(1).update_weight_version("99"))
+    live_engine.driver.run(lambda: rename(live_engine.fleet.client_now(1), "99"))
     live_engine.driver.run(partial(reload, live_engine.fleet, 1, live_models[0].path))
     assert live_engine.driver.run(live_engine.fleet.weight_versions) == [1, 1]

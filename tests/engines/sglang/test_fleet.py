@@ -11,6 +11,7 @@ from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.engines.sglang.server import free_port
+from megatron_prime.engines.sglang.versions import ForeignWeightsError
 from megatron_prime.rollout.engine import EngineError
 from tests.engines.sglang.tiny_plan import tiny_plan
 
@@ -22,6 +23,13 @@ def quick(monkeypatch):
     monkeypatch.setattr("megatron_prime.engines.sglang.fleet.HEALTH_EVERY_S", 0.1)
 
 
+async def update(fleet, server, version):
+    client = await fleet.client(server)
+    name = fleet.names.new(server, version)
+    await client.update_weights_from_disk("path", name)
+    fleet.names.prove(name)
+
+
 def with_fleet(tmp_path, scenario, num_servers=2, **settings):
     """scenario(fleet, resynced, servers) with servers at version 3; `resynced` collects resyncs."""
     plan = tiny_plan(num_servers=num_servers, **settings)
@@ -31,13 +39,12 @@ def with_fleet(tmp_path, scenario, num_servers=2, **settings):
     async def run():
         async def resync(server):
             resynced.append(server)
-            client = await fleet.client(server)
-            await client.update_weights_from_disk("path", str(fleet.policy_version))
+            await update(fleet, server, fleet.policy_version)
 
         fleet = Fleet(servers, plan.settings, resync)
         try:
-            for client in await fleet.clients():
-                await client.update_weights_from_disk("path", "3")
+            for server in range(num_servers):
+                await update(fleet, server, 3)
             fleet.policy_version = 3
             return await asyncio.wait_for(scenario(fleet, resynced, servers), 30)
         finally:
@@ -78,12 +85,22 @@ def test_a_killed_server_comes_back_and_is_resynced(tmp_path):
 
 def test_a_server_with_other_weights_is_resynced(tmp_path):
     async def scenario(fleet, resynced, servers):
-        await fleet.client_now(0).update_weights_from_disk("path", "2")
+        await update(fleet, 0, 2)
         fleet.report(0)
         await fleet.guarded(until_down(fleet, 0))
         return resynced, await fleet.weight_versions()
 
     assert with_fleet(tmp_path, scenario) == ([0], [3, 3])
+
+
+def test_foreign_weights_end_the_work(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        await fleet.client_now(0).update_weights_from_disk("path", "3")
+        fleet.report(0)
+        with pytest.raises(ForeignWeightsError, match="server 0 has weights named '3'"):
+            await fleet.guarded(asyncio.sleep(30, []))
+
+    with_fleet(tmp_path, scenario)
 
 
 def test_a_server_that_hangs_is_noticed_and_restarted(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
+from megatron_prime.engines.sglang.versions import VersionNames
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.types import SamplingParams
 from tests.support.sglang_live import live_prompts
@@ -21,13 +22,16 @@ def generate_over_an_update(engine, new_model, **changes):
 
     async def scenario():
         fleet = Fleet(engine.servers[:1], engine._settings, no_resync)
+        fleet.names = engine.fleet.names
         [client] = await fleet.clients()
         fleet.policy_version = 1
         generation = Generation(fleet, settings, call_index=99)
         running = asyncio.ensure_future(fleet.guarded(generation.run(live_prompts(6))))
         await asyncio.sleep(0.3)
         await client.pause_generation("retract")
-        await client.update_weights_from_disk(str(new_model.path), "2")
+        name = fleet.names.new(0, 2)
+        await client.update_weights_from_disk(str(new_model.path), name)
+        fleet.names.prove(name)
         await client.continue_generation()
         rollouts = await asyncio.wait_for(running, 60)
         await fleet.aclose()
@@ -64,7 +68,7 @@ class CutsShort:
     url = "http://test"
 
     async def generate(self, body):
-        meta = {"finish_reason": {"type": "length"}, "weight_version": "0"}
+        meta = {"finish_reason": {"type": "length"}, "weight_version": "default"}
         return {"output_ids": [1], "meta_info": meta | {"output_token_logprobs": [[-1.0, 1, None]]}}
 
 
@@ -75,10 +79,13 @@ class NeverTheSame:
 
     def __init__(self):
         self.version = 0
+        self.names = VersionNames()
 
     async def generate(self, body):
         self.version += 1
-        meta = {"finish_reason": {"type": "length"}, "weight_version": str(self.version)}
+        name = self.names.new(0, self.version)
+        self.names.prove(name)
+        meta = {"finish_reason": {"type": "length"}, "weight_version": name}
         return {"output_ids": [1], "meta_info": meta | {"output_token_logprobs": [[-1.0, 1, None]]}}
 
 
@@ -90,6 +97,7 @@ def test_errors_that_repetitions_cannot_fix_are_raised(client, num_tokens, messa
     async def scenario():
         fleet = Fleet([], SGLangConfig(urls=("http://test",)), None)
         fleet._clients[0] = client
+        fleet.names = getattr(client, "names", fleet.names)
         settings = GenerationSettings(SamplingParams(num_tokens), group_size=2, seed=0, stream_key=0)
         return await Generation(fleet, settings, 0).run(live_prompts(1))
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import torch
 
 from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError, SGLangClient
+from megatron_prime.engines.sglang.disk_loading import confirm
 from megatron_prime.engines.sglang.fleet import Fleet, cancel
 from megatron_prime.engines.sglang.launch import LOADER
 from megatron_prime.engines.sglang.loader.wire import PROTOCOL, UNKNOWN_LAYOUT
@@ -80,6 +81,8 @@ class Coordinator:
         self._layout_sent: dict[Target, str] = {}
         """The URL at which each target was sent the layout: a restarted server has another one."""
         self._posts: dict[int, asyncio.Task[None]] = {}
+        self._names: dict[int, str] = {}
+        """The name of the weights that each server gets in this attempt."""
 
     async def prepare(
         self, servers: Sequence[int], version: int, kept_groups: Sequence[str]
@@ -114,9 +117,7 @@ class Coordinator:
         self._store.set(attempt, "go", go)
         return PreparedAttempt(rendezvous, faults)
 
-    async def finish(
-        self, prepared: PreparedAttempt, reports: Sequence[SendReport], version: int
-    ) -> dict[int, Fault]:
+    async def finish(self, prepared: PreparedAttempt, reports: Sequence[SendReport]) -> dict[int, Fault]:
         """End an attempt: servers that are proven to hold the version sample again, the others stay paused.
 
         Returns all faults of the attempt by server.
@@ -133,9 +134,7 @@ class Coordinator:
                 # A receiver that failed reports why; its senders only saw the connection close.
                 faults |= self._reported_faults(rendezvous)
                 sound = [server for server in servers if server not in faults]
-                await self._each(
-                    sound, lambda server: self._prove(server, rendezvous, reports, version), faults
-                )
+                await self._each(sound, lambda server: self._prove(server, rendezvous, reports), faults)
         finally:
             await self._drop_posts()
         for server in prepared.faults:
@@ -166,10 +165,11 @@ class Coordinator:
             self._payload((server, tp_rank), attempt, host, client.url)
             for tp_rank in range(self._plan.reshard.engines.tp)
         ]
-        # SGLang sets this version as soon as the loader returns, whatever became of the weights. The true version is
-        # set by `_prove`, so that half-written weights never pass for it.
+        # SGLang sets this name as soon as the loader returns, whatever became of the weights. It counts for nothing
+        # until `_prove` accepts it, so that half-written weights never pass for the version.
+        name = self._names[server] = self._fleet.names.new(server, version)
         update = client.update_weights_from_tensor(
-            payloads, load_format=LOADER, flush_cache=True, weight_version=f"incomplete-{version}"
+            payloads, load_format=LOADER, flush_cache=True, weight_version=name
         )
         self._posts[server] = asyncio.ensure_future(update)
 
@@ -265,23 +265,17 @@ class Coordinator:
         client = await self._fleet.client(server)
         await client.end_weight_update()
 
-    async def _prove(
-        self, server: int, rendezvous: Rendezvous, reports: Sequence[SendReport], version: int
-    ) -> None:
-        """Let a server sample if it holds the version; raise ServerRefusedError otherwise.
+    async def _prove(self, server: int, rendezvous: Rendezvous, reports: Sequence[SendReport]) -> None:
+        """Let a server sample if it is proven to hold the version; raise an EngineError otherwise.
 
-        The order matters: compare the checksums, then name the version, then read it back, and only then continue. A
-        server that dies or fails in between is still paused or has another version.
+        The checksums are those of the process that received this attempt, and only that process states the attempt's
+        name. A process that was started since has another name, at whatever moment it took the other's place.
         """
         for target, _ in rendezvous.members:
             if target[0] == server:
                 self._check_report(target, rendezvous.attempt, reports)
         client = await self._fleet.client(server)
-        await client.update_weight_version(str(version))
-        served = await client.weight_version()
-        if served != str(version):
-            # The client may be that of a new process by now, which has other weights.
-            raise ServerRefusedError(f"{client.url} says it serves {served!r} after the sync to {version}")
+        await confirm(self._fleet, server, client, self._names[server])
         await client.continue_generation()
 
     def _check_report(self, target: Target, attempt: str, reports: Sequence[SendReport]) -> None:

@@ -4,10 +4,10 @@ One attempt, for the servers that still lack the version:
 
     driver      pause (retract), begin, POST the instructions; wait for every receiver's hello; say go
     all ranks   send their slices; the receivers write, read back, compare
-    driver      compare the receivers' sums with the senders'; name the version; let the server sample
+    driver      compare the receivers' sums with the senders'; accept the weights' name; let the server sample
 
-A server that fails in any step is given everything again. The version is named last, so that a half-written server
-never passes for one that serves it, and such a server stays paused.
+A server that fails in any step is given everything again. The weights' name comes with them and is accepted last, so
+that neither a half-written server nor one that has restarted passes for one that serves the version; see `versions`.
 """
 
 import asyncio
@@ -149,7 +149,7 @@ class ShardSync:
                 # A rank that failed sends nothing more. Closing all connections makes the receivers that wait for it
                 # give up at once instead of at the deadline.
                 sender.drop_groups()
-        faults = driver.run(lambda: self._lead().finish(prepared, reports, version))
+        faults = driver.run(lambda: self._lead().finish(prepared, reports))
         if faults:
             self.stats.last_fault = _listed(faults)
             if driver.is_driver:

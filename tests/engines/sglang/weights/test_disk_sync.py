@@ -10,7 +10,7 @@ from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.types import SamplingParams
 from tests.engines.sglang.disk_push import disk_sync
 from tests.support.one_rank import OneRank
-from tests.support.sglang_live import live_prompts
+from tests.support.sglang_live import live_prompts, rename
 from tests.support.tiny_models import tiny_model
 
 
@@ -57,7 +57,7 @@ def test_an_incomplete_sync_writes_nothing_and_keeps_the_last_for_resyncs(
             sync.push(8)
     assert live_engine.policy_version == NO_WEIGHTS
     assert [path.name for path in tmp_path.iterdir()] == ["weights-7"]
-    live_engine.driver.run(lambda: live_engine.fleet.client_now(0).update_weight_version("99"))
+    live_engine.driver.run(lambda: rename(live_engine.fleet.client_now(0), "99"))
     sync.resync(0)
     assert live_engine.driver.run(live_engine.fleet.weight_versions) == [7, 7]
     sync.close()

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from megatron_prime.engines.sglang.engine import SGLangEngine
+from megatron_prime.engines.sglang.weights.coordinator import Coordinator
 from megatron_prime.engines.sglang.weights.group_sender import GroupSender
 from megatron_prime.engines.sglang.weights.ipc_sender import IpcSender
 from megatron_prime.engines.sglang.weights.shard_sync import ShardSync
 from megatron_prime.engines.sglang.weights.source import WeightSource
 from megatron_prime.resharding.layouts import EngineLayout
-from megatron_prime.rollout.engine import WeightSyncError
+from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.rollout.weight_intake import tensor_checksum
 from megatron_prime.types import SamplingParams
 from tests.engines.sglang.weights.shard_sync_worker import IPC, SMALL_BUCKET, sync_layouts
@@ -245,7 +246,8 @@ def test_incomplete_weights_are_never_sampled_from(bench, live_models, monkeypat
     with pytest.raises(WeightSyncError, match="no weight sync has succeeded"):
         bench.engine.generate(live_prompts(1), GREEDY, 1, 0)
     served = [bench.engine.driver.run(client.weight_version) for client in _clients(bench.engine)]
-    assert served == ["incomplete-2"] * 2
+    assert all(name.startswith("2-") for name in served)
+    assert bench.engine.driver.run(bench.engine.fleet.weight_versions) == [NO_WEIGHTS] * 2
     bench.push(live_models[0], 3)
     bench.check_serves(live_models[0], 3)
 
@@ -260,6 +262,22 @@ def test_a_sync_is_repeated_for_a_server_killed_during_it(bench, live_models, mo
         return original(self, slices, checksums)
 
     monkeypatch.setattr(GroupSender, "messages", kill_then_send)
+    bench.push(live_models[1], 2)
+    assert killed and bench.sync.stats.num_repeats >= 1
+    bench.check_serves(live_models[1], 2)
+
+
+def test_a_sync_is_repeated_for_a_server_killed_after_its_transfer(bench, live_models, monkeypatch):
+    """Its restarted process would take the new version's name for the weights that it was started with."""
+    original, killed = Coordinator._check_report, []
+
+    def check_then_kill(self, target, attempt, reports):
+        original(self, target, attempt, reports)
+        if target[0] == 1 and not killed:
+            killed.append(bench.engine.servers[1].pid)
+            os.killpg(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(Coordinator, "_check_report", check_then_kill)
     bench.push(live_models[1], 2)
     assert killed and bench.sync.stats.num_repeats >= 1
     bench.check_serves(live_models[1], 2)
