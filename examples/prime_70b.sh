@@ -30,14 +30,14 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 CUDA_DEVICE_MAX_CO
 export MEGATRON_PRIME_STOP_FILE=$PWD/$logs/stop
 
 # Slurm's signal before the time limit or a preemption becomes a file, on which the ranks save and exit with code 75.
-# A cluster that announces preemptions by SIGTERM signals the ranks directly.
-trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1
+# A cluster that announces preemptions by SIGTERM signals the ranks directly. SIGINT and SIGTERM to the script do the same.
+trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1 TERM INT
 
 echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
 srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_NNODES))}
-    trap : TERM   # the program handles SIGTERM; this shell must keep waiting
+    trap : TERM INT   # the program handles these signals; this shell must keep waiting
     "$@"; code=$?
     # The first rank to end records its code. A rank that lost another one (69) lets that one record its code first.
     ((code == 69)) && sleep 3

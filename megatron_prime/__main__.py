@@ -1,8 +1,10 @@
 """The entry point of `python -m megatron_prime`, which is also the command that each rank runs."""
 
+import signal
 import sys
 
 from megatron_prime.cli import main
+from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
 
 
 def run() -> int:
@@ -10,9 +12,13 @@ def run() -> int:
 
     A rank that failed does not leave: it would wait for ranks that may never arrive.
     """
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        # The traceback of a command that a user interrupts says nothing.
+        return 128 + signal.SIGINT
     # Commands that join no job do not import Megatron, which takes seconds, and it must not be imported here either.
-    if code == 0 and "megatron_prime.parallel.topology" in sys.modules:
+    if code in (0, STOPPED) and "megatron_prime.parallel.topology" in sys.modules:
         from megatron_prime.parallel.topology import leave_job
 
         leave_job()

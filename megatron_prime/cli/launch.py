@@ -12,10 +12,15 @@ import time
 from collections.abc import Sequence
 
 from megatron_prime.parallel.lifeline import die_with_parent
+from megatron_prime.training.health.stop import EXIT_CODE, StopRequest
 
 LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
-GRACE_S = 10.0
-"""Time in seconds between SIGTERM and SIGKILL for the other ranks after a rank has failed."""
+REPORT_S = 2.0
+"""Seconds in which other ranks may report the same error after a rank has failed."""
+STOP_S = 60.0
+"""Seconds in which the other ranks must have ended after a rank has stopped on request."""
+UNPREPARED = (-signal.SIGTERM, -signal.SIGINT)
+"""Exit codes of a rank that was asked to stop before it could listen, and that had nothing to save."""
 
 
 def is_rank() -> bool:
@@ -23,30 +28,43 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(arguments: Sequence[str], num_processes: int) -> int:
+def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = False) -> int:
     """Run `megatron-prime ARGUMENTS` on that many processes of this machine.
 
-    Returns 0 when all succeed, else the exit code of the first that failed, after ending the others. SIGTERM and
-    SIGINT go on to the ranks, and end the job with 128 + signal.
+    SIGINT (Ctrl-C) and SIGTERM ask the ranks of a resumable command to stop and save, and end those of another one. A
+    second SIGINT kills them.
+
+    Args:
+        arguments: the command and its arguments.
+        num_processes: number of ranks.
+        is_resumable: whether the same command resumes a run that was asked to stop.
+
+    Returns:
+        0 when all ranks succeed; EXIT_CODE when they stopped on request; otherwise the exit code of the first that
+        failed, or 128 + signal, after ending the others.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(num_processes)}
     # All ranks are on this machine. By default gloo resolves the host name, which fails in some containers.
     defaults = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     shared = {**defaults, **os.environ, **address, LAUNCHER: str(os.getpid())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "megatron_prime", *arguments],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(num_processes)
-    ]
-    received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: received.append(number))
+    ranks: list[subprocess.Popen[bytes]] = []
+    # Rank 0 prints what a request leads to, because it knows whether there is anything to save.
+    asked = StopRequest(before_end=lambda: _send(ranks, signal.SIGKILL), speaks=False)
+    asked.defer()
     try:
-        return _wait(ranks, received)
+        for rank in range(num_processes):
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "megatron_prime", *arguments],
+                    env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    # A Ctrl-C in the terminal must reach this process alone: a rank would receive it twice.
+                    process_group=0,
+                )
+            )
+        return _wait(ranks, asked, is_resumable)
     finally:
         _send(ranks, signal.SIGKILL)
+        asked.close()
 
 
 def die_with_launcher() -> None:
@@ -56,22 +74,43 @@ def die_with_launcher() -> None:
         die_with_parent(int(launcher))
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], asked: StopRequest, is_resumable: bool) -> int:
+    has_told_ranks = False
     while True:
-        if received:
-            # A rank may miss the signal, for example during an import: it gets one chance and is then killed.
-            _send(ranks, received[0])
-            _end(ranks)
-            return 128 + received[0]
+        if asked() and not has_told_ranks:
+            has_told_ranks = True
+            _send(ranks, signal.SIGTERM)
+            if not is_resumable:
+                return 128 + (asked.number or signal.SIGTERM)
         codes = [rank.poll() for rank in ranks]
+        if is_resumable and any(code == EXIT_CODE or code in UNPREPARED for code in codes):
+            return _stop(ranks)
         failed = next((code for code in codes if code), 0)
         if failed:
             _report_killed(codes)
-            _end(ranks)
+            # Ranks that fail for the same reason may report it. The caller kills the others, which wait for a rank
+            # that is gone; SIGTERM would only ask them to stop after their step.
+            _wait_for_all(ranks, REPORT_S)
             # A rank that a signal ended has a negative code; shells report those as 128 + signal.
             return failed if failed > 0 else 128 - failed
         if all(code == 0 for code in codes):
             return 0
+        time.sleep(0.05)
+
+
+def _stop(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for the other ranks after one has stopped on request, and return the exit code of the job."""
+    _send(ranks, signal.SIGTERM)  # If a rank stopped before the first step, the others do not know.
+    _wait_for_all(ranks, STOP_S)
+    if ranks[0].poll() != EXIT_CODE:
+        text = "megatron-prime: stopped before the first step; the same command starts it again"
+        print(text, file=sys.stderr)  # noqa: T201
+    return EXIT_CODE
+
+
+def _wait_for_all(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
         time.sleep(0.05)
 
 
@@ -81,16 +120,6 @@ def _report_killed(codes: Sequence[int | None]) -> None:
         if code is not None and code < 0:
             reason = signal.strsignal(-code) or f"signal {-code}"
             print(f"megatron-prime: rank {rank} was killed by a signal: {reason}", file=sys.stderr)  # noqa: T201
-
-
-def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for ranks that fail for the same reason to report it, then end the remaining ones."""
-    for number in (0, signal.SIGTERM):
-        deadline = time.monotonic() + (2.0 if number == 0 else GRACE_S)
-        if number:
-            _send(ranks, number)
-        while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
-            time.sleep(0.05)
 
 
 def _send(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:

@@ -19,6 +19,8 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.checks import check_convert, check_run
+from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
+from megatron_prime.training.health.stop import RunStopped, listen
 
 USAGE_ERROR = 2
 RUN_ERROR = 1
@@ -37,6 +39,8 @@ RANK_FUNCTIONS = {
     "eval-prm": "evaluate_prm.evaluate_prm",
 }
 """Command that runs on every rank -> its module and function."""
+RESUMABLE = ("train",)
+"""Commands that save when they are asked to stop, and that the same command line resumes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     die_with_launcher()
     options = parser().parse_args(arguments)
+    _listen_as_rank(options.command)
     try:
         if options.command == "doctor" and options.config is None:
             return _doctor(None, options)
@@ -74,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(options, config, arithmetic)
 
 
+def _listen_as_rank(command: str) -> None:
+    """Listen early in a rank, so that a request during the start leads to the same exit code as later."""
+    if is_rank() and command in RESUMABLE:
+        listen()
+
+
 def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
     """Import "module.function" of this package only now, and call it: most modules import torch and Megatron."""
     module, _, name = function.partition(".")
@@ -94,8 +105,12 @@ def _dry_run(options: argparse.Namespace, config: PrimeConfig, arithmetic: Batch
 
 
 def _run(options: argparse.Namespace, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
+    is_resumable = options.command in RESUMABLE
     if not is_rank() and arithmetic.num_processes > 1:
-        return launch([options.command, str(options.config), *options.overrides], arithmetic.num_processes)
+        words = [options.command, str(options.config), *options.overrides]
+        return launch(words, arithmetic.num_processes, is_resumable)
+    if is_resumable:
+        listen()
     return _guarded(lambda: _call(RANK_FUNCTIONS[options.command], config, arithmetic))
 
 
@@ -120,6 +135,10 @@ def _guarded(run: Callable[[], None]) -> int:
     """
     try:
         run()
+    except RunStopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped)  # noqa: T201
+        return STOPPED
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("MEGATRON_PRIME_TRACEBACK"):
             raise

@@ -26,7 +26,7 @@ from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.checkpoint.run_lock import RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
 from megatron_prime.training.health.guards import Guards
-from megatron_prime.training.health.stop import EXIT_CODE, RunStopped, StopRequest
+from megatron_prime.training.health.stop import StopRequest, listen, stop_listening
 from megatron_prime.training.loop import Loop, LoopContext, changed_settings, save_resolved_config
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
@@ -39,7 +39,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
 
     A run that is asked to stop (training/health/stop.py) saves after the current step and ends with exit code 75.
     """
-    asked = StopRequest()
+    asked = listen()
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
     for line in arithmetic.lines():
@@ -66,6 +66,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     finally:
         lock.close()
         stop_watchdog()
+        stop_listening()
     topology.close()
 
 
@@ -114,10 +115,8 @@ def _train(
             prompt_history=history,
             is_stopping=lambda: any_rank(asked(), topology),
         )
+        asked.defer()
         Loop(config, trainer, loop_context).run()
-    except RunStopped as stopped:
-        progress.line(str(stopped))
-        raise SystemExit(EXIT_CODE) from None
     finally:
         for file in filter(None, (logger, history)):
             file.close()

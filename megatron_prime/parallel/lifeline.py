@@ -23,7 +23,10 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def tie_forked_children() -> None:
-    """Tie all future forks of this process, and their forks, to their parents; an executed program is not tied."""
+    """Tie all future forks of this process, and their forks, to their parents; an executed program is not tied.
+
+    They ignore SIGINT and SIGTERM, which a terminal or Slurm sends to all processes: their parent decides on their end.
+    """
     global _is_tied
     if _is_tied:
         return
@@ -36,11 +39,18 @@ def tie_forked_children() -> None:
 
     def in_child() -> None:
         _request_death_signal()
+        ignore_requests_to_end()
         # The parent may have ended between the fork and the request, which then never takes effect.
         if os.getppid() != forking_pid:
             os._exit(1)  # Python ignores exceptions in fork handlers, SystemExit included.
 
     os.register_at_fork(before=before, after_in_child=in_child)
+
+
+def ignore_requests_to_end() -> None:
+    """Ignore SIGINT and SIGTERM in this process, whose parent acts on them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _request_death_signal() -> None:

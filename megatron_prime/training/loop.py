@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.durable import replace_file
@@ -82,7 +82,7 @@ class LoopContext:
     prompt_history: PromptHistory | None = None
     """None on every rank but rank 0."""
     is_stopping: Callable[[], bool] = lambda: False
-    """Returns whether any rank was asked to stop; collective, called after every step but the last."""
+    """Returns whether any rank was asked to stop; collective, called before the first step and after each."""
 
 
 class Loop:
@@ -117,6 +117,8 @@ class Loop:
         try:
             with self._context.progress.phase("prime", num_steps) as advance:
                 advance(self._trainer.step_index)
+                if self._trainer.step_index < num_steps and self._context.is_stopping():
+                    self._stop(f"before step {self._trainer.step_index + 1}")
                 while self._trainer.step_index < num_steps:
                     self._step()
                     advance(1)
@@ -144,9 +146,14 @@ class Loop:
             state = self._run_state(metrics)
             self._saver.save(self._context.roles, state, must_succeed=is_last or is_stopping)
         if is_stopping:
-            raise RunStopped(
-                f"stopped after step {done} of {num_steps}, as asked; the same command resumes from there"
-            )
+            self._stop(f"after step {done}")
+
+    def _stop(self, where: str) -> NoReturn:
+        # A stop before the first step of an attempt leaves nothing to save: the next one starts where this one did.
+        how = "" if self._config.checkpoint.resume == "auto" else " with checkpoint.resume=auto"
+        raise RunStopped(
+            f"stopped {where} of {self._config.trainer.num_steps}, as asked; the same command{how} resumes from there"
+        )
 
     def _run_state(self, metrics: Metrics) -> RunState:
         context = self._context

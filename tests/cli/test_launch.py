@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from megatron_prime.cli.launch import LAUNCHER, die_with_launcher, is_rank
+from megatron_prime.training.health.stop import EXIT_CODE
 from tests.support.toy_runs import Started, Toy, finish
 
 
@@ -29,11 +30,23 @@ def test_ranks_die_with_a_killed_launcher(job: Started, delay_s):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_ends_all_ranks(job: Started, number):
-    time.sleep(0.5)
-    job.process.send_signal(number)
+@pytest.mark.parametrize("to_one_rank", [False, True], ids=["to the launcher", "to a rank"])
+@pytest.mark.parametrize("delay_s", [0.0, 0.5, 2.0])
+def test_a_job_that_is_asked_to_stop_while_it_starts_ends_at_once(job: Started, number, to_one_rank, delay_s):
+    time.sleep(delay_s)
+    (job.ranks()[1] if to_one_rank else job.process).send_signal(number)
     assert job.all_gone()
-    assert job.process.returncode == 128 + number
+    assert job.process.returncode == EXIT_CODE
+    assert job.output().count("the same command starts it again") == 1
+
+
+def test_a_signal_to_the_launcher_of_an_evaluation_ends_all_ranks(toy: Toy, tmp_path):
+    arguments = ("eval", "run.toml", f"run_dir={tmp_path / 'run'}", "parallel.num_processes=2")
+    with Started(toy.folder, *arguments) as started:
+        started.wait_until(lambda: len(started.ranks()) == 2)
+        started.process.send_signal(signal.SIGINT)
+        assert started.all_gone()
+        assert started.process.returncode == 128 + signal.SIGINT
 
 
 def test_a_killed_rank_ends_the_job_with_its_signal(job: Started):

@@ -1,14 +1,17 @@
 """A killed run that is started again ends with exactly the numbers of an uninterrupted one."""
 
+import re
 import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from megatron_prime.training.health.stop import EXIT_CODE
 from tests.support.metric_names import undocumented
 from tests.support.toy_runs import (
     LAYOUTS,
@@ -97,6 +100,55 @@ def test_a_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == sorted(
         path.name for path in (unbroken / "checkpoints").iterdir()
     )
+
+
+STOPS: dict[str, tuple[int, Callable[[Started], Any]]] = {
+    "single": (signal.SIGINT, lambda started: started.process),
+    "pipeline=2": (signal.SIGTERM, lambda started: started.process),
+    "context=2": (signal.SIGINT, lambda started: started.ranks()[1]),
+    "data=2": (signal.SIGTERM, lambda started: started.ranks()[0]),
+}
+"""Layout -> the signal that asks for a stop, and the process that receives it."""
+
+
+@pytest.mark.parametrize("layout", STOPS)
+def test_a_run_that_is_asked_to_stop_saves_and_resumes_exactly(toy: Toy, layout_runs, tmp_path, layout):
+    number, receiver = STOPS[layout]
+    unbroken = layout_runs.get(layout, toy.run_dir("single"))
+    run_dir = tmp_path / "run"
+    # Background writes too: the signal reaches their processes, and must not end them.
+    arguments = [
+        "train",
+        "run.toml",
+        f"run_dir={run_dir}",
+        "checkpoint.async_save=true",
+        *LAYOUTS.get(layout, []),
+    ]
+    with Started(toy.folder, *arguments) as started:
+        started.wait_until(lambda: is_logged(run_dir, 1))
+        receiver(started).send_signal(number)
+        assert started.all_gone(), started.output()
+        assert started.process.returncode == EXIT_CODE, started.output()
+    (done,) = re.findall(
+        rf"stopped after step (\d) of {NUM_STEPS}, as asked; the same command resumes", started.output()
+    )
+    finished = finish(toy.folder, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert f"resuming after step {done}" in finished.stdout
+    assert records(run_dir) == records(unbroken)
+    assert weights(run_dir / "hf") == weights(unbroken / "hf")
+
+
+def test_a_second_ctrl_c_ends_a_job_at_once(toy: Toy, tmp_path):
+    arguments = ["train", "run.toml", f"run_dir={tmp_path}", "trainer.num_steps=200", *LAYOUTS["data=2"]]
+    with Started(toy.folder, *arguments) as started:
+        started.wait_until(lambda: is_logged(tmp_path, 1))
+        started.ranks()[1].suspend()  # The step will never end.
+        started.process.send_signal(signal.SIGINT)
+        started.wait_until(lambda: "Ctrl-C again ends at once" in started.output())
+        started.process.send_signal(signal.SIGINT)
+        assert started.all_gone(5), started.output()
+        assert started.process.returncode == 128 + signal.SIGINT
 
 
 def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(toy: Toy, tmp_path):

@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
-from megatron_prime.parallel.lifeline import die_with_parent, tie_forked_children
+from megatron_prime.parallel.lifeline import die_with_parent, ignore_requests_to_end, tie_forked_children
 from megatron_prime.training.checkpoint.manifest import SUMS_SUFFIX, write_sums
 
 OPTIMIZER_FORMAT = {
@@ -125,5 +125,10 @@ def _use_own_queue() -> None:
     global _manager
     if _manager is None:
         _manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        _manager.start(initializer=die_with_parent, initargs=(os.getpid(),))
+        _manager.start(initializer=_begin_manager, initargs=(os.getpid(),))
     filesystem_async._results_queue = _manager.Queue()
+
+
+def _begin_manager(parent_pid: int) -> None:
+    die_with_parent(parent_pid)
+    ignore_requests_to_end()  # The save that a request leads to needs the queue.
