@@ -6,7 +6,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator
-from megatron_prime.evaluation.result_files import write_metrics
+from megatron_prime.evaluation.result_files import add_evaluation, describe
 from megatron_prime.evaluation.saved_responses import write_response_files
 from megatron_prime.evaluation.tables import metrics_table, summary_table
 from megatron_prime.observability import Progress
@@ -18,7 +18,7 @@ METRICS_FILE = "evaluation.json"
 def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     """Sample on data.evaluation and the benchmarks from the HF checkpoint at model.path.
 
-    Prints tables, and writes evaluation.json, eval_tensorboard/ and responses/ below run_dir.
+    Prints tables, adds the result to evaluation.json, and writes eval_tensorboard/ and responses/ below run_dir.
     """
     topology = start_topology(config, data_parallel_only=True)
     progress = Progress(enabled=topology.rank == 0)
@@ -45,7 +45,8 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
 def _write(config: PrimeConfig, report: EvaluationReport, progress: Progress) -> None:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     tensorboard_folder = config.run_dir / "eval_tensorboard"
-    write_metrics(config.run_dir / METRICS_FILE, tensorboard_folder, "eval/", report.metrics())
+    description = describe(config, config.model.path, "evaluation", "data")
+    add_evaluation(config.run_dir / METRICS_FILE, tensorboard_folder, "eval/", description, report.metrics())
     if config.evaluation.save_responses:
         tokenizer = load_tokenizer(config.model.path)
         paths = write_response_files(config.run_dir / "responses", report.results, tokenizer)  # type: ignore[arg-type]

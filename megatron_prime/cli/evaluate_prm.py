@@ -6,6 +6,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation.prm_inputs import PRMInputs
 from megatron_prime.evaluation.prm_judge import StepScorer
 from megatron_prime.evaluation.prm_report import METRICS_FILE, STEP_SCORES_FILE, judge_prm
+from megatron_prime.evaluation.result_files import describe
 from megatron_prime.evaluation.tables import prm_table
 from megatron_prime.observability import Progress
 from megatron_prime.parallel.topology import Topology
@@ -26,7 +27,8 @@ def evaluate_prm(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         progress.line(line)
     report = judge_prm(config, inputs, _build_scorer(config, topology))
     if topology.rank == 0:
-        report.write(config.run_dir)
+        tables = ("evaluation", "prm_evaluation", "prm", "reference", "data")
+        report.write(config.run_dir, describe(config, config.prm_path, *tables))
         progress.table(prm_table(config.prm_path, config.evaluation, report))
         progress.line(
             f"written to {config.run_dir / METRICS_FILE}, step scores to {STEP_SCORES_FILE} beside it"

@@ -7,7 +7,7 @@ pairs           -> accuracy of ordering by the scores of the last steps
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from megatron_prime.evaluation.prm_judge import (
 )
 from megatron_prime.evaluation.process_labels import LabelledSolution, Pair
 from megatron_prime.evaluation.reranking import answer_key, pair_accuracy
-from megatron_prime.evaluation.result_files import write_metrics
+from megatron_prime.evaluation.result_files import add_evaluation
 from megatron_prime.evaluation.saved_responses import SavedProblem
 from megatron_prime.observability.durable import replace_file
 
@@ -44,11 +44,15 @@ class PRMReport:
     step_scores: list[dict[str, Any]] = field(default_factory=list)
     """One record per scored text: its set, its origin (`where`), its steps and their scores."""
 
-    def write(self, folder: Path) -> None:
-        """Write the metrics (JSON and TensorBoard) and the step scores (JSON lines) below `folder`."""
+    def write(self, folder: Path, description: Mapping[str, Any]) -> None:
+        """Add the metrics (JSON and TensorBoard), and write the step scores (JSON lines), below `folder`.
+
+        `description` identifies the evaluation; see `result_files.describe`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         metrics = self.metrics | interval_metrics(self.intervals)
-        write_metrics(folder / METRICS_FILE, folder / TENSORBOARD_FOLDER, "prm_eval/", metrics)
+        tensorboard_folder = folder / TENSORBOARD_FOLDER
+        add_evaluation(folder / METRICS_FILE, tensorboard_folder, "prm_eval/", description, metrics)
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.step_scores]
         replace_file(folder / STEP_SCORES_FILE, "".join(lines))
 

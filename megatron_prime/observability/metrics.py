@@ -17,12 +17,14 @@ import psutil
 from megatron_prime.observability import heartbeat
 
 NAMES: Mapping[str, str] = {
-    "rollout/outcome_reward": "Mean outcome reward of the responses that are trained on, in [0, 1].",
-    "rollout/accuracy": "Mean outcome reward of the batch without verifier errors, in [0, 1].",
-    "rollout/accuracy_before_filter": "Mean outcome reward of all responses sampled for the step, in [0, 1].",
+    "rollout/accuracy_sampled": "Mean outcome reward of all responses sampled for the step, before the filter and "
+    "without verifier errors, in [0, 1]: the number that measures progress.",
+    "rollout/accuracy_batch": "Mean outcome reward of the responses in the training batch, in [0, 1]. The filter "
+    "chooses groups of medium accuracy, so it hardly changes during a run.",
     "rollout/accuracy_by_source/*": "Mean outcome reward of all responses sampled from one data source, in [0, 1].",
     "rollout/mean_response_tokens": "Mean length of the responses in tokens.",
-    "rollout/truncated_fraction": "Fraction of responses that were truncated at rollout.max_response_tokens.",
+    "rollout/truncated_fraction": "Fraction of all sampled responses that were truncated at "
+    "rollout.max_response_tokens.",
     "rollout/policy_version": "Number of weight syncs before the weights that sampled the batch (the minimum over it).",
     "rollout/num_*": "Counts of the collection of a step: sampling rounds, prompts, responses, groups by result of the "
     "filter, and verifier errors.",
@@ -32,6 +34,11 @@ NAMES: Mapping[str, str] = {
     "whose responses were always right or always wrong.",
     "prm/*": "Update of the process reward model: loss, accuracies in [0, 1], gradient norm, learning rate, and the "
     "mean and the largest magnitude of the process rewards.",
+    "policy/ref_kl": "KL divergence of the policy from the reference in nats per response token "
+    "(policy.kl_estimator), averaged over the minibatches.",
+    "policy/approx_kl": "Estimate of the KL divergence of the policy from the weights that began the step, in nats per "
+    "response token: the size of the step's update.",
+    "policy/entropy": "Entropy of the policy's next-token distribution in nats, averaged over response tokens.",
     "policy/*": "Update of the policy, averaged over its minibatches: losses, fraction of clipped tokens, KL "
     "divergence in nats per token, gradient norm, and learning rate.",
     "advantage/*": "Mean and standard deviation of the advantages over all response tokens.",
@@ -49,6 +56,15 @@ NAMES: Mapping[str, str] = {
     "copies of offloaded parts in host memory (host_copies_gib).",
 }
 """Name of a metric, or prefix ending in `*`, -> description with unit."""
+
+
+def description_of(name: str) -> str:
+    """Return the description of a metric from NAMES, by the longest name that covers it; "" for an unknown one."""
+    if name in NAMES:
+        return NAMES[name]
+    prefixes = [pattern for pattern in NAMES if pattern.endswith("*") and name.startswith(pattern[:-1])]
+    return NAMES[max(prefixes, key=len)] if prefixes else ""
+
 
 # The part after the group may contain the name of a data source, which the user chooses freely.
 _VALID_NAME = re.compile(r"[a-z0-9_]+/\S[^\n]*")

@@ -115,7 +115,7 @@ class CollectionTally:
 
         The keys are num_rounds, num_prompts_sampled, num_rollouts_sampled, num_groups_kept (in the batch),
         num_groups_dropped_<reason>, num_groups_surplus (passed the filter, but the batch was full),
-        num_groups_trimmed, num_verifier_errors (responses), accuracy_before_filter, accuracy (of the batch),
+        num_groups_trimmed, num_verifier_errors (responses), accuracy_sampled (of all responses), accuracy_batch,
         truncated_fraction and mean_response_tokens (of all sampled responses), policy_version (the oldest in the
         batch) and accuracy_by_source/<source> (before the filter).
 
@@ -143,8 +143,8 @@ class CollectionTally:
             "num_groups_surplus": float(num_surplus),
             "num_groups_trimmed": float(num_trimmed),
             "num_verifier_errors": float(sum(math.isnan(rollout.outcome_reward) for rollout in sampled)),
-            "accuracy_before_filter": mean([rollout.outcome_reward for rollout in sampled]),
-            "accuracy": mean([rollout.outcome_reward for rollout in batch]),
+            "accuracy_sampled": mean([rollout.outcome_reward for rollout in sampled]),
+            "accuracy_batch": mean([rollout.outcome_reward for rollout in batch]),
             **rollout_stats(sampled),
             "policy_version": float(min(rollout.policy_version for rollout in batch)),
             **{f"accuracy_by_source/{source}": accuracy for source, accuracy in by_source.items()},

@@ -21,15 +21,18 @@ from megatron_prime.training.trainable import Trainable
 from megatron_prime.training.trainer import Trainer
 
 SHOWN = {
-    "rollout/accuracy_before_filter": "accuracy",
+    "rollout/accuracy_sampled": "accuracy_sampled",
+    "rollout/accuracy_batch": "accuracy_batch",
+    "rollout/truncated_fraction": "truncated_fraction",
     "prm/ce": "prm_ce",
-    "prm/sign_accuracy": "prm_acc",
-    "policy/approx_kl": "kl",
+    "prm/sign_accuracy": "prm_sign_accuracy",
+    "policy/ref_kl": "ref_kl",
+    "policy/approx_kl": "approx_kl",
     "policy/entropy": "entropy",
-    "rollout/logprob_gap": "gap",
+    "rollout/logprob_gap": "logprob_gap",
     "time/step_s": "s",
 }
-"""The metrics on the line of each step, with their labels."""
+"""The metrics on the line of each step, with their labels: their names, without the groups that say nothing."""
 
 
 class ResumableStream(Protocol):

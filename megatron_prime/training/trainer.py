@@ -192,7 +192,6 @@ class Trainer:
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
         warning = self._mismatch_alarm.look(mismatch, self.step_index + 1)
         metrics.add("rollout", batch.stats)
-        metrics["rollout/outcome_reward"] = batch.outcome_rewards_B.mean().item()
         metrics["rollout/logprob_gap"] = mismatch.mean
         metrics["rollout/logprob_gap_max"] = mismatch.max
         metrics["rollout/logprob_gap_alarm"] = self._mismatch_alarm.is_on

@@ -1,8 +1,10 @@
 import json
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_prime import __version__
 from tests.support.toy_runs import NUM_STEPS, Toy, records
 
 
@@ -12,19 +14,30 @@ def evaluation_in_training(toy: Toy, step: int) -> dict[str, float]:
 
 
 def test_eval_equals_the_evaluation_inside_training_before_the_first_step(toy: Toy):
-    written = json.loads((toy.run_dir("eval_start") / "evaluation.json").read_text())
+    written = json.loads((toy.run_dir("eval_start") / "evaluation.json").read_text())[-1]["metrics"]
     assert written == evaluation_in_training(toy, 0)
     assert written["num_prompts"] == 32
 
 
 def test_eval_of_the_export_equals_the_final_evaluation_inside_training(toy: Toy):
-    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
+    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())[-1]["metrics"]
     in_training = evaluation_in_training(toy, NUM_STEPS)
     assert set(written) == set(in_training)
     # The benchmark is sampled, with different random numbers at each step; the held-out prompts are decoded greedily.
     greedy = [name for name in written if not name.startswith(("toy/", "benchmark_average"))]
     assert "accuracy" in greedy
     assert {name: written[name] for name in greedy} == {name: in_training[name] for name in greedy}
+
+
+def test_a_result_says_what_was_evaluated_and_how(toy: Toy):
+    (record,) = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
+    assert record["model"] == str((toy.folder / "single" / "hf").absolute())
+    assert record["version"] == __version__
+    assert time.mktime(time.strptime(record["time"], "%Y-%m-%dT%H:%M:%S%z")) <= time.time()
+    settings = record["settings"]
+    assert settings["evaluation"]["samples_per_prompt"] == 2
+    assert settings["data"]["evaluation"] == ["task/heldout.jsonl"]
+    assert settings["rollout"]["max_response_tokens"] == 12
 
 
 def test_eval_prints_tables_and_the_path_of_its_output(toy: Toy):
@@ -38,7 +51,7 @@ def test_eval_prints_tables_and_the_path_of_its_output(toy: Toy):
 
 
 def test_the_written_responses_have_the_reported_accuracies(toy: Toy):
-    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
+    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())[-1]["metrics"]
     lines = (toy.run_dir("eval_end") / "responses" / "toy.jsonl").read_text().splitlines()
     outcomes = [[response["outcome"] for response in json.loads(line)["responses"]] for line in lines]
     assert [len(group) for group in outcomes] == [4] * 8
@@ -49,7 +62,7 @@ def test_the_written_responses_have_the_reported_accuracies(toy: Toy):
 
 
 def test_tensorboard_has_every_metric(toy: Toy):
-    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())
+    written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())[-1]["metrics"]
     events = EventAccumulator(str(toy.run_dir("eval_end") / "eval_tensorboard"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {f"eval/{name}" for name in written}

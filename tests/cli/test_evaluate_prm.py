@@ -95,7 +95,7 @@ def score_at(models, prompt: str, text: str, num_characters: int) -> float:
 
 def read(folder: Path) -> tuple[dict, list[dict]]:
     lines = (folder / "run" / "step_scores.jsonl").read_text().splitlines()
-    return json.loads((folder / "run" / "prm_evaluation.json").read_text()), [
+    return json.loads((folder / "run" / "prm_evaluation.json").read_text())[-1]["metrics"], [
         json.loads(line) for line in lines
     ]
 

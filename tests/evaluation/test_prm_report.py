@@ -64,9 +64,10 @@ def test_the_files_hold_metrics_intervals_and_step_scores(tmp_path):
     report = PRMReport(
         {"a": 0.5, "b": float("nan")}, {"a": (0.25, 0.75)}, [{"set": "s", "step_scores": [1.0]}]
     )
-    report.write(tmp_path / "run")
-    written = json.loads((tmp_path / "run" / "prm_evaluation.json").read_text())
-    assert written == {"a": 0.5, "b": None, "a_ci_low": 0.25, "a_ci_high": 0.75}
+    report.write(tmp_path / "run", {"model": "prm"})
+    (written,) = json.loads((tmp_path / "run" / "prm_evaluation.json").read_text())
+    assert written["model"] == "prm"
+    assert written["metrics"] == {"a": 0.5, "b": None, "a_ci_low": 0.25, "a_ci_high": 0.75}
     assert json.loads((tmp_path / "run" / "step_scores.jsonl").read_text()) == report.step_scores[0]
     events = EventAccumulator(str(tmp_path / "run" / "prm_tensorboard"))
     events.Reload()

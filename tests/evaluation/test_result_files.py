@@ -1,15 +1,36 @@
 import json
 import math
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_prime.evaluation.result_files import write_metrics
+from megatron_prime.evaluation.result_files import add_evaluation, read_evaluations
 
 
-def test_metrics_are_written_as_json_and_tensorboard(tmp_path):
-    write_metrics(tmp_path / "a.json", tmp_path / "events", "eval/", {"x": 0.5, "y": math.nan})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.5, "y": None}
+def add(folder, model: str, **metrics: float) -> list[dict]:
+    add_evaluation(folder / "a.json", folder / "events", "eval/", {"model": model}, metrics)
+    return json.loads((folder / "a.json").read_text())
+
+
+def test_results_of_earlier_evaluations_stay(tmp_path):
+    first = {"model": "m", "metrics": {"x": 0.5, "y": None}}
+    second = {"model": "n", "metrics": {"x": 0.25}}
+    assert add(tmp_path, "m", x=0.5, y=math.nan) == [first]
+    assert add(tmp_path, "n", x=0.25) == [first, second]
+    assert read_evaluations(tmp_path / "a.json") == [first, second]
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
-    (event,) = events.Scalars("eval/x")
-    assert (event.step, event.value) == (0, 0.5)
+    assert [(event.step, event.value) for event in events.Scalars("eval/x")] == [(0, 0.5), (1, 0.25)]
+
+
+def test_a_file_of_an_earlier_version_becomes_the_first_record(tmp_path):
+    (tmp_path / "a.json").write_text('{"accuracy": 0.5}')
+    assert add(tmp_path, "m", x=1.0)[0] == {"metrics": {"accuracy": 0.5}}
+
+
+@pytest.mark.parametrize("text", ["", "[{", "[1]", "7", "null"])
+def test_a_damaged_file_is_set_aside(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    assert add(tmp_path, "m", x=1.0) == [{"model": "m", "metrics": {"x": 1.0}}]
+    (aside,) = tmp_path.glob("a.json.damaged_*")
+    assert aside.read_text() == text

@@ -25,8 +25,8 @@ SMALL = [
 LEARNING = ["trainer.num_steps=12", "parallel.tensor=1"]
 """Overrides with which the policy learns within a minute after SFT. One process is faster than two on a few cores."""
 DOCUMENTED = (
-    "rollout/outcome_reward",
-    "rollout/accuracy_before_filter",
+    "rollout/accuracy_batch",
+    "rollout/accuracy_sampled",
     "rollout/mean_response_tokens",
     "rollout/logprob_gap",
     "rollout/logprob_gap_max",

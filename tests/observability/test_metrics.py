@@ -61,6 +61,6 @@ def test_device_memory_comes_from_the_caller():
 
 
 def test_undocumented_names_are_found():
-    assert undocumented(["policy/loss", "rollout/num_prompts", "rollout/outcome_reward"]) == []
+    assert undocumented(["policy/loss", "rollout/num_prompts", "rollout/accuracy_batch"]) == []
     assert undocumented(["zzz/y", "rollout/new", *process_memory()]) == ["rollout/new", "zzz/y"]
     assert all(meaning for meaning in NAMES.values())

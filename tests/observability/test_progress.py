@@ -25,8 +25,8 @@ def test_a_log_file_gets_unwrapped_plain_lines(output):
 
 
 def test_a_step_line_shows_the_metrics_that_exist(output):
-    labels = {"rollout/outcome_reward": "reward", "eval/accuracy": "eval", "time/step_s": "s"}
-    plain(output).step(3, 20, {"rollout/outcome_reward": 0.41666, "time/step_s": 12.3456}, labels)
+    labels = {"rollout/accuracy_batch": "reward", "eval/accuracy": "eval", "time/step_s": "s"}
+    plain(output).step(3, 20, {"rollout/accuracy_batch": 0.41666, "time/step_s": 12.3456}, labels)
     assert output.getvalue() == "step 3/20  reward 0.4167  s 12.35\n"
 
 

@@ -3,7 +3,10 @@ import subprocess
 import sys
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.data_compat import migrate_value
 
+from megatron_prime.observability.metrics import NAMES
 from megatron_prime.observability.tensorboard import TensorBoardWriter
 from tests.support import deadlines
 
@@ -61,3 +64,23 @@ def test_the_writer_imports_no_framework():
         "assert not {'torch', 'tensorflow', 'megatron', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=deadlines.seconds(60))
+
+
+def test_every_metric_has_its_description(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    names = {
+        "rollout/accuracy_sampled": NAMES["rollout/accuracy_sampled"],
+        "policy/ref_kl": NAMES["policy/ref_kl"],
+        "policy/loss": NAMES["policy/*"],
+        "eval/aime/accuracy": NAMES["eval/*"],
+    }
+    for step in range(2):
+        writer.log(step, dict.fromkeys(names, 1.0))
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    shown = {}
+    for event in EventFileLoader(str(path)).Load():
+        for value in event.summary.value:
+            # TensorBoard keeps the description of a tag's first value.
+            shown.setdefault(value.tag, migrate_value(value).metadata.summary_description)
+    assert shown == names

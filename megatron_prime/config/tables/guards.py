@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from megatron_prime.config.section import Positive, PositiveFloat, Section, UnitInterval
+from megatron_prime.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, UnitInterval
 
 
 class GuardsConfig(Section):
@@ -20,5 +20,9 @@ class GuardsConfig(Section):
     """A spike is this many robust standard deviations above the median, and at least twice the median."""
     reward_fraction: UnitInterval = 0.5
     """Raise an alarm if the mean accuracy of the window falls below this fraction of its best; 0 switches it off."""
+    max_truncated_fraction: UnitInterval = 0.5
+    """Raise an alarm if more than this fraction of the sampled responses is truncated; 0 switches it off."""
+    max_ref_kl: NonNegativeFloat = 1.0
+    """Raise an alarm if the policy's KL divergence from the reference, in nats per token, exceeds this; 0: never."""
     entropy_fraction: UnitInterval = 0.1
     """Raise an alarm if the policy's entropy falls below this fraction of its best; 0 switches it off."""

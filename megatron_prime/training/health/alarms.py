@@ -1,4 +1,4 @@
-"""Alarms on the history of a run's metrics: spikes of losses, collapse of reward and of entropy.
+"""Alarms on a run's metrics: spikes of losses, collapse of reward and entropy, too much truncation or divergence.
 
 An alarm warns once per episode: when its condition becomes true, and not again before it was false. Metrics that are
 not finite are left out of the windows; the guards handle those.
@@ -12,8 +12,20 @@ from typing import Any, Protocol
 
 from megatron_prime.config.tables.guards import GuardsConfig
 
-REWARD = "rollout/accuracy_before_filter"
+REWARD = "rollout/accuracy_sampled"
 ENTROPY = "policy/entropy"
+TRUNCATION = "rollout/truncated_fraction"
+REF_KL = "policy/ref_kl"
+LEVEL_WINDOW = 5
+"""Number of steps over which a metric is averaged before it is compared with a fixed limit."""
+TRUNCATION_ADVICE = (
+    "responses are cut off before their answers; raise rollout.max_response_tokens, or check that the model knows how "
+    "to end a response"
+)
+REF_KL_ADVICE = (
+    "the policy has left the reference far behind, and process rewards and fluency may no longer mean much; lower "
+    "policy.lr or set policy.kl_coef"
+)
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution / its median absolute deviation."""
 
@@ -105,6 +117,32 @@ class CollapseAlarm:
         self._best = state["best"]
 
 
+class LevelAlarm:
+    """An alarm for a mean over the last LEVEL_WINDOW values (fewer at the start) above a fixed limit; 0 disables it."""
+
+    def __init__(self, metric: str, limit: float, advice: str) -> None:
+        self.metric = metric
+        self._limit = limit
+        self._advice = advice
+        self._values: deque[float] = deque(maxlen=LEVEL_WINDOW)
+
+    def look(self, value: float) -> str | None:
+        """Add the next value; return why it is alarming, or None."""
+        self._values.append(value)
+        mean = math.fsum(self._values) / len(self._values)
+        if not 0 < self._limit < mean:
+            return None
+        return f"{self.metric} has run away: {mean:.4g}, above {self._limit:g}: {self._advice}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window."""
+        return {"values": list(self._values)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state."""
+        self._values = deque(state["values"], maxlen=LEVEL_WINDOW)
+
+
 class Alarms:
     """All alarms of a run."""
 
@@ -116,6 +154,8 @@ class Alarms:
             ],
             "reward_alarm": [CollapseAlarm(REWARD, window, config.reward_fraction)],
             "entropy_alarm": [CollapseAlarm(ENTROPY, window, config.entropy_fraction)],
+            "truncation_alarm": [LevelAlarm(TRUNCATION, config.max_truncated_fraction, TRUNCATION_ADVICE)],
+            "ref_kl_alarm": [LevelAlarm(REF_KL, config.max_ref_kl, REF_KL_ADVICE)],
         }
         self._active: set[str] = set()
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from megatron_prime.config.tables.guards import GuardsConfig
-from megatron_prime.training.health.alarms import ENTROPY, REWARD, Alarms
+from megatron_prime.training.health.alarms import ENTROPY, REF_KL, REWARD, TRUNCATION, Alarms
 
 CALM = [1.0, 1.1, 0.9, 1.05, 0.95]
 
@@ -82,3 +82,19 @@ def test_a_saved_state_of_other_metrics_is_ignored():
     other = alarms(spike_metrics=("policy/grad_norm",))
     other.load_state_dict(alarms().state_dict())
     assert listen(other, "policy/grad_norm", [*CALM, 9.0]) == ([5], [5])
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "ringing", "warned"),
+    [
+        (TRUNCATION, [0.82, 0.82, 0.82], [0, 1, 2], [0]),
+        (TRUNCATION, [0.3, 0.5, 0.5, 0.4], [], []),
+        (TRUNCATION, [0.1, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9], [7, 8], [7]),
+        (TRUNCATION, [0.82, 0.0, 0.0, 0.82, 0.82, 0.82, 0.82], [0, 5, 6], [0, 5]),
+        (REF_KL, [0.01, 0.1, 0.5, 1.0, 2.0, 4.0], [5], [5]),
+        (REF_KL, [0.0] * 30, [], []),
+    ],
+)
+def test_a_metric_that_runs_away_warns_once(metric, values, ringing, warned):
+    assert listen(alarms(), metric, values) == (ringing, warned)
+    assert listen(alarms(max_truncated_fraction=0, max_ref_kl=0), metric, values) == ([], [])

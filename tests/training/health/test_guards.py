@@ -42,7 +42,7 @@ def test_metrics_of_a_step_count_the_step_and_the_run(guards):
     for step, is_broken in enumerate((True, False, True), start=1):
         guards.begin_step(step)
         guards.skipped(BROKEN["policy"]) if is_broken else guards.stepped("policy")
-        added = guards.end_step({"rollout/accuracy": 0.5})
+        added = guards.end_step({"rollout/accuracy_sampled": 0.5})
         assert added["num_skipped_updates"] == float(is_broken)
     assert added["num_skipped_in_all"] == 2
 
