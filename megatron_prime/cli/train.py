@@ -114,6 +114,7 @@ def _train(
             collector=context.collector,
             prompt_history=history,
             is_stopping=lambda: any_rank(asked(), topology),
+            agree=lambda flag: any_rank(flag, topology),
         )
         asked.defer()
         Loop(config, trainer, loop_context).run()

@@ -14,6 +14,7 @@ from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
 from megatron_prime.rollout.prompt_history import PromptHistory, PromptRecord
 from megatron_prime.training.checkpoint.saver import Saver, Store
+from megatron_prime.training.checkpoint.schedule import SaveSchedule
 from megatron_prime.training.checkpoint.store import RunState
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import RunStopped
@@ -86,6 +87,8 @@ class LoopContext:
     """None on every rank but rank 0."""
     is_stopping: Callable[[], bool] = lambda: False
     """Returns whether any rank was asked to stop; collective, called before the first step and after each."""
+    agree: Callable[[bool], bool] = lambda flag: flag
+    """Returns whether its argument is true on any rank; collective."""
 
 
 class Loop:
@@ -102,6 +105,7 @@ class Loop:
         self._trainer = trainer
         self._context = context
         self._saver = Saver(context.store, config.checkpoint.on_write_error, context.progress)
+        self._schedule = SaveSchedule(config.checkpoint.save_every, context.agree)
 
     def run(self) -> None:
         """Train until num_steps, with evaluations and checkpoints on the way. Collective over all ranks.
@@ -145,7 +149,8 @@ class Loop:
         # Save after the log: a resumed run drops records beyond its checkpoint, but cannot restore missing ones.
         self._saver.poll()
         is_stopping = not is_last and self._context.is_stopping()
-        if is_last or is_stopping or _is_due(done, self._config.checkpoint.save_every):
+        is_due = self._schedule.is_due(done, self._saver.last_save_s)
+        if is_last or is_stopping or is_due:
             state = self._run_state(metrics)
             self._saver.save(self._context.roles, state, must_succeed=is_last or is_stopping)
         if is_stopping:

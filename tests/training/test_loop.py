@@ -76,10 +76,10 @@ def calls_of(config: PrimeConfig, step_index: int = 0, evaluates: bool = True) -
     return recorder.calls
 
 
-def test_by_default_a_run_evaluates_first_and_last_and_saves_at_the_end():
+def test_by_default_a_run_evaluates_first_and_last_and_saves_after_the_first_step_and_at_the_end():
     assert calls_of(configured()) == [
         *("evaluate 0", "log 0 with eval"),
-        *("step 1", "log 1", "step 2", "log 2"),
+        *("step 1", "log 1", "save 1", "step 2", "log 2"),
         *("step 3", "evaluate 3", "log 3 with eval", "save 3"),
     ]
 

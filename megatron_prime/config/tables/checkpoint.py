@@ -8,8 +8,9 @@ from megatron_prime.config.section import NonNegative, Positive, Section
 class CheckpointConfig(Section):
     """The interval and the retention of checkpoints, and the way a run resumes."""
 
-    save_every: NonNegative = 0
-    """Trainer steps between checkpoints; the last step is always saved, and with 0, the default, only that."""
+    save_every: NonNegative | Literal["auto"] = "auto"
+    """Trainer steps between checkpoints. auto saves after the first step, and then whenever 20 times the duration of a
+    save has passed (at least 30 s, at most an hour). The last step is always saved, and with 0 only that."""
     keep_last: Positive = 2
     """Number of newest complete checkpoints to keep."""
     keep_best: NonNegative = 1

@@ -42,6 +42,9 @@ class Saver:
         self._progress = progress
         self._waited_s = 0.0
         """Time that training has waited for the save in progress."""
+        self._begun_at = 0.0
+        self.last_save_s = 0.0
+        """Seconds from the begin of the last save to its end, whether it succeeded or failed."""
 
     def poll(self) -> None:
         """Complete a save in the background if it is written. Collective over all ranks, as are the others."""
@@ -54,6 +57,7 @@ class Saver:
         """
         self.finish()
         may_fail = self._may_fail and not must_succeed
+        self._begun_at = time.monotonic()
         self._attempt(lambda: self._store.save(roles, state), may_fail)
         if must_succeed:
             self._attempt(self._store.finish, may_fail)
@@ -70,9 +74,11 @@ class Saver:
         except OSError as error:
             if not may_fail:
                 raise
+            self.last_save_s = time.monotonic() - self._begun_at
             self._progress.warn(f"{error}. Training continues (checkpoint.on_write_error)")
             return
         self._waited_s += time.monotonic() - started
         if path is not None:
+            self.last_save_s = time.monotonic() - self._begun_at
             self._progress.line(f"saved {path}; training waited {self._waited_s:.1f} s")
             self._waited_s = 0.0
