@@ -20,7 +20,13 @@ def listen(listener: Alarms, metric: str, values) -> tuple[list[int], list[int]]
     ringing, warned = [], []
     for place, value in enumerate(values):
         flags, warnings = listener.look({metric: value})
-        assert set(flags) == {"spike_alarm", "reward_alarm", "entropy_alarm", "truncation_alarm", "ref_kl_alarm"}
+        assert set(flags) == {
+            "spike_alarm",
+            "reward_alarm",
+            "entropy_alarm",
+            "truncation_alarm",
+            "ref_kl_alarm",
+        }
         ringing += [place] * int(sum(flags.values()))
         warned += [place] * len(warnings)
     return ringing, warned
