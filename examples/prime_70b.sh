@@ -30,8 +30,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 CUDA_DEVICE_MAX_CO
 export MEGATRON_PRIME_STOP_FILE=$PWD/$logs/stop
 
 # Slurm's signal before the time limit or a preemption becomes a file, on which the ranks save and exit with code 75.
-# A cluster that announces preemptions by SIGTERM signals the ranks directly. SIGINT and SIGTERM to the script do the same.
-trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1 TERM INT
+# A cluster that announces preemptions by SIGTERM signals the ranks directly. SIGTERM ends this script, which therefore
+# never queues a job again that was cancelled by scancel.
+trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1
 
 echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
 srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" bash -c '
