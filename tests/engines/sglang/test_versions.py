@@ -32,7 +32,9 @@ def test_a_name_counts_once_it_is_proven_and_for_its_server_alone():
     assert names.new(0, 7) != name
 
 
-@pytest.mark.parametrize("stated", [launch_name(), "default", "v1 of its operator"])
+@pytest.mark.parametrize(
+    "stated", [launch_name(), "default", "v1 of its operator"], ids=["launched", "default", "by its operator"]
+)
 def test_weights_of_the_start_are_no_weights(stated):
     names = VersionNames()
     names.see_first(0, "v1 of its operator")
