@@ -52,6 +52,8 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
     asked = StopRequest(before_end=lambda: _send(ranks, signal.SIGKILL), speaks=False)
     asked.defer()
     try:
+        # A SIGINT to a rank while its interpreter starts would be an error. It stays pending until the rank listens.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for rank in range(num_processes):
             ranks.append(
                 subprocess.Popen(
@@ -61,10 +63,16 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
                     process_group=0,
                 )
             )
+        accept_interrupts()
         return _wait(ranks, asked, is_resumable)
     finally:
         _send(ranks, signal.SIGKILL)
         asked.close()
+
+
+def accept_interrupts() -> None:
+    """Let SIGINT reach this process, which `launch` started with it blocked if it is a rank."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def die_with_launcher() -> None:

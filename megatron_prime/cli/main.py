@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prime.cli.arguments import parser
-from megatron_prime.cli.launch import die_with_launcher, is_rank, launch
+from megatron_prime.cli.launch import accept_interrupts, die_with_launcher, is_rank, launch
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.run import PrimeConfig
@@ -83,6 +83,7 @@ def _listen_as_rank(command: str) -> None:
     """Listen early in a rank, so that a request during the start leads to the same exit code as later."""
     if is_rank() and command in RESUMABLE:
         listen()
+    accept_interrupts()
 
 
 def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
