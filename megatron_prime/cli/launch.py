@@ -19,6 +19,8 @@ REPORT_S = 2.0
 """Seconds in which other ranks may report the same error after a rank has failed."""
 STOP_S = 60.0
 """Seconds in which the other ranks must have ended after a rank has stopped on request."""
+REAP_S = 10.0
+"""Seconds in which killed ranks must be gone."""
 UNPREPARED = (-signal.SIGTERM, -signal.SIGINT)
 """Exit codes of a rank that was asked to stop before it could listen, and that had nothing to save."""
 
@@ -67,6 +69,7 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
         return _wait(ranks, asked, is_resumable)
     finally:
         _send(ranks, signal.SIGKILL)
+        _wait_for_all(ranks, REAP_S)  # A rank keeps its lock, port and memory until it is gone.
         asked.close()
 
 
@@ -85,7 +88,9 @@ def die_with_launcher() -> None:
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], asked: StopRequest, is_resumable: bool) -> int:
     has_told_ranks = False
     while True:
-        if asked() and not has_told_ranks:
+        # The file that asks for a stop concerns runs that can be resumed alone.
+        is_asked = asked() if is_resumable else asked.number is not None
+        if is_asked and not has_told_ranks:
             has_told_ranks = True
             _send(ranks, signal.SIGTERM)
             if not is_resumable:

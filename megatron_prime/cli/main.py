@@ -7,6 +7,7 @@ fault. An error during the run gives exit code 1; one caused by the loss of anot
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -137,8 +138,10 @@ def _guarded(run: Callable[[], None]) -> int:
     try:
         run()
     except RunStopped as stopped:
+        # The launcher asks all ranks again once the first has ended, while this one may still be leaving the job.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if os.environ.get("RANK", "0") == "0":
-            print(stopped)  # noqa: T201
+            print(stopped, flush=True)  # noqa: T201
         return STOPPED
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("MEGATRON_PRIME_TRACEBACK"):

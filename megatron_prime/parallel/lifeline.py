@@ -25,7 +25,7 @@ def die_with_parent(parent_pid: int) -> None:
 def tie_forked_children() -> None:
     """Tie all future forks of this process, and their forks, to their parents; an executed program is not tied.
 
-    They ignore SIGINT and SIGTERM, which a terminal or Slurm sends to all processes: their parent decides on their end.
+    They ignore SIGINT, SIGTERM and SIGUSR1, which a terminal or Slurm sends to all processes: their parent acts.
     """
     global _is_tied
     if _is_tied:
@@ -48,8 +48,8 @@ def tie_forked_children() -> None:
 
 
 def ignore_requests_to_end() -> None:
-    """Ignore SIGINT and SIGTERM in this process, whose parent acts on them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Ignore the signals that ask a run to stop in this process, whose parent acts on them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
