@@ -40,6 +40,7 @@ setup(
         "tensorboard>=2.18",
         "httpx>=0.27",
         "rich>=13.0",
+        "click>=8.5",
         # Also an undeclared dependency of megatron-core's checkpoint writer, which hangs without it.
         "psutil>=6.0",
         "jinja2>=3.1",

@@ -1,6 +1,5 @@
 """`megatron-prime from-megatron`: write a configuration from the arguments of an existing Megatron-LM setup."""
 
-import argparse
 import json
 import tempfile
 import tomllib
@@ -8,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_prime.cli.arguments import Options
 from megatron_prime.cli.megatron_script import read_arguments, read_file
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.megatron.mapping import MappedArgument, MappingKind, map_arguments
@@ -17,7 +17,7 @@ from megatron_prime.observability.durable import replace_file
 DEFAULT_RUN_DIR = "runs/prime"
 
 
-def from_megatron(options: argparse.Namespace) -> list[str]:
+def from_megatron(options: Options) -> list[str]:
     """Write options.output, and return a report of each argument as lines.
 
     Raises ConfigError, with nothing written, when an argument is unknown or contradicts the model, when one is refused

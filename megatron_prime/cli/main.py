@@ -1,45 +1,15 @@
 """The command line: `megatron-prime COMMAND CONFIG [section.key=value ...]`.
 
-The configuration is checked before torch is imported and before any process group starts: exit code 2 and one line per
-fault. An error during the run gives exit code 1; one caused by the loss of another process of the job gives 69
-(parallel.peer_loss).
+Arguments are parsed before anything slow is imported, so that --help and shell completion answer at once.
 """
 
-import argparse
 import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from megatron_prime.cli.arguments import parser
-from megatron_prime.cli.launch import accept_interrupts, die_with_launcher, is_rank, launch
-from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.config.loading import ConfigError, load_config
-from megatron_prime.config.run import PrimeConfig
-from megatron_prime.preflight.checks import check_convert, check_run
-from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
-from megatron_prime.training.health.stop import RunStopped, listen
+from megatron_prime.cli.arguments import parse
+from megatron_prime.cli.launch import accept_interrupts, die_with_launcher, is_rank
+from megatron_prime.training.health.stop import listen
 
-USAGE_ERROR = 2
-RUN_ERROR = 1
-CHECKED_AS = {
-    "train": "train",
-    "sft": "sft",
-    "eval": "evaluate",
-    "eval-prm": "evaluate_prm",
-    "check": "train",
-}
-"""Command -> the name by which preflight.checks knows it."""
-RANK_FUNCTIONS = {
-    "train": "train.train",
-    "sft": "sft.sft",
-    "eval": "evaluate.evaluate_checkpoint",
-    "eval-prm": "evaluate_prm.evaluate_prm",
-}
-"""Command that runs on every rank -> its module and function."""
 RESUMABLE = ("train",)
 """Commands that save when they are asked to stop, and that the same command line resumes."""
 
@@ -49,122 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Models and data are local files: a request to a hub would hang on compute nodes without internet access.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     die_with_launcher()
-    options = parser().parse_args(arguments)
-    _listen_as_rank(options.command)
-    try:
-        if options.command == "doctor" and options.config is None:
-            return _doctor(None, options)
-        if options.command == "from-megatron":
-            print("\n".join(_call("from_megatron.from_megatron", options)))  # noqa: T201
-            return 0
-        config = load_config(options.config, options.overrides)
-        if options.command == "doctor":
-            return _doctor(config, options)
-        if options.command == "plan":
-            return _plan(config, options)
-        if options.command == "convert":
-            check_convert(config, options.role, options.checkpoint, options.output)
-            return _convert(config, options)
-        num_processes = _num_processes(config)
-        arithmetic = check_run(config, num_processes, CHECKED_AS[options.command])
-    except ConfigError as error:
-        # Under torchrun every rank gets here. One rank per node reports: a file may be missing on one node only.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"megatron-prime: {error}", file=sys.stderr)  # noqa: T201
-        return USAGE_ERROR
-    if options.command == "check":
-        print("\n".join([*arithmetic.lines(), "the configuration is sound"]))  # noqa: T201
-        return 0
-    if options.command == "train" and options.dry_run:
-        return _dry_run(options, config, arithmetic)
-    return _run(options, config, arithmetic)
-
-
-def _listen_as_rank(command: str) -> None:
-    """Listen early in a rank, so that a request during the start leads to the same exit code as later."""
-    if is_rank() and command in RESUMABLE:
-        listen()
+    options = parse(arguments)
+    if is_rank() and options.command in RESUMABLE:
+        listen()  # early, so that a request during the start leads to the same exit code as later
     accept_interrupts()
+    # Pydantic takes a while to import.
+    from megatron_prime.cli.commands import run_command
+    from megatron_prime.config.quiet import QUIET
 
-
-def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
-    """Import "module.function" of this package only now, and call it: most modules import torch and Megatron."""
-    module, _, name = function.partition(".")
-    return getattr(import_module(f"megatron_prime.cli.{module}"), name)(*arguments)
-
-
-def _doctor(config: PrimeConfig | None, options: argparse.Namespace) -> int:
-    from megatron_prime.preflight.doctor import doctor
-
-    return doctor(config, options.timeout_s)
-
-
-def _dry_run(options: argparse.Namespace, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
-    output = None if options.dry_run == "-" else Path(options.dry_run)
-    lines = _call("dry_run.dry_run", config, arithmetic, options.config, options.overrides, output)
-    print("\n".join(lines))  # noqa: T201
-    return 0
-
-
-def _run(options: argparse.Namespace, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
-    is_resumable = options.command in RESUMABLE
-    if not is_rank() and arithmetic.num_processes > 1:
-        words = [options.command, str(options.config), *options.overrides]
-        return launch(words, arithmetic.num_processes, is_resumable)
-    if is_resumable:
-        listen()
-    return _guarded(lambda: _call(RANK_FUNCTIONS[options.command], config, arithmetic))
-
-
-def _convert(config: PrimeConfig, options: argparse.Namespace) -> int:
-    if os.environ.get("RANK", "0") != "0":
-        return 0  # a single process reads and writes, and starts workers of its own
-    settings = (options.role, options.checkpoint, options.output, options.dtype, options.workers)
-    return _guarded(lambda: _call("convert.convert", config, *settings, options.compare_logits))
-
-
-def _plan(config: PrimeConfig, options: argparse.Namespace) -> int:
-    try:
-        return _call("plan.plan", config, options)
-    except ValueError as error:
-        raise ConfigError("plan", str(error).splitlines()) from error
-
-
-def _guarded(run: Callable[[], None]) -> int:
-    """Run a command and return its exit code.
-
-    Errors that a user can fix are printed as one line; any other exception is a bug and keeps its traceback.
-    """
-    try:
-        run()
-    except RunStopped as stopped:
-        # The launcher asks all ranks again once the first has ended, while this one may still be leaving the job.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if os.environ.get("RANK", "0") == "0":
-            print(stopped, flush=True)  # noqa: T201
-        return STOPPED
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        if os.environ.get("MEGATRON_PRIME_TRACEBACK"):
-            raise
-        rank = os.environ.get("RANK", "0")
-        # Most errors occur on all ranks alike, so only rank 0 prints the whole message.
-        text = f"{error}\n  (MEGATRON_PRIME_TRACEBACK=1 shows where)" if rank == "0" else str(error)[:200]
-        print(f"megatron-prime, rank {rank}: {type(error).__name__}: {text}", file=sys.stderr)  # noqa: T201
-        return _exit_code(error)
-    return 0
-
-
-def _exit_code(error: Exception) -> int:
-    """Return the exit code of a run that ended with this error."""
-    if "torch" not in sys.modules:
-        return RUN_ERROR
-    from megatron_prime.parallel.peer_loss import EXIT_CODE, is_peer_loss
-
-    return EXIT_CODE if is_peer_loss(error) else RUN_ERROR
-
-
-def _num_processes(config: PrimeConfig) -> int:
-    """Return the number of processes of the job, from torchrun or Slurm if started by one, else the configuration."""
-    if is_rank():
-        return int(os.environ["WORLD_SIZE"])
-    return config.parallel.num_processes or config.parallel.min_processes
+    if options.quiet:
+        os.environ[QUIET] = "1"  # ranks that this process starts inherit it
+    return run_command(options)

@@ -1,10 +1,10 @@
 """The command `megatron-prime plan`: prints the memory and time of a run and recommends layouts."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_prime.cli.arguments import Options
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.progress import Progress
@@ -26,7 +26,7 @@ DOES_NOT_FIT = 3
 """Exit code of a plan that does not fit."""
 
 
-def plan(config: PrimeConfig, options: argparse.Namespace) -> int:
+def plan(config: PrimeConfig, options: Options) -> int:
     """Print the plan and the recommended layouts.
 
     Returns:
@@ -57,7 +57,7 @@ def plan(config: PrimeConfig, options: argparse.Namespace) -> int:
     return 0 if memory.fits else DOES_NOT_FIT
 
 
-def _planned_run(config: PrimeConfig, options: argparse.Namespace) -> PlannedRun:
+def _planned_run(config: PrimeConfig, options: Options) -> PlannedRun:
     changes = {}
     for text in options.gpu_set:
         key, equals, value = text.partition("=")

@@ -1,10 +1,12 @@
 """Turn validation errors into messages that a user can act on: the option, the value given, the values allowed."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from megatron_prime.config.other_names import our_names
 
 _ALLOWED = {
     "string_type": "a string",
@@ -46,7 +48,7 @@ def _describe(fault: Mapping[str, Any], root: type[BaseModel], known: set[str]) 
     key = _dotted(location)
     kind = fault["type"]
     if kind == "extra_forbidden":
-        return [f"unknown key {key}{_suggestion(key, known)}"]
+        return _describe_unknown(key, fault["input"], known)
     if kind == "missing":
         return _describe_missing(location, root)
     if kind == "value_error":
@@ -76,19 +78,57 @@ def _value_type(annotation: object) -> object:
     return get_args(annotation)[1] if get_origin(annotation) is dict else annotation
 
 
-def _suggestion(key: str, known: set[str]) -> str:
-    """Return a hint with the most similar key: in the same table, else of the same name elsewhere, else any."""
-    table, _, name = key.rpartition(".")
-    siblings = {
-        path.removeprefix(f"{table}.").partition(".")[0]: path for path in known if _in_table(path, table)
-    }
+def _describe_unknown(key: str, value: object, known: set[str]) -> list[str]:
+    """Return a line for an unknown key, or for each key of an unknown table that another system gives that name."""
+    inner = [path for path in _leaves(key, value) if path != key and our_names(path)]
+    if inner and not _near_sibling(key, known, cutoff=0.8):
+        return [f"unknown key {path}{_did_you_mean(our_names(path))}" for path in inner]
+    return [f"unknown key {key}{_did_you_mean(_similar(key, known))}"]
+
+
+def _leaves(key: str, value: object) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for name, member in value.items():
+            yield from _leaves(f"{key}.{name}", member)
+    else:
+        yield key
+
+
+def _did_you_mean(keys: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(keys)}?" if keys else ""
+
+
+def key_suggestions(key: str) -> Sequence[str]:
+    """Return the keys that a user may have meant: the key itself if it exists, else similar or translated ones."""
+    from megatron_prime.config.run import PrimeConfig  # it imports tables that import this module's package
+
+    known = set(dotted_keys(PrimeConfig))
+    return [key] if key in known else _similar(key, known)
+
+
+def _similar(key: str, known: set[str]) -> Sequence[str]:
+    """Return the most similar key: in the same table, else another system's name, else the same name elsewhere."""
     # A typing error within the right table is more likely than a key in the wrong table.
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    near = _near_sibling(key, known)
     if near:
-        return f"; did you mean {table + '.' if table else ''}{near[0]}?"
-    elsewhere = sorted(path for path in known if path.rpartition(".")[2] == name)
-    near = elsewhere or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+        return near
+    elsewhere = sorted(path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2])
+    # A key of ours in a wrong table keeps its name, unless the table belongs to another system: `actor.lr`.
+    translated = our_names(key)
+    if translated and (
+        not elsewhere or key.partition(".")[0] not in {path.partition(".")[0] for path in known}
+    ):
+        return translated
+    return elsewhere or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+
+
+def _near_sibling(key: str, known: set[str], cutoff: float = 0.6) -> list[str]:
+    table, _, name = key.rpartition(".")
+    prefix = f"{table}." if table else ""
+    siblings = {path.removeprefix(prefix).partition(".")[0] for path in known if _in_table(path, table)}
+    # Another system's exact name is no typing error of a similar one of ours.
+    cutoff = max(cutoff, 0.8 if our_names(key) else 0.0)
+    return [prefix + match for match in difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=cutoff)]
 
 
 def _in_table(path: str, table: str) -> bool:

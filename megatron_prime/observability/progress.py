@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from megatron_prime.config.quiet import is_quiet
+
 Advance = Callable[[int], None]
 """Called with the number of units that have been completed since the last call."""
 
@@ -32,7 +34,8 @@ class Progress:
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
         self._console = console or _CONSOLE
-        self._enabled = enabled
+        self._enabled = enabled and not is_quiet()
+        self._warns = enabled
 
     def line(self, text: str) -> None:
         """Print one line without markup, above the progress bars if there are any."""
@@ -41,7 +44,8 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Print a line that begins with WARNING."""
-        self.line(f"WARNING: {text}")
+        if self._warns:
+            self._console.print(f"WARNING: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def table(self, table: Table) -> None:
         """Print a table."""

@@ -1,0 +1,25 @@
+"""Errors during a run are one line with an exit code; bugs keep their traceback."""
+
+import pytest
+
+from megatron_prime.cli.commands import _guarded
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("too wide"), OSError("disk full"), FloatingPointError("gradient")]
+)
+def test_an_error_during_the_run_is_one_line_with_code_1(capsys, monkeypatch, error):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.delenv("MEGATRON_PRIME_TRACEBACK", raising=False)
+    assert _guarded(fail) == 1
+    assert f"megatron-prime, rank 0: {type(error).__name__}: {error}" in capsys.readouterr().err
+    monkeypatch.setenv("MEGATRON_PRIME_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        _guarded(fail)
+
+
+def test_an_unexpected_error_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        _guarded(lambda: {}["absent"])
