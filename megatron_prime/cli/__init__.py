@@ -1,6 +1,7 @@
 """The `megatron-prime` command; the one place where engines, transports and platforms are chosen.
 
-- `main`: parses the command line, checks the configuration, and dispatches
+- `main`: parses the command line before anything slow is imported
+- `commands`: checks the configuration and calls the function of the command
 - `arguments`: the arguments of all commands
 - `launch`: starts the ranks of a job on one machine
 - `assemble`: builds topology, engine, verifier and weight sync from the configuration

@@ -7,6 +7,8 @@
 - `section`: the base class of tables and common field types
 - `loading`: reads a TOML file and command-line overrides
 - `faults`: turns validation errors into messages
+- `other_names`: the names that other systems give to our options
+- `quiet`: the switch of `--quiet`
 - `arithmetic`: batch sizes and numbers of updates that follow from a configuration
 - `model_options`: the tables that models and their optimizers take together
 """
