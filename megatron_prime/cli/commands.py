@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.cli.arguments import Options
-from megatron_prime.cli.launch import is_rank, launch
+from megatron_prime.cli.arguments import USAGE_ERROR, Options
+from megatron_prime.cli.launch import RESUMABLE, is_rank, launch
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.run import PrimeConfig
@@ -22,7 +22,6 @@ from megatron_prime.preflight.checks import check_convert, check_run
 from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
 from megatron_prime.training.health.stop import RunStopped, listen
 
-USAGE_ERROR = 2
 RUN_ERROR = 1
 CHECKED_AS = {
     "train": "train",
@@ -39,8 +38,6 @@ RANK_FUNCTIONS = {
     "eval-prm": "evaluate_prm.evaluate_prm",
 }
 """Command that runs on every rank -> its module and function."""
-RESUMABLE = ("train",)
-"""Commands that save when they are asked to stop, and that the same command line resumes."""
 
 
 def run_command(options: Options) -> int:

@@ -7,11 +7,8 @@ import os
 from collections.abc import Sequence
 
 from megatron_prime.cli.arguments import parse
-from megatron_prime.cli.launch import accept_interrupts, die_with_launcher, is_rank
+from megatron_prime.cli.launch import RESUMABLE, accept_interrupts, die_with_launcher, is_rank
 from megatron_prime.training.health.stop import listen
-
-RESUMABLE = ("train",)
-"""Commands that save when they are asked to stop, and that the same command line resumes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     die_with_launcher()
     options = parse(arguments)
+    if isinstance(options, int):
+        return options
     if is_rank() and options.command in RESUMABLE:
         listen()  # early, so that a request during the start leads to the same exit code as later
     accept_interrupts()

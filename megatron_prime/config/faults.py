@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from megatron_prime.config.other_names import our_names
+from megatron_prime.config.other_names import not_needed, our_names
+from megatron_prime.config.section import Section
 
 _ALLOWED = {
     "string_type": "a string",
@@ -22,18 +23,18 @@ _ALLOWED = {
 """The values that a field allows, by pydantic's error type; every other message comes from pydantic."""
 
 
-def describe_faults(error: ValidationError, root: type[BaseModel]) -> list[str]:
+def describe_faults(error: ValidationError, root: type[Section]) -> list[str]:
     """Return one or more lines for each error, in the order of the schema, unknown keys last in their table."""
     known = set(dotted_keys(root))
     return [line for fault in error.errors(include_url=False) for line in _describe(fault, root, known)]
 
 
-def section_of(annotation: object) -> type[BaseModel] | None:
+def section_of(annotation: object) -> type[Section] | None:
     """Return the section class of a field that holds a whole table, else None."""
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def dotted_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
     """Yield every key that a configuration may set, such as `policy.lr`."""
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
@@ -43,7 +44,7 @@ def dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _describe(fault: Mapping[str, Any], root: type[BaseModel], known: set[str]) -> list[str]:
+def _describe(fault: Mapping[str, Any], root: type[Section], known: set[str]) -> list[str]:
     location = fault["loc"]
     key = _dotted(location)
     kind = fault["type"]
@@ -58,7 +59,7 @@ def _describe(fault: Mapping[str, Any], root: type[BaseModel], known: set[str]) 
     return [f"{key} = {_shown(fault['input'])}: must be {allowed}"]
 
 
-def _describe_missing(location: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
+def _describe_missing(location: tuple[str | int, ...], root: type[Section]) -> list[str]:
     """Return a line for each missing key with its documentation; for a missing table, for each required key in it."""
     section = root
     for name in location[:-1]:
@@ -68,7 +69,8 @@ def _describe_missing(location: tuple[str | int, ...], root: type[BaseModel]) ->
     field = section.model_fields[str(location[-1])]
     inner = section_of(field.annotation)
     if inner is None:
-        return [f"{_dotted(location)} is missing: {field.description or 'it has no default'}"]
+        texts = section.documentation()
+        return [f"{_dotted(location)} is missing: {texts.get(str(location[-1]), 'it has no default')}"]
     required = [name for name, member in inner.model_fields.items() if member.is_required()]
     return [line for name in required for line in _describe_missing((*location, name), root)]
 
@@ -80,6 +82,9 @@ def _value_type(annotation: object) -> object:
 
 def _describe_unknown(key: str, value: object, known: set[str]) -> list[str]:
     """Return a line for an unknown key, or for each key of an unknown table that another system gives that name."""
+    reason = not_needed(key)
+    if reason:
+        return [f"unknown key {key}: {reason}"]
     inner = [path for path in _leaves(key, value) if path != key and our_names(path)]
     if inner and not _near_sibling(key, known, cutoff=0.8):
         return [f"unknown key {path}{_did_you_mean(our_names(path))}" for path in inner]
@@ -112,14 +117,21 @@ def _similar(key: str, known: set[str]) -> Sequence[str]:
     near = _near_sibling(key, known)
     if near:
         return near
-    elsewhere = sorted(path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2])
-    # A key of ours in a wrong table keeps its name, unless the table belongs to another system: `actor.lr`.
-    translated = our_names(key)
-    if translated and (
-        not elsewhere or key.partition(".")[0] not in {path.partition(".")[0] for path in known}
-    ):
-        return translated
-    return elsewhere or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+    name = key.rpartition(".")[2]
+    elsewhere = sorted(path for path in known if path.rpartition(".")[2] == name)
+    # Whole keys are similar if they share their table alone, so their names are compared too.
+    similar = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+    named = [
+        path for path in similar if difflib.SequenceMatcher(None, path.rpartition(".")[2], name).ratio() > 0.6
+    ]
+    return _in_same_table(key, our_names(key), known) or elsewhere or named
+
+
+def _in_same_table(key: str, translated: Sequence[str], known: set[str]) -> Sequence[str]:
+    """Return the translations, or those that exist in the table of `key`: `sft.learning_rate` is `sft.lr`."""
+    table = key.rpartition(".")[0]
+    inside = sorted({f"{table}.{path.rpartition('.')[2]}" for path in translated} & known)
+    return inside or translated
 
 
 def _near_sibling(key: str, known: set[str], cutoff: float = 0.6) -> list[str]:

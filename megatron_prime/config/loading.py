@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from megatron_prime.config.faults import describe_faults, section_of
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.section import Section
 
 
 class ConfigError(ValueError):
@@ -63,7 +64,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"is not UTF-8 text: {error.reason} at byte {error.start}"]) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(path), [f"is not valid TOML: {error}"]) from error
+        kind = "YAML" if path.suffix in (".yaml", ".yml") else "JSON" if path.suffix == ".json" else None
+        hint = f"; it looks like {kind}, and a configuration is a TOML file (examples/)" if kind else ""
+        raise ConfigError(str(path), [f"is not valid TOML: {error}{hint}"]) from error
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -72,6 +75,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     names = [name.strip() for name in key.split(".")]
     if not equals or not all(names):
         raise ValueError(f"override {override!r} is not of the form section.key=value")
+    plain = override.lstrip("+~")
+    if plain != override:
+        raise ValueError(f"override {override!r}: a key is written without + or ~: {plain}")
     table = data
     for depth, name in enumerate(names[:-1]):
         table = table.setdefault(name, {})
@@ -98,7 +104,7 @@ def _parse_value(text: str, annotation: object) -> object:
     return value
 
 
-def _without_nones(table: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+def _without_nones(table: dict[str, Any], section: type[Section]) -> dict[str, Any]:
     """Return the table with the word `none` replaced by None for every field that may be unset."""
     cleaned: dict[str, Any] = {}
     for name, value in table.items():
@@ -114,7 +120,7 @@ def _without_nones(table: dict[str, Any], section: type[BaseModel]) -> dict[str,
 
 def _annotation_at(names: Sequence[str]) -> object:
     """Return the type of the field at a dotted path, or None for an unknown field, which validation reports."""
-    section: type[BaseModel] | None = PrimeConfig
+    section: type[Section] | None = PrimeConfig
     annotation: object = None
     for name in names:
         field = section.model_fields.get(name) if section else None

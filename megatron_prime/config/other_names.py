@@ -4,6 +4,8 @@ A name is looked up whole, then without its leading tables: `actor_rollout_ref.a
 `actor.optim.lr`. Hints alone come from here: no foreign name is accepted as an option.
 """
 
+from collections.abc import Iterator
+
 NAMES: dict[str, tuple[str, ...]] = {
     # Learning rates and optimizers
     "lr": ("policy.lr", "prm.lr"),
@@ -206,16 +208,91 @@ NAMES: dict[str, tuple[str, ...]] = {
     "checkpoint_dir": ("run_dir",),
     "log_dir": ("run_dir",),
     "data_seed": ("seed",),
+    # Short forms and further names
+    "evaluation.n": ("evaluation.samples_per_prompt",),
+    "val_kwargs.n": ("evaluation.samples_per_prompt",),
+    "eval.temperature": ("evaluation.temperature",),
+    "val_kwargs.temperature": ("evaluation.temperature",),
+    "prompt_length": ("rollout.max_prompt_tokens",),
+    "filter_overlong_prompts": ("rollout.max_prompt_tokens",),
+    "truncation": ("rollout.max_prompt_tokens",),
+    "max_len": (
+        "rollout.max_prompt_tokens",
+        "rollout.max_response_tokens",
+    ),
+    "rollout.max_length": ("rollout.max_response_tokens",),
+    "num_responses": ("rollout.group_size",),
+    "use_kl_in_reward": ("policy.kl_coef",),
+    "policy.kl": ("policy.kl_coef",),
+    "prm.kl": ("prm.beta",),
+    "clip": (
+        "policy.clip_low",
+        "policy.clip_high",
+    ),
+    "norm_adv_by_std_in_grpo": ("advantage.estimator",),
+    "scale_rewards": ("advantage.estimator",),
+    "max_num_gen_batches": ("filter.max_rounds",),
+    "reward_model.enable": ("prm.enabled",),
+    "reward_model.model.loss_type": ("prm.loss",),
+    "reward_model.loss_type": ("prm.loss",),
+    "prime_granularity": ("prm.granularity",),
+    "reward_model.mini_batch_size": ("prm.num_minibatches",),
+    "critic.model.path": ("prm.path",),
+    "prm.model": ("prm.path",),
+    "mask_truncated_completions": ("filter.overlong",),
+    "adam_offload": ("memory.offload_policy_optimizer",),
+    "actor_num_nodes": ("parallel.num_processes",),
+    "num_gpus": ("parallel.num_processes",),
+    "gpus": ("parallel.num_processes",),
+    "world_size": ("parallel.num_processes",),
+    "parallel.data": ("parallel.num_processes",),
+    "dp": ("parallel.num_processes",),
+    "model_path": ("model.path",),
+    "tokenizer": ("model.path",),
+    "tokenizer.path": ("model.path",),
+    "tokenizer_path": ("model.path",),
+    "tp": ("parallel.tensor",),
+    "rollout.tp": ("rollout.sglang.tensor",),
+    "pp": ("parallel.pipeline",),
+    "cp": ("parallel.context",),
+    "ep": ("parallel.expert",),
+    "data.path": ("data.train",),
+    "data.files": ("data.train",),
+    "dataset": ("data.train",),
+    "reward.function": ("reward.verifier",),
+    "reward.name": ("reward.verifier",),
+    "reward.url": ("reward.verifier",),
+    "checkpoint.dir": ("run_dir",),
+    "checkpoint.path": ("run_dir",),
+    "save_every": ("checkpoint.save_every",),
+    "save_interval": ("checkpoint.save_every",),
+    "eval_interval": ("trainer.eval_every",),
 }
 """Foreign name, in lower case with underscores -> our keys."""
+
+_METRICS = "metrics are always written to run_dir, for TensorBoard too"
+NOT_NEEDED: dict[str, str] = {
+    **dict.fromkeys(("logger", "report_to", "logging_steps", "project_name", "experiment_name"), _METRICS),
+    **dict.fromkeys(("use_wandb", "wandb", "wandb_project", "wandb_enabled", "use_tensorboard"), _METRICS),
+    "zero_stage": "the optimizer's states are always distributed over data-parallel ranks",
+}
+"""Foreign name, in lower case with underscores -> the reason why there is no such key."""
 
 
 def our_names(foreign: str) -> tuple[str, ...]:
     """Return our keys for another system's key; empty if it is not known."""
-    parts = foreign.lower().replace("-", "_").lstrip("+~_").split(".")
     # The longest end that is known says most: `reward_model.optim.lr` is not the policy's.
-    for start in range(len(parts)):
-        ours = NAMES.get(".".join(parts[start:]))
-        if ours:
-            return ours
-    return ()
+    return next((NAMES[end] for end in _ends(foreign) if end in NAMES), ())
+
+
+def not_needed(foreign: str) -> str | None:
+    """Return why another system's key has no counterpart; None if it has one, or is not known."""
+    return next(
+        (NOT_NEEDED[name] for end in _ends(foreign) for name in end.split(".") if name in NOT_NEEDED), None
+    )
+
+
+def _ends(foreign: str) -> Iterator[str]:
+    """Yield a dotted name in lower case with underscores, then without its leading tables."""
+    parts = foreign.lower().replace("-", "_").lstrip("+~_").split(".")
+    yield from (".".join(parts[start:]) for start in range(len(parts)))

@@ -1,6 +1,10 @@
 """The base class of all tables of the configuration, and common field types."""
 
+import ast
+import inspect
 import re
+import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -29,5 +33,19 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 class Section(BaseModel):
     """A frozen table of the configuration that refuses unknown keys."""
 
-    # use_attribute_docstrings makes the string below a field its description, which error messages quote.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def documentation(cls) -> dict[str, str]:
+        """Return the documentation of each field: the string below it, in this class or in one that it extends."""
+        # Pydantic's use_attribute_docstrings would read the sources of all tables at every start of the command.
+        texts: dict[str, str] = {}
+        for base in reversed(cls.__mro__[: cls.__mro__.index(Section)]):
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(definition, ast.ClassDef)
+            for field, below in pairwise(definition.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    text = below.value if isinstance(below, ast.Expr) else None
+                    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                        texts[field.target.id] = inspect.cleandoc(text.value)
+        return texts

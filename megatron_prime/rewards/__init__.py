@@ -16,7 +16,6 @@ it.
 
 from megatron_prime.rewards import exact_match, user_function
 from megatron_prime.rewards.code.verifier import CodeVerifier
-from megatron_prime.rewards.math.answer import MathVerifier
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.selection import RewardPools
 from megatron_prime.rewards.verifier import (
@@ -28,8 +27,16 @@ from megatron_prime.rewards.verifier import (
     register,
 )
 
+
+def _math() -> Verifier:
+    # Its notations are slow to import, and the checks of a configuration need the names of verifiers alone.
+    from megatron_prime.rewards.math.answer import MathVerifier
+
+    return MathVerifier()
+
+
 register("exact_match", exact_match.ExactMatch)
-register("math", MathVerifier)
+register("math", _math)
 register("code", CodeVerifier)
 register("function", user_function.UserFunction)
 

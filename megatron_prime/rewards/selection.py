@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
 from megatron_prime.config.tables.reward import RewardConfig
-from megatron_prime.rewards.http_endpoint import HttpEndpoint
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.user_function import FUNCTION
 from megatron_prime.rewards.verifier import VerificationOutcome
@@ -99,6 +98,9 @@ class RewardPools:
 def build_pool(spec: str, reward: RewardConfig) -> Pool:
     """Build the verifier that `spec` names: a registered name, an import path, or a URL."""
     if spec.startswith(("http://", "https://")):
+        # httpx is slow to import, and the checks of a configuration import this module.
+        from megatron_prime.rewards.http_endpoint import HttpEndpoint
+
         return HttpEndpoint(spec, reward.http)
     settings: dict[str, Any] = {}
     name, timeout_s = spec, reward.timeout_s

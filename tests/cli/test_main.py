@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_prime import __version__
 from megatron_prime.cli import main
+from megatron_prime.config.quiet import QUIET
 from tests.support import deadlines
+from tests.support.sparse_weights import write_weights
 from tests.support.toy_runs import CONFIG, environment
 
 SHAPE = {
@@ -24,41 +27,42 @@ SHAPE = {
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6,
 }
-FRAMEWORKS = ("torch", "megatron", "transformers", "numpy")
-PROGRAM = (
-    "import sys; from megatron_prime.cli import main; code = main(); "
-    f"loaded = [name for name in {FRAMEWORKS} if name in sys.modules]; "
-    "assert not loaded, loaded; sys.exit(code)"
-)
+PROGRAM = """
+import contextlib, io, json, sys
+from megatron_prime.cli import main
+
+results = {}
+for name, arguments in json.load(sys.stdin).items():
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = main(arguments)
+    loaded = sorted({"torch", "megatron", "transformers", "numpy", "httpx"} & set(sys.modules))
+    results[name] = {"code": code, "out": output.getvalue(), "err": errors.getvalue(), "loaded": loaded}
+json.dump(results, sys.stdout)
+"""
+"""Runs command lines, {name: arguments}, one after the other, and prints what each returned, wrote and imported."""
+
+
+def write_workspace(folder: Path) -> None:
+    """Write files with which every command passes its checks."""
+    for name in ("sft", "task"):
+        (folder / name).mkdir()
+    (folder / "sft/config.json").write_text(json.dumps(SHAPE))
+    write_weights(folder / "sft")
+    (folder / "sft/tokenizer.json").write_text("{}")
+    for name in ("train", "heldout", "sft", "benchmark"):
+        (folder / f"task/{name}.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    (folder / "run.toml").write_text(CONFIG)
 
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Path:
     """Enter a folder in which every command passes its checks."""
     monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", QUIET):
         monkeypatch.delenv(name, raising=False)
-    for folder in ("sft", "task"):
-        Path(folder).mkdir()
-    Path("sft/config.json").write_text(json.dumps(SHAPE))
-    Path("sft/model.safetensors").write_bytes(b"weights")
-    Path("sft/tokenizer.json").write_text("{}")
-    for name in ("train", "heldout", "sft", "benchmark"):
-        Path(f"task/{name}.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
-    Path("run.toml").write_text(CONFIG)
+    write_workspace(tmp_path)
     return tmp_path
-
-
-def torch_free(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process that fails if a framework is imported."""
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=deadlines.seconds(60),
-        check=False,
-    )
 
 
 FAULTS = {
@@ -95,86 +99,97 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "fault"), FAULTS.values(), ids=FAULTS.keys())
-def test_an_error_is_one_line_with_code_2_before_torch_is_imported(workspace, overrides, fault):
-    before = sorted(workspace.rglob("*"))
-    finished = torch_free("train", "run.toml", *overrides)
-    assert finished.returncode == 2, finished.stderr
-    assert finished.stdout == ""
-    assert "Traceback" not in finished.stderr
-    _, *faults = finished.stderr.splitlines()
-    assert [fault in line for line in faults].count(True) == 1, finished.stderr
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> dict[str, Any]:
+    """Run each faulty command line in one process that imports what each needs, and return the results."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_workspace(folder)
+    before = sorted(folder.rglob("*"))
+    lines = {name: ["train", "run.toml", *overrides] for name, (overrides, _) in FAULTS.items()}
+    lines["--version"] = ["--version"]
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=folder,
+        env=environment(),
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        timeout=deadlines.seconds(60),
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert sorted(folder.rglob("*")) == before
+    return json.loads(process.stdout)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_error_is_one_line_with_code_2_before_torch_is_imported(finished, name):
+    result = finished[name]
+    assert (result["code"], result["out"], result["loaded"]) == (2, "", [])
+    _, *faults = result["err"].splitlines()
+    overrides, fault = FAULTS[name]
+    assert [fault in line for line in faults].count(True) == 1, faults
     assert all(line.startswith("  - ") for line in faults)
     # Heads, KV heads and FFN are one error each; every other case has one error.
-    assert len(faults) == (2 if "parallel.tensor=4" in overrides else 1), finished.stderr
-    assert sorted(workspace.rglob("*")) == before
+    assert len(faults) == (2 if "parallel.tensor=4" in overrides else 1), faults
 
 
-def test_all_errors_are_reported_at_once(workspace):
-    finished = torch_free("train", "run.toml", "parallel.pipeline=2", "reward.verifier=x", "data.train=[]")
-    assert finished.returncode == 2
-    assert len(finished.stderr.splitlines()) == 4
+def test_the_version_is_printed(finished):
+    assert finished["--version"]["code"] == 0
+    assert __version__ in finished["--version"]["out"]
 
 
-def test_a_missing_file_and_invalid_usage_have_code_2(workspace):
-    assert torch_free("train", "absent.toml").returncode == 2
-    assert torch_free("trian", "run.toml").returncode == 2
-    assert torch_free("train").returncode == 2
-    assert __version__ in torch_free("--version").stdout
+def test_all_errors_are_reported_at_once(workspace, capsys):
+    assert main(["train", "run.toml", "parallel.pipeline=2", "reward.verifier=x", "data.train=[]"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
-def test_check_prints_the_arithmetic_and_imports_no_framework(workspace):
-    finished = torch_free("check", "run.toml", "parallel.tensor=3", "parallel.num_processes=6")
-    assert finished.returncode == 0, finished.stderr
-    assert "processes   6 = tensor 3 x pipeline 1 x " in finished.stdout
-    assert "8 prompts x 4 responses = 32 responses per step" in finished.stdout
-    assert finished.stdout.endswith("the configuration is sound\n")
+@pytest.mark.parametrize("arguments", ["train absent.toml", "trian run.toml", "train", ""])
+def test_a_missing_file_and_invalid_usage_have_code_2(arguments, workspace, capsys):
+    assert main(arguments.split()) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_check_prints_the_arithmetic(workspace, capsys):
+    assert main(["check", "run.toml", "parallel.tensor=3", "parallel.num_processes=6"]) == 0
+    output = capsys.readouterr().out
+    assert "processes   6 = tensor 3 x pipeline 1 x " in output
+    assert "8 prompts x 4 responses = 32 responses per step" in output
+    assert output.endswith("the configuration is sound\n")
 
 
 @pytest.mark.parametrize(("command", "key"), [("eval", "data.evaluation"), ("sft", "sft.data")])
-def test_each_command_checks_the_data_that_it_reads(workspace, command, key):
-    finished = torch_free(command, "run.toml", f'{key}=["absent.jsonl"]', "sft.output=new")
-    assert finished.returncode == 2
-    assert f"{key}: absent.jsonl does not exist" in finished.stderr
+def test_each_command_checks_the_data_that_it_reads(workspace, command, key, capsys):
+    assert main([command, "run.toml", f'{key}=["absent.jsonl"]', "sft.output=new"]) == 2
+    assert f"{key}: absent.jsonl does not exist" in capsys.readouterr().err
 
 
-def test_world_size_overrides_the_configured_number_of_processes(workspace):
-    ranked = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}
-    finished = torch_free("train", "run.toml", "parallel.tensor=2", **ranked)
-    assert finished.returncode == 2
-    assert "3 processes are not a multiple of" in finished.stderr
+def test_world_size_overrides_the_configured_number_of_processes(workspace, monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["eval", "run.toml", "parallel.tensor=2"]) == 2
+    assert "3 processes are not a multiple of" in capsys.readouterr().err
 
 
-def test_only_local_rank_0_reports_configuration_errors(workspace):
-    finished = torch_free("train", "run.toml", "policy.lrr=1", RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
-    assert (finished.returncode, finished.stderr) == (2, "")
+def test_only_local_rank_0_reports_configuration_errors(workspace, monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["eval", "run.toml", "policy.lrr=1"]) == 2
+    assert capsys.readouterr().err == ""
 
 
-def test_main_can_be_called_from_python(workspace, capsys):
-    assert main(["check", "run.toml"]) == 0
-    assert "the configuration is sound" in capsys.readouterr().out
+def test_quiet_prints_faults_alone(workspace, monkeypatch, capsys):
+    monkeypatch.setenv(QUIET, "0")  # restored after the test, which sets it
+    assert main(["check", "--quiet", "run.toml"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["check", "-q", "run.toml", "policy.lrr=1"]) == 2
+    assert "unknown key policy.lrr" in capsys.readouterr().err
 
 
-def test_quiet_prints_no_arithmetic_but_faults(workspace):
-    assert torch_free("check", "--quiet", "run.toml").stdout == ""
-    assert "unknown key policy.lrr" in torch_free("check", "-q", "run.toml", "policy.lrr=1").stderr
-
-
-def test_help_imports_no_configuration():
-    code = (
-        "import sys\nfrom megatron_prime.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\nassert 'pydantic' not in sys.modules"
-    )
-    finished = subprocess.run([sys.executable, "-c", code], check=False, env=environment(), timeout=60)
-    assert finished.returncode == 0
-
-
-def test_keys_are_completed(workspace):
-    code = "import sys; sys.argv[0] = 'megatron-prime'; from megatron_prime.cli import main; main()"
-    variables = environment(
-        _MEGATRON_PRIME_COMPLETE="bash_complete", COMP_WORDS="megatron-prime check policy.l", COMP_CWORD="2"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", code], check=False, env=variables, timeout=60, capture_output=True, text=True
-    )
-    assert "plain,policy.lr=" in finished.stdout.splitlines()
+def test_keys_are_completed(workspace, monkeypatch, capsys):
+    variables = {"_MEGATRON_PRIME_COMPLETE": "bash_complete", "COMP_CWORD": "2"}
+    for name, value in {**variables, "COMP_WORDS": "megatron-prime check policy.l"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main([])
+    assert "plain,policy.lr=" in capsys.readouterr().out.splitlines()

@@ -1,13 +1,12 @@
 import pytest
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from megatron_prime.config.faults import describe_faults, dotted_keys, section_of
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.section import Section
 
 
-class Inner(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
+class Inner(Section):
     size: int
     """How big."""
     name: str = "x"
@@ -19,9 +18,7 @@ class Inner(BaseModel):
         return self
 
 
-class Outer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class Outer(Section):
     inner: Inner
     flag: bool = False
 
