@@ -8,6 +8,7 @@ All but `checkpoint` and `convert` use the standard library only, so that a logi
 - `families/`: one file per supported `model_type`: its parameter table and how its config.json is read
 - `training_limits`: models and layouts that cannot be trained; used by `check` and by the model builder
 - `weight_files`: the format of the weights in a model folder
+- `headers`: reads the headers of safetensors files and compares them with a model
 - `layouts`: splits one table row over tensor-parallel ranks
 - `mapping`: all parameters of a rank, all tensors of a checkpoint, all shards of an engine
 - `checkpoint`: reads and writes safetensors checkpoints slice by slice

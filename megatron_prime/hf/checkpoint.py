@@ -21,10 +21,8 @@ from typing import BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from megatron_prime.hf.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, misfit, read_headers
 from megatron_prime.observability.durable import sync_path
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 
 # Files besides the weights that make a checkpoint usable. A source need not have all of them.
 COMPANION_FILES = (
@@ -54,27 +52,23 @@ class HFCheckpointReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise ValueError(f"{self.path} is not a directory: give the directory of an HF checkpoint")
-        self._file_of = self._read_index()
-        # Opening a file reads its header only, which finds missing and truncated files before any weight is loaded.
-        self._handles = {name: self._open(name) for name in sorted(set(self._file_of.values()))}
-        for tensor, file_name in self._file_of.items():
-            if tensor not in self._handles[file_name].keys():  # noqa: SIM118 - a handle is not a mapping
-                raise ValueError(f"{self.path / file_name} lacks {tensor}, which the index puts there")
+        # Headers show missing and truncated files before any weight is loaded.
+        self._headers = read_headers(self.path)
+        names = sorted({header.file_name for header in self._headers.values()})
+        self._handles = {name: self._open(name) for name in names}
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""
-        return tuple(sorted(self._file_of))
+        return tuple(sorted(self._headers))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header alone. Raises ValueError if there is no such tensor."""
-        return tuple(self._slice(name).get_shape())
+        return self._header(name).shape
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the dtype of a tensor, from the header alone. Raises ValueError unless it is fp32, fp16 or bf16."""
-        code = self._slice(name).get_dtype()
+        code = self._header(name).dtype
         if code not in _DTYPES:
             raise ValueError(f"{name} in {self.path} has dtype {code}; only {', '.join(_DTYPES)} can be read")
         return _DTYPES[code]
@@ -91,54 +85,25 @@ class HFCheckpointReader:
         return self._slice(name)[window] if dim == 0 else self._slice(name)[:, window]
 
     def check_against(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise one ValueError that lists all tensors that are missing, unexpected, or differ in shape from `expected`.
-
-        Rotary inv_freq buffers are ignored, and so is an lm_head.weight where `expected` has none: many tools write
-        the copy of tied embeddings too.
-        """
-        present = set(self._file_of)
-        tolerated = {name for name in present if name.endswith("rotary_emb.inv_freq")} | {"lm_head.weight"}
-        missing = sorted(expected.keys() - present)
-        extra = sorted(present - expected.keys() - tolerated)
-        wrong = [
-            f"{name} is {self.shape_of(name)} and should be {shape}"
-            for name, shape in expected.items()
-            if name in present and self.shape_of(name) != shape
-        ]
-        faults = [
-            f"{title} ({len(items)}): {', '.join(items[:8])}{', ...' if len(items) > 8 else ''}"
-            for title, items in (("missing", missing), ("unexpected", extra), ("wrong shape", wrong))
-            if items
-        ]
-        if faults:
-            raise ValueError(f"{self.path} does not fit its model; {'; '.join(faults)}")
-
-    def _read_index(self) -> dict[str, str]:
-        index_path, single_path = self.path / INDEX_NAME, self.path / SINGLE_NAME
-        if index_path.is_file():
-            try:
-                return dict(json.loads(index_path.read_text())["weight_map"])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{index_path} is not a safetensors index: {error!r}") from error
-        if single_path.is_file():
-            return dict.fromkeys(self._open(SINGLE_NAME).keys(), SINGLE_NAME)
-        raise ValueError(f"{self.path} has neither {INDEX_NAME} nor {SINGLE_NAME}")
+        """Raise one ValueError that lists all tensors that do not fit `expected`; see `hf.headers.misfit`."""
+        fault = misfit(self._headers, expected)
+        if fault:
+            raise ValueError(f"{self.path} does not fit its model; {fault}")
 
     def _open(self, file_name: str):  # noqa: ANN202 - safetensors exports no type for its handle
         path = self.path / file_name
-        if not path.is_file():
-            raise ValueError(
-                f"{path} is missing, though {INDEX_NAME} names it: download the checkpoint again"
-            )
         try:
             return safe_open(path, framework="pt", device="cpu")
         except SafetensorError as error:
             raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
 
     def _slice(self, name: str):  # noqa: ANN202 - as above
-        if name not in self._file_of:
+        return self._handles[self._header(name).file_name].get_slice(name)
+
+    def _header(self, name: str) -> TensorHeader:
+        if name not in self._headers:
             raise ValueError(f"there is no tensor {name} in {self.path}")
-        return self._handles[self._file_of[name]].get_slice(name)
+        return self._headers[name]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.headers import misfit, read_headers
+from megatron_prime.hf.mapping import hf_tensors
+from megatron_prime.hf.shape import ModelShape
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """File in a model folder whose content names the folder of the weights in Megatron's format."""
@@ -39,9 +42,21 @@ def megatron_weights(folder: Path) -> Path | None:
     return weights
 
 
-def check_weights(folder: Path) -> None:
-    """Raise ModelFolderError unless the folder holds weights that training can load."""
-    if megatron_weights(folder) is None and not any(folder.glob("*.safetensors")):
+def check_weights(folder: Path, shape: ModelShape | None) -> None:
+    """Raise ModelFolderError unless the folder holds weights that training can load.
+
+    Their names, shapes and dtypes are compared with a model of this shape, unless it is None because it is unknown.
+    """
+    if megatron_weights(folder) is not None:
+        return
+    if not any(folder.glob("*.safetensors")):
         raise ModelFolderError(
             folder, "no *.safetensors file; convert other weight formats to safetensors first"
         )
+    try:
+        headers = read_headers(folder)
+    except ValueError as error:
+        raise ModelFolderError(folder, str(error)) from error
+    fault = misfit(headers, hf_tensors(shape)) if shape is not None else None
+    if fault:
+        raise ModelFolderError(folder, f"the weights do not fit config.json; {fault}")

@@ -37,9 +37,14 @@ def model_faults(config: PrimeConfig, command: str) -> Iterator[str]:
 
 def folder_faults(key: str, folder: Path) -> Iterator[str]:
     """Yield why a model folder, the value of the option `key`, cannot be read."""
-    for check in (read_shape, check_weights) if folder.is_dir() else (read_shape,):
+    shape = None
+    try:
+        shape = read_shape(folder)
+    except ModelFolderError as error:
+        yield f"{key} = {folder}: {error.reason}"
+    if folder.is_dir():
         try:
-            check(folder)
+            check_weights(folder, shape)
         except ModelFolderError as error:
             yield f"{key} = {folder}: {error.reason}"
 

@@ -8,6 +8,7 @@ import pytest
 from megatron_prime.cli import main
 from megatron_prime.cli.from_megatron import toml_text
 from megatron_prime.config import load_config
+from tests.support.sparse_weights import write_weights
 
 MODEL = {
     "model_type": "qwen2",
@@ -33,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL))
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    write_weights(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     (tmp_path / "train.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
     return tmp_path

@@ -3,7 +3,13 @@
 import pytest
 
 from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.mapping import hf_tensors
+from megatron_prime.hf.shape import ModelShape
 from megatron_prime.hf.weight_files import TRACKER, check_weights, megatron_weights
+from tests.preflight.workspace import SHAPE as CONFIG
+from tests.support.sparse_weights import write_file
+
+SHAPE = ModelShape.from_hf_config(CONFIG)
 
 
 @pytest.mark.parametrize(("word", "name"), [("release", "release"), ("500\n", "iter_0000500")])
@@ -14,16 +20,29 @@ def test_the_tracker_names_the_folder(word, name, tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / ".metadata").touch()
     assert megatron_weights(tmp_path) == tmp_path / name
-    check_weights(tmp_path)
+    check_weights(tmp_path, SHAPE)
 
 
 def test_an_hf_folder_is_of_another_format(tmp_path):
-    (tmp_path / "model.safetensors").touch()
+    write_file(tmp_path / "model.safetensors", hf_tensors(SHAPE))
     assert megatron_weights(tmp_path) is None
-    check_weights(tmp_path)
+    check_weights(tmp_path, SHAPE)
+
+
+def test_weights_of_another_model_and_damaged_ones_are_refused(tmp_path):
+    shapes = hf_tensors(SHAPE)
+    file = write_file(tmp_path / "model.safetensors", shapes | {"model.norm.weight": (31,)})
+    with pytest.raises(
+        ModelFolderError, match=r"do not fit config.json; wrong shape \(1\): model.norm.weight"
+    ):
+        check_weights(tmp_path, SHAPE)
+    check_weights(tmp_path, None)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ModelFolderError, match="not a complete safetensors file: 1 of "):
+        check_weights(tmp_path, None)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ModelFolderError, match=r"no \*\.safetensors file"):
-        check_weights(tmp_path)
+        check_weights(tmp_path, SHAPE)

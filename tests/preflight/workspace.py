@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from megatron_prime.config import ConfigError, load_config
+from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.preflight.checks import check_run
+from tests.support.sparse_weights import write_file, write_weights
 
 SHAPE: dict[str, Any] = {
     "model_type": "qwen2",
@@ -27,7 +29,10 @@ def write_model(folder: Path, **changes) -> Path:
     folder.mkdir(exist_ok=True)
     shape = {key: value for key, value in {**SHAPE, **changes}.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(shape))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    try:
+        write_weights(folder)
+    except ModelFolderError:  # a model that is refused: any file is as good
+        write_file(folder / "model.safetensors", {"weight": (1,)})
     (folder / "tokenizer.json").write_text("{}")
     return folder
 

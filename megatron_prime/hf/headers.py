@@ -1,0 +1,130 @@
+"""Read the headers of the safetensors files in a model folder, and compare them with a model. Standard library only.
+
+A file is an 8-byte header length, a JSON header with dtype, shape and offsets of each tensor, and the bytes. A header
+tells whether the file is complete, so missing and truncated files are found before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+READABLE_DTYPES = ("F32", "F16", "BF16")
+"""Dtypes of weights that can be loaded, by their codes in a header."""
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_MAX_HEADER_BYTES = 100_000_000
+"""Limit of the safetensors library."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """Facts about a tensor in a file."""
+
+    file_name: str
+    dtype: str
+    """Its code in the header, such as BF16."""
+    shape: tuple[int, ...]
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Return the header of each tensor of a checkpoint, in one file or in those that its index names.
+
+    Raises:
+        ValueError: If the folder, its index, or a file that the index names is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a directory: give the directory of an HF checkpoint")
+    index_path, single_path = folder / INDEX_NAME, folder / SINGLE_NAME
+    if not index_path.is_file():
+        if not single_path.is_file():
+            raise ValueError(f"{folder} has neither {INDEX_NAME} nor {SINGLE_NAME}")
+        return _file_headers(single_path)
+    file_of = _weight_map(index_path)
+    headers = {name: _file_headers(folder / name) for name in sorted(set(file_of.values()))}
+    for tensor, file_name in file_of.items():
+        if tensor not in headers[file_name]:
+            raise ValueError(f"{folder / file_name} lacks {tensor}, which the index puts there")
+    return {tensor: headers[file_name][tensor] for tensor, file_name in file_of.items()}
+
+
+def misfit(headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return which tensors are missing, unexpected, or differ from `expected`; None if they fit.
+
+    Rotary inv_freq buffers are ignored, and so is an lm_head.weight where `expected` has none: many tools write the
+    copy of tied embeddings too.
+    """
+    tolerated = {name for name in headers if name.endswith("rotary_emb.inv_freq")} | {"lm_head.weight"}
+    present = {name: headers[name] for name in expected if name in headers}
+    faults = {
+        "missing": sorted(expected.keys() - headers.keys()),
+        "unexpected": sorted(headers.keys() - expected.keys() - tolerated),
+        "wrong shape": [
+            f"{name} is {header.shape} and should be {expected[name]}"
+            for name, header in present.items()
+            if header.shape != expected[name]
+        ],
+        f"not {', '.join(READABLE_DTYPES)}": [
+            f"{name} is {header.dtype}"
+            for name, header in present.items()
+            if header.dtype not in READABLE_DTYPES
+        ],
+    }
+    texts = [
+        f"{title} ({len(items)}): {', '.join(items[:8])}{', ...' if len(items) > 8 else ''}"
+        for title, items in faults.items()
+        if items
+    ]
+    return "; ".join(texts) or None
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        return {
+            str(tensor): str(name) for tensor, name in json.loads(path.read_bytes())["weight_map"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a safetensors index: {error!r}") from error
+
+
+def _file_headers(path: Path) -> dict[str, TensorHeader]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though {INDEX_NAME} names it: download the checkpoint again")
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            raise ValueError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull`")
+        length = int.from_bytes(start, "little")
+        num_bytes = path.stat().st_size - 8 - length
+        if len(start) < 8 or num_bytes < 0 or length > _MAX_HEADER_BYTES:
+            raise ValueError(f"{path} is not a complete safetensors file: it ends within its header")
+        text = file.read(length)
+    try:
+        return _parse_header(path.name, json.loads(text), num_bytes)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if type(error) is ValueError else f"its header is not valid ({error!r})"
+        raise ValueError(f"{path} is not a complete safetensors file: {reason}") from error
+
+
+def _parse_header(file_name: str, header: dict[str, Any], num_bytes: int) -> dict[str, TensorHeader]:
+    tensors, last = {}, 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
+        begin, end = entry["data_offsets"]
+        if dtype in _BYTES and end - begin != math.prod(shape) * _BYTES[dtype]:
+            raise ValueError(f"{name} of shape {shape} and dtype {dtype} cannot have {end - begin} bytes")
+        last = max(last, end)
+        tensors[name] = TensorHeader(file_name, dtype, shape)
+    if last != num_bytes:
+        missing = (
+            f"{last - num_bytes:,} of {last:,} bytes of its tensors are missing: download or copy it again"
+        )
+        raise ValueError(missing if last > num_bytes else f"{num_bytes - last:,} bytes follow its tensors")
+    return tensors
