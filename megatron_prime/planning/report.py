@@ -29,7 +29,7 @@ def as_json(run: PlannedRun, memory: MemoryPlan, times: TimePlan, best: list[Can
             }
             for role, shape in run.shapes.items()
         },
-        "guess": vars(run.assumptions),
+        "assumptions": vars(run.assumptions),
         "memory_gib": {
             phase: {name: size / GIB for name, size in parts.items()}
             for phase, parts in memory.phases.items()
@@ -126,9 +126,7 @@ def time_table(times: TimePlan) -> Table:
 
 def layouts_table(best: list[Candidate]) -> Table:
     """Return a table of the recommended layouts, fastest first."""
-    table = Table(
-        "seconds", "peak GiB", "overrides", title="layouts that fit, fastest first (without weight sync)"
-    )
+    table = Table("seconds", "peak GiB", "overrides", title="layouts that fit, fastest first")
     for candidate in best:
         table.add_row(
             f"{candidate.times.seconds:,.1f}",

@@ -1,8 +1,13 @@
 """Exhaustive search for the fastest layout that fits."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.section import Section
 from megatron_prime.config.tables.memory import MemoryConfig, RecomputeConfig
 from megatron_prime.hf.training_limits import ModelSplit, check_training
 from megatron_prime.planning.gpus import GIB
@@ -12,6 +17,7 @@ from megatron_prime.planning.times import TimePlan, plan_times
 
 MAX_PROCESSES = 8192
 """Largest number of processes that is tried."""
+GRANULARITIES = ("none", "selective", "full")
 LONG_SEQUENCE = 16384
 """Sequence length in tokens from which on context parallelism is tried."""
 
@@ -24,24 +30,29 @@ class Candidate:
     memory: MemoryPlan
     times: TimePlan
 
+    configured: PrimeConfig
+    """The configuration that the search began with."""
+
     def overrides(self) -> list[str]:
-        """Return the command-line overrides that select this layout."""
-        parallel, memory = self.run.config.parallel, self.run.config.memory
-        sizes = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor")
-        lines = [
-            f"parallel.{name}={getattr(parallel, name)}" for name in sizes if getattr(parallel, name) > 1
+        """Return command-line overrides that turn the configuration into this candidate.
+
+        They name what differs from it, and the parallel sizes above 1 for the reader.
+        """
+        parallel = self.run.config.parallel.model_copy(update={"num_processes": self.run.num_processes})
+        named = [name for name, value in parallel if isinstance(value, int) and value > 1]
+        return [
+            *_overrides("parallel", parallel, self.configured.parallel, named),
+            *_overrides("memory", self.run.config.memory, self.configured.memory),
         ]
-        if parallel.sequence_parallel:
-            lines.append("parallel.sequence_parallel=true")
-        lines.append(f"parallel.num_processes={self.run.num_processes}")
-        if memory.recompute.granularity != "none":
-            lines.append(f"memory.recompute.granularity={memory.recompute.granularity}")
-        lines += [f"memory.{name}=true" for name in _offloads(memory) if getattr(memory, name)]
-        return lines
 
 
-def _offloads(memory: MemoryConfig) -> list[str]:
-    return [name for name in type(memory).model_fields if name.startswith("offload_")]
+def _overrides(table: str, section: Section, configured: Section, named: Sequence[str] = ()) -> Iterator[str]:
+    """Yield an override for each key that differs from the configured section, and for the named ones."""
+    for name, value in section:
+        if isinstance(value, Section):
+            yield from _overrides(f"{table}.{name}", value, getattr(configured, name))
+        elif value != getattr(configured, name) or name in named:
+            yield f"{table}.{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def best_layouts(run: PlannedRun, max_results: int = 5) -> list[Candidate]:
@@ -50,10 +61,29 @@ def best_layouts(run: PlannedRun, max_results: int = 5) -> list[Candidate]:
     for candidate in _candidates(run):
         memory = plan_memory(candidate)
         if memory.fits:
-            fitting.append(Candidate(candidate, memory, plan_times(candidate, with_sync=False)))
+            fitting.append(
+                Candidate(candidate, memory, plan_times(candidate, with_sync=False), configured=run.config)
+            )
     # Among layouts of equal time, prefer the one that splits the model least, which is the simplest to run.
-    fitting.sort(key=lambda c: (c.times.seconds, c.run.layout.tp * c.run.layout.pp * c.run.layout.cp))
-    return fitting[:max_results]
+    fitting.sort(key=_rank)
+    valid = islice((candidate for candidate in fitting if _is_valid(candidate.run)), max_results)
+    # Planning a weight sync takes long, so only the layouts to be shown have one.
+    return sorted((replace(candidate, times=plan_times(candidate.run)) for candidate in valid), key=_rank)
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    layout = candidate.run.layout
+    return candidate.times.seconds, layout.tp * layout.pp * layout.cp
+
+
+def _is_valid(run: PlannedRun) -> bool:
+    """Return whether the rules between tables allow the layout; asked of few candidates, because it takes a while."""
+    try:
+        PrimeConfig.model_validate(run.config.model_dump())
+    except ValueError:
+        return False
+    arithmetic = BatchArithmetic.of(run.config, run.num_processes)
+    return all(role.responses_per_minibatch >= arithmetic.data for role in arithmetic.roles)
 
 
 def find_num_processes(run: PlannedRun) -> int | None:
@@ -89,7 +119,10 @@ def _candidates(run: PlannedRun) -> Iterator[PlannedRun]:
             _ = candidate.layout  # refuses sizes that do not fit the processes
         except ValueError:
             continue  # the sizes do not divide the model or the processes
+        stage_layers = run.shapes["policy"].num_layers // candidate.config.parallel.pipeline
         for memory in _memory_settings(run):
+            if memory.recompute.num_layers > stage_layers:
+                continue  # `check` refuses it
             yield replace(candidate, config=candidate.config.model_copy(update={"memory": memory}))
 
 
@@ -125,15 +158,25 @@ def _powers_of_two(limit: int) -> list[int]:
     return [1 << exponent for exponent in range(limit.bit_length())]
 
 
-def _memory_settings(run: PlannedRun) -> Iterator[MemoryConfig]:
-    """Yield each granularity of recomputation, with the configured offloading and with everything offloaded."""
+def _memory_settings(run: PlannedRun) -> list[MemoryConfig]:
+    """Return each granularity of recomputation, with the configured offloading and with everything offloaded."""
     configured = run.config.memory
     everything = {
         "offload_policy_optimizer": True,
         "offload_prm": "prm" in run.shapes,
         "offload_reference": "reference" in run.shapes,
     }
-    for granularity in ("none", "selective", "full"):
-        recompute = RecomputeConfig(granularity=granularity)
-        for offload in ({}, everything):
-            yield configured.model_copy(update={"recompute": recompute, **offload})
+    settings = [
+        configured.model_copy(update={"recompute": _recompute(configured.recompute, granularity), **offload})
+        for granularity in GRANULARITIES
+        for offload in ({}, everything)
+    ]
+    return list(dict.fromkeys(settings))  # the configuration may offload everything already
+
+
+def _recompute(configured: RecomputeConfig, granularity: str) -> RecomputeConfig:
+    """Return the configured recomputation with another granularity."""
+    if granularity == configured.granularity:
+        return configured
+    modules = configured.modules or RecomputeConfig().modules
+    return RecomputeConfig(granularity=granularity, modules=modules)  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ from megatron_prime.config.loading import load_config
 from megatron_prime.planning.gpus import KNOWN
 from megatron_prime.planning.memory import plan_memory
 from megatron_prime.planning.planned_run import read_planned_run
+from megatron_prime.planning.search import best_layouts
+from megatron_prime.planning.times import plan_times
 from tests.support.planned_runs import write_model
 from tests.support.toy_runs import ROOT
 
@@ -67,7 +69,7 @@ def test_a_plan_that_fits_exits_with_code_0(folder):
     assert done.returncode == 0, done.stderr
     assert "fits: " in done.stdout and "2000 per response" in done.stdout
     found = json.loads((folder / "plan.json").read_text())
-    assert found["fits"] and found["guess"]["response_tokens"] == 2000
+    assert found["fits"] and found["assumptions"]["response_tokens"] == 2000
     assert found["recommended"]
 
 
@@ -91,6 +93,42 @@ def test_an_invalid_argument_is_reported_in_one_line(arguments, fault, folder):
     done = plan(folder, *arguments)
     assert done.returncode == 2
     assert fault in done.stderr and "Traceback" not in done.stderr
+
+
+CONFIGURED = {
+    "as in the file": [],
+    "one GPU a model, nothing saved": [
+        *("parallel.tensor=1", "parallel.sequence_parallel=false", "memory.recompute.granularity=none"),
+        *("memory.offload_prm=false", "memory.offload_policy_optimizer=false", "policy.num_minibatches=8"),
+    ],
+    "pipeline, blocks recomputed": [
+        *("parallel.pipeline=4", "parallel.virtual_pipeline=7", "memory.recompute.method=block"),
+        *("memory.recompute.num_layers=7", "prm.enabled=false", "memory.offload_prm=false"),
+        "memory.offload_reference=false",
+    ],
+    "modules recomputed": [
+        "memory.recompute.granularity=selective",
+        "memory.recompute.modules=['layernorm']",
+    ],
+}
+
+
+@pytest.mark.parametrize("configured", CONFIGURED)
+def test_the_overrides_of_a_row_plan_exactly_that_row(configured, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def planned(*overrides):
+        config = load_config(folder / "run.toml", [*CONFIGURED[configured], *overrides])
+        return read_planned_run(config, config.parallel.num_processes, KNOWN["H200"])
+
+    best = best_layouts(planned())
+    assert best
+    for candidate in best:
+        run = planned(*candidate.overrides())
+        assert (plan_memory(run), plan_times(run)) == (candidate.memory, candidate.times)
+    assert len({tuple(candidate.overrides()) for candidate in best}) == len(best)
+    seconds = [candidate.times.seconds for candidate in best]
+    assert seconds == sorted(seconds)
 
 
 @pytest.mark.parametrize(
