@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
-from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
+from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
 from megatron_prime.engines.local.build import build_local_engine
 from megatron_prime.engines.parts import EngineBuilder, EngineParts
 from megatron_prime.engines.sglang.build import build_sglang_engine
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.logprobs.output_layer import select_kernel
 from megatron_prime.models.te_layers import check_acceleration, lost_without
 from megatron_prime.observability import Progress
@@ -91,13 +92,17 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
     """Build the configured engine, still without weights, and the verifier."""
     ranks = Ranks(topology.rank, topology.world_size, gather=lambda items: all_gather_lists(items, topology))
     tokenizer = load_tokenizer(config.model.path)
+    stop_ids = stop_token_ids(tokenizer, config.model.path)
+    fault = vocabulary_fault(tokenizer, stop_ids, read_shape(config.model.path).vocab_size)
+    if fault:
+        raise ValueError(f"model.path = {config.model.path}: {fault}")
     sampler = ENGINES[config.rollout.engine](config, topology, ranks)
     pool = RewardPools(config.reward)
     sampling = SamplingParams(
         max_response_tokens=config.rollout.max_response_tokens,
         temperature=config.rollout.temperature,
         top_p=config.rollout.top_p,
-        stop_token_ids=stop_token_ids(tokenizer, config.model.path),
+        stop_token_ids=stop_ids,
     )
     verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks)  # type: ignore[arg-type]
     return RolloutParts(sampler, verifier, pool, sampling)

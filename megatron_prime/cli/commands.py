@@ -8,17 +8,18 @@ fault. An error during the run gives exit code 1; one caused by the loss of anot
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from megatron_prime.cli.arguments import USAGE_ERROR, Options
-from megatron_prime.cli.launch import RESUMABLE, is_rank, launch
+from megatron_prime.cli.launch import LAUNCHER, RESUMABLE, is_rank, launch
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.checks import check_convert, check_run
+from megatron_prime.preflight.plausibility import doubts
 from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
 from megatron_prime.training.health.stop import RunStopped, listen
 
@@ -58,13 +59,13 @@ def run_command(options: Options) -> int:
             return _convert(config, options)
         num_processes = _num_processes(config)
         arithmetic = check_run(config, num_processes, CHECKED_AS[options.command])
+        if options.command == "check":
+            return _check(config, arithmetic, options.quiet)
     except ConfigError as error:
         # Under torchrun every rank gets here. One rank per node reports: a file may be missing on one node only.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"megatron-prime: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
-    if options.command == "check":
-        return _report_sound(arithmetic, options.quiet)
     if options.command == "train" and options.dry_run:
         return _dry_run(options, config, arithmetic)
     return _run(options, config, arithmetic)
@@ -76,10 +77,25 @@ def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
     return getattr(import_module(f"megatron_prime.cli.{module}"), name)(*arguments)
 
 
-def _report_sound(arithmetic: BatchArithmetic, quiet: bool) -> int:
+def _check(config: PrimeConfig, arithmetic: BatchArithmetic, quiet: bool) -> int:
+    """Try the run on a sample of its data, after everything that needs no import of seconds."""
     if not quiet:
-        print("\n".join([*arithmetic.lines(), "the configuration is sound"]))  # noqa: T201
+        print("\n".join(arithmetic.lines()), flush=True)  # noqa: T201
+    _warn(doubts(config, arithmetic))
+    from megatron_prime.preflight.trial import try_run  # it imports transformers
+
+    trial = try_run(config)
+    _warn(trial.warnings)
+    if trial.faults:
+        raise ConfigError("check", trial.faults)
+    if not quiet:
+        print("the configuration is sound")  # noqa: T201
     return 0
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"WARNING: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _doctor(config: PrimeConfig | None, options: Options) -> int:
@@ -96,6 +112,9 @@ def _dry_run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic)
 
 
 def _run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
+    # Our own launcher has warned before it started the ranks.
+    if options.command == "train" and os.environ.get("RANK", "0") == "0" and LAUNCHER not in os.environ:
+        _warn(doubts(config, arithmetic))
     is_resumable = options.command in RESUMABLE
     if not is_rank() and arithmetic.num_processes > 1:
         words = [options.command, str(options.config), *options.overrides]

@@ -10,6 +10,7 @@
 - `rendering`: applies system prompt, instruction and chat template, and tokenizes
 - `tokenizer`: loads the tokenizer and the tokens that end a response
 - `reading`: combines the modules above into a reader of tokenized problems
+- `benchmarks`: the benchmarks of the paper, their file layouts and sampling settings
 - `columns`: stores records compactly, column by column
 - `ordering`: visits a data set in a seeded, resumable order
 - `mixing`: mixes several data sets at given rates

@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint and the tokens that end a response."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         names = sorted(entry.name for entry in path.iterdir())
         # Messages of transformers span several lines, and a fault should be one line.
         reason = " ".join(str(error).split()).rstrip(".")
@@ -59,6 +60,23 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[int,
     if generation_config.is_file():
         stop.update(_eos_of(generation_config))
     return tuple(sorted(stop))
+
+
+def vocabulary_fault(
+    tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int], vocab_size: int
+) -> str | None:
+    """Return why a tokenizer does not belong to a model with this vocabulary; None if it may.
+
+    Added tokens, such as padding, may lie outside of the vocabulary as long as they end no response.
+    """
+    added = set(tokenizer.get_added_vocab().values())
+    highest = max({*tokenizer.get_vocab().values()} - added | set(stop_token_ids))
+    if highest < vocab_size:
+        return None
+    return (
+        f"the tokenizer has token {highest}, but the model's vocab_size is {vocab_size}: tokenizer and weights are of "
+        "different models"
+    )
 
 
 def _eos_of(generation_config: Path) -> list[int]:

@@ -1,7 +1,6 @@
 """Evaluation of policies and process reward models (PRMs) on held-out data.
 
 - `accuracy`: avg@k and pass@k of sampled responses, and reports over several prompt sets
-- `benchmarks`: the benchmarks of the paper, their file layouts and sampling settings
 - `confidence`: bootstrap confidence intervals of means over problems
 - `evaluator`: held-out prompts and benchmarks, sampled during training and by the eval command
 - `first_errors`: ProcessBench's score for finding the first wrong step of a solution

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.accuracy import EvaluationReport, evaluate, evaluation_sampling
-from megatron_prime.evaluation.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.evaluation.confidence import BootstrapSettings
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.stream_keys import evaluation_stream_key

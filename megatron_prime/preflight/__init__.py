@@ -1,6 +1,6 @@
 """Everything that can be known to be wrong before a process starts.
 
-`check`, and every command before it starts its processes, asks the modules below; they import neither torch nor
+`check`, and every command before it starts its processes, asks the modules below; all but two import neither torch nor
 Megatron. What the start of a run refuses comes from the same functions (`hf.shape`, `hf.training_limits`,
 `hf.weight_files`, `data.files`), so that `check` refuses exactly what `train` refuses.
 
@@ -12,5 +12,7 @@ Megatron. What the start of a run refuses comes from the same functions (`hf.sha
 - `engines`: the environment of SGLang servers
 - `rewards`: verifiers, their imports and their sandbox
 - `outputs`: folders that a command writes
+- `plausibility`: sizes that are possible but hardly meant
+- `trial`: tokenizer, rows and verifiers of a run, tried on a sample (this one imports transformers)
 - `doctor`: the machine: packages, devices, file systems, network (this one imports torch)
 """

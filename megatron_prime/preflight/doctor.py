@@ -13,15 +13,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.provenance import versions
 from megatron_prime.parallel.connectivity import meet
 from megatron_prime.parallel.platform import num_gpus, select_platform, transformer_engine_fault
+from megatron_prime.preflight.checks import check_run
+from megatron_prime.preflight.plausibility import doubts
 
 MIN_FREE_GIB = 20.0
 """Free disk space below which a warning is given."""
@@ -57,7 +61,9 @@ def doctor(config: PrimeConfig | None, timeout_s: float) -> int:
     faults = 0
     is_rank = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     prefix = f"[rank {os.environ['RANK']} {socket.gethostname()}] " if is_rank else ""
-    for finding in examine(config, timeout_s):
+    # The files of a run are the same for all ranks of a node.
+    run = examine_run(config) if config is not None and os.environ.get("LOCAL_RANK", "0") == "0" else ()
+    for finding in chain(examine(config, timeout_s), run):
         faults += finding.state == "fault"
         # Under a launcher, only rank 0 prints what is in order: thousands of ranks would print the same.
         if finding.state != "ok" or os.environ.get("RANK", "0") == "0":
@@ -79,6 +85,24 @@ def examine(config: PrimeConfig | None, timeout_s: float) -> Iterator[Finding]:
     if config is not None and config.rollout.starts_servers:
         yield check_engine(config.rollout.sglang.python, timeout_s)
     yield from _ranks(timeout_s)
+
+
+def examine_run(config: PrimeConfig) -> Iterator[Finding]:
+    """Yield a finding for each fault and doubt that `check` has about the run, then about a sample of its data."""
+    parallel = config.parallel
+    number = int(os.environ.get("WORLD_SIZE", parallel.num_processes or parallel.min_processes))
+    try:
+        arithmetic = check_run(config, number, "train")
+    except ConfigError as error:
+        yield from (Finding("fault", "run", fault) for fault in error.faults)
+        return
+    from megatron_prime.preflight.trial import try_run  # it imports transformers
+
+    trial = try_run(config)
+    yield from (Finding("warning", "run", text) for text in [*doubts(config, arithmetic), *trial.warnings])
+    yield from (Finding("fault", "run", fault) for fault in trial.faults)
+    if not trial.faults:
+        yield Finding("ok", "run", "the configuration is sound")
 
 
 def _python() -> Finding:

@@ -9,6 +9,7 @@ from megatron_prime.cli import main
 from megatron_prime.cli.from_megatron import toml_text
 from megatron_prime.config import load_config
 from tests.support.sparse_weights import write_weights
+from tests.support.tokenizers import byte_tokenizer
 
 MODEL = {
     "model_type": "qwen2",
@@ -17,7 +18,7 @@ MODEL = {
     "intermediate_size": 64,
     "hidden_size": 32,
     "num_hidden_layers": 4,
-    "vocab_size": 100,
+    "vocab_size": 300,
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-6,
 }
@@ -35,7 +36,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL))
     write_weights(tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "train.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
     return tmp_path
 

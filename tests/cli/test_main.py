@@ -13,6 +13,7 @@ from megatron_prime.cli import main
 from megatron_prime.config.quiet import QUIET
 from tests.support import deadlines
 from tests.support.sparse_weights import write_weights
+from tests.support.tokenizers import byte_tokenizer
 from tests.support.toy_runs import CONFIG, environment
 
 SHAPE = {
@@ -23,7 +24,7 @@ SHAPE = {
     "num_key_value_heads": 6,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "vocab_size": 100,
+    "vocab_size": 300,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6,
 }
@@ -49,9 +50,10 @@ def write_workspace(folder: Path) -> None:
         (folder / name).mkdir()
     (folder / "sft/config.json").write_text(json.dumps(SHAPE))
     write_weights(folder / "sft")
-    (folder / "sft/tokenizer.json").write_text("{}")
-    for name in ("train", "heldout", "sft", "benchmark"):
-        (folder / f"task/{name}.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    byte_tokenizer().save_pretrained(folder / "sft")
+    for name in ("train", "heldout", "sft"):
+        (folder / f"task/{name}.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 8)
+    (folder / "task/benchmark.jsonl").write_text('{"problem": "1 + 1 =", "answer": "2"}\n')
     (folder / "run.toml").write_text(CONFIG)
 
 

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from megatron_prime.config.loading import load_config
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.preflight.doctor import Finding, check_engine, check_folder, examine
+from megatron_prime.preflight.doctor import Finding, check_engine, check_folder, examine, examine_run
+from tests.preflight.workspace import write_model
+from tests.support.tokenizers import byte_tokenizer
 
 
 def config(tmp_path, **sections):
@@ -36,6 +39,25 @@ def test_a_gpu_that_is_asked_for_and_missing_is_a_fault(tmp_path):
 def test_a_folder_that_cannot_be_written_is_a_fault():
     (finding,) = check_folder(Path("/proc"))
     assert finding.state == "fault" and "/proc cannot be written" in finding.text
+
+
+def run_findings(*overrides):
+    findings = examine_run(load_config(Path("run.toml"), overrides))
+    return [(finding.state, finding.text) for finding in findings]
+
+
+def test_the_run_is_examined_like_check_does(workspace, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    write_model(workspace / "model", vocab_size=300)
+    byte_tokenizer().save_pretrained(workspace / "model")
+    (workspace / "train.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n' * 4)
+    assert run_findings() == [("ok", "the configuration is sound")]
+    ((state, text),) = run_findings("parallel.pipeline=3")
+    assert (state, text.partition(" does")[0]) == ("fault", "model.path = model: parallel.pipeline = 3")
+    assert run_findings("trainer.eval_every=9")[0][0] == "warning"
+    (workspace / "train.jsonl").write_text('{"prompt": "1+1"}\n')
+    ((state, text),) = run_findings()
+    assert state == "fault" and text.startswith("data.train: train.jsonl, row 1: no field 'answer'")
 
 
 def engine(tmp_path, script):

@@ -9,7 +9,7 @@ from megatron_prime.config.section import NonNegative, NonNegativeFloat, Positiv
 BenchmarkName = Literal[
     "aime24", "amc", "math500", "minerva", "olympiadbench", "leetcode", "livecodebench", "gsm8k"
 ]
-"""Benchmarks of known format and settings; see evaluation/benchmarks.py."""
+"""Benchmarks of known format and settings; see data/benchmarks.py."""
 
 CODE_BENCHMARKS = ("leetcode", "livecodebench")
 """Benchmarks whose answers are programs."""

@@ -7,8 +7,8 @@ import pytest
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.config.tables.evaluation import CODE_BENCHMARKS, BenchmarkConfig, BenchmarkName
+from megatron_prime.data.benchmarks import BENCHMARKS, benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.prompts import PromptDataset
-from megatron_prime.evaluation.benchmarks import BENCHMARKS, benchmark_data, benchmark_of, held_out_data
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"

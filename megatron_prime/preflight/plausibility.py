@@ -1,0 +1,112 @@
+"""Question sizes that are possible but hardly meant. A run starts all the same, after a warning."""
+
+import math
+from collections.abc import Iterator
+
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.shape import read_shape
+
+LARGE_HIDDEN_SIZE = 512
+"""Hidden size from which on a model is no toy, whose learning rates may be large."""
+LARGE_LR = 1e-4
+MAX_LR = 0.1
+"""Learning rate from which on a run is refused: AdamW changes each weight by about this much per update."""
+MAX_STEPS = 100_000
+MAX_RESPONSES = 1_000_000
+"""Responses of a step from which on the batch is questioned."""
+RANGES: tuple[tuple[str, float, float, str], ...] = (
+    ("policy.lr", 1e-12, 1e-2, "usual are 1e-7 to 1e-5"),
+    ("prm.lr", 1e-12, 1e-2, "usual are 1e-7 to 1e-5"),
+    ("policy.clip_high", 0.01, 1.0, "usual are 0.1 to 0.3"),
+    ("policy.clip_low", 0.01, 0.9, "usual are 0.1 to 0.3"),
+    ("policy.kl_coef", 0, 1.0, "the KL term outweighs the rewards; usual are 0 to 0.1"),
+    ("policy.entropy_coef", 0, 0.1, "the entropy bonus outweighs the rewards; usual are 0 to 0.01"),
+    ("policy.weight_decay", 0, 1.0, "usual are 0 to 0.1"),
+    ("prm.weight_decay", 0, 1.0, "usual are 0 to 0.1"),
+    ("policy.num_epochs", 1, 10, "the policy moves far from the one that sampled; usual are 1 to 4"),
+    ("policy.num_minibatches", 1, 256, "usual are 1 to 16"),
+    ("prm.beta", 1e-3, 1.0, "usual are 0.01 to 0.1"),
+    ("rollout.group_size", 2, 256, "usual are 4 to 64; one response has nothing to be compared with"),
+    ("rollout.temperature", 0.1, 2.0, "responses are all alike, or noise; usual is 1"),
+    ("rollout.top_p", 0.5, 1.0, "responses come from another distribution than the one that is trained"),
+    ("rollout.max_response_tokens", 8, math.inf, "almost every response would be truncated"),
+    ("rollout.max_prompt_tokens", 8, math.inf, "almost every prompt would be left out"),
+    ("filter.oversample", 1, 10, "each step samples this many times the prompts that it keeps"),
+    ("filter.max_rounds", 1, 100, "a step may sample this many times before it gives up"),
+    ("reward.timeout_s", 0.05, 3600, "seconds for one verification"),
+    ("reward.num_workers", 1, 1024, "processes per training process"),
+    ("platform.timeout_s", 1, 1e6, "seconds until a collective counts as hung"),
+)
+"""Option, the smallest and the largest value that is not questioned, and a reason or what is usual."""
+
+
+def size_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    """Yield a line for each size with which no training makes sense."""
+    tables = {"train": ("policy", "prm"), "sft": ("sft",)}.get(command, ())
+    for table in tables:
+        lr = getattr(config, table).lr
+        if lr >= MAX_LR and (table != "prm" or config.prm.is_trained):
+            yield (
+                f"{table}.lr = {lr:g}: AdamW would change each weight by about {lr:g} in every update; usual are 1e-7 "
+                "to 1e-5"
+            )
+
+
+def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
+    """Yield a line for each option of a `train` run that is possible but hardly meant."""
+    for key, low, high, reason in RANGES:
+        table, name = key.split(".")
+        value = getattr(getattr(config, table), name)
+        if table == "prm" and not config.prm.is_trained:
+            continue
+        if not low <= value <= high:
+            yield f"{key} = {value:g}: {reason}"
+    yield from _learning_rates(config)
+    yield from _steps(config, arithmetic)
+    yield from _filter(config)
+
+
+def _learning_rates(config: PrimeConfig) -> Iterator[str]:
+    for table, path in (("policy", config.model.path), ("prm", config.prm_path)):
+        lr = getattr(config, table).lr
+        try:
+            hidden_size = read_shape(path).hidden_size
+        except ModelFolderError:
+            continue  # reported as a fault
+        if (
+            LARGE_LR < lr <= 1e-2
+            and hidden_size >= LARGE_HIDDEN_SIZE
+            and (table == "policy" or config.prm.is_trained)
+        ):
+            yield f"{table}.lr = {lr:g}: large for a model of hidden size {hidden_size}; usual are 1e-7 to 1e-5"
+
+
+def _steps(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
+    num_steps, responses = config.trainer.num_steps, arithmetic.responses_per_step
+    if num_steps > MAX_STEPS:
+        yield f"trainer.num_steps = {num_steps:,}: {num_steps * responses:,} responses; usual are 100 to 10,000 steps"
+    if responses > MAX_RESPONSES:
+        yield f"trainer.prompts_per_step * rollout.group_size = {responses:,} responses; usual are 64 to 16,000"
+    save_every = config.checkpoint.save_every
+    if isinstance(save_every, int) and save_every > num_steps:
+        yield (
+            f"checkpoint.save_every = {save_every} exceeds trainer.num_steps = {num_steps}: only the last step is saved"
+        )
+    if config.trainer.eval_every > num_steps:
+        yield (
+            f"trainer.eval_every = {config.trainer.eval_every} exceeds trainer.num_steps = {num_steps}: only the start "
+            "and the end are evaluated"
+        )
+
+
+def _filter(config: PrimeConfig) -> Iterator[str]:
+    """Question a filter that drops every group in which some responses are right and some are wrong."""
+    size, low, high = config.rollout.group_size, config.filter.accuracy_min, config.filter.accuracy_max
+    if not config.filter.enabled or any(low <= right / size <= high for right in range(1, size)):
+        return
+    yield (
+        f"filter.accuracy_min = {low:g}, accuracy_max = {high:g}: with rollout.group_size = {size}, no group in which "
+        "some responses are right and some wrong is kept, if rewards are 0 or 1"
+    )

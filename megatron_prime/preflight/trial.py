@@ -1,0 +1,201 @@
+"""Try what a run does first, on a sample: load the tokenizer, render and tokenize rows, verify a response.
+
+This is the code that the run itself calls. It imports transformers, which takes seconds, and may start a worker of a
+verifier, so it comes after the checks that need neither.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.data import DataConfig
+from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
+from megatron_prime.data.layouts import layout
+from megatron_prime.data.reading import ProblemReader, TokenizedProblem
+from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
+from megatron_prime.hf.shape import read_shape
+from megatron_prime.rewards import VerificationOutcome, VerificationStatus, get
+from megatron_prime.rewards.selection import build_pool
+from megatron_prime.rewards.verifier import run_verifier
+
+MAX_PROBLEMS = 512
+"""Problems of each file that are rendered and tokenized."""
+NUM_VERIFIED = 8
+"""Answers that a verifier is tried on; a reward server is asked for one."""
+MANY_EPOCHS = 100
+"""Visits of each prompt during the run from which on the number of steps is questioned."""
+SAFE_VERIFIERS = ("exact_match", "math")
+"""Verifiers that are tried in this process: starting a worker for them would take longer."""
+
+
+@dataclass
+class Trial:
+    """The results of a trial."""
+
+    faults: list[str] = field(default_factory=list)
+    """Lines that say why the run would end."""
+    warnings: list[str] = field(default_factory=list)
+    """Lines about what is possible, but hardly meant."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A data set of the run."""
+
+    key: str
+    paths: Sequence[Path]
+    data: DataConfig
+
+
+def try_run(config: PrimeConfig) -> Trial:
+    """Return the faults and doubts that the first prompts of a `train` run meet."""
+    trial = Trial()
+    path = config.model.path
+    try:
+        tokenizer = load_tokenizer(path)
+        stop_ids = stop_token_ids(tokenizer, path)
+    except ValueError as error:
+        trial.faults.append(str(error))
+        return trial
+    vocab_size = read_shape(path).vocab_size
+    fault = vocabulary_fault(tokenizer, stop_ids, vocab_size)
+    if fault:
+        trial.faults.append(f"model.path = {path}: {fault}")
+        return trial
+    problems: list[TokenizedProblem] = []
+    for source in _sources(config):
+        problems += _read(trial, source, config, tokenizer, vocab_size)
+    _verify(trial, problems, config.reward)
+    return trial
+
+
+def _sources(config: PrimeConfig) -> Iterator[_Source]:
+    yield _Source("data.train", config.data.train, config.data)
+    if config.data.evaluation:
+        yield _Source("data.evaluation", config.data.evaluation, held_out_data(config.data))
+    for name, table in config.evaluation.benchmarks.items():
+        data = benchmark_data(config.data, benchmark_of(name, table))
+        yield _Source(f"evaluation.benchmarks.{name}", [table.path], data)
+
+
+def _read(
+    trial: Trial, source: _Source, config: PrimeConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> list[TokenizedProblem]:
+    """Return the first problems of each file that are short enough, and record what is wrong with the files."""
+    longest = config.rollout.max_prompt_tokens
+    kept: list[TokenizedProblem] = []
+    num_rows, num_long, is_whole, reason = 0, 0, True, ""
+    for path in source.paths:
+        try:
+            reader = ProblemReader([path], source.data, layout(source.data.layout, source.data), tokenizer)
+            problems = list(islice(reader, MAX_PROBLEMS))
+        except ValueError as error:
+            trial.faults.append(f"{source.key}: {error}")
+            return []
+        short = [problem for problem in problems if len(problem.prompt_ids) <= longest]
+        kept += short
+        num_rows += reader.num_rows
+        num_long += len(problems) - len(short)
+        is_whole &= len(problems) < MAX_PROBLEMS
+        reason = reader.empty_reason(len(problems) - len(short), longest)
+    if not kept:
+        trial.faults.append(f"{source.key}: no row can be used: {reason}")
+    elif 2 * len(kept) < num_rows and num_rows > 1:
+        trial.warnings.append(
+            f"{source.key}: {num_rows - len(kept)} of {num_rows} rows are left out"
+            + (f", {num_long} of them because they have more than {longest} tokens" if num_long else "")
+        )
+    highest = max((max(problem.prompt_ids) for problem in kept), default=0)
+    if highest >= vocab_size:
+        trial.faults.append(
+            f"{source.key}: a prompt has the token {highest}, but the model's vocab_size is {vocab_size}"
+        )
+    if source.key == "data.train" and is_whole and kept:
+        trial.warnings += _repetitions(config, len(kept))
+    return kept
+
+
+def _repetitions(config: PrimeConfig, num_prompts: int) -> Iterator[str]:
+    per_step, num_steps = config.trainer.prompts_per_step, config.trainer.num_steps
+    if per_step > num_prompts:
+        yield (
+            f"trainer.prompts_per_step = {per_step} exceeds the {num_prompts} prompts of data.train: a step has the "
+            "same prompt more than once"
+        )
+    visits = per_step * num_steps / num_prompts
+    if visits > MANY_EPOCHS:
+        yield (
+            f"trainer.num_steps = {num_steps:,} of {per_step} prompts visits each of the {num_prompts} prompts of "
+            f"data.train {visits:,.0f} times"
+        )
+
+
+def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardConfig) -> None:
+    """Try each verifier on the answers of problems that it would judge."""
+    answers: dict[str, list[str]] = {}
+    for problem in problems:
+        try:
+            spec = reward.verifier_of(problem.source, problem.ability)
+        except ValueError as error:
+            trial.faults.append(str(error))
+            return
+        answers.setdefault(spec, []).append(problem.answer)
+    for spec, given in answers.items():
+        tried = list(dict.fromkeys(given))[: 1 if "://" in spec else NUM_VERIFIED]
+        try:
+            outcomes = _outcomes(spec, tried, reward)
+        except (ValueError, RuntimeError, OSError) as error:
+            trial.faults.append(
+                f"reward.verifier = {spec!r} cannot be started: {' '.join(str(error).split())}"
+            )
+            continue
+        _judge(trial, spec, tried, outcomes)
+
+
+def _outcomes(spec: str, answers: Sequence[str], reward: RewardConfig) -> list[VerificationOutcome]:
+    """Return the outcome of a right response for each answer; for code, of a program that does nothing."""
+    texts = [_response(spec, answer) for answer in answers]
+    if spec in SAFE_VERIFIERS:
+        verifier = get(spec)
+        return [run_verifier(verifier, text, answer) for text, answer in zip(texts, answers, strict=True)]
+    once = reward.http.model_copy(update={"num_retries": 0})
+    pool = build_pool(spec, reward.model_copy(update={"num_workers": 1, "http": once}))
+    logging.disable(logging.WARNING)  # the outcomes are reported below
+    try:
+        return pool.verify_all(list(zip(texts, answers, strict=True)))
+    finally:
+        logging.disable(logging.NOTSET)
+        pool.close()
+
+
+def _response(spec: str, answer: str) -> str:
+    if spec == "code":
+        return "```python\npass\n```"
+    return answer if spec == "exact_match" else f"The answer is \\boxed{{{answer}}}"
+
+
+def _judge(trial: Trial, spec: str, answers: Sequence[str], outcomes: Sequence[VerificationOutcome]) -> None:
+    failed = [
+        (answer, outcome)
+        for answer, outcome in zip(answers, outcomes, strict=True)
+        if outcome.status is not VerificationStatus.OK
+    ]
+    if failed:
+        answer, outcome = failed[0]
+        line = (
+            f"reward.verifier = {spec!r} gives no reward ({outcome.status.value}) for {len(failed)} of {len(answers)} "
+            f"answers, such as {answer[:80]!r}: {outcome.detail}"
+        )
+        (trial.faults if len(failed) == len(answers) else trial.warnings).append(line)
+    wrong = [answer for answer, outcome in zip(answers, outcomes, strict=True) if outcome.reward < 1]
+    if spec in SAFE_VERIFIERS and wrong:
+        trial.warnings.append(
+            f"reward.verifier = {spec!r} does not accept {len(wrong)} of {len(answers)} answers of the data as right, "
+            f"such as {wrong[0][:80]!r}"
+        )

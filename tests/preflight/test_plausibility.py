@@ -1,0 +1,84 @@
+"""Sizes that are possible but hardly meant are questioned; the defaults and the examples are not."""
+
+import pytest
+
+from megatron_prime.config import load_config
+from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.preflight.plausibility import RANGES, doubts, size_faults
+from tests.preflight.workspace import faults_of, write_model
+from tests.support.toy_runs import ROOT
+
+
+def doubts_of(workspace, *overrides: str) -> list[str]:
+    config = load_config(workspace / "run.toml", overrides)
+    assert not list(size_faults(config, "train"))
+    return list(doubts(config, BatchArithmetic.of(config, 1)))
+
+
+def test_the_minimal_configuration_is_not_questioned(workspace):
+    assert doubts_of(workspace) == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.toml")))
+def test_the_examples_are_not_questioned(name):
+    config = load_config(ROOT / "examples" / name)
+    assert list(doubts(config, BatchArithmetic.of(config, 1))) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "doubt"),
+    [
+        ("policy.lr=0.0", "policy.lr = 0: usual are 1e-7 to 1e-5"),
+        ("policy.lr=0.05", "policy.lr = 0.05: usual are 1e-7 to 1e-5"),
+        ("prm.lr=0.05", "prm.lr = 0.05: usual are 1e-7 to 1e-5"),
+        ("policy.kl_coef=5.0", "policy.kl_coef = 5: the KL term outweighs the rewards"),
+        ("policy.num_epochs=50", "policy.num_epochs = 50"),
+        ("rollout.temperature=20.0", "rollout.temperature = 20: responses are all alike, or noise"),
+        ("rollout.top_p=0.01", "rollout.top_p = 0.01"),
+        ("rollout.max_response_tokens=2", "almost every response would be truncated"),
+        ("rollout.max_prompt_tokens=1", "almost every prompt would be left out"),
+        ("trainer.num_steps=1000000", "trainer.num_steps = 1,000,000: 16,000,000 responses; usual are"),
+        ("trainer.prompts_per_step=1000000", "= 4,000,000 responses"),
+        (
+            "checkpoint.save_every=50",
+            "checkpoint.save_every = 50 exceeds trainer.num_steps = 3: only the last",
+        ),
+        ("trainer.eval_every=50", "trainer.eval_every = 50 exceeds trainer.num_steps = 3: only the start"),
+        (
+            "filter.accuracy_min=0.8",
+            "filter.accuracy_min = 0.8, accuracy_max = 0.8: with rollout.group_size = 4",
+        ),
+    ],
+)
+def test_a_size_that_is_hardly_meant_is_questioned(override, doubt, workspace):
+    lines = doubts_of(workspace, override)
+    assert len([line for line in lines if doubt in line]) == 1, lines
+
+
+def test_a_learning_rate_is_large_for_a_large_model(workspace):
+    assert doubts_of(workspace, "policy.lr=1e-3", "prm.lr=1e-3") == []
+    write_model(workspace / "model", hidden_size=1024)
+    policy, prm = doubts_of(workspace, "policy.lr=1e-3", "prm.lr=1e-3")
+    assert policy.startswith("policy.lr = 0.001: large for a model of hidden size 1024")
+    assert prm.startswith("prm.lr = 0.001: large for a model of hidden size 1024")
+    assert len(doubts_of(workspace, "policy.lr=1e-3", "prm.lr=1e-3", "prm.update_order=none")) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command", "fault"),
+    [
+        (["policy.lr=1e3"], "train", "policy.lr = 1000: AdamW would change each weight by about 1000"),
+        (["prm.lr=0.1"], "train", "prm.lr = 0.1: "),
+        (["sft.lr=1.0", "sft.data=['train.jsonl']"], "sft", "sft.lr = 1: "),
+    ],
+)
+def test_a_senseless_size_is_refused(overrides, command, fault, workspace):
+    (line,) = faults_of(*overrides, command=command)
+    assert line.startswith(fault)
+
+
+def test_every_range_is_that_of_an_option():
+    for key, low, high, _ in RANGES:
+        table, name = key.split(".")
+        config = load_config(ROOT / "examples" / "prime_7b.toml")
+        assert low <= getattr(getattr(config, table), name) <= high, key
