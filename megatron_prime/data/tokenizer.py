@@ -69,8 +69,9 @@ def vocabulary_fault(
 
     Added tokens, such as padding, may lie outside of the vocabulary as long as they end no response.
     """
-    added = set(tokenizer.get_added_vocab().values())
-    highest = max({*tokenizer.get_vocab().values()} - added | set(stop_token_ids))
+    of_tokens: Any = tokenizer
+    added = set(of_tokens.get_added_vocab().values())
+    highest = max(set(of_tokens.get_vocab().values()) - added | set(stop_token_ids))
     if highest < vocab_size:
         return None
     return (

@@ -15,7 +15,6 @@ from megatron_prime.preflight.data import data_faults
 from megatron_prime.preflight.engines import engine_faults
 from megatron_prime.preflight.models import folder_faults, model_faults
 from megatron_prime.preflight.outputs import output_faults
-from megatron_prime.preflight.plausibility import size_faults
 from megatron_prime.preflight.processes import process_faults
 from megatron_prime.preflight.rewards import reward_faults
 
@@ -38,7 +37,6 @@ def check_run(config: PrimeConfig, num_processes: int, command: str) -> BatchAri
         *engine_faults(config, command),
         *output_faults(config, command),
         *reward_faults(config, command),
-        *size_faults(config, command),
     ]
     if command == "train":
         faults += algorithm_faults(config)

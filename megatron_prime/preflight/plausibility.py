@@ -11,14 +11,22 @@ from megatron_prime.hf.shape import read_shape
 LARGE_HIDDEN_SIZE = 512
 """Hidden size from which on a model is no toy, whose learning rates may be large."""
 LARGE_LR = 1e-4
-MAX_LR = 0.1
-"""Learning rate from which on a run is refused: AdamW changes each weight by about this much per update."""
 MAX_STEPS = 100_000
 MAX_RESPONSES = 1_000_000
 """Responses of a step from which on the batch is questioned."""
 RANGES: tuple[tuple[str, float, float, str], ...] = (
-    ("policy.lr", 1e-12, 1e-2, "usual are 1e-7 to 1e-5"),
-    ("prm.lr", 1e-12, 1e-2, "usual are 1e-7 to 1e-5"),
+    (
+        "policy.lr",
+        1e-12,
+        1e-2,
+        "AdamW changes each weight by about this much in every update; usual are 1e-7 to 1e-5",
+    ),
+    (
+        "prm.lr",
+        1e-12,
+        1e-2,
+        "AdamW changes each weight by about this much in every update; usual are 1e-7 to 1e-5",
+    ),
     ("policy.clip_high", 0.01, 1.0, "usual are 0.1 to 0.3"),
     ("policy.clip_low", 0.01, 0.9, "usual are 0.1 to 0.3"),
     ("policy.kl_coef", 0, 1.0, "the KL term outweighs the rewards; usual are 0 to 0.1"),
@@ -40,18 +48,6 @@ RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("platform.timeout_s", 1, 1e6, "seconds until a collective counts as hung"),
 )
 """Option, the smallest and the largest value that is not questioned, and a reason or what is usual."""
-
-
-def size_faults(config: PrimeConfig, command: str) -> Iterator[str]:
-    """Yield a line for each size with which no training makes sense."""
-    tables = {"train": ("policy", "prm"), "sft": ("sft",)}.get(command, ())
-    for table in tables:
-        lr = getattr(config, table).lr
-        if lr >= MAX_LR and (table != "prm" or config.prm.is_trained):
-            yield (
-                f"{table}.lr = {lr:g}: AdamW would change each weight by about {lr:g} in every update; usual are 1e-7 "
-                "to 1e-5"
-            )
 
 
 def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:

@@ -4,14 +4,13 @@ import pytest
 
 from megatron_prime.config import load_config
 from megatron_prime.config.arithmetic import BatchArithmetic
-from megatron_prime.preflight.plausibility import RANGES, doubts, size_faults
-from tests.preflight.workspace import faults_of, write_model
+from megatron_prime.preflight.plausibility import RANGES, doubts
+from tests.preflight.workspace import write_model
 from tests.support.toy_runs import ROOT
 
 
 def doubts_of(workspace, *overrides: str) -> list[str]:
     config = load_config(workspace / "run.toml", overrides)
-    assert not list(size_faults(config, "train"))
     return list(doubts(config, BatchArithmetic.of(config, 1)))
 
 
@@ -28,9 +27,12 @@ def test_the_examples_are_not_questioned(name):
 @pytest.mark.parametrize(
     ("override", "doubt"),
     [
-        ("policy.lr=0.0", "policy.lr = 0: usual are 1e-7 to 1e-5"),
-        ("policy.lr=0.05", "policy.lr = 0.05: usual are 1e-7 to 1e-5"),
-        ("prm.lr=0.05", "prm.lr = 0.05: usual are 1e-7 to 1e-5"),
+        (
+            "policy.lr=0.0",
+            "policy.lr = 0: AdamW changes each weight by about this much in every update; usual are",
+        ),
+        ("policy.lr=1e3", "policy.lr = 1000: AdamW changes each weight by about this much"),
+        ("prm.lr=0.05", "prm.lr = 0.05: AdamW changes"),
         ("policy.kl_coef=5.0", "policy.kl_coef = 5: the KL term outweighs the rewards"),
         ("policy.num_epochs=50", "policy.num_epochs = 50"),
         ("rollout.temperature=20.0", "rollout.temperature = 20: responses are all alike, or noise"),
@@ -62,19 +64,6 @@ def test_a_learning_rate_is_large_for_a_large_model(workspace):
     assert policy.startswith("policy.lr = 0.001: large for a model of hidden size 1024")
     assert prm.startswith("prm.lr = 0.001: large for a model of hidden size 1024")
     assert len(doubts_of(workspace, "policy.lr=1e-3", "prm.lr=1e-3", "prm.update_order=none")) == 1
-
-
-@pytest.mark.parametrize(
-    ("overrides", "command", "fault"),
-    [
-        (["policy.lr=1e3"], "train", "policy.lr = 1000: AdamW would change each weight by about 1000"),
-        (["prm.lr=0.1"], "train", "prm.lr = 0.1: "),
-        (["sft.lr=1.0", "sft.data=['train.jsonl']"], "sft", "sft.lr = 1: "),
-    ],
-)
-def test_a_senseless_size_is_refused(overrides, command, fault, workspace):
-    (line,) = faults_of(*overrides, command=command)
-    assert line.startswith(fault)
 
 
 def test_every_range_is_that_of_an_option():
