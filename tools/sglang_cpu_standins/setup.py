@@ -19,10 +19,15 @@ class BuildWithHook(build_py):
 
 setup(
     name="sglang-cpu-standins",
-    version="1",
+    version="2",
     description="Import-only stand-ins for what SGLang lacks on a machine without a GPU",
     python_requires=">=3.11",
     packages=["sgl_kernel", "sglang_cpu_standins"],
-    entry_points={"sglang.srt.plugins": ["cpu_host_memory = sglang_cpu_standins.host_memory:register"]},
+    entry_points={
+        "sglang.srt.plugins": [
+            "cpu_host_memory = sglang_cpu_standins.host_memory:register",
+            "cpu_forked_processes = sglang_cpu_standins.forked_processes:register",
+        ]
+    },
     cmdclass={"build_py": BuildWithHook},
 )
