@@ -29,7 +29,7 @@ NAMES: Mapping[str, str] = {
     "rollout/num_*": "Counts of the collection of a step: sampling rounds, prompts, responses, groups by result of the "
     "filter, and verifier errors.",
     "rollout/logprob_gap*": "Absolute difference between the log-probabilities of the training engine and of the "
-    "rollout engine, in nats per response token: the mean, the maximum (`_max`), and 1 during an alarm (`_alarm`).",
+    "rollout engine, in nats per response token: the mean, and the maximum (`_max`).",
     "prompts/*": "Statistics of the training prompts sampled so far: how many, how often on average, and the fractions "
     "whose responses were always right or always wrong.",
     "prm/*": "Update of the process reward model: loss, accuracies in [0, 1], gradient norm, learning rate, and the "

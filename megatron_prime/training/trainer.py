@@ -3,7 +3,7 @@
 prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy -> sync
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from megatron_prime.observability.metrics import Metrics, process_memory
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.weight_sync import WeightSync
-from megatron_prime.training.health.mismatch import Mismatch, MismatchAlarm
+from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_engine
@@ -38,8 +38,6 @@ class TrainerContext:
     reference: Scorer | None
     """None where no reference is needed, or where the policy before its update is the reference."""
     weight_sync: WeightSync
-    warn: Callable[[str], None]
-    """Receives a warning in one line."""
 
 
 class Trainer:
@@ -55,7 +53,6 @@ class Trainer:
         self.config = config
         self.step_index = step_index
         self._context = context
-        self._mismatch_alarm = MismatchAlarm(config.rollout.logprob_alarm, config.policy.tis_cap)
         roles: dict[str, Scorer | None] = {
             "policy": context.policy,
             "prm": context.prm_phase and context.prm_phase.prm,
@@ -187,17 +184,13 @@ class Trainer:
     def _describe(
         self, metrics: Metrics, batch: RolloutBatch, old: Scores, advantages_BT: torch.Tensor
     ) -> None:
-        """Add the metrics of the batch as a whole, and warn of a mismatch with the engine."""
+        """Add the metrics of the batch as a whole."""
         mask_BT = batch.response_mask_BT
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
-        warning = self._mismatch_alarm.look(mismatch, self.step_index + 1)
         metrics.add("rollout", batch.stats)
         metrics["rollout/logprob_gap"] = mismatch.mean
         metrics["rollout/logprob_gap_max"] = mismatch.max
-        metrics["rollout/logprob_gap_alarm"] = self._mismatch_alarm.is_on
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
         metrics.update(process_memory() | self._memory.host_copies())
-        if warning is not None:
-            self._context.warn(warning)

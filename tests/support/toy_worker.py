@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,15 +135,11 @@ def one_step_each(
 
 
 def stale_step(folder: str) -> dict[str, Any]:
-    """Run a step whose policy changed after the last sync; return metrics, warnings, engine calls, and the gap."""
+    """Run a step whose policy changed after the last sync; return metrics, engine calls, and the gap."""
     import torch
 
     os.chdir(folder)
-    warnings: list[str] = []
-    with _trainer(["trainer.prompts_per_step=4", "rollout.logprob_alarm=0.05"], warnings) as (
-        trainer,
-        collector,
-    ):
+    with _trainer(["trainer.prompts_per_step=4"]) as (trainer, collector):
         context, scored, calls = trainer._context, [], []
         score = context.policy.score
 
@@ -173,7 +168,6 @@ def stale_step(folder: str) -> dict[str, Any]:
             del context.engine.__dict__[name]
     return {
         "metrics": metrics,
-        "warnings": warnings,
         "calls": calls,
         "expected_mean": total / int(mask.sum()),
     }
@@ -198,13 +192,18 @@ def outcome_only_advantages() -> dict[str, Any]:
 
 
 def _first_step(overrides: Sequence[str]) -> dict[str, float]:
+    from megatron_prime.training.health.alarms import Alarms
+
     with _trainer(overrides) as (trainer, _):
-        return dict(trainer.step())
+        metrics = dict(trainer.step())
+        _, warnings = Alarms(trainer.config.guards).look(metrics)
+        assert not warnings, warnings
+        return metrics
 
 
 @contextlib.contextmanager
-def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = None):
-    """Yield a trainer as `train` builds it, with its collector. Warnings go to the list."""
+def _trainer(overrides: Sequence[str]):
+    """Yield a trainer as `train` builds it, with its collector."""
     from megatron_prime.cli import train
     from megatron_prime.config.loading import load_config
     from megatron_prime.observability import Progress
@@ -218,11 +217,8 @@ def _trainer(overrides: Sequence[str], expected_warnings: list[str] | None = Non
     stream = train._prompt_stream(config, progress)
     sync = rollout.sampler.make_weight_sync(roles.policy.built)
     sync.push(0)
-    warnings: list[str] = [] if expected_warnings is None else expected_warnings
     context = train._trainer_context(config, roles, stream, sync, rollout, progress)
-    context = replace(context, warn=warnings.append)
     yield Trainer(config, context), context.collector
-    assert expected_warnings is not None or not warnings, warnings
 
 
 _ROLLOUT_PARTS: dict[str, Any] = {}

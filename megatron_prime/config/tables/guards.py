@@ -24,5 +24,9 @@ class GuardsConfig(Section):
     """Raise an alarm if more than this fraction of the sampled responses is truncated; 0 switches it off."""
     max_ref_kl: NonNegativeFloat = 1.0
     """Raise an alarm if the policy's KL divergence from the reference, in nats per token, exceeds this; 0: never."""
+    max_logprob_gap: PositiveFloat = 1.0
+    """Raise an alarm if the mean absolute difference of training and rollout log-probs, in nats, exceeds this.
+
+    A jump above the usual difference of the run raises it too."""
     entropy_fraction: UnitInterval = 0.1
     """Raise an alarm if the policy's entropy falls below this fraction of its best; 0 switches it off."""

@@ -148,8 +148,6 @@ class RolloutConfig(Section):
     """Probability mass of nucleus sampling; 1 samples from the whole distribution."""
     max_batch_size: Positive = 256
     """Maximum number of sequences that the local engine decodes at the same time."""
-    logprob_alarm: PositiveFloat = 1.0
-    """Warn if the mean absolute difference of training and rollout log-probs of a step exceeds this, in nats."""
 
     @property
     def uses_servers(self) -> bool:

@@ -1,7 +1,7 @@
-"""Alarms on a run's metrics: spikes of losses, collapse of reward and entropy, too much truncation or divergence.
+"""Alarms on a run's metrics: spikes of losses, collapse of reward and entropy, truncation, divergence, a log-prob gap.
 
 An alarm warns once per episode: when its condition becomes true, and not again before it was false. Metrics that are
-not finite are left out of the windows; the guards handle those.
+not finite are left out of the windows. The guards handle those; a gap of log-probs that is not finite is an alarm.
 """
 
 import math
@@ -16,6 +16,13 @@ REWARD = "rollout/accuracy_sampled"
 ENTROPY = "policy/entropy"
 TRUNCATION = "rollout/truncated_fraction"
 REF_KL = "policy/ref_kl"
+GAP = "rollout/logprob_gap"
+GAP_RATIO = 5.0
+"""A mean gap this many times its usual value is a jump."""
+MIN_JUMP = 0.02
+"""Gaps up to this many nats are never a jump, because rounding in bf16 alone gives gaps of this size."""
+GAP_HISTORY = 3
+"""Number of steps after which the usual gap of a run is known."""
 LEVEL_WINDOW = 5
 """Number of steps over which a metric is averaged before it is compared with a fixed limit."""
 TRUNCATION_ADVICE = (
@@ -25,6 +32,11 @@ TRUNCATION_ADVICE = (
 REF_KL_ADVICE = (
     "the policy has left the reference far behind, and process rewards and fluency may no longer mean much; lower "
     "policy.lr or set policy.kl_coef"
+)
+GAP_ADVICE = (
+    "A jump from one step to the next is a stale or broken weight sync: go back to the checkpoint before it. A gap "
+    "from the first step on, or one that grows, is numerics: serve the dtype that trains (platform.dtype); "
+    "policy.tis_cap = 2.0 bounds what it does to the update, and docs/placement.md has the rest"
 )
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution / its median absolute deviation."""
@@ -143,6 +155,44 @@ class LevelAlarm:
         self._values = deque(state["values"], maxlen=LEVEL_WINDOW)
 
 
+class GapAlarm:
+    """An alarm for a mean difference between trainer and engine log-probs that is not finite, too large, or a jump.
+
+    Too large means above `limit`. A jump is more than GAP_RATIO times the median of the last `window` values, and more
+    than MIN_JUMP. Weights that the trainer does not have differ by 0.1 to 0.4 nats, and numerics alone by less than
+    0.03. A level that stays becomes the usual one.
+    """
+
+    def __init__(self, window: int, limit: float) -> None:
+        self.metric = GAP
+        self._limit = limit
+        self._values: deque[float] = deque(maxlen=window)
+
+    def look(self, value: float) -> str | None:
+        """Add the next value; return why it is alarming, or None."""
+        differ = f"training and rollout log-probs differ by {value:.3g} nats on average"
+        if not math.isfinite(value):
+            return f"{differ}: a log-prob is not finite. {GAP_ADVICE}"
+        before = list(self._values)
+        self._values.append(value)
+        if value > self._limit:
+            return f"{differ} (alarm at guards.max_logprob_gap = {self._limit:g}). {GAP_ADVICE}"
+        if len(before) < GAP_HISTORY:
+            return None
+        usual = statistics.median(before)
+        if value > max(MIN_JUMP, GAP_RATIO * usual):
+            return f"{differ}, and by {usual:.2g} in the steps before. {GAP_ADVICE}"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window."""
+        return {"values": list(self._values)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state."""
+        self._values = deque(state["values"], maxlen=self._values.maxlen)
+
+
 class Alarms:
     """All alarms of a run."""
 
@@ -156,6 +206,7 @@ class Alarms:
             "entropy_alarm": [CollapseAlarm(ENTROPY, window, config.entropy_fraction)],
             "truncation_alarm": [LevelAlarm(TRUNCATION, config.max_truncated_fraction, TRUNCATION_ADVICE)],
             "ref_kl_alarm": [LevelAlarm(REF_KL, config.max_ref_kl, REF_KL_ADVICE)],
+            "gap_alarm": [GapAlarm(window, config.max_logprob_gap)],
         }
         self._active: set[str] = set()
 
@@ -164,7 +215,7 @@ class Alarms:
         flags, warnings = dict.fromkeys(self._alarms, 0.0), []
         for flag, alarm in self._pairs():
             value = metrics.get(alarm.metric, math.nan)
-            if not math.isfinite(value):
+            if not math.isfinite(value) and (alarm.metric not in metrics or not isinstance(alarm, GapAlarm)):
                 continue
             why, key = alarm.look(value), _key(flag, alarm)
             if why is None:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from megatron_prime.config.tables.guards import GuardsConfig
-from megatron_prime.training.health.alarms import ENTROPY, REF_KL, REWARD, TRUNCATION, Alarms
+from megatron_prime.training.health.alarms import ENTROPY, GAP, REF_KL, REWARD, TRUNCATION, Alarms
 
 CALM = [1.0, 1.1, 0.9, 1.05, 0.95]
 
@@ -26,6 +26,7 @@ def listen(listener: Alarms, metric: str, values) -> tuple[list[int], list[int]]
             "entropy_alarm",
             "truncation_alarm",
             "ref_kl_alarm",
+            "gap_alarm",
         }
         ringing += [place] * int(sum(flags.values()))
         warned += [place] * len(warnings)
@@ -104,3 +105,28 @@ def test_a_saved_state_of_other_metrics_is_ignored():
 def test_a_metric_that_runs_away_warns_once(metric, values, ringing, warned):
     assert listen(alarms(), metric, values) == (ringing, warned)
     assert listen(alarms(max_truncated_fraction=0, max_ref_kl=0), metric, values) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("values", "ringing"),
+    [
+        ([0.001, 0.001, 0.001, 0.1], [3]),  # the weights of a restarted server: 0.1 to 0.4 nats
+        ([0.002, 0.01, 0.003, 0.02, 0.4, 0.01, 0.3], [4, 6]),
+        ([0.02, 0.03, 0.02, 0.09, 0.04, 0.05], []),  # a mixture of experts in bf16 without replayed experts
+        ([1e-7, 1e-7, 1e-7, 0.019], []),  # rounding
+        ([0.01, 0.012, 0.02, 0.03, 0.05, 0.08], []),  # slow growth
+        ([0.3, 0.3, 0.3, 0.3], []),
+        ([0.001, 0.3], []),  # no history yet, so the fixed limit alone counts
+        ([1.5, 0.01, 1.0, 1.0], [0]),
+        ([0.001, math.nan, 0.001, 0.001, 0.1, math.inf], [1, 4, 5]),
+        ([0.001] * 10 + [0.1] * 10, list(range(10, 15))),  # a level that stays becomes the usual one
+    ],
+)
+def test_a_gap_of_log_probs_is_compared_with_a_limit_and_with_its_own_history(values, ringing):
+    assert listen(alarms(), GAP, values)[0] == ringing
+
+
+def test_the_warning_of_a_gap_says_how_to_fix_it():
+    _, (warning,) = alarms().look({GAP: 1.5})
+    for part in ("1.5 nats", "guards.max_logprob_gap = 1", "policy.tis_cap = 2.0", "checkpoint before it"):
+        assert part in warning

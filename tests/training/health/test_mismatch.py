@@ -1,14 +1,14 @@
-"""The log-prob mismatch of trainer and engine: its value, its alarm once per episode, and the advice in the warning."""
+"""The log-prob mismatch of trainer and engine: its value, and the alarm on stale weights."""
 
 import math
 
 import pytest
 import torch
 
-from megatron_prime.training.health.mismatch import Mismatch, MismatchAlarm
+from megatron_prime.config.tables.guards import GuardsConfig
+from megatron_prime.training.health.alarms import GAP, Alarms
+from megatron_prime.training.health.mismatch import Mismatch
 from tests.support.toy_runs import Toy, records
-
-FINE, BAD = Mismatch(0.01, 2.0), Mismatch(1.5, 9.0)
 
 
 def test_mean_and_max_are_over_response_tokens_only():
@@ -24,34 +24,9 @@ def test_a_log_prob_that_is_not_finite_is_reported_and_alarms(number):
         torch.zeros(1, 2), torch.tensor([[0.0, -number]]), torch.ones(1, 2, dtype=torch.bool)
     )
     assert not math.isfinite(mismatch.max)
-    assert MismatchAlarm(1.0, None).look(mismatch, 1) is not None
-
-
-def test_each_episode_warns_once():
-    alarm = MismatchAlarm(1.0, None)
-    warned = [
-        alarm.look(mismatch, step) is not None for step, mismatch in enumerate([FINE, BAD, BAD, FINE, BAD])
-    ]
-    assert warned == [False, True, False, False, True]
-    assert alarm.is_on
-
-
-def test_the_threshold_itself_is_no_alarm():
-    assert MismatchAlarm(1.5, None).look(BAD, 1) is None
-
-
-def test_the_warning_says_how_to_fix_it():
-    warning = MismatchAlarm(1.0, None).look(BAD, 7)
-    for part in (
-        "step 7",
-        "1.5 nats",
-        "9 at most",
-        "rollout.logprob_alarm = 1",
-        "policy.tis_cap = 2.0",
-        "checkpoint before it",
-    ):
-        assert part in warning
-    assert "policy.tis_cap corrects" in MismatchAlarm(1.0, 3.0).look(BAD, 7)
+    flags, (warning,) = Alarms(GuardsConfig()).look({GAP: mismatch.mean})
+    assert flags["gap_alarm"] == 1
+    assert "not finite" in warning
 
 
 def test_every_step_logs_a_mismatch_that_is_small_with_the_local_engine(toy: Toy):
@@ -59,12 +34,17 @@ def test_every_step_logs_a_mismatch_that_is_small_with_the_local_engine(toy: Toy
     assert len(steps) == 4
     for record in steps:
         assert 0 < record["rollout/logprob_gap"] <= record["rollout/logprob_gap_max"] < 1e-3
-        assert record["rollout/logprob_gap_alarm"] == 0
+        assert record["guards/gap_alarm"] == 0
 
 
-def test_stale_weights_in_the_engine_raise_the_alarm(stale_step):
+@pytest.mark.parametrize("usual", [1e-4, 0.01])
+def test_stale_weights_in_the_engine_raise_the_alarm_by_the_history_of_the_run(stale_step, usual):
     metrics = stale_step["metrics"]
     assert metrics["rollout/logprob_gap"] == pytest.approx(stale_step["expected_mean"], rel=1e-4)
-    assert metrics["rollout/logprob_gap_alarm"] == 1
-    (warning,) = stale_step["warnings"]
+    assert metrics["rollout/logprob_gap"] < 1, "the fixed limit does not notice it"
+    alarms = Alarms(GuardsConfig())
+    for _ in range(3):
+        assert alarms.look({GAP: usual})[1] == []
+    flags, (warning,) = alarms.look(metrics)
+    assert flags["gap_alarm"] == 1
     assert "stale or broken weight sync" in warning
