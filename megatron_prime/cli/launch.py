@@ -15,7 +15,7 @@ from megatron_prime.parallel.lifeline import die_with_parent
 from megatron_prime.training.health.stop import EXIT_CODE, StopRequest
 
 LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
-RESUMABLE = ("train",)
+RESUMABLE = ("train", "sft")
 """Commands that save when they are asked to stop, and that the same command line resumes."""
 REPORT_S = 2.0
 """Seconds in which other ranks may report the same error after a rank has failed."""

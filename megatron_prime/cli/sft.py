@@ -1,5 +1,8 @@
 """`megatron-prime sft`."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from megatron_prime.cli.assemble import start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
@@ -7,62 +10,143 @@ from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.sft import SFTDataset
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.observability import Metrics, MetricsLogger, Progress
-from megatron_prime.observability.heartbeat import begin_step
+from megatron_prime.observability import MetricsLogger, Progress
+from megatron_prime.observability.provenance import save_provenance
+from megatron_prime.parallel.collectives import any_rank
+from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
+from megatron_prime.training.checkpoint.run_lock import RunLock
+from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
 from megatron_prime.training.health.guards import Guards
+from megatron_prime.training.health.stop import StopRequest, listen, stop_listening
+from megatron_prime.training.loop import Loop, LoopContext, LoopOutput
 from megatron_prime.training.roles import scoring_settings
-from megatron_prime.training.sft import SFTTrainer
+from megatron_prime.training.sft import SFTTrainer, held_out_loss
 from megatron_prime.training.trainable import RoleSpec, Trainable
 
 NUM_PROGRESS_LINES = 10
+SHOWN = {"sft/loss": "loss", "eval/loss": "held_out_loss", "time/step_s": "s"}
 
 
 def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
-    """Train the policy on demonstrations and write it to sft.output (default run_dir/sft) as an HF checkpoint."""
+    """Train the policy on demonstrations and write it to sft.output (default run_dir/sft) as an HF checkpoint.
+
+    Resumes, stops and saves as `train` does.
+    """
+    asked = listen()
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
-    output = config.sft_output
-    tokenizer = load_tokenizer(config.model.path)
-    max_tokens = config.trainer.max_tokens_per_microbatch
-    layout, weights = config.sft.layout or config.data.layout, config.sft.weights
-    dataset = SFTDataset.read(
-        config.sft.data,
-        config.data.model_copy(update={"layout": layout, "weights": weights}),
-        config.sft.response_field,
-        tokenizer,
-        max_tokens,
-        config.sft.messages_field,
-    )
-    progress.line(f"{len(dataset)} demonstrations, {dataset.num_dropped} longer than {max_tokens} tokens")
-    for line in dataset.notes:
+    lock = RunLock(config.run_dir, topology)
+    try:
+        if topology.rank == 0:
+            save_provenance(config.run_dir, lock.attempt)
+        policy = _train(config, arithmetic, topology, progress, lock, asked)
+        export_hf(policy.built, topology, config.model.path, config.sft_output)
+        progress.line(f"HF checkpoint after SFT: {config.sft_output}")
+    finally:
+        lock.close()
+        stop_watchdog()
+        stop_listening()
+    topology.close()
+
+
+def _train(
+    config: PrimeConfig,
+    arithmetic: BatchArithmetic,
+    topology: Topology,
+    progress: Progress,
+    lock: RunLock,
+    asked: StopRequest,
+) -> Trainable:
+    settings = config.checkpoint
+    dataset = _read(config, config.sft.data)
+    held_out = _read(config, config.sft.evaluation) if config.sft.evaluation else None
+    for line in _start_lines(config, arithmetic, dataset, held_out):
         progress.line(line)
+    store = CheckpointStore(
+        config.sft_log / "checkpoints",
+        topology,
+        RetentionPolicy(settings.keep_last),
+        settings.async_save,
+        lock.attempt,
+        lock.fence,
+    )
+    checkpoint = store.newest_sound(settings.on_damage, warn=progress.warn)
+    store.tidy()
     # Nothing is offloaded, because every phase of the warm-up is an update.
     memory = MemoryConfig(recompute=config.memory.recompute)
     spec = RoleSpec("policy", config.model.path, scoring_settings(config), memory, config.model_options)
-    policy = Trainable(spec, topology, config.sft, config.sft.num_steps)
+    policy = Trainable(spec, topology, config.sft, config.sft.num_steps, load_weights=checkpoint is None)
     policy.watch = guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
-    guards.begin_step(1)
-    stream = dataset.stream(config.seed, config.data.shuffle, weights)
-    # The log has a folder of its own, so that `train` and `sft` in one run_dir keep each other's history.
-    logger = MetricsLogger(config.run_dir / "sft_log") if topology.rank == 0 else None
-    every = max(1, config.sft.num_steps // NUM_PROGRESS_LINES)
-    with progress.phase("sft", config.sft.num_steps) as advance:
+    stream = dataset.stream(config.seed, config.data.shuffle, config.sft.weights)
+    step_index = 0
+    if checkpoint is not None:
+        state = store.load(checkpoint, {"policy": policy})
+        stream.load_state_dict(state.prompt_stream)
+        guards.load_state_dict(state.guards)
+        step_index = state.step_index
+        progress.line(f"resuming after step {step_index} from {checkpoint}")
+    logger = MetricsLogger(config.sft_log, step_index + bool(step_index)) if topology.rank == 0 else None
+    context = LoopContext(
+        store=store,
+        roles={"policy": policy},
+        prompt_stream=stream,
+        evaluate=None
+        if held_out is None
+        else lambda _: held_out_loss(policy, held_out.examples, config.sft.batch_size),
+        logger=logger,
+        progress=progress,
+        guards=guards,
+        fence=lock.fence,
+        is_stopping=lambda: any_rank(asked(), topology),
+        agree=lambda flag: any_rank(flag, topology),
+        output=LoopOutput("sft", SHOWN, "loss", max(1, config.sft.num_steps // NUM_PROGRESS_LINES)),
+    )
+    try:
+        asked.defer()
+        Loop(_loop_config(config), SFTTrainer(config.sft, policy, stream, step_index), context).run()
+    finally:
+        if logger is not None:
+            logger.close()
+    return policy
 
-        def after_step(done: int, metrics: Metrics) -> None:
-            advance(1)
-            metrics.add("guards", guards.end_step(metrics))
-            guards.begin_step(done + 1)
-            begin_step(done + 1)
-            if done % every == 0 or done == config.sft.num_steps:
-                progress.step(done, config.sft.num_steps, metrics, {"sft/loss": "loss", "time/step_s": "s"})
-            if logger is not None:
-                logger.log(done, metrics)
 
-        SFTTrainer(config.sft, policy, stream).run(after_step)
-    if logger is not None:
-        logger.close()
-    export_hf(policy.built, topology, config.model.path, output)
-    progress.line(f"HF checkpoint after SFT: {output}")
-    stop_watchdog()
-    topology.close()
+def _read(config: PrimeConfig, files: Sequence[Path]) -> SFTDataset:
+    layout, weights = config.sft.layout or config.data.layout, config.sft.weights
+    return SFTDataset.read(
+        files,
+        config.data.model_copy(update={"layout": layout, "weights": weights}),
+        config.sft.response_field,
+        load_tokenizer(config.model.path),
+        config.trainer.max_tokens_per_microbatch,
+        config.sft.messages_field,
+    )
+
+
+def _start_lines(
+    config: PrimeConfig, arithmetic: BatchArithmetic, dataset: SFTDataset, held_out: SFTDataset | None
+) -> list[str]:
+    """Return the batch arithmetic, and the notes on the data, for the start of the log."""
+    settings, longest = config.sft, config.trainer.max_tokens_per_microbatch
+    num_responses = settings.num_steps * settings.batch_size
+    lines = [
+        arithmetic.lines()[0],
+        f"batch       {settings.batch_size} responses per step, 1 update per step",
+        f"microbatch  up to {longest} packed tokens per process",
+        f"run         {settings.num_steps} steps x {settings.batch_size} = {num_responses} responses, "
+        f"{num_responses / len(dataset):.2f} epochs",
+        f"{len(dataset)} demonstrations, {dataset.num_dropped} longer than {longest} tokens",
+        *dataset.notes,
+    ]
+    if held_out is not None:
+        lines += [
+            f"{len(held_out)} held-out demonstrations, {held_out.num_dropped} longer than {longest} tokens",
+            *held_out.notes,
+        ]
+    return lines
+
+
+def _loop_config(config: PrimeConfig) -> PrimeConfig:
+    """Return the configuration with the schedule of the warm-up where the loop looks for it."""
+    schedule = {"num_steps": config.sft.num_steps, "eval_every": config.sft.eval_every}
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update=schedule)})

@@ -109,6 +109,11 @@ class PrimeConfig(Section):
         """The folder to which `sft` writes its HF checkpoint."""
         return self.sft.output or self.run_dir / "sft"
 
+    @property
+    def sft_log(self) -> Path:
+        """The folder of the metrics and checkpoints of `sft`, so that `train` in the same run_dir keeps its own."""
+        return self.run_dir / "sft_log"
+
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:
         # The rules of all groups are checked, so that a user sees every fault at once. Pydantic calls this method

@@ -42,6 +42,7 @@ NAMES: Mapping[str, str] = {
     "policy/*": "Update of the policy, averaged over its minibatches: losses, fraction of clipped tokens, KL "
     "divergence in nats per token, gradient norm, and learning rate.",
     "advantage/*": "Mean and standard deviation of the advantages over all response tokens.",
+    "eval/loss": "Loss on the held-out demonstrations of supervised fine-tuning, in nats per response token.",
     "eval/*": "Results on held-out prompts, and of each benchmark in eval/<name>/*: accuracy (avg@k) and pass_at_k in "
     "[0, 1] with their confidence intervals (*_ci_low, *_ci_high), counts, lengths in tokens, and accuracy by data "
     "source. benchmark_average is the mean accuracy over the benchmarks.",

@@ -26,10 +26,11 @@ def data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         "data.train": config.data.train,
         "data.evaluation": config.data.evaluation,
         "sft.data": config.sft.data,
+        "sft.evaluation": config.sft.evaluation,
     }
     if not files[needed] and not (command == "evaluate" and config.evaluation.benchmarks):
         yield f"{needed} is empty: name at least one jsonl, parquet or csv file"
-    used = {needed, "data.evaluation"} if command == "train" else {needed}
+    used = {needed, *{"train": ["data.evaluation"], "sft": ["sft.evaluation"]}.get(command, [])}
     for key in sorted(used):
         for path in files[key]:
             fault = data_file_fault(path) or _file_fault(path)

@@ -12,8 +12,8 @@ def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     yield from _run_dir_faults(config.run_dir)
     if command == "sft" and config.sft_output.exists():
         yield f"{config.sft_output} exists already: remove it, or set sft.output to another folder"
-    if command == "train" and config.checkpoint.resume == "never":
-        yield from _checkpoint_faults(config.run_dir)
+    if command in ("train", "sft") and config.checkpoint.resume == "never":
+        yield from _checkpoint_faults(config.run_dir if command == "train" else config.sft_log)
 
 
 def _run_dir_faults(run_dir: Path) -> Iterator[str]:

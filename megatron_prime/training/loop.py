@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from megatron_prime.config.run import PrimeConfig
@@ -19,7 +19,6 @@ from megatron_prime.training.checkpoint.store import RunState
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import RunStopped
 from megatron_prime.training.trainable import Trainable
-from megatron_prime.training.trainer import Trainer
 
 SHOWN = {
     "rollout/accuracy_sampled": "accuracy_sampled",
@@ -44,6 +43,17 @@ class ResumableStream(Protocol):
         ...
 
 
+class StepRunner(Protocol):
+    """A trainer, as far as the loop drives it."""
+
+    step_index: int
+    """Number of steps done."""
+
+    def step(self) -> Metrics:
+        """Run the next step and return its metrics. Collective over all ranks."""
+        ...
+
+
 class EvaluationSummary(Protocol):
     """The part of an evaluation's result that the loop logs."""
 
@@ -63,6 +73,20 @@ class SamplingRecord(ResumableStream, Protocol):
     def last_records(self) -> Sequence[PromptRecord]:
         """All groups sampled for the last step."""
         ...
+
+
+@dataclass(frozen=True)
+class LoopOutput:
+    """The names of a loop on the console."""
+
+    name: str = "prime"
+    """Name of the progress bar."""
+    shown: Mapping[str, str] = field(default_factory=lambda: SHOWN)
+    """The metrics on the line of a step, with their labels."""
+    evaluated: str = "accuracy"
+    """The quantity that an evaluation measures."""
+    steps_per_line: int = 1
+    """Print the line of each step whose number this divides, and of the last one."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +113,7 @@ class LoopContext:
     """Returns whether any rank was asked to stop; collective, called before the first step and after each."""
     agree: Callable[[bool], bool] = lambda flag: flag
     """Returns whether its argument is true on any rank; collective."""
+    output: LoopOutput = LoopOutput()
 
 
 class Loop:
@@ -100,7 +125,7 @@ class Loop:
         context: see LoopContext.
     """
 
-    def __init__(self, config: PrimeConfig, trainer: Trainer, context: LoopContext) -> None:
+    def __init__(self, config: PrimeConfig, trainer: StepRunner, context: LoopContext) -> None:
         self._config = config
         self._trainer = trainer
         self._context = context
@@ -122,7 +147,7 @@ class Loop:
             self._evaluate(metrics)
             self._log(metrics)
         try:
-            with self._context.progress.phase("prime", num_steps) as advance:
+            with self._context.progress.phase(self._context.output.name, num_steps) as advance:
                 advance(self._trainer.step_index)
                 if self._trainer.step_index < num_steps and self._context.is_stopping():
                     self._stop(f"before step {self._trainer.step_index + 1}")
@@ -144,7 +169,8 @@ class Loop:
         if self._context.evaluate is not None and (is_last or _is_due(done, self._config.trainer.eval_every)):
             self._evaluate(metrics)
         self._log_prompts(metrics)
-        self._context.progress.step(done, num_steps, metrics, SHOWN)
+        if is_last or _is_due(done, self._context.output.steps_per_line):
+            self._context.progress.step(done, num_steps, metrics, self._context.output.shown)
         self._log(metrics)
         # Save after the log: a resumed run drops records beyond its checkpoint, but cannot restore missing ones.
         self._saver.poll()
@@ -187,7 +213,7 @@ class Loop:
             result = self._context.evaluate(self._trainer.step_index)
         metrics.add("eval", result.metrics())
         self._context.progress.line(
-            f"held-out accuracy after {self._trainer.step_index} steps: {result.summary()}"
+            f"held-out {self._context.output.evaluated} after {self._trainer.step_index} steps: {result.summary()}"
         )
 
     def _log(self, metrics: Metrics) -> None:

@@ -1,6 +1,7 @@
 """Supervised warm-up of the policy on demonstrations."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -16,32 +17,73 @@ class SFTTrainer:
     """Maximizes the likelihood of demonstrated responses, averaged over the tokens of each batch.
 
     Args:
-        config: batch size and number of steps.
+        config: batch size.
         policy: the model to train; prompt tokens have no loss.
         stream: demonstrations, equal on every rank.
+        step_index: number of steps already done (in a resumed run).
     """
 
-    def __init__(self, config: SFTConfig, policy: Trainable, stream: ResumableStream[SFTExample]) -> None:
+    def __init__(
+        self,
+        config: SFTConfig,
+        policy: Trainable,
+        stream: ResumableStream[SFTExample],
+        step_index: int = 0,
+    ) -> None:
         self._config = config
         self._policy = policy
         self._stream = stream
+        self.step_index = step_index
 
-    def run(self, after_step: Callable[[int, Metrics], None]) -> None:
-        """Train; call `after_step` with the number of steps done and their metrics. Collective over all ranks."""
-        for step_index in range(self._config.num_steps):
-            metrics = Metrics()
-            with metrics.timed("step"):
-                metrics.add("sft", self._step())
-            after_step(step_index + 1, metrics)
+    def step(self) -> Metrics:
+        """Take one optimizer step and return its metrics. Collective over all ranks."""
+        metrics = Metrics()
+        with metrics.timed("step"):
+            metrics.add("sft", self._step())
+        self.step_index += 1
+        return metrics
 
     def _step(self) -> dict[str, float]:
         examples = self._stream.next(self._config.batch_size)
         sequences = [(example.prompt_ids, example.response_ids) for example in examples]
-        lengths_B = torch.tensor([len(response) for _, response in sequences])
-        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+        mask_BT = _response_mask(examples)
         rows = list(range(len(sequences)))
         weights_BT = minibatch_weights_BT(mask_BT, rows, "token").to(self._policy.topology.platform.device)
         lr = self._policy.lr
         _, metrics = self._policy.update(sequences, rows, SFTRowLoss(weights_BT))
         self._policy.advance_schedule()
         return metrics | {"lr": lr, "num_tokens": float(mask_BT.sum())}
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """The loss on demonstrations that are not trained on."""
+
+    loss: float
+    """Nats per response token."""
+    num_examples: int
+
+    def metrics(self) -> dict[str, float]:
+        """Return the values to log, by name."""
+        return {"loss": self.loss}
+
+    def summary(self) -> str:
+        """Return the result in one line."""
+        return f"{self.loss:.4f} nats per token ({self.num_examples} demonstrations)"
+
+
+def held_out_loss(policy: Trainable, examples: Sequence[SFTExample], batch_size: int) -> HeldOutLoss:
+    """Score demonstrations in batches, and return their mean loss over all response tokens. Collective."""
+    total, num_tokens = 0.0, 0
+    for start in range(0, len(examples), batch_size):
+        batch = [examples[row] for row in range(start, min(start + batch_size, len(examples)))]
+        logprobs_BT = policy.score([(one.prompt_ids, one.response_ids) for one in batch]).logprobs_BT
+        mask_BT = _response_mask(batch).to(logprobs_BT.device)
+        total -= logprobs_BT[mask_BT].double().sum().item()
+        num_tokens += int(mask_BT.sum())
+    return HeldOutLoss(total / num_tokens, len(examples))
+
+
+def _response_mask(examples: Sequence[SFTExample]) -> torch.Tensor:
+    lengths_B = torch.tensor([len(example.response_ids) for example in examples])
+    return torch.arange(int(lengths_B.max())) < lengths_B[:, None]

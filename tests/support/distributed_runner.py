@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # Importing torch and Megatron takes seconds, so one process imports them and every rank is a fork of it.
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(
-    ["tests.support.layout_worker", "megatron_prime.training.trainable", "tests.support.frozen_imports"]
+    ["tests.support.layout_worker", "megatron_prime.cli.train", "tests.support.frozen_imports"]
 )
 
 

@@ -269,7 +269,10 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
         for name in ("loss", "grad_norm", "lr", "num_tokens"):
             history[name].append(metrics[f"sft/{name}"])
 
-    SFTTrainer(config.sft, policy, dataset.stream(0, config.data.shuffle)).run(after_step)
+    trainer = SFTTrainer(config.sft, policy, dataset.stream(0, config.data.shuffle))
+    for _ in range(num_steps):
+        metrics = trainer.step()
+        after_step(trainer.step_index, metrics)
 
     model = AutoModelForCausalLM.from_pretrained(config.model.path)
     optimizer = torch.optim.AdamW(_decay_groups(model, 0.1), lr=0.0)

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from megatron_prime.config.optimizer import OptimizerConfig, warmup_fault
-from megatron_prime.config.section import NonNegativeFloat, Positive, PositiveFloat, UserPath
+from megatron_prime.config.section import NonNegative, NonNegativeFloat, Positive, PositiveFloat, UserPath
 from megatron_prime.config.tables.data import LayoutName
 
 
@@ -16,6 +16,10 @@ class SFTConfig(OptimizerConfig):
     weight_decay: NonNegativeFloat = 0.01
     data: tuple[UserPath, ...] = ()
     """jsonl, parquet or csv files of prompts with responses; none by default."""
+    evaluation: tuple[UserPath, ...] = ()
+    """Files of held-out demonstrations, like data, whose loss is measured before the first and after the last step."""
+    eval_every: NonNegative = 0
+    """Steps between measurements of the held-out loss; 0 measures at the start and at the end only."""
     response_field: str = "response"
     """Column with the text of the response."""
     num_steps: Positive = 1000
