@@ -10,6 +10,7 @@ interrupted run resumes where it stopped; --fresh starts from scratch.
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -78,12 +79,13 @@ def make_task(folder: Path, seed: int) -> None:
 
 
 def command(name: str, overrides: list[str]) -> None:
-    """Run a megatron-prime command; if it fails, exit with its exit code."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "megatron_prime", name, str(CONFIG), *overrides], check=False
-    )
-    if finished.returncode:
-        sys.exit(finished.returncode)
+    """Run a megatron-prime command; if it fails or is asked to stop, exit with its exit code."""
+    # A Ctrl-C reaches the command too, which needs time to save. A handler, unlike SIG_IGN, is not inherited.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    code = subprocess.Popen([sys.executable, "-m", "megatron_prime", name, str(CONFIG), *overrides]).wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if code:
+        sys.exit(code)
 
 
 def check_export(folder: Path) -> None:

@@ -6,6 +6,9 @@ import io
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +40,9 @@ def prepare(folder: str) -> dict[str, Any]:
     problems = [{"problem": row["prompt"], "answer": row["answer"]} for row in rows]
     Path("task/benchmark.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     facts: dict[str, Any] = {
-        "sft": run("sft", "run.toml", "model.path=task/model", "run_dir=sft_run"),
+        "sft": run(
+            "sft", "run.toml", "model.path=task/model", "run_dir=sft_run", "checkpoint.save_every=auto"
+        ),
         "train": run("train", "run.toml", "run_dir=single"),
         "again": run("train", "run.toml", "run_dir=single"),
         "eval start": run("eval", "run.toml", "run_dir=eval_start"),
@@ -57,6 +62,62 @@ def train_layouts(folder: str, layouts: Mapping[str, Sequence[str]]) -> dict[str
         code, output = run("train", "run.toml", f"run_dir={layout}", *overrides)
         assert code == 0, output
     return sft_steps(num_steps=3)
+
+
+def sft_runs(folder: str) -> dict[str, Any]:
+    """Run SFT without interruption, and stop and resume the same run; return the results and a held-out loss by HF."""
+    os.chdir(folder)
+    settings = [
+        "model.path=sft",
+        "sft.num_steps=16",
+        "sft.batch_size=8",
+        'sft.evaluation=["task/sft_heldout.jsonl"]',
+        "sft.eval_every=8",
+        "checkpoint.save_every=6",
+    ]
+    rows = Path("task/sft.jsonl").read_text().splitlines(keepends=True)
+    Path("task/sft_heldout.jsonl").write_text("".join(rows[:20]))
+    whole = run("sft", "run.toml", *settings, "run_dir=sft_whole", "sft.output=sft_whole/hf")
+    parts = [*settings, "run_dir=sft_parts", "sft.output=sft_parts/hf"]
+    stopper = threading.Thread(target=_terminate_when_logged, args=(Path("sft_parts/sft_log/metrics.jsonl"),))
+    stopper.start()
+    stopped = run("sft", "run.toml", *parts)
+    stopper.join()
+    return {
+        "whole": whole,
+        "stopped": stopped,
+        "resumed": run("sft", "run.toml", *parts),
+        "finished": run("sft", "run.toml", *parts),
+        "hf loss": _hf_loss("sft_whole/hf", "task/sft_heldout.jsonl"),
+    }
+
+
+def _terminate_when_logged(path: Path) -> None:
+    """Send SIGTERM to this process when the metrics of step 3 are in the file."""
+    while not (path.exists() and '"step": 3,' in path.read_text()):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _hf_loss(model: str, file: str) -> float:
+    """Return the mean loss of Hugging Face's model over all response tokens of a file, in nats."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from megatron_prime.config.loading import load_config
+    from megatron_prime.data.sft import SFTDataset
+    from megatron_prime.data.tokenizer import load_tokenizer
+
+    config = load_config(Path("run.toml"), [])
+    dataset = SFTDataset.read([Path(file)], config.data, "response", load_tokenizer(Path(model)), 256)
+    hf, total, num_tokens = AutoModelForCausalLM.from_pretrained(model), 0.0, 0
+    for example in dataset.examples:
+        tokens = torch.tensor([*example.prompt_ids, *example.response_ids])
+        with torch.no_grad():
+            logprobs = hf(input_ids=tokens[None]).logits[0, :-1].double().log_softmax(-1)
+        responses = logprobs.gather(1, tokens[1:, None])[len(example.prompt_ids) - 1 :]
+        total, num_tokens = total - responses.sum().item(), num_tokens + len(responses)
+    return total / num_tokens
 
 
 def convert_roles(folder: str, run_dir: str) -> dict[str, tuple[int, str]]:
