@@ -68,7 +68,7 @@ def sft_runs(folder: str) -> dict[str, Any]:
     """Run SFT without interruption, and stop and resume the same run; return the results and a held-out loss by HF."""
     os.chdir(folder)
     settings = [
-        "model.path=sft",
+        "model.path=task/model",
         "sft.num_steps=16",
         "sft.batch_size=8",
         'sft.evaluation=["task/sft_heldout.jsonl"]',
