@@ -71,6 +71,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "num_ppo_epochs": ("policy.num_epochs",),
     "num_iterations": ("policy.num_epochs",),
     # Rollouts
+    "logprob_alarm": ("guards.max_logprob_gap",),
     "n": ("rollout.group_size",),
     "rollout.n": ("rollout.group_size",),
     "n_samples": ("rollout.group_size",),
