@@ -12,7 +12,7 @@ import torch
 class _ForkContext(multiprocessing.context.ForkContext):
     """Context that keeps its start method when SGLang asks for another one."""
 
-    def set_start_method(self, method: str | None, force: bool = False) -> None:
+    def set_start_method(self, *_: object, **__: object) -> None:
         """Do nothing, where the base class raises an error."""
 
 
