@@ -146,6 +146,9 @@ class ProblemReader:
             rendered = self._renderer.render(prompt, layout.is_question)
         except ValueError as error:
             raise row.error(str(error)) from error
+        text = rendered.text
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise row.error("the prompt has half of a character (a lone surrogate), which no tokenizer takes")
         # Duplicates are compared before rendering: system prompt and instruction are the same for all rows.
         if self.duplicates.is_duplicate(prompt_text(prompt), answer):
             return None

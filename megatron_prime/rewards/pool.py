@@ -53,7 +53,7 @@ class WorkerProcess:
         """Start the process and wait until its verifier is loaded.
 
         Raises:
-            WorkerDiedError: If the process ended before that; its standard error has the reason.
+            WorkerDiedError: If the process could not load the verifier, or ended before that.
             WorkerTimeoutError: If STARTUP_TIMEOUT_S passed.
         """
         self._timeout_s = timeout_s
@@ -67,7 +67,9 @@ class WorkerProcess:
             start_new_session=True,
         )
         try:
-            self._receive(time.monotonic() + STARTUP_TIMEOUT_S)
+            reply = self._receive(time.monotonic() + STARTUP_TIMEOUT_S)
+            if "failed" in reply:
+                raise WorkerDiedError(reply["failed"])
         except (WorkerDiedError, WorkerTimeoutError):
             self.kill()
             raise
@@ -178,7 +180,7 @@ class VerifierPool:
 
         Raises:
             ValueError: If the name is unknown, or num_workers or timeout_s is not positive.
-            RuntimeError: If a worker does not start; its standard error contains the reason.
+            RuntimeError: If a worker does not start.
         """
         if num_workers < 1 or timeout_s <= 0:
             raise ValueError(

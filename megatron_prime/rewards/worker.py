@@ -16,6 +16,7 @@ import resource
 import signal
 import struct
 import sys
+import traceback
 from typing import IO, Any
 
 HEADER = struct.Struct(">I")
@@ -51,12 +52,17 @@ def main() -> None:
     os.dup2(2, 1)
 
     # The import comes after the descriptors are replaced, because an imported module may print as well.
-    importlib.import_module(module)
     from megatron_prime.rewards import verifier as registry
 
-    verifier = registry.get(verifier_name, json.loads(settings))
-    if isinstance(verifier, registry.WarmUp):
-        verifier.warm_up()
+    try:
+        importlib.import_module(module)
+        verifier = registry.get(verifier_name, json.loads(settings))
+        if isinstance(verifier, registry.WarmUp):
+            verifier.warm_up()
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything
+        replies.write(encode_frame({"failed": _description(error)}))
+        replies.flush()
+        sys.exit(1)
     replies.write(encode_frame({"ready": os.getpid()}))
     replies.flush()
     while (request := read_frame(requests)) is not None:
@@ -70,6 +76,13 @@ def main() -> None:
             encode_frame({"reward": reward, "status": outcome.status.value, "detail": outcome.detail})
         )
         replies.flush()
+
+
+def _description(error: Exception) -> str:
+    """Return an error in one line, with the last place in its traceback."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{text[:500]} ({place.filename}, line {place.lineno})"
 
 
 def _limit_memory() -> None:

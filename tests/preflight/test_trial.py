@@ -118,6 +118,10 @@ FAULTS = {
     "no answer": (_rows(ROW, {"prompt": "x"}), "data.train: train.jsonl, row 2: no field 'answer'"),
     "other columns": (_rows({"question": "x", "answer": "1"}), "row 1: no field 'prompt'"),
     "no JSON object": (_rows(ROW, [1, 2]), "row 2: a list where a JSON object should be"),
+    "half a character": (
+        _rows(ROW, {**ROW, "prompt": "x \ud835"}),
+        "row 2: the prompt has half of a character",
+    ),
     "all too long": (
         _rows({**ROW, "prompt": "x" * 2000}),
         "data.train: no row can be used: of its 1 rows none is",
@@ -205,7 +209,7 @@ def some(response_text, answer):
     ("name", "fault"),
     [
         ("right", None),
-        ("absent", "cannot be started: "),
+        ("absent", "does not start: AttributeError: module 'user_rewards' has no attribute 'absent' ("),
         ("of_three", "gives no reward (error) for 2 of 2 answers, such as '2': TypeError: "),
         (
             "percent",
