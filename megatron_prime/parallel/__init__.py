@@ -8,7 +8,7 @@
 - `lifeline`: ties child processes to their parent, so that they end with it.
 - `peer_loss`: distinguishes the loss of another process from an error of this one.
 - `platform`: device, communication backend, dtype and memory.
-- `rendezvous`: a key-value store between ranks and servers.
+- `rendezvous`: addresses at which the processes of a job meet.
 - `topology`: Megatron's process groups and this rank's coordinates.
 - `watchdog`: terminates a job that hangs and names the ranks that did not arrive.
 """

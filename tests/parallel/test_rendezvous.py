@@ -1,36 +1,9 @@
-"""Tests of the shared store, and of the address by which others reach this machine."""
-
-import time
+"""Tests of the addresses at which processes of a job meet."""
 
 import pytest
 
-from megatron_prime.parallel.rendezvous import RendezvousStore, address_towards, master_host
-from tests.support import deadlines
-
-
-def test_other_processes_read_written_values_without_waiting():
-    store = RendezvousStore(5)
-    other = RendezvousStore.at("127.0.0.1", store.port, 5)
-    assert store.port > 0 and other.get("a", "key") is None
-    store.set("a", "key", {"x": [1, "y"]})
-    assert _soon(lambda: other.get("a", "key"), not_this=None) == {"x": [1, "y"]}
-    assert other.get("b", "key") is None
-    other.set("a", "key", {"x": 2})
-    assert _soon(lambda: store.get("a", "key"), not_this={"x": [1, "y"]}) == {"x": 2}
-
-
-def _soon(read, not_this):
-    """Retry a read, because the store may apply a value after `set` has returned."""
-    deadline = time.monotonic() + deadlines.seconds(60)
-    while (value := read()) == not_this and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return value
-
-
-def test_a_missing_store_is_an_error():
-    port = RendezvousStore(5).port
-    with pytest.raises(RuntimeError):
-        RendezvousStore.at("127.0.0.1", port, 1)
+from megatron_prime.parallel import rendezvous
+from megatron_prime.parallel.rendezvous import address_towards, master_host, meeting_address
 
 
 def test_the_address_towards_this_machine_is_the_loopback_address(monkeypatch):
@@ -38,3 +11,22 @@ def test_the_address_towards_this_machine_is_the_loopback_address(monkeypatch):
     assert address_towards(master_host()) == "127.0.0.1"
     monkeypatch.setenv("MASTER_ADDR", "node7")
     assert master_host() == "node7"
+
+
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("127.0.0.1", ["localhost", "127.0.0.1"]),
+        # MASTER_ADDR may be this node's address on the network although nobody comes from elsewhere.
+        ("10.9.8.7", ["10.9.8.7", "10.9.8.7", "127.0.0.1"]),
+    ],
+)
+def test_a_job_of_one_node_meets_on_the_loopback_address(own, others):
+    assert meeting_address(own, others) == "127.0.0.1"
+
+
+def test_a_job_of_several_nodes_meets_on_the_interface_towards_them(monkeypatch):
+    monkeypatch.setattr(rendezvous, "address_towards", lambda host: f"the address towards {host}")
+    found = meeting_address("127.0.1.1", ["127.0.1.1", "10.0.0.2"])
+    assert found == "the address towards 10.0.0.2"

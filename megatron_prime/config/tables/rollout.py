@@ -21,6 +21,9 @@ class SGLangConfig(Section):
     """Python interpreter of the engine environment; `make sglang` builds the default one."""
     urls: tuple[str, ...] = ()
     """URLs of running servers to attach to, such as http://node7:30000; then none are started. Default none."""
+    api_key_file: UserPath | None = None
+    """File with the API key of the servers in urls, or with one line for each of them; only you may be able to read it.
+    Servers that the run starts have random keys in any case. Default none."""
     num_servers: Positive = 1
     """Number of servers to start per node."""
     nodes: Literal["first", "all"] = "first"

@@ -38,6 +38,8 @@ def run(command: list[str], grace_s: float) -> int:
     When standard input closes, the process group gets SIGTERM, and SIGKILL after grace_s seconds.
     """
     trainer = os.getppid()
+    # SGLang's processes talk through sockets in the file system, which other users must not open.
+    os.umask(0o077)
     # Orphans of the server become children of this process, which can then wait for their end.
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     signals: list[int] = []

@@ -75,6 +75,7 @@ class SGLangClient:
         self,
         url: str,
         *,
+        api_key: str = "",
         request_timeout_s: float = 1800.0,
         control_timeout_s: float = 300.0,
         retry: RetryPolicy | None = None,
@@ -83,6 +84,7 @@ class SGLangClient:
 
         Args:
             url: http://host:port of the server itself; a router does not forward control calls.
+            api_key: key of the server; empty for a server without one.
             request_timeout_s: deadline of `generate`.
             control_timeout_s: deadline of all other calls.
             retry: policy for the calls that may be repeated.
@@ -93,7 +95,8 @@ class SGLangClient:
         self._retry = retry or RetryPolicy()
         # The balancer limits the requests in flight. trust_env is off so that calls never go to a proxy.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._http = httpx.AsyncClient(base_url=self.url, limits=limits, trust_env=False)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -228,6 +231,8 @@ class SGLangClient:
     def _decoded(self, response: httpx.Response, path: str, empty_answer: bool) -> object:
         if response.status_code != httpx.codes.OK:
             text = f"{self.url}{path} answered {response.status_code}: {response.text[:_MAX_BODY_IN_ERROR]}"
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                text += ": name a file with the server's API key in rollout.sglang.api_key_file"
             # A server that is shutting down, or a proxy in front of it, answers 5xx: treat it like no answer.
             if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
                 raise ServerUnreachableError(text)

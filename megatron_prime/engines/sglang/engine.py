@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS, SGLangConfig
 from megatron_prime.engines.requests import ModelLimits, check_request
+from megatron_prime.engines.sglang.access import attached_keys, shared_secret
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES, load_everywhere, reload
 from megatron_prime.engines.sglang.driver import Driver
@@ -86,7 +88,8 @@ class SGLangEngine:
             ranks: this process among the training ranks.
 
         Raises:
-            ValueError: no config.json in model_path, no engine environment, or settings that SGLang can't serve.
+            ValueError: no config.json in model_path, no engine environment, no usable API key, or settings that SGLang
+                can't serve.
         """
         self.ranks = ranks or Ranks()
         self._model_path = Path(model_path)
@@ -99,6 +102,7 @@ class SGLangEngine:
                 f"rollout.sglang.python = {settings.python} does not exist: build the engine environment with "
                 "`make sglang`, or name its interpreter"
             )
+        attached_keys(settings)
         if not settings.urls:
             check_experts(settings, device)
             check_quantization(settings, device)
@@ -122,7 +126,9 @@ class SGLangEngine:
         self.fleet: Fleet | None = None
         """The servers, on rank 0; None elsewhere."""
         self._memory: ServerMemory | None = None
-        plan = LaunchPlan(self._model_path, device, dtype, seed, settings)
+        self.secret = shared_secret(self.ranks)
+        """The secret of this run's servers and stores, equal on every rank."""
+        plan = LaunchPlan(self._model_path, device, dtype, seed, settings, secret=self.secret)
         # Only the ranks that start servers write their files: several ranks of a node would write the same ones.
         if self.ranks.rank in self.nodes.first_ranks:
             plan = self._prepare(plan)
@@ -131,7 +137,7 @@ class SGLangEngine:
                 plan, self.nodes, self.ranks, self.folder, _LOG.warning, settings.startup_timeout_s
             )
         if self.driver.is_driver:
-            self.fleet = Fleet(self.servers, settings, self.driver.ask_for_resync)
+            self.fleet = Fleet(self.servers, settings, self.driver.ask_for_resync, self.secret)
             self._memory = ServerMemory(self.fleet, plan.is_colocated)
 
     def _prepare(self, plan: LaunchPlan) -> LaunchPlan:
@@ -149,6 +155,11 @@ class SGLangEngine:
     def num_servers(self) -> int:
         """Number of servers, equal on every rank."""
         return len(self._settings.urls) or self._settings.num_servers * len(self.nodes.first_ranks)
+
+    @property
+    def server_hosts(self) -> list[str]:
+        """Host names or addresses of all servers."""
+        return [urlsplit(url).hostname or "" for url in self._settings.urls] or [*self.nodes.addresses]
 
     @property
     def policy_version(self) -> int:

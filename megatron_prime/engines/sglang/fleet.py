@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from megatron_prime.config.tables.rollout import SGLangConfig
+from megatron_prime.engines.sglang.access import attached_keys, key_of
 from megatron_prime.engines.sglang.balancer import Balancer
 from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
 from megatron_prime.engines.sglang.nodes import Server
@@ -29,17 +30,25 @@ Resync = Callable[[int], Awaitable[None]]
 class Fleet:
     """The servers that were started by this job or attached to. All coroutines belong to one event loop."""
 
-    def __init__(self, supervised: Sequence[Server], settings: SGLangConfig, resync: Resync) -> None:
+    def __init__(
+        self, supervised: Sequence[Server], settings: SGLangConfig, resync: Resync, secret: str = ""
+    ) -> None:
         """Make a fleet without contacting the servers.
 
         Args:
             supervised: the servers that this job started; empty when attached to settings.urls.
             settings: of the engine.
             resync: called for every server that came back without the fleet's weights.
+            secret: of the run, for servers that it started; empty if these need no API key.
+
+        Raises:
+            ValueError: rollout.sglang.api_key_file can't be used.
         """
         self._supervised = list(supervised)
         self._settings = settings
         self._resync = resync
+        self._secret = secret
+        self._attached_keys = attached_keys(settings)
         self._clients: dict[int, SGLangClient] = {}
         self._recoveries: dict[int, asyncio.Task[None]] = {}
         self.policy_version = NO_WEIGHTS
@@ -71,6 +80,12 @@ class Fleet:
                     f"startup_timeout_s = {self._settings.startup_timeout_s:g} s: {self._hint(server)}"
                 )
             await asyncio.sleep(_POLL_S)
+
+    def api_key(self, server: int, url: str) -> str:
+        """Return the API key of a server at an address; empty if it has none."""
+        if not self._supervised:
+            return self._attached_keys[server]
+        return key_of(self._secret, url) if self._secret else ""
 
     def client_now(self, server: int) -> SGLangClient:
         """Return the client of a server that is up, without a probe. Raises ServerUnreachableError if it is down."""
@@ -210,6 +225,7 @@ class Fleet:
             settings = self._settings
             client = self._clients[server] = SGLangClient(
                 url,
+                api_key=self.api_key(server, url),
                 request_timeout_s=settings.request_timeout_s,
                 control_timeout_s=settings.control_timeout_s,
             )

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang import loader
+from megatron_prime.engines.sglang.access import key_of
+from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
 from megatron_prime.engines.sglang.versions import launch_name
 from megatron_prime.hf.config_json import read_config_json
@@ -48,7 +50,9 @@ class LaunchPlan:
     host: str = HOST
     """Address that the servers listen on: one of their node that rank 0's node can reach."""
     loader_folder: Path | None = None
-    """Folder made by `install_receiver`; None for servers that load weights only from files."""
+    """Folder made by `install_receiver`; None for servers that load weights only from files and need no API key."""
+    secret: str = field(default="", repr=False)
+    """The run's secret, from which the servers' API keys follow; empty for servers without keys."""
 
     def command(self, server_index: int, port: int) -> list[str]:
         """Return the server's command line."""
@@ -89,8 +93,15 @@ class LaunchPlan:
         flat = [word for option in options.items() for word in option]
         # Not resolved: a virtual environment's interpreter is a link, and Python finds the environment by its path.
         python = str(settings.python.absolute())
+        module = (
+            f"{_RECEIVER}.serve" if self.loader_folder is not None and self.secret else "sglang.launch_server"
+        )
         # argparse takes the last of a repeated option, so that extra_args override.
-        return [python, "-m", "sglang.launch_server", *flat, *switches, *settings.extra_args]
+        return [python, "-m", module, *flat, *switches, *settings.extra_args]
+
+    def key_variables(self, url: str) -> dict[str, str]:
+        """Return the environment variable that gives its API key to the server at an address."""
+        return {KEY_VARIABLE: key_of(self.secret, url)} if self.secret else {}
 
     def environment(self, server_index: int, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return a server's environment: the trainer's without the variables of its job."""

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_prime.engines.sglang.access import store_key
 from megatron_prime.engines.sglang.launch import LaunchPlan
+from megatron_prime.engines.sglang.loader.signing import ForgedValueError, SignedStore
 from megatron_prime.engines.sglang.server import GRACE_S, ServerFailedError, SupervisedServer
-from megatron_prime.parallel.rendezvous import RendezvousStore, address_towards, master_host
+from megatron_prime.parallel.rendezvous import address_towards, master_host, meeting_address
 from megatron_prime.rollout.ranks import Ranks
 
 _STATUS, _RESTART = "server", "restart"
@@ -64,13 +66,14 @@ class RemoteServer:
     pid = None
     """Process ids of other nodes are of no use here."""
 
-    def __init__(self, store: RendezvousStore, index: int, log_path: Path) -> None:
+    def __init__(self, store: SignedStore, index: int, log_path: Path) -> None:
         """Make a view of a server, by its index among all servers; `log_path` is a path on its node."""
         self.index = index
         self.log_path = log_path
         self._store = store
         self._num_ended = 0
         """Number of the last start that was asked to end."""
+        self._num_seen = 0
 
     @property
     def url(self) -> str | None:
@@ -92,7 +95,7 @@ class RemoteServer:
         """Have the server's node end it and start it again; wait until it has ended."""
         # The request names the start to end, so that it can't hit the next one.
         self._num_ended = self._status()["num_starts"]
-        self._store.set(_RESTART, str(self.index), {"num_starts": self._num_ended})
+        self._store.under(_RESTART).set(str(self.index), {"num_starts": self._num_ended})
         # The node needs up to 2 * GRACE_S to end the server, and polls the request.
         deadline = time.monotonic() + 3 * GRACE_S
         while self._status()["url"] is not None and self._status()["num_starts"] == self._num_ended:
@@ -108,7 +111,14 @@ class RemoteServer:
 
     def _status(self) -> dict[str, Any]:
         unknown = {"url": None, "num_starts": 0, "failure": None}
-        return self._store.get(_STATUS, str(self.index)) or unknown
+        status = self._store.under(_STATUS).get(str(self.index)) or unknown
+        # An old status that somebody repeats names an address that may have another owner by now.
+        if status["num_starts"] < self._num_seen:
+            raise ForgedValueError(
+                f"the store of this job repeats an old status of SGLang server {self.index}"
+            )
+        self._num_seen = status["num_starts"]
+        return status
 
 
 class NodeServers:
@@ -119,7 +129,7 @@ class NodeServers:
         plan: LaunchPlan,
         first_index: int,
         log_folder: Path,
-        store: RendezvousStore,
+        store: SignedStore,
         on_event: Callable[[str], None],
     ) -> None:
         """Start the servers in the background.
@@ -153,7 +163,7 @@ class NodeServers:
             while not self._closing.wait(_POLL_S):
                 for server in self._servers:
                     self._publish(server)
-                    asked = self._store.get(_RESTART, str(server.index))
+                    asked = self._store.under(_RESTART).get(str(server.index))
                     if (
                         asked is not None
                         and asked["num_starts"] == server.num_starts
@@ -169,7 +179,7 @@ class NodeServers:
         except ServerFailedError as error:
             status["failure"] = str(error)
         if self._published.get(server.index) != status:
-            self._store.set(_STATUS, str(server.index), status)
+            self._store.under(_STATUS).set(str(server.index), status)
             self._published[server.index] = status
 
 
@@ -200,8 +210,11 @@ def start_everywhere(
     if len(nodes.first_ranks) == 1:
         return [*start_servers(plan, 0, log_folder, on_event)] if ranks.rank == 0 else [], None
     per_node = plan.settings.num_servers
-    store = RendezvousStore(timeout_s) if ranks.rank == 0 else None
-    [port] = ranks.gather_all([store.port] if store is not None else [])
+    key = store_key(plan.secret)
+    store: SignedStore | None = None
+    if ranks.rank == 0:
+        store = SignedStore.host(meeting_address(nodes.addresses[0], nodes.addresses), timeout_s, key)
+    [(address, port)] = ranks.gather_all([(store.address, store.port)] if store is not None else [])
     if store is not None:
         own: list[Server] = [*start_servers(plan, 0, log_folder, on_event)]
         total = per_node * len(nodes.first_ranks)
@@ -212,6 +225,6 @@ def start_everywhere(
     if ranks.rank not in nodes.first_ranks:
         return [], None
     place = nodes.first_ranks.index(ranks.rank)
-    here = replace(plan, host=nodes.addresses[place])
-    home = RendezvousStore.at(master_host(), port, timeout_s)
-    return [], NodeServers(here, place * per_node, log_folder, home, on_event)
+    placed = replace(plan, host=nodes.addresses[place])
+    home = SignedStore.connect(address, port, timeout_s, key)
+    return [], NodeServers(placed, place * per_node, log_folder, home, on_event)

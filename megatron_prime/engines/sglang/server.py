@@ -13,6 +13,7 @@ import httpx
 
 from megatron_prime.engines.sglang import child
 from megatron_prime.engines.sglang.launch import HOST, LaunchPlan
+from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.rollout.engine import EngineError
 
 STABLE_AFTER_S = 600.0
@@ -135,19 +136,19 @@ class SupervisedServer:
     def _run_once(self) -> float | None:
         """Start the server and wait until it has ended. Returns the time at which it was ready, or None."""
         # Another process may take the port first; the server then fails and is started again on another port.
-        port = free_port(self._plan.host)
+        url = f"http://{self._plan.host}:{(port := free_port(self._plan.host))}"
         with self.log_path.open("ab") as log:
             guardian = subprocess.Popen(
                 [sys.executable, child.__file__, str(GRACE_S), *self._plan.command(self.index, port)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self._plan.environment(self.index, os.environ),
+                env=self._plan.environment(self.index, os.environ) | self._plan.key_variables(url),
                 # A Ctrl-C in the terminal must not reach the servers: the trainer ends them in order.
                 start_new_session=True,
             )
         try:
-            return self._watch(guardian, f"http://{self._plan.host}:{port}")
+            return self._watch(guardian, url)
         finally:
             _end(guardian)
             with self._lock:
@@ -162,7 +163,10 @@ class SupervisedServer:
         deadline = time.monotonic() + self._plan.settings.startup_timeout_s
         ready_at: float | None = None
         while guardian.poll() is None and not self._closing.is_set():
-            if ready_at is None and answers(url):
+            if ready_at is None and answers(url, self._plan.key_variables(url).get(KEY_VARIABLE, "")):
+                if self._plan.secret and answers(url):
+                    self._refuse_open_server()
+                    return None
                 ready_at = time.monotonic()
                 with self._lock:
                     self._url = url
@@ -171,6 +175,15 @@ class SupervisedServer:
                 return None
             self._closing.wait(_POLL_S)
         return ready_at
+
+    def _refuse_open_server(self) -> None:
+        with self._lock:
+            self._failure = (
+                f"SGLang server {self.index} answers calls without an API key, so that anybody who reaches it could "
+                "replace its weights: remove the arguments from rollout.sglang.extra_args that start another HTTP "
+                "server, such as --tokenizer-worker-num"
+            )
+        self._closing.set()
 
     def _give_up(self, num_failures: int) -> None:
         failure = (
@@ -186,12 +199,12 @@ class SupervisedServer:
             return log.read().decode(errors="replace")
 
 
-def answers(url: str, timeout_s: float = 2.0) -> bool:
-    """Return whether a server has loaded its model and answers at `url`."""
+def answers(url: str, api_key: str = "", timeout_s: float = 2.0) -> bool:
+    """Return whether a server has loaded its model and answers calls with a key at `url`, or without one."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        return (
-            httpx.get(f"{url}/model_info", timeout=timeout_s, trust_env=False).status_code == httpx.codes.OK
-        )
+        reply = httpx.get(f"{url}/model_info", headers=headers, timeout=timeout_s, trust_env=False)
+        return reply.status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
 

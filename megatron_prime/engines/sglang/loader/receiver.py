@@ -7,7 +7,6 @@ Slices are written where they belong without a whole tensor in between. Everythi
 and compared with the senders' checksums. See `wire` for the keys by which trainer and receiver coordinate.
 """
 
-import datetime
 import functools
 import json
 import time
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from .parameters import ParameterViews
+from .signing import SignedStore
 from .staging import map_staging, staging_offsets
 from .wire import (
     PROTOCOL,
@@ -45,6 +45,8 @@ class _Instructions(NamedTuple):
     rank: int
     """Index of this receiver among all receivers of the engine."""
     store: tuple[str, int]
+    key: str
+    """Key that signs the attempt's values in the store."""
     backend: str
     timeout_s: float
     buckets: _Layout | None
@@ -70,9 +72,8 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Ten
     try:
         instructions = _parse(named_tensors[0][0])
         host, port = instructions.store
-        timeout = datetime.timedelta(seconds=instructions.timeout_s)
-        store: dist.Store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
-        store = dist.PrefixStore(instructions.attempt, store)
+        prefix = f"{instructions.attempt}/"
+        store = SignedStore.connect(host, port, instructions.timeout_s, instructions.key, prefix)
     except Exception as error:  # noqa: BLE001 - must not raise; the trainer waits for the hello in vain and gives up
         print(f"weight sync: no trainer reached: {error!r}", flush=True)  # noqa: T201 - the server's log
         return
@@ -87,9 +88,9 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Ten
         _try_report(store, instructions.rank, text)
 
 
-def _try_report(store: dist.Store, rank: int, error: str) -> None:
+def _try_report(store: SignedStore, rank: int, error: str) -> None:
     try:
-        store.set(f"report/{rank}", json.dumps({"error": error}))
+        store.set(f"report/{rank}", {"error": error})
     except Exception as unreachable:  # noqa: BLE001 - without a trainer nobody reads the report
         print(f"weight sync: the trainer is gone: {unreachable!r}", flush=True)  # noqa: T201
 
@@ -109,6 +110,7 @@ def _parse(text: str) -> _Instructions:
         raw["attempt"],
         raw["rank"],
         (host, port),
+        raw["key"],
         raw["backend"],
         raw["timeout_s"],
         _layouts.get(raw["layout"]),
@@ -126,11 +128,11 @@ def _parse_layout(body: dict[str, Any]) -> _Layout:
     ]
 
 
-def _take_part(model: torch.nn.Module, instructions: _Instructions, store: dist.Store) -> None:
+def _take_part(model: torch.nn.Module, instructions: _Instructions, store: SignedStore) -> None:
     """Check that the slices fit the model, say hello, receive all buckets, and report the sum of the checksums."""
     hello = f"hello/{instructions.rank}"
     if instructions.buckets is None:
-        store.set(hello, json.dumps({"error": UNKNOWN_LAYOUT}))
+        store.set(hello, {"error": UNKNOWN_LAYOUT})
         return
     try:
         parameters = ParameterViews(model)
@@ -140,10 +142,10 @@ def _take_part(model: torch.nn.Module, instructions: _Instructions, store: dist.
         ]
         parameters.require_all(s for bucket in instructions.buckets for _, slices in bucket for s in slices)
     except (ValueError, KeyError, AttributeError) as error:
-        store.set(hello, json.dumps({"error": f"{error}"}))
+        store.set(hello, {"error": f"{error}"})
         return
     # Everything that can be refused has been checked by now: from here on the parameters are overwritten.
-    store.set(hello, json.dumps({"groups": list(_groups)}))
+    store.set(hello, {"groups": list(_groups)})
     go = _await_go(store, instructions.timeout_s)
     if str(instructions.rank) not in go["ranks"]:
         # Another rank of this server failed to say hello, so the whole server sits this attempt out.
@@ -157,26 +159,26 @@ def _take_part(model: torch.nn.Module, instructions: _Instructions, store: dist.
     for bucket in buckets:
         sums = receive_bucket(bucket)
         digest = [(total + int(part)) % (1 << 64) for total, part in zip(digest, sums.tolist(), strict=True)]
-    store.set(f"report/{instructions.rank}", json.dumps({"digest": digest}))
+    store.set(f"report/{instructions.rank}", {"digest": digest})
 
 
-def _await_go(store: dist.Store, timeout_s: float) -> dict[str, Any]:
+def _await_go(store: SignedStore, timeout_s: float) -> dict[str, Any]:
     deadline = time.monotonic() + timeout_s
-    while not store.check(["go"]):
+    while (go := store.get("go")) is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the trainer did not start the transfer in {timeout_s:g} s")
         time.sleep(_POLL_S)
-    return json.loads(store.get("go"))
+    return go
 
 
-def _group(go: dict[str, Any], instructions: _Instructions, store: dist.Store) -> ProcessGroup:
+def _group(go: dict[str, Any], instructions: _Instructions, store: SignedStore) -> ProcessGroup:
     """Return the process group that the trainer named: the last sync's, or a new one."""
     name = go["group"]
     if name not in _groups:
         _groups.clear()
         rank = go["ranks"][str(instructions.rank)]
         _groups[name] = make_group(
-            instructions.backend, dist.PrefixStore(name, store), rank, go["size"], instructions.timeout_s
+            instructions.backend, dist.PrefixStore(name, store.raw), rank, go["size"], instructions.timeout_s
         )
     return _groups[name]
 
@@ -211,12 +213,11 @@ def _receive_bucket(group: ProcessGroup, instructions: _Instructions, bucket: _V
 class _StagingReader:
     """Takes buckets out of the buffer that the training rank on this device fills; see the sender's `ipc_sender`."""
 
-    def __init__(self, instructions: _Instructions, store: dist.Store) -> None:
+    def __init__(self, instructions: _Instructions, store: SignedStore) -> None:
         self._store = store
         self._rank = instructions.rank
-        self._timeout = datetime.timedelta(seconds=instructions.timeout_s)
-        store.wait([f"staging/{instructions.rank}"], self._timeout)
-        self._memory = map_staging(json.loads(store.get(f"staging/{instructions.rank}")))
+        self._timeout_s = instructions.timeout_s
+        self._memory = map_staging(store.await_value(f"staging/{instructions.rank}", self._timeout_s))
         self._num_taken = 0
 
     def receive(self, bucket: _Views) -> torch.Tensor:
@@ -225,8 +226,7 @@ class _StagingReader:
         views = [view for _, view in slices]
         number, self._num_taken = self._num_taken, self._num_taken + 1
         filled = f"filled/{self._rank}/{number}"
-        self._store.wait([filled], self._timeout)
-        if self._store.get(filled) != b"ok":
+        if self._store.await_value(filled, self._timeout_s) != "ok":
             raise RuntimeError("the training rank on this device gave up")
         half = self._memory.numel() // 2
         memory = self._memory[number % 2 * half :][:half]
@@ -241,5 +241,5 @@ class _StagingReader:
             # The sender is another process: only the end of this stream's copies makes the half free.
             torch.cuda.synchronize()
         self._store.set(f"taken/{self._rank}/{number}", "ok")
-        self._store.delete_key(filled)
+        self._store.delete(filled)
         return total

@@ -1,6 +1,6 @@
 """The protocol of a weight sync, as the training ranks and the receivers inside SGLang servers both implement it.
 
-Trainer and receivers meet in a TCPStore that trainer rank 0 hosts. The keys of one attempt share a prefix:
+Trainer and receivers meet in a store that trainer rank 0 hosts, see `signing`. The keys of one attempt share a prefix:
 
     hello/RANK   receiver: the instructions fit the model (or an error), and the process groups that it still has
     go           trainer:  the process group to use, and the rank in it of each receiver that takes part
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 import torch.distributed as dist
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the protocol. The trainer sends it along, and a receiver refuses any other."""
 DIRECT_BYTES = 1 << 20
 """A slice of at least this size that is contiguous in memory is a message of its own, sent without a copy."""

@@ -10,7 +10,6 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
@@ -18,10 +17,10 @@ from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnrea
 from megatron_prime.engines.sglang.disk_loading import confirm
 from megatron_prime.engines.sglang.fleet import Fleet, cancel
 from megatron_prime.engines.sglang.launch import LOADER
+from megatron_prime.engines.sglang.loader.signing import SignedStore
 from megatron_prime.engines.sglang.loader.wire import PROTOCOL, UNKNOWN_LAYOUT
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, Target
 from megatron_prime.engines.sglang.weights.sender import Rendezvous, SendReport
-from megatron_prime.parallel.rendezvous import LOOPBACK, RendezvousStore, address_towards, master_host
 from megatron_prime.rollout.engine import EngineError
 
 _POLL_S = 0.02
@@ -58,9 +57,15 @@ class Coordinator:
     """
 
     def __init__(
-        self, fleet: Fleet, plan: BucketedPlan, num_senders: int, backend: str, timeout_s: float
+        self,
+        fleet: Fleet,
+        plan: BucketedPlan,
+        num_senders: int,
+        backend: str,
+        timeout_s: float,
+        store: SignedStore,
     ) -> None:
-        """Open the store in which senders and receivers meet.
+        """Prepare the instructions of each receiver.
 
         Args:
             fleet: the servers, numbered like the plan's engines.
@@ -68,13 +73,14 @@ class Coordinator:
             num_senders: number of training ranks, which come first in the process group.
             backend: gloo, nccl or ipc.
             timeout_s: deadline of each step.
+            store: where senders and receivers meet.
         """
         self._fleet = fleet
         self._plan = plan
         self._num_senders = num_senders
         self._backend = backend
         self._timeout_s = timeout_s
-        self._store = RendezvousStore(timeout_s)
+        self._store = store
         self._bodies = {target: json.dumps(plan.incoming(*target)) for target in self._targets()}
         # A new name for every coordinator: receivers must not use the layout of an earlier run's plan.
         self._layout = uuid.uuid4().hex
@@ -103,18 +109,17 @@ class Coordinator:
         attempt = f"{version}-{uuid.uuid4().hex[:12]}"
         faults: dict[int, Fault] = {}
         try:
-            host = await self._advertised_host()
-            await self._each(servers, lambda server: self._start(server, version, attempt, host), faults)
+            await self._each(servers, lambda server: self._start(server, version, attempt), faults)
             hellos = await self._await_hellos(attempt, servers, faults)
         except BaseException:
             await self._drop_posts()
             raise
-        rendezvous = self._rendezvous(attempt, host, hellos, faults, kept_groups)
+        rendezvous = self._rendezvous(attempt, hellos, faults, kept_groups)
         go: dict[str, Any] = {"group": "", "size": 0, "ranks": {}}
         if rendezvous is not None:
             ranks = {str(self._index(target)): rank for target, rank in rendezvous.members}
             go = {"group": rendezvous.group, "size": rendezvous.size, "ranks": ranks}
-        self._store.set(attempt, "go", go)
+        self._store.under(attempt).set("go", go)
         return PreparedAttempt(rendezvous, faults)
 
     async def finish(self, prepared: PreparedAttempt, reports: Sequence[SendReport]) -> dict[int, Fault]:
@@ -154,7 +159,7 @@ class Coordinator:
             elif isinstance(result, BaseException):
                 raise result
 
-    async def _start(self, server: int, version: int, attempt: str, host: str) -> None:
+    async def _start(self, server: int, version: int, attempt: str) -> None:
         """Pause a server and send it its instructions; that POST is answered when its receivers are done."""
         client = await self._fleet.client(server)
         # With "retract" a running request gives up its KV cache and computes it anew afterwards, so that every token
@@ -162,7 +167,7 @@ class Coordinator:
         await client.pause_generation("retract")
         await _begin_session(client)
         payloads = [
-            self._payload((server, tp_rank), attempt, host, client.url)
+            self._payload((server, tp_rank), attempt, client.url)
             for tp_rank in range(self._plan.reshard.engines.tp)
         ]
         # SGLang sets this name as soon as the loader returns, whatever became of the weights. It counts for nothing
@@ -173,14 +178,15 @@ class Coordinator:
         )
         self._posts[server] = asyncio.ensure_future(update)
 
-    def _payload(self, target: Target, attempt: str, host: str, url: str) -> str:
+    def _payload(self, target: Target, attempt: str, url: str) -> str:
         """Return a target's instructions in SGLang's encoding of named tensors: JSON in place of a tensor's name."""
         has_layout = self._layout_sent.get(target) == url
         instructions = {
             "protocol": PROTOCOL,
             "attempt": attempt,
             "rank": self._index(target),
-            "store": [host, self._store.port],
+            "store": [self._store.address, self._store.port],
+            "key": self._store.under(attempt).key,
             "backend": self._backend,
             "timeout_s": self._timeout_s,
             "layout": self._layout,
@@ -205,7 +211,7 @@ class Coordinator:
                 # Read in this order: a receiver says hello before its POST is answered, so a POST that was answered
                 # while there was no hello means that no receiver ran.
                 is_answered = self._posts[server].done()
-                hello = self._store.get(attempt, f"hello/{self._index(target)}")
+                hello = self._store.under(attempt).get(f"hello/{self._index(target)}")
                 if hello is not None and "error" in hello:
                     self._layout_sent.pop(target, None)
                     faults[server] = Fault(self._explained(hello["error"]))
@@ -235,7 +241,6 @@ class Coordinator:
     def _rendezvous(
         self,
         attempt: str,
-        host: str,
         hellos: Mapping[Target, list[str]],
         faults: Mapping[int, Fault],
         kept_groups: Sequence[str],
@@ -249,12 +254,14 @@ class Coordinator:
         kept = set(kept_groups).intersection(*(hellos[target] for target in targets))
         group = next((name for name in kept if name.startswith(f"{described}/")), f"{described}/{attempt}")
         size = self._num_senders + len(targets)
-        return Rendezvous(attempt, (host, self._store.port), group, size, members, self._timeout_s)
+        store = self._store
+        where = (store.address, store.port)
+        return Rendezvous(attempt, where, store.under(attempt).key, group, size, members, self._timeout_s)
 
     def _reported_faults(self, rendezvous: Rendezvous) -> dict[int, Fault]:
         faults: dict[int, Fault] = {}
         for (server, tp_rank), _ in rendezvous.members:
-            report = self._store.get(rendezvous.attempt, f"report/{self._index((server, tp_rank))}")
+            report = self._store.under(rendezvous.attempt).get(f"report/{self._index((server, tp_rank))}")
             if report is not None and "error" in report:
                 faults[server] = Fault(f"TP rank {tp_rank}: {report['error']}")
         return faults
@@ -281,7 +288,7 @@ class Coordinator:
     def _check_report(self, target: Target, attempt: str, reports: Sequence[SendReport]) -> None:
         """Raise ServerRefusedError unless the sum of the receiver's checksums is that of all senders' slices."""
         who = f"TP rank {target[1]} of server {target[0]}"
-        report = self._store.get(attempt, f"report/{self._index(target)}")
+        report = self._store.under(attempt).get(f"report/{self._index(target)}")
         if report is None:
             raise ServerRefusedError(f"{who} gave no report of the sync")
         digests = [r.digests.get(target, (0, 0)) for r in reports]
@@ -292,14 +299,6 @@ class Coordinator:
     async def _drop_posts(self) -> None:
         posts, self._posts = list(self._posts.values()), {}
         await cancel(posts)
-
-    async def _advertised_host(self) -> str:
-        """Return an address of this node that servers and training ranks can reach."""
-        clients = await self._fleet.clients()
-        hosts = [urlsplit(client.url).hostname or "" for client in clients]
-        # The training ranks already reach this node by MASTER_ADDR; in a job of one node that is the loopback.
-        hosts.append(master_host())
-        return address_towards(next((host for host in hosts if host not in LOOPBACK), LOOPBACK[0]))
 
     def _targets(self, servers: Sequence[int] | None = None) -> list[Target]:
         engines = self._plan.reshard.engines

@@ -80,7 +80,7 @@ class GroupSender:
     def _group(self, rendezvous: Rendezvous) -> ProcessGroup:
         if rendezvous.group not in self._groups:
             self._groups.clear()
-            store = dist.PrefixStore(rendezvous.group, rendezvous.connect())
+            store = dist.PrefixStore(rendezvous.group, rendezvous.connect().raw)
             self._groups[rendezvous.group] = make_group(
                 self.backend, store, self._topology.rank, rendezvous.size, rendezvous.timeout_s
             )

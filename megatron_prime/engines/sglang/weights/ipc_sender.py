@@ -10,14 +10,13 @@ The sender fills one half while the receiver empties the other. They synchronize
     taken/RANK/I       receiver: the half is free again
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
+from megatron_prime.engines.sglang.loader.signing import SignedStore
 from megatron_prime.engines.sglang.loader.staging import staging_offsets
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, Target
 from megatron_prime.engines.sglang.weights.sender import (
@@ -104,7 +103,7 @@ class IpcSender:
         store = rendezvous.connect()
         for delivery in deliveries:
             buffer = self._buffer(delivery.target)
-            store.set(f"staging/{delivery.rank}", json.dumps(buffer.handle))
+            store.set(f"staging/{delivery.rank}", buffer.handle)
         # Go through all buckets whatever fails: the other training ranks wait for this one's slices.
         for index, blocks in enumerate(self._transport.deliver()):
             own = self._encode_own(index, members, report)
@@ -166,7 +165,7 @@ class IpcSender:
 
     def _hand_over(
         self,
-        store: dist.Store,
+        store: SignedStore,
         delivery: _Delivery,
         transfers: Sequence[Transfer],
         own: Mapping[SliceKey, EncodedSlice],
@@ -192,25 +191,25 @@ class IpcSender:
             report.faults[engine] = f"rank {self._topology.rank}: TP rank {tp_rank} took no weights: {error}"
             self._give_up(store, delivery)
 
-    def _give_up(self, store: dist.Store, delivery: _Delivery) -> None:
+    def _give_up(self, store: SignedStore, delivery: _Delivery) -> None:
         delivery.is_over = True
         # The receiver may be waiting for either half.
         for number in range(max(0, delivery.num_filled - _HALVES), delivery.num_filled + 1):
             store.set(f"filled/{delivery.rank}/{number}", "gone")
 
-    def _await_taken(self, store: dist.Store, rank: int, number: int, timeout_s: float) -> None:
+    def _await_taken(self, store: SignedStore, rank: int, number: int, timeout_s: float) -> None:
         """Wait until a receiver has emptied a half. Raises RuntimeError when it failed or takes too long."""
         taken, deadline = f"taken/{rank}/{number}", time.monotonic() + timeout_s
         pause_s = _FIRST_PAUSE_S
-        while not store.check([taken]):
+        while store.get(taken) is None:
             # A report before the last bucket can only be an error.
-            if store.check([f"report/{rank}"]):
+            if store.get(f"report/{rank}") is not None:
                 raise RuntimeError("the receiver gave up")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"bucket {number} was not taken in {timeout_s:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)
-        store.delete_key(taken)
+        store.delete(taken)
 
     def _fill(self, target: Target, half: int, slices: Sequence[EncodedSlice]) -> None:
         """Copy slices, and their checksums behind them, into a half of the target's buffer."""

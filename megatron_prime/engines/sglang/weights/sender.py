@@ -1,13 +1,12 @@
 """The interface of the training ranks' side of a weight sync, and the records that it exchanges with the driver."""
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 
+from megatron_prime.engines.sglang.loader.signing import SignedStore
 from megatron_prime.engines.sglang.loader.wire import checksum
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, Target
 from megatron_prime.engines.sglang.weights.quantize import quantize_slice
@@ -24,7 +23,9 @@ class Rendezvous:
     attempt: str
     """Prefix of the attempt's keys in the store."""
     store: tuple[str, int]
-    """Host and port of the TCPStore."""
+    """Address and port of the store."""
+    key: str = field(repr=False)
+    """Key that signs the attempt's values in the store."""
     group: str
     """Name of the process group; a group of this name that exists already is used again."""
     size: int
@@ -33,11 +34,10 @@ class Rendezvous:
     """Each receiver that takes part, and its rank in the group."""
     timeout_s: float
 
-    def connect(self) -> dist.Store:
+    def connect(self) -> SignedStore:
         """Return the attempt's part of the store. Raises RuntimeError when the store is gone."""
-        host, port = self.store
-        timeout = datetime.timedelta(seconds=self.timeout_s)
-        return dist.PrefixStore(self.attempt, dist.TCPStore(host, port, is_master=False, timeout=timeout))
+        address, port = self.store
+        return SignedStore.connect(address, port, self.timeout_s, self.key, f"{self.attempt}/")
 
 
 @dataclass

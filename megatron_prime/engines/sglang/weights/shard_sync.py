@@ -15,13 +15,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_prime.engines.sglang.access import store_key
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES
 from megatron_prime.engines.sglang.engine import SGLangEngine
+from megatron_prime.engines.sglang.loader.signing import SignedStore
 from megatron_prime.engines.sglang.weights.coordinator import Coordinator, Fault, PreparedAttempt
 from megatron_prime.engines.sglang.weights.full_check import differing, expected_checksums
 from megatron_prime.engines.sglang.weights.sender import SendReport
 from megatron_prime.engines.sglang.weights.source import WeightSource
+from megatron_prime.parallel.rendezvous import address_towards, master_host, meeting_address
 from megatron_prime.rollout.engine import WeightSyncError
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class ShardSync:
     def __init__(
         self, engine: SGLangEngine, source: WeightSource, *, timeout_s: float, full_check_every: int = 0
     ) -> None:
-        """Make the sync; the driver opens the store that receivers connect to.
+        """Make the sync; the driver opens the store that receivers connect to. Collective.
 
         Args:
             engine: the servers, numbered like the engines of the source's plan.
@@ -64,13 +67,21 @@ class ShardSync:
         self._full_check_every = full_check_every
         self._num_syncs = 0
         self._coordinator: Coordinator | None = None
+        own = address_towards(master_host())
+        addresses = engine.ranks.gather_all([own])
         if engine.fleet is not None:
+            store = SignedStore.host(
+                meeting_address(own, [*addresses, *engine.server_hosts]),
+                timeout_s * _STEP_SHARE,
+                store_key(engine.secret),
+            )
             self._coordinator = Coordinator(
                 engine.fleet,
                 source.plan,
                 engine.ranks.world_size,
                 source.sender.backend,
                 timeout_s * _STEP_SHARE,
+                store,
             )
         self.stats = SyncStats()
 

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError
+from megatron_prime.engines.sglang.loader.signing import SignedStore
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan
 from megatron_prime.engines.sglang.weights.coordinator import Coordinator, Fault
 from megatron_prime.engines.sglang.weights.sender import Rendezvous, SendReport
@@ -19,7 +20,12 @@ from tests.support.plan_shapes import make_shape
 def coordinator():
     plan = plan_reshard(make_shape(), TrainingLayout(tp=2), EngineLayout.consecutive(2, 2, first_rank=2))
     return Coordinator(
-        None, BucketedPlan(plan, 10**6, "bfloat16"), num_senders=2, backend="gloo", timeout_s=5
+        None,
+        BucketedPlan(plan, 10**6, "bfloat16"),
+        num_senders=2,
+        backend="gloo",
+        timeout_s=5,
+        store=SignedStore.host("127.0.0.1", 5, "key"),
     )
 
 
@@ -30,33 +36,30 @@ def instructions_in(payload):
 
 
 def test_the_layout_of_the_slices_is_sent_once_to_each_server_process(coordinator):
-    first = instructions_in(coordinator._payload((1, 0), "a1", "127.0.0.1", "http://x:1"))
+    first = instructions_in(coordinator._payload((1, 0), "a1", "http://x:1"))
     assert json.loads(first["body"]) == json.loads(json.dumps(coordinator._plan.incoming(1, 0)))
     assert (first["rank"], first["attempt"], first["store"][0]) == (2, "a1", "127.0.0.1")
-    again = instructions_in(coordinator._payload((1, 0), "a2", "127.0.0.1", "http://x:1"))
+    again = instructions_in(coordinator._payload((1, 0), "a2", "http://x:1"))
     assert again["body"] is None and again["layout"] == first["layout"]
-    assert instructions_in(coordinator._payload((1, 0), "a3", "127.0.0.1", "http://x:2"))["body"]
-    assert (
-        instructions_in(coordinator._payload((1, 1), "a3", "127.0.0.1", "http://x:2"))["body"]
-        != first["body"]
-    )
+    assert instructions_in(coordinator._payload((1, 0), "a3", "http://x:2"))["body"]
+    assert instructions_in(coordinator._payload((1, 1), "a3", "http://x:2"))["body"] != first["body"]
 
 
 def test_receivers_that_said_hello_come_after_the_training_ranks(coordinator):
     hellos = {(1, 1): [], (1, 0): [], (0, 0): []}
-    rendezvous = coordinator._rendezvous("a", "host", hellos, {0: Fault("gone")}, [])
+    rendezvous = coordinator._rendezvous("a", hellos, {0: Fault("gone")}, [])
     assert rendezvous.members == (((1, 0), 2), ((1, 1), 3)) and rendezvous.size == 4
-    assert coordinator._rendezvous("a", "host", hellos, {0: Fault("x"), 1: Fault("y")}, []) is None
+    assert coordinator._rendezvous("a", hellos, {0: Fault("x"), 1: Fault("y")}, []) is None
 
 
 def test_a_group_is_reused_if_all_have_it_and_it_has_these_members(coordinator):
     everyone = {(engine, tp_rank): ["old"] for engine in (0, 1) for tp_rank in (0, 1)}
-    group = coordinator._rendezvous("a1", "h", everyone, {}, []).group
+    group = coordinator._rendezvous("a1", everyone, {}, []).group
     kept = {target: [group] for target in everyone}
-    assert coordinator._rendezvous("a2", "h", kept, {}, [group]).group == group
-    assert coordinator._rendezvous("a2", "h", kept, {}, []).group != group
-    assert coordinator._rendezvous("a2", "h", kept | {(0, 1): []}, {}, [group]).group != group
-    assert coordinator._rendezvous("a2", "h", kept, {0: Fault("gone")}, [group]).group != group
+    assert coordinator._rendezvous("a2", kept, {}, [group]).group == group
+    assert coordinator._rendezvous("a2", kept, {}, []).group != group
+    assert coordinator._rendezvous("a2", kept | {(0, 1): []}, {}, [group]).group != group
+    assert coordinator._rendezvous("a2", kept, {0: Fault("gone")}, [group]).group != group
 
 
 def test_a_server_must_report_the_sum_of_all_ranks_checksums(coordinator):
@@ -67,33 +70,19 @@ def test_a_server_must_report_the_sum_of_all_ranks_checksums(coordinator):
     ]
     with pytest.raises(ServerRefusedError, match="TP rank 1 of server 0 gave no report"):
         coordinator._check_report((0, 1), "a", reports)
-    coordinator._store.set("a", "report/1", {"digest": [2, 11]})
+    coordinator._store.under("a").set("report/1", {"digest": [2, 11]})
     coordinator._check_report((0, 1), "a", reports)
-    coordinator._store.set("a", "report/1", {"digest": [2, 12]})
+    coordinator._store.under("a").set("report/1", {"digest": [2, 12]})
     with pytest.raises(ServerRefusedError, match="holds other weights than were sent"):
         coordinator._check_report((0, 1), "a", reports)
 
 
 def test_a_receivers_error_becomes_its_servers_fault(coordinator):
-    rendezvous = Rendezvous("a", ("h", 1), "g", 4, (((0, 0), 2), ((1, 1), 3)), 5.0)
-    coordinator._store.set("a", "report/3", {"error": "a wrong checksum"})
+    rendezvous = Rendezvous("a", ("h", 1), "key", "g", 4, (((0, 0), 2), ((1, 1), 3)), 5.0)
+    coordinator._store.under("a").set("report/3", {"error": "a wrong checksum"})
     assert coordinator._reported_faults(rendezvous) == {1: Fault("TP rank 1: a wrong checksum")}
 
 
 @pytest.mark.parametrize("error", [ServerUnreachableError("no answer"), ServerRefusedError("no")])
 def test_a_fault_knows_whether_the_server_may_be_a_new_process(error):
     assert Fault.of(error) == Fault(str(error), isinstance(error, ServerUnreachableError))
-
-
-def test_one_nodes_job_meets_on_its_loopback(coordinator, monkeypatch):
-    import asyncio
-    from types import SimpleNamespace
-
-    async def clients():
-        return [SimpleNamespace(url="http://127.0.0.1:1")]
-
-    coordinator._fleet = SimpleNamespace(clients=clients)
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    assert asyncio.run(coordinator._advertised_host()) == "127.0.0.1"
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.2")  # another address of this machine's
-    assert asyncio.run(coordinator._advertised_host()).startswith("127.")

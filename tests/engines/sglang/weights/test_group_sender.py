@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import torch
 
+from megatron_prime.engines.sglang.loader.signing import SignedStore
 from megatron_prime.engines.sglang.loader.wire import checksum
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan
 from megatron_prime.engines.sglang.weights.group_sender import GroupSender
 from megatron_prime.engines.sglang.weights.sender import Rendezvous
 from megatron_prime.parallel.platform import Platform
-from megatron_prime.parallel.rendezvous import RendezvousStore
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 from megatron_prime.resharding.plan import plan_reshard
@@ -38,8 +38,10 @@ def test_slices_are_cast_at_the_source_and_packed_with_their_checksums():
 
 
 def test_missing_receivers_are_faults_in_the_report_and_no_exception():
-    store = RendezvousStore(1)
-    rendezvous = Rendezvous("a", ("127.0.0.1", store.port), "g", 3, (((0, 0), 1), ((0, 1), 2)), 1.0)
+    store = SignedStore.host("127.0.0.1", 1, "key")
+    rendezvous = Rendezvous(
+        "a", ("127.0.0.1", store.port), store.under("a").key, "g", 3, (((0, 0), 1), ((0, 1), 2)), 1.0
+    )
     shards = sender()
     report = shards.send(rendezvous)
     assert list(report.faults) == [0] and "rank 0" in report.faults[0]

@@ -6,16 +6,15 @@ from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from megatron_prime.engines.sglang.loader.receiver import _Instructions, _StagingReader
+from megatron_prime.engines.sglang.loader.signing import SignedStore
 from megatron_prime.engines.sglang.loader.wire import checksum
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan
 from megatron_prime.engines.sglang.weights.ipc_sender import IpcSender
 from megatron_prime.engines.sglang.weights.quantize import quantize_blocks
 from megatron_prime.engines.sglang.weights.sender import Rendezvous
 from megatron_prime.parallel.platform import Platform
-from megatron_prime.parallel.rendezvous import RendezvousStore
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
 from megatron_prime.resharding.plan import plan_reshard
@@ -62,14 +61,15 @@ class Receiver(threading.Thread):
 
     def __init__(self, store, rank, expected, num_buckets):
         super().__init__(daemon=True)
-        self.instructions = _Instructions("try", rank, ("127.0.0.1", store.port), "ipc", 5.0, None)
+        self.instructions = _Instructions(
+            "try", rank, ("127.0.0.1", store.port), store.under("try").key, "ipc", 5.0, None
+        )
         self.held = [[torch.empty_like(tensor) for tensor in bucket] for bucket in expected]
         self.num_buckets = num_buckets
         self.total, self.fault = torch.zeros(2, dtype=torch.int64), None
 
     def run(self):
-        store = dist.TCPStore(*self.instructions.store, is_master=False, timeout=timedelta(seconds=5))
-        self.store = dist.PrefixStore(self.instructions.attempt, store)
+        self.store = SignedStore.connect(*self.instructions.store, 5.0, self.instructions.key, "try/")
         staging = _StagingReader(self.instructions, self.store)
         try:
             for bucket in self.held[: self.num_buckets]:
@@ -80,7 +80,7 @@ class Receiver(threading.Thread):
 
 def hand_over(num_buckets, timeout_s=5.0, is_quantized=False):
     plan, parameters, sender = make_sender(is_quantized=is_quantized)
-    store = RendezvousStore(5)
+    store = SignedStore.host("127.0.0.1", 5, "key")
     expected = [expected_slices(plan, parameters, target) for target in TARGETS]
     receivers = [
         Receiver(store, rank, slices, num)
@@ -89,7 +89,9 @@ def hand_over(num_buckets, timeout_s=5.0, is_quantized=False):
     for receiver in receivers:
         receiver.start()
     members = tuple((target, 1 + place) for place, target in enumerate(TARGETS))
-    rendezvous = Rendezvous("try", ("127.0.0.1", store.port), "", 3, members, timeout_s)
+    rendezvous = Rendezvous(
+        "try", ("127.0.0.1", store.port), store.under("try").key, "", 3, members, timeout_s
+    )
     report = sender.send(rendezvous)
     for receiver in receivers:
         receiver.join(20)
