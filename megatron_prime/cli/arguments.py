@@ -55,8 +55,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options | int:
     try:
         result = top.main(args=words, prog_name=NAME, standalone_mode=False)
     except click.UsageError as error:
+        # Pydantic takes a while to import.
+        from megatron_prime.config.redaction import redact
+
         command = error.ctx.command_path if error.ctx else NAME
-        text = _explain(error, words).rstrip(".")
+        text = redact(_explain(error, words).rstrip("."))
         print(f"{NAME}: {text[0].lower()}{text[1:]} (see {command} --help)", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
     return result if isinstance(result, Options) else result or 0

@@ -17,6 +17,7 @@ from megatron_prime.cli.arguments import USAGE_ERROR, Options
 from megatron_prime.cli.launch import LAUNCHER, RESUMABLE, is_rank, launch
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
+from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.checks import check_convert, check_run
 from megatron_prime.preflight.plausibility import doubts
@@ -156,7 +157,8 @@ def _guarded(run: Callable[[], None]) -> int:
             raise
         rank = os.environ.get("RANK", "0")
         # Most errors occur on all ranks alike, so only rank 0 prints the whole message.
-        text = f"{error}\n  (MEGATRON_PRIME_TRACEBACK=1 shows where)" if rank == "0" else str(error)[:200]
+        shown = redact(str(error))
+        text = f"{shown}\n  (MEGATRON_PRIME_TRACEBACK=1 shows where)" if rank == "0" else shown[:200]
         print(f"megatron-prime, rank {rank}: {type(error).__name__}: {text}", file=sys.stderr)  # noqa: T201
         return _exit_code(error)
     return 0

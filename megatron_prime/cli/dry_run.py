@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.redaction import redact_all
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.engines.sglang.launch import LaunchPlan
 from megatron_prime.hf.shape import read_shape
@@ -35,6 +36,7 @@ def dry_run(
         "processes.txt": list(process_map(config, arithmetic.num_processes, ranks_per_node)),
         "commands.sh": list(commands(config, arithmetic.num_processes, file, overrides, ranks_per_node)),
     }
+    parts = redact_all(parts)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         replace_file(output / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")

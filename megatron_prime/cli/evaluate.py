@@ -10,6 +10,7 @@ from megatron_prime.evaluation.result_files import add_evaluation, describe
 from megatron_prime.evaluation.saved_responses import write_response_files
 from megatron_prime.evaluation.tables import metrics_table, summary_table
 from megatron_prime.observability import Progress
+from megatron_prime.observability.durable import make_private
 from megatron_prime.parallel.watchdog import stop_watchdog
 
 METRICS_FILE = "evaluation.json"
@@ -43,7 +44,7 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
 
 
 def _write(config: PrimeConfig, report: EvaluationReport, progress: Progress) -> None:
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    make_private(config.run_dir)
     tensorboard_folder = config.run_dir / "eval_tensorboard"
     description = describe(config, config.model.path, "evaluation", "data")
     add_evaluation(config.run_dir / METRICS_FILE, tensorboard_folder, "eval/", description, report.metrics())

@@ -5,6 +5,8 @@
 - `megatron/`: the [megatron] table and Megatron-LM's arguments
 - `optimizer`: the optimizer settings that the tables of all trained roles share
 - `section`: the base class of tables and common field types
+- `redaction`: hides credentials and query strings of URLs
+- `server_keys`: reads the API keys of attached servers
 - `loading`: reads a TOML file and command-line overrides
 - `faults`: turns validation errors into messages
 - `other_names`: the names that other systems give to our options

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 
 from megatron_prime.config.other_names import not_needed, our_names
+from megatron_prime.config.redaction import redact
 from megatron_prime.config.section import Section
 
 _ALLOWED = {
@@ -159,5 +160,6 @@ def _shown(value: object) -> str:
     """Return the value approximately as TOML writes it, shortened to a readable length."""
     if value is None:
         return "none"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    # Redacted before it is cut: half of a URL does not show which part is a secret.
+    text = str(value).lower() if isinstance(value, bool) else redact(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import ValidationError
 
 from megatron_prime.config.faults import describe_faults, section_of
+from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.section import Section
 
@@ -21,9 +22,9 @@ class ConfigError(ValueError):
     """A configuration that cannot run; `faults` contains one line for each thing to fix."""
 
     def __init__(self, source: str, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
+        self.faults = tuple(redact(fault) for fault in faults)
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  - {fault}" for fault in faults)]))
+        super().__init__("\n".join([f"{source}: {count}", *(f"  - {fault}" for fault in self.faults)]))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:

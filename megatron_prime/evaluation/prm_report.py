@@ -27,7 +27,7 @@ from megatron_prime.evaluation.process_labels import LabelledSolution, Pair
 from megatron_prime.evaluation.reranking import answer_key, pair_accuracy
 from megatron_prime.evaluation.result_files import add_evaluation
 from megatron_prime.evaluation.saved_responses import SavedProblem
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import make_private, replace_file
 
 METRICS_FILE = "prm_evaluation.json"
 STEP_SCORES_FILE = "step_scores.jsonl"
@@ -49,7 +49,7 @@ class PRMReport:
 
         `description` identifies the evaluation; see `result_files.describe`.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         metrics = self.metrics | interval_metrics(self.intervals)
         tensorboard_folder = folder / TENSORBOARD_FOLDER
         add_evaluation(folder / METRICS_FILE, tensorboard_folder, "prm_eval/", description, metrics)

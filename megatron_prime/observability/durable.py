@@ -1,4 +1,4 @@
-"""Atomic replacement of small text files: neither a reader nor a crash ever finds a partial file."""
+"""Private folders, and atomic replacement of small text files: no reader and no crash ever finds a partial file."""
 
 import os
 from pathlib import Path
@@ -17,6 +17,13 @@ def replace_file(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)  # without it, the rename may be lost in a power failure
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder and its missing parents for this user alone. Folders that exist keep their modes."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def sync_path(path: Path) -> None:

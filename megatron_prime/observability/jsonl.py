@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import make_private, replace_file
 
 Record = dict[str, float | None]
 """`step` and the metrics of that step; a metric that is not finite is None."""
@@ -27,7 +27,7 @@ class JsonlHistory:
             ValueError: If another line is damaged.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         kept = [record for record in read_history(path) if _step_of(record) < resume_step]
         self._last_step = _step_of(kept[-1]) if kept else -1
         # Rewriting once at the start lets every later record be a plain append.

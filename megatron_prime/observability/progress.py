@@ -12,6 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from megatron_prime.config.quiet import is_quiet
+from megatron_prime.config.redaction import redact
 
 Advance = Callable[[int], None]
 """Called with the number of units that have been completed since the last call."""
@@ -40,7 +41,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Print one line without markup, above the progress bars if there are any."""
         if self._enabled:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a line that begins with WARNING."""
@@ -84,7 +85,7 @@ class _WarningHandler(logging.Handler):
         self._rank = rank
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        text = redact(self.format(record))
         if self._rank == 0:
             self._progress.warn(text)
         else:

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.config.redaction import redact, redact_all
+from megatron_prime.observability.durable import make_private, replace_file
 
 PACKAGES = (
     *("megatron-prime", "megatron-core", "torch", "transformers", "safetensors", "numpy", "pydantic"),
@@ -49,7 +50,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if commit is None:
         return None
     changed = _git(folder, "status", "--porcelain") or ""
-    diff = _git(folder, "diff", "HEAD") or ""
+    # Redacted before it is cut: half of a URL does not show which part is a secret.
+    diff = redact(_git(folder, "diff", "HEAD") or "")
     return {
         "commit": commit.strip(),
         "changed": changed.splitlines(),
@@ -75,9 +77,9 @@ def provenance(code: Path) -> dict[str, Any]:
 def save_provenance(run_dir: Path, attempt: int) -> Path:
     """Write `run_dir/provenance/attempt_<N>.json` and return its path; earlier attempts keep their files."""
     folder = run_dir / "provenance"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     path = folder / f"attempt_{attempt:04d}.json"
-    replace_file(path, json.dumps(provenance(Path(__file__).parent), indent=1) + "\n")
+    replace_file(path, json.dumps(redact_all(provenance(Path(__file__).parent)), indent=1) + "\n")
     return path
 
 

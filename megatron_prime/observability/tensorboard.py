@@ -10,6 +10,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from megatron_prime.observability.durable import make_private
 from megatron_prime.observability.metrics import description_of
 
 
@@ -18,7 +19,7 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         """Open a new event file; TensorBoard ignores what earlier files have from `resume_step` on."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         self._writer = EventFileWriter(str(folder))
         # Event files are append-only. A START event makes TensorBoard drop later steps of earlier files.
         start = SessionLog(status=SessionLog.START)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_prime.observability import heartbeat
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.parallel.peer_loss import EXIT_CODE
 
 DEADLINE = 0.8
@@ -280,7 +280,7 @@ class Watchdog:
         step = heartbeat.current().step
         content = json.dumps({"text": diagnosis.lines(), **asdict(diagnosis)}, indent=1)
         try:
-            self._reports.mkdir(parents=True, exist_ok=True)
+            make_private(self._reports)
             replace_file(self._reports / f"stuck_step_{step:08d}.json", content + "\n")
         except OSError as error:
             self._print([f"the report could not be written: {error}"])

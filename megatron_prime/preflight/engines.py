@@ -1,13 +1,20 @@
-"""Check what the SGLang servers that a run starts need."""
+"""Check what the SGLang servers of a run need."""
 
 from collections.abc import Iterator
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.server_keys import attached_keys
 
 
 def engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
-    """Yield each reason why a command cannot start its SGLang servers."""
-    if command in ("sft", "evaluate_prm") or not config.rollout.starts_servers:
+    """Yield each reason why a command cannot use its SGLang servers."""
+    if command in ("sft", "evaluate_prm") or not config.rollout.uses_servers:
+        return
+    try:
+        attached_keys(config.rollout.sglang)
+    except ValueError as error:
+        yield str(error)
+    if not config.rollout.starts_servers:
         return
     python = config.rollout.sglang.python
     if not python.is_file():

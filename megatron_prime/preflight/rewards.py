@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards.user_function import FUNCTION
@@ -27,9 +28,8 @@ def verifier_faults(reward: RewardConfig) -> Iterator[str]:
     for spec in reward.verifiers:
         key = "reward.verifier" if reward.verifier != "auto" else "reward.routes"
         if "://" in spec:
-            url = urlsplit(spec)
-            if url.scheme not in ("http", "https") or not url.hostname:
-                yield f"{key} = {spec!r} is no URL of the form http://host:port/path"
+            if not _is_url(spec):
+                yield f"{key} = {redact(repr(spec))} is no URL of the form http://host:8000/path"
         elif ":" in spec:
             yield from _function_faults(key, spec)
         elif spec not in names:
@@ -39,6 +39,17 @@ def verifier_faults(reward: RewardConfig) -> Iterator[str]:
             )
         elif spec == "code":
             yield from _sandbox_faults(reward)
+
+
+def _is_url(spec: str) -> bool:
+    try:
+        url = urlsplit(spec)
+        # Reading the port raises the error.
+        is_complete = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+    # RFC 3986 allows these only in escaped form. In a text they would hide where the URL ends.
+    return is_complete and not re.search(r'[\s"<>\\^`{|}\x00-\x1f]', spec)
 
 
 def _function_faults(key: str, spec: str) -> Iterator[str]:

@@ -11,17 +11,22 @@ deterministic, because a request may be repeated after its reply was lost.
 
 import asyncio
 import json
+import logging
 import math
 import os
 import random
+import re
 from collections.abc import Sequence
 from typing import Self
 
 import httpx
 
+from megatron_prime.config.redaction import redact, secrets_of
 from megatron_prime.config.tables.reward import HttpRewardConfig
 from megatron_prime.rewards.verifier import OutcomeCounts, VerificationOutcome, VerificationStatus
 
+# At its level INFO, httpx logs the whole URL of every request.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
 MAX_REPLY_BYTES = 1 << 20
@@ -39,9 +44,11 @@ class HttpEndpoint:
         """Read the access token; no request is sent yet.
 
         Raises:
-            ValueError: If reward.http.token_variable names an environment variable that is not set.
+            ValueError: If reward.http.token_variable names an environment variable that is not set or is no token.
         """
         self._url = url
+        self._shown = redact(url)
+        self._secrets = secrets_of(url)
         self._config = config
         self._headers = {"Content-Type": "application/json"}
         if config.token_variable is not None:
@@ -49,7 +56,14 @@ class HttpEndpoint:
                 raise ValueError(
                     f"reward.http.token_variable = {config.token_variable!r}: this environment variable is not set"
                 )
-            self._headers["Authorization"] = f"Bearer {os.environ[config.token_variable]}"
+            token = os.environ[config.token_variable].strip()
+            if not re.fullmatch(r"[!-~]+", token):
+                raise ValueError(
+                    f"reward.http.token_variable = {config.token_variable!r}: the variable must hold ASCII characters "
+                    "without spaces"
+                )
+            self._headers["Authorization"] = f"Bearer {token}"
+            self._secrets.add(token)
         self._counts = OutcomeCounts()
 
     def __enter__(self) -> Self:
@@ -111,11 +125,11 @@ class HttpEndpoint:
                     try:
                         return await self._request(client, response_text, answer)
                     except (_TryAgainError, httpx.TransportError) as error:
-                        last_error = f"{type(error).__name__}: {error}"
+                        last_error = self._cut(f"{type(error).__name__}: {error}")
         except TimeoutError:
-            detail = f"no reward from {self._url} within {self._config.timeout_s:g} s; {last_error}"
-            return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, detail[:500])
-        return _error(f"{self._url} failed {1 + self._config.num_retries} times; last: {last_error}")
+            detail = f"no reward from {self._shown} within {self._config.timeout_s:g} s; {last_error}"
+            return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, self._cut(detail, 500))
+        return self._error(f"{self._shown} failed {1 + self._config.num_retries} times; last: {last_error}")
 
     async def _request(
         self, client: httpx.AsyncClient, response_text: str, answer: str
@@ -128,26 +142,29 @@ class HttpEndpoint:
             async for chunk in reply.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_REPLY_BYTES:
-                    return _error(f"{self._url} answered with more than {MAX_REPLY_BYTES} bytes")
+                    return self._error(f"{self._shown} answered with more than {MAX_REPLY_BYTES} bytes")
         text = content.decode(errors="replace")
         if reply.status_code in RETRIED_STATUSES:
-            raise _TryAgainError(f"status {reply.status_code}: {text[:200]}")
+            raise _TryAgainError(f"status {reply.status_code}: {self._cut(text)}")
         if reply.status_code != 200:
-            return _error(f"{self._url} answered with status {reply.status_code}: {text[:200]}")
-        return _outcome(text)
+            return self._error(f"{self._shown} answered with status {reply.status_code}: {self._cut(text)}")
+        return self._outcome(text)
 
+    def _outcome(self, text: str) -> VerificationOutcome:
+        try:
+            reply = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return self._error(f"the reward server's reply is not JSON ({error}): {self._cut(text)}")
+        reward = reply.get("reward") if isinstance(reply, dict) else None
+        # bool is a subclass of int, but true is more likely a mistake of the server than a reward of 1.
+        if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
+            return self._error(f'the reward server\'s reply has no "reward" in [0, 1]: {self._cut(text)}')
+        return VerificationOutcome(float(reward), VerificationStatus.OK)
 
-def _outcome(text: str) -> VerificationOutcome:
-    try:
-        reply = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return _error(f"the reward server's reply is not JSON ({error}): {text[:200]}")
-    reward = reply.get("reward") if isinstance(reply, dict) else None
-    # bool is a subclass of int, but true is more likely a mistake of the server than a reward of 1.
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
-        return _error(f'the reward server\'s reply has no "reward" in [0, 1]: {text[:200]}')
-    return VerificationOutcome(float(reward), VerificationStatus.OK)
+    def _error(self, detail: str) -> VerificationOutcome:
+        return VerificationOutcome(math.nan, VerificationStatus.ERROR, self._cut(detail, 500))
 
-
-def _error(detail: str) -> VerificationOutcome:
-    return VerificationOutcome(math.nan, VerificationStatus.ERROR, detail[:500])
+    def _cut(self, text: str, length: int = 200) -> str:
+        """Shorten a text for a message. A server may repeat the address that it was asked at, with its secrets."""
+        # Redacted before it is cut, because a part of a secret would not be recognized.
+        return redact(text[: 10 * length], self._secrets)[:length]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.observability.jsonl import read_history
 
 PromptRecord = tuple[int, float, str]
@@ -58,7 +58,7 @@ class PromptHistory:
             ValueError: a line other than an incomplete last one is damaged.
         """
         kept = [record for record in _read(path) if record["step"] < resume_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         # Rewriting the file also removes an incomplete last line, which a killed run may have left.
         replace_file(path, "".join(_encode(record) for record in kept))
         self._file = path.open("a", encoding="utf-8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.observability.heartbeat import begin_step
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
@@ -224,7 +224,7 @@ class Loop:
 
 def save_resolved_config(config: PrimeConfig) -> None:
     """Write the resolved configuration, with defaults and overrides, to run_dir/config.json."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    make_private(config.run_dir)
     replace_file(config.run_dir / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
 
 

@@ -60,3 +60,16 @@ def test_a_dry_run_writes_its_files_and_nothing_else(folder):
     assert shlex.split(command)[1:] == ["-m", "megatron_prime", "train", "run.toml"]
     assert command in lines
     assert not (folder / "run").exists()
+
+
+def test_addresses_lose_their_secrets(folder, tmp_path):
+    url = "http://user:SECRET@host/verify?token=SECRET"
+    config = make(folder, reward={"verifier": url})
+    lines = dry_run(
+        config, BatchArithmetic.of(config, 1), Path("run.toml"), [f"reward.verifier={url}"], tmp_path / "dry"
+    )
+    texts = ["\n".join(lines), *(path.read_text() for path in (tmp_path / "dry").iterdir())]
+    assert len(texts) == 5 and not any("SECRET" in text for text in texts)
+    assert json.loads((tmp_path / "dry" / "config.json").read_text())["reward"]["verifier"] == (
+        "http://***@host/verify?***"
+    )

@@ -195,3 +195,29 @@ def test_keys_are_completed(workspace, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "plain,policy.lr=" in capsys.readouterr().out.splitlines()
+
+
+URL = "http://user:SECRET@host/?token=SECRET"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"reward.verifier=ftp{URL.removeprefix('http')}",
+        f'reward.verifier=["{URL}"]',
+        f"reward.verifer={URL}",
+        f"nonsense {URL}",
+        f"model.path={URL}",
+        f'data.train=["{URL}"]',
+        f'rollout.sglang.urls=["{URL}"]',
+        f'rollout.sglang.urls=["{URL.removeprefix("http://")}"]',
+        f"policy.lr={URL}",
+        f"rollout.engine={'x' * 40}{URL}",
+        f"--nonsense={URL}",
+        f"--{URL}",
+    ],
+)
+def test_no_error_shows_the_secrets_of_an_address(workspace, capsys, override):
+    assert main(["check", "run.toml", override]) == 2
+    output = capsys.readouterr()
+    assert output.err and "SECRET" not in output.out + output.err

@@ -1,10 +1,14 @@
 """A killed run that is started again ends with exactly the numbers of an uninterrupted one."""
 
+import itertools
+import json
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +196,55 @@ def test_resume_never_refuses_a_used_run_dir(toy: Toy):
     code, output = toy.facts["never"]
     assert code == 2
     assert "checkpoint.resume = 'never', but run_dir = single holds step_00000004" in output
+
+
+class _RewardServer(BaseHTTPRequestHandler):
+    """Rewards every second response, and refuses some with a message that repeats the address."""
+
+    count = itertools.count()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        number = next(self.count)
+        status = 400 if number % 16 == 0 else 200
+        body = json.dumps({"reward": number % 2}) if status == 200 else f"bad: {self.path} {self.headers}"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *arguments): ...
+
+
+def test_a_run_shows_no_secret_of_an_address_and_is_private(toy: Toy, tmp_path):
+    secret = "S3cr3tOfTheServer"
+    run_dir = tmp_path / "runs" / "first"
+    with ThreadingHTTPServer(("127.0.0.1", 0), _RewardServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://user:{secret}@127.0.0.1:{server.server_port}/verify?token={secret}"
+        text = (toy.folder / "run.toml").read_text().replace('"exact_match"', f'"{url}"')
+        path = toy.folder / "with_address.toml"
+        path.write_text(text)
+        common = [
+            "train",
+            str(path),
+            f"run_dir={run_dir}",
+            "evaluation.benchmarks={}",
+            "trainer.eval_every=1",
+        ]
+        first = finish(toy.folder, *common, "trainer.num_steps=1")
+        # The second attempt reports the settings that have changed since the first.
+        path.write_text(text.replace("token=", "other="))
+        settings = json.loads((run_dir / "config.json").read_text())
+        settings["reward"]["verifier"] = url  # As earlier versions have written it.
+        (run_dir / "config.json").write_text(json.dumps(settings))
+        second = finish(toy.folder, *common, f"reward.verifier={url}&x=1", "trainer.num_steps=2")
+        server.shutdown()
+    for finished in (first, second):
+        assert finished.returncode == 0, finished.stderr
+        assert "reward" in finished.stdout and "127.0.0.1" in finished.stdout
+        assert secret not in finished.stdout + finished.stderr
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert {"config.json", "metrics.jsonl", "attempt_0002.json"} <= {path.name for path in files}
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+    assert [path.stat().st_mode & 0o777 for path in (run_dir.parent, run_dir)] == [0o700, 0o700]

@@ -1,6 +1,7 @@
 """Compares versions and git state with git and pip; each attempt of a run writes its own file."""
 
 import json
+import secrets
 import subprocess
 from importlib.metadata import version
 
@@ -41,3 +42,18 @@ def test_each_attempt_has_its_file(tmp_path, monkeypatch):
     assert found["job"]["SLURM_JOB_ID"] == "77"
     assert found.keys() == provenance(tmp_path).keys()
     assert found["versions"]["megatron-core"] == version("megatron-core")
+
+
+def test_addresses_lose_their_secrets(tmp_path, monkeypatch):
+    secret = secrets.token_hex(8)  # The provenance has the changes of this file, too.
+    url = f"http://user:{secret}@host/verify?token={secret}"
+    git(tmp_path, "init", "-q")
+    (tmp_path / "run.toml").write_text("[reward]\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    (tmp_path / "run.toml").write_text(f'[reward]\nverifier = "{url}"\n')
+    diff = git_state(tmp_path)["diff"]
+    assert '+verifier = "http://***@host/verify?***"' in diff and secret not in diff
+    monkeypatch.setattr("sys.argv", ["megatron-prime", "train", "run.toml", f"reward.verifier={url}"])
+    text = save_provenance(tmp_path, 1).read_text()
+    assert "reward.verifier=http://***@host/verify?***" in text and secret not in text

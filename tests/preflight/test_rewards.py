@@ -28,6 +28,8 @@ def test_a_verifier_that_can_be_used_has_no_fault(verifier):
         ("a b:c", "not of the form"),
         ("ftp://host", "no URL of the form"),
         ("http://", "no URL of the form"),
+        ("http://host:99999/x", "no URL of the form"),
+        ("http://a host/x", "no URL of the form"),
     ],
 )
 def test_a_verifier_that_cannot_be_used_is_refused(verifier, fault):
@@ -51,3 +53,21 @@ def test_code_needs_bubblewrap_or_the_risk_by_name(monkeypatch, tmp_path):
         verifier="code", code={"sandbox": "none-i-accept-the-risk", "readable_paths": [tmp_path / "x"]}
     )
     assert message.endswith("x does not exist")
+
+
+@pytest.mark.parametrize(
+    "verifier",
+    [
+        "http://host:SECRET/x",
+        "http://[::1/SECRET@",
+        "ftp://u:SECRET@host",
+        "http://u:SECRET",
+        "http://u:SEC RET@host",
+        "http:///?SECRET",
+        'http://u:SE"CRET@host',
+    ],
+)
+def test_a_refused_address_is_shown_without_its_secrets(verifier):
+    for fields in ({"verifier": verifier}, {"verifier": "auto", "routes": {"math": verifier}}):
+        (message,) = faults(**fields)
+        assert "no URL of the form" in message and "SE" not in message

@@ -1,6 +1,7 @@
 """Runs against a real HTTP server on loopback that executes the command in the response text."""
 
 import json
+import logging
 import threading
 import time
 from collections import Counter
@@ -64,6 +65,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _raw(self, argument, tries):
         self._answer(200, argument.encode())
+
+    def _echo(self, argument, tries):
+        """Repeat the address and the headers of the request, with the given status."""
+        self._answer(int(argument), f"no {self.path} for {self.headers.get('Authorization')}".encode())
 
     def _big(self, argument, tries):
         self._answer(200, b" " * (2 << 20))
@@ -163,3 +168,41 @@ def test_a_token_comes_from_the_environment(server, monkeypatch):
     monkeypatch.delenv("REWARD_TOKEN")
     with pytest.raises(ValueError, match="REWARD_TOKEN"):
         verify(server, "reward 1", token_variable="REWARD_TOKEN")
+
+
+@pytest.mark.parametrize("place", ["user", "password", "query", "name without a value", "fragment", "token"])
+def test_no_message_has_a_secret_of_the_address(server, monkeypatch, caplog, place):
+    secret = "S3cr3t%2B" if place != "token" else "S3cr3t+"
+    port = server.server_port
+    url = {
+        "user": f"http://{secret}@127.0.0.1:{port}/verify",
+        "password": f"http://user:{secret}@127.0.0.1:{port}/verify",
+        "query": f"http://127.0.0.1:{port}/verify?a=1&token={secret}",
+        "name without a value": f"http://127.0.0.1:{port}/verify?{secret}",
+        "fragment": f"http://127.0.0.1:{port}/verify#{secret}",
+        "token": server.url,
+    }[place]
+    caplog.set_level("DEBUG")
+    logging.getLogger("httpx").propagate = True
+    monkeypatch.setenv("REWARD_TOKEN", secret if place == "token" else "another")
+    settings = {"timeout_s": 20.0, "num_retries": 1}
+    if place in ("query", "token"):
+        settings["token_variable"] = "REWARD_TOKEN"
+    texts = ["echo 400", "echo 200", "echo 503", "reward 1", "redirect", "raw nonsense", "big"]
+    outcomes = HttpEndpoint(url, HttpRewardConfig(**settings)).verify_all([(text, "") for text in texts])
+    assert [outcome.status for outcome in outcomes] == [ERROR, ERROR, ERROR, OK, ERROR, ERROR, ERROR]
+    outcomes += HttpEndpoint(url, HttpRewardConfig(timeout_s=0.2)).verify_all([("sleep 1", "")])
+    server.server_close()
+    outcomes += HttpEndpoint(url, HttpRewardConfig(num_retries=0)).verify_all([("reward 1", "")])
+    messages = [outcome.detail for outcome in outcomes]
+    messages += [record.getMessage() for record in caplog.records if record.name.startswith("httpx")]
+    assert not [message for message in messages if "S3" in message]
+    assert f"127.0.0.1:{port}/verify" in messages[0]
+
+
+@pytest.mark.parametrize("token", ["two words", "S3cr3t\x01", "S3cr3té", " "])
+def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(server, monkeypatch, token):
+    monkeypatch.setenv("REWARD_TOKEN", token)
+    with pytest.raises(ValueError, match=r"REWARD_TOKEN.*ASCII characters without spaces") as caught:
+        verify(server, "reward 1", token_variable="REWARD_TOKEN")
+    assert "S3" not in str(caught.value)

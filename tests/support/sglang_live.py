@@ -10,6 +10,7 @@ import torch
 
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.client import SGLangClient
+from megatron_prime.engines.sglang.engine import SGLangEngine
 from megatron_prime.types import Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,16 @@ def sglang_settings(**changes: Any) -> SGLangConfig:
     return SGLangConfig(
         python=engine_python(), concurrency=32, max_restarts=20, startup_timeout_s=400, control_timeout_s=60
     ).model_copy(update=changes)
+
+
+def attachment(engine: SGLangEngine, folder: Path) -> dict[str, Any]:
+    """Return the settings of another engine that attaches to the servers that an engine has started."""
+    assert engine.fleet is not None
+    urls = tuple(server.url or "" for server in engine.servers)
+    path = folder / "api_keys"
+    path.touch(0o600)
+    path.write_text("\n".join(engine.fleet.api_key(index, url) for index, url in enumerate(urls)))
+    return {"urls": urls, "api_key_file": path}
 
 
 @dataclass(frozen=True)

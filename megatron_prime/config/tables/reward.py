@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from megatron_prime.config.redaction import Address
 from megatron_prime.config.section import NonNegative, Positive, PositiveFloat, Section, UserPath
 
 
@@ -51,7 +52,7 @@ class HttpRewardConfig(Section):
 class RewardConfig(Section):
     """The verifiers that give outcome rewards."""
 
-    verifier: str = "math"
+    verifier: Address = "math"
     """exact_match, math, code, a function as package.module:function, the URL of a reward server, or auto, which
     chooses by `routes`."""
     num_workers: Positive = 1
@@ -62,7 +63,7 @@ class RewardConfig(Section):
     """Settings of the code verifier."""
     http: HttpRewardConfig = HttpRewardConfig()
     """Settings of requests to a reward server."""
-    routes: dict[str, str] = Field(default={"math": "math", "code": "code"})
+    routes: dict[str, Address] = Field(default={"math": "math", "code": "code"})
     """With verifier = "auto": verifier by data source or, for sources that are not listed, by ability."""
 
     @property

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from megatron_prime.config.redaction import Address, redact
 from megatron_prime.config.section import NonNegative, Positive, PositiveFloat, Section, UserPath
 
 SGLANG_RESERVED_POSITIONS = 2
@@ -19,7 +20,7 @@ class SGLangConfig(Section):
 
     python: UserPath = Path(".venv-sglang/bin/python")
     """Python interpreter of the engine environment; `make sglang` builds the default one."""
-    urls: tuple[str, ...] = ()
+    urls: tuple[Address, ...] = ()
     """URLs of running servers to attach to, such as http://node7:30000; then none are started. Default none."""
     api_key_file: UserPath | None = None
     """File with the API key of the servers in urls, or with one line for each of them; only you may be able to read it.
@@ -119,7 +120,12 @@ class SGLangConfig(Section):
     def _check_urls(self) -> Self:
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{url!r} in urls must begin with http:// or https://")
+                raise ValueError(f"{redact(repr(url))} in urls must begin with http:// or https://")
+            if redact(url) != url:
+                raise ValueError(
+                    f"{redact(repr(url))} in urls must have neither credentials nor a query string: a server's key "
+                    "belongs into the file that rollout.sglang.api_key_file names"
+                )
         if len(set(self.urls)) != len(self.urls):
             raise ValueError("urls names a server twice")
         # Memory handles of another process are valid on the same node only.

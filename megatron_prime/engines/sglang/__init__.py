@@ -1,6 +1,6 @@
 """The engine of SGLang servers, for training at scale.
 
-- `access`: the run's secret and the servers' API keys
+- `access`: the run's secret and the API keys that follow from it
 - `balancer`: distributes groups of responses over servers
 - `build`: builds the engine of a run and its weight sync
 - `child`: guardian process that ends a server together with its trainer

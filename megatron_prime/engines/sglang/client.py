@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
+from megatron_prime.config.redaction import redact
 from megatron_prime.rollout.engine import EngineError
 
 Answer = TypeVar("Answer")
@@ -95,6 +96,7 @@ class SGLangClient:
         self._retry = retry or RetryPolicy()
         # The balancer limits the requests in flight. trust_env is off so that calls never go to a proxy.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._secrets = [api_key] if api_key else []
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
 
@@ -222,7 +224,7 @@ class SGLangClient:
                 raise ServerUnreachableError(f"{self.url}{path} gave no answer in {seconds:g} s") from error
             except httpx.TransportError as error:
                 raise ServerUnreachableError(
-                    f"{self.url}{path}: {error!r}; the server may have died"
+                    f"{self.url}{path}: {redact(repr(error), self._secrets)}; the server may have died"
                 ) from error
             return self._decoded(response, path, empty_answer)
 
@@ -230,9 +232,15 @@ class SGLangClient:
 
     def _decoded(self, response: httpx.Response, path: str, empty_answer: bool) -> object:
         if response.status_code != httpx.codes.OK:
-            text = f"{self.url}{path} answered {response.status_code}: {response.text[:_MAX_BODY_IN_ERROR]}"
+            # A server, or a proxy in front of it, may repeat what it was sent.
+            body = redact(response.text, self._secrets)[:_MAX_BODY_IN_ERROR]
+            text = f"{self.url}{path} answered {response.status_code}: {body}"
             if response.status_code == httpx.codes.UNAUTHORIZED:
-                text += ": name a file with the server's API key in rollout.sglang.api_key_file"
+                text += (
+                    ": the key in rollout.sglang.api_key_file is not this server's"
+                    if self._secrets
+                    else ": name a file with the server's API key in rollout.sglang.api_key_file"
+                )
             # A server that is shutting down, or a proxy in front of it, answers 5xx: treat it like no answer.
             if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
                 raise ServerUnreachableError(text)

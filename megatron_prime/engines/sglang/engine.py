@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from megatron_prime.config.server_keys import attached_keys
 from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS, SGLangConfig
 from megatron_prime.engines.requests import ModelLimits, check_request
-from megatron_prime.engines.sglang.access import attached_keys, shared_secret
+from megatron_prime.engines.sglang.access import shared_secret
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES, load_everywhere, reload
 from megatron_prime.engines.sglang.driver import Driver

@@ -4,18 +4,21 @@ up --no answer, or other weights--> down: [restart] -> answers again -> resync o
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from megatron_prime.config.server_keys import attached_keys
 from megatron_prime.config.tables.rollout import SGLangConfig
-from megatron_prime.engines.sglang.access import attached_keys, key_of
+from megatron_prime.engines.sglang.access import key_of
 from megatron_prime.engines.sglang.balancer import Balancer
 from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
 from megatron_prime.engines.sglang.nodes import Server
 from megatron_prime.engines.sglang.versions import VersionNames
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
 
+_LOG = logging.getLogger(__name__)
 HEALTH_EVERY_S = 15.0
 MAX_MISSED_HEALTH = 2
 """A server that misses so many health probes in a row is considered hanging and restarted."""
@@ -50,6 +53,8 @@ class Fleet:
         self._secret = secret
         self._attached_keys = attached_keys(settings)
         self._clients: dict[int, SGLangClient] = {}
+        self._seen: set[int] = set()
+        """The attached servers that have answered."""
         self._recoveries: dict[int, asyncio.Task[None]] = {}
         self.policy_version = NO_WEIGHTS
         """The version that every server that is up serves."""
@@ -233,9 +238,27 @@ class Fleet:
             info = await client.model_info(retry=False)
         except ServerUnreachableError:
             return None
-        if not self._supervised:
+        if not self._supervised and server not in self._seen:
+            self._seen.add(server)
             self.names.see_first(server, str(info.get("weight_version", "")))
+            await self._warn_if_open(server, url)
         return client
+
+    async def _warn_if_open(self, server: int, url: str) -> None:
+        stranger = SGLangClient(url)
+        try:
+            await stranger.model_info(retry=False)
+        except EngineError:
+            return
+        finally:
+            await stranger.aclose()
+        _LOG.warning(
+            "SGLang server %d (%s) answers calls without an API key: whoever can reach it can read the responses and "
+            "replace the weights. Start it with a key, and name the key's file in rollout.sglang.api_key_file; see "
+            "docs/threat-model.md",
+            server,
+            url,
+        )
 
     def _hint(self, server: int) -> str:
         if self._supervised:

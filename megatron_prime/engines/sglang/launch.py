@@ -13,6 +13,7 @@ from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
 from megatron_prime.engines.sglang.versions import launch_name
 from megatron_prime.hf.config_json import read_config_json
+from megatron_prime.observability.durable import make_private
 
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"
@@ -167,7 +168,7 @@ def check_transport(plan: LaunchPlan) -> None:
 
 def install_quantized(model_path: Path, folder: Path) -> Path:
     """Write a description of the model in block FP8, without weights, which come from the trainer; return `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     for source in model_path.iterdir():
         if source.is_file() and "safetensors" not in source.name and not source.name.endswith(".bin"):
             shutil.copyfile(source, folder / source.name)
@@ -206,7 +207,7 @@ def install_receiver(folder: Path) -> Path:
     The folder has nothing else, because the engine environment must not see the trainer's packages.
     """
     package = folder / _RECEIVER
-    package.mkdir(parents=True, exist_ok=True)
+    make_private(package)
     for source in sorted(Path(loader.__file__).parent.glob("*.py")):
         # Servers of an earlier start may be importing the file, so it must never be seen half-written.
         aside = package / f".{source.name}"

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from megatron_prime.engines.sglang.access import store_key
 from megatron_prime.engines.sglang.launch import LaunchPlan
-from megatron_prime.engines.sglang.loader.signing import ForgedValueError, SignedStore
+from megatron_prime.engines.sglang.loader.signing import FORGED, ForgedValueError, SignedStore
 from megatron_prime.engines.sglang.server import GRACE_S, ServerFailedError, SupervisedServer
 from megatron_prime.parallel.rendezvous import address_towards, master_host, meeting_address
 from megatron_prime.rollout.ranks import Ranks
@@ -114,9 +114,7 @@ class RemoteServer:
         status = self._store.under(_STATUS).get(str(self.index)) or unknown
         # An old status that somebody repeats names an address that may have another owner by now.
         if status["num_starts"] < self._num_seen:
-            raise ForgedValueError(
-                f"the store of this job repeats an old status of SGLang server {self.index}"
-            )
+            raise ForgedValueError(f"the repeated status of SGLang server {self.index} {FORGED}")
         self._num_seen = status["num_starts"]
         return status
 
@@ -163,7 +161,11 @@ class NodeServers:
             while not self._closing.wait(_POLL_S):
                 for server in self._servers:
                     self._publish(server)
-                    asked = self._store.under(_RESTART).get(str(server.index))
+                    try:
+                        asked = self._store.under(_RESTART).get(str(server.index))
+                    except ForgedValueError as error:
+                        self._publish(server, str(error))
+                        return
                     if (
                         asked is not None
                         and asked["num_starts"] == server.num_starts
@@ -172,8 +174,8 @@ class NodeServers:
                         server.restart()
                         self._publish(server)
 
-    def _publish(self, server: SupervisedServer) -> None:
-        status = {"url": server.url, "num_starts": server.num_starts, "failure": None}
+    def _publish(self, server: SupervisedServer, failure: str | None = None) -> None:
+        status = {"url": server.url, "num_starts": server.num_starts, "failure": failure}
         try:
             server.raise_if_failed()
         except ServerFailedError as error:

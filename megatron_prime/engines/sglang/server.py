@@ -14,6 +14,7 @@ import httpx
 from megatron_prime.engines.sglang import child
 from megatron_prime.engines.sglang.launch import HOST, LaunchPlan
 from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
+from megatron_prime.observability.durable import make_private
 from megatron_prime.rollout.engine import EngineError
 
 STABLE_AFTER_S = 600.0
@@ -70,7 +71,7 @@ class SupervisedServer:
         self._failure: str | None = None
         self._num_starts = 0
         self._closing = threading.Event()
-        log_path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(log_path.parent)
         self._thread = threading.Thread(target=self._supervise, name=f"sglang-{server_index}", daemon=True)
         self._thread.start()
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.observability.durable import sync_path
+from megatron_prime.observability.durable import make_private, sync_path
 
 LEFT_OVER = re.compile(r"\.step_\d{8}\.attempt(\d+)\.(partial|removed)")
 
@@ -52,7 +52,8 @@ def clear_leftovers(folder: Path, attempt: int) -> None:
 def make_partial(partial: Path, roles: list[str], attempt: int) -> None:
     """Create the folders of a save, with disk space reserved for its small files."""
     clear_leftovers(partial.parent, attempt)
-    partial.mkdir(parents=True)
+    make_private(partial.parent)
+    partial.mkdir()
     for role in roles:
         (partial / role).mkdir()
     reserve_space(partial)

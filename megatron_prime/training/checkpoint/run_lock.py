@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.parallel.collectives import broadcast_object
 from megatron_prime.parallel.topology import Topology
 
@@ -118,7 +118,7 @@ def acquire(run_dir: Path) -> tuple[Lease, IO[str]]:
     Raises:
         ValueError: another job holds run_dir.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_private(run_dir)
     job, restart_count = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     with _critical_section(run_dir):
         before = Lease.read(run_dir)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prime.config.tables.guards import GuardsConfig
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.observability.jsonl import finite_or_none
 from megatron_prime.training.health.alarms import Alarms
 from megatron_prime.training.health.not_finite import SkippedUpdate
@@ -120,5 +120,5 @@ class Guards:
             **update.to_dict(),
             "recent_metrics": list(self._recent),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         replace_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")

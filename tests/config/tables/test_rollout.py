@@ -12,6 +12,11 @@ from megatron_prime.config.tables.rollout import SGLangConfig
         ({"tensor": 3, "expert": 2}, "expert = 2 must divide tensor = 3"),
         ({"urls": ["node:30000"]}, "must begin with http"),
         ({"urls": ["http://a", "http://a"]}, "names a server twice"),
+        (
+            {"urls": ["http://user:SECRET@a"]},
+            r"'http://\*\*\*@a' in urls must have neither credentials nor a query",
+        ),
+        ({"urls": ["http://a/?key=SECRET"]}, r"'http://a/\?\*\*\*' in urls must have neither.*api_key_file"),
     ],
 )
 def test_inconsistent_server_settings_are_refused(fields, reason):

@@ -17,7 +17,8 @@ from tests.support.sglang_live import rename
 
 def with_client(engine, scenario):
     async def run():
-        client = SGLangClient(engine.servers[0].url, control_timeout_s=60)
+        url = engine.servers[0].url
+        client = SGLangClient(url, api_key=engine.fleet.api_key(0, url), control_timeout_s=60)
         try:
             return await scenario(client)
         finally:

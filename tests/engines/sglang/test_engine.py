@@ -15,7 +15,7 @@ from megatron_prime.types import FinishReason, Prompt, SamplingParams
 from tests.engines.sglang.disk_push import disk_sync, push
 from tests.support.one_rank import OneRank
 from tests.support.rollout_doubles import run_on_ranks
-from tests.support.sglang_live import live_prompts, sglang_settings
+from tests.support.sglang_live import attachment, live_prompts, sglang_settings
 
 GREEDY = SamplingParams(12, temperature=0)
 
@@ -165,7 +165,7 @@ def test_a_server_killed_before_a_sync_gets_the_new_weights(live_engine, live_mo
 
 
 def test_two_ranks_attach_by_url_and_share_results_and_faults(live_engine, live_models, tmp_path):
-    urls = tuple(server.url for server in live_engine.servers)
+    settings = sglang_settings(**attachment(live_engine, tmp_path))
     prompts = live_prompts(5)
 
     def on_rank(ranks):
@@ -174,7 +174,7 @@ def test_two_ranks_attach_by_url_and_share_results_and_faults(live_engine, live_
             device="cpu",
             dtype="fp32",
             seed=0,
-            settings=sglang_settings(urls=urls),
+            settings=settings,
             run_dir=tmp_path,
             ranks=ranks,
         )

@@ -1,14 +1,17 @@
 """Failed servers come back with the right weights before they get requests, or an error is raised."""
 
 import asyncio
+import logging
 import os
 import signal
+import time
 
 import pytest
 
 from megatron_prime.config.tables.rollout import SGLangConfig
-from megatron_prime.engines.sglang.client import ServerUnreachableError
+from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError
 from megatron_prime.engines.sglang.fleet import Fleet
+from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.engines.sglang.server import free_port
 from megatron_prime.engines.sglang.versions import ForeignWeightsError
@@ -32,7 +35,7 @@ async def update(fleet, server, version):
 
 def with_fleet(tmp_path, scenario, num_servers=2, **settings):
     """scenario(fleet, resynced, servers) with servers at version 3; `resynced` collects resyncs."""
-    plan = tiny_plan(num_servers=num_servers, **settings)
+    plan = tiny_plan(num_servers=num_servers, secret="of the run", **settings)
     servers = start_servers(plan, 0, tmp_path, lambda text: None)
     resynced = []
 
@@ -41,7 +44,7 @@ def with_fleet(tmp_path, scenario, num_servers=2, **settings):
             resynced.append(server)
             await update(fleet, server, fleet.policy_version)
 
-        fleet = Fleet(servers, plan.settings, resync)
+        fleet = Fleet(servers, plan.settings, resync, plan.secret)
         try:
             for server in range(num_servers):
                 await update(fleet, server, 3)
@@ -167,3 +170,50 @@ def test_an_attached_server_that_does_not_run_is_an_error():
         await fleet.aclose()
 
     asyncio.run(scenario())
+
+
+@pytest.fixture(scope="module", params=["", "of the run"], ids=["open", "closed"])
+def attached(request, tmp_path_factory):
+    """The URL of a server of somebody else, and its API key; empty if it has none."""
+    plan = tiny_plan(secret=request.param, num_servers=1)
+    [server] = start_servers(plan, 0, tmp_path_factory.mktemp("attached"), lambda text: None)
+    while server.url is None:
+        time.sleep(0.05)
+    yield server.url, plan.key_variables(server.url).get(KEY_VARIABLE, "")
+    server.close()
+
+
+@pytest.mark.parametrize("given", ["no file", "right", "wrong"])
+def test_an_attached_server_needs_its_key_and_an_open_one_is_reported(
+    attached, given, tmp_path, caplog, monkeypatch
+):
+    # Other tests of the process may have routed the package's warnings away from the root logger.
+    monkeypatch.setattr(logging.getLogger("megatron_prime"), "propagate", True)
+    url, key = attached
+    path = tmp_path / "key"
+    path.touch(0o600)
+    path.write_text({"no file": "", "right": key or "anything", "wrong": "another"}[given])
+    settings = SGLangConfig(urls=(url,), api_key_file=None if given == "no file" else path)
+
+    async def scenario():
+        fleet = Fleet([], settings, None)
+        try:
+            for _ in range(2):
+                await fleet.clients()
+        finally:
+            await fleet.aclose()
+
+    if key and given != "right":
+        words = (
+            "name a file"
+            if given == "no file"
+            else "the key in rollout.sglang.api_key_file is not this server's"
+        )
+        with pytest.raises(ServerRefusedError, match=f"{url}/model_info answered 401.*{words}") as caught:
+            asyncio.run(scenario())
+        assert key not in str(caught.value) and "another" not in str(caught.value)
+    else:
+        asyncio.run(scenario())
+        # A server without keys ignores those that it is given.
+        is_open = f"SGLang server 0 ({url}) answers calls without an API key"
+        assert [is_open in record.getMessage() for record in caplog.records] == ([] if key else [True])

@@ -20,7 +20,7 @@ from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError, WeightSyncErr
 from megatron_prime.types import SamplingParams
 from tests.engines.sglang.disk_push import push
 from tests.engines.sglang.tiny_plan import tiny_plan
-from tests.support.sglang_live import live_prompts, sglang_settings
+from tests.support.sglang_live import attachment, live_prompts, sglang_settings
 
 RELEASE = [["/pause_generation"], ["/release_memory_occupation", "kv_cache", "cuda_graph", "weights"]]
 WAKE_FOR_WEIGHTS = [["/resume_memory_occupation", "weights"]]
@@ -163,18 +163,18 @@ def test_real_servers_sample_the_new_weights_after_freeing_their_memory(
     calls, original = [], SGLangClient._call
 
     async def recorded(client, path, body, **options):
-        if client.url == urls[0] and path != "/model_info":
+        if client.url == attached["urls"][0] and path != "/model_info":
             calls.append([path, *(body or {}).get("tags", [])])
         return await original(client, path, body, **options)
 
-    urls = tuple(server.url for server in live_engine.servers)
+    attached = attachment(live_engine, tmp_path)
     monkeypatch.setattr(SGLangClient, "_call", recorded)
     engine = SGLangEngine(
         live_models[0].path,
         device="cpu",
         dtype="fp32",
         seed=0,
-        settings=sglang_settings(urls=urls, colocated=True),
+        settings=sglang_settings(**attached, colocated=True),
         run_dir=tmp_path,
     )
     prompts, params = live_prompts(8), SamplingParams(8, temperature=0)

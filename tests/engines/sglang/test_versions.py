@@ -7,6 +7,7 @@ from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.client import RetryPolicy
 from megatron_prime.engines.sglang.engine import SGLangEngine
 from megatron_prime.engines.sglang.fleet import Fleet
+from megatron_prime.engines.sglang.loader.signing import ForgedValueError, SignedStore
 from megatron_prime.engines.sglang.versions import ForeignWeightsError, VersionNames, launch_name
 from megatron_prime.engines.sglang.weights.shard_sync import ShardSync
 from megatron_prime.engines.sglang.weights.source import WeightSource
@@ -147,3 +148,33 @@ def test_foreign_weights_end_the_rollout_and_the_sync(bench, transport):
     bench.servers[0].answer = renamed
     with pytest.raises((ForeignWeightsError, WeightSyncError), match="server 0 has weights named 'evil'"):
         bench.push(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [
+        ("hello/0", "trainer"),
+        ("report/1", "trainer"),
+        ("go", "server"),
+        ("/0/0", "server"),
+        ("/0/1", "trainer"),
+    ],
+    ids=["hello", "report", "go", "address of a rank", "address of a server"],
+)
+def test_a_value_of_somebody_else_in_the_store_ends_the_sync(bench, monkeypatch, name, reader):
+    bench = bench("shards")
+    store = SignedStore if reader == "trainer" else bench.servers[0]._loader.signing.SignedStore
+    read = store.get
+    bench.sync._coordinator._timeout_s = 4.0  # The trainer waits that long for a server that has given up.
+
+    def read_what_was_replaced(self, key):
+        if name in key and (key == "go" or key.endswith(name)) and self.raw.check([self._prefix + key]):
+            self.raw.set(self._prefix + key, self.raw.get(self._prefix + key).swapcase())
+        return read(self, key)
+
+    monkeypatch.setattr(store, "get", read_what_was_replaced)
+    with pytest.raises(ForgedValueError, match="somebody else writes to the store"):
+        bench.push(1)
+    assert bench.sync.stats.num_attempts == 1
+    with pytest.raises(WeightSyncError, match="can't generate"):
+        bench.engine.generate(live_prompts(4), SamplingParams(1), 2, 0)

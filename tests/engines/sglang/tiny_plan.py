@@ -23,5 +23,5 @@ class TinyPlan(LaunchPlan):
         return dict(inherited)
 
 
-def tiny_plan(mode="", **settings):
-    return TinyPlan("model", "cpu", "fp32", 0, SGLangConfig(**settings), mode=mode)
+def tiny_plan(mode="", secret="", **settings):
+    return TinyPlan("model", "cpu", "fp32", 0, SGLangConfig(**settings), secret=secret, mode=mode)

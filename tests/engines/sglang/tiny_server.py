@@ -11,6 +11,8 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+KEY = os.environ.get("MEGATRON_PRIME_SERVER_KEY")
+
 
 class Handler(BaseHTTPRequestHandler):
     version = "default"
@@ -39,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, fields):
         content = json.dumps(fields).encode()
-        self.send_response(200)
+        self.send_response(200 if not KEY or self.headers["Authorization"] == f"Bearer {KEY}" else 401)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

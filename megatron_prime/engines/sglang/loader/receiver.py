@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from .parameters import ParameterViews
 from .signing import SignedStore
@@ -178,7 +177,7 @@ def _group(go: dict[str, Any], instructions: _Instructions, store: SignedStore) 
         _groups.clear()
         rank = go["ranks"][str(instructions.rank)]
         _groups[name] = make_group(
-            instructions.backend, dist.PrefixStore(name, store.raw), rank, go["size"], instructions.timeout_s
+            instructions.backend, store, name, rank, go["size"], instructions.timeout_s
         )
     return _groups[name]
 

@@ -19,6 +19,10 @@ def derive(key: str, purpose: str) -> str:
     return hmac.new(key.encode(), purpose.encode(), hashlib.sha256).hexdigest()
 
 
+FORGED = "is not from this job: somebody else writes to the store in which the job's processes meet"
+"""The words in the text of a ForgedValueError, by which it is known after other processes have passed it on."""
+
+
 class ForgedValueError(RuntimeError):
     """A value in the store has a wrong signature: somebody else wrote it."""
 
@@ -28,7 +32,7 @@ class SignedStore:
 
     def __init__(self, raw: dist.Store, key: str, prefix: str = "") -> None:
         self.raw = raw
-        """The store itself, for process groups, which exchange their addresses there without signatures."""
+        """The store itself, without signatures."""
         self.key = key
         self._prefix = prefix
 
@@ -89,8 +93,7 @@ class SignedStore:
         signature, _, text = self.raw.get(self._prefix + name).decode(errors="replace").partition(" ")
         if not hmac.compare_digest(signature.encode(), self._signature(name, text).encode()):
             raise ForgedValueError(
-                f"the value of {self._prefix}{name} in the store of this job is not signed with the job's key: "
-                "somebody else writes to the store"
+                f"the value of {self._prefix}{name} at {self.address}:{self.port} {FORGED}"
             )
         return json.loads(text)
 
@@ -103,5 +106,28 @@ class SignedStore:
         """Delete a value."""
         self.raw.delete_key(self._prefix + name)
 
+    def for_group(self, name: str) -> dist.Store:
+        """Return the store in which the members of a process group exchange their addresses, with signatures."""
+        return _GroupStore(self, name)
+
     def _signature(self, name: str, text: str) -> str:
         return derive(self.key, f"{self._prefix}{name} {text}")
+
+
+class _GroupStore(dist.Store):
+    """A part of a signed store with the methods that torch calls when it makes a gloo group; bytes by key."""
+
+    def __init__(self, signed: SignedStore, name: str) -> None:
+        super().__init__()
+        self._signed = signed
+        self._name = name
+
+    def set(self, key: str, value: bytes) -> None:
+        self._signed.set(f"{self._name}/{key}", bytes(value).decode("latin-1"))
+
+    def get(self, key: str) -> bytes:
+        return self._signed.get(f"{self._name}/{key}").encode("latin-1")
+
+    def wait(self, keys: list[str], timeout: datetime.timedelta) -> None:
+        for key in keys:
+            self._signed.await_value(f"{self._name}/{key}", timeout.total_seconds())

@@ -8,11 +8,14 @@ Trainer and receivers meet in a store that trainer rank 0 hosts, see `signing`. 
 """
 
 import datetime
+import ipaddress
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
+
+from .signing import SignedStore
 
 PROTOCOL = 2
 """Version of the protocol. The trainer sends it along, and a receiver refuses any other."""
@@ -48,14 +51,38 @@ class ProcessGroup(Protocol):
     def _end_coalescing(self) -> dist.Work: ...
 
 
-def make_group(backend: str, store: dist.Store, rank: int, size: int, timeout_s: float) -> ProcessGroup:
+class _Gloo(dist.ProcessGroupGloo):
+    """A gloo group that keeps its store alive: torch itself does not, if the store is written in Python."""
+
+    def __init__(
+        self, store: dist.Store, rank: int, size: int, options: dist.ProcessGroupGloo._Options
+    ) -> None:
+        super().__init__(store, rank, size, options)
+        self.store = store
+
+
+def make_group(
+    backend: str, store: SignedStore, name: str, rank: int, size: int, timeout_s: float
+) -> ProcessGroup:
     """Create a process group that is independent of the default one. Collective over its `size` ranks."""
     timeout = datetime.timedelta(seconds=timeout_s)
     if backend == "gloo":
-        return cast(ProcessGroup, dist.ProcessGroupGloo(store, rank, size, timeout))
+        options = dist.ProcessGroupGloo._Options()
+        options._timeout = timeout
+        # Members that all meet on the loopback address need not listen on the network. Elsewhere gloo chooses the
+        # interface by GLOO_SOCKET_IFNAME or the host's name.
+        is_local = ipaddress.ip_address(store.address).is_loopback
+        options._devices = [
+            dist.ProcessGroupGloo.create_device(hostname=store.address)
+            if is_local
+            else dist.ProcessGroupGloo.create_default_device()
+        ]
+        return cast(ProcessGroup, _Gloo(store.for_group(name), rank, size, options))
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timeout
-    return cast(ProcessGroup, dist.ProcessGroupNCCL(store, rank, size, options))
+    # Threads of NCCL's group use its store too, and a store in Python could deadlock with them.
+    raw = dist.PrefixStore(name, store.raw)
+    return cast(ProcessGroup, dist.ProcessGroupNCCL(raw, rank, size, options))
 
 
 def exchange(

@@ -6,7 +6,6 @@ The group (gloo on CPUs, NCCL on GPUs) joins all training ranks and the receiver
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 
 from megatron_prime.engines.sglang.loader.wire import ProcessGroup, exchange, group_messages, make_group
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, Target
@@ -80,9 +79,13 @@ class GroupSender:
     def _group(self, rendezvous: Rendezvous) -> ProcessGroup:
         if rendezvous.group not in self._groups:
             self._groups.clear()
-            store = dist.PrefixStore(rendezvous.group, rendezvous.connect().raw)
             self._groups[rendezvous.group] = make_group(
-                self.backend, store, self._topology.rank, rendezvous.size, rendezvous.timeout_s
+                self.backend,
+                rendezvous.connect(),
+                rendezvous.group,
+                self._topology.rank,
+                rendezvous.size,
+                rendezvous.timeout_s,
             )
         return self._groups[rendezvous.group]
 

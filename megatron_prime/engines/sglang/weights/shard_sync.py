@@ -19,7 +19,7 @@ from megatron_prime.engines.sglang.access import store_key
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES
 from megatron_prime.engines.sglang.engine import SGLangEngine
-from megatron_prime.engines.sglang.loader.signing import SignedStore
+from megatron_prime.engines.sglang.loader.signing import FORGED, ForgedValueError, SignedStore
 from megatron_prime.engines.sglang.weights.coordinator import Coordinator, Fault, PreparedAttempt
 from megatron_prime.engines.sglang.weights.full_check import differing, expected_checksums
 from megatron_prime.engines.sglang.weights.sender import SendReport
@@ -163,6 +163,9 @@ class ShardSync:
         faults = driver.run(lambda: self._lead().finish(prepared, reports))
         if faults:
             self.stats.last_fault = _listed(faults)
+            # Whoever writes to the store would not stop at another attempt.
+            if FORGED in self.stats.last_fault:
+                raise ForgedValueError(self.stats.last_fault)
             if driver.is_driver:
                 _LOG.warning(
                     "weight sync to version %d failed and is repeated: %s", version, self.stats.last_fault

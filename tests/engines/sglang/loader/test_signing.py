@@ -51,7 +51,9 @@ def test_a_value_without_the_right_signature_is_refused(store, forged):
     store.under("a").set("y", 1)
     store.under("b").set("x", 1)
     forged(store)
-    with pytest.raises(ForgedValueError, match="a/x in the store of this job is not signed"):
+    with pytest.raises(
+        ForgedValueError, match=f"the value of a/x at 127.0.0.1:{store.port} is not from this job"
+    ):
         store.under("a").get("x")
 
 

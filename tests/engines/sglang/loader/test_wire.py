@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prime.engines.sglang.loader import wire
+from megatron_prime.engines.sglang.loader.signing import ForgedValueError, SignedStore
 from megatron_prime.engines.sglang.loader.wire import (
     checksum,
     exchange,
@@ -54,18 +55,34 @@ def test_only_large_slices_of_rows_are_messages_of_their_own(monkeypatch):
 
 
 def test_one_byte_floats_can_be_sent_by_gloo():
-    store = dist.HashStore()
+    store = SignedStore.host("127.0.0.1", 10, "key")
     sent = torch.randn(300).to(torch.float8_e4m3fn)
     got = torch.empty_like(sent)
 
     def receiver():
-        exchange(make_group("gloo", store, 1, 2, 10), [], [(0, got)], "gloo", 10)
+        exchange(make_group("gloo", store, "g", 1, 2, 10), [], [(0, got)], "gloo", 10)
 
     thread = threading.Thread(target=receiver, daemon=True)
     thread.start()
-    assert exchange(make_group("gloo", store, 0, 2, 10), [(1, sent)], [], "gloo", 10) == {}
+    assert exchange(make_group("gloo", store, "g", 0, 2, 10), [(1, sent)], [], "gloo", 10) == {}
     thread.join(10)
     assert torch.equal(got.view(torch.uint8), sent.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"10.9.8.7:1",
+        b"",
+        SignedStore(dist.HashStore(), "another key")._signature("g/0/1", '""').encode() + b' ""',
+    ],
+    ids=["no signature", "empty", "another key"],
+)
+def test_no_group_is_made_by_an_address_of_somebody_else(value):
+    store = SignedStore.host("127.0.0.1", 5, "key")
+    store.raw.set("g/0/1", value)
+    with pytest.raises(ForgedValueError, match="the value of g/0/1 at"):
+        make_group("gloo", store, "g", 0, 2, 5)
 
 
 def test_wrong_checksums_are_counted():

@@ -21,7 +21,7 @@ from megatron_prime.types import SamplingParams
 from tests.engines.sglang.weights.shard_sync_worker import IPC, SMALL_BUCKET, sync_layouts
 from tests.support.distributed_runner import run_distributed
 from tests.support.one_rank import OneRank
-from tests.support.sglang_live import LiveModel, live_prompts, sglang_settings
+from tests.support.sglang_live import LiveModel, attachment, live_prompts, sglang_settings
 from tests.support.tiny_models import save_tiny_model
 
 LAYOUTS = ("one", f"one{IPC}", "tp2", "pp2", "dp2", f"tp2{IPC}", f"pp2{IPC}")
@@ -36,13 +36,13 @@ def reports(request, live_models, tmp_path_factory):
     """The reports of each layout. The servers are shared, so the world sizes run one after another."""
     engine = request.getfixturevalue("_live_engine")
     engine.load_from_hf(live_models[0].path, policy_version=1)
-    urls = [server.url for server in engine.servers]
     folders = [model.path for model in live_models]
     run_dir = tmp_path_factory.mktemp("attached")
+    attached = attachment(engine, run_dir)
     found = {}
     for num_processes, layouts in ((1, LAYOUTS[:2]), (2, LAYOUTS[2:])):
         for rank in run_distributed(
-            sync_layouts, num_processes, layouts, folders, {"urls": urls}, live_prompts(4), run_dir
+            sync_layouts, num_processes, layouts, folders, attached, live_prompts(4), run_dir
         ):
             for layout, report in rank.items():
                 found.setdefault(layout, []).append(report)
@@ -107,7 +107,7 @@ def of_experts(tmp_path_factory):
     )
     try:
         engine.load_from_hf(models[0].path, policy_version=1)
-        settings = {"urls": [engine.servers[0].url], "tensor": 2, "routing_replay": True}
+        settings = {**attachment(engine, folder), "tensor": 2, "routing_replay": True}
         folders = [model.path for model in models]
         by_rank = run_distributed(sync_layouts, 2, EXPERT_LAYOUTS, folders, settings, live_prompts(4), folder)
     finally:
