@@ -10,7 +10,7 @@ from pydantic import PlainSerializer
 HIDDEN = "***"
 _URL = re.compile(
     # A quoted URL ends at the same quote, any other one at white space. A path has one slash where a URL has two.
-    r"""(?:(?P<quote>["'])|(?<![a-z0-9+.-]))(?P<scheme>[a-z][a-z0-9+.-]+:/{1,3})"""
+    r"""(?P<quote>["'])?(?P<scheme>[a-z][a-z0-9+.-]{1,30}:/{1,3})"""
     r"""(?P<rest>(?(quote)(?:(?!(?P=quote)).)*|\S*))""",
     re.IGNORECASE,
 )

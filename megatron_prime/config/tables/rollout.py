@@ -118,9 +118,9 @@ class SGLangConfig(Section):
 
     @model_validator(mode="after")
     def _check_urls(self) -> Self:
-        for url in self.urls:
+        for index, url in enumerate(self.urls):
             if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{redact(repr(url))} in urls must begin with http:// or https://")
+                raise ValueError(f"urls[{index}] must begin with http:// or https://")
             if redact(url) != url:
                 raise ValueError(
                     f"{redact(repr(url))} in urls must have neither credentials nor a query string: a server's key "

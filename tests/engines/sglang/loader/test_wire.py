@@ -60,7 +60,9 @@ def test_one_byte_floats_can_be_sent_by_gloo():
     got = torch.empty_like(sent)
 
     def receiver():
-        exchange(make_group("gloo", store, "g", 1, 2, 10), [], [(0, got)], "gloo", 10)
+        # A connection of its own: a wait occupies it.
+        other = SignedStore.connect("127.0.0.1", store.port, 10, "key")
+        exchange(make_group("gloo", other, "g", 1, 2, 10), [], [(0, got)], "gloo", 10)
 
     thread = threading.Thread(target=receiver, daemon=True)
     thread.start()
