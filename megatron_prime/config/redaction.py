@@ -1,6 +1,7 @@
 """Hides credentials and query strings of URLs, which may be secrets, in everything that a run writes or prints."""
 
 import re
+from base64 import b64encode
 from collections.abc import Collection
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -44,6 +45,9 @@ def secrets_of(url: str) -> set[str]:
     userinfo = parts.netloc.rpartition("@")[0]
     pairs = [pair.partition("=") for pair in parts.query.split("&")]
     found = {userinfo, *userinfo.split(":", 1)[1:], parts.query, parts.fragment}
+    # The form in which a request has it: a name without a password gets an empty one.
+    basic = unquote(userinfo if ":" in userinfo else f"{userinfo}:").encode()
+    found |= {b64encode(basic).decode()} if userinfo else set()
     found |= {value if equals else name for name, equals, value in pairs}
     # Hiding a text of one or two letters would leave a message without sense, and show where it was.
     return {form for text in found for form in (text, unquote(text)) if len(form) > 2}

@@ -41,12 +41,12 @@ class Progress:
     def line(self, text: str) -> None:
         """Print one line without markup, above the progress bars if there are any."""
         if self._enabled:
-            self._console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
+            self._print(text)
 
     def warn(self, text: str) -> None:
         """Print a line that begins with WARNING."""
         if self._warns:
-            self._console.print(f"WARNING: {text}", markup=False, highlight=False, soft_wrap=True)
+            self._print(f"WARNING: {text}")
 
     def table(self, table: Table) -> None:
         """Print a table."""
@@ -69,6 +69,9 @@ class Progress:
                 yield lambda count: bar.advance(task, count)
         else:
             yield _PlainPhase(self.line, name, total).advance
+
+    def _print(self, text: str) -> None:
+        self._console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
     def _bar(self) -> RichProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prime.observability.metrics import peak_resident_bytes
+from megatron_prime.parallel.rendezvous import LOOPBACK, local_store
 
 # Warnings that no option of this project can avoid, and that every rank would print.
 MEGATRONS_OWN_WARNINGS = (
@@ -163,7 +164,16 @@ class Platform:
             raise ValueError(
                 f"the environment sets {', '.join(given)} only: start with torchrun, or unset them for one process"
             )
-        dist.init_process_group(self.backend, timeout=self.timeout)
+        # torchrun has a store of its own, which listens before the ranks start.
+        is_local = os.environ["MASTER_ADDR"] in LOOPBACK and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ
+        if is_local:
+            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store = local_store(int(os.environ["MASTER_PORT"]), rank, world_size, self.timeout)
+            dist.init_process_group(
+                self.backend, store=store, rank=rank, world_size=world_size, timeout=self.timeout
+            )
+        else:
+            dist.init_process_group(self.backend, timeout=self.timeout)
 
 
 def unrounded_sizes(num_bytes: int, least: int = 1 << 20) -> list[int]:

@@ -3,6 +3,9 @@
 import os
 import socket
 from collections.abc import Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -10,6 +13,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def master_host() -> str:
     """Return the host of rank 0, or the loopback address in a job of one process."""
     return os.environ.get("MASTER_ADDR", LOOPBACK[0])
+
+
+def local_store(port: int, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """Return the store of a job on one machine, which rank 0 hosts on the loopback address alone. Collective."""
+    # Left to itself, torch's store listens on all interfaces. It takes the socket over and closes it.
+    listener = socket.create_server((LOOPBACK[0], port)).detach() if rank == 0 else None
+    return dist.TCPStore(LOOPBACK[0], port, world_size, rank == 0, timeout, master_listen_fd=listener)
 
 
 def address_towards(host: str) -> str:

@@ -67,7 +67,16 @@ def test_values_are_redacted_within_each_string():
 
 def test_given_secrets_are_hidden_in_every_form():
     secrets = secrets_of("http://us:pa%40ss@h/v?token=abc&x=1&flagged#frag")
-    for text in ("us:pa@ss", "pa%40ss", "pa@ss", "abc", "flagged", "token=abc&x=1&flagged", "frag"):
+    for text in (
+        "us:pa@ss",
+        "pa%40ss",
+        "pa@ss",
+        "abc",
+        "flagged",
+        "token=abc&x=1&flagged",
+        "frag",
+        "dXM6cGFAc3M=",
+    ):
         assert redact(f"the path /v?{text} is unknown", secrets) == "the path /v?*** is unknown"
     assert redact("x=1", secrets) == "x=1" and secrets_of("http://h:1/v") == set()
 

@@ -85,3 +85,19 @@ def test_logged_warnings_of_other_ranks_go_to_standard_error(output, package_log
     package_logger.getChild("rewards.verifier").warning("the verifier timed out")
     assert output.getvalue() == ""
     assert capsys.readouterr().err == "WARNING: rank 2: the verifier timed out\n"
+
+
+def test_addresses_lose_their_secrets_on_every_way(output, package_logger, capsys):
+    reporter = plain(output)
+    reporter.line("asking http://u:SECRET@host/v?SECRET")
+    reporter.warn("no answer from http://u:SECRET@host")
+    route_warnings(reporter, rank=0)
+    package_logger.warning("%s failed", "http://host/v?SECRET")
+    assert output.getvalue().splitlines() == [
+        "asking http://***@host/v?***",
+        "WARNING: no answer from http://***@host",
+        "WARNING: http://host/v?*** failed",
+    ]
+    route_warnings(reporter, rank=1)
+    package_logger.warning("%s failed", "http://host/v?SECRET")
+    assert capsys.readouterr().err == "WARNING: rank 1: http://host/v?*** failed\n"

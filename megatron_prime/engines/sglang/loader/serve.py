@@ -24,19 +24,13 @@ class KeyGate:
     def __init__(self, app: _App, *, key: str) -> None:
         self._app = app
         self._expected = f"Bearer {key}".encode()
-        # At the end of its start, SGLang calls itself without a key that is not among its arguments. The call takes
-        # what the start has allocated out of the garbage collection.
-        self._own_calls = ["/freeze_gc"]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - the types of ASGI
         """Pass a request on, or refuse it."""
         # The other scope is the application's own start and end.
         if scope["type"] in ("http", "websocket"):
             given = [value for name, value in scope["headers"] if name == b"authorization"]
-            has_key = len(given) == 1 and hmac.compare_digest(given[0], self._expected)
-            if not has_key and scope["path"] in self._own_calls:
-                self._own_calls.remove(scope["path"])
-            elif not has_key:
+            if len(given) != 1 or not hmac.compare_digest(given[0], self._expected):
                 await _refuse(scope["type"], send)
                 return
         await self._app(scope, receive, send)

@@ -122,12 +122,12 @@ class _GroupStore(dist.Store):
         self._signed = signed
         self._name = name
 
-    def set(self, key: str, value: bytes) -> None:
+    def set(self, key: str, value: bytes) -> None:  # type: ignore[override]
         self._signed.set(f"{self._name}/{key}", bytes(value).decode("latin-1"))
 
     def get(self, key: str) -> bytes:
         return self._signed.get(f"{self._name}/{key}").encode("latin-1")
 
-    def wait(self, keys: list[str], timeout: datetime.timedelta) -> None:
+    def wait(self, keys: list[str], timeout: datetime.timedelta) -> None:  # type: ignore[override]
         for key in keys:
             self._signed.await_value(f"{self._name}/{key}", timeout.total_seconds())

@@ -10,7 +10,7 @@ Trainer and receivers meet in a store that trainer rank 0 hosts, see `signing`. 
 import datetime
 import ipaddress
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -54,9 +54,7 @@ class ProcessGroup(Protocol):
 class _Gloo(dist.ProcessGroupGloo):
     """A gloo group that keeps its store alive: torch itself does not, if the store is written in Python."""
 
-    def __init__(
-        self, store: dist.Store, rank: int, size: int, options: dist.ProcessGroupGloo._Options
-    ) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, options: Any) -> None:  # noqa: ANN401
         super().__init__(store, rank, size, options)
         self.store = store
 
@@ -67,7 +65,7 @@ def make_group(
     """Create a process group that is independent of the default one. Collective over its `size` ranks."""
     timeout = datetime.timedelta(seconds=timeout_s)
     if backend == "gloo":
-        options = dist.ProcessGroupGloo._Options()
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timeout
         # Members that all meet on the loopback address need not listen on the network. Elsewhere gloo chooses the
         # interface by GLOO_SOCKET_IFNAME or the host's name.

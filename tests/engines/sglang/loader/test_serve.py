@@ -70,13 +70,6 @@ def test_the_key_opens_and_only_requests_are_checked():
     assert closed == {"type": "websocket.close", "code": 1008}
 
 
-def test_sglangs_call_of_itself_is_admitted_once():
-    first, second, with_key = answer_of(
-        [request(path="/freeze_gc"), request(path="/freeze_gc"), request(b"Bearer k1", path="/freeze_gc")]
-    )
-    assert first == with_key == ["admitted"] and second[0]["status"] == 401
-
-
 USED = sorted(set(re.findall(r'"(/[a-z_]+)"', inspect.getsource(client))))
 OTHERS = (
     *("/", "/docs", "/openapi.json", "/metrics", "/health_generate", "/server_info", "/get_server_info"),
