@@ -96,7 +96,7 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, quiet: bool) -> int
 
 def _warn(lines: Iterable[str]) -> None:
     for line in lines:
-        print(f"WARNING: {line}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"WARNING: {redact(line)}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _doctor(config: PrimeConfig | None, options: Options) -> int:

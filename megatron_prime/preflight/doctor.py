@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from megatron_prime.config.loading import ConfigError
+from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.provenance import versions
 from megatron_prime.parallel.connectivity import meet
@@ -46,8 +47,8 @@ class Finding:
 
     def line(self) -> str:
         """Return the finding as one line, or as two with the fix."""
-        return f"{self.state:<8}{self.subject:<12}{self.text}" + (
-            f"\n{'':20}-> {self.fix}" if self.fix else ""
+        return redact(f"{self.state:<8}{self.subject:<12}{self.text}") + (
+            f"\n{'':20}-> {redact(self.fix)}" if self.fix else ""
         )
 
 

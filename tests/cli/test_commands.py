@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_prime.cli.commands import _guarded
+from megatron_prime.cli.commands import _guarded, _warn
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,18 @@ def test_an_error_during_the_run_is_one_line_with_code_1(capsys, monkeypatch, er
 def test_an_unexpected_error_keeps_its_traceback():
     with pytest.raises(KeyError):
         _guarded(lambda: {}["absent"])
+
+
+def test_no_message_shows_the_secrets_of_an_address(capsys, monkeypatch):
+    monkeypatch.delenv("MEGATRON_PRIME_TRACEBACK", raising=False)
+
+    def fail() -> None:
+        raise ValueError("http://u:SECRET@host/v?SECRET does not answer")
+
+    assert _guarded(fail) == 1
+    _warn(["'http://u:SECRET@host' is slow"])
+    errors = capsys.readouterr().err
+    assert (
+        "http://***@host/v?*** does not answer" in errors and "WARNING: 'http://***@host' is slow" in errors
+    )
+    assert "SECRET" not in errors

@@ -77,6 +77,8 @@ def test_the_engine_environment_is_examined_by_its_own_interpreter(tmp_path):
 def test_a_finding_is_one_line_and_its_fix_another():
     assert Finding("ok", "files", "fine").line() == "ok      files       fine"
     assert Finding("fault", "files", "full", "empty it").line().splitlines()[1].strip() == "-> empty it"
+    line = Finding("fault", "rewards", "http://u:SECRET@host fails", "try http://host?SECRET").line()
+    assert "http://***@host fails" in line and "SECRET" not in line
 
 
 def test_ranks_that_do_not_connect_make_exit_code_1(tmp_path):
