@@ -177,3 +177,33 @@ def test_no_code_changes_where_modules_are_found(folder: str):
         if re.match(r"\s*sys\.path(\.insert|\.append|\[)", line) and path != Path(__file__)
     ]
     assert changes == []
+
+
+UNPICKLERS = ("megatron_prime/data/code_tests.py", "megatron_prime/models/stored_pickles.py")
+"""The only modules that may unpickle, because they allow no class but those that they name."""
+
+
+def test_no_file_is_loaded_in_a_way_that_could_execute_code():
+    unsafe = []
+    for path in python_files(PACKAGE, *OTHER_CODE):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(parsed(path)):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            options = {}
+            if isinstance(node, ast.Call):
+                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            if (
+                (name == "torch.load" and options.get("weights_only") != "True")
+                or options.get("weights_only") == "False"
+                or options.get("allow_pickle") == "True"
+                or re.fullmatch(r"(pickle|dill|cloudpickle|joblib|marshal|shelve)\.(load|loads|open)", name)
+                or (
+                    name.endswith(("dist_checkpointing.load", "load_sharded_metadata"))
+                    and "refuse_code" not in text
+                )
+                or name.endswith((".read_metadata", "FileSystemReader", "load_common_state_dict"))
+            ):
+                unsafe.append(f"{relative(path)}:{node.lineno}: {name}")
+        if "Unpickler(" in text and relative(path) not in UNPICKLERS:
+            unsafe.append(f"{relative(path)}: an unpickler of its own")
+    assert unsafe == []

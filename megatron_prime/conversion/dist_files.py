@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, cast
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -27,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.utils import _create_file_view
 
-METADATA = ".metadata"
+from megatron_prime.models.stored_pickles import METADATA, read_metadata
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,7 @@ class DistReader:
             raise ValueError(
                 f"{folder} is not a Megatron checkpoint of format torch_dist: it has no {METADATA}"
             )
-        try:
-            metadata = FileSystemReader(folder).read_metadata()
-        # An AttributeError means that the pickle refers to a class that this version of torch does not have.
-        except (pickle.UnpicklingError, EOFError, AttributeError, OSError) as error:
-            raise ValueError(
-                f"{folder / METADATA} cannot be read: {type(error).__name__}: {error}"
-            ) from error
+        metadata = read_metadata(folder)
         self._tensors = {
             key: entry
             for key, entry in metadata.state_dict_metadata.items()

@@ -12,4 +12,5 @@
 - `forward`: runs rows of a batch through a model and the pipeline schedule
 - `chunk_state`: the state of a model in Megatron's checkpoints
 - `megatron_folder`: loads weights in Megatron's format
+- `stored_pickles`: reads the pickled parts of a checkpoint without executing stored code
 """

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
+from megatron_prime.models.stored_pickles import refuse_code
 from megatron_prime.models.te_layers import fill_quantized, quantized_parts
 
 
@@ -18,6 +19,7 @@ def chunk_states(chunks: Sequence[Any], written: Path | None = None) -> dict[str
     """
     has_scales = any(chunk.config.fp8 and chunk.config.fp8_recipe == "delayed" for chunk in chunks)
     if has_scales and written is not None:
+        refuse_code(written)
         has_scales = any(_is_layer_state(key) for key in load_sharded_metadata(str(written)))
     return {
         f"model{index}": {

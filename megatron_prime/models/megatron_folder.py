@@ -10,6 +10,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - an exception, no communication
 
 from megatron_prime.models.chunk_state import chunk_states, fill_chunks
+from megatron_prime.models.stored_pickles import refuse_code
 
 
 def load_megatron_weights(chunks: Sequence[torch.nn.Module], weights: Path) -> None:
@@ -21,6 +22,7 @@ def load_megatron_weights(chunks: Sequence[torch.nn.Module], weights: Path) -> N
 
     Raises ValueError when a tensor is missing or of another shape, or a file is damaged.
     """
+    refuse_code(weights)
     try:
         state: Any = dist_checkpointing.load(chunk_states(chunks, weights), str(weights))
     except (CheckpointingException, CheckpointException) as error:

@@ -11,6 +11,7 @@ from megatron_prime.observability.durable import make_private, sync_path
 
 LEFT_OVER = re.compile(r"\.step_\d{8}\.attempt(\d+)\.(partial|removed)")
 
+NAME = re.compile(r"step_\d{8,}")
 RESERVED = ".reserved"
 RESERVED_BYTES = 16 * 2**20
 
@@ -28,6 +29,11 @@ def partial_of(final: Path, attempt: int) -> Path:
 def complete(folder: Path) -> list[Path]:
     """Return the complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step_*") if (path / "run.json").is_file())
+
+
+def all_named(folder: Path) -> list[Path]:
+    """Return every folder with the name of a checkpoint, oldest first, whether it is complete or not."""
+    return sorted(path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
@@ -78,8 +84,13 @@ def release_space(partial: Path) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a written checkpoint its final name, after all of it has reached the disk."""
+    """Give a written checkpoint its final name, after all of it has reached the disk.
+
+    A folder that has this name already is set aside: the run would not have come here again if it were sound.
+    """
     sync_tree(partial)
+    if final.exists():
+        set_aside(final)
     partial.rename(final)
     sync_path(final.parent)
 

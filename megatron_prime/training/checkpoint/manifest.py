@@ -44,19 +44,46 @@ def write_manifest(folder: Path) -> None:
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     assert entries.keys() <= files.keys()
     entries |= {name: entry_of(path) for name, path in files.items() if name not in entries}
-    (folder / MANIFEST).write_text(json.dumps({"files": dict(sorted(entries.items()))}, indent=1) + "\n")
+    files_of_all = dict(sorted(entries.items()))
+    manifest = {"files": files_of_all, "sha256": _checksum(files_of_all)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
     """Return the entry of each file. Raises ValueError when the manifest is missing or cannot be parsed."""
     path = folder / MANIFEST
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return {
-            str(name): {"bytes": int(e["bytes"]), "sha256": str(e["sha256"])} for name, e in entries.items()
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        entries: dict[str, Entry] = {
+            str(name): {"bytes": int(e["bytes"]), "sha256": str(e["sha256"])}
+            for name, e in manifest["files"].items()
         }
+        # Manifests of earlier versions have no checksum of their own; `unlisted` finds what is missing there.
+        if manifest.get("sha256", _checksum(entries)) != _checksum(entries):
+            raise ValueError("its entries are not those that were written")
+        return entries
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path.name} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def unlisted(folder: Path, entries: dict[str, Entry]) -> list[str]:
+    """Return a line per file that a checkpoint consists of and that the manifest does not list; empty when none is."""
+    needed = [folder / name for name in ("run.json", "rng.pt")]
+    needed += [
+        path for role in folder.iterdir() if role.is_dir() for path in role.iterdir() if _is_part(path)
+    ]
+    names = sorted(str(path.relative_to(folder)) for path in needed if path.is_file())
+    names += [name for name in ("run.json", "rng.pt") if not (folder / name).is_file()]
+    return [f"{name} is not listed in {MANIFEST}" for name in sorted(names) if name not in entries]
+
+
+def _is_part(path: Path) -> bool:
+    # Users and file systems may leave other files in the folder, such as notes and .nfs files.
+    return path.name == ".metadata" or path.suffix in (".distcp", ".pt", ".json")
+
+
+def _checksum(entries: dict[str, Entry]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def share(entries: dict[str, Entry], num_shares: int, index: int) -> dict[str, Entry]:

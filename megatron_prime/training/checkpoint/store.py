@@ -10,7 +10,6 @@ run_dir/checkpoints/damaged_step_00000030/             a checkpoint that was fou
 """
 
 import json
-import pickle
 import random
 import shutil
 import time
@@ -30,9 +29,11 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251
 from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
 from megatron_prime.models.chunk_state import chunk_states, fill_chunks
+from megatron_prime.models.stored_pickles import load_plain, refuse_code
 from megatron_prime.parallel.collectives import all_gather_lists, any_rank, broadcast_object
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint.folder import (
+    all_named,
     clear_leftovers,
     complete,
     make_partial,
@@ -45,7 +46,7 @@ from megatron_prime.training.checkpoint.folder import (
     reserve_space,
     set_aside,
 )
-from megatron_prime.training.checkpoint.manifest import faults, read_manifest, share, write_manifest
+from megatron_prime.training.checkpoint.manifest import faults, read_manifest, share, unlisted, write_manifest
 from megatron_prime.training.checkpoint.role_writer import OPTIMIZER_FORMAT, RoleWriter
 from megatron_prime.training.trainable import Trainable
 
@@ -140,7 +141,7 @@ class CheckpointStore:
                 start from nothing is for the user to decide.
         """
         damaged: dict[Path, str] = {}
-        for checkpoint in reversed(self._complete()):
+        for checkpoint in reversed(self._every()):
             found = self.faults(checkpoint)
             if not found:
                 self._set_aside(damaged, checkpoint, warn)
@@ -176,6 +177,7 @@ class CheckpointStore:
             mine = [str(error)]
         else:
             mine = faults(checkpoint, share(entries, self._topology.world_size, self._topology.rank))
+            mine += unlisted(checkpoint, entries)
         return sorted({line for of_rank in all_gather_lists(mine, self._topology) for line in of_rank})
 
     def save(self, roles: Mapping[str, Trainable], state: RunState) -> Path | None:
@@ -243,8 +245,8 @@ class CheckpointStore:
         for role, trainable in roles.items():
             _restore(trainable, checkpoint / role)
         try:
-            states = torch.load(checkpoint / "rng.pt", weights_only=False)
-        except (OSError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
+            states = load_plain(checkpoint / "rng.pt")
+        except ValueError as error:
             raise _damaged(checkpoint / "rng.pt", error) from error
         if len(states) == self._topology.world_size:
             _set_rng_state(states[self._topology.rank])
@@ -256,6 +258,10 @@ class CheckpointStore:
             run.get("accuracy"),
             run.get("collector", {}),
         )
+
+    def _every(self) -> list[Path]:
+        """Return all folders with a checkpoint's name, oldest first, complete or not."""
+        return broadcast_object(all_named(self._folder) if self._topology.rank == 0 else None, self._topology)
 
     def _complete(self) -> list[Path]:
         return broadcast_object(complete(self._folder) if self._topology.rank == 0 else None, self._topology)
@@ -364,6 +370,7 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
     if role not in roles:
         raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
     folder = checkpoint / role
+    _refuse_code(folder)
     fill_chunks(built.chunks, _load(chunk_states(built.chunks, folder), folder))
 
 
@@ -383,11 +390,19 @@ def _restore(trainable: Trainable, folder: Path) -> None:
         raise ValueError(
             f"{folder} is missing: the checkpoint is damaged; remove it to resume from the one before"
         )
+    _refuse_code(folder)  # before chunk_states reads the metadata for the template
     with trainable.residency.hold("weights", "optimizer"):
         state = _load(_sharded_state(trainable, folder), folder)
         fill_chunks(trainable.built.chunks, state)
         trainable.optimizer.load_state_dict(state["optimizer"])
         trainable.schedule.load_state_dict(state["schedule"])
+
+
+def _refuse_code(folder: Path) -> None:
+    try:
+        refuse_code(folder)
+    except ValueError as error:
+        raise _damaged(folder, error) from error
 
 
 def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:

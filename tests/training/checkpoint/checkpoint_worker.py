@@ -1,5 +1,6 @@
 """Functions that one rank runs in tests/training/checkpoint/test_store.py."""
 
+import json
 import os
 import random
 import resource
@@ -256,6 +257,11 @@ def _look_for_a_sound_one(folder, roles, topology):
     report["warnings"] = warnings
     report["aside"] = (folder / "damaged_step_00000003" / "run.json").is_file()
     report["saved again"] = store.save(roles, RunState(3, STREAM, 0)) == store.newest_sound() == newest
+    # A folder of the next step without run.json, such as half a copy: named, passed over, and no obstacle to its save.
+    _on_rank_0(topology, lambda: (folder / "step_00000004" / "policy").mkdir(parents=True))
+    wedge: list[str] = []
+    report["wedge found"] = store.newest_sound(warn=wedge.append).name
+    report["wedge"] = wedge
     _on_rank_0(topology, lambda: [flip_a_byte(path) for path in folder.glob("step_*")])
     report["none"] = fault(lambda: store.newest_sound())
     report["left"] = sorted(path.name for path in folder.glob("step_*"))
@@ -346,12 +352,19 @@ DAMAGES = {
     "random states cut short": lambda folder: _cut(folder / "rng.pt"),
     "byte flipped": lambda folder: flip_a_byte(folder),
     "manifest removed": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest entry lost": lambda folder: _lose_entry(folder, "policy/.metadata"),
     "run.json empty": lambda folder: (folder / "run.json").write_text(""),
 }
 
 
-ONLY_IN_THE_MANIFEST = ("byte flipped", "manifest removed")
+ONLY_IN_THE_MANIFEST = ("byte flipped", "manifest removed", "manifest entry lost")
 """Damages that a load alone does not notice."""
+
+
+def _lose_entry(folder: Path, name: str):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"][name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _cut(path: Path):

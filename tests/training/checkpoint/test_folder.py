@@ -7,6 +7,7 @@ import pytest
 
 from megatron_prime.training.checkpoint.folder import (
     RESERVED_BYTES,
+    all_named,
     complete,
     make_partial,
     name_of,
@@ -36,6 +37,21 @@ def test_a_save_gets_its_name_when_it_is_complete(tmp_path):
     (partial / "run.json").write_text("{}")
     publish(partial, final)
     assert complete(final.parent) == [final]
+
+
+@pytest.mark.parametrize("content", [None, "policy/__0_0.distcp"])
+def test_a_save_replaces_a_folder_of_its_name_and_keeps_it_aside(content, tmp_path):
+    final = tmp_path / name_of(7)
+    final.mkdir()
+    if content:
+        (final / content).parent.mkdir()
+        (final / content).write_text("half")
+    partial = partial_of(final, attempt=2)
+    make_partial(partial, ["policy"], attempt=2)
+    (partial / "run.json").write_text("{}")
+    publish(partial, final)
+    assert complete(tmp_path) == all_named(tmp_path) == [final]
+    assert (tmp_path / f"damaged_{final.name}").is_dir()
 
 
 def test_leftovers_of_this_and_earlier_attempts_are_removed_and_those_of_later_ones_kept(tmp_path):

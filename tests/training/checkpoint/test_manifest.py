@@ -10,6 +10,7 @@ from megatron_prime.training.checkpoint.manifest import (
     faults,
     read_manifest,
     share,
+    unlisted,
     write_manifest,
     write_sums,
 )
@@ -72,3 +73,31 @@ def test_shares_of_files_are_complete_disjoint_and_even():
     sizes = [sum(entry["bytes"] for entry in part.values()) for part in shares]
     assert max(sizes) - min(sizes) <= 6
     assert json.dumps(share(entries, 1, 0), sort_keys=True) == json.dumps(entries, sort_keys=True)
+
+
+@pytest.mark.parametrize("lost", ["policy/__0_0.distcp", "policy/common.pt", "run.json"])
+@pytest.mark.parametrize("file_too", [False, True])
+def test_a_manifest_that_lost_an_entry_is_refused(lost, file_too, folder):
+    (folder / "rng.pt").write_bytes(b"states")
+    write_manifest(folder)
+    assert unlisted(folder, read_manifest(folder)) == []
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"][lost]
+    if file_too:
+        (folder / lost).unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="its entries are not those that were written"):
+        read_manifest(folder)
+    # An earlier version wrote no checksum of the manifest; there the files tell.
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if not file_too or lost == "run.json":
+        assert unlisted(folder, read_manifest(folder)) == [f"{lost} is not listed in manifest.json"]
+
+
+def test_files_that_others_left_are_no_damage(folder):
+    (folder / "rng.pt").write_bytes(b"states")
+    write_manifest(folder)
+    for name in ("notes.txt", "policy/.nfs0001"):
+        (folder / name).write_text("not a part")
+    assert unlisted(folder, read_manifest(folder)) == []

@@ -181,6 +181,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_not_removed(results):
         assert sound["saved again"]
 
 
+def test_a_newest_folder_without_run_json_is_named_and_set_aside(results):
+    for report in results["faults"]:
+        assert report["sound"]["wedge found"] == "step_00000003"
+        (warning,) = report["sound"]["wedge"]
+        assert "step_00000004 is damaged" in warning and "going back to step_00000003" in warning
+
+
 def test_a_run_without_a_sound_checkpoint_does_not_start_from_scratch(results):
     for report in results["faults"]:
         kind, message = report["sound"]["none"]
