@@ -196,7 +196,10 @@ def test_no_file_is_loaded_in_a_way_that_could_execute_code():
                 (name == "torch.load" and options.get("weights_only") != "True")
                 or options.get("weights_only") == "False"
                 or options.get("allow_pickle") == "True"
-                or re.fullmatch(r"(pickle|dill|cloudpickle|joblib|marshal|shelve)\.(load|loads|open)", name)
+                or (
+                    re.fullmatch(r"(pickle|dill|cloudpickle|joblib|marshal|shelve)\.(load|loads|open)", name)
+                    and relative(path) not in UNPICKLERS
+                )
                 or (
                     name.endswith(("dist_checkpointing.load", "load_sharded_metadata"))
                     and "refuse_code" not in text

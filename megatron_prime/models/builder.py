@@ -93,7 +93,7 @@ def build_model(
     _mark_experts(built)
     weights = megatron_weights(hf_path) if load_weights else None
     if weights is not None:
-        load_megatron_weights(chunks, weights)
+        load_megatron_weights(chunks, weights, topology)
     elif load_weights:
         reader = HFCheckpointReader(hf_path)
         reader.check_against(hf_tensors(shape))

@@ -1,4 +1,7 @@
-"""Private folders, and atomic replacement of small text files: no reader and no crash ever finds a partial file."""
+"""Private folders, and files that survive crashes and full disks: atomic replacement of small ones, and appending to logs.
+
+Neither a reader nor a crash ever finds a partial file, and no error comes without the file's name.
+"""
 
 import os
 from pathlib import Path
@@ -14,6 +17,8 @@ def replace_file(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise named(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)  # without it, the rename may be lost in a power failure
@@ -33,3 +38,48 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """Return the error with the name of the file; the system gives none when a write fails, as on a full disk."""
+    return type(error)(error.errno, f"cannot be written: {error.strerror}", str(path))
+
+
+class AppendedFile:
+    """A file that only grows; what is appended is on disk when `append` returns.
+
+    After an error, the file keeps what it could not write, and writes it with the next append. A part that did reach
+    the disk is removed first, so that the file is as if there had been no error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._size = self._file.seek(0, os.SEEK_END)
+        self._unwritten = b""
+
+    def append(self, data: bytes) -> None:
+        """Write what earlier calls left, then `data`. Raises OSError with the path if not all of it is on disk."""
+        is_retry = bool(self._unwritten)
+        self._unwritten += data
+        try:
+            if is_retry:
+                self._file.truncate(self._size)
+            written = 0
+            while written < len(self._unwritten):
+                written += self._file.write(self._unwritten[written:])
+            # A node failure must not lose what a checkpoint saved later relies on.
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise named(error, self.path) from error
+        self._size += written
+        self._unwritten = b""
+
+    def close(self) -> None:
+        """Close the file, after a last attempt to write what is left; a second call does nothing."""
+        if not self._file.closed:
+            try:
+                if self._unwritten:
+                    self.append(b"")
+            finally:
+                self._file.close()

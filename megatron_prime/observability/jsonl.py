@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from megatron_prime.observability.durable import make_private, replace_file
+from megatron_prime.observability.durable import AppendedFile, make_private, replace_file
 
 Record = dict[str, float | None]
 """`step` and the metrics of that step; a metric that is not finite is None."""
@@ -32,16 +31,13 @@ class JsonlHistory:
         self._last_step = _step_of(kept[-1]) if kept else -1
         # Rewriting once at the start lets every later record be a plain append.
         replace_file(path, "".join(_encode(record) for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = AppendedFile(path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the record of a step; steps must increase."""
+        """Append the record of a step; steps must increase. After an OSError, the next call writes it too."""
         assert step > self._last_step, f"step {step} was logged after step {self._last_step}"
-        self._file.write(_encode({"step": step, **metrics}))
-        self._file.flush()
-        # A node failure must not lose steps that the checkpoint already contains.
-        os.fsync(self._file.fileno())
         self._last_step = step
+        self._file.append(_encode({"step": step, **metrics}).encode())
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

@@ -1,6 +1,7 @@
 """Writes metrics to all their destinations."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,14 +25,20 @@ class MetricsLogger:
         self._tensorboard = TensorBoardWriter(run_dir / "tensorboard", resume_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one step; steps must increase. The record is on disk when this returns."""
-        self._history.log(step, metrics)
-        self._tensorboard.log(step, metrics)
+        """Record one step; steps must increase. The record is on disk when this returns.
+
+        Raises:
+            OSError: a file cannot be written. The next call writes its record too.
+        """
+        with ExitStack() as stack:  # An error of one file does not keep the other from its record.
+            stack.callback(self._tensorboard.log, step, metrics)
+            self._history.log(step, metrics)
 
     def close(self) -> None:
         """Close all files; a second call does nothing."""
-        self._history.close()
-        self._tensorboard.close()
+        with ExitStack() as stack:
+            stack.callback(self._tensorboard.close)
+            self._history.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
 """Collectives over a topology: sums, gathers of lists and broadcasts of objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +36,23 @@ def broadcast_object(item: Item | None, topology: Topology) -> Item:
     if topology.world_size > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
+
+
+def on_first_rank(action: Callable[[], Item], topology: Topology) -> Item:
+    """Return on every rank what rank 0's action returns, or raise its error there. Collective over all ranks.
+
+    Without this, the other ranks would wait in their next collective for a rank 0 that has failed.
+    """
+    outcome: tuple[Item | None, Exception | None] = (None, None)
+    if topology.rank == 0:
+        try:
+            outcome = (action(), None)
+        except (OSError, ValueError, TypeError) as error:
+            outcome = (None, error)
+    result, error = broadcast_object(outcome, topology)
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
 
 
 def any_rank(flag: bool, topology: Topology) -> bool:

@@ -8,13 +8,12 @@ run.
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.observability.durable import make_private, replace_file
+from megatron_prime.observability.durable import AppendedFile, make_private, replace_file
 from megatron_prime.observability.jsonl import read_history
 
 PromptRecord = tuple[int, float, str]
@@ -61,19 +60,16 @@ class PromptHistory:
         make_private(path.parent)
         # Rewriting the file also removes an incomplete last line, which a killed run may have left.
         replace_file(path, "".join(_encode(record) for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = AppendedFile(path)
         self.prompts = stats_of(kept)
         """Prompt index -> statistics of the prompt."""
 
     def log(self, step: int, records: Sequence[PromptRecord]) -> None:
-        """Append the groups that were sampled for a step, kept or dropped."""
+        """Append the groups sampled for a step, kept or dropped. After an OSError, the next call writes them too."""
         # JSON has no NaN.
         prompts = [[index, None if math.isnan(mean) else mean, decision] for index, mean, decision in records]
-        self._file.write(_encode({"step": step, "prompts": prompts}))
-        self._file.flush()
-        # A checkpoint saved later must not be newer than the history, so the line has to be on disk now.
-        os.fsync(self._file.fileno())
         _add(self.prompts, step, prompts)
+        self._file.append(_encode({"step": step, "prompts": prompts}).encode())
 
     def metrics(self) -> dict[str, float]:
         """Return metrics over all prompts sampled so far.

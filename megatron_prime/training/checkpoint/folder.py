@@ -31,9 +31,10 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if (path / "run.json").is_file())
 
 
-def all_named(folder: Path) -> list[Path]:
-    """Return every folder with the name of a checkpoint, oldest first, whether it is complete or not."""
-    return sorted(path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir())
+def all_named(folder: Path) -> list[tuple[Path, bool]]:
+    """Return every entry with the name of a checkpoint, oldest first, and whether it can ever have been complete."""
+    named = sorted(path for path in folder.glob("step_*") if NAME.fullmatch(path.name))
+    return [(path, any((path / name).is_file() for name in ("run.json", "manifest.json"))) for path in named]
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def publish(partial: Path, final: Path) -> None:
     A folder that has this name already is set aside: the run would not have come here again if it were sound.
     """
     sync_tree(partial)
-    if final.exists():
+    if os.path.lexists(final):
         set_aside(final)
     partial.rename(final)
     sync_path(final.parent)
@@ -98,11 +99,7 @@ def publish(partial: Path, final: Path) -> None:
 def prune(folder: Path, keep_last: int, keep_best: int, attempt: int) -> None:
     """Remove all checkpoints but the newest and those of the highest held-out accuracy (the newer of two equal)."""
     found = complete(folder)
-    by_accuracy = []
-    for path in found:
-        accuracy = read_run(path).get("accuracy")
-        if accuracy is not None:
-            by_accuracy.append((accuracy, path))
+    by_accuracy = [(accuracy, path) for path in found if (accuracy := _accuracy_of(path)) is not None]
     kept = {*found[-keep_last:], *(path for _, path in sorted(by_accuracy, reverse=True)[:keep_best])}
     for old in found:
         if old not in kept:
@@ -110,6 +107,16 @@ def prune(folder: Path, keep_last: int, keep_best: int, attempt: int) -> None:
             doomed = old.with_name(f".{old.name}.attempt{attempt}.removed")
             old.rename(doomed)
             shutil.rmtree(doomed)
+
+
+def _accuracy_of(checkpoint: Path) -> float | None:
+    try:
+        accuracy = read_run(checkpoint).get("accuracy")
+    except ValueError:
+        return (
+            None  # An older checkpoint that cannot be read any more must not end a run that has a newer one.
+        )
+    return accuracy if isinstance(accuracy, int | float) else None
 
 
 def set_aside(checkpoint: Path) -> Path:

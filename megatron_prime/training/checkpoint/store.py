@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
 from megatron_prime.models.chunk_state import chunk_states, fill_chunks
 from megatron_prime.models.stored_pickles import load_plain, refuse_code
-from megatron_prime.parallel.collectives import all_gather_lists, any_rank, broadcast_object
+from megatron_prime.parallel.collectives import all_gather_lists, any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint.folder import (
     all_named,
@@ -53,6 +53,9 @@ from megatron_prime.training.trainable import Trainable
 POLL_S = 0.02
 """Seconds between two checks of a write that is waited for."""
 FAULTS_SHOWN = 5
+NEVER_COMPLETE = "it has neither run.json nor manifest.json, like half a copy"
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -134,18 +137,21 @@ class CheckpointStore:
     ) -> Path | None:
         """Return the newest checkpoint whose files are all as they were written; None where there is no checkpoint.
 
-        Newer ones that are damaged are reported to `warn` and set aside, never removed.
+        Newer ones that are damaged are reported to `warn` and set aside, never removed. So is a folder that was never
+        complete, such as half a copy: it would be in the way of its step's save.
 
         Raises:
             ValueError: a checkpoint is damaged and on_damage is "stop", or every checkpoint is damaged: whether to
                 start from nothing is for the user to decide.
         """
         damaged: dict[Path, str] = {}
-        for checkpoint in reversed(self._every()):
-            found = self.faults(checkpoint)
+        may_start_anew = True
+        for checkpoint, was_complete in reversed(self._all_named()):
+            found = self.faults(checkpoint) if was_complete else [NEVER_COMPLETE]
             if not found:
-                self._set_aside(damaged, checkpoint, warn)
+                self._set_aside(damaged, f"going back to {checkpoint.name}", warn)
                 return checkpoint
+            may_start_anew &= not was_complete
             more = f" and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
             damaged[checkpoint] = f"{checkpoint} is damaged: {'; '.join(found[:FAULTS_SHOWN])}{more}"
             if on_damage == "stop":
@@ -153,11 +159,12 @@ class CheckpointStore:
                     f"{damaged[checkpoint]}. Restore the file, or set checkpoint.on_damage = 'fallback' to resume from "
                     "the checkpoint before"
                 )
-        if damaged:
+        if damaged and not may_start_anew:
             raise ValueError(
                 "\n".join(damaged.values())
                 + "\nno checkpoint is sound: restore the files, or choose another run_dir to start anew"
             )
+        self._set_aside(damaged, "there is no other checkpoint, so the run begins at its first step", warn)
         return None
 
     def tidy(self) -> None:
@@ -177,7 +184,7 @@ class CheckpointStore:
             mine = [str(error)]
         else:
             mine = faults(checkpoint, share(entries, self._topology.world_size, self._topology.rank))
-            mine += unlisted(checkpoint, entries)
+            mine += unlisted(checkpoint, entries) if self._topology.rank == 0 else []
         return sorted({line for of_rank in all_gather_lists(mine, self._topology) for line in of_rank})
 
     def save(self, roles: Mapping[str, Trainable], state: RunState) -> Path | None:
@@ -235,19 +242,10 @@ class CheckpointStore:
         Raises:
             ValueError: the checkpoint lacks a role or is damaged.
         """
-        run = read_run(checkpoint)
-        missing = sorted(set(roles) - set(run["roles"]))
-        if missing:
-            raise ValueError(
-                f"{checkpoint} has no {', '.join(missing)} (it has {', '.join(run['roles'])}): resume with the "
-                "configuration that wrote it, or start a new run_dir"
-            )
+        # Rank 0 looks first: a rank that failed alone would leave the others waiting in the collective load.
+        run, states = on_first_rank(lambda: _examine(checkpoint, [*roles]), self._topology)
         for role, trainable in roles.items():
             _restore(trainable, checkpoint / role)
-        try:
-            states = load_plain(checkpoint / "rng.pt")
-        except ValueError as error:
-            raise _damaged(checkpoint / "rng.pt", error) from error
         if len(states) == self._topology.world_size:
             _set_rng_state(states[self._topology.rank])
         return RunState(
@@ -259,18 +257,17 @@ class CheckpointStore:
             run.get("collector", {}),
         )
 
-    def _every(self) -> list[Path]:
-        """Return all folders with a checkpoint's name, oldest first, complete or not."""
-        return broadcast_object(all_named(self._folder) if self._topology.rank == 0 else None, self._topology)
+    def _all_named(self) -> list[tuple[Path, bool]]:
+        return on_first_rank(lambda: all_named(self._folder), self._topology)
 
     def _complete(self) -> list[Path]:
-        return broadcast_object(complete(self._folder) if self._topology.rank == 0 else None, self._topology)
+        return on_first_rank(lambda: complete(self._folder), self._topology)
 
-    def _set_aside(self, damaged: Mapping[Path, str], sound: Path, warn: Callable[[str], None]) -> None:
+    def _set_aside(self, damaged: Mapping[Path, str], consequence: str, warn: Callable[[str], None]) -> None:
         for checkpoint, description in damaged.items():
             # Its name must be free: the run will save this step again.
-            self._on_first_rank(lambda checkpoint=checkpoint: set_aside(checkpoint))
-            warn(f"{description}. It is set aside as damaged_{checkpoint.name}; going back to {sound.name}")
+            aside = self._on_first_rank(lambda checkpoint=checkpoint: set_aside(checkpoint))
+            warn(f"{description}. It is set aside as {aside.name}; {consequence}")
 
     def _write(self, roles: Mapping[str, Trainable]) -> None:
         """Plan, then write, some roles of the save in progress.
@@ -346,32 +343,47 @@ class CheckpointStore:
             shutil.rmtree(self._pending.partial, ignore_errors=True)
         self._pending = None
 
-    def _on_first_rank(self, action: Callable[[], object]) -> None:
-        """Run a change of the folder on rank 0; all ranks wait for it, and raise its error."""
-        error: Exception | None = None
-        if self._topology.rank == 0:
-            try:
-                with self._fence():
-                    action()
-            except (OSError, ValueError, TypeError) as caught:
-                error = caught
-        error = broadcast_object(error, self._topology)
-        if error is not None:
-            raise error
+    def _on_first_rank(self, action: Callable[[], Item]) -> Item:
+        """Run a change of the folder on rank 0; all ranks wait for it, and return its result or raise its error."""
+
+        def fenced() -> Item:
+            with self._fence():
+                return action()
+
+        return on_first_rank(fenced, self._topology)
 
 
-def load_weights(built: BuiltModel, checkpoint: Path, role: str) -> None:
+def load_weights(built: BuiltModel, checkpoint: Path, role: str, topology: Topology) -> None:
     """Fill a model of any layout with the weights of a role. Collective over all ranks.
 
     Raises:
         ValueError: the checkpoint is incomplete or lacks the role.
     """
-    roles = read_run(checkpoint)["roles"]
-    if role not in roles:
-        raise ValueError(f"{checkpoint} has no {role}; it has {', '.join(roles)}")
+    on_first_rank(lambda: _examine(checkpoint, [role]), topology)
     folder = checkpoint / role
-    _refuse_code(folder)
     fill_chunks(built.chunks, _load(chunk_states(built.chunks, folder), folder))
+
+
+def _examine(checkpoint: Path, roles: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return run.json and the random states of every rank, after checking that the roles' folders hold no code."""
+    run = read_run(checkpoint)
+    missing = sorted(set(roles) - set(run["roles"]))
+    if missing:
+        raise ValueError(
+            f"{checkpoint} has no {', '.join(missing)} (it has {', '.join(run['roles'])}): resume with the "
+            "configuration that wrote it, or start a new run_dir"
+        )
+    for role in roles:
+        if not (checkpoint / role).is_dir():
+            raise ValueError(
+                f"{checkpoint / role} is missing: the checkpoint is damaged; remove it to resume from the one before"
+            )
+    try:
+        for role in roles:
+            refuse_code(checkpoint / role)
+        return run, load_plain(checkpoint / "rng.pt")
+    except ValueError as error:
+        raise _damaged(checkpoint, error) from error
 
 
 def _sharded_state(trainable: Trainable, written: Path | None = None) -> dict[str, Any]:
@@ -386,23 +398,11 @@ def _sharded_state(trainable: Trainable, written: Path | None = None) -> dict[st
 
 
 def _restore(trainable: Trainable, folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is missing: the checkpoint is damaged; remove it to resume from the one before"
-        )
-    _refuse_code(folder)  # before chunk_states reads the metadata for the template
     with trainable.residency.hold("weights", "optimizer"):
         state = _load(_sharded_state(trainable, folder), folder)
         fill_chunks(trainable.built.chunks, state)
         trainable.optimizer.load_state_dict(state["optimizer"])
         trainable.schedule.load_state_dict(state["schedule"])
-
-
-def _refuse_code(folder: Path) -> None:
-    try:
-        refuse_code(folder)
-    except ValueError as error:
-        raise _damaged(folder, error) from error
 
 
 def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:

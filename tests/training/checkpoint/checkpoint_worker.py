@@ -186,7 +186,7 @@ def load_elsewhere(pairs, folders, batches, root):
         update(roles, of_models(layout, batches))
         report[saved_by, layout]["continued"] = weights(roles, topology)
         alone = build_model(models["prm"], topology, load_weights=False)
-        load_weights(alone, checkpoint, "prm")
+        load_weights(alone, checkpoint, "prm", topology)
         report[saved_by, layout]["alone"] = weight_blocks(alone, topology)
     return report
 
@@ -221,7 +221,7 @@ def meet_faults(folders, batches, root):
     report["newest"] = store.newest().name
     both = make_roles(folders, topology, load_weights=False)
     report["missing role"] = fault(lambda: store.load(last, both))
-    report["weights of no role"] = fault(lambda: load_weights(both["prm"].built, last, "prm"))
+    report["weights of no role"] = fault(lambda: load_weights(both["prm"].built, last, "prm", topology))
     for name, damage in DAMAGES.items():
         damaged = root / "faults" / name
         if topology.rank == 0:
@@ -257,15 +257,41 @@ def _look_for_a_sound_one(folder, roles, topology):
     report["warnings"] = warnings
     report["aside"] = (folder / "damaged_step_00000003" / "run.json").is_file()
     report["saved again"] = store.save(roles, RunState(3, STREAM, 0)) == store.newest_sound() == newest
-    # A folder of the next step without run.json, such as half a copy: named, passed over, and no obstacle to its save.
-    _on_rank_0(topology, lambda: (folder / "step_00000004" / "policy").mkdir(parents=True))
-    wedge: list[str] = []
-    report["wedge found"] = store.newest_sound(warn=wedge.append).name
-    report["wedge"] = wedge
+    report["wedges"] = [_meet_half_a_copy(newest, roles, topology, lost) for lost in LOST]
     _on_rank_0(topology, lambda: [flip_a_byte(path) for path in folder.glob("step_*")])
     report["none"] = fault(lambda: store.newest_sound())
     report["left"] = sorted(path.name for path in folder.glob("step_*"))
     dist.barrier()
+    return report
+
+
+LOST = ("run.json", "manifest.json", "run.json manifest.json", "run.json manifest.json rng.pt policy")
+"""Parts that are missing in a folder with the name of the newest checkpoint."""
+
+
+def _meet_half_a_copy(sound, roles, topology, lost):
+    """A folder of step 4 that lacks parts is found at a start, and one more appears before the step's save."""
+    parents = [sound.parent.with_name(f"{name} {lost}") for name in ("half", "alone")]
+    store, alone = (CheckpointStore(parent, topology) for parent in parents)
+    report, warnings = {"warnings": []}, []
+
+    def put(parent):
+        half = parent / "step_00000004"
+        shutil.copytree(sound, half)
+        for name in lost.split():
+            shutil.rmtree(half / name) if (half / name).is_dir() else (half / name).unlink()
+
+    _on_rank_0(topology, lambda: shutil.copytree(sound, parents[0] / sound.name))
+    _on_rank_0(topology, lambda: put(parents[0]))
+    report["stop"] = fault(lambda: store.newest_sound("stop"))
+    report["found"] = store.newest_sound(warn=report["warnings"].append).name
+    report["aside"] = (parents[0] / "damaged_step_00000004").is_dir()
+    _on_rank_0(topology, lambda: put(parents[0]))
+    store.save(roles, RunState(4, STREAM, 0))
+    report["saved"] = store.newest_sound().name
+    _on_rank_0(topology, lambda: put(parents[1]))
+    report["alone"] = fault(lambda: warnings.append(alone.newest_sound(warn=warnings.append)))
+    report["alone warnings"] = warnings
     return report
 
 

@@ -1,6 +1,7 @@
 """Names and leftovers of checkpoint folders; test_store.py tests the retention policy with real checkpoints."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -39,19 +40,41 @@ def test_a_save_gets_its_name_when_it_is_complete(tmp_path):
     assert complete(final.parent) == [final]
 
 
-@pytest.mark.parametrize("content", [None, "policy/__0_0.distcp"])
-def test_a_save_replaces_a_folder_of_its_name_and_keeps_it_aside(content, tmp_path):
+def _put_half(final):
+    (final / "policy").mkdir(parents=True)
+    (final / "policy" / "__0_0.distcp").write_text("half")
+
+
+IN_THE_WAY = {
+    "empty folder": lambda final: final.mkdir(),
+    "half a checkpoint": _put_half,
+    "file": lambda final: final.write_text(""),
+    "link to nothing": lambda final: final.symlink_to("gone"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_a_save_replaces_what_has_its_name_and_keeps_it_aside(kind, tmp_path):
     final = tmp_path / name_of(7)
-    final.mkdir()
-    if content:
-        (final / content).parent.mkdir()
-        (final / content).write_text("half")
+    IN_THE_WAY[kind](final)
+    assert all_named(tmp_path) == [(final, False)]
     partial = partial_of(final, attempt=2)
     make_partial(partial, ["policy"], attempt=2)
     (partial / "run.json").write_text("{}")
     publish(partial, final)
-    assert complete(tmp_path) == all_named(tmp_path) == [final]
-    assert (tmp_path / f"damaged_{final.name}").is_dir()
+    assert complete(tmp_path) == [final]
+    assert all_named(tmp_path) == [(final, True)]
+    assert os.path.lexists(tmp_path / f"damaged_{final.name}")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"accuracy": "high"}'])
+def test_an_older_checkpoint_that_cannot_be_read_ends_no_run(content, tmp_path):
+    for step in (1, 2):
+        (tmp_path / name_of(step)).mkdir()
+        (tmp_path / name_of(step) / "run.json").write_text('{"accuracy": 0.5}')
+    (tmp_path / name_of(1) / "run.json").write_text(content)
+    prune(tmp_path, keep_last=1, keep_best=1, attempt=1)
+    assert [path.name for path in tmp_path.iterdir()] == [name_of(2)]
 
 
 def test_leftovers_of_this_and_earlier_attempts_are_removed_and_those_of_later_ones_kept(tmp_path):

@@ -181,11 +181,31 @@ def test_a_damaged_checkpoint_is_set_aside_and_not_removed(results):
         assert sound["saved again"]
 
 
-def test_a_newest_folder_without_run_json_is_named_and_set_aside(results):
+@pytest.mark.parametrize("lost", checkpoint_worker.LOST)
+def test_a_folder_that_lacks_parts_is_named_and_set_aside_and_blocks_no_save(lost, results):
     for report in results["faults"]:
-        assert report["sound"]["wedge found"] == "step_00000003"
-        (warning,) = report["sound"]["wedge"]
+        wedge = report["sound"]["wedges"][checkpoint_worker.LOST.index(lost)]
+        assert wedge["stop"][0] == "ValueError" and "step_00000004 is damaged" in wedge["stop"][1]
+        assert wedge["found"] == "step_00000003"
+        (warning,) = wedge["warnings"]
         assert "step_00000004 is damaged" in warning and "going back to step_00000003" in warning
+        assert lost.split()[0] in warning
+        assert wedge["aside"]
+        assert wedge["saved"] == "step_00000004"
+
+
+@pytest.mark.parametrize("lost", checkpoint_worker.LOST)
+def test_only_a_folder_that_was_never_complete_lets_a_run_begin_anew(lost, results):
+    for report in results["faults"]:
+        wedge = report["sound"]["wedges"][checkpoint_worker.LOST.index(lost)]
+        if {"run.json", "manifest.json"} <= set(lost.split()):
+            assert wedge["alone"] is None
+            warning, found = wedge["alone warnings"]
+            assert "step_00000004 is damaged" in warning and "begins at its first step" in warning
+            assert found is None
+        else:
+            kind, message = wedge["alone"]
+            assert kind == "ValueError" and "no checkpoint is sound" in message
 
 
 def test_a_run_without_a_sound_checkpoint_does_not_start_from_scratch(results):
