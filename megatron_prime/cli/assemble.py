@@ -104,5 +104,6 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
         top_p=config.rollout.top_p,
         stop_token_ids=stop_ids,
     )
-    verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks)  # type: ignore[arg-type]
+    outage_s = config.reward.http.max_outage_s
+    verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks, outage_s)  # type: ignore[arg-type]
     return RolloutParts(sampler, verifier, pool, sampling)

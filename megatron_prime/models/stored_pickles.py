@@ -226,6 +226,9 @@ def _load(data: bytes) -> Any:  # noqa: ANN401
 
 
 def _unsafe(path: Path, error: BaseException) -> ValueError:
-    # torch's message advises to load the file without safety; its last part says what was found.
-    reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("Please use")[0].split("\n")[0]
-    return ValueError(f"{path} cannot be loaded safely ({type(error).__name__}: {reason.strip()})")
+    reason = str(error)
+    if "Weights only load failed" in reason:
+        # torch's message goes on to advise that the file be loaded without safety; a part of it says what was found.
+        found = re.search(r"Unsupported \w+: .*? was not an allowed", reason)
+        reason = f"{found[0]} one" if found else "it holds more than plain values"
+    return ValueError(f"{path} cannot be loaded safely ({type(error).__name__}: {reason})")

@@ -7,6 +7,10 @@ all its attempts. Failed connections and the statuses 429, 500, 502, 503 and 504
 Any other status, or a reply without a reward in [0, 1], is an `error` outcome immediately; a server that cannot give a
 reward should reply {"error": "why"}. Errors and timeouts are counted and never trained on. The server must be
 deterministic, because a request may be repeated after its reply was lost.
+
+A server that does not even answer a request that it has answered before is away. The outcomes of that batch say so, and
+the caller decides how long to wait (rollout.verification). A response that alone gets no reply is an error, since the
+server may break on it.
 """
 
 import asyncio
@@ -17,6 +21,7 @@ import os
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
 import httpx
@@ -31,10 +36,16 @@ FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
 MAX_REPLY_BYTES = 1 << 20
 RETRIED_STATUSES = {429, 500, 502, 503, 504}
+AWAY_STATUSES = {429, 502, 503, 504}
+"""Replies of a proxy without a server behind it, or of a server that takes no requests; 500 is about the request."""
 
 
 class _TryAgainError(Exception):
     """A transient failure."""
+
+    def __init__(self, text: str, is_away: bool) -> None:
+        super().__init__(text)
+        self.is_away = is_away
 
 
 class HttpEndpoint:
@@ -65,6 +76,8 @@ class HttpEndpoint:
             self._headers["Authorization"] = f"Bearer {token}"
             self._secrets.add(token)
         self._counts = OutcomeCounts()
+        self._answered: tuple[str, str] | None = None
+        """A pair that the server has given a reward for."""
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +100,10 @@ class HttpEndpoint:
         # a batch.
         outcomes = asyncio.run(self._verify_all(responses))
         self._counts.add(outcomes)
+        for response, outcome in zip(responses, outcomes, strict=True):
+            if outcome.status is VerificationStatus.OK:
+                self._answered = response
+                break
         return outcomes
 
     def close(self) -> None:
@@ -103,17 +120,45 @@ class HttpEndpoint:
             trust_env=False,
         ) as client:
 
-            async def verify(response_text: str, answer: str) -> VerificationOutcome:
+            async def verify(response: tuple[str, str]) -> VerificationOutcome:
                 # The deadline begins when a slot is free: waiting for other requests does not count.
                 async with slots:
-                    return await self._verify_one(client, response_text, answer)
+                    return await self._verify_one(client, *response)
 
-            return list(await asyncio.gather(*(verify(text, answer) for text, answer in responses)))
+            outcomes = list(await asyncio.gather(*map(verify, responses)))
+            unanswered = [row for row, outcome in enumerate(outcomes) if outcome.is_away]
+            # A server that gave any reply is slow with the responses that ran into the deadline, not away.
+            if all(outcome.status is VerificationStatus.TIMEOUT for outcome in outcomes):
+                unanswered = [*range(len(outcomes))]
+            if unanswered and await self._is_there(client, responses, outcomes):
+                # It may have come back in the meantime; what it does not answer now is not its absence.
+                again = await asyncio.gather(*(verify(responses[row]) for row in unanswered))
+                for row, outcome in zip(unanswered, again, strict=True):
+                    outcomes[row] = replace(outcome, is_away=False)
+            else:
+                for row in unanswered:
+                    outcomes[row] = replace(outcomes[row], is_away=True)
+            return outcomes
+
+    async def _is_there(
+        self,
+        client: httpx.AsyncClient,
+        responses: Sequence[tuple[str, str]],
+        outcomes: Sequence[VerificationOutcome],
+    ) -> bool:
+        """Return whether the server answers a pair again that it has given a reward for."""
+        answered = self._answered
+        for response, outcome in zip(responses, outcomes, strict=True):
+            if outcome.status is VerificationStatus.OK:
+                answered = response
+        if answered is None:
+            return False
+        return (await self._verify_one(client, *answered)).status is VerificationStatus.OK
 
     async def _verify_one(
         self, client: httpx.AsyncClient, response_text: str, answer: str
     ) -> VerificationOutcome:
-        last_error = ""
+        last_error, is_away = "", False
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 for attempt in range(1 + self._config.num_retries):
@@ -126,10 +171,14 @@ class HttpEndpoint:
                         return await self._request(client, response_text, answer)
                     except (_TryAgainError, httpx.TransportError) as error:
                         last_error = self._cut(f"{type(error).__name__}: {error}")
+                        is_away = not isinstance(error, _TryAgainError) or error.is_away
         except TimeoutError:
             detail = f"no reward from {self._shown} within {self._config.timeout_s:g} s; {last_error}"
-            return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, self._cut(detail, 500))
-        return self._error(f"{self._shown} failed {1 + self._config.num_retries} times; last: {last_error}")
+            return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, self._cut(detail, 500), is_away)
+        failure = self._error(
+            f"{self._shown} failed {1 + self._config.num_retries} times; last: {last_error}"
+        )
+        return replace(failure, is_away=is_away)
 
     async def _request(
         self, client: httpx.AsyncClient, response_text: str, answer: str
@@ -145,7 +194,9 @@ class HttpEndpoint:
                     return self._error(f"{self._shown} answered with more than {MAX_REPLY_BYTES} bytes")
         text = content.decode(errors="replace")
         if reply.status_code in RETRIED_STATUSES:
-            raise _TryAgainError(f"status {reply.status_code}: {self._cut(text)}")
+            raise _TryAgainError(
+                f"status {reply.status_code}: {self._cut(text)}", reply.status_code in AWAY_STATUSES
+            )
         if reply.status_code != 200:
             return self._error(f"{self._shown} answered with status {reply.status_code}: {self._cut(text)}")
         return self._outcome(text)

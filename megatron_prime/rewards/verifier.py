@@ -56,6 +56,8 @@ class VerificationOutcome:
     status: VerificationStatus
     detail: str = ""
     """Description of the failure for the log; empty if the status is ok."""
+    is_away: bool = False
+    """Whether the verifier is a server that gives no reward to anyone now: it should be asked again later."""
 
     def __post_init__(self) -> None:
         assert math.isnan(self.reward) == (self.status is not VerificationStatus.OK)
@@ -70,10 +72,10 @@ class OutcomeCounts:
         """Number of restarted workers, or of repeated requests."""
 
     def add(self, outcomes: Iterable[VerificationOutcome]) -> None:
-        """Count outcomes, with a warning for each that has no reward."""
+        """Count outcomes, with a warning for each that has no reward although its verifier is there."""
         for outcome in outcomes:
             self._counts[outcome.status] += 1
-            if outcome.status is not VerificationStatus.OK:
+            if outcome.status is not VerificationStatus.OK and not outcome.is_away:
                 _LOG.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
 
     def as_dict(self) -> dict[str, int]:

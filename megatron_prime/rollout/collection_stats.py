@@ -117,7 +117,7 @@ class CollectionTally:
         num_groups_dropped_<reason>, num_groups_surplus (passed the filter, but the batch was full),
         num_groups_trimmed, num_verifier_errors (responses), accuracy_sampled (of all responses), accuracy_batch,
         truncated_fraction and mean_response_tokens (of all sampled responses), policy_version (the oldest in the
-        batch) and accuracy_by_source/<source> (before the filter).
+        batch, or of all samples if it is empty) and accuracy_by_source/<source> (before the filter).
 
         Args:
             batch_groups: the groups of the batch.
@@ -146,6 +146,6 @@ class CollectionTally:
             "accuracy_sampled": mean([rollout.outcome_reward for rollout in sampled]),
             "accuracy_batch": mean([rollout.outcome_reward for rollout in batch]),
             **rollout_stats(sampled),
-            "policy_version": float(min(rollout.policy_version for rollout in batch)),
+            "policy_version": float(min(rollout.policy_version for rollout in batch or sampled)),
             **{f"accuracy_by_source/{source}": accuracy for source, accuracy in by_source.items()},
         }

@@ -7,7 +7,7 @@ prompt stream -> engine -> verifier -> filter --kept--> batch
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +28,16 @@ MAX_ROUND_FACTOR = 2
 
 StepSegmenter = Callable[[Sequence[int]], Sequence[int]]
 """Maps response token ids to the reasoning step of each token, nondecreasing."""
+
+
+@dataclass(frozen=True)
+class NoBatch:
+    """The result of a step in which too few groups passed the filter to train on."""
+
+    stats: dict[str, float]
+    """The statistics of the collection."""
+    reason: str
+    """The counts, and a suggestion."""
 
 
 class PromptProvider(Protocol):
@@ -107,15 +117,16 @@ class Collector:
         """Restore a state; an empty one resets the collector."""
         self._state = CollectorState(**state)
 
-    def collect(self, step_index: int) -> RolloutBatch:
+    def collect(self, step_index: int) -> RolloutBatch | NoBatch:
         """Collect the batch of a step; `CollectionTally.stats` documents its stats. Collective.
+
+        Without a group to train on, the result is a NoBatch, unless filter.on_shortage is "error".
 
         The random numbers depend only on step_index and the round, so a resumed run samples the same responses.
 
         Raises:
-            RuntimeError: too few groups passed the filter and filter.on_shortage is "error"; they do not make a
-                divisible batch; too many steps in a row were short; or the engine or the prompt provider returned
-                a wrong number of items.
+            RuntimeError: too few groups passed the filter and filter.on_shortage is "error"; too many steps in a row
+                were short; or the engine or the prompt provider returned a wrong number of items.
         """
         tally = CollectionTally()
         kept: list[Group] = []
@@ -134,9 +145,12 @@ class Collector:
         # Surplus groups are not kept for the next step, whose policy will be newer than the one that sampled them.
         # An error about this step comes before the one of `_update_state` about a run of short steps.
         batch_groups = self._cut(kept, tally, step_index)
-        self._update_state(tally, step_index)
+        self._update_state(tally, step_index, is_empty=not batch_groups)
         num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
-        return self._to_batch(batch_groups, tally.stats(batch_groups, num_trimmed))
+        stats = tally.stats(batch_groups, num_trimmed)
+        if not batch_groups:
+            return NoBatch(stats, f"{self._shortage(kept, step_index)}. {tally.explain()}")
+        return self._to_batch(batch_groups, stats)
 
     def _round_size(self, num_kept: int, tally: CollectionTally) -> int:
         """Return the number of prompts that will fill the batch if the filter keeps groups at the same rate."""
@@ -150,9 +164,9 @@ class Collector:
         most = math.floor(max(MAX_ROUND_FACTOR, self._filter.oversample) * self._prompts_per_step)
         return min(math.ceil(num_missing / tally.keep_rate), most)
 
-    def _update_state(self, tally: CollectionTally, step_index: int) -> None:
+    def _update_state(self, tally: CollectionTally, step_index: int, is_empty: bool) -> None:
         is_short = tally.num_kept < self._filter.short_fraction * self._prompts_per_step
-        self._state = self._state.update(tally, is_short)
+        self._state = self._state.update(tally, is_short or is_empty)
         limit = self._filter.max_short_steps
         if limit and self._state.num_short_steps >= limit:
             raise RuntimeError(
@@ -179,18 +193,18 @@ class Collector:
         """Return the groups of the batch: the first of the kept ones; dropped groups never fill it up."""
         if len(kept) >= self._prompts_per_step:
             return kept[: self._prompts_per_step]
-        shortage = f"step {step_index} kept {len(kept)} of the {self._prompts_per_step} prompts it needs"
         if self._filter.on_shortage == "error":
             raise RuntimeError(
-                f"{shortage}. {tally.explain()} filter.on_shortage = 'partial' trains on fewer prompts."
+                f"{self._shortage(kept, step_index)}. {tally.explain()} filter.on_shortage = 'partial' trains on fewer "
+                "prompts."
             )
-        num_usable = len(kept) - len(kept) % self._groups_multiple_of
-        if num_usable == 0:
-            raise RuntimeError(
-                f"{shortage}; the minibatches need a positive multiple of {self._groups_multiple_of} prompts. "
-                f"{tally.explain()}"
-            )
-        return kept[:num_usable]
+        return kept[: len(kept) - len(kept) % self._groups_multiple_of]
+
+    def _shortage(self, kept: list[Group], step_index: int) -> str:
+        shortage = f"step {step_index} kept {len(kept)} of the {self._prompts_per_step} prompts it needs"
+        if 0 < len(kept) < self._groups_multiple_of:
+            shortage += f"; the minibatches need a positive multiple of {self._groups_multiple_of} prompts"
+        return shortage
 
     def _to_batch(self, groups: Sequence[Group], stats: dict[str, float]) -> RolloutBatch:
         rollouts = [rollout for group in groups for rollout in group]

@@ -1,10 +1,22 @@
-"""Verification of rollouts, distributed over the ranks."""
+"""Verification of rollouts, distributed over the ranks, with patience for a reward server that is away."""
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import Decoder, Rollout
+
+FIRST_PAUSE_S = 1.0
+MAX_PAUSE_S = 30.0
+"""Limits of the time between two attempts to reach a server, which doubles."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class VerifierAwayError(RuntimeError):
+    """A reward server has not answered for as long as the run may wait; raised on every rank alike."""
 
 
 class Outcome(Protocol):
@@ -15,33 +27,58 @@ class Outcome(Protocol):
         """Reward in [0, 1]; NaN if the verifier failed or timed out."""
         ...
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the verifier is a server that gives no reward to anyone now."""
+        ...
 
-Verify = Callable[[Sequence[tuple[str, str, str, str]]], Sequence[Outcome]]
-"""Maps (response text, ground truth, data source, ability) of each response to its outcome, in order."""
+    @property
+    def detail(self) -> str:
+        """Description of a failure."""
+        ...
+
+
+Response = tuple[str, str, str, str]
+"""Response text, ground truth, data source and ability."""
+Verify = Callable[[Sequence[Response]], Sequence[Outcome]]
+"""Maps each response to its outcome, in order."""
 
 
 class RolloutVerifier:
-    """Verifies rollouts; each rank verifies a share of them."""
+    """Verifies rollouts; each rank verifies a share of them.
 
-    def __init__(self, verify: Verify, tokenizer: Decoder, ranks: Ranks | None = None) -> None:
+    Args:
+        verify: returns the outcomes of this rank's share.
+        tokenizer: decodes responses.
+        ranks: the ranks that share the work; default this process alone.
+        max_outage_s: seconds to wait for a reward server that is away.
+    """
+
+    def __init__(
+        self,
+        verify: Verify,
+        tokenizer: Decoder,
+        ranks: Ranks | None = None,
+        max_outage_s: float = 0.0,
+    ) -> None:
         self._verify = verify
         self._tokenizer = tokenizer
         self._ranks = ranks or Ranks()
+        self._max_outage_s = max_outage_s
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the rollouts with their outcomes, on every rank. Collective; all ranks pass equal rollouts.
 
         Raises:
             RuntimeError: the verifier returned a wrong number of outcomes, or a reward outside [0, 1].
+            VerifierAwayError: a reward server was away for max_outage_s.
         """
         # The shares are strided, because neighbouring rollouts share a prompt, and all responses to a hard prompt may
         # be slow to verify.
         num_ranks = self._ranks.world_size
         order = [row for first in range(num_ranks) for row in range(first, len(rollouts), num_ranks)]
         share = [rollouts[row] for row in self._ranks.share(order)]
-        outcomes = self._verify([self._response(rollout) for rollout in share])
-        if len(outcomes) != len(share):
-            raise RuntimeError(f"the verifier returned {len(outcomes)} outcomes for {len(share)} responses")
+        outcomes = self._outcomes([self._response(rollout) for rollout in share])
         rewards = self._ranks.gather_all([float(outcome.reward) for outcome in outcomes])
         outside = [reward for reward in rewards if reward < 0 or reward > 1]
         if outside:
@@ -50,6 +87,46 @@ class RolloutVerifier:
         reward_of_row = dict(zip(order, rewards, strict=True))
         return [rollout.with_outcome(reward_of_row[row]) for row, rollout in enumerate(rollouts)]
 
-    def _response(self, rollout: Rollout) -> tuple[str, str, str, str]:
+    def _outcomes(self, responses: Sequence[Response]) -> list[Outcome]:
+        """Verify this rank's share, and wait as long as any rank finds its server away. Collective.
+
+        The ranks wait together, because one that waited alone would exceed the deadline of the others' collective.
+        """
+        outcomes = self._verified(responses)
+        started, pause_s, is_waiting = time.monotonic(), FIRST_PAUSE_S, False
+        while True:
+            away = [row for row, outcome in enumerate(outcomes) if outcome.is_away]
+            details = self._ranks.gather_all([outcomes[row].detail for row in away])
+            if not details:
+                if is_waiting and self._ranks.rank == 0:
+                    _LOG.warning("the reward server is back")
+                return outcomes
+            # The ranks' clocks differ a little, and all must decide alike.
+            waited_s = max(self._ranks.gather_all([time.monotonic() - started])) if is_waiting else 0.0
+            if waited_s >= self._max_outage_s:
+                raise VerifierAwayError(
+                    f"the reward server has been away for {waited_s:.0f} s (reward.http.max_outage_s): {details[0]}"
+                )
+            if not is_waiting and self._ranks.rank == 0:
+                _LOG.warning(
+                    "the reward server is away: %s. Waiting up to %.0f s (reward.http.max_outage_s)",
+                    details[0],
+                    self._max_outage_s,
+                )
+            is_waiting = True
+            time.sleep(min(pause_s, self._max_outage_s - waited_s))
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+            for row, outcome in zip(away, self._verified([responses[row] for row in away]), strict=True):
+                outcomes[row] = outcome
+
+    def _verified(self, responses: Sequence[Response]) -> list[Outcome]:
+        outcomes = list(self._verify(responses))
+        if len(outcomes) != len(responses):
+            raise RuntimeError(
+                f"the verifier returned {len(outcomes)} outcomes for {len(responses)} responses"
+            )
+        return outcomes
+
+    def _response(self, rollout: Rollout) -> Response:
         text = self._tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
         return text, rollout.prompt.answer, rollout.prompt.source, rollout.prompt.ability

@@ -13,6 +13,7 @@ from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
 from megatron_prime.rollout.prompt_history import PromptHistory, PromptRecord
+from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.checkpoint.saver import Saver, Store
 from megatron_prime.training.checkpoint.schedule import SaveSchedule
 from megatron_prime.training.checkpoint.store import RunState
@@ -130,6 +131,8 @@ class Loop:
         self._trainer = trainer
         self._context = context
         self._saver = Saver(context.store, config.checkpoint.on_write_error, context.progress)
+        self._saved_step = trainer.step_index
+        """The step at which the next attempt of the run will begin."""
         self._schedule = SaveSchedule(config.checkpoint.save_every, context.agree)
 
     def run(self) -> None:
@@ -139,12 +142,15 @@ class Loop:
         first evaluation under 0.
 
         Raises:
-            RunStopped: the run was asked to stop, and has written a checkpoint.
+            RunStopped: the run was asked to stop, or its reward server is away, and it has written a checkpoint.
         """
         num_steps = self._config.trainer.num_steps
         if self._trainer.step_index == 0 and self._context.evaluate is not None:
             metrics = Metrics()
-            self._evaluate(metrics)
+            try:
+                self._evaluate(metrics)
+            except VerifierAwayError as error:
+                self._stop("before the first step", str(error))
             self._log(metrics)
         try:
             with self._context.progress.phase(self._context.output.name, num_steps) as advance:
@@ -162,12 +168,20 @@ class Loop:
     def _step(self) -> None:
         begin_step(self._trainer.step_index + 1)
         self._context.guards.begin_step(self._trainer.step_index + 1)
-        metrics = self._trainer.step()
+        position = self._context.prompt_stream.state_dict()
+        try:
+            metrics = self._trainer.step()
+        except VerifierAwayError as error:
+            self._stop_within_step(error, position)
         metrics.add("guards", self._context.guards.end_step(metrics))
         done, num_steps = self._trainer.step_index, self._config.trainer.num_steps
         is_last = done == num_steps
+        outage: VerifierAwayError | None = None
         if self._context.evaluate is not None and (is_last or _is_due(done, self._config.trainer.eval_every)):
-            self._evaluate(metrics)
+            try:
+                self._evaluate(metrics)
+            except VerifierAwayError as error:
+                outage = error
         self._log_prompts(metrics)
         if is_last or _is_due(done, self._context.output.steps_per_line):
             self._context.progress.step(done, num_steps, metrics, self._context.output.shown)
@@ -176,24 +190,37 @@ class Loop:
         self._saver.poll()
         is_stopping = not is_last and self._context.is_stopping()
         is_due = self._schedule.is_due(done, self._saver.last_save_s)
-        if is_last or is_stopping or is_due:
-            state = self._run_state(metrics)
-            self._saver.save(self._context.roles, state, must_succeed=is_last or is_stopping)
+        if is_last or is_stopping or is_due or outage is not None:
+            self._save(metrics, must_succeed=is_last or is_stopping or outage is not None)
+        if outage is not None:
+            self._stop(f"after step {done}", str(outage))
         if is_stopping:
             self._stop(f"after step {done}")
 
-    def _stop(self, where: str) -> NoReturn:
+    def _stop_within_step(self, error: VerifierAwayError, position: dict[str, Any]) -> NoReturn:
+        """Stop at the begin of a step that got no rewards: no weight has changed, and its prompts are taken again."""
+        done = self._trainer.step_index
+        self._saver.finish()
+        if done > self._saved_step:
+            self._save(Metrics(), must_succeed=True, position=position)
+        self._stop(f"after step {done}", str(error))
+
+    def _stop(self, where: str, reason: str = "as asked") -> NoReturn:
         # A stop before the first step of an attempt leaves nothing to save: the next one starts where this one did.
         how = "" if self._config.checkpoint.resume == "auto" else " with checkpoint.resume=auto"
         raise RunStopped(
-            f"stopped {where} of {self._config.trainer.num_steps}, as asked; the same command{how} resumes from there"
+            f"stopped {where} of {self._config.trainer.num_steps}, {reason}; the same command{how} resumes from there"
         )
 
-    def _run_state(self, metrics: Metrics) -> RunState:
+    def _save(self, metrics: Metrics, must_succeed: bool, position: dict[str, Any] | None = None) -> None:
+        if self._saver.save(self._context.roles, self._run_state(metrics, position), must_succeed):
+            self._saved_step = self._trainer.step_index
+
+    def _run_state(self, metrics: Metrics, position: dict[str, Any] | None) -> RunState:
         context = self._context
         return RunState(
             self._trainer.step_index,
-            context.prompt_stream.state_dict(),
+            context.prompt_stream.state_dict() if position is None else position,
             self._config.seed,
             context.guards.state_dict(),
             metrics.get("eval/accuracy"),
@@ -203,8 +230,7 @@ class Loop:
     def _log_prompts(self, metrics: Metrics) -> None:
         history, collector = self._context.prompt_history, self._context.collector
         if history is not None and collector is not None:
-            with self._context.fence():
-                history.log(self._trainer.step_index, collector.last_records)
+            self._write(lambda: history.log(self._trainer.step_index, collector.last_records))
             metrics.add("prompts", history.metrics())
 
     def _evaluate(self, metrics: Metrics) -> None:
@@ -217,9 +243,21 @@ class Loop:
         )
 
     def _log(self, metrics: Metrics) -> None:
-        if self._context.logger is not None:
+        logger = self._context.logger
+        if logger is not None:
+            self._write(lambda: logger.log(self._trainer.step_index, metrics))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Write to a log, which keeps what it cannot write and tries again with the next record."""
+        try:
             with self._context.fence():
-                self._context.logger.log(self._trainer.step_index, metrics)
+                write()
+        except OSError as error:
+            if self._config.checkpoint.on_write_error == "stop":
+                raise
+            self._context.progress.warn(
+                f"{error}. Training continues (checkpoint.on_write_error); the record will be written later"
+            )
 
 
 def save_resolved_config(config: PrimeConfig) -> None:

@@ -217,6 +217,17 @@ class Trainable(Scorer):
             self.watch.stepped(self.role)
         return scores, metrics
 
+    def fill_moments(self) -> None:
+        """Give the optimizer the zero moments that its first step would give it, so that they can be saved before."""
+        for megatron_optimizer in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            inner = megatron_optimizer.optimizer
+            if inner is None:  # This rank holds no parameters of this kind.
+                continue
+            megatron_optimizer.init_state_fn(inner, megatron_optimizer.config)
+            if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
+                for state in inner.state.values():
+                    state.setdefault("step", torch.tensor(0.0))
+
     def gather_weights(self) -> None:
         """Gather the weights that overlap.param_gather leaves to the next forward pass. Collective over all ranks.
 

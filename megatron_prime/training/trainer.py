@@ -3,7 +3,7 @@
 prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy -> sync
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,9 @@ from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
-from megatron_prime.rollout.collector import Collector
+from megatron_prime.rollout.collector import Collector, NoBatch
 from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
@@ -38,6 +39,17 @@ class TrainerContext:
     reference: Scorer | None
     """None where no reference is needed, or where the policy before its update is the reference."""
     weight_sync: WeightSync
+    warn: Callable[[str], None] = lambda _: None
+    """Receives a warning in one line."""
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A batch, and what a step computed of it before its updates."""
+
+    batch: RolloutBatch
+    old: Scores
+    advantages_BT: torch.Tensor
 
 
 class Trainer:
@@ -64,30 +76,66 @@ class Trainer:
         )
 
     def step(self) -> Metrics:
-        """Run one iteration of Algorithm 1 and return its metrics. Collective over all ranks."""
+        """Run one iteration of Algorithm 1 and return its metrics. Collective over all ranks.
+
+        A step without a batch changes no weight; schedules and versions advance as in any other step.
+
+        Raises:
+            VerifierAwayError: a reward server was away for too long; no weight has changed.
+        """
         metrics, context, memory = Metrics(), self._context, self._memory
+        trained: _Trained | None = None
         with metrics.timed("step"):
             with memory.phase(metrics, "rollout"):
-                batch = self._on_device(context.collector.collect(self.step_index))
+                try:
+                    batch = context.collector.collect(self.step_index)
+                except VerifierAwayError:
+                    context.engine.release_memory()  # The run will save a checkpoint.
+                    raise
                 context.engine.release_memory()
-            sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
-            with memory.phase(metrics, "logprobs"):
-                old = context.policy.score(sequences, self._routing(batch))
-                ref_logprobs_BT = self._ref_logprobs(sequences, old)
-            with memory.phase(metrics, "prm"):
-                rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
-            with memory.phase(metrics, "advantage"):
-                advantages_BT = self._advantages(batch, rewards_BT)
-            with memory.phase(metrics, "policy"):
-                metrics.add(
-                    "policy", self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
-                )
+            if isinstance(batch, NoBatch):
+                self._pass_over(batch, metrics)
+            else:
+                trained = self._train_on(self._on_device(batch), metrics)
             with memory.phase(metrics, "weight_sync"):
                 free_memory_for_engine(context.engine, context.policy.topology)
                 context.weight_sync.push(self.step_index + 1)
-        self._describe(metrics, batch, old, advantages_BT)
+        if trained is not None:
+            self._describe(metrics, trained)
+        metrics.update(process_memory() | self._memory.host_copies())
         self.step_index += 1
         return metrics
+
+    def _pass_over(self, nothing: NoBatch, metrics: Metrics) -> None:
+        """End a step that has nothing to train on."""
+        self._context.warn(f"{nothing.reason} No weight was changed in this step")
+        metrics.add("rollout", nothing.stats)
+        self._context.policy.advance_schedule()
+        prm = self._context.prm_phase and self._context.prm_phase.prm
+        if isinstance(prm, Trainable):
+            prm.advance_schedule()
+
+    def _train_on(self, batch: RolloutBatch, metrics: Metrics) -> "_Trained":
+        """Update PRM and policy on a batch."""
+        context, memory = self._context, self._memory
+        sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
+        with memory.phase(metrics, "logprobs"):
+            old = context.policy.score(sequences, self._routing(batch))
+            ref_logprobs_BT = self._ref_logprobs(sequences, old)
+        with memory.phase(metrics, "prm"):
+            rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
+        with memory.phase(metrics, "advantage"):
+            advantages_BT = self._advantages(batch, rewards_BT)
+        with memory.phase(metrics, "policy"):
+            update = self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
+        metrics.add("policy", update)
+        if "grad_norm" not in update:
+            context.warn(
+                f"step {self.step_index + 1} changed no weight: filter.overlong = 'mask' leaves all its responses out, "
+                "because all are truncated. Raise rollout.max_response_tokens, or look whether the model ever ends a "
+                "response"
+            )
+        return _Trained(batch, old, advantages_BT)
 
     def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
         return batch.to(self._context.policy.topology.platform.device)
@@ -181,10 +229,9 @@ class Trainer:
         )
         return metrics
 
-    def _describe(
-        self, metrics: Metrics, batch: RolloutBatch, old: Scores, advantages_BT: torch.Tensor
-    ) -> None:
+    def _describe(self, metrics: Metrics, trained: "_Trained") -> None:
         """Add the metrics of the batch as a whole."""
+        batch, old, advantages_BT = trained.batch, trained.old, trained.advantages_BT
         mask_BT = batch.response_mask_BT
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
         metrics.add("rollout", batch.stats)
@@ -193,4 +240,3 @@ class Trainer:
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
-        metrics.update(process_memory() | self._memory.host_copies())

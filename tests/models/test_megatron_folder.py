@@ -21,6 +21,6 @@ def test_a_folder_that_is_not_a_checkpoint_is_named(tmp_path):
 def test_a_folder_with_code_is_refused_before_megatron_reads_it(tmp_path):
     (tmp_path / "common.pt").write_bytes(b"cposix\nsystem\n(X\x05\x00\x00\x00falsetR.")
     with pytest.raises(
-        ValueError, match=r"common\.pt cannot be loaded safely \(UnpicklingError: .*posix\.system"
+        ValueError, match=r"common\.pt cannot be loaded safely \(UnpicklingError: it holds more than"
     ):
         load_megatron_weights([], tmp_path, TOPOLOGY)

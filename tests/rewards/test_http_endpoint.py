@@ -208,3 +208,37 @@ def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(server, 
     with pytest.raises(ValueError, match=r"REWARD_TOKEN.*ASCII characters without spaces") as caught:
         verify(server, "reward 1", token_variable="REWARD_TOKEN")
     assert "S3" not in str(caught.value)
+
+
+CASES_OF_ABSENCE = {
+    # texts -> whether the server is away for each
+    "all refused": (["status 503", "status 429", "drops 99"], [True, True, True]),
+    "errors of the server are about the request": (["status 500", "status 500"], [False, False]),
+    "one response breaks the server": (["reward 1", "drops 99", "status 502"], [False, False, False]),
+    "all slow": (["sleep 30", "sleep 30"], [True, True]),
+    "one slow": (["reward 1", "sleep 30"], [False, False]),
+    "an error, and slow": (["raw {}", "sleep 30"], [False, False]),
+}
+
+
+@pytest.mark.parametrize("case", CASES_OF_ABSENCE)
+def test_only_a_server_that_answers_nobody_is_away(case, server):
+    texts, is_away = CASES_OF_ABSENCE[case]
+    _, outcomes = verify(server, *texts, num_retries=1, timeout_s=1.0)
+    assert [outcome.is_away for outcome in outcomes] == is_away
+
+
+def test_a_server_that_is_restarted_within_a_batch_gives_all_rewards(server):
+    """It drops the first requests of a batch while it had answered others, and is back when it is asked again."""
+    endpoint, (first,) = verify(server, "reward 1", num_retries=0)
+    outcomes = endpoint.verify_all([("drops 1", "a"), ("fails 1", "b"), ("reward 0.5", "c")])
+    assert [outcome.reward for outcome in (first, *outcomes)] == [1, 0.25, 1, 0.5]
+
+
+def test_a_server_that_had_answered_and_is_gone_is_away(server):
+    endpoint, _ = verify(server, "reward 1", num_retries=0)
+    server.shutdown()
+    server.server_close()
+    outcomes = endpoint.verify_all([("reward 1", "a"), ("reward 0", "b")])
+    assert [outcome.is_away for outcome in outcomes] == [True, True]
+    assert endpoint.counts["error"] == 2

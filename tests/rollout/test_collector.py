@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.engines.local.engine import LocalEngine
-from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector
+from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector, NoBatch
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
@@ -133,9 +133,16 @@ def test_rounds_and_their_size_are_bounded():
 @pytest.mark.parametrize("on_shortage", ["error", "partial"])
 def test_a_step_without_kept_groups_is_explained(script, words, on_shortage):
     collector = make_collector(ScriptedEngine(lambda index: script), max_rounds=2, on_shortage=on_shortage)
-    with pytest.raises(RuntimeError, match="step 6 kept 0 of the 4 prompts") as caught:
-        collector.collect(6)
-    text = str(caught.value)
+    if on_shortage == "error":
+        with pytest.raises(RuntimeError, match="step 6 kept 0 of the 4 prompts") as caught:
+            collector.collect(6)
+        text = str(caught.value)
+    else:
+        nothing = collector.collect(6)
+        assert isinstance(nothing, NoBatch)
+        assert nothing.stats["num_groups_kept"] == 0 and nothing.stats["num_prompts_sampled"] == 12
+        assert nothing.stats["policy_version"] == 5 and math.isnan(nothing.stats["accuracy_batch"])
+        text = nothing.reason
     sampled = 4 + 8
     assert f"{sampled} prompts sampled in 2 rounds" in text
     assert all(word.replace("16", str(sampled)) in text for word in words)
@@ -153,8 +160,12 @@ def test_a_partial_batch_stays_divisible():
     assert indices(batch) == [0, 0, 1, 1]
     assert batch.stats["num_groups_trimmed"] == 1
     assert batch.stats["num_groups_surplus"] == 0
-    with pytest.raises(RuntimeError, match="positive multiple of 4 prompts"):
-        make_collector(engine, max_rounds=1, rows_multiple_of=8).collect(0)
+    nothing = make_collector(engine, max_rounds=1, rows_multiple_of=8).collect(0)
+    assert isinstance(nothing, NoBatch) and "positive multiple of 4 prompts" in nothing.reason
+    assert nothing.stats["num_groups_trimmed"] == 3
+    stuck = make_collector(engine, max_rounds=1, rows_multiple_of=8, max_short_steps=1)
+    with pytest.raises(RuntimeError, match="kept less than"):
+        stuck.collect(0)
     with pytest.raises(ValueError, match=r"4 \* 2 responses are not a multiple of 3"):
         make_collector(engine, rows_multiple_of=3)
 

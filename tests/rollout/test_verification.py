@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from megatron_prime.rollout.verification import RolloutVerifier
+from megatron_prime.rollout import verification
+from megatron_prime.rollout.verification import RolloutVerifier, VerifierAwayError
 from megatron_prime.types import FinishReason, Prompt, Rollout
 from tests.support.rollout_doubles import (
     BAD,
@@ -54,3 +55,56 @@ def test_a_wrong_number_of_outcomes_or_a_reward_out_of_range_is_reported():
     high = RolloutVerifier(lambda pairs: [FixedOutcome(1.5)], WordTokenizer())
     with pytest.raises(RuntimeError, match=r"outside \[0, 1\]"):
         high(rollouts_ending([GOOD]))
+
+
+class AwayServer:
+    """A verifier that gives no reward to some responses until it was asked a number of times."""
+
+    def __init__(self, num_failures, words):
+        self.num_failures, self.words = num_failures, words
+        self.asked = []
+
+    def __call__(self, responses):
+        self.asked.append([answer for _, answer, _, _ in responses])
+        is_away = len(self.asked) <= self.num_failures
+        return [
+            FixedOutcome(math.nan, True, "refused") if is_away and text.split()[-1] in self.words else outcome
+            for (text, *_), outcome in zip(responses, verify_words(responses), strict=True)
+        ]
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(verification, "FIRST_PAUSE_S", 0.01)
+
+
+@pytest.mark.parametrize("words", [("good", "bad"), ("good",), ()])
+@pytest.mark.parametrize("rank_away", [0, 1])
+def test_all_ranks_wait_until_a_server_that_is_away_for_one_is_back(words, rank_away, soon, caplog):
+    servers = [AwayServer(3 if rank == rank_away else 0, words) for rank in range(2)]
+
+    def run(ranks):
+        return RolloutVerifier(servers[ranks.rank], WordTokenizer(), ranks, 20.0)(rollouts_ending(WORDS))
+
+    for verified in run_on_ranks(2, run):
+        assert [r.outcome_reward for r in verified if not math.isnan(r.outcome_reward)] == [1, 0, 1, 1, 0, 0]
+    assert [len(server.asked) for server in servers] == ([4, 4] if words else [1, 1])
+    assert all(not part for part in servers[1 - rank_away].asked[1:]), (
+        "those with a reward are not asked again"
+    )
+    assert ("the reward server is away: refused" in caplog.text) == bool(words)
+
+
+def test_an_outage_without_an_end_is_the_same_error_on_every_rank(soon):
+    servers = [AwayServer(10**9, ("good",)), AwayServer(0, ())]
+
+    def run(ranks):
+        with pytest.raises(
+            VerifierAwayError, match=r"away for \d+ s \(reward\.http\.max_outage_s\): refused"
+        ) as caught:
+            RolloutVerifier(servers[ranks.rank], WordTokenizer(), ranks, 0.1)(rollouts_ending(WORDS))
+        return str(caught.value)
+
+    one, other = run_on_ranks(2, run)
+    assert one == other
+    assert len(servers[0].asked) > 2

@@ -54,6 +54,8 @@ class FixedOutcome:
     """A verifier outcome with a given reward."""
 
     reward: float
+    is_away: bool = False
+    detail: str = ""
 
 
 def verify_words(pairs):

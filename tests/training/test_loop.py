@@ -10,6 +10,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.evaluation.accuracy import EvaluationReport, EvaluationResult
 from megatron_prime.observability import Metrics, Progress
+from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.checkpoint.run_lock import FencedError
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import RunStopped
@@ -23,6 +24,7 @@ class Recorder:
     def __init__(self, step_index: int = 0) -> None:
         self.step_index = step_index
         self.calls: list[str] = []
+        self.offset: int | None = None
 
     def step(self) -> Metrics:
         self.step_index += 1
@@ -30,7 +32,9 @@ class Recorder:
         return Metrics({"time/step_s": 1.0})
 
     def save(self, roles: object, state) -> Path:
+        # The state of a step that was given up is the one before it.
         assert (state.prompt_stream, state.seed, roles) == ({"offset": self.step_index}, 3, {})
+        assert state.step_index == self.step_index
         self.calls.append(f"save {state.step_index}")
         return Path("somewhere")
 
@@ -40,7 +44,7 @@ class Recorder:
     finish = poll
 
     def state_dict(self) -> dict[str, int]:
-        return {"offset": self.step_index}
+        return {"offset": self.step_index if self.offset is None else self.offset}
 
     def evaluate(self, step_index: int) -> EvaluationReport:
         self.calls.append(f"evaluate {step_index}")
@@ -234,3 +238,66 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_stops():
         Loop(configured(checkpoint={"save_every": 0}), recorder, context).run()
     assert recorder.calls[-2:] == ["log 2", "save 2"]
     assert "save 1" not in recorder.calls
+
+
+def outage_in(recorder: Recorder, method: str, at: int):
+    """Let a method of a recorder find the reward server away at a step."""
+    original = getattr(recorder, method)
+
+    def away(*arguments):
+        if recorder.step_index == at:
+            if method == "step":
+                recorder.offset = 99  # The step had taken prompts.
+            raise VerifierAwayError("the reward server has been away for 600 s")
+        return original(*arguments)
+
+    setattr(recorder, method, away)
+
+
+OUTAGES = {
+    # method, steps done, step_index at the start of the attempt -> last calls
+    "in the first step": ("step", 0, 0, []),
+    "in the first step of an attempt": ("step", 1, 1, []),
+    "in a later step": ("step", 1, 0, ["step 1", "log 1", "save 1"]),
+    "in a step after a save": ("step", 2, 0, ["log 1", "step 2", "log 2", "save 2"]),
+    "in the first evaluation": ("evaluate", 0, 0, []),
+    "in an evaluation": ("evaluate", 2, 0, ["step 2", "log 2", "save 2"]),
+}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_a_run_whose_reward_server_is_away_saves_and_stops(outage):
+    method, at, start, last_calls = OUTAGES[outage]
+    recorder = Recorder(start)
+    outage_in(recorder, method, at)
+    evaluate = (lambda *arguments: recorder.evaluate(*arguments)) if method == "evaluate" else None
+    context = LoopContext(recorder, {}, recorder, evaluate, recorder, Progress(enabled=False), quiet_guards())
+    config = configured(checkpoint={"save_every": 0}, trainer={"eval_every": 2})
+    with pytest.raises(
+        RunStopped, match=r"the reward server has been away for 600 s; the same command resumes"
+    ):
+        Loop(config, recorder, context).run()
+    assert recorder.calls[len(recorder.calls) - len(last_calls) :] == last_calls
+    assert last_calls or recorder.calls == []
+
+
+@pytest.mark.parametrize("choice", ["stop", "continue"])
+def test_a_log_that_cannot_be_written_follows_on_write_error(choice, capsys):
+    recorder = Recorder()
+    log = recorder.log
+
+    def fail_at_first(step: int, metrics: Metrics) -> None:
+        if step == 1:
+            raise OSError(28, "cannot be written: No space left on device", "run/metrics.jsonl")
+        log(step, metrics)
+
+    recorder.log = fail_at_first
+    context = LoopContext(recorder, {}, recorder, None, recorder, Progress(enabled=True), quiet_guards())
+    loop = Loop(configured(checkpoint={"on_write_error": choice}), recorder, context)
+    if choice == "stop":
+        with pytest.raises(OSError, match=r"No space left on device: 'run/metrics\.jsonl'"):
+            loop.run()
+    else:
+        loop.run()
+        assert recorder.calls[-2:] == ["log 3", "save 3"]
+        assert "run/metrics.jsonl'. Training continues" in capsys.readouterr().out

@@ -43,6 +43,9 @@ class HttpRewardConfig(Section):
     """Time limit per response in seconds, all retries included."""
     num_retries: NonNegative = 3
     """Maximum number of retries after a failed connection or a status of 429 or 5xx."""
+    max_outage_s: PositiveFloat = 600.0
+    """Seconds to wait for a server that answers no request. Then the run saves a checkpoint and ends with exit code 75,
+    which the job script requeues."""
     max_concurrency: Positive = 32
     """Maximum number of concurrent requests per training process."""
     token_variable: str | None = None

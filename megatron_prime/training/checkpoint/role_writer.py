@@ -14,13 +14,20 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.base import StrategyAction, register_default_strategy
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
+from megatron_prime.parallel.collectives import on_first_rank
 from megatron_prime.parallel.lifeline import die_with_parent, ignore_requests_to_end, tie_forked_children
+from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint.manifest import SUMS_SUFFIX, write_sums
 
+FORMAT = ("torch_dist", 1)
 OPTIMIZER_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -38,18 +45,21 @@ class RoleWriter:
     Args:
         state: sharded state dict of the role.
         folder: the folder to write into, which exists.
-        rank: rank of this process.
+        topology: the layout.
     """
 
-    def __init__(self, state: dict[str, Any], folder: Path, rank: int) -> None:
+    def __init__(self, state: dict[str, Any], folder: Path, topology: Topology) -> None:
         self._folder = folder
-        self._rank = rank
+        self._topology = topology
         self._process: BaseProcess | None = None
+        self._strategy = _ShardedStrategy(*FORMAT)
         _use_own_queue()
+        _common.errors.clear()
         try:
-            request = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+            request = dist_checkpointing.save(state, str(folder), self._strategy, async_sharded_save=True)
         except CheckpointException as error:
-            raise _could_not_write(folder, error) from error
+            raise _could_not_write(folder, _reasons(error)) from error
+        self._raise_anywhere(_common.errors)
         assert isinstance(request, AsyncRequest)
         self._request = request
 
@@ -61,7 +71,7 @@ class RoleWriter:
         arguments = list(request.async_fn_args)
         if request.preload_fn is not None:
             arguments[1] = request.preload_fn()
-        work = (request.async_fn, arguments, dict(request.async_fn_kwargs), self._folder, self._rank)
+        work = (request.async_fn, arguments, dict(request.async_fn_kwargs), self._folder, self._topology.rank)
         tie_forked_children()  # Megatron forks writers in the foreground too.
         if not in_background:
             _write(*work)
@@ -77,17 +87,77 @@ class RoleWriter:
         """Agree on what was written, and write the role's metadata. Every rank must be done."""
         if self._process is not None:
             self._process.join()
+        # The last one writes metadata.json on rank 0 while the other ranks wait; here, they learn of an error.
+        *finalize_fns, _ = self._request.finalize_fns
         try:
-            for finalize in self._request.finalize_fns:
+            for finalize in finalize_fns:
                 finalize()
         except CheckpointException as error:
-            raise _could_not_write(self._folder, error) from error
+            raise _could_not_write(self._folder, _reasons(error)) from error
+        self._raise_anywhere(self._strategy.errors)
+        on_first_rank(self._write_format, self._topology)
 
     def abandon(self) -> None:
         """Kill a write whose result is no longer wanted."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
+
+    def _write_format(self) -> None:
+        try:
+            save_config(CheckpointingConfig(*FORMAT), str(self._folder))
+        except OSError as error:
+            raise _could_not_write(self._folder, [str(error)]) from error
+
+    def _raise_anywhere(self, errors: list[Exception]) -> None:
+        """Raise OSError on every rank if rank 0 could not write its own files. Collective over all ranks."""
+
+        def check() -> None:
+            if errors:
+                raise _could_not_write(self._folder, [str(error) for error in errors])
+
+        on_first_rank(check, self._topology)
+
+
+class _CommonStrategy(TorchCommonSaveStrategy):
+    """Megatron's writer of common.pt on rank 0, which keeps an error until every rank can learn of it.
+
+    Raised at once, it would leave the other ranks waiting in the planning of the save.
+    """
+
+    def __init__(self, backend: str, version: int) -> None:
+        super().__init__(backend, version)
+        self.errors: list[Exception] = []
+
+    def save_common(self, common_state_dict: Any, checkpoint_dir: Any) -> None:  # noqa: ANN401
+        try:
+            super().save_common(common_state_dict, checkpoint_dir)
+        except (OSError, RuntimeError) as error:  # On a full disk, torch.save raises a RuntimeError.
+            self.errors.append(error)
+
+
+class _ShardedStrategy(TorchDistSaveShardedStrategy):
+    """Megatron's writer of shards, which keeps an error of rank 0 in writing `.metadata`, for the same reason."""
+
+    def __init__(self, backend: str, version: int) -> None:
+        super().__init__(backend, version)
+        self.errors: list[Exception] = []
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:  # noqa: ANN401
+        write_metadata = writer.finish
+
+        def finish(*arguments: Any) -> None:  # noqa: ANN401
+            try:
+                write_metadata(*arguments)
+            except (OSError, RuntimeError) as error:
+                self.errors.append(error)
+
+        writer.finish = finish
+        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+
+
+_common = _CommonStrategy("torch", 1)
+register_default_strategy(StrategyAction.SAVE_COMMON, _common.backend, _common.version, _common)
 
 
 def _write_alone(*work: Any) -> None:  # noqa: ANN401
@@ -106,8 +176,11 @@ def _write(function: Any, arguments: list[Any], keywords: dict[str, Any], folder
         sums.unlink(missing_ok=True)
 
 
-def _could_not_write(folder: Path, error: CheckpointException) -> OSError:
-    reasons = sorted({str(fault) for fault, _ in error.failures.values()} - {""})
+def _reasons(error: CheckpointException) -> list[str]:
+    return sorted({str(fault) for fault, _ in error.failures.values()} - {""})
+
+
+def _could_not_write(folder: Path, reasons: list[str]) -> OSError:
     # Rank 0 may already be removing the save's folder as it gives up too; the folder above all saves stays.
     free = shutil.disk_usage(folder.absolute().parents[1]).free / 2**20
     return OSError(

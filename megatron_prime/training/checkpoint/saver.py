@@ -50,23 +50,26 @@ class Saver:
         """Complete a save in the background if it is written. Collective over all ranks, as are the others."""
         self._attempt(self._store.poll, self._may_fail)
 
-    def save(self, roles: Mapping[str, Trainable], state: RunState, must_succeed: bool) -> None:
+    def save(self, roles: Mapping[str, Trainable], state: RunState, must_succeed: bool) -> bool:
         """Write a checkpoint; with `must_succeed`, return when it is complete and raise OSError when it cannot be.
+
+        Return whether it is written or, in the background, on its way.
 
         The save before it is completed first, by itself: if that one fails, this one can still succeed.
         """
         self.finish()
         may_fail = self._may_fail and not must_succeed
         self._begun_at = time.monotonic()
-        self._attempt(lambda: self._store.save(roles, state), may_fail)
+        is_written = self._attempt(lambda: self._store.save(roles, state), may_fail)
         if must_succeed:
             self._attempt(self._store.finish, may_fail)
+        return is_written
 
     def finish(self) -> None:
         """Wait for a save in the background and complete it."""
         self._attempt(self._store.finish, self._may_fail)
 
-    def _attempt(self, action: Callable[[], Path | None], may_fail: bool) -> None:
+    def _attempt(self, action: Callable[[], Path | None], may_fail: bool) -> bool:
         started = time.monotonic()
         try:
             with phase("checkpoint"):
@@ -76,9 +79,10 @@ class Saver:
                 raise
             self.last_save_s = time.monotonic() - self._begun_at
             self._progress.warn(f"{error}. Training continues (checkpoint.on_write_error)")
-            return
+            return False
         self._waited_s += time.monotonic() - started
         if path is not None:
             self.last_save_s = time.monotonic() - self._begun_at
             self._progress.line(f"saved {path}; training waited {self._waited_s:.1f} s")
             self._waited_s = 0.0
+        return True

@@ -9,6 +9,7 @@ run_dir/checkpoints/.step_00000020.attempt3.partial/   a save in progress, or on
 run_dir/checkpoints/damaged_step_00000030/             a checkpoint that was found damaged and set aside
 """
 
+import io
 import json
 import random
 import shutil
@@ -282,7 +283,7 @@ class CheckpointStore:
             for trainable in roles.values():
                 held.enter_context(trainable.residency.hold("weights", "optimizer"))
             writers = [
-                RoleWriter(_sharded_state(trainable), pending.partial / role, self._topology.rank)
+                RoleWriter(_sharded_state(trainable), pending.partial / role, self._topology)
                 for role, trainable in roles.items()
             ]
             pending.writers.extend(writers)
@@ -316,7 +317,11 @@ class CheckpointStore:
 
     def _commit(self, pending: _Pending) -> None:
         partial, state = pending.partial, pending.state
-        torch.save(pending.rng, partial / "rng.pt")
+        states = io.BytesIO()
+        torch.save(
+            pending.rng, states
+        )  # To a file, torch would report a full disk as a RuntimeError without a name.
+        (partial / "rng.pt").write_bytes(states.getvalue())
         run = {
             "step_index": state.step_index,
             "seed": state.seed,
@@ -388,6 +393,8 @@ def _examine(checkpoint: Path, roles: list[str]) -> tuple[dict[str, Any], list[d
 
 def _sharded_state(trainable: Trainable, written: Path | None = None) -> dict[str, Any]:
     """Return a role's sharded state; `written` is the folder that it is to be loaded from, if it is."""
+    if written is None:
+        trainable.fill_moments()
     model, is_loading = chunk_states(trainable.built.chunks, written), written is not None
     return model | {
         "optimizer": trainable.optimizer.sharded_state_dict(

@@ -7,9 +7,14 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 
-from megatron_prime.parallel.platform import select_platform
+from megatron_prime.parallel.platform import Platform, select_platform
+from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint.manifest import read_manifest, write_manifest
 from megatron_prime.training.checkpoint.role_writer import RoleWriter
+
+TOPOLOGY = Topology(
+    Platform(torch.device("cpu"), "gloo", torch.float32, timeout=None), 0, 1, 1, 0, 1, 0, 1, 0, False
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +30,7 @@ def test_two_roles_written_at_once_keep_their_state(tmp_path, in_background):
         (tmp_path / role).mkdir()
         # Both have the same parameter name, as two models of one shape do.
         state = {"weight": ShardedTensor.from_rank_offsets("weight", tensor), "step": 5}
-        writers.append(RoleWriter(state, tmp_path / role, rank=0))
+        writers.append(RoleWriter(state, tmp_path / role, TOPOLOGY))
     for writer in writers:
         writer.write(in_background)
     for tensor in tensors.values():
@@ -47,11 +52,26 @@ def test_two_roles_written_at_once_keep_their_state(tmp_path, in_background):
 def test_an_abandoned_write_fails_to_finish(tmp_path, is_removed):
     (tmp_path / "policy").mkdir()
     state = {"weight": ShardedTensor.from_rank_offsets("weight", torch.ones(4_000_000))}
-    writer = RoleWriter(state, tmp_path / "policy", rank=0)
+    writer = RoleWriter(state, tmp_path / "policy", TOPOLOGY)
     writer.write(in_background=True)
     writer.abandon()
     assert writer.is_done()
     if is_removed:  # by rank 0, while this rank still waits
         shutil.rmtree(tmp_path / "policy")
     with pytest.raises(OSError, match="could not be written"):
+        writer.finish()
+
+
+@pytest.mark.parametrize("name", ["common.pt", ".metadata", "metadata.json", "__0_0.distcp"])
+def test_every_file_that_cannot_be_written_is_one_kind_of_error(name, tmp_path):
+    """/dev/full is a disk without any space; torch reports it as a RuntimeError, others as an OSError."""
+    folder = tmp_path / "checkpoints" / "step" / "policy"
+    folder.mkdir(parents=True)
+    # Megatron writes .metadata to a temporary file and renames that.
+    for path in (folder / name, folder / f"{name}.tmp"):
+        path.symlink_to("/dev/full")
+    state = {"weight": ShardedTensor.from_rank_offsets("weight", torch.ones(9)), "step": 5}
+    with pytest.raises(OSError, match="could not be written to"):
+        writer = RoleWriter(state, folder, TOPOLOGY)
+        writer.write(in_background=False)
         writer.finish()
