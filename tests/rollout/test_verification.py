@@ -80,7 +80,8 @@ def soon(monkeypatch):
 
 @pytest.mark.parametrize("words", [("good", "bad"), ("good",), ()])
 @pytest.mark.parametrize("rank_away", [0, 1])
-def test_all_ranks_wait_until_a_server_that_is_away_for_one_is_back(words, rank_away, soon, caplog):
+@pytest.mark.usefixtures("soon")
+def test_all_ranks_wait_until_a_server_that_is_away_for_one_is_back(words, rank_away, caplog):
     servers = [AwayServer(3 if rank == rank_away else 0, words) for rank in range(2)]
 
     def run(ranks):
@@ -95,7 +96,8 @@ def test_all_ranks_wait_until_a_server_that_is_away_for_one_is_back(words, rank_
     assert ("the reward server is away: refused" in caplog.text) == bool(words)
 
 
-def test_an_outage_without_an_end_is_the_same_error_on_every_rank(soon):
+@pytest.mark.usefixtures("soon")
+def test_an_outage_without_an_end_is_the_same_error_on_every_rank():
     servers = [AwayServer(10**9, ("good",)), AwayServer(0, ())]
 
     def run(ranks):
