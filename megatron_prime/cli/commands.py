@@ -113,6 +113,8 @@ def _dry_run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic)
 
 
 def _run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
+    if options.command == "train" and _is_finished(config, options.quiet):
+        return 0
     # Our own launcher has warned before it started the ranks.
     if options.command == "train" and os.environ.get("RANK", "0") == "0" and LAUNCHER not in os.environ:
         _warn(doubts(config, arithmetic))
@@ -123,6 +125,16 @@ def _run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> 
     if is_resumable:
         listen()
     return _guarded(lambda: _call(RANK_FUNCTIONS[options.command], config, arithmetic))
+
+
+def _is_finished(config: PrimeConfig, quiet: bool) -> bool:
+    """Return whether a run has nothing left to do, and say so."""
+    from megatron_prime.training.checkpoint.finished import finished_note
+
+    note = finished_note(config)
+    if note is not None and not quiet and os.environ.get("RANK", "0") == "0":
+        print(note, flush=True)  # noqa: T201
+    return note is not None
 
 
 def _convert(config: PrimeConfig, options: Options) -> int:

@@ -1,5 +1,6 @@
 """`megatron-prime train`."""
 
+import json
 import math
 import time
 from functools import partial
@@ -16,18 +17,21 @@ from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.evaluator import Evaluator
 from megatron_prime.observability import MetricsLogger, Progress
+from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.provenance import save_provenance
-from megatron_prime.parallel.collectives import any_rank
+from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
+from megatron_prime.preflight.resume import IDENTITY, has_identity, identity_of
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
 from megatron_prime.rollout.weight_sync import WeightSync
+from megatron_prime.training.checkpoint.folder import complete, read_run, require_roles
 from megatron_prime.training.checkpoint.run_lock import RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import StopRequest, listen, stop_listening
-from megatron_prime.training.loop import Loop, LoopContext, changed_settings, save_resolved_config
+from megatron_prime.training.loop import Loop, LoopContext, changed_settings, first_date, save_resolved_config
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
 from megatron_prime.training.trainer import Trainer, TrainerContext
@@ -44,6 +48,10 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     progress = Progress(enabled=topology.rank == 0)
     for line in arithmetic.lines():
         progress.line(line)
+    config = _with_date(config, topology)
+    # What may be refused is looked at first: a start that is refused changes no file.
+    stream = _prompt_stream(config, progress)
+    _check_resumable(config, topology, stream)
     lock = RunLock(config.run_dir, topology)
     try:
         settings = config.checkpoint
@@ -56,11 +64,9 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         if topology.rank == 0:
             for change in changed_settings(config) if checkpoint is not None else ():
                 progress.warn(f"changed since this run was last started: {change}")
-            save_resolved_config(config)
-            save_provenance(config.run_dir, lock.attempt)
         rollout = build_rollout(config, topology)
         try:
-            _train(config, topology, progress, store, checkpoint, rollout, lock, asked)
+            _train(config, topology, progress, stream, store, checkpoint, rollout, lock, asked)
         finally:
             rollout.close()
     finally:
@@ -74,6 +80,7 @@ def _train(
     config: PrimeConfig,
     topology: Topology,
     progress: Progress,
+    stream: ResumableStream[Prompt],
     store: CheckpointStore,
     checkpoint: Path | None,
     rollout: RolloutParts,
@@ -81,7 +88,6 @@ def _train(
     asked: StopRequest,
 ) -> None:
     roles = build_roles(config, topology, load_weights=checkpoint is None)
-    stream = _prompt_stream(config, progress)
     guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
     for trainable in roles.trained.values():
         trainable.watch = guards
@@ -98,6 +104,8 @@ def _train(
     context = _trainer_context(config, roles, stream, sync, rollout, progress)
     context.collector.load_state_dict(collector_state)
     trainer = Trainer(config, context, step_index)
+    if topology.rank == 0:
+        _record_start(config, lock.attempt, is_first=checkpoint is None)
     first_logged = step_index + bool(step_index)
     logger = MetricsLogger(config.run_dir, first_logged) if topology.rank == 0 else None
     history = PromptHistory(config.run_dir / "prompts.jsonl", first_logged) if topology.rank == 0 else None
@@ -126,6 +134,44 @@ def _train(
         export_hf(roles.policy.built, topology, config.model.path, destination, replace=True)
         progress.line(f"HF checkpoint of the policy: {destination}")
     progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
+
+
+def _record_start(config: PrimeConfig, attempt: int, is_first: bool) -> None:
+    """Write what this attempt was started with, now that nothing refuses it any more."""
+    save_resolved_config(config)
+    save_provenance(config.run_dir, attempt)
+    if is_first or not has_identity(config.run_dir):
+        replace_file(config.run_dir / IDENTITY, json.dumps(identity_of(config), indent=1) + "\n")
+
+
+def _with_date(config: PrimeConfig, topology: Topology) -> PrimeConfig:
+    """Return the configuration with the date that chat templates write: the day of the run's first start."""
+    if config.data.date is not None:
+        return config
+    date = on_first_rank(lambda: first_date(config.run_dir), topology)
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": date})})
+
+
+def _check_resumable(config: PrimeConfig, topology: Topology, stream: ResumableStream[Prompt]) -> None:
+    """Refuse a run whose newest checkpoint was written with other data or roles. Changes nothing.
+
+    Raises:
+        ValueError: the checkpoint cannot be resumed with this configuration.
+    """
+
+    def look() -> dict[str, Any] | None:
+        found = complete(config.run_dir / "checkpoints")
+        if not found:
+            return None
+        try:
+            read_run(found[-1])
+        except ValueError:
+            return None  # It is damaged, and will be set aside.
+        return require_roles(found[-1], ["policy", *(["prm"] if config.prm.is_trained else [])])
+
+    run = on_first_rank(look, topology)
+    if run is not None:
+        stream.load_state_dict(run["prompt_stream"])
 
 
 def _first_sync(sync: WeightSync, step_index: int, startup_note: str, progress: Progress) -> None:

@@ -67,7 +67,7 @@ class PromptDataset:
     num_dropped: int
     """Number of rows dropped because the prompt was longer than max_prompt_tokens."""
     fingerprint: str
-    """Hash of all prompts (index, tokens, answer, source, ability)."""
+    """Hash of all prompts as the files have them (index, content, answer, source, ability) and of the settings."""
     notes: tuple[str, ...] = ()
     """Log lines about dropped rows; empty when every row was kept."""
     num_bad_rows: int = 0
@@ -98,7 +98,7 @@ class PromptDataset:
         if not paths:
             raise ValueError("no data files are given: set data.train (or data.evaluation)")
         reader = ProblemReader(paths, config, layout(config.layout, config), tokenizer)
-        table, num_dropped, fingerprint = PromptTable(), 0, Fingerprint()
+        table, num_dropped, fingerprint = PromptTable(), 0, Fingerprint(config)
         for problem in reader:
             # A truncated prompt would be another problem than the one that the answer belongs to.
             if len(problem.prompt_ids) > max_prompt_tokens:
@@ -108,9 +108,7 @@ class PromptDataset:
             table.append(problem)
             # The answer is part of the fingerprint: resuming with corrected answers would mix two data sets in one
             # run.
-            fingerprint.add(
-                problem.index, problem.prompt_ids, problem.answer, problem.source, problem.ability
-            )
+            fingerprint.add(problem.index, problem.content, problem.answer, problem.source, problem.ability)
         reader.require_rows(len(table), num_dropped, max_prompt_tokens)
         too_long = (
             [f"{num_dropped} prompts are longer than {max_prompt_tokens} tokens"] if num_dropped else []

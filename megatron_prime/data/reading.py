@@ -6,6 +6,7 @@ Rows are read one at a time and tokenized in batches, so that memory does not gr
 """
 
 import hashlib
+import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,12 +37,15 @@ class TokenizedProblem:
     answer: str
     source: str
     ability: str
+    content: str
+    """The prompt as the file has it, without what the configuration and the chat template add."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
     index: int
     row: DataRow
+    content: str
     rendered: Rendered
     answer: str
     source: str
@@ -152,7 +156,8 @@ class ProblemReader:
         # Duplicates are compared before rendering: system prompt and instruction are the same for all rows.
         if self.duplicates.is_duplicate(prompt_text(prompt), answer):
             return None
-        return _Problem(index, row, rendered, answer, source, ability)
+        content = prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True)
+        return _Problem(index, row, content, rendered, answer, source, ability)
 
     def _tokenized(self, batch: Sequence[_Problem]) -> Iterator[TokenizedProblem]:
         token_ids = self._renderer.tokenize([problem.rendered for problem in batch])
@@ -164,7 +169,13 @@ class ProblemReader:
             # Not subject to on_bad_row: a missing key of data.weights is a mistake in the configuration.
             group = self._groups.group_of(problem.row, problem.source)
             yield TokenizedProblem(
-                problem.index, group, tuple(prompt_ids), problem.answer, problem.source, problem.ability
+                problem.index,
+                group,
+                tuple(prompt_ids),
+                problem.answer,
+                problem.source,
+                problem.ability,
+                problem.content,
             )
 
 
@@ -197,10 +208,23 @@ def prompt_text(prompt: str | Sequence[Message]) -> str:
 
 
 class Fingerprint:
-    """A hash over records of tokens and texts that changes with any of them and with their order."""
+    """A hash over records of numbers and texts that changes with any of them and with their order.
 
-    def __init__(self) -> None:
+    The identity of a data set is the content of its files and the settings that form prompts from it. Rendered prompts
+    are no part of it: another version of the template engine may render white space differently.
+
+    Args:
+        config: Settings of the data set; default none.
+    """
+
+    def __init__(self, config: DataConfig | None = None) -> None:
         self._digest = hashlib.sha256()
+        if config is not None:
+            template = config.chat_template_file
+            self.add(
+                config.model_dump_json(include={"system_prompt", "instruction", "chat_template", "date"}),
+                "" if template is None else template.read_text(encoding="utf-8"),
+            )
 
     def add(self, *parts: int | str | Sequence[int]) -> None:
         """Add one record."""

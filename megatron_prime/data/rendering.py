@@ -1,5 +1,6 @@
 """Rendering of a problem's text or chat messages to the token ids that the model receives."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,16 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.layouts import Message
+
+_DATE_FORMAT = re.compile(r"""(['"])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
+"""A quoted text with a percent sign: what a template may give to strftime_now."""
+_STOPPED_CLOCK = (
+    "{% macro strftime_now(text_format) %}{% if text_format in dates_of_the_run %}{{ dates_of_the_run[text_format] }}"
+    "{% else %}{{ raise_exception('this format of a date is no constant of the template: ' ~ text_format) }}{% endif %}"
+    "{% endmacro %}\n"
+)
+"""Replaces the function of templates that writes today's date. transformers passes no functions to a template. The
+newline is removed again, as is every first one after a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +35,7 @@ class PromptRenderer:
     """Applies system prompt, instruction and chat template.
 
     Args:
-        config: Supplies system_prompt, instruction, chat_template and chat_template_file.
+        config: Supplies system_prompt, instruction, chat_template, chat_template_file and date.
         tokenizer: The policy's tokenizer.
 
     Raises:
@@ -36,6 +47,13 @@ class PromptRenderer:
         self._tokenizer = tokenizer
         default: Any = tokenizer.chat_template
         self._template = _read_template(config.chat_template_file) or default
+        self._dates: dict[str, str] = {}
+        # Templates that write today's date would make other prompts of the same data tomorrow.
+        if config.date is not None and isinstance(self._template, str) and "strftime_now" in self._template:
+            self._dates = {
+                text: config.date.strftime(text) for _, text in _DATE_FORMAT.findall(self._template)
+            }
+            self._template = _STOPPED_CLOCK + self._template
 
     def render(self, prompt: str | Sequence[Message], is_question: bool) -> Rendered:
         """Return the prompt as the text that the model receives.
@@ -63,7 +81,11 @@ class PromptRenderer:
             )
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
+                dates_of_the_run=self._dates,
             )
         except Exception as error:  # a template is a program of the user's and may raise anything
             raise ValueError(f"the chat template fails on this prompt: {error}") from error

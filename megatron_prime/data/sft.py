@@ -87,7 +87,7 @@ class SFTDataset:
             raise ValueError("no demonstrations are given: set sft.data")
         row_layout, read_response = _response_reader(config, response_field, messages_field)
         reader = ProblemReader(paths, config, row_layout, tokenizer, read_response)
-        table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint()
+        table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint(config)
         for problem in reader:
             # `answer` holds the response here, because the reader was given `read_response` as its target.
             response_ids = response_token_ids(problem.answer, tokenizer)
@@ -95,7 +95,7 @@ class SFTDataset:
                 num_dropped += 1
                 continue
             table.append(problem.prompt_ids, response_ids, problem.group)
-            fingerprint.add(problem.prompt_ids, response_ids)
+            fingerprint.add(problem.content, problem.answer)
         reader.require_rows(len(table), num_dropped, max_tokens)
         return SFTDataset(table, num_dropped, fingerprint.hexdigest(), tuple(reader.log_lines()))
 

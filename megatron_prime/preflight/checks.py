@@ -16,6 +16,7 @@ from megatron_prime.preflight.engines import engine_faults
 from megatron_prime.preflight.models import folder_faults, model_faults
 from megatron_prime.preflight.outputs import output_faults
 from megatron_prime.preflight.processes import process_faults
+from megatron_prime.preflight.resume import resume_faults
 from megatron_prime.preflight.rewards import reward_faults
 
 COMMANDS = ("train", "evaluate", "sft", "evaluate_prm")
@@ -39,7 +40,7 @@ def check_run(config: PrimeConfig, num_processes: int, command: str) -> BatchAri
         *reward_faults(config, command),
     ]
     if command == "train":
-        faults += algorithm_faults(config)
+        faults += [*algorithm_faults(config), *resume_faults(config)]
     if faults:
         raise ConfigError(f"{command} on {num_processes} processes", faults)
     return arithmetic

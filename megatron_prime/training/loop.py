@@ -1,9 +1,11 @@
 """The loop around the trainer: evaluation, checkpoints, logs and progress, from the first step or a resumed one."""
 
+import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from megatron_prime.config.run import PrimeConfig
@@ -17,7 +19,7 @@ from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.checkpoint.saver import Saver, Store
 from megatron_prime.training.checkpoint.schedule import SaveSchedule
 from megatron_prime.training.checkpoint.store import RunState
-from megatron_prime.training.health.guards import Guards
+from megatron_prime.training.health.guards import EndlessResponsesError, Guards
 from megatron_prime.training.health.stop import RunStopped
 from megatron_prime.training.trainable import Trainable
 
@@ -160,8 +162,8 @@ class Loop:
                 while self._trainer.step_index < num_steps:
                     self._step()
                     advance(1)
-        except FloatingPointError:
-            # Every rank raises this alike, so a collective is safe; a save in progress holds an earlier, good step.
+        except (FloatingPointError, EndlessResponsesError):
+            # Every rank raises these alike, so a collective is safe; a save in progress holds an earlier, good step.
             self._saver.finish()
             raise
 
@@ -188,6 +190,7 @@ class Loop:
         self._log(metrics)
         # Save after the log: a resumed run drops records beyond its checkpoint, but cannot restore missing ones.
         self._saver.poll()
+        self._context.guards.check_endings(metrics)
         is_stopping = not is_last and self._context.is_stopping()
         is_due = self._schedule.is_due(done, self._saver.last_save_s)
         if is_last or is_stopping or is_due or outage is not None:
@@ -264,6 +267,15 @@ def save_resolved_config(config: PrimeConfig) -> None:
     """Write the resolved configuration, with defaults and overrides, to run_dir/config.json."""
     make_private(config.run_dir)
     replace_file(config.run_dir / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+
+
+def first_date(run_dir: Path) -> datetime.date:
+    """Return the date that run_dir/config.json holds since the run's first start, or today's."""
+    try:
+        stored = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["data"]["date"]
+        return datetime.date.fromisoformat(stored)
+    except (OSError, ValueError, KeyError, TypeError):
+        return datetime.date.today()
 
 
 def changed_settings(config: PrimeConfig) -> list[str]:

@@ -232,3 +232,33 @@ def test_the_table_is_a_compact_sequence(tmp_path):
     with pytest.raises(IndexError):
         prompts[200]
     assert prompts.__sizeof__() / 200 < 4 * 100 + 64
+
+
+def test_the_identity_of_a_data_set_is_its_rows_and_settings_and_not_the_rendered_text(tmp_path):
+    rows = [
+        {"prompt": MESSAGES, "answer": "4"},
+        {"prompt": [{"role": "user", "content": "q"}], "answer": "1"},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    template = write(tmp_path / "t.jinja", [])
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    chat = byte_tokenizer(CHAT_TEMPLATE)
+    one = read(path, chat).fingerprint
+    # Another rendering of the same rows, as by another version of the template engine, and another file format.
+    assert read(path, byte_tokenizer(CHAT_TEMPLATE.replace("|>", "| >"))).fingerprint == one
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", chat).fingerprint == one
+    others = [
+        read(path, chat, system_prompt="s"),
+        read(path, chat, instruction="i"),
+        read(path, chat, chat_template="never"),
+        read(path, chat, chat_template_file=template),
+        read(path, chat, date="2026-01-31"),
+        read(write(tmp_path / "b.jsonl", rows[::-1]), chat),
+        read(write(tmp_path / "c.jsonl", rows[:1]), chat),
+        read(path, chat, max_prompt_tokens=30),
+    ]
+    prints = [dataset.fingerprint for dataset in others]
+    template.write_text("{{ messages[0]['content'] }}")
+    prints.append(read(path, chat, chat_template_file=template).fingerprint)
+    assert len({one, *prints}) == 1 + len(prints)

@@ -1,3 +1,5 @@
+import datetime
+
 import pytest
 
 from megatron_prime.config.tables.data import DataConfig
@@ -57,3 +59,36 @@ def test_batched_tokenization_equals_single_tokenization():
     assert renderer.tokenize(prompts) == [
         tokenizer.encode(prompt.text, add_special_tokens=not prompt.has_special_tokens) for prompt in prompts
     ]
+
+
+DATED = {
+    "plain": (
+        "{{ strftime_now('%d %b %Y') }}|{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        "{date}|q",
+    ),
+    "guarded": (
+        "\n  {%- if strftime_now is defined %}{% set day = strftime_now(\"%d %b %Y\") %}{% else %}{% set day = 'no' %}"
+        "{% endif %}\n\n {{ messages[0]['content'] ~ day }}",
+        "\n q{date}",
+    ),
+    "format in a variable": ("{% set f = '%d %b %Y' %}{{ strftime_now(f) }}", "{date}"),
+    "in a macro": (
+        "{% macro head() %}<{{ strftime_now('%d %b %Y') }}>{% endmacro %}{{ head() }}",
+        "<{date}>",
+    ),
+    "white space before": ("\n\n  {% if true %}a{% endif %}{{ strftime_now('%d %b %Y') }}", "\n\na{date}"),
+    "without a date": ("\n  {{ messages[0]['content'] }}", "\n  q"),
+}
+
+
+@pytest.mark.parametrize("kind", DATED)
+def test_templates_that_write_the_date_write_the_configured_one(kind):
+    template, text = DATED[kind]
+    assert render(USER, template=template, date="2026-01-31") == text.replace("{date}", "31 Jan 2026")
+    today = f"{datetime.date.today():%d %b %Y}"
+    assert render(USER, template=template) == text.replace("{date}", today)
+
+
+def test_a_date_whose_format_is_calculated_is_refused_rather_than_todays():
+    with pytest.raises(ValueError, match="this format of a date is no constant of the template: %Y-%m"):
+        render(USER, template="{{ strftime_now('%Y' ~ '-%m') }}", date="2026-01-31")

@@ -1,6 +1,7 @@
 """The training loop steps, evaluates, logs and saves in a fixed order."""
 
 import contextlib
+import datetime
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.checkpoint.run_lock import FencedError
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import RunStopped
-from megatron_prime.training.loop import Loop, LoopContext, changed_settings, save_resolved_config
+from megatron_prime.training.loop import Loop, LoopContext, changed_settings, first_date, save_resolved_config
 from tests.support.toy_runs import NUM_STEPS, SAVE_EVERY, Toy, records
 
 
@@ -301,3 +302,17 @@ def test_a_log_that_cannot_be_written_follows_on_write_error(choice, capsys):
         loop.run()
         assert recorder.calls[-2:] == ["log 3", "save 3"]
         assert "run/metrics.jsonl'. Training continues" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{}", '{"data": {"date": null}}', '{"data": {"date": "someday"}}']
+)
+def test_the_date_of_a_run_is_that_of_its_first_start(content, tmp_path):
+    today = datetime.date.today()
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert first_date(tmp_path) == today
+    config = configured(data={"date": "2026-01-31"}).model_copy(update={"run_dir": tmp_path})
+    save_resolved_config(config)
+    assert first_date(tmp_path) == config.data.date == datetime.date(2026, 1, 31)
+    assert changed_settings(config) == []

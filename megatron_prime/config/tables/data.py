@@ -1,5 +1,6 @@
 """The [data] table: files of prompts and how to read them."""
 
+from datetime import date as Date
 from typing import Literal
 
 from pydantic import Field
@@ -38,6 +39,8 @@ class DataConfig(Section):
     """Text to append to the question, such as how to give the answer; "" also removes that of the benchmarks."""
     chat_template_file: UserPath | None = None
     """Jinja file to use instead of the tokenizer's own chat template."""
+    date: Date | None = None
+    """Day that chat templates write as today's, such as 2026-01-31; default the day of the run's first start."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Reaction to a row that cannot be read: stop ends the run; skip leaves it out, counts and logs it."""
     dedup: Literal["none", "exact", "normalized"] = "none"

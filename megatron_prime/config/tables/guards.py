@@ -4,7 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from megatron_prime.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, UnitInterval
+from megatron_prime.config.section import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    UnitInterval,
+)
 
 
 class GuardsConfig(Section):
@@ -22,6 +29,8 @@ class GuardsConfig(Section):
     """Raise an alarm if the mean accuracy of the window falls below this fraction of its best; 0 switches it off."""
     max_truncated_fraction: UnitInterval = 0.5
     """Raise an alarm if more than this fraction of the sampled responses is truncated; 0 switches it off."""
+    max_truncated_steps: NonNegative = 0
+    """Stop after this many steps in a row in which every response is truncated; 0, the default, only warns."""
     max_ref_kl: NonNegativeFloat = 1.0
     """Raise an alarm if the policy's KL divergence from the reference, in nats per token, exceeds this; 0: never."""
     max_logprob_gap: PositiveFloat = 1.0

@@ -6,5 +6,6 @@
 - `role_writer`: one role's files, in the foreground or in a forked process.
 - `folder`: names, complete checkpoints, leftovers and removals.
 - `manifest`: size and checksum of every file.
+- `finished`: recognizes a run that has nothing left to do.
 - `run_lock`: the kernel lock and the lease on run_dir.
 """

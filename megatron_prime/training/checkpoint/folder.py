@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{checkpoint} is not a complete checkpoint: {error}") from error
     if not isinstance(run, dict):
         raise ValueError(f"{checkpoint} is not a complete checkpoint: run.json does not hold an object")
+    return run
+
+
+def require_roles(checkpoint: Path, roles: Iterable[str]) -> dict[str, Any]:
+    """Return the contents of run.json. Raises ValueError when the checkpoint lacks a role, or cannot be read."""
+    run = read_run(checkpoint)
+    missing = sorted(set(roles) - set(run["roles"]))
+    if missing:
+        raise ValueError(
+            f"{checkpoint} has no {', '.join(missing)} (it has {', '.join(run['roles'])}): resume with the "
+            "configuration that wrote it, or start a new run_dir"
+        )
     return run
 
 

@@ -42,8 +42,8 @@ from megatron_prime.training.checkpoint.folder import (
     partial_of,
     prune,
     publish,
-    read_run,
     release_space,
+    require_roles,
     reserve_space,
     set_aside,
 )
@@ -371,13 +371,7 @@ def load_weights(built: BuiltModel, checkpoint: Path, role: str, topology: Topol
 
 def _examine(checkpoint: Path, roles: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return run.json and the random states of every rank, after checking that the roles' folders hold no code."""
-    run = read_run(checkpoint)
-    missing = sorted(set(roles) - set(run["roles"]))
-    if missing:
-        raise ValueError(
-            f"{checkpoint} has no {', '.join(missing)} (it has {', '.join(run['roles'])}): resume with the "
-            "configuration that wrote it, or start a new run_dir"
-        )
+    run = require_roles(checkpoint, roles)
     for role in roles:
         if not (checkpoint / role).is_dir():
             raise ValueError(

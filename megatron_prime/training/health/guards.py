@@ -14,11 +14,15 @@ from typing import Any
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.observability.jsonl import finite_or_none
-from megatron_prime.training.health.alarms import Alarms
+from megatron_prime.training.health.alarms import TRUNCATION, TRUNCATION_ADVICE, Alarms
 from megatron_prime.training.health.not_finite import SkippedUpdate
 
 RECENT_STEPS = 10
 """Number of last steps whose metrics a report contains."""
+
+
+class EndlessResponsesError(RuntimeError):
+    """The policy has not ended a single response for as many steps as guards.max_truncated_steps allows."""
 
 
 class Guards:
@@ -43,6 +47,7 @@ class Guards:
         self._alarms = Alarms(config)
         self._in_a_row: dict[str, int] = {}
         self._num_skipped = 0
+        self._num_truncated_steps = 0
         self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT_STEPS)
         self.begin_step(0)
 
@@ -95,11 +100,29 @@ class Guards:
             self._warn(f"step {self._step}: {text}")
         return added | flags
 
+    def check_endings(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps in a row in which every sampled response was truncated.
+
+        Raises:
+            EndlessResponsesError: there were guards.max_truncated_steps of them.
+        """
+        is_truncated = metrics.get(TRUNCATION) == 1.0
+        self._num_truncated_steps = self._num_truncated_steps + 1 if is_truncated else 0
+        limit = self._config.max_truncated_steps
+        if limit and self._num_truncated_steps >= limit:
+            raise EndlessResponsesError(
+                f"step {self._step}: every response of the last {self._num_truncated_steps} steps was truncated "
+                f"(guards.max_truncated_steps): {TRUNCATION_ADVICE}. The newest checkpoint is untouched"
+            )
+        if self._num_truncated_steps == 1:
+            self._warn(f"step {self._step}: ALL RESPONSES WERE TRUNCATED: {TRUNCATION_ADVICE}")
+
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and windows, as JSON can hold them."""
         return {
             "in_a_row": dict(self._in_a_row),
             "num_skipped": self._num_skipped,
+            "num_truncated_steps": self._num_truncated_steps,
             "alarms": self._alarms.state_dict(),
         }
 
@@ -107,6 +130,7 @@ class Guards:
         """Continue from a checkpoint; an empty state starts from zero."""
         self._in_a_row = dict(state.get("in_a_row", {}))
         self._num_skipped = state.get("num_skipped", 0)
+        self._num_truncated_steps = state.get("num_truncated_steps", 0)
         self._alarms.load_state_dict(state.get("alarms", {}))
 
     def _report(self, path: Path, update: SkippedUpdate, minibatch: int) -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from megatron_prime.config.tables.guards import GuardsConfig
-from megatron_prime.training.health.guards import RECENT_STEPS, Guards
+from megatron_prime.training.health.alarms import TRUNCATION
+from megatron_prime.training.health.guards import RECENT_STEPS, EndlessResponsesError, Guards
 from megatron_prime.training.health.not_finite import Findings, SkippedUpdate
 from tests.support.toy_runs import Toy, finish
 
@@ -102,3 +103,30 @@ def test_a_run_whose_weights_blow_up_stops_with_a_report(toy: Toy, tmp_path):
     assert "step 1, minibatch 4: 3 updates of the policy in a row were not finite" in finished.stderr
     report = json.loads((run_dir / "reports" / "not_finite_step_00000001.json").read_text())
     assert report["role"] == "policy"
+
+
+def steps_with(guards, *fractions):
+    for step, fraction in enumerate(fractions, start=1):
+        guards.begin_step(step)
+        guards.check_endings({TRUNCATION: fraction})
+
+
+def test_steps_without_a_single_ended_response_warn_once_in_a_row(guards, warnings):
+    steps_with(guards, 1.0, 1.0, 0.99, 1.0)
+    assert [text.split(":")[0] for text in warnings] == ["step 1", "step 4"]
+    assert "ALL RESPONSES WERE TRUNCATED" in warnings[0] and "end a response" in warnings[0]
+
+
+def test_too_many_steps_without_an_ended_response_stop_the_run_if_asked(tmp_path, warnings):
+    def limited():
+        return Guards(GuardsConfig(max_truncated_steps=3), tmp_path, True, warnings.append)
+
+    steps_with(limited(), 1.0, 1.0, 0.5, 1.0, 1.0)
+    first = limited()
+    steps_with(first, 1.0, 1.0)
+    resumed = limited()
+    resumed.load_state_dict(first.state_dict())
+    with pytest.raises(
+        EndlessResponsesError, match=r"last 3 steps was truncated .guards\.max_truncated_steps."
+    ):
+        steps_with(resumed, 1.0)
