@@ -218,6 +218,7 @@ def _trainer_context(
         prm_phase=None if roles.prm is None else PRMPhase(roles.prm, config.prm, config.seed),
         reference=roles.reference,
         weight_sync=sync,
+        warn=progress.warn,
     )
 
 
