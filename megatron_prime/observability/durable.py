@@ -1,4 +1,4 @@
-"""Private folders, and files that survive crashes and full disks: atomic replacement of small ones, and appending to logs.
+"""Private folders, and files that survive crashes and full disks: small ones replaced as a whole, and logs.
 
 Neither a reader nor a crash ever finds a partial file, and no error comes without the file's name.
 """
