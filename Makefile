@@ -65,6 +65,7 @@ $(STAMP): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or newer with venv" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "$(PYTHON) is older than 3.11; name another with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
+	@# An existing environment keeps its interpreter: venv would mix it with the library of another one.
+	@$(BIN)/python -c 'import pip, ssl' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	@touch $@

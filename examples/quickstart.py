@@ -2,8 +2,8 @@
 
     python -m examples.quickstart [section.key=value ...]
 
-Overrides apply to the PRIME run, e.g. `prm.enabled=false` for outcome rewards only; those of [parallel], e.g.
-`parallel.tensor=1`, apply to SFT too. All steps use the `megatron-prime` command line with examples/quickstart.toml. An
+Overrides apply to the PRIME run, e.g. `prm.enabled=false` for outcome rewards only; those of [parallel] and [sft],
+e.g. `parallel.tensor=1`, apply to SFT too. All steps use the `megatron-prime` command line with examples/quickstart.toml. An
 interrupted run resumes where it stopped; --fresh starts from scratch.
 """
 
@@ -51,7 +51,7 @@ def main() -> int:
             f"sft.output={warm}",
             f"run_dir={options.root / 'sft_run'}",
         ]
-        layout = [override for override in options.overrides if override.strip().startswith("parallel.")]
+        layout = [text for text in options.overrides if text.strip().startswith(("parallel.", "sft."))]
         command("sft", [*shared, *warm_up, f'sft.data=["{task / "sft.jsonl"}"]', *layout])
     command(
         "train",

@@ -163,7 +163,7 @@ class HttpEndpoint:
             async with asyncio.timeout(self._config.timeout_s):
                 for attempt in range(1 + self._config.num_retries):
                     if attempt:
-                        self._counts.num_restarts += 1
+                        self._counts.add_restart()
                         pause = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
                         # Jitter: requests that failed together must not all return together.
                         await asyncio.sleep(pause * random.uniform(0.5, 1.0))

@@ -299,7 +299,7 @@ class VerifierPool:
 
     def _restart_worker(self, slot: int) -> WorkerProcess:
         worker = self._start_worker(slot)
-        self._counts.num_restarts += 1
+        self._counts.add_restart()
         return worker
 
     def _discard_worker(self, slot: int) -> None:

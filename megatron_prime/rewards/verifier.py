@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ class OutcomeCounts:
 
     def __init__(self) -> None:
         self._counts: Counter[VerificationStatus] = Counter()
-        self.num_restarts = 0
-        """Number of restarted workers, or of repeated requests."""
+        self._num_restarts = 0
+        self._lock = threading.Lock()
 
     def add(self, outcomes: Iterable[VerificationOutcome]) -> None:
         """Count outcomes, with a warning for each that has no reward although its verifier is there."""
@@ -78,10 +79,15 @@ class OutcomeCounts:
             if outcome.status is not VerificationStatus.OK and not outcome.is_away:
                 _LOG.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
 
+    def add_restart(self) -> None:
+        """Count a restarted worker, or a repeated request. Threads of a pool call it at the same time."""
+        with self._lock:
+            self._num_restarts += 1
+
     def as_dict(self) -> dict[str, int]:
         """Return the number of outcomes by status, and `restarts`."""
         counts = {status.value: self._counts[status] for status in VerificationStatus}
-        return counts | {"restarts": self.num_restarts}
+        return counts | {"restarts": self._num_restarts}
 
 
 _FACTORIES: dict[str, Callable[..., Verifier]] = {}

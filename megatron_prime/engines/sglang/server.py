@@ -1,7 +1,9 @@
 """Supervises one SGLang server as a child process: starts, watches and restarts it, and ends it in any case."""
 
+import functools
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -204,10 +206,18 @@ def answers(url: str, api_key: str = "", timeout_s: float = 2.0) -> bool:
     """Return whether a server has loaded its model and answers calls with a key at `url`, or without one."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        reply = httpx.get(f"{url}/model_info", headers=headers, timeout=timeout_s, trust_env=False)
+        reply = httpx.get(
+            f"{url}/model_info", headers=headers, timeout=timeout_s, trust_env=False, verify=_tls_context()
+        )
         return reply.status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """Return the context of all calls of `answers`, because it takes longer to make one than to call."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _end(guardian: subprocess.Popen[bytes]) -> None:
