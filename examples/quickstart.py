@@ -3,8 +3,8 @@
     python -m examples.quickstart [section.key=value ...]
 
 Overrides apply to the PRIME run, e.g. `prm.enabled=false` for outcome rewards only; those of [parallel] and [sft],
-e.g. `parallel.tensor=1`, apply to SFT too. All steps use the `megatron-prime` command line with examples/quickstart.toml. An
-interrupted run resumes where it stopped; --fresh starts from scratch.
+e.g. `parallel.tensor=1`, apply to SFT too. All steps use the `megatron-prime` command line with
+examples/quickstart.toml. An interrupted run resumes where it stopped; --fresh starts from scratch.
 """
 
 import argparse
