@@ -1,6 +1,7 @@
 """Builds the parts of a run from its configuration. The platform and the engine are chosen here and nowhere else."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_prime.config.run import PrimeConfig
@@ -88,8 +89,16 @@ class RolloutParts:
         self.engine.close()
 
 
-def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
-    """Build the configured engine, still without weights, and the verifier."""
+def build_rollout(
+    config: PrimeConfig, topology: Topology, is_stopping: Callable[[], bool] = lambda: False
+) -> RolloutParts:
+    """Build the configured engine, still without weights, and the verifier.
+
+    Args:
+        config: the run's configuration.
+        topology: of the job.
+        is_stopping: returns whether this rank was asked to stop, which ends the wait for a reward server.
+    """
     ranks = Ranks(topology.rank, topology.world_size, gather=lambda items: all_gather_lists(items, topology))
     tokenizer = load_tokenizer(config.model.path)
     stop_ids = stop_token_ids(tokenizer, config.model.path)
@@ -105,5 +114,5 @@ def build_rollout(config: PrimeConfig, topology: Topology) -> RolloutParts:
         stop_token_ids=stop_ids,
     )
     outage_s = config.reward.http.max_outage_s
-    verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks, outage_s)  # type: ignore[arg-type]
+    verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks, outage_s, is_stopping)  # type: ignore[arg-type]
     return RolloutParts(sampler, verifier, pool, sampling)

@@ -51,13 +51,12 @@ def run_command(options: Options) -> int:
             print("\n".join(_call("from_megatron.from_megatron", options)))  # noqa: T201
             return 0
         config = load_config(options.config, options.overrides)
-        if options.command == "doctor":
-            return _doctor(config, options)
-        if options.command == "plan":
-            return _plan(config, options)
-        if options.command == "convert":
-            check_convert(config, options.role, options.checkpoint, options.output)
-            return _convert(config, options)
+        run_here = {"doctor": _doctor, "plan": _plan, "convert": _convert}.get(options.command)
+        if run_here is not None:
+            return run_here(config, options)
+        # Before the checks, which refuse an output that exists.
+        if options.command == "sft" and _is_finished(config, options):
+            return 0
         num_processes = _num_processes(config)
         arithmetic = check_run(config, num_processes, CHECKED_AS[options.command])
         if options.command == "check":
@@ -113,7 +112,7 @@ def _dry_run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic)
 
 
 def _run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
-    if options.command == "train" and _is_finished(config, options.quiet):
+    if options.command == "train" and _is_finished(config, options):
         return 0
     # Our own launcher has warned before it started the ranks.
     if options.command == "train" and os.environ.get("RANK", "0") == "0" and LAUNCHER not in os.environ:
@@ -127,17 +126,18 @@ def _run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> 
     return _guarded(lambda: _call(RANK_FUNCTIONS[options.command], config, arithmetic))
 
 
-def _is_finished(config: PrimeConfig, quiet: bool) -> bool:
+def _is_finished(config: PrimeConfig, options: Options) -> bool:
     """Return whether a run has nothing left to do, and say so."""
     from megatron_prime.training.checkpoint.finished import finished_note
 
-    note = finished_note(config)
-    if note is not None and not quiet and os.environ.get("RANK", "0") == "0":
+    note = finished_note(config, options.command)
+    if note is not None and not options.quiet and os.environ.get("RANK", "0") == "0":
         print(note, flush=True)  # noqa: T201
     return note is not None
 
 
 def _convert(config: PrimeConfig, options: Options) -> int:
+    check_convert(config, options.role, options.checkpoint, options.output)
     if os.environ.get("RANK", "0") != "0":
         return 0  # a single process reads and writes, and starts workers of its own
     settings = (options.role, options.checkpoint, options.output, options.dtype, options.workers)

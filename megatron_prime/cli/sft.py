@@ -1,5 +1,6 @@
 """`megatron-prime sft`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +12,24 @@ from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.sft import SFTDataset
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import MetricsLogger, Progress
+from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.provenance import save_provenance
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
+from megatron_prime.preflight.resume import IDENTITY, has_identity, identity_of
 from megatron_prime.training.checkpoint.run_lock import RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import StopRequest, listen, stop_listening
-from megatron_prime.training.loop import Loop, LoopContext, LoopOutput
+from megatron_prime.training.loop import (
+    Loop,
+    LoopContext,
+    LoopOutput,
+    changed_settings,
+    save_resolved_config,
+    with_date,
+)
 from megatron_prime.training.roles import scoring_settings
 from megatron_prime.training.sft import SFTTrainer, held_out_loss
 from megatron_prime.training.trainable import RoleSpec, Trainable
@@ -36,11 +46,15 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     asked = listen()
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
+    config = with_date(config, config.sft_log, topology)
+    # What may be refused is read first: a start that is refused changes no file.
+    dataset = _read(config, config.sft.data)
+    held_out = _read(config, config.sft.evaluation) if config.sft.evaluation else None
+    for line in _start_lines(config, arithmetic, dataset, held_out):
+        progress.line(line)
     lock = RunLock(config.run_dir, topology)
     try:
-        if topology.rank == 0:
-            save_provenance(config.run_dir, lock.attempt)
-        policy = _train(config, arithmetic, topology, progress, lock, asked)
+        policy = _train(config, dataset, held_out, topology, progress, lock, asked)
         export_hf(policy.built, topology, config.model.path, config.sft_output)
         progress.line(f"HF checkpoint after SFT: {config.sft_output}")
     finally:
@@ -52,17 +66,14 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
 
 def _train(
     config: PrimeConfig,
-    arithmetic: BatchArithmetic,
+    dataset: SFTDataset,
+    held_out: SFTDataset | None,
     topology: Topology,
     progress: Progress,
     lock: RunLock,
     asked: StopRequest,
 ) -> Trainable:
     settings = config.checkpoint
-    dataset = _read(config, config.sft.data)
-    held_out = _read(config, config.sft.evaluation) if config.sft.evaluation else None
-    for line in _start_lines(config, arithmetic, dataset, held_out):
-        progress.line(line)
     store = CheckpointStore(
         config.sft_log / "checkpoints",
         topology,
@@ -86,6 +97,8 @@ def _train(
         guards.load_state_dict(state.guards)
         step_index = state.step_index
         progress.line(f"resuming after step {step_index} from {checkpoint}")
+    if topology.rank == 0:
+        _record_start(config, lock.attempt, checkpoint is not None, progress)
     logger = MetricsLogger(config.sft_log, step_index + bool(step_index)) if topology.rank == 0 else None
     context = LoopContext(
         store=store,
@@ -109,6 +122,17 @@ def _train(
         if logger is not None:
             logger.close()
     return policy
+
+
+def _record_start(config: PrimeConfig, attempt: int, is_resumed: bool, progress: Progress) -> None:
+    """Write what this attempt was started with, now that nothing refuses it any more."""
+    folder = config.sft_log
+    for change in changed_settings(config, folder) if is_resumed else ():
+        progress.warn(f"changed since this run was last started: {change}")
+    save_resolved_config(config, folder)
+    save_provenance(config.run_dir, attempt)
+    if not is_resumed or not has_identity(folder):
+        replace_file(folder / IDENTITY, json.dumps(identity_of(config, "sft"), indent=1) + "\n")
 
 
 def _read(config: PrimeConfig, files: Sequence[Path]) -> SFTDataset:

@@ -31,7 +31,7 @@ from megatron_prime.training.checkpoint.run_lock import RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import StopRequest, listen, stop_listening
-from megatron_prime.training.loop import Loop, LoopContext, changed_settings, first_date, save_resolved_config
+from megatron_prime.training.loop import Loop, LoopContext, changed_settings, save_resolved_config, with_date
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
 from megatron_prime.training.trainer import Trainer, TrainerContext
@@ -48,7 +48,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     progress = Progress(enabled=topology.rank == 0)
     for line in arithmetic.lines():
         progress.line(line)
-    config = _with_date(config, topology)
+    config = with_date(config, config.run_dir, topology)
     # What may be refused is looked at first: a start that is refused changes no file.
     stream = _prompt_stream(config, progress)
     _check_resumable(config, topology, stream)
@@ -62,9 +62,9 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         checkpoint = store.newest_sound(settings.on_damage, warn=progress.warn)
         store.tidy()
         if topology.rank == 0:
-            for change in changed_settings(config) if checkpoint is not None else ():
+            for change in changed_settings(config, config.run_dir) if checkpoint is not None else ():
                 progress.warn(f"changed since this run was last started: {change}")
-        rollout = build_rollout(config, topology)
+        rollout = build_rollout(config, topology, asked)
         try:
             _train(config, topology, progress, stream, store, checkpoint, rollout, lock, asked)
         finally:
@@ -138,18 +138,10 @@ def _train(
 
 def _record_start(config: PrimeConfig, attempt: int, is_first: bool) -> None:
     """Write what this attempt was started with, now that nothing refuses it any more."""
-    save_resolved_config(config)
+    save_resolved_config(config, config.run_dir)
     save_provenance(config.run_dir, attempt)
     if is_first or not has_identity(config.run_dir):
         replace_file(config.run_dir / IDENTITY, json.dumps(identity_of(config), indent=1) + "\n")
-
-
-def _with_date(config: PrimeConfig, topology: Topology) -> PrimeConfig:
-    """Return the configuration with the date that chat templates write: the day of the run's first start."""
-    if config.data.date is not None:
-        return config
-    date = on_first_rank(lambda: first_date(config.run_dir), topology)
-    return config.model_copy(update={"data": config.data.model_copy(update={"date": date})})
 
 
 def _check_resumable(config: PrimeConfig, topology: Topology, stream: ResumableStream[Prompt]) -> None:

@@ -44,11 +44,13 @@ def _read_private(path: Path) -> str:
         raise ValueError(f"{_OPTION} = {path} can't be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{_OPTION} = {path} is no file")
-    if status.st_mode & 0o077 or status.st_uid not in (0, os.geteuid()):
+    # Files that are mounted into a container may have any owner, and root reads them all.
+    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
+        raise ValueError(f"{_OPTION} = {path} belongs to user {status.st_uid}: name a file of your own")
+    if status.st_mode & 0o077:
         raise ValueError(
-            f"{_OPTION} = {path} is open to other users (mode {stat.S_IMODE(status.st_mode):o}, owner "
-            f"{status.st_uid}): make it yours alone by `chmod 600`, and give the servers new keys if others may have "
-            "read it"
+            f"{_OPTION} = {path} is open to other users (mode {stat.S_IMODE(status.st_mode):o}): make it yours alone "
+            "by `chmod 600`, and give the servers new keys if others may have read it"
         )
     if not content.isascii():
         raise ValueError(f"{_OPTION} = {path} is no text of ASCII characters")

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.layouts import Message
 
-_DATE_FORMAT = re.compile(r"""(['"])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
-"""A quoted text with a percent sign: what a template may give to strftime_now."""
+_DATE_FORMAT = re.compile(r"""(?=(['"])((?:(?!\1).)*%(?:(?!\1).)*)\1)""")
+"""A text with a percent sign between two quotes: what a template may give to strftime_now. Matches overlap, because an
+apostrophe may stand before the text; those that are no formats do no harm."""
 _STOPPED_CLOCK = (
     "{% macro strftime_now(text_format) %}{% if text_format in dates_of_the_run %}{{ dates_of_the_run[text_format] }}"
     "{% else %}{{ raise_exception('this format of a date is no constant of the template: ' ~ text_format) }}{% endif %}"

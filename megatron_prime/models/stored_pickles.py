@@ -9,9 +9,10 @@ import io
 import pickle
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
+from megatron.core.dist_checkpointing.strategies.torch import MCoreMetadata
 from megatron.core.safe_globals import SAFE_GLOBALS
 from torch.distributed.checkpoint.filesystem import _StorageInfo  # noqa: TID251 - a record, no communication
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex  # noqa: TID251 - likewise
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 METADATA = ".metadata"
 
 _DCP = "torch.distributed.checkpoint"
+_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
 _ENUMS = {
     (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"),
     (f"{_DCP}.planner", "WriteItemType"),
@@ -30,6 +32,8 @@ _OF_METADATA = {
     *((f"{_DCP}.metadata", name) for name in ("TensorProperties", "TensorStorageMetadata")),
     *((f"{_DCP}.planner", name) for name in ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem")),
     *((f"{_DCP}.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
+    # Megatron-core up to 0.15 wrote its own; later versions keep them as empty classes, to read those checkpoints.
+    *((_MEGATRON, name) for name in ("MCoreMetadata", "MCoreSavePlan")),
     ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"),
     ("torch", "Size"),
@@ -158,12 +162,13 @@ def read_metadata(folder: Path) -> Metadata:
         metadata = pickle.loads(data)
     except _NOT_READABLE as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+    locations = getattr(metadata, "storage_data", None)
+    if not isinstance(metadata, Metadata | MCoreMetadata) or not isinstance(locations, dict):
         raise ValueError(f"{path} cannot be read: it holds no description of a checkpoint")
-    for index, location in metadata.storage_data.items():
+    for index, location in locations.items():
         if not isinstance(index, MetadataIndex) or not isinstance(location, _StorageInfo):
             raise ValueError(f"{path} cannot be read: it locates {index!r} at {location!r}")
-    return metadata
+    return cast(Metadata, metadata)  # An older class has the same fields.
 
 
 def load_plain(path: Path) -> Any:  # noqa: ANN401 - plain values and tensors

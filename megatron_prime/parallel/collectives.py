@@ -47,12 +47,19 @@ def on_first_rank(action: Callable[[], Item], topology: Topology) -> Item:
     if topology.rank == 0:
         try:
             outcome = (action(), None)
-        except (OSError, ValueError, TypeError) as error:
-            outcome = (None, error)
+        except Exception as error:  # noqa: BLE001 - it is raised again, on every rank
+            outcome = (None, _portable(error))
     result, error = broadcast_object(outcome, topology)
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that other ranks can unpickle: the given one, or one with its type and message."""
+    if isinstance(error, OSError | ValueError | TypeError) or type(error).__module__ == "builtins":
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def any_rank(flag: bool, topology: Topology) -> bool:

@@ -41,6 +41,8 @@ def check_run(config: PrimeConfig, num_processes: int, command: str) -> BatchAri
     ]
     if command == "train":
         faults += [*algorithm_faults(config), *resume_faults(config)]
+    if command == "sft":
+        faults += resume_faults(config, command)
     if faults:
         raise ConfigError(f"{command} on {num_processes} processes", faults)
     return arithmetic

@@ -92,10 +92,14 @@ def examine_run(config: PrimeConfig) -> Iterator[Finding]:
     """Yield a finding for each fault and doubt that `check` has about the run, then about a sample of its data."""
     parallel = config.parallel
     number = int(os.environ.get("WORLD_SIZE", parallel.num_processes or parallel.min_processes))
+    command = "sft" if config.sft.data and not config.data.train else "train"
     try:
-        arithmetic = check_run(config, number, "train")
+        arithmetic = check_run(config, number, command)
     except ConfigError as error:
         yield from (Finding("fault", "run", fault) for fault in error.faults)
+        return
+    if command == "sft":
+        yield Finding("ok", "run", "the configuration of sft is sound")
         return
     from megatron_prime.preflight.trial import try_run  # it imports transformers
 

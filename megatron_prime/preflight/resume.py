@@ -19,12 +19,18 @@ OPTIONS = {"policy": "model.path", "prm": "prm.path", "reference": "reference.pa
 ADVICE = "Restore it, or start anew in another run_dir"
 
 
-def identity_of(config: PrimeConfig) -> dict[str, Any]:
-    """Return what must not change over the attempts of a run. Raises ModelFolderError if a model cannot be read."""
+def identity_of(config: PrimeConfig, command: str = "train") -> dict[str, Any]:
+    """Return what must not change over the attempts of `train` or `sft`.
+
+    Raises:
+        ModelFolderError: a model cannot be read.
+    """
     models = {
         role: {"path": str(path), **model_identity(path)}
-        for role, path in config.model_paths("train").items()
+        for role, path in config.model_paths(command).items()
     }
+    if command == "sft":
+        return {"models": models}
     reward = config.reward
     routes = {} if reward.verifier != "auto" else {key: _kind_of(spec) for key, spec in reward.routes.items()}
     return {"models": models, "verifier": _kind_of(reward.verifier), "routes": routes}
@@ -35,13 +41,14 @@ def has_identity(run_dir: Path) -> bool:
     return _saved(run_dir) is not None
 
 
-def resume_faults(config: PrimeConfig) -> Iterator[str]:
+def resume_faults(config: PrimeConfig, command: str = "train") -> Iterator[str]:
     """Yield each part of a run's identity that differs from its first start, if it has a checkpoint."""
-    before = _saved(config.run_dir)
-    if before is None or not any((config.run_dir / "checkpoints").glob("step_*/run.json")):
+    folder = config.sft_log if command == "sft" else config.run_dir
+    before = _saved(folder)
+    if before is None or not any((folder / "checkpoints").glob("step_*/run.json")):
         return
     try:
-        now = identity_of(config)
+        now = identity_of(config, command)
     except (ModelFolderError, OSError):
         return  # preflight.models reports it.
     for role, model in now["models"].items():
@@ -52,10 +59,15 @@ def resume_faults(config: PrimeConfig) -> Iterator[str]:
         if changed:
             yield (
                 f"{_option_of(role, config)} = {model['path']}: {' and '.join(changed)} of the {role} are not those of "
-                f"{old['path']}, with which the run in {config.run_dir} was started. {ADVICE}"
+                f"{old['path']}, with which the run in {folder} was started. {ADVICE}"
             )
     for key, option in (("verifier", "reward.verifier"), ("routes", "reward.routes")):
-        if now[key] != before.get(key):
+        if key not in now:
+            continue
+        old, current = before.get(key), now[key]
+        if isinstance(old, dict) and isinstance(current, dict):
+            current = {name: current.get(name) for name in old}  # A route may be added, for a new benchmark.
+        if current != old:
             yield (
                 f"{option} = {now[key]!r}: the run in {config.run_dir} was started with {before.get(key)!r}, whose "
                 f"rewards are others. {ADVICE}"

@@ -25,7 +25,9 @@ from megatron_prime.rewards.selection import build_pool
 from megatron_prime.rewards.verifier import run_verifier
 
 MAX_PROBLEMS = 512
-"""Problems of each file that are rendered and tokenized."""
+"""Problems that are rendered and tokenized of all files of a data set together."""
+MIN_PROBLEMS = 8
+"""Problems of each file, also of a data set of many files."""
 NUM_VERIFIED = 8
 """Answers that a verifier is tried on; a reward server is asked for one."""
 MANY_EPOCHS = 100
@@ -91,10 +93,11 @@ def _read(
     longest = config.rollout.max_prompt_tokens
     kept: list[TokenizedProblem] = []
     num_rows, num_long, is_whole, reason = 0, 0, True, ""
+    most = max(MIN_PROBLEMS, MAX_PROBLEMS // len(source.paths))
     for path in source.paths:
         try:
             reader = ProblemReader([path], source.data, layout(source.data.layout, source.data), tokenizer)
-            problems = list(islice(reader, MAX_PROBLEMS))
+            problems = list(islice(reader, most))
         except ValueError as error:
             trial.faults.append(f"{source.key}: {error}")
             return []
@@ -102,7 +105,7 @@ def _read(
         kept += short
         num_rows += reader.num_rows
         num_long += len(problems) - len(short)
-        is_whole &= len(problems) < MAX_PROBLEMS
+        is_whole &= len(problems) < most
         reason = reader.empty_reason(len(problems) - len(short), longest)
     if not kept:
         trial.faults.append(f"{source.key}: no row can be used: {reason}")
@@ -177,7 +180,11 @@ def _outcomes(spec: str, answers: Sequence[str], reward: RewardConfig) -> list[V
 def _response(spec: str, answer: str) -> str:
     if spec == "code":
         return "```python\npass\n```"
-    return answer if spec == "exact_match" else f"The answer is \\boxed{{{answer}}}"
+    if spec == "exact_match":
+        return answer
+    # A user's function may look for the tags of a reasoning model.
+    tags = f"<think>\n\n</think>\n\n<answer>{answer}</answer>\n" if ":" in spec else ""
+    return f"{tags}The answer is \\boxed{{{answer}}}"
 
 
 def _judge(trial: Trial, spec: str, answers: Sequence[str], outcomes: Sequence[VerificationOutcome]) -> None:

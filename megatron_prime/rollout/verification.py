@@ -60,18 +60,20 @@ class RolloutVerifier:
         tokenizer: Decoder,
         ranks: Ranks | None = None,
         max_outage_s: float = 0.0,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._verify = verify
         self._tokenizer = tokenizer
         self._ranks = ranks or Ranks()
         self._max_outage_s = max_outage_s
+        self._is_stopping = is_stopping
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the rollouts with their outcomes, on every rank. Collective; all ranks pass equal rollouts.
 
         Raises:
             RuntimeError: the verifier returned a wrong number of outcomes, or a reward outside [0, 1].
-            VerifierAwayError: a reward server was away for max_outage_s.
+            VerifierAwayError: a reward server was away for max_outage_s, or while the run was asked to stop.
         """
         # The shares are strided, because neighbouring rollouts share a prompt, and all responses to a hard prompt may
         # be slow to verify.
@@ -101,8 +103,13 @@ class RolloutVerifier:
                 if is_waiting and self._ranks.rank == 0:
                     _LOG.warning("the reward server is back")
                 return outcomes
-            # The ranks' clocks differ a little, and all must decide alike.
-            waited_s = max(self._ranks.gather_all([time.monotonic() - started])) if is_waiting else 0.0
+            # The ranks' clocks differ a little, a request may have reached one alone, and all must decide alike.
+            clocks = self._ranks.gather_all([(time.monotonic() - started, self._is_stopping())])
+            waited_s = max(waited for waited, _ in clocks) if is_waiting else 0.0
+            if any(is_stopping for _, is_stopping in clocks):
+                raise VerifierAwayError(
+                    f"the run was asked to stop while the reward server was away: {details[0]}"
+                )
             if waited_s >= self._max_outage_s:
                 raise VerifierAwayError(
                     f"the reward server has been away for {waited_s:.0f} s (reward.http.max_outage_s): {details[0]}"
@@ -116,8 +123,10 @@ class RolloutVerifier:
             is_waiting = True
             time.sleep(min(pause_s, self._max_outage_s - waited_s))
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            for row, outcome in zip(away, self._verified([responses[row] for row in away]), strict=True):
-                outcomes[row] = outcome
+            # One response shows whether the server is back. A server that hangs would hold up all of them.
+            if away and not self._verified([responses[away[0]]])[0].is_away:
+                for row, outcome in zip(away, self._verified([responses[row] for row in away]), strict=True):
+                    outcomes[row] = outcome
 
     def _verified(self, responses: Sequence[Response]) -> list[Outcome]:
         outcomes = list(self._verify(responses))

@@ -14,6 +14,8 @@ from megatron_prime.observability.heartbeat import begin_step
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
+from megatron_prime.parallel.collectives import on_first_rank
+from megatron_prime.parallel.topology import Topology
 from megatron_prime.rollout.prompt_history import PromptHistory, PromptRecord
 from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.checkpoint.saver import Saver, Store
@@ -263,27 +265,41 @@ class Loop:
             )
 
 
-def save_resolved_config(config: PrimeConfig) -> None:
-    """Write the resolved configuration, with defaults and overrides, to run_dir/config.json."""
-    make_private(config.run_dir)
-    replace_file(config.run_dir / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+def save_resolved_config(config: PrimeConfig, folder: Path) -> None:
+    """Write the resolved configuration, with defaults and overrides, to config.json in a folder of the run."""
+    make_private(folder)
+    replace_file(folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
 
 
-def first_date(run_dir: Path) -> datetime.date:
-    """Return the date that run_dir/config.json holds since the run's first start, or today's."""
+def with_date(config: PrimeConfig, folder: Path, topology: Topology) -> PrimeConfig:
+    """Return the configuration with the date that chat templates write: the day of the run's first start. Collective.
+
+    Args:
+        config: the run's configuration.
+        folder: the folder of its config.json.
+        topology: of the job.
+    """
+    if config.data.date is not None:
+        return config
+    date = on_first_rank(lambda: first_date(folder), topology)
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": date})})
+
+
+def first_date(folder: Path) -> datetime.date:
+    """Return the date that config.json holds since the run's first start, or today's."""
     try:
-        stored = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["data"]["date"]
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"]["date"]
         return datetime.date.fromisoformat(stored)
     except (OSError, ValueError, KeyError, TypeError):
         return datetime.date.today()
 
 
-def changed_settings(config: PrimeConfig) -> list[str]:
-    """Return the differences to run_dir/config.json as `section.key: old -> new`; none without that file.
+def changed_settings(config: PrimeConfig, folder: Path) -> list[str]:
+    """Return the differences to a folder's config.json as `section.key: old -> new`; none without that file.
 
     A resumed run uses the new settings. That may be intended, but it is then not the run that was started.
     """
-    path = config.run_dir / "config.json"
+    path = folder / "config.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

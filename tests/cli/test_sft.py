@@ -55,10 +55,20 @@ def test_a_stopped_sft_resumes_and_equals_an_uninterrupted_one_bit_for_bit(toy: 
     assert weights(parts / "hf") == weights(whole / "hf")
 
 
-def test_a_finished_sft_is_refused_and_keeps_its_output(runs):
+def test_a_finished_sft_says_so_and_keeps_its_output(runs):
     code, output = runs["finished"]
+    assert code == 0
+    assert "sft_log is finished: resuming after step 16 of 16 leaves nothing to do" in output
+    assert "its policy is in sft_parts/hf" in output
+
+
+def test_a_resumed_sft_keeps_its_model_and_date(toy: Toy, runs):
+    code, output = runs["another model"]
     assert code == 2
-    assert "sft_parts/hf exists already" in output
+    assert "model.path = sft: " in output
+    assert "weights of the policy are not those of task/model" in output
+    saved = json.loads((toy.run_dir("sft_parts") / "sft_log" / "config.json").read_text())
+    assert saved["data"]["date"] is not None
 
 
 def test_the_held_out_loss_equals_hf_and_is_measured_when_asked(toy: Toy, runs):

@@ -77,6 +77,14 @@ DATED = {
         "<{date}>",
     ),
     "white space before": ("\n\n  {% if true %}a{% endif %}{{ strftime_now('%d %b %Y') }}", "\n\na{date}"),
+    "after an apostrophe": (
+        "{{ \"Today's Date: \" + strftime_now('%d %b %Y') + \".\" }}|{{ messages[0]['content'] }}",
+        "Today's Date: {date}.|q",
+    ),
+    "after another text on the line": (
+        "{% if messages[0]['role'] == 'user' %}{{ strftime_now('%d %b %Y') }}{% endif %}",
+        "{date}",
+    ),
     "without a date": ("\n  {{ messages[0]['content'] }}", "\n  q"),
 }
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from megatron.core.dist_checkpointing.strategies import torch as megatron_strategies
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint import planner as dcp_planner
 from torch.distributed.checkpoint.filesystem import _StoragePrefix
@@ -267,3 +268,21 @@ def test_a_folder_without_files_is_left_to_megatron(folder):
     shutil.rmtree(folder)
     folder.mkdir()
     refuse_code(folder)
+
+
+def test_metadata_of_older_versions_of_megatron_is_accepted(folder):
+    def change(metadata):
+        metadata.all_local_plans = [megatron_strategies.MCoreSavePlan()]
+
+    _describe(folder, change)
+    refuse_code(folder)
+    older = megatron_strategies.MCoreMetadata()
+    vars(older).update(vars(read_metadata(folder)))
+    (folder / ".metadata").write_bytes(pickle.dumps(older))
+    refuse_code(folder)
+
+
+def test_metadata_of_older_versions_without_content_is_named(folder):
+    (folder / ".metadata").write_bytes(pickle.dumps(megatron_strategies.MCoreMetadata()))
+    with pytest.raises(ValueError, match="no description of a checkpoint"):
+        refuse_code(folder)

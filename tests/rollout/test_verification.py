@@ -89,11 +89,27 @@ def test_all_ranks_wait_until_a_server_that_is_away_for_one_is_back(words, rank_
 
     for verified in run_on_ranks(2, run):
         assert [r.outcome_reward for r in verified if not math.isnan(r.outcome_reward)] == [1, 0, 1, 1, 0, 0]
-    assert [len(server.asked) for server in servers] == ([4, 4] if words else [1, 1])
-    assert all(not part for part in servers[1 - rank_away].asked[1:]), (
-        "those with a reward are not asked again"
-    )
+    # One response asks three times whether the server is back, and only then are the others sent.
+    assert [len(part) for part in servers[rank_away].asked[1:-1]] == ([1, 1, 1] if words else [])
+    assert len(servers[1 - rank_away].asked) == 1, "those with a reward are not asked again"
     assert ("the reward server is away: refused" in caplog.text) == bool(words)
+
+
+@pytest.mark.parametrize("rank_asked", [0, 1])
+@pytest.mark.usefixtures("soon")
+def test_a_request_to_stop_ends_the_wait_on_every_rank(rank_asked):
+    servers = [AwayServer(10**9, ("good",)), AwayServer(0, ())]
+
+    def run(ranks):
+        verifier = RolloutVerifier(
+            servers[ranks.rank], WordTokenizer(), ranks, 600.0, lambda: ranks.rank == rank_asked
+        )
+        with pytest.raises(
+            VerifierAwayError, match="asked to stop while the reward server was away: refused"
+        ):
+            verifier(rollouts_ending(WORDS))
+
+    run_on_ranks(2, run)
 
 
 @pytest.mark.usefixtures("soon")

@@ -86,6 +86,7 @@ def sft_runs(folder: str) -> dict[str, Any]:
     return {
         "whole": whole,
         "stopped": stopped,
+        "another model": run("sft", "run.toml", *parts, "model.path=sft"),
         "resumed": run("sft", "run.toml", *parts),
         "finished": run("sft", "run.toml", *parts),
         "hf loss": _hf_loss("sft_whole/hf", "task/sft_heldout.jsonl"),

@@ -139,7 +139,7 @@ def test_a_real_run_evaluates_and_saves_when_it_is_due(toy: Toy):
 
 def test_the_saved_configuration_reads_back_equal(tmp_path):
     config = configured(policy={"lr": 2e-6}).model_copy(update={"run_dir": tmp_path / "new" / "run"})
-    save_resolved_config(config)
+    save_resolved_config(config, config.run_dir)
     written = json.loads((tmp_path / "new/run/config.json").read_text())
     assert written["policy"]["lr"] == 2e-6
     assert PrimeConfig.model_validate(written) == config
@@ -161,11 +161,11 @@ def test_an_error_of_the_trainer_is_raised_and_nothing_is_saved(step_index):
 
 def test_settings_that_changed_since_the_last_start_are_reported(tmp_path):
     values = {"run_dir": tmp_path, "model": {"path": "m"}, "trainer": {"num_steps": 3}}
-    assert changed_settings(PrimeConfig.model_validate(values)) == []
-    save_resolved_config(PrimeConfig.model_validate(values))
-    assert changed_settings(PrimeConfig.model_validate(values)) == []
+    assert changed_settings(PrimeConfig.model_validate(values), tmp_path) == []
+    save_resolved_config(PrimeConfig.model_validate(values), tmp_path)
+    assert changed_settings(PrimeConfig.model_validate(values), tmp_path) == []
     other = values | {"policy": {"lr": 0.5}, "prm": {"enabled": False}}
-    assert changed_settings(PrimeConfig.model_validate(other)) == [
+    assert changed_settings(PrimeConfig.model_validate(other), tmp_path) == [
         "policy.lr: 5e-07 -> 0.5",
         "prm.enabled: True -> False",
     ]
@@ -313,6 +313,6 @@ def test_the_date_of_a_run_is_that_of_its_first_start(content, tmp_path):
         (tmp_path / "config.json").write_text(content)
     assert first_date(tmp_path) == today
     config = configured(data={"date": "2026-01-31"}).model_copy(update={"run_dir": tmp_path})
-    save_resolved_config(config)
+    save_resolved_config(config, config.run_dir)
     assert first_date(tmp_path) == config.data.date == datetime.date(2026, 1, 31)
-    assert changed_settings(config) == []
+    assert changed_settings(config, config.run_dir) == []

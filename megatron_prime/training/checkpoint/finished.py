@@ -10,24 +10,33 @@ MAX_BYTES_READ = 4 * 2**30
 """Size of checkpoints up to which checksums are compared; of larger ones only the sizes of files."""
 
 
-def finished_note(config: PrimeConfig) -> str | None:
-    """Return a line about a run whose last step is saved and exported; None for any other."""
-    found = complete(config.run_dir / "checkpoints")
+def finished_note(config: PrimeConfig, command: str = "train") -> str | None:
+    """Return a line about a run of `train` or `sft` whose last step is saved and exported; None for any other."""
+    is_sft = command == "sft"
+    folder = config.sft_log if is_sft else config.run_dir
+    num_steps = config.sft.num_steps if is_sft else config.trainer.num_steps
+    found = complete(folder / "checkpoints")
     if not found or config.checkpoint.resume == "never":
         return None
     try:
         step = read_run(found[-1])["step_index"]
-        if not isinstance(step, int) or step < config.trainer.num_steps or not _is_sound(found[-1]):
+        if not isinstance(step, int) or step < num_steps or not _is_sound(found[-1]):
             return None
     except (ValueError, KeyError):
         return None
-    exported = config.run_dir / "hf"
-    if config.checkpoint.export_hf and not (exported / "config.json").is_file():
+    exported = config.sft_output if is_sft else config.run_dir / "hf"
+    is_exported = is_sft or config.checkpoint.export_hf
+    if is_exported and not (exported / "config.json").is_file():
         return None
-    where = f"; its policy is in {exported}" if config.checkpoint.export_hf else ""
+    where = f"; its policy is in {exported}" if is_exported else ""
+    advice = (
+        "Choose another run_dir"
+        if is_sft
+        else "Raise trainer.num_steps to train on, or choose another run_dir"
+    )
     return (
-        f"the run in {config.run_dir} is finished: resuming after step {step} of {config.trainer.num_steps} leaves "
-        f"nothing to do{where}. Raise trainer.num_steps to train on, or choose another run_dir"
+        f"the run in {folder} is finished: resuming after step {step} of {num_steps} leaves nothing to do{where}. "
+        f"{advice}"
     )
 
 

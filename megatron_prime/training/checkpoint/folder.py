@@ -52,6 +52,8 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
 def require_roles(checkpoint: Path, roles: Iterable[str]) -> dict[str, Any]:
     """Return the contents of run.json. Raises ValueError when the checkpoint lacks a role, or cannot be read."""
     run = read_run(checkpoint)
+    if not isinstance(run.get("roles"), list):
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: run.json names no roles")
     missing = sorted(set(roles) - set(run["roles"]))
     if missing:
         raise ValueError(
