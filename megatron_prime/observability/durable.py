@@ -4,16 +4,18 @@ Neither a reader nor a crash ever finds a partial file, and no error comes witho
 """
 
 import os
+import socket
 from pathlib import Path
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Replace a file atomically: write a temporary file, fsync it, and rename it."""
-    # The temporary file is in the same folder, because a rename is atomic only within a file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The temporary file is in the same folder, because a rename is atomic only within a file system. Processes of other
+    # nodes may replace the same file of a shared folder at the same time.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

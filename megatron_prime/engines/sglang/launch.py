@@ -1,9 +1,6 @@
 """The command line, environment and files with which SGLang servers are started."""
 
 import json
-import os
-import shutil
-import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +12,7 @@ from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
 from megatron_prime.engines.sglang.versions import launch_name
 from megatron_prime.hf.config_json import read_config_json
-from megatron_prime.observability.durable import make_private
+from megatron_prime.observability.durable import make_private, replace_file
 
 HOST = "127.0.0.1"
 _RECEIVER = "megatron_prime_receiver"
@@ -173,9 +170,7 @@ def install_quantized(model_path: Path, folder: Path) -> Path:
     make_private(folder)
     for source in model_path.iterdir():
         if source.is_file() and "safetensors" not in source.name and not source.name.endswith(".bin"):
-            aside = _aside(folder / source.name)
-            shutil.copyfile(source, aside)
-            aside.replace(folder / source.name)
+            replace_file(folder / source.name, source.read_bytes())
     config = read_config_json(model_path)
     config["quantization_config"] = {
         "quant_method": "fp8",
@@ -183,15 +178,8 @@ def install_quantized(model_path: Path, folder: Path) -> Path:
         "activation_scheme": "dynamic",
         "weight_block_size": [BLOCK_SIZE, BLOCK_SIZE],
     }
-    aside = _aside(folder / "config.json")
-    aside.write_text(json.dumps(config, indent=1), encoding="utf-8")
-    aside.replace(folder / "config.json")
+    replace_file(folder / "config.json", json.dumps(config, indent=1))
     return folder
-
-
-def _aside(path: Path) -> Path:
-    """Return the temporary name of a file that other nodes may write at the same time, and servers may be reading."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
 
 def check_quantization(settings: SGLangConfig, device: str) -> None:
@@ -221,7 +209,5 @@ def install_receiver(folder: Path) -> Path:
     make_private(package)
     for source in sorted(Path(loader.__file__).parent.glob("*.py")):
         # Servers of an earlier start may be importing the file, so it must never be seen half-written.
-        aside = _aside(package / source.name)
-        aside.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-        aside.replace(package / source.name)
+        replace_file(package / source.name, source.read_bytes())
     return folder

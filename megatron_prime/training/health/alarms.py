@@ -6,9 +6,10 @@ not finite are left out of the windows. The guards handle those; a gap of log-pr
 
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from megatron_prime.config.tables.guards import GuardsConfig
 
@@ -42,25 +43,31 @@ MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution / its median absolute deviation."""
 
 
-class Alarm(Protocol):
-    """A condition on one metric's history."""
+class Alarm(ABC):
+    """A condition on the last values of one metric."""
 
-    metric: str
+    judges_not_finite: ClassVar[bool] = False
+    """True if values that are not finite are looked at too."""
 
+    def __init__(self, metric: str, window: int) -> None:
+        self.metric = metric
+        self._window = window
+        self._values: deque[float] = deque(maxlen=window)
+
+    @abstractmethod
     def look(self, value: float) -> str | None:
         """Add the next value; return why it is alarming, or None."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the next look depends on."""
-        ...
+        return {"values": list(self._values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state."""
-        ...
+        self._values = deque(state["values"], maxlen=self._window)
 
 
-class SpikeAlarm:
+class SpikeAlarm(Alarm):
     """An alarm for a value far above its recent history.
 
     Far means `sigmas` robust standard deviations over the median of the last `window` values, and also more than twice
@@ -68,10 +75,8 @@ class SpikeAlarm:
     """
 
     def __init__(self, metric: str, window: int, sigmas: float) -> None:
-        self.metric = metric
+        super().__init__(metric, window)
         self._sigmas = sigmas
-        self._window = window
-        self._values: deque[float] = deque(maxlen=window)
 
     def look(self, value: float) -> str | None:
         """Add the next value; return why it is alarming, or None."""
@@ -86,23 +91,13 @@ class SpikeAlarm:
             return f"{self.metric} = {value:.4g} spikes over its median of {median:.4g} (spread {spread:.2g})"
         return None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the window."""
-        return {"values": list(self._values)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state."""
-        self._values = deque(state["values"], maxlen=self._window)
-
-
-class CollapseAlarm:
+class CollapseAlarm(Alarm):
     """An alarm for a mean over `window` values below `fraction` of the highest such mean so far."""
 
     def __init__(self, metric: str, window: int, fraction: float) -> None:
-        self.metric = metric
-        self._window = window
+        super().__init__(metric, window)
         self._fraction = fraction
-        self._values: deque[float] = deque(maxlen=window)
         self._best = 0.0
 
     def look(self, value: float) -> str | None:
@@ -121,22 +116,21 @@ class CollapseAlarm:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window and the best mean."""
-        return {"values": list(self._values), "best": self._best}
+        return super().state_dict() | {"best": self._best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state."""
-        self._values = deque(state["values"], maxlen=self._window)
+        super().load_state_dict(state)
         self._best = state["best"]
 
 
-class LevelAlarm:
+class LevelAlarm(Alarm):
     """An alarm for a mean over the last LEVEL_WINDOW values (fewer at the start) above a fixed limit; 0 disables it."""
 
     def __init__(self, metric: str, limit: float, advice: str) -> None:
-        self.metric = metric
+        super().__init__(metric, LEVEL_WINDOW)
         self._limit = limit
         self._advice = advice
-        self._values: deque[float] = deque(maxlen=LEVEL_WINDOW)
 
     def look(self, value: float) -> str | None:
         """Add the next value; return why it is alarming, or None."""
@@ -146,16 +140,8 @@ class LevelAlarm:
             return None
         return f"{self.metric} has run away: {mean:.4g}, above {self._limit:g}: {self._advice}"
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the window."""
-        return {"values": list(self._values)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state."""
-        self._values = deque(state["values"], maxlen=LEVEL_WINDOW)
-
-
-class GapAlarm:
+class GapAlarm(Alarm):
     """An alarm for a mean difference between trainer and engine log-probs that is not finite, too large, or a jump.
 
     Too large means above `limit`. A jump is more than GAP_RATIO times the median of the last `window` values, and more
@@ -163,10 +149,11 @@ class GapAlarm:
     0.03. A level that stays becomes the usual one.
     """
 
+    judges_not_finite = True
+
     def __init__(self, window: int, limit: float) -> None:
-        self.metric = GAP
+        super().__init__(GAP, window)
         self._limit = limit
-        self._values: deque[float] = deque(maxlen=window)
 
     def look(self, value: float) -> str | None:
         """Add the next value; return why it is alarming, or None."""
@@ -183,14 +170,6 @@ class GapAlarm:
         if value > max(MIN_JUMP, GAP_RATIO * usual):
             return f"{differ}, and by {usual:.2g} in the steps before. {GAP_ADVICE}"
         return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the window."""
-        return {"values": list(self._values)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state."""
-        self._values = deque(state["values"], maxlen=self._values.maxlen)
 
 
 class Alarms:
@@ -214,8 +193,8 @@ class Alarms:
         """Return a step's flags (1 while a condition holds, else 0) and a warning for each episode that begins."""
         flags, warnings = dict.fromkeys(self._alarms, 0.0), []
         for flag, alarm in self._pairs():
-            value = metrics.get(alarm.metric, math.nan)
-            if not math.isfinite(value) and (alarm.metric not in metrics or not isinstance(alarm, GapAlarm)):
+            value = metrics.get(alarm.metric)
+            if value is None or not (math.isfinite(value) or alarm.judges_not_finite):
                 continue
             why, key = alarm.look(value), _key(flag, alarm)
             if why is None:
