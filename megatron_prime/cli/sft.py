@@ -1,10 +1,10 @@
 """`megatron-prime sft`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_prime.cli.assemble import start_topology
+from megatron_prime.cli.attempt import hold_run, open_store, record_start
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.memory import MemoryConfig
@@ -12,22 +12,16 @@ from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.sft import SFTDataset
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import MetricsLogger, Progress
-from megatron_prime.observability.durable import replace_file
-from megatron_prime.observability.provenance import save_provenance
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.preflight.resume import IDENTITY, has_identity, identity_of
 from megatron_prime.training.checkpoint.run_lock import RunLock
-from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
+from megatron_prime.training.checkpoint.store import RetentionPolicy
 from megatron_prime.training.health.guards import Guards
-from megatron_prime.training.health.stop import StopRequest, listen, stop_listening
+from megatron_prime.training.health.stop import StopRequest, listen
 from megatron_prime.training.loop import (
     Loop,
     LoopContext,
     LoopOutput,
-    changed_settings,
-    save_resolved_config,
     with_date,
 )
 from megatron_prime.training.roles import scoring_settings
@@ -52,16 +46,10 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     held_out = _read(config, config.sft.evaluation) if config.sft.evaluation else None
     for line in _start_lines(config, arithmetic, dataset, held_out):
         progress.line(line)
-    lock = RunLock(config.run_dir, topology)
-    try:
+    with hold_run(config, topology) as lock:
         policy = _train(config, dataset, held_out, topology, progress, lock, asked)
         export_hf(policy.built, topology, config.model.path, config.sft_output)
         progress.line(f"HF checkpoint after SFT: {config.sft_output}")
-    finally:
-        lock.close()
-        stop_watchdog()
-        stop_listening()
-    topology.close()
 
 
 def _train(
@@ -73,17 +61,8 @@ def _train(
     lock: RunLock,
     asked: StopRequest,
 ) -> Trainable:
-    settings = config.checkpoint
-    store = CheckpointStore(
-        config.sft_log / "checkpoints",
-        topology,
-        RetentionPolicy(settings.keep_last),
-        settings.async_save,
-        lock.attempt,
-        lock.fence,
-    )
-    checkpoint = store.newest_sound(settings.on_damage, warn=progress.warn)
-    store.tidy()
+    retention = RetentionPolicy(config.checkpoint.keep_last)
+    store, checkpoint = open_store(config, config.sft_log, retention, topology, lock, progress)
     # Nothing is offloaded, because every phase of the warm-up is an update.
     memory = MemoryConfig(recompute=config.memory.recompute)
     spec = RoleSpec("policy", config.model.path, scoring_settings(config), memory, config.model_options)
@@ -98,7 +77,7 @@ def _train(
         step_index = state.step_index
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     if topology.rank == 0:
-        _record_start(config, lock.attempt, checkpoint is not None, progress)
+        record_start(config, config.sft_log, "sft", lock.attempt, is_first=checkpoint is None)
     logger = MetricsLogger(config.sft_log, step_index + bool(step_index)) if topology.rank == 0 else None
     context = LoopContext(
         store=store,
@@ -122,17 +101,6 @@ def _train(
         if logger is not None:
             logger.close()
     return policy
-
-
-def _record_start(config: PrimeConfig, attempt: int, is_resumed: bool, progress: Progress) -> None:
-    """Write what this attempt was started with, now that nothing refuses it any more."""
-    folder = config.sft_log
-    for change in changed_settings(config, folder) if is_resumed else ():
-        progress.warn(f"changed since this run was last started: {change}")
-    save_resolved_config(config, folder)
-    save_provenance(config.run_dir, attempt)
-    if not is_resumed or not has_identity(folder):
-        replace_file(folder / IDENTITY, json.dumps(identity_of(config, "sft"), indent=1) + "\n")
 
 
 def _read(config: PrimeConfig, files: Sequence[Path]) -> SFTDataset:

@@ -1,6 +1,5 @@
 """`megatron-prime train`."""
 
-import json
 import math
 import time
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prime.cli.assemble import RolloutParts, build_rollout, start_topology
+from megatron_prime.cli.attempt import hold_run, open_store, record_start
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.conversion.export import export_hf
@@ -17,12 +17,8 @@ from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.evaluator import Evaluator
 from megatron_prime.observability import MetricsLogger, Progress
-from megatron_prime.observability.durable import replace_file
-from megatron_prime.observability.provenance import save_provenance
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.parallel.watchdog import stop_watchdog
-from megatron_prime.preflight.resume import IDENTITY, has_identity, identity_of
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
 from megatron_prime.rollout.weight_sync import WeightSync
@@ -30,8 +26,8 @@ from megatron_prime.training.checkpoint.folder import complete, read_run, requir
 from megatron_prime.training.checkpoint.run_lock import RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
 from megatron_prime.training.health.guards import Guards
-from megatron_prime.training.health.stop import StopRequest, listen, stop_listening
-from megatron_prime.training.loop import Loop, LoopContext, changed_settings, save_resolved_config, with_date
+from megatron_prime.training.health.stop import StopRequest, listen
+from megatron_prime.training.loop import Loop, LoopContext, with_date
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
 from megatron_prime.training.trainer import Trainer, TrainerContext
@@ -52,28 +48,14 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     # What may be refused is looked at first: a start that is refused changes no file.
     stream = _prompt_stream(config, progress)
     _check_resumable(config, topology, stream)
-    lock = RunLock(config.run_dir, topology)
-    try:
-        settings = config.checkpoint
-        retention = RetentionPolicy(settings.keep_last, settings.keep_best)
-        store = CheckpointStore(
-            config.run_dir / "checkpoints", topology, retention, settings.async_save, lock.attempt, lock.fence
-        )
-        checkpoint = store.newest_sound(settings.on_damage, warn=progress.warn)
-        store.tidy()
-        if topology.rank == 0:
-            for change in changed_settings(config, config.run_dir) if checkpoint is not None else ():
-                progress.warn(f"changed since this run was last started: {change}")
+    retention = RetentionPolicy(config.checkpoint.keep_last, config.checkpoint.keep_best)
+    with hold_run(config, topology) as lock:
+        store, checkpoint = open_store(config, config.run_dir, retention, topology, lock, progress)
         rollout = build_rollout(config, topology, asked)
         try:
             _train(config, topology, progress, stream, store, checkpoint, rollout, lock, asked)
         finally:
             rollout.close()
-    finally:
-        lock.close()
-        stop_watchdog()
-        stop_listening()
-    topology.close()
 
 
 def _train(
@@ -105,7 +87,7 @@ def _train(
     context.collector.load_state_dict(collector_state)
     trainer = Trainer(config, context, step_index)
     if topology.rank == 0:
-        _record_start(config, lock.attempt, is_first=checkpoint is None)
+        record_start(config, config.run_dir, "train", lock.attempt, is_first=checkpoint is None)
     first_logged = step_index + bool(step_index)
     logger = MetricsLogger(config.run_dir, first_logged) if topology.rank == 0 else None
     history = PromptHistory(config.run_dir / "prompts.jsonl", first_logged) if topology.rank == 0 else None
@@ -134,14 +116,6 @@ def _train(
         export_hf(roles.policy.built, topology, config.model.path, destination, replace=True)
         progress.line(f"HF checkpoint of the policy: {destination}")
     progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
-
-
-def _record_start(config: PrimeConfig, attempt: int, is_first: bool) -> None:
-    """Write what this attempt was started with, now that nothing refuses it any more."""
-    save_resolved_config(config, config.run_dir)
-    save_provenance(config.run_dir, attempt)
-    if is_first or not has_identity(config.run_dir):
-        replace_file(config.run_dir / IDENTITY, json.dumps(identity_of(config), indent=1) + "\n")
 
 
 def _check_resumable(config: PrimeConfig, topology: Topology, stream: ResumableStream[Prompt]) -> None:
