@@ -73,13 +73,14 @@ def _train(
     guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
     for trainable in roles.trained.values():
         trainable.watch = guards
-    step_index, collector_state = 0, {}
+    step_index, collector_state, owed_metrics = 0, {}, None
     if checkpoint is not None:
         state = store.load(checkpoint, roles.trained)
         stream.load_state_dict(state.prompt_stream)
         guards.load_state_dict(state.guards)
         step_index = state.step_index
         collector_state = state.collector
+        owed_metrics = state.owed_metrics if config.has_evaluation else None
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = rollout.sampler.make_weight_sync(roles.policy.built)
     _first_sync(sync, step_index, rollout.sampler.startup_note, progress)
@@ -89,7 +90,9 @@ def _train(
     if topology.rank == 0:
         record_start(config, config.run_dir, "train", lock.attempt, is_first=checkpoint is None)
     first_logged = step_index + bool(step_index)
-    logger = MetricsLogger(config.run_dir, first_logged) if topology.rank == 0 else None
+    # The record of a step whose evaluation is done now is written again, with its result.
+    first_record = step_index if owed_metrics is not None else first_logged
+    logger = MetricsLogger(config.run_dir, first_record) if topology.rank == 0 else None
     history = PromptHistory(config.run_dir / "prompts.jsonl", first_logged) if topology.rank == 0 else None
     try:
         loop_context = LoopContext(
@@ -105,6 +108,7 @@ def _train(
             prompt_history=history,
             is_stopping=lambda: any_rank(asked(), topology),
             agree=lambda flag: any_rank(flag, topology),
+            owed_metrics=owed_metrics,
         )
         asked.defer()
         Loop(config, trainer, loop_context).run()
@@ -199,7 +203,7 @@ def _prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[P
 
 
 def _evaluator(config: PrimeConfig, rollout: RolloutParts, progress: Progress) -> Evaluator | None:
-    if not config.data.evaluation and not config.evaluation.benchmarks:
+    if not config.has_evaluation:
         return None
     evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
     for note in evaluator.notes():

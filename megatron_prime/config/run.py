@@ -105,6 +105,11 @@ class PrimeConfig(Section):
         return paths
 
     @property
+    def has_evaluation(self) -> bool:
+        """True if there are held-out prompts or benchmarks to evaluate on."""
+        return bool(self.data.evaluation or self.evaluation.benchmarks)
+
+    @property
     def sft_output(self) -> Path:
         """The folder to which `sft` writes its HF checkpoint."""
         return self.sft.output or self.run_dir / "sft"

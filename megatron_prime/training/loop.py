@@ -119,6 +119,8 @@ class LoopContext:
     agree: Callable[[bool], bool] = lambda flag: flag
     """Returns whether its argument is true on any rank; collective."""
     output: LoopOutput = LoopOutput()
+    owed_metrics: Mapping[str, float] | None = None
+    """The metrics of the last step done if an outage has prevented its evaluation, which is then done first."""
 
 
 class Loop:
@@ -134,9 +136,9 @@ class Loop:
         self._config = config
         self._trainer = trainer
         self._context = context
-        self._saver = Saver(context.store, config.checkpoint.on_write_error, context.progress)
-        self._saved_step = trainer.step_index
-        """The step at which the next attempt of the run will begin."""
+        self._saver = Saver(
+            context.store, config.checkpoint.on_write_error, context.progress, trainer.step_index
+        )
         self._schedule = SaveSchedule(config.checkpoint.save_every, context.agree)
 
     def run(self) -> None:
@@ -149,13 +151,13 @@ class Loop:
             RunStopped: the run was asked to stop, or its reward server is away, and it has written a checkpoint.
         """
         num_steps = self._config.trainer.num_steps
-        if self._trainer.step_index == 0 and self._context.evaluate is not None:
-            metrics = Metrics()
-            try:
-                self._evaluate(metrics)
-            except VerifierAwayError as error:
-                self._stop("before the first step", str(error))
-            self._log(metrics)
+        if self._context.evaluate is not None:
+            if self._trainer.step_index == 0:
+                self._evaluate_first(Metrics(), "before the first step")
+            elif self._context.owed_metrics is not None:
+                metrics = Metrics(dict(self._context.owed_metrics))
+                self._evaluate_first(metrics, f"after step {self._trainer.step_index}")
+                self._saver.note_evaluation(metrics.get("eval/accuracy"))
         try:
             with self._context.progress.phase(self._context.output.name, num_steps) as advance:
                 advance(self._trainer.step_index)
@@ -168,6 +170,14 @@ class Loop:
             # Every rank raises these alike, so a collective is safe; a save in progress holds an earlier, good step.
             self._saver.finish()
             raise
+
+    def _evaluate_first(self, metrics: Metrics, where: str) -> None:
+        """Evaluate before this attempt's first step, and log the result with the other metrics of that moment."""
+        try:
+            self._evaluate(metrics)
+        except VerifierAwayError as error:
+            self._stop(where, str(error))
+        self._log(metrics)
 
     def _step(self) -> None:
         begin_step(self._trainer.step_index + 1)
@@ -196,7 +206,8 @@ class Loop:
         is_stopping = not is_last and self._context.is_stopping()
         is_due = self._schedule.is_due(done, self._saver.last_save_s)
         if is_last or is_stopping or is_due or outage is not None:
-            self._save(metrics, must_succeed=is_last or is_stopping or outage is not None)
+            must_succeed = is_last or is_stopping or outage is not None
+            self._save(metrics, must_succeed, owes_evaluation=outage is not None)
         if outage is not None:
             self._stop(f"after step {done}", str(outage))
         if is_stopping:
@@ -206,31 +217,37 @@ class Loop:
         """Stop at the begin of a step that got no rewards: no weight has changed, and its prompts are taken again."""
         done = self._trainer.step_index
         self._saver.finish()
-        if done > self._saved_step:
+        if done > self._saver.saved_step:
             self._save(Metrics(), must_succeed=True, position=position)
         self._stop(f"after step {done}", str(error))
 
     def _stop(self, where: str, reason: str = "as asked") -> NoReturn:
         # A stop before the first step of an attempt leaves nothing to save: the next one starts where this one did.
         how = "" if self._config.checkpoint.resume == "auto" else " with checkpoint.resume=auto"
+        saved = self._saver.saved_step
+        begin = f"after step {saved}" if saved else "from the first step"
         raise RunStopped(
-            f"stopped {where} of {self._config.trainer.num_steps}, {reason}; the same command{how} resumes from there"
+            f"stopped {where} of {self._config.trainer.num_steps}, {reason}; the same command{how} resumes {begin}"
         )
 
-    def _save(self, metrics: Metrics, must_succeed: bool, position: dict[str, Any] | None = None) -> None:
-        if self._saver.save(self._context.roles, self._run_state(metrics, position), must_succeed):
-            self._saved_step = self._trainer.step_index
-
-    def _run_state(self, metrics: Metrics, position: dict[str, Any] | None) -> RunState:
+    def _save(
+        self,
+        metrics: Metrics,
+        must_succeed: bool,
+        position: dict[str, Any] | None = None,
+        owes_evaluation: bool = False,
+    ) -> None:
         context = self._context
-        return RunState(
+        state = RunState(
             self._trainer.step_index,
             context.prompt_stream.state_dict() if position is None else position,
             self._config.seed,
             context.guards.state_dict(),
             metrics.get("eval/accuracy"),
             {} if context.collector is None else context.collector.state_dict(),
+            dict(metrics) if owes_evaluation else None,
         )
+        self._saver.save(context.roles, state, must_succeed)
 
     def _log_prompts(self, metrics: Metrics) -> None:
         history, collector = self._context.prompt_history, self._context.collector

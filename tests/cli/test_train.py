@@ -16,6 +16,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from megatron_prime.training.health.stop import EXIT_CODE
+from tests.support import toy_worker
+from tests.support.distributed_runner import run_distributed
 from tests.support.metric_names import undocumented
 from tests.support.toy_runs import (
     LAYOUTS,
@@ -196,6 +198,31 @@ def test_resume_never_refuses_a_used_run_dir(toy: Toy):
     code, output = toy.facts["never"]
     assert code == 2
     assert "checkpoint.resume = 'never', but run_dir = single holds step_00000004" in output
+
+
+def test_a_run_whose_reward_server_goes_away_resumes_with_the_numbers_of_an_undisturbed_one(toy: Toy):
+    (found,) = run_distributed(toy_worker.outage_runs, 1, str(toy.folder))
+    done = {"evaluation of step 2": 2, "step 4": 3, "evaluation of step 4": 4}
+    for moment, step in done.items():
+        code, output = found[moment]
+        assert code == EXIT_CODE, output
+        assert "the reward server is away" in output
+        assert re.search(
+            rf"stopped after step {step} of {NUM_STEPS}, the reward server has been away for \d+ s .*; "
+            rf"the same command resumes after step {step}\n",
+            output,
+        )
+    for before, after in zip(done, [*done, "back"][1:], strict=True):
+        assert f"resuming after step {done[before]}" in found[after][1]
+    assert found["back"][0] == 0, found["back"]
+    assert "is finished: resuming after step 4 of 4 leaves nothing to do" in found["finished"][1]
+    run_dir, unbroken = toy.run_dir("outages"), toy.run_dir("single")
+    assert records(run_dir) == records(unbroken)
+    assert weights(run_dir / "hf") == weights(unbroken / "hf")
+    history = (run_dir / "prompts.jsonl").read_bytes()
+    assert history == (unbroken / "prompts.jsonl").read_bytes()
+    evaluated = json.loads((checkpoint_of(run_dir, NUM_STEPS) / "evaluated.json").read_text())
+    assert evaluated == {"accuracy": records(run_dir)[-1]["eval/accuracy"]}
 
 
 class _RewardServer(BaseHTTPRequestHandler):

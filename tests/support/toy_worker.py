@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,33 @@ def sft_runs(folder: str) -> dict[str, Any]:
         "finished": run("sft", "run.toml", *parts),
         "hf loss": _hf_loss("sft_whole/hf", "task/sft_heldout.jsonl"),
     }
+
+
+def outage_runs(folder: str) -> dict[str, Any]:
+    """Run with a reward server that goes away three times; return the result of each attempt and of two more."""
+    from megatron_prime.observability.heartbeat import current
+    from tests.support.reward_server import RewardServer
+
+    os.chdir(folder)
+
+    def in_evaluation(step: int) -> bool:
+        return (current().step, current().phase) == (step, "evaluation")
+
+    moments: dict[str, Callable[[], bool]] = {
+        "evaluation of step 2": lambda: in_evaluation(2),
+        "step 4": lambda: current().step == 4,
+        "evaluation of step 4": lambda: in_evaluation(4),
+        "back": lambda: False,
+    }
+    results: dict[str, Any] = {}
+    port = 0
+    for name, goes_away in moments.items():
+        with RewardServer(port, goes_away) as server:
+            port = server.port
+            settings = [f"reward.verifier={server.url}", "reward.http.max_outage_s=0.5"]
+            results[name] = run("train", "run.toml", "run_dir=outages", *settings)
+    results["finished"] = run("train", "run.toml", "run_dir=outages", *settings)
+    return results
 
 
 def _terminate_when_logged(path: Path) -> None:

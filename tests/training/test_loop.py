@@ -26,6 +26,7 @@ class Recorder:
         self.step_index = step_index
         self.calls: list[str] = []
         self.offset: int | None = None
+        self.owed: dict[str, float] | None = None
 
     def step(self) -> Metrics:
         self.step_index += 1
@@ -37,7 +38,11 @@ class Recorder:
         assert (state.prompt_stream, state.seed, roles) == ({"offset": self.step_index}, 3, {})
         assert state.step_index == self.step_index
         self.calls.append(f"save {state.step_index}")
+        self.owed = state.owed_metrics
         return Path("somewhere")
+
+    def note_evaluation(self, step_index: int, accuracy: float) -> None:
+        self.calls.append(f"note {accuracy} at {step_index}")
 
     def poll(self) -> None:
         return None
@@ -235,7 +240,7 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_stops():
         guards=quiet_guards(),
         is_stopping=lambda: recorder.step_index == 2,
     )
-    with pytest.raises(RunStopped, match="stopped after step 2 of 3, as asked"):
+    with pytest.raises(RunStopped, match="stopped after step 2 of 3, as asked; .* resumes after step 2"):
         Loop(configured(checkpoint={"save_every": 0}), recorder, context).run()
     assert recorder.calls[-2:] == ["log 2", "save 2"]
     assert "save 1" not in recorder.calls
@@ -256,30 +261,98 @@ def outage_in(recorder: Recorder, method: str, at: int):
 
 
 OUTAGES = {
-    # method, steps done, step_index at the start of the attempt -> last calls
-    "in the first step": ("step", 0, 0, []),
-    "in the first step of an attempt": ("step", 1, 1, []),
-    "in a later step": ("step", 1, 0, ["step 1", "log 1", "save 1"]),
-    "in a step after a save": ("step", 2, 0, ["log 1", "step 2", "log 2", "save 2"]),
-    "in the first evaluation": ("evaluate", 0, 0, []),
-    "in an evaluation": ("evaluate", 2, 0, ["step 2", "log 2", "save 2"]),
+    # method, steps done, step_index at the start of the attempt -> last calls, begin of the next attempt
+    "in the first step": ("step", 0, 0, [], "from the first step"),
+    "in the first step of an attempt": ("step", 1, 1, [], "after step 1"),
+    "in a later step": ("step", 1, 0, ["step 1", "log 1", "save 1"], "after step 1"),
+    "in a step after a save": ("step", 2, 0, ["log 1", "step 2", "log 2", "save 2"], "after step 2"),
+    "in the first evaluation": ("evaluate", 0, 0, [], "from the first step"),
+    "in an evaluation": ("evaluate", 2, 0, ["step 2", "log 2", "save 2"], "after step 2"),
+    "in the last evaluation": ("evaluate", 3, 2, ["step 3", "log 3", "save 3"], "after step 3"),
 }
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
 def test_a_run_whose_reward_server_is_away_saves_and_stops(outage):
-    method, at, start, last_calls = OUTAGES[outage]
+    method, at, start, last_calls, begin = OUTAGES[outage]
     recorder = Recorder(start)
     outage_in(recorder, method, at)
     evaluate = (lambda *arguments: recorder.evaluate(*arguments)) if method == "evaluate" else None
     context = LoopContext(recorder, {}, recorder, evaluate, recorder, Progress(enabled=False), quiet_guards())
     config = configured(checkpoint={"save_every": 0}, trainer={"eval_every": 2})
     with pytest.raises(
-        RunStopped, match=r"the reward server has been away for 600 s; the same command resumes"
+        RunStopped, match=f"the reward server has been away for 600 s; the same command resumes {begin}$"
     ):
         Loop(config, recorder, context).run()
     assert recorder.calls[len(recorder.calls) - len(last_calls) :] == last_calls
     assert last_calls or recorder.calls == []
+    assert (recorder.owed is not None) == (method == "evaluate" and at > 0)
+
+
+@pytest.mark.parametrize("done", [2, 3])
+def test_an_evaluation_that_an_outage_prevented_is_done_first_by_the_next_attempt(done):
+    first = Recorder()
+    outage_in(first, "evaluate", at=done)
+    config = configured(checkpoint={"save_every": 0}, trainer={"eval_every": 2})
+    quiet, guards = Progress(enabled=False), quiet_guards()
+    evaluate = lambda *arguments: first.evaluate(*arguments)  # noqa: E731 - replaced in the meantime
+    with pytest.raises(RunStopped):
+        Loop(config, first, LoopContext(first, {}, first, evaluate, first, quiet, guards)).run()
+    assert first.owed["time/step_s"] == 1.0
+    assert "eval/accuracy" not in first.owed
+
+    still_away = Recorder(done)
+    outage_in(still_away, "evaluate", at=done)
+    context = LoopContext(
+        still_away, {}, still_away, still_away.evaluate, still_away, quiet, guards, owed_metrics=first.owed
+    )
+    with pytest.raises(RunStopped, match=f"stopped after step {done} of 3, .* resumes after step {done}"):
+        Loop(config, still_away, context).run()
+    assert still_away.calls == []
+
+    second = Recorder(done)
+    context = LoopContext(second, {}, second, second.evaluate, second, quiet, guards, owed_metrics=first.owed)
+    Loop(config, second, context).run()
+    assert second.calls[:3] == [f"evaluate {done}", f"log {done} with eval", f"note 0.5 at {done}"]
+    assert second.calls[3:4] == (["step 3"] if done == 2 else [])
+
+
+class BackgroundStore(Recorder):
+    """A recorder whose saves fail later, in the background, at some steps."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__()
+        self.failing = failing
+        self.pending: int | None = None
+        self.on_disk: list[int] = []
+
+    def save(self, roles: object, state) -> None:
+        super().save(roles, state)
+        self.pending = state.step_index
+
+    def poll(self) -> None:
+        return None
+
+    def finish(self) -> Path | None:
+        step, self.pending = self.pending, None
+        if step in self.failing:
+            self.failing = ()
+            raise OSError("no space left")
+        if step is not None:
+            self.on_disk.append(step)
+        return None if step is None else Path(f"step_{step}")
+
+
+@pytest.mark.parametrize(("failing", "on_disk"), [((), [1, 2]), ((1,), [2]), ((2,), [1, 2])])
+def test_a_save_that_failed_in_the_background_is_no_saved_step(failing, on_disk):
+    store = BackgroundStore(*failing)
+    outage_in(store, "step", at=2)
+    context = LoopContext(store, {}, store, None, store, Progress(enabled=False), quiet_guards())
+    config = configured(checkpoint={"save_every": 1, "on_write_error": "continue", "async_save": True})
+    with pytest.raises(RunStopped, match="stopped after step 2 of 3, .* resumes after step 2$"):
+        Loop(config, store, context).run()
+    assert store.on_disk == on_disk
+    assert store.on_disk[-1] == 2
 
 
 @pytest.mark.parametrize("choice", ["stop", "continue"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.training.checkpoint.folder import complete, read_run
+from megatron_prime.training.checkpoint.folder import complete, owed_metrics, read_run
 from megatron_prime.training.checkpoint.manifest import faults, read_manifest, unlisted
 
 MAX_BYTES_READ = 4 * 2**30
@@ -11,7 +11,7 @@ MAX_BYTES_READ = 4 * 2**30
 
 
 def finished_note(config: PrimeConfig, command: str = "train") -> str | None:
-    """Return a line about a run of `train` or `sft` whose last step is saved and exported; None for any other."""
+    """Return a line about a run of `train` or `sft` whose last step is saved, evaluated and exported, else None."""
     is_sft = command == "sft"
     folder = config.sft_log if is_sft else config.run_dir
     num_steps = config.sft.num_steps if is_sft else config.trainer.num_steps
@@ -19,8 +19,11 @@ def finished_note(config: PrimeConfig, command: str = "train") -> str | None:
     if not found or config.checkpoint.resume == "never":
         return None
     try:
-        step = read_run(found[-1])["step_index"]
+        run = read_run(found[-1])
+        step = run["step_index"]
         if not isinstance(step, int) or step < num_steps or not _is_sound(found[-1]):
+            return None
+        if not is_sft and config.has_evaluation and owed_metrics(found[-1], run) is not None:
             return None
     except (ValueError, KeyError):
         return None

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.observability.durable import make_private, sync_path
+from megatron_prime.observability.durable import make_private, replace_file, sync_path
 
 LEFT_OVER = re.compile(r"\.step_\d{8}\.attempt(\d+)\.(partial|removed)")
 
 NAME = re.compile(r"step_\d{8,}")
+EVALUATED = "evaluated.json"
+"""Written into a complete checkpoint, whose other files stay as they are, once an evaluation that it owes is done."""
 RESERVED = ".reserved"
 RESERVED_BYTES = 16 * 2**20
 
@@ -61,6 +63,16 @@ def require_roles(checkpoint: Path, roles: Iterable[str]) -> dict[str, Any]:
             "configuration that wrote it, or start a new run_dir"
         )
     return run
+
+
+def owed_metrics(checkpoint: Path, run: dict[str, Any]) -> dict[str, float] | None:
+    """Return the metrics of a checkpoint's step if its evaluation is still to be done; `run` is its run.json."""
+    return None if (checkpoint / EVALUATED).is_file() else run.get("owed_metrics")
+
+
+def note_evaluation(checkpoint: Path, accuracy: float | None) -> None:
+    """Note that the evaluation which a checkpoint owes has been done."""
+    replace_file(checkpoint / EVALUATED, json.dumps({"accuracy": accuracy}) + "\n")
 
 
 def clear_leftovers(folder: Path, attempt: int) -> None:
@@ -127,7 +139,9 @@ def prune(folder: Path, keep_last: int, keep_best: int, attempt: int) -> None:
 def _accuracy_of(checkpoint: Path) -> float | None:
     try:
         accuracy = read_run(checkpoint).get("accuracy")
-    except ValueError:
+        if (checkpoint / EVALUATED).is_file():
+            accuracy = json.loads((checkpoint / EVALUATED).read_text())["accuracy"]
+    except (OSError, ValueError, KeyError, TypeError):
         return (
             None  # An older checkpoint that cannot be read any more must not end a run that has a newer one.
         )

@@ -26,6 +26,10 @@ class Store(Protocol):
         """Wait for a save in the background and complete it."""
         ...
 
+    def note_evaluation(self, step_index: int, accuracy: float | None) -> None:
+        """Note in a checkpoint that the evaluation it owes has been done."""
+        ...
+
 
 class Saver:
     """Drives a store, and reports what becomes of each save.
@@ -34,10 +38,21 @@ class Saver:
         store: where checkpoints go.
         on_write_error: checkpoint.on_write_error; "continue" warns of a failed write and lets training go on.
         progress: receives a line per completed checkpoint, and the warnings.
+        saved_step: the step of the checkpoint that the run began with; 0 without one.
     """
 
-    def __init__(self, store: Store, on_write_error: Literal["stop", "continue"], progress: Progress) -> None:
+    def __init__(
+        self,
+        store: Store,
+        on_write_error: Literal["stop", "continue"],
+        progress: Progress,
+        saved_step: int = 0,
+    ) -> None:
         self._store = store
+        self.saved_step = saved_step
+        """The step of the newest complete checkpoint, at which the next attempt of the run will begin."""
+        self._begun_step = saved_step
+        """The step of the last save that was begun; in the background it may still fail."""
         self._may_fail = on_write_error != "stop"
         self._progress = progress
         self._waited_s = 0.0
@@ -50,26 +65,27 @@ class Saver:
         """Complete a save in the background if it is written. Collective over all ranks, as are the others."""
         self._attempt(self._store.poll, self._may_fail)
 
-    def save(self, roles: Mapping[str, Trainable], state: RunState, must_succeed: bool) -> bool:
+    def save(self, roles: Mapping[str, Trainable], state: RunState, must_succeed: bool) -> None:
         """Write a checkpoint; with `must_succeed`, return when it is complete and raise OSError when it cannot be.
-
-        Return whether it is written or, in the background, on its way.
 
         The save before it is completed first, by itself: if that one fails, this one can still succeed.
         """
         self.finish()
         may_fail = self._may_fail and not must_succeed
-        self._begun_at = time.monotonic()
-        is_written = self._attempt(lambda: self._store.save(roles, state), may_fail)
+        self._begun_at, self._begun_step = time.monotonic(), state.step_index
+        self._attempt(lambda: self._store.save(roles, state), may_fail)
         if must_succeed:
             self._attempt(self._store.finish, may_fail)
-        return is_written
 
     def finish(self) -> None:
         """Wait for a save in the background and complete it."""
         self._attempt(self._store.finish, self._may_fail)
 
-    def _attempt(self, action: Callable[[], Path | None], may_fail: bool) -> bool:
+    def note_evaluation(self, accuracy: float | None) -> None:
+        """Note in the newest checkpoint that the evaluation it owes has been done."""
+        self._attempt(lambda: self._store.note_evaluation(self.saved_step, accuracy), self._may_fail)
+
+    def _attempt(self, action: Callable[[], Path | None], may_fail: bool) -> None:
         started = time.monotonic()
         try:
             with phase("checkpoint"):
@@ -79,10 +95,10 @@ class Saver:
                 raise
             self.last_save_s = time.monotonic() - self._begun_at
             self._progress.warn(f"{error}. Training continues (checkpoint.on_write_error)")
-            return False
+            return
         self._waited_s += time.monotonic() - started
         if path is not None:
+            self.saved_step = self._begun_step
             self.last_save_s = time.monotonic() - self._begun_at
             self._progress.line(f"saved {path}; training waited {self._waited_s:.1f} s")
             self._waited_s = 0.0
-        return True

@@ -4,6 +4,7 @@ run_dir/checkpoints/step_00000010/
     policy/  prm/       weights, optimizer moments and LR schedule of each role, sharded
     rng.pt              random states of every rank
     run.json            steps done, data position, guards' counters, held-out accuracy
+    evaluated.json      the accuracy, if an outage has delayed its evaluation; not in the manifest
     manifest.json       size and checksum of every file; written last before the rename
 run_dir/checkpoints/.step_00000020.attempt3.partial/   a save in progress, or one that a kill interrupted
 run_dir/checkpoints/damaged_step_00000030/             a checkpoint that was found damaged and set aside
@@ -39,6 +40,8 @@ from megatron_prime.training.checkpoint.folder import (
     complete,
     make_partial,
     name_of,
+    note_evaluation,
+    owed_metrics,
     partial_of,
     prune,
     publish,
@@ -74,6 +77,8 @@ class RunState:
     """Held-out accuracy after these steps; None where it was not measured."""
     collector: dict[str, Any] = field(default_factory=dict)
     """The collector's state_dict."""
+    owed_metrics: dict[str, float] | None = None
+    """The metrics of the last step if an outage has prevented its evaluation; None otherwise, and once it is done."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +261,18 @@ class CheckpointStore:
             run.get("guards", {}),
             run.get("accuracy"),
             run.get("collector", {}),
+            owed_metrics(checkpoint, run),
         )
+
+    def note_evaluation(self, step_index: int, accuracy: float | None) -> None:
+        """Note in a checkpoint that the evaluation it owes has been done.
+
+        Raises:
+            OSError: the note cannot be written; raised on every rank.
+            FencedError: another attempt of the run has taken over.
+        """
+        checkpoint = self._folder / name_of(step_index)
+        self._on_first_rank(lambda: note_evaluation(checkpoint, accuracy))
 
     def _all_named(self) -> list[tuple[Path, bool]]:
         return on_first_rank(lambda: all_named(self._folder), self._topology)
@@ -329,6 +345,7 @@ class CheckpointStore:
             "guards": state.guards,
             "collector": state.collector,
             "accuracy": state.accuracy,
+            "owed_metrics": state.owed_metrics,
             "roles": [path.name for path in sorted(partial.iterdir()) if path.is_dir()],
             "world_size": self._topology.world_size,
             "tensor": self._topology.tensor_size,

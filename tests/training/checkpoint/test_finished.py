@@ -7,6 +7,7 @@ import pytest
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.training.checkpoint import finished
 from megatron_prime.training.checkpoint.finished import finished_note
+from megatron_prime.training.checkpoint.folder import note_evaluation, owed_metrics
 from megatron_prime.training.checkpoint.manifest import write_manifest
 
 
@@ -69,6 +70,31 @@ def test_more_steps_or_a_fresh_start_are_not_finished(tmp_path):
     assert note_of(tmp_path, num_steps=5) is None
     assert note_of(tmp_path, resume="never") is None
     assert "finished" in note_of(tmp_path, num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("owed", "is_noted", "evaluates", "is_finished"),
+    [
+        ({"time/step_s": 1.0}, False, True, False),
+        ({"time/step_s": 1.0}, True, True, True),
+        ({"time/step_s": 1.0}, False, False, True),
+        (None, False, True, True),
+    ],
+)
+def test_a_run_whose_last_evaluation_is_still_to_be_done_is_not_finished(
+    owed, is_noted, evaluates, is_finished, checkpoint, tmp_path
+):
+    run = {"step_index": 4, "owed_metrics": owed}
+    (checkpoint / "run.json").write_text(json.dumps(run))
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+    if is_noted:
+        note_evaluation(checkpoint, 0.5)
+    settings = {"run_dir": tmp_path, "model": {"path": "m"}, "trainer": {"num_steps": 4}}
+    data = {"evaluation": ["held_out.jsonl"] if evaluates else []}
+    note = finished_note(PrimeConfig.model_validate({**settings, "data": data}))
+    assert (note is not None) == is_finished
+    assert (owed_metrics(checkpoint, run) is None) == (is_noted or owed is None)
 
 
 def test_of_a_large_checkpoint_the_sizes_are_compared(checkpoint, tmp_path, monkeypatch):

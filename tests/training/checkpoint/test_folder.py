@@ -7,11 +7,13 @@ import shutil
 import pytest
 
 from megatron_prime.training.checkpoint.folder import (
+    EVALUATED,
     RESERVED_BYTES,
     all_named,
     complete,
     make_partial,
     name_of,
+    note_evaluation,
     partial_of,
     prune,
     publish,
@@ -111,6 +113,15 @@ def test_the_last_and_the_best_are_kept(tmp_path, keep_last, keep_best, kept):
         finished(tmp_path, step, accuracy)
     prune(tmp_path, keep_last, keep_best, attempt=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [name_of(step) for step in kept]
+
+
+def test_an_accuracy_that_was_measured_later_counts_for_the_best(tmp_path):
+    for step, accuracy in ((1, 0.5), (2, None), (3, None), (4, 0.1)):
+        finished(tmp_path, step, accuracy)
+    note_evaluation(tmp_path / name_of(2), 0.9)
+    (tmp_path / name_of(3) / EVALUATED).write_text("damaged")
+    prune(tmp_path, keep_last=1, keep_best=1, attempt=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name_of(2), name_of(4)]
 
 
 def test_setting_a_checkpoint_aside_never_overwrites(tmp_path):

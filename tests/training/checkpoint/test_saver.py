@@ -18,6 +18,7 @@ class Store:
         self.failing = failing
         self.calls: list[str] = []
         self.is_pending = False
+        self.noted: list[tuple[int, float]] = []
 
     def save(self, roles: object, state: RunState) -> None:
         self._note("save")
@@ -28,6 +29,10 @@ class Store:
 
     def finish(self) -> Path | None:
         return self._complete("finish")
+
+    def note_evaluation(self, step_index: int, accuracy: float) -> None:
+        self.noted.append((step_index, accuracy))
+        self._note("note")
 
     def _complete(self, name: str) -> Path | None:
         self._note(name)
@@ -67,6 +72,26 @@ def test_a_failed_write_warns_or_ends_the_run_as_configured(call, capsys):
     assert capsys.readouterr().out == expected
     with pytest.raises(OSError, match="disk full"):
         getattr(Saver(Store(call), "stop", Progress()), call)()
+
+
+@pytest.mark.parametrize("failing", ["save", "poll", "finish", None])
+def test_a_step_counts_as_saved_when_it_is_complete(failing):
+    store = Store()
+    saver = Saver(store, "continue", Progress(enabled=False), saved_step=1)
+    saver.save({}, STATE, must_succeed=False)
+    assert saver.saved_step == 1
+    store.failing = (failing,)
+    {"save": lambda: saver.save({}, STATE, False), "poll": saver.poll}.get(failing, saver.finish)()
+    assert saver.saved_step == (3 if failing in (None, "save") else 1)
+
+
+def test_a_note_that_cannot_be_written_follows_on_write_error(capsys):
+    store = Store("note")
+    Saver(store, "continue", Progress(), saved_step=3).note_evaluation(0.5)
+    assert "WARNING: disk full" in capsys.readouterr().out
+    with pytest.raises(OSError, match="disk full"):
+        Saver(store, "stop", Progress(), saved_step=3).note_evaluation(0.5)
+    assert store.noted == [(3, 0.5)] * 2
 
 
 def test_a_save_that_must_succeed_always_raises(capsys):
