@@ -240,7 +240,7 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_stops():
         guards=quiet_guards(),
         is_stopping=lambda: recorder.step_index == 2,
     )
-    with pytest.raises(RunStopped, match="stopped after step 2 of 3, as asked; .* resumes after step 2"):
+    with pytest.raises(RunStopped, match=r"stopped after step 2 of 3, as asked; .* resumes after step 2"):
         Loop(configured(checkpoint={"save_every": 0}), recorder, context).run()
     assert recorder.calls[-2:] == ["log 2", "save 2"]
     assert "save 1" not in recorder.calls
@@ -349,7 +349,7 @@ def test_a_save_that_failed_in_the_background_is_no_saved_step(failing, on_disk)
     outage_in(store, "step", at=2)
     context = LoopContext(store, {}, store, None, store, Progress(enabled=False), quiet_guards())
     config = configured(checkpoint={"save_every": 1, "on_write_error": "continue", "async_save": True})
-    with pytest.raises(RunStopped, match="stopped after step 2 of 3, .* resumes after step 2$"):
+    with pytest.raises(RunStopped, match=r"stopped after step 2 of 3, .* resumes after step 2$"):
         Loop(config, store, context).run()
     assert store.on_disk == on_disk
     assert store.on_disk[-1] == 2
