@@ -78,8 +78,7 @@ def _train(
         state = store.load(checkpoint, roles.trained)
         stream.load_state_dict(state.prompt_stream)
         guards.load_state_dict(state.guards)
-        step_index = state.step_index
-        collector_state = state.collector
+        step_index, collector_state = state.step_index, state.collector
         owed_metrics = state.owed_metrics if config.has_evaluation else None
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = rollout.sampler.make_weight_sync(roles.policy.built)
@@ -89,11 +88,7 @@ def _train(
     trainer = Trainer(config, context, step_index)
     if topology.rank == 0:
         record_start(config, config.run_dir, "train", lock.attempt, is_first=checkpoint is None)
-    first_logged = step_index + bool(step_index)
-    # The record of a step whose evaluation is done now is written again, with its result.
-    first_record = step_index if owed_metrics is not None else first_logged
-    logger = MetricsLogger(config.run_dir, first_record) if topology.rank == 0 else None
-    history = PromptHistory(config.run_dir / "prompts.jsonl", first_logged) if topology.rank == 0 else None
+    logger, history = _open_logs(config, topology, step_index, is_owed=owed_metrics is not None)
     try:
         loop_context = LoopContext(
             store=store,
@@ -120,6 +115,18 @@ def _train(
         export_hf(roles.policy.built, topology, config.model.path, destination, replace=True)
         progress.line(f"HF checkpoint of the policy: {destination}")
     progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
+
+
+def _open_logs(
+    config: PrimeConfig, topology: Topology, step_index: int, is_owed: bool
+) -> tuple[MetricsLogger | None, PromptHistory | None]:
+    """Return the metrics and the prompt history of this attempt, on rank 0."""
+    if topology.rank != 0:
+        return None, None
+    first_logged = step_index + bool(step_index)
+    # The record of a step whose evaluation is owed is written again, with its result.
+    logger = MetricsLogger(config.run_dir, first_logged - is_owed)
+    return logger, PromptHistory(config.run_dir / "prompts.jsonl", first_logged)
 
 
 def _check_resumable(config: PrimeConfig, topology: Topology, stream: ResumableStream[Prompt]) -> None:

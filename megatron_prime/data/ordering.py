@@ -5,6 +5,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+FORMAT = 2
+"""Raise it when unchanged data get another fingerprint or another order than before.
+
+Positions without a number are of format 1 or 2.
+"""
+
 Item = TypeVar("Item")
 
 
@@ -58,6 +64,7 @@ class ResumableOrder(Generic[Item]):
     def state_dict(self) -> dict[str, Any]:
         """Return the position as plain JSON values; its size does not grow with the data."""
         return {
+            "format": FORMAT,
             "epoch": self._epoch,
             "offset": self._offset,
             "seed": self._seed,
@@ -73,6 +80,14 @@ class ResumableOrder(Generic[Item]):
                 some rows twice and others never.
         """
         mine = self.state_dict()
+        written = state.get("format", 1)
+        if written != FORMAT and state.get("fingerprint") != mine["fingerprint"]:
+            age = "a newer" if isinstance(written, int) and written > FORMAT else "an older"
+            raise ValueError(
+                f"this checkpoint was made by {age} version of megatron_prime: it identifies data in another way "
+                f"(format {written}, now {FORMAT}), so that changed data would not be noticed. Resume with that "
+                "version, or start afresh in a new run_dir"
+            )
         for name, meaning in (
             ("fingerprint", "data set"),
             ("seed", "seed"),

@@ -211,7 +211,8 @@ class Fingerprint:
     """A hash over records of numbers and texts that changes with any of them and with their order.
 
     The identity of a data set is the content of its files and the settings that form prompts from it. Rendered prompts
-    are no part of it: another version of the template engine may render white space differently.
+    are no part of it: another version of the template engine may render white space differently. Whoever changes
+    what is added raises `ordering.FORMAT`.
 
     Args:
         config: Settings of the data set; default none.

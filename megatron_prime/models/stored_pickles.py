@@ -72,6 +72,17 @@ _NOT_READABLE = (
 """Errors of an unpickler on other bytes than a pickle: they are a program for it, which fails in any of these ways."""
 
 
+class UnknownContentError(ValueError):
+    """A file that may be undamaged refers to something that the format of this version does not have.
+
+    It was written by another version of this program or of a library, or it was made to execute code.
+    """
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """A pickle refers to something that the format does not need."""
+
+
 class _StandIn:
     """An inert object in place of every object that a pickle creates; classes derived from it replace the real ones.
 
@@ -95,7 +106,7 @@ class _Function:
     """A function that a pickle may call, but not change."""
 
     def __setstate__(self, _: object) -> NoReturn:
-        raise pickle.UnpicklingError("it changes a function")
+        raise _RefusedError("it changes a function")
 
 
 class _EnumMember(_Function):
@@ -105,7 +116,7 @@ class _EnumMember(_Function):
         is_enum = isinstance(enum, type) and getattr(enum, "origin", None) in _ENUMS
         # Names of members are upper case, those of methods and of what leads elsewhere are not.
         if not is_enum or not isinstance(name, str) or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            raise pickle.UnpicklingError(f"it reads the attribute {name!r} of something that is no enum")
+            raise _RefusedError(f"it reads the attribute {name!r} of something that is no enum")
         return _StandIn()
 
 
@@ -114,7 +125,7 @@ class _Storage(_Function):
 
     def __call__(self, data: object) -> _StandIn:
         if not isinstance(data, bytes):
-            raise pickle.UnpicklingError("a tensor's storage is no bytes")
+            raise _RefusedError("a tensor's storage is no bytes")
         _load(data)
         return _StandIn()
 
@@ -142,7 +153,7 @@ class _Checker(pickle.Unpickler):
             elif is_dtype or origin in _ALLOWED:
                 self._stand_ins[origin] = type(global_name, (_StandIn,), {"origin": origin})
             else:
-                raise pickle.UnpicklingError(
+                raise _RefusedError(
                     f"it refers to {module_name}.{global_name}, which a checkpoint does not need and which could "
                     "execute code"
                 )
@@ -153,7 +164,8 @@ def read_metadata(folder: Path) -> Metadata:
     """Return the metadata of a checkpoint's folder.
 
     Raises:
-        ValueError: the file cannot be read, or refers to anything but the classes of this format.
+        UnknownContentError: the file refers to something else than the classes of this format.
+        ValueError: the file cannot be read.
     """
     path = folder / METADATA
     try:
@@ -161,7 +173,8 @@ def read_metadata(folder: Path) -> Metadata:
         _Checker(data).load()
         metadata = pickle.loads(data)
     except _NOT_READABLE as error:
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        kind = UnknownContentError if isinstance(error, _RefusedError) else ValueError
+        raise kind(f"{path} cannot be read: {type(error).__name__.lstrip('_')}: {error}") from error
     locations = getattr(metadata, "storage_data", None)
     if not isinstance(metadata, Metadata | MCoreMetadata) or not isinstance(locations, dict):
         raise ValueError(f"{path} cannot be read: it holds no description of a checkpoint")
@@ -175,7 +188,8 @@ def load_plain(path: Path) -> Any:  # noqa: ANN401 - plain values and tensors
     """Return what torch.save wrote to a file, if it is plain values, tensors and numpy arrays of numbers.
 
     Raises:
-        ValueError: the file cannot be read or holds something else.
+        UnknownContentError: the file holds something else.
+        ValueError: the file cannot be read.
     """
     try:
         return _load(path.read_bytes())
@@ -187,7 +201,8 @@ def refuse_code(folder: Path) -> None:
     """Check that loading a checkpoint's folder executes no code that is stored in it. Call it before torch loads it.
 
     Raises:
-        ValueError: a file cannot be read, or holds anything but plain values and tensors.
+        UnknownContentError: a file holds something else than plain values, tensors and the format's classes.
+        ValueError: a file cannot be read.
     """
     common = folder / "common.pt"
     if common.is_file():
@@ -231,9 +246,11 @@ def _load(data: bytes) -> Any:  # noqa: ANN401
 
 
 def _unsafe(path: Path, error: BaseException) -> ValueError:
-    reason = str(error)
+    reason, is_refused = str(error), isinstance(error, _RefusedError)
     if "Weights only load failed" in reason:
         # torch's message goes on to advise that the file be loaded without safety; a part of it says what was found.
         found = re.search(r"Unsupported \w+: .*? was not an allowed", reason)
         reason = f"{found[0]} one" if found else "it holds more than plain values"
-    return ValueError(f"{path} cannot be loaded safely ({type(error).__name__}: {reason})")
+        is_refused = found is not None
+    kind = UnknownContentError if is_refused else ValueError
+    return kind(f"{path} cannot be loaded safely ({type(error).__name__.lstrip('_')}: {reason})")

@@ -15,6 +15,8 @@ from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.identity import model_identity
 
 IDENTITY = "identity.json"
+FORMAT = 1
+"""Raise it when an unchanged model or verifier is identified in another way than before."""
 OPTIONS = {"policy": "model.path", "prm": "prm.path", "reference": "reference.path"}
 ADVICE = "Restore it, or start anew in another run_dir"
 
@@ -30,10 +32,10 @@ def identity_of(config: PrimeConfig, command: str = "train") -> dict[str, Any]:
         for role, path in config.model_paths(command).items()
     }
     if command == "sft":
-        return {"models": models}
+        return {"format": FORMAT, "models": models}
     reward = config.reward
     routes = {} if reward.verifier != "auto" else {key: _kind_of(spec) for key, spec in reward.routes.items()}
-    return {"models": models, "verifier": _kind_of(reward.verifier), "routes": routes}
+    return {"format": FORMAT, "models": models, "verifier": _kind_of(reward.verifier), "routes": routes}
 
 
 def has_identity(run_dir: Path) -> bool:
@@ -51,6 +53,19 @@ def resume_faults(config: PrimeConfig, command: str = "train") -> Iterator[str]:
         now = identity_of(config, command)
     except (ModelFolderError, OSError):
         return  # preflight.models reports it.
+    if before.get("format", 1) == FORMAT:
+        yield from _differences(config, folder, before, now)
+    else:
+        yield (
+            f"{folder / IDENTITY} was made by another version of megatron_prime (format {before['format']}, here "
+            f"{FORMAT}), so that a changed model or verifier would not be noticed. Resume with that version, or start "
+            "anew in another run_dir"
+        )
+
+
+def _differences(
+    config: PrimeConfig, folder: Path, before: dict[str, Any], now: dict[str, Any]
+) -> Iterator[str]:
     for role, model in now["models"].items():
         old = before["models"].get(role)
         if old is None:

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from megatron_prime.data.ordering import ResumableOrder
+from megatron_prime.data.ordering import FORMAT, ResumableOrder
 
 
 def order(seed=0, shuffle=True, num_items=7, fingerprint="f"):
@@ -55,6 +55,30 @@ def test_resuming_anywhere_continues_the_same_order(position):
 def test_a_state_of_other_data_is_rejected(other, named):
     with pytest.raises(ValueError, match=f"another {named}"):
         order().load_state_dict(order(**other).state_dict())
+
+
+FORMATS = {
+    # format and fingerprint of the checkpoint -> the error, or None if it is resumed
+    "this one": (FORMAT, "f", None),
+    "this one, other data": (FORMAT, "g", "another data set"),
+    "an older one": (1, "g", "made by an older version of megatron_prime"),
+    "none yet": (None, "g", "made by an older version of megatron_prime"),
+    "none yet, same data": (None, "f", None),
+    "a newer one": (FORMAT + 1, "g", "made by a newer version of megatron_prime"),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_data_of_another_version_are_not_called_changed(case):
+    number, fingerprint, reason = FORMATS[case]
+    state = order(fingerprint=fingerprint).state_dict() | {"format": number}
+    if number is None:
+        del state["format"]
+    if reason is None:
+        order().load_state_dict(state)
+        return
+    with pytest.raises(ValueError, match=reason):
+        order().load_state_dict(state)
 
 
 def test_a_position_outside_the_data_is_rejected():

@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 import types
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.distributed.checkpoint.filesystem import _StoragePrefix
 from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
 
 from megatron_prime.conversion.dist_files import DistReader, append_chunk, append_empty_state, write_metadata
-from megatron_prime.models.stored_pickles import load_plain, read_metadata, refuse_code
+from megatron_prime.models.stored_pickles import UnknownContentError, load_plain, read_metadata, refuse_code
 
 STATE = "decoder.layers.0._extra_state"
 
@@ -155,6 +156,23 @@ def test_code_is_refused_and_not_executed(place, folder, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="cannot be read"):
             DistReader(folder)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if "as a pickle" not in place])
+def test_content_of_another_version_is_told_from_damage(place, folder):
+    PLACES[place](folder, Fraction(1, 2))
+    with pytest.raises(UnknownContentError, match=r"fractions\.Fraction|Unsupported operand|more than"):
+        refuse_code(folder)
+
+
+@pytest.mark.parametrize("name", [".metadata", "common.pt", "__0_0.distcp"])
+def test_damage_is_told_from_content_of_another_version(name, folder):
+    torch.save({"a": 1}, folder / "common.pt")
+    for content in (b"", b"\x80", (folder / name).read_bytes()[:40], b"no pickle"):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            refuse_code(folder)
+        assert not isinstance(caught.value, UnknownContentError), content
 
 
 @pytest.mark.parametrize("case", BY_HAND)

@@ -82,6 +82,17 @@ def test_a_reward_server_may_move_and_change_no_path():
     )
 
 
+@pytest.mark.usefixtures("started")
+def test_an_identity_of_another_version_is_not_compared():
+    saved = json.loads((RUN_DIR / IDENTITY).read_text())
+    (RUN_DIR / IDENTITY).write_text(json.dumps({**saved, "format": 9, "verifier": "gone"}))
+    (fault,) = faults_of("reward.verifier=exact_match")
+    assert fault.startswith("runs/a/identity.json was made by another version of megatron_prime (format 9")
+    del saved["format"]
+    (RUN_DIR / IDENTITY).write_text(json.dumps(saved))
+    check("reward.verifier=exact_match")
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", json.dumps({"models": 3})])
 @pytest.mark.usefixtures("started")
 def test_a_run_without_an_identity_or_without_a_checkpoint_accepts_everything(content):

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251
 from megatron_prime import __version__
 from megatron_prime.models.builder import BuiltModel
 from megatron_prime.models.chunk_state import chunk_states, fill_chunks
-from megatron_prime.models.stored_pickles import load_plain, refuse_code
+from megatron_prime.models.stored_pickles import UnknownContentError, load_plain, refuse_code
 from megatron_prime.parallel.collectives import all_gather_lists, any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint.folder import (
@@ -45,6 +45,7 @@ from megatron_prime.training.checkpoint.folder import (
     partial_of,
     prune,
     publish,
+    read_run,
     release_space,
     require_roles,
     reserve_space,
@@ -391,15 +392,19 @@ def _examine(checkpoint: Path, roles: list[str]) -> tuple[dict[str, Any], list[d
     run = require_roles(checkpoint, roles)
     for role in roles:
         if not (checkpoint / role).is_dir():
-            raise ValueError(
-                f"{checkpoint / role} is missing: the checkpoint is damaged; remove it to resume from the one before"
-            )
+            raise _not_loaded(checkpoint, f"{role} is missing")
     try:
         for role in roles:
             refuse_code(checkpoint / role)
         return run, load_plain(checkpoint / "rng.pt")
+    except UnknownContentError as error:
+        raise ValueError(
+            f"{checkpoint} may be undamaged, but holds what megatron_prime {__version__} does not load: {error}. It "
+            f"was written by {_writer_of(checkpoint)}, and is left as it is: continue with that version, if you trust "
+            "whoever wrote the checkpoint"
+        ) from error
     except ValueError as error:
-        raise _damaged(checkpoint, error) from error
+        raise _not_loaded(checkpoint, str(error)) from error
 
 
 def _sharded_state(trainable: Trainable, written: Path | None = None) -> dict[str, Any]:
@@ -426,20 +431,27 @@ def _restore(trainable: Trainable, folder: Path) -> None:
 def _load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         state = dist_checkpointing.load(template, str(folder))
-    except CheckpointingException as error:
-        raise _damaged(folder, error) from error
-    except CheckpointException as error:
+    except (CheckpointingException, CheckpointException) as error:
         # torch gathers the errors of all ranks into one exception; the first one says enough.
-        first_error, _ = next(iter(error.failures.values()))
-        raise _damaged(folder, first_error) from error
+        one = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise _not_loaded(folder.parent, f"{folder.name}: {type(one).__name__}: {one}") from error
     assert isinstance(state, dict)  # A second value is returned only by strict modes that report mismatches.
     return state
 
 
-def _damaged(path: Path, error: BaseException) -> ValueError:
+def _not_loaded(checkpoint: Path, reason: str) -> ValueError:
     return ValueError(
-        f"{path} is damaged: remove the checkpoint to resume from the one before ({type(error).__name__}: {error})"
+        f"{checkpoint} cannot be loaded by megatron_prime {__version__}: {reason}. It was written by "
+        f"{_writer_of(checkpoint)}, and is left as it is: restore its files, or move it away to resume from the "
+        "checkpoint before"
     )
+
+
+def _writer_of(checkpoint: Path) -> str:
+    try:
+        return f"megatron_prime {read_run(checkpoint)['megatron_prime']}"
+    except (ValueError, KeyError):
+        return "an unknown version"
 
 
 def _rng_state() -> dict[str, Any]:

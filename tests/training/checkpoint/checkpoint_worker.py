@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -375,6 +376,7 @@ DAMAGES = {
     "metadata removed": lambda folder: (folder / "policy" / "metadata.json").unlink(),
     "shard cut short": lambda folder: _cut(next((folder / "policy").glob("*.distcp"))),
     "random states removed": lambda folder: (folder / "rng.pt").unlink(),
+    "random states of another version": lambda folder: torch.save(Fraction(1, 2), folder / "rng.pt"),
     "random states cut short": lambda folder: _cut(folder / "rng.pt"),
     "byte flipped": lambda folder: flip_a_byte(folder),
     "manifest removed": lambda folder: (folder / "manifest.json").unlink(),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megatron_prime import __version__
 from tests.support.distributed_runner import run_distributed
 from tests.support.layout_worker import hf_weights, whole_tensors
 from tests.support.tiny_models import save_tiny_model
@@ -242,6 +243,17 @@ def test_a_damaged_checkpoint_is_refused_on_every_rank(damage, results):
         kind, message = report[damage]
         assert kind == "ValueError", (kind, message)
         assert damage in message, "the folder is named"
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_never_to_be_removed(results):
+    for report in results["faults"]:
+        for damage in ("random states cut short", "role removed", "shard removed"):
+            _, message = report[damage]
+            assert f"It was written by megatron_prime {__version__}, and is left as it is" in message
+            assert "move it away to resume from the checkpoint before" in message
+        _, message = report["random states of another version"]
+        assert "may be undamaged" in message and "fractions.Fraction" in message
+        assert f"It was written by megatron_prime {__version__}, and is left as it is" in message
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_on_every_rank(results):
