@@ -81,7 +81,7 @@ class ResumableOrder(Generic[Item]):
         """
         mine = self.state_dict()
         written = state.get("format", 1)
-        if written != FORMAT and state.get("fingerprint") != mine["fingerprint"]:
+        if written != FORMAT and state.get("fingerprint") not in (None, mine["fingerprint"]):
             age = "a newer" if isinstance(written, int) and written > FORMAT else "an older"
             raise ValueError(
                 f"this checkpoint was made by {age} version of megatron_prime: it identifies data in another way "
