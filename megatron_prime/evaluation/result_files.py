@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_prime import __version__
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.durable import exclusive, replace_file
 from megatron_prime.observability.provenance import git_state
 from megatron_prime.observability.tensorboard import TensorBoardWriter
 
@@ -75,9 +75,11 @@ def add_evaluation(
     """
     # JSON has no NaN or infinity.
     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    records = [*read_evaluations(json_path), {**description, "metrics": finite}]
-    replace_file(json_path, json.dumps(records, indent=2) + "\n")
-    step = len(records) - 1
-    writer = TensorBoardWriter(tensorboard_folder, resume_step=step)
-    writer.log(step, {f"{tag_prefix}{name}": value for name, value in metrics.items()})
-    writer.close()
+    # Two evaluations that ended at the same time would otherwise each keep the other's result out.
+    with exclusive(json_path.with_name(f".{json_path.name}.lock")):
+        records = [*read_evaluations(json_path), {**description, "metrics": finite}]
+        replace_file(json_path, json.dumps(records, indent=2) + "\n")
+        step = len(records) - 1
+        writer = TensorBoardWriter(tensorboard_folder, resume_step=step)
+        writer.log(step, {f"{tag_prefix}{name}": value for name, value in metrics.items()})
+        writer.close()

@@ -3,9 +3,16 @@
 Neither a reader nor a crash ever finds a partial file, and no error comes without the file's name.
 """
 
+import contextlib
+import errno
+import fcntl
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems without locks."""
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -24,6 +31,22 @@ def replace_file(path: Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)  # without it, the rename may be lost in a power failure
+
+
+@contextlib.contextmanager
+def exclusive(lock_file: Path) -> Iterator[None]:
+    """Admit one process at a time, for as long as it takes to read a file and to replace it.
+
+    The lock is on a file of its own, which stays: the file that is replaced is another one afterwards. File systems
+    without locks admit everyone.
+    """
+    with lock_file.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
 
 
 def make_private(folder: Path) -> None:

@@ -1,10 +1,14 @@
 import json
 import math
+import multiprocessing
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_prime.evaluation.result_files import add_evaluation, read_evaluations
+from tests.support.deadlines import seconds
+
+NUM_PROCESSES = 8
 
 
 def add(folder, model: str, **metrics: float) -> list[dict]:
@@ -21,6 +25,27 @@ def test_results_of_earlier_evaluations_stay(tmp_path):
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("eval/x")] == [(0, 0.5), (1, 0.25)]
+
+
+def test_evaluations_that_end_at_the_same_time_lose_no_result(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(NUM_PROCESSES)
+
+    def evaluate(number: int) -> None:
+        barrier.wait()
+        add(tmp_path, f"model {number}", x=number)
+
+    processes = [fork.Process(target=evaluate, args=(number,)) for number in range(NUM_PROCESSES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(seconds(60))
+    assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
+    added = read_evaluations(tmp_path / "a.json")
+    assert sorted(record["metrics"]["x"] for record in added) == [*range(NUM_PROCESSES)]
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("eval/x")] == [r["metrics"]["x"] for r in added]
 
 
 def test_a_file_of_an_earlier_version_becomes_the_first_record(tmp_path):

@@ -7,7 +7,6 @@ across machines) notices before it writes anything.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -18,12 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from megatron_prime.observability.durable import make_private, replace_file
+from megatron_prime.observability.durable import NO_LOCKS, exclusive, make_private, replace_file
 from megatron_prime.parallel.collectives import broadcast_object
 from megatron_prime.parallel.topology import Topology
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of file systems without locks, where the lease is the only guard."""
+LEASE_LOCK = ".lease.lock"
+"""Locked to read the lease and act on it. On file systems without locks, the lease is the only guard."""
 
 
 class FencedError(ValueError):
@@ -92,7 +91,7 @@ class RunLock:
             FencedError: a later attempt has begun; the block does not run.
         """
         assert self._lease is not None, "rank 0 alone writes to run_dir"
-        with _critical_section(self._run_dir):
+        with exclusive(self._run_dir / LEASE_LOCK):
             now = Lease.read(self._run_dir)
             if now is None or now.token != self._lease.token:
                 by = (
@@ -120,7 +119,7 @@ def acquire(run_dir: Path) -> tuple[Lease, IO[str]]:
     """
     make_private(run_dir)
     job, restart_count = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    with _critical_section(run_dir):
+    with exclusive(run_dir / LEASE_LOCK):
         before = Lease.read(run_dir)
         name = before.lock if before else ".lock"
         attempt = before.attempt + 1 if before else 1
@@ -159,15 +158,3 @@ def _try_lock(path: Path) -> IO[str] | None:
         if error.errno not in NO_LOCKS:
             raise
     return file
-
-
-@contextlib.contextmanager
-def _critical_section(run_dir: Path) -> Iterator[None]:
-    """Admit one process at a time, for as long as it takes to read the lease and act on it."""
-    with (run_dir / ".lease.lock").open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
