@@ -171,7 +171,16 @@ _command(
 _command("sft", "fine-tune the policy on demonstrations and write an HF checkpoint")
 _command("eval", "sample on the held-out prompts and benchmarks from model.path and report accuracy")
 _command("eval-prm", "evaluate the PRM of prm.path against reference.path: best of N, ProcessBench, pairs")
-_command("check", "find every fault of a training configuration, and print its batch arithmetic")
+_command(
+    "check",
+    "find every fault of a configuration and of its data, and print the batch arithmetic",
+    _option(
+        "--for",
+        "target",
+        type=click.Choice(("train", "sft", "eval", "eval-prm")),
+        help="the command to check; by default train, or without data.train the one whose data are named",
+    ),
+)
 _command(
     "plan",
     "estimate a run without a GPU: memory, time, weight sync, layouts that fit",

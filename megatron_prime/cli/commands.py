@@ -19,7 +19,7 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.preflight.checks import check_convert, check_run
+from megatron_prime.preflight.checks import check_convert, check_run, command_of
 from megatron_prime.preflight.plausibility import doubts
 from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
 from megatron_prime.training.health.stop import RunStopped, listen
@@ -30,7 +30,6 @@ CHECKED_AS = {
     "sft": "sft",
     "eval": "evaluate",
     "eval-prm": "evaluate_prm",
-    "check": "train",
 }
 """Command -> the name by which preflight.checks knows it."""
 RANK_FUNCTIONS = {
@@ -58,9 +57,10 @@ def run_command(options: Options) -> int:
         if options.command == "sft" and _is_finished(config, options):
             return 0
         num_processes = _num_processes(config)
-        arithmetic = check_run(config, num_processes, CHECKED_AS[options.command])
+        command = CHECKED_AS.get(options.command) or _checked_command(config, options)
+        arithmetic = check_run(config, num_processes, command)
         if options.command == "check":
-            return _check(config, arithmetic, options.quiet)
+            return _check(config, arithmetic, command, options.quiet)
     except ConfigError as error:
         # Under torchrun every rank gets here. One rank per node reports: a file may be missing on one node only.
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -77,19 +77,27 @@ def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
     return getattr(import_module(f"megatron_prime.cli.{module}"), name)(*arguments)
 
 
-def _check(config: PrimeConfig, arithmetic: BatchArithmetic, quiet: bool) -> int:
-    """Try the run on a sample of its data, after everything that needs no import of seconds."""
-    if not quiet:
-        print("\n".join(arithmetic.lines()), flush=True)  # noqa: T201
-    _warn(doubts(config, arithmetic))
-    from megatron_prime.preflight.trial import try_run  # it imports transformers
+def _checked_command(config: PrimeConfig, options: Options) -> str:
+    """Return the command that `check` is about."""
+    return CHECKED_AS[options.target] if options.target else command_of(config)
 
-    trial = try_run(config)
-    _warn(trial.warnings)
-    if trial.faults:
-        raise ConfigError("check", trial.faults)
+
+def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, quiet: bool) -> int:
+    """Try the run on its data, after everything that needs no import of seconds."""
+    if command == "train":
+        if not quiet:
+            print("\n".join(arithmetic.lines()), flush=True)  # noqa: T201
+        _warn(doubts(config, arithmetic))
+    if command != "evaluate_prm":
+        from megatron_prime.preflight.trial import try_run  # it imports transformers
+
+        trial = try_run(config, command)
+        _warn(trial.warnings)
+        if trial.faults:
+            raise ConfigError("check", trial.faults)
     if not quiet:
-        print("the configuration is sound")  # noqa: T201
+        name = next(name for name, checked in CHECKED_AS.items() if checked == command)
+        print("the configuration is sound" + (f" for {name}" if name != "train" else ""))  # noqa: T201
     return 0
 
 

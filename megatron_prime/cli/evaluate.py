@@ -5,7 +5,7 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.accuracy import EvaluationReport
-from megatron_prime.evaluation.evaluator import Evaluator
+from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.evaluation.result_files import add_evaluation, describe
 from megatron_prime.evaluation.saved_responses import write_response_files
 from megatron_prime.evaluation.tables import metrics_table, summary_table
@@ -23,19 +23,20 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
     """
     topology = start_topology(config, data_parallel_only=True)
     progress = Progress(enabled=topology.rank == 0)
+    # The prompts are read before servers are started, so that a malformed row fails at once.
+    sets = evaluation_sets(config)
+    for note in notes_of(sets):
+        progress.line(note)
     rollout = build_rollout(config, topology)
     try:
-        # The prompts are read before the weights are loaded, so that a malformed row fails at once.
-        evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
-        for note in evaluator.notes():
-            progress.line(note)
+        evaluator = Evaluator(config, sets, rollout.engine, rollout.verifier)
         rollout.engine.load_from_hf(config.model.path)
         report = evaluator(0)
     finally:
         rollout.close()
     if topology.rank == 0:
         _write(config, report, progress)
-        progress.table(summary_table(config.model.path, config.evaluation, evaluator.sets, report))
+        progress.table(summary_table(config.model.path, config.evaluation, sets, report))
         if "" in report.results:
             progress.table(metrics_table(config.model.path, config.evaluation, report.results[""]))
         progress.line(f"written to {config.run_dir / METRICS_FILE}")

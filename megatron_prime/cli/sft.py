@@ -9,7 +9,7 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.conversion.export import export_hf
-from megatron_prime.data.sft import SFTDataset
+from megatron_prime.data.sft import SFTDataset, demonstration_data
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.collectives import any_rank
@@ -104,10 +104,9 @@ def _train(
 
 
 def _read(config: PrimeConfig, files: Sequence[Path]) -> SFTDataset:
-    layout, weights = config.sft.layout or config.data.layout, config.sft.weights
     return SFTDataset.read(
         files,
-        config.data.model_copy(update={"layout": layout, "weights": weights}),
+        demonstration_data(config),
         config.sft.response_field,
         load_tokenizer(config.model.path),
         config.trainer.max_tokens_per_microbatch,

@@ -15,7 +15,7 @@ from megatron_prime.data.mixing import ResumableStream
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.evaluation.evaluator import Evaluator
+from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
@@ -47,13 +47,17 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     config = with_date(config, config.run_dir, topology)
     # What may be refused is looked at first: a start that is refused changes no file.
     stream = _prompt_stream(config, progress)
+    held_out = evaluation_sets(config)
+    for note in notes_of(held_out):
+        progress.line(note)
     _check_resumable(config, topology, stream)
     retention = RetentionPolicy(config.checkpoint.keep_last, config.checkpoint.keep_best)
     with hold_run(config, topology) as lock:
         store, checkpoint = open_store(config, config.run_dir, retention, topology, lock, progress)
         rollout = build_rollout(config, topology, asked)
+        evaluator = Evaluator(config, held_out, rollout.engine, rollout.verifier) if held_out else None
         try:
-            _train(config, topology, progress, stream, store, checkpoint, rollout, lock, asked)
+            _train(config, topology, progress, stream, evaluator, store, checkpoint, rollout, lock, asked)
         finally:
             rollout.close()
 
@@ -63,6 +67,7 @@ def _train(
     topology: Topology,
     progress: Progress,
     stream: ResumableStream[Prompt],
+    evaluator: Evaluator | None,
     store: CheckpointStore,
     checkpoint: Path | None,
     rollout: RolloutParts,
@@ -79,7 +84,7 @@ def _train(
         stream.load_state_dict(state.prompt_stream)
         guards.load_state_dict(state.guards)
         step_index, collector_state = state.step_index, state.collector
-        owed_metrics = state.owed_metrics if config.has_evaluation else None
+        owed_metrics = None if evaluator is None else state.owed_metrics
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = rollout.sampler.make_weight_sync(roles.policy.built)
     _first_sync(sync, step_index, rollout.sampler.startup_note, progress)
@@ -94,7 +99,7 @@ def _train(
             store=store,
             roles=roles.trained,
             prompt_stream=stream,
-            evaluate=_evaluator(config, rollout, progress),
+            evaluate=evaluator,
             logger=logger,
             progress=progress,
             guards=guards,
@@ -207,12 +212,3 @@ def _prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[P
     for line in (f"{len(dataset)} training prompts", *dataset.notes):
         progress.line(line)
     return dataset.stream(config.seed, config.data.shuffle, config.data.weights)
-
-
-def _evaluator(config: PrimeConfig, rollout: RolloutParts, progress: Progress) -> Evaluator | None:
-    if not config.has_evaluation:
-        return None
-    evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
-    for note in evaluator.notes():
-        progress.line(note)
-    return evaluator

@@ -5,8 +5,11 @@ share the layouts.
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from megatron_prime.config.tables.data import DataConfig, LayoutName
@@ -17,6 +20,8 @@ from megatron_prime.data.rows import DataRow
 Message = dict[str, str]
 """A chat message, {"role": ..., "content": ...}."""
 
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(?:["'](?:role|content)["']\s*:)""")
+"""The begin of chat messages that were written as text, by JSON or as Python shows them."""
 _QUESTIONS = ("problem", "question", "Problem", "Question")
 _ANSWERS = ("answer", "Answer", "expected_answer", "final_answer")
 _SOLUTIONS = ("solution", "Solution")
@@ -55,12 +60,15 @@ def _columns(config: DataConfig) -> Layout:
 
 
 def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
-    """Return the prompt of a row, text or chat messages.
+    """Return the prompt of a row, text or chat messages. JSON text of messages, as CSV files hold them, is parsed.
 
     Raises:
-        ValueError: If the field is missing, empty, or neither text nor a list of {"role", "content"} messages.
+        ValueError: If the field is missing or empty, neither text nor a list of {"role", "content"} messages, or
+            already holds the answer of an assistant.
     """
     value = row.field(field)
+    if isinstance(value, str) and _MESSAGES_AS_TEXT.match(value):
+        value = _parsed_messages(row, field, value)
     if isinstance(value, str):
         if not value.strip():
             raise row.error(f"{field!r} is empty")
@@ -72,7 +80,25 @@ def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
     messages = checked_messages(row, field, value)
     if not any(message["content"].strip() for message in messages):
         raise row.error(f"{field!r} is empty")
+    if messages[-1]["role"] == "assistant":
+        raise row.error(
+            f"{field!r} ends with a message of the assistant, so that the model would see an answer and be asked for "
+            "another one: leave that message out; sft.messages_field takes whole conversations"
+        )
     return messages
+
+
+def _parsed_messages(row: DataRow, field: str, text: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise row.error(
+            f"{field!r} looks like chat messages, but is text that is not JSON ({error}): write it with json.dumps, or "
+            "as a list"
+        ) from error
+    if not isinstance(value, list):
+        raise row.error(f"{field!r} is JSON text of one message; a prompt must be text or a list of messages")
+    return value
 
 
 def checked_messages(row: DataRow, field: str, messages: Sequence[Any]) -> list[Message]:
@@ -98,9 +124,12 @@ def answer_text(row: DataRow, field: str) -> str:
     """Return the ground truth as text: numbers by str, objects and lists (unit tests of code) as JSON.
 
     Raises:
-        ValueError: If the field is missing, null or blank.
+        ValueError: If the field is missing, null, blank, not finite, or of another type.
     """
-    value = row.field(field)
+    return _answer(row, field, row.field(field))
+
+
+def _answer(row: DataRow, field: str, value: object) -> str:
     if value is None:
         raise row.error(f"{field!r} is null: the verifier needs a ground truth")
     if isinstance(value, str):
@@ -108,8 +137,15 @@ def answer_text(row: DataRow, field: str) -> str:
             raise row.error(f"{field!r} is empty: the verifier needs a ground truth")
         return value
     if isinstance(value, dict | list):
+        if not value:
+            raise row.error(f"{field!r} is {value!r}: the verifier needs a ground truth")
         return json.dumps(value)
-    return str(value)
+    if isinstance(value, int | float | Decimal):
+        if not math.isfinite(value):
+            # pandas writes a missing value so.
+            raise row.error(f"{field!r} is {value}: the verifier needs a ground truth, which this is not")
+        return str(value)
+    raise row.error(f"{field!r} is of the type {type(value).__name__}; an answer must be text or a number")
 
 
 def _text(row: DataRow, names: Sequence[str]) -> str:
@@ -144,8 +180,9 @@ def _math_answer(row: DataRow) -> str:
     # A separate answer column takes precedence: a solution may box intermediate results as well.
     for name in _ANSWERS:
         value = row.fields.get(name)
-        if value is not None and str(value).strip():
-            return plain_number(without_dollars(str(value)))
+        is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+        if not is_missing and str(value).strip():
+            return plain_number(without_dollars(_answer(row, name, value)))
     solution = _text(row, _SOLUTIONS)
     answer = last_boxed(solution)
     if answer is None:

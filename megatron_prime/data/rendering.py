@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ _STOPPED_CLOCK = (
 )
 """Replaces the function of templates that writes today's date. transformers passes no functions to a template. The
 newline is removed again, as is every first one after a block."""
+
+
+_ANY_TEXT = "a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,25 @@ class PromptRenderer:
                 text: config.date.strftime(text) for _, text in _DATE_FORMAT.findall(self._template)
             }
             self._template = _STOPPED_CLOCK + self._template
+
+    @cached_property
+    def num_appended(self) -> int:
+        """Number of special tokens that the tokenizer puts behind a text, such as an end of sequence."""
+        bare = self._tokenizer(_ANY_TEXT, add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer(_ANY_TEXT, add_special_tokens=True)["input_ids"]
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return len(whole) - start - len(bare)
+        return 0
+
+    def log_lines(self) -> list[str]:
+        """Return a log line if the tokenizer would end prompts; empty otherwise."""
+        if not self.num_appended:
+            return []
+        return [
+            f"the tokenizer puts {self.num_appended} special token(s) behind each text: they are left out of prompts, "
+            "which a response is to continue"
+        ]
 
     def render(self, prompt: str | Sequence[Message], is_question: bool) -> Rendered:
         """Return the prompt as the text that the model receives.
@@ -108,7 +131,9 @@ class PromptRenderer:
                     texts, add_special_tokens=not has_special_tokens, truncation=False, padding=False
                 )
                 for index, ids in zip(indices, batch["input_ids"], strict=True):
-                    token_ids[index] = list(ids)
+                    token_ids[index] = list(ids)[
+                        : len(ids) - (0 if has_special_tokens else self.num_appended)
+                    ]
         return token_ids
 
     def _messages(self, prompt: str | Sequence[Message]) -> list[Message]:

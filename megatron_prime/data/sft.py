@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.columns import ColumnTable, TokensColumn
 from megatron_prime.data.layouts import Layout, Message, checked_messages, layout
@@ -85,11 +86,9 @@ class SFTDataset:
         """
         if not paths:
             raise ValueError("no demonstrations are given: set sft.data")
-        row_layout, read_response = _response_reader(config, response_field, messages_field)
-        reader = ProblemReader(paths, config, row_layout, tokenizer, read_response)
+        reader = demonstration_reader(paths, config, response_field, tokenizer, messages_field)
         table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint(config)
         for problem in reader:
-            # `answer` holds the response here, because the reader was given `read_response` as its target.
             response_ids = response_token_ids(problem.answer, tokenizer)
             if len(problem.prompt_ids) + len(response_ids) > max_tokens:
                 num_dropped += 1
@@ -104,6 +103,24 @@ class SFTDataset:
     ) -> ResumableStream[SFTExample]:
         """Return an endless stream of the examples, starting at the first epoch; see `make_stream`."""
         return make_stream(self.examples, self.fingerprint, seed, shuffle, weights or {})
+
+
+def demonstration_data(config: PrimeConfig) -> DataConfig:
+    """Return the settings of `[data]` with those of `[sft]` in their places."""
+    layout_name = config.sft.layout or config.data.layout
+    return config.data.model_copy(update={"layout": layout_name, "weights": config.sft.weights})
+
+
+def demonstration_reader(
+    paths: Sequence[Path],
+    config: DataConfig,
+    response_field: str,
+    tokenizer: PreTrainedTokenizerBase,
+    messages_field: str | None,
+) -> ProblemReader:
+    """Return a reader whose problems have the response in the place of the answer; see `SFTDataset.read`."""
+    row_layout, read_response = _response_reader(config, response_field, messages_field)
+    return ProblemReader(paths, config, row_layout, tokenizer, read_response)
 
 
 def _response_reader(

@@ -1,12 +1,12 @@
 """Evaluation on held-out prompts and benchmarks, used during training and by the eval command."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.prompts import PromptDataset
-from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
 from megatron_prime.evaluation.accuracy import EvaluationReport, evaluate, evaluation_sampling
 from megatron_prime.evaluation.confidence import BootstrapSettings
 from megatron_prime.rollout.engine import Engine
@@ -29,33 +29,20 @@ class EvaluationSet:
 
 
 class Evaluator:
-    """Evaluates the weights that the engine holds, on data.evaluation and on every benchmark.
-
-    Raises:
-        ValueError: a file cannot be read, a row is malformed, or no verifier is configured for it.
-    """
+    """Evaluates the weights that the engine holds, on prompt sets that `evaluation_sets` has read."""
 
     def __init__(
         self,
         config: PrimeConfig,
+        sets: Sequence[EvaluationSet],
         engine: Engine,
         verifier: RolloutVerifier,
-        stop_token_ids: tuple[int, ...],
     ) -> None:
         self._engine = engine
         self._verifier = verifier
         settings = config.evaluation
         self._bootstrap = BootstrapSettings(settings.confidence, settings.num_resamples, config.seed)
-        self.sets = list(_sets(config, stop_token_ids))
-        # A prompt without a verifier must fail here, not after the responses have been sampled.
-        for prompt in (prompt for prompts in self.sets for prompt in prompts.prompts):
-            config.reward.verifier_of(prompt.source, prompt.ability)
-
-    def notes(self) -> list[str]:
-        """Return the messages about skipped rows, each prefixed with its prompt set."""
-        return [
-            f"{prompts.name or 'data.evaluation'}: {note}" for prompts in self.sets for note in prompts.notes
-        ]
+        self._sets = sets
 
     def __call__(self, step_index: int) -> EvaluationReport:
         """Sample and verify all prompt sets after `step_index` training steps. Collective over all ranks."""
@@ -73,15 +60,33 @@ class Evaluator:
                 # training.
                 whole_only=bool(prompts.name),
             )
-            for number, prompts in enumerate(self.sets)
+            for number, prompts in enumerate(self._sets)
         }
         return EvaluationReport(results)
 
 
-def _sets(config: PrimeConfig, stop_token_ids: tuple[int, ...]) -> Iterator[EvaluationSet]:
+def evaluation_sets(config: PrimeConfig) -> list[EvaluationSet]:
+    """Read data.evaluation and every benchmark. Call it before anything expensive begins.
+
+    Raises:
+        ValueError: a file cannot be read, a row is malformed, or no verifier is configured for it.
+    """
+    sets = list(_sets(config))
+    for prompt in (prompt for prompts in sets for prompt in prompts.prompts):
+        config.reward.verifier_of(prompt.source, prompt.ability)
+    return sets
+
+
+def notes_of(sets: Sequence[EvaluationSet]) -> list[str]:
+    """Return the messages about skipped rows, each prefixed with its prompt set."""
+    return [f"{prompts.name or 'data.evaluation'}: {note}" for prompts in sets for note in prompts.notes]
+
+
+def _sets(config: PrimeConfig) -> Iterator[EvaluationSet]:
     tokenizer = load_tokenizer(config.model.path)
+    stop_ids = stop_token_ids(tokenizer, config.model.path)
     settings, longest = config.evaluation, config.rollout.max_prompt_tokens
-    base = evaluation_sampling(settings, config.rollout.max_response_tokens, stop_token_ids)
+    base = evaluation_sampling(settings, config.rollout.max_response_tokens, stop_ids)
     if config.data.evaluation:
         dataset = PromptDataset.read(config.data.evaluation, held_out_data(config.data), tokenizer, longest)
         prompts = dataset.prompts[: settings.max_prompts]

@@ -23,6 +23,15 @@ COMMANDS = ("train", "evaluate", "sft", "evaluate_prm")
 """Commands that run a model; each needs other files."""
 
 
+def command_of(config: PrimeConfig) -> str:
+    """Return the command (one of COMMANDS) that a configuration is for, by the data that it names."""
+    if config.data.train:
+        return "train"
+    if config.sft.data:
+        return "sft"
+    return "evaluate" if config.has_evaluation else "train"
+
+
 def check_run(config: PrimeConfig, num_processes: int, command: str) -> BatchArithmetic:
     """Check that `command` (one of COMMANDS) can start on `num_processes`, and return its batch arithmetic.
 

@@ -25,7 +25,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.provenance import versions
 from megatron_prime.parallel.connectivity import meet
 from megatron_prime.parallel.platform import num_gpus, select_platform, transformer_engine_fault
-from megatron_prime.preflight.checks import check_run
+from megatron_prime.preflight.checks import check_run, command_of
 from megatron_prime.preflight.plausibility import doubts
 
 MIN_FREE_GIB = 20.0
@@ -92,22 +92,22 @@ def examine_run(config: PrimeConfig) -> Iterator[Finding]:
     """Yield a finding for each fault and doubt that `check` has about the run, then about a sample of its data."""
     parallel = config.parallel
     number = int(os.environ.get("WORLD_SIZE", parallel.num_processes or parallel.min_processes))
-    command = "sft" if config.sft.data and not config.data.train else "train"
+    command = command_of(config)
     try:
         arithmetic = check_run(config, number, command)
     except ConfigError as error:
         yield from (Finding("fault", "run", fault) for fault in error.faults)
         return
-    if command == "sft":
-        yield Finding("ok", "run", "the configuration of sft is sound")
-        return
     from megatron_prime.preflight.trial import try_run  # it imports transformers
 
-    trial = try_run(config)
-    yield from (Finding("warning", "run", text) for text in [*doubts(config, arithmetic), *trial.warnings])
+    trial = try_run(config, command)
+    questions = doubts(config, arithmetic) if command == "train" else ()
+    yield from (Finding("warning", "run", text) for text in [*questions, *trial.warnings])
     yield from (Finding("fault", "run", fault) for fault in trial.faults)
     if not trial.faults:
-        yield Finding("ok", "run", "the configuration is sound")
+        yield Finding(
+            "ok", "run", "the configuration is sound" + ("" if command == "train" else f" for {command}")
+        )
 
 
 def _python() -> Finding:

@@ -1,23 +1,25 @@
-"""Try what a run does first, on a sample: load the tokenizer, render and tokenize rows, verify a response.
+"""Try what a run does first: load the tokenizer, read all rows, render and tokenize a sample, verify some responses.
 
 This is the code that the run itself calls. It imports transformers, which takes seconds, and may start a worker of a
 verifier, so it comes after the checks that need neither.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.layouts import layout
 from megatron_prime.data.reading import ProblemReader, TokenizedProblem
+from megatron_prime.data.sft import demonstration_data, demonstration_reader, response_token_ids
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rewards import VerificationOutcome, VerificationStatus, get
@@ -28,6 +30,8 @@ MAX_PROBLEMS = 512
 """Problems that are rendered and tokenized of all files of a data set together."""
 MIN_PROBLEMS = 8
 """Problems of each file, also of a data set of many files."""
+SCAN_S = 20.0
+"""Seconds for reading the other rows of all data sets, without rendering them: over a million short rows."""
 NUM_VERIFIED = 8
 """Answers that a verifier is tried on; a reward server is asked for one."""
 MANY_EPOCHS = 100
@@ -52,11 +56,15 @@ class _Source:
 
     key: str
     paths: Sequence[Path]
-    data: DataConfig
+    reader_of: Callable[[Sequence[Path]], ProblemReader]
+    longest: int
+    """Rows with more tokens are left out."""
+    has_responses: bool = False
+    """True for demonstrations, whose responses count among the tokens."""
 
 
-def try_run(config: PrimeConfig) -> Trial:
-    """Return the faults and doubts that the first prompts of a `train` run meet."""
+def try_run(config: PrimeConfig, command: str = "train") -> Trial:
+    """Return the faults and doubts that the data of a run of "train", "evaluate" or "sft" meet."""
     trial = Trial()
     path = config.model.path
     try:
@@ -71,38 +79,82 @@ def try_run(config: PrimeConfig) -> Trial:
         trial.faults.append(f"model.path = {path}: {fault}")
         return trial
     problems: list[TokenizedProblem] = []
-    for source in _sources(config):
+    deadline = time.monotonic() + SCAN_S
+    for source in (_demonstrations if command == "sft" else _prompts)(config, command, tokenizer):
         problems += _read(trial, source, config, tokenizer, vocab_size)
-    _verify(trial, problems, config.reward)
+        if not trial.faults:
+            _scan(trial, source, config, deadline - time.monotonic())
+    if command != "sft":
+        _verify(trial, problems, config.reward)
     return trial
 
 
-def _sources(config: PrimeConfig) -> Iterator[_Source]:
-    yield _Source("data.train", config.data.train, config.data)
+def _prompts(config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Source]:
+    sets = [("data.train", config.data.train, config.data)] if command == "train" else []
     if config.data.evaluation:
-        yield _Source("data.evaluation", config.data.evaluation, held_out_data(config.data))
+        sets.append(("data.evaluation", config.data.evaluation, held_out_data(config.data)))
     for name, table in config.evaluation.benchmarks.items():
         data = benchmark_data(config.data, benchmark_of(name, table))
-        yield _Source(f"evaluation.benchmarks.{name}", [table.path], data)
+        sets.append((f"evaluation.benchmarks.{name}", (table.path,), data))
+    for key, paths, data in sets:
+        reader_of = partial(ProblemReader, config=data, layout=layout(data.layout, data), tokenizer=tokenizer)
+        yield _Source(key, paths, reader_of, config.rollout.max_prompt_tokens)
+
+
+def _demonstrations(config: PrimeConfig, _: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Source]:
+    reader_of = partial(
+        demonstration_reader,
+        config=demonstration_data(config),
+        response_field=config.sft.response_field,
+        tokenizer=tokenizer,
+        messages_field=config.sft.messages_field,
+    )
+    for key, paths in (("sft.data", config.sft.data), ("sft.evaluation", config.sft.evaluation)):
+        if paths:
+            yield _Source(key, paths, reader_of, config.trainer.max_tokens_per_microbatch, has_responses=True)
+
+
+def _scan(trial: Trial, source: _Source, config: PrimeConfig, seconds: float) -> None:
+    """Read all rows, as the run does at its start, without rendering them, and record what is wrong with one."""
+    try:
+        scan = source.reader_of(source.paths).scan(seconds)
+        if not source.has_responses:
+            for kind in sorted(scan.kinds):
+                config.reward.verifier_of(*kind)
+    except ValueError as error:
+        trial.faults.append(f"{source.key}: {error}")
+        return
+    if not scan.is_whole:
+        trial.warnings.append(
+            f"{source.key}: only the first {scan.num_rows:,} rows were checked, for {SCAN_S:g} s; the run reads all of "
+            "them at its start"
+        )
 
 
 def _read(
     trial: Trial, source: _Source, config: PrimeConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> list[TokenizedProblem]:
     """Return the first problems of each file that are short enough, and record what is wrong with the files."""
-    longest = config.rollout.max_prompt_tokens
+    longest = source.longest
     kept: list[TokenizedProblem] = []
+    highest = 0
     num_rows, num_long, is_whole, reason = 0, 0, True, ""
     most = max(MIN_PROBLEMS, MAX_PROBLEMS // len(source.paths))
     for path in source.paths:
         try:
-            reader = ProblemReader([path], source.data, layout(source.data.layout, source.data), tokenizer)
+            reader = source.reader_of([path])
             problems = list(islice(reader, most))
+            tokens = [
+                problem.prompt_ids
+                + (response_token_ids(problem.answer, tokenizer) if source.has_responses else ())
+                for problem in problems
+            ]
         except ValueError as error:
             trial.faults.append(f"{source.key}: {error}")
             return []
-        short = [problem for problem in problems if len(problem.prompt_ids) <= longest]
-        kept += short
+        short = [row for row, ids in enumerate(tokens) if len(ids) <= longest]
+        kept += [problems[row] for row in short]
+        highest = max(highest, *(max(tokens[row]) for row in short), 0)
         num_rows += reader.num_rows
         num_long += len(problems) - len(short)
         is_whole &= len(problems) < most
@@ -114,10 +166,9 @@ def _read(
             f"{source.key}: {num_rows - len(kept)} of {num_rows} rows are left out"
             + (f", {num_long} of them because they have more than {longest} tokens" if num_long else "")
         )
-    highest = max((max(problem.prompt_ids) for problem in kept), default=0)
     if highest >= vocab_size:
         trial.faults.append(
-            f"{source.key}: a prompt has the token {highest}, but the model's vocab_size is {vocab_size}"
+            f"{source.key}: a row has the token {highest}, but the model's vocab_size is {vocab_size}"
         )
     if source.key == "data.train" and is_whole and kept:
         trial.warnings += _repetitions(config, len(kept))
@@ -146,7 +197,8 @@ def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardCo
         try:
             spec = reward.verifier_of(problem.source, problem.ability)
         except ValueError as error:
-            trial.faults.append(str(error))
+            if not any(str(error) in fault for fault in trial.faults):
+                trial.faults.append(str(error))
             return
         answers.setdefault(spec, []).append(problem.answer)
     for spec, given in answers.items():

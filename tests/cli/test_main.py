@@ -160,6 +160,45 @@ def test_check_prints_the_arithmetic(workspace, capsys):
     assert output.endswith("the configuration is sound\n")
 
 
+CHECKS = {
+    # arguments of check, and the file without an answer -> exit code and text
+    "for train": ([], None, 0, "the configuration is sound\n"),
+    "for sft": (["--for", "sft", "sft.output=new"], None, 0, "the configuration is sound for sft\n"),
+    "for eval": (["--for", "eval"], None, 0, "the configuration is sound for eval\n"),
+    "by its data, sft": (["data.train=[]", "sft.output=new"], None, 0, "sound for sft\n"),
+    "by its data, eval": (["data.train=[]", "sft.data=[]"], None, 0, "sound for eval\n"),
+    "output exists": (["--for", "sft"], None, 2, "sft exists already"),
+    "demonstrations": (
+        ["--for", "sft", "sft.output=new"],
+        "sft",
+        2,
+        "sft.data: task/sft.jsonl, row 9: no field",
+    ),
+    "held-out prompts": (
+        ["--for", "eval"],
+        "heldout",
+        2,
+        "data.evaluation: task/heldout.jsonl, row 9: no field",
+    ),
+    "other data": (["--for", "eval"], "sft", 0, "sound for eval\n"),
+    "for eval-prm": (["--for", "eval-prm"], None, 2, "prm_evaluation is empty"),
+    "for another": (["--for", "plan"], None, 2, "'plan' is not one of"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKS)
+def test_check_is_about_the_command_that_is_meant(case, workspace, capsys):
+    arguments, damaged, code, text = CHECKS[case]
+    sft = Path("task/sft.jsonl")
+    sft.write_text(sft.read_text().replace("answer", "response"))
+    if damaged:
+        with Path(f"task/{damaged}.jsonl").open("a") as file:
+            file.write('{"prompt": "1"}\n')
+    assert main(["check", "run.toml", *arguments]) == code
+    output = capsys.readouterr()
+    assert text in output.out + output.err
+
+
 @pytest.mark.parametrize(("command", "key"), [("eval", "data.evaluation"), ("sft", "sft.data")])
 def test_each_command_checks_the_data_that_it_reads(workspace, command, key, capsys):
     assert main([command, "run.toml", f'{key}=["absent.jsonl"]', "sft.output=new"]) == 2

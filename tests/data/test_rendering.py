@@ -1,6 +1,7 @@
 import datetime
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.rendering import PromptRenderer
@@ -100,3 +101,25 @@ def test_templates_that_write_the_date_write_the_configured_one(kind):
 def test_a_date_whose_format_is_calculated_is_refused_rather_than_todays():
     with pytest.raises(ValueError, match="this format of a date is no constant of the template: %Y-%m"):
         render(USER, template="{{ strftime_now('%Y' ~ '-%m') }}", date="2026-01-31")
+
+
+@pytest.mark.parametrize(
+    ("form", "kept"),
+    [
+        ("$A", []),
+        ("$A <eos>", []),
+        ("<pad> $A", ["<pad>"]),
+        ("<pad> $A <eos>", ["<pad>"]),
+        ("$A <eos> <pad>", []),
+    ],
+)
+def test_tokens_that_a_tokenizer_puts_behind_texts_are_left_out_of_prompts(form, kept):
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    tokens = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<eos>", "<pad>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=tokens)
+    renderer = PromptRenderer(DataConfig(), tokenizer)
+    plain, empty, chat = renderer.tokenize([renderer.render(prompt, False) for prompt in ("q?", "", USER)])
+    assert tokenizer.convert_ids_to_tokens(plain) == [*kept, "q", "?"]
+    assert tokenizer.convert_ids_to_tokens(empty) == kept
+    assert tokenizer.decode(chat) == "<|user|>q<|assistant|>"
+    assert bool(renderer.log_lines()) == (not form.endswith("$A"))

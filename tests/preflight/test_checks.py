@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.config import ConfigError, load_config
-from megatron_prime.preflight.checks import check_convert
+from megatron_prime.preflight.checks import check_convert, command_of
 from tests.preflight.workspace import check, faults_of
 
 
@@ -27,6 +27,22 @@ def test_an_unknown_verifier_is_refused_where_one_is_used(workspace):
 def test_all_faults_come_together(workspace):
     faults = faults_of("model.path=x", "data.train=[]", "parallel.tensor=2", "reward.verifier=y")
     assert len(faults) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        ([], "train"),
+        (["sft.data=['a.jsonl']"], "train"),
+        (["data.train=[]", "sft.data=['a.jsonl']", "data.evaluation=['a.jsonl']"], "sft"),
+        (["data.train=[]", "data.evaluation=['a.jsonl']"], "evaluate"),
+        (["data.train=[]", "evaluation.benchmarks.aime24.path=a.jsonl"], "evaluate"),
+        (["data.train=[]"], "train"),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_the_data_say_which_command_a_configuration_is_for(overrides, command):
+    assert command_of(load_config(Path("run.toml"), overrides)) == command
 
 
 def test_a_conversion_needs_a_checkpoint_a_model_and_a_new_folder(workspace):

@@ -58,6 +58,12 @@ def test_the_run_is_examined_like_check_does(workspace, monkeypatch):
     (workspace / "train.jsonl").write_text('{"prompt": "1+1"}\n')
     ((state, text),) = run_findings()
     assert state == "fault" and text.startswith("data.train: train.jsonl, row 1: no field 'answer'")
+    (workspace / "sft.jsonl").write_text('{"prompt": "1+1", "response": "2"}\n')
+    assert run_findings("data.train=[]", "sft.data=['sft.jsonl']") == [
+        ("ok", "the configuration is sound for sft")
+    ]
+    ((state, text),) = run_findings("data.train=[]", "sft.data=['train.jsonl']")
+    assert state == "fault" and text.startswith("sft.data: train.jsonl, row 1: no field 'response'")
 
 
 def engine(tmp_path, script):

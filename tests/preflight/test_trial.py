@@ -1,6 +1,7 @@
 """What the first prompts of a run would end with is found on a sample of its rows, by the code of the run."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.config import load_config
+from megatron_prime.preflight import trial
 from megatron_prime.preflight.trial import MAX_PROBLEMS, Trial, try_run
 from tests.preflight.workspace import write_model
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
@@ -181,10 +183,69 @@ def test_a_doubt_is_a_warning(rows, overrides, warning, run):
 
 
 def test_a_sample_of_a_large_file_is_read(run):
-    write_rows(*[ROW] * MAX_PROBLEMS, *[{"x": 1}] * 300)
-    assert trial_of() == Trial()
+    write_rows(*[ROW] * MAX_PROBLEMS, *[{**ROW, "prompt": "longer than others"}] * 300)
+    assert trial_of("rollout.max_prompt_tokens=10") == Trial()
     write_rows(*[ROW] * 100, {"x": 1}, *[ROW] * MAX_PROBLEMS)
     assert trial_of().faults
+
+
+DEMONSTRATION = {"prompt": "1 + 1 =", "response": "2"}
+BEHIND_THE_SAMPLE = {
+    # command -> file, its good row, overrides, and the key in the message
+    "data.train": ("train", "train.jsonl", ROW, []),
+    "data.evaluation": ("train", "held_out.jsonl", ROW, ["data.evaluation=['held_out.jsonl']"]),
+    "evaluation.benchmarks.math500": (
+        "train",
+        "b.jsonl",
+        {"problem": "1 + 1 =", "answer": "2"},
+        ["evaluation.benchmarks.math500.path=b.jsonl"],
+    ),
+    "sft.data": ("sft", "sft.jsonl", DEMONSTRATION, ["sft.data=['sft.jsonl']"]),
+    "sft.evaluation": (
+        "sft",
+        "held_out.jsonl",
+        DEMONSTRATION,
+        ["sft.data=['first.jsonl']", "sft.evaluation=['held_out.jsonl']"],
+    ),
+}
+
+
+@pytest.mark.parametrize("key", BEHIND_THE_SAMPLE)
+def test_a_row_behind_the_sample_that_would_end_the_run_is_a_fault(key, run):
+    command, name, row, overrides = BEHIND_THE_SAMPLE[key]
+    write_rows(DEMONSTRATION, name="first.jsonl")
+    write_rows(*[row] * (MAX_PROBLEMS + 2), name=name)
+    config = load_config(Path("run.toml"), overrides)
+    assert try_run(config, command) == Trial()
+    write_rows(*[row] * (MAX_PROBLEMS + 1), {"x": 1}, name=name)
+    (fault,) = try_run(config, command).faults
+    assert fault.startswith(f"{key}: {name}, row {MAX_PROBLEMS + 2}: ")
+
+
+def test_a_file_that_takes_too_long_is_checked_in_part(run, monkeypatch):
+    monkeypatch.setattr(trial, "SCAN_S", 0.0)
+    write_rows(*[ROW] * MAX_PROBLEMS, {"x": 1})
+    found = trial_of()
+    assert found.faults == []
+    assert "data.train: only the first 256 rows were checked" in found.warnings[0]
+
+
+DEMONSTRATIONS = {
+    "too long": ({"prompt": "a" * 50_000, "response": "b"}, "sft.data: no row can be used: .* longer than"),
+    "no response": ({"prompt": "a"}, "sft.data: sft.jsonl, row 1: no field 'response'"),
+    "of another tokenizer": ({"prompt": "<|user|>", "response": "2"}, None),
+}
+
+
+@pytest.mark.parametrize("case", DEMONSTRATIONS)
+def test_demonstrations_are_tried(case, run):
+    row, reason = DEMONSTRATIONS[case]
+    write_rows(row, name="sft.jsonl")
+    found = try_run(load_config(Path("run.toml"), ["sft.data=['sft.jsonl']", "data.train=[]"]), "sft").faults
+    if reason is None:
+        assert found == []
+    else:
+        assert re.match(reason, found[0]), found
 
 
 FUNCTIONS = """

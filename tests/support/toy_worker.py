@@ -170,7 +170,7 @@ def parts_of() -> dict[str, Any]:
     """Return the parts that cli.assemble and cli.evaluator build from the toy configuration."""
     from megatron_prime.cli.assemble import build_rollout, start_topology
     from megatron_prime.config.loading import load_config
-    from megatron_prime.evaluation.evaluator import Evaluator
+    from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets
     from megatron_prime.parallel.platform import num_gpus
     from megatron_prime.training.roles import scoring_settings
 
@@ -186,7 +186,7 @@ def parts_of() -> dict[str, Any]:
     rollout = build_rollout(config, topology)
     try:
         rollout.engine.load_from_hf(config.model.path)
-        evaluator = Evaluator(config, rollout.engine, rollout.verifier, rollout.sampling.stop_token_ids)
+        evaluator = Evaluator(config, evaluation_sets(config), rollout.engine, rollout.verifier)
         reports = [evaluator(step_index) for step_index in (0, 0, 1)]
     finally:
         rollout.close()
