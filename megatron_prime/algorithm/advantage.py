@@ -6,6 +6,7 @@ depend on the number of ranks, as it does in the released code.
 Shapes: B responses, T response tokens (right padded).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -71,7 +72,32 @@ def prime_advantages(
     """Return the advantages of the global batch, [B, T], zero in the padding, detached.
 
     Without process rewards, or with process_coef 0, this is the estimator's outcome part alone (for rloo,
-    leave-one-out exactly), constant along a response while gamma_outcome is 1.
+    leave-one-out exactly), constant along a response while gamma_outcome is 1. See `advantage_parts` for the
+    arguments and errors.
+    """
+    parts_BT = advantage_parts(
+        outcome_rewards_B,
+        process_rewards_BT,
+        response_mask_BT,
+        group_ids_B,
+        config,
+        process_positions_BT,
+        outcome_penalties_B,
+    )
+    return joined_parts(parts_BT, response_mask_BT, config)
+
+
+@torch.no_grad()
+def advantage_parts(
+    outcome_rewards_B: Tensor,
+    process_rewards_BT: Tensor | None,
+    response_mask_BT: Tensor,
+    group_ids_B: Tensor,
+    config: AdvantageConfig,
+    process_positions_BT: Tensor | None = None,
+    outcome_penalties_B: Tensor | None = None,
+) -> list[Tensor]:
+    """Return the weighted outcome part and, if there is one, the weighted process part of the advantages, each [B, T].
 
     Args:
         outcome_rewards_B: in [0, 1], no NaN.
@@ -110,10 +136,26 @@ def prime_advantages(
         parts_BT.append((config.process_coef, process_BT))
     if config.whitening == "per_source":
         parts_BT = [(coef, masked_whiten_BT(part_BT, mask_BT)) for coef, part_BT in parts_BT]
-    advantages_BT = torch.stack([coef * part_BT for coef, part_BT in parts_BT]).sum(dim=0)
+    return [coef * part_BT for coef, part_BT in parts_BT]
+
+
+@torch.no_grad()
+def joined_parts(parts_BT: Sequence[Tensor], response_mask_BT: Tensor, config: AdvantageConfig) -> Tensor:
+    """Return the sum of the parts, whitened if `whitening` is joint, [B, T], zero in the padding."""
+    advantages_BT = torch.stack(list(parts_BT)).sum(dim=0)
     if config.whitening == "joint":
-        advantages_BT = masked_whiten_BT(advantages_BT, mask_BT)
-    return zero_padding(advantages_BT, mask_BT)
+        advantages_BT = masked_whiten_BT(advantages_BT, response_mask_BT)
+    return zero_padding(advantages_BT, response_mask_BT)
+
+
+def process_share(parts_BT: Sequence[Tensor], response_mask_BT: Tensor) -> float:
+    """Return the process part's share of the advantages, by standard deviations over all response tokens, in [0, 1].
+
+    std(process) / (std(outcome) + std(process)) of the weighted parts of the global batch; 0 without a process part.
+    """
+    mask_BT = response_mask_BT.bool()
+    spreads = [float(part_BT[mask_BT].double().std(unbiased=False)) for part_BT in parts_BT]
+    return sum(spreads[1:]) / sum(spreads) if any(spreads) else 0.0
 
 
 def _normalized_rewards(

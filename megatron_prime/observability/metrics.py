@@ -32,6 +32,8 @@ NAMES: Mapping[str, str] = {
     "rollout engine, in nats per response token: the mean, and the maximum (`_max`).",
     "prompts/*": "Statistics of the training prompts sampled so far: how many, how often on average, and the fractions "
     "whose responses were always right or always wrong.",
+    "prm/pair_accuracy": "Fraction of the pairs of a right and a wrong response to one prompt in which the right one "
+    "has the larger sum of process rewards: 0.5 is chance, and below it the PRM pays for wrong responses.",
     "prm/*": "Update of the process reward model: loss, accuracies in [0, 1], gradient norm, learning rate, and the "
     "mean and the largest magnitude of the process rewards.",
     "policy/ref_kl": "KL divergence of the policy from the reference in nats per response token "
@@ -41,6 +43,8 @@ NAMES: Mapping[str, str] = {
     "policy/entropy": "Entropy of the policy's next-token distribution in nats, averaged over response tokens.",
     "policy/*": "Update of the policy, averaged over its minibatches: losses, fraction of clipped tokens, KL "
     "divergence in nats per token, gradient norm, and learning rate.",
+    "advantage/process_share": "Share of the process rewards in the advantages, in [0, 1]: the standard deviation of "
+    "their part over the sum of the standard deviations of both parts.",
     "advantage/*": "Mean and standard deviation of the advantages over all response tokens.",
     "eval/loss": "Loss on the held-out demonstrations of supervised fine-tuning, in nats per response token.",
     "eval/*": "Results on held-out prompts, and of each benchmark in eval/<name>/*: accuracy (avg@k) and pass_at_k in "

@@ -21,7 +21,7 @@ from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.checkpoint.saver import Saver, Store
 from megatron_prime.training.checkpoint.schedule import SaveSchedule
 from megatron_prime.training.checkpoint.store import RunState
-from megatron_prime.training.health.guards import EndlessResponsesError, Guards
+from megatron_prime.training.health.guards import GuardError, Guards
 from megatron_prime.training.health.stop import RunStopped
 from megatron_prime.training.trainable import Trainable
 
@@ -166,7 +166,7 @@ class Loop:
                 while self._trainer.step_index < num_steps:
                     self._step()
                     advance(1)
-        except (FloatingPointError, EndlessResponsesError):
+        except (FloatingPointError, GuardError):
             # Every rank raises these alike, so a collective is safe; a save in progress holds an earlier, good step.
             self._saver.finish()
             raise
@@ -203,6 +203,7 @@ class Loop:
         # Save after the log: a resumed run drops records beyond its checkpoint, but cannot restore missing ones.
         self._saver.poll()
         self._context.guards.check_endings(metrics)
+        self._context.guards.check_process_rewards(metrics)
         is_stopping = not is_last and self._context.is_stopping()
         is_due = self._schedule.is_due(done, self._saver.last_save_s)
         if is_last or is_stopping or is_due or outage is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_prime.algorithm.advantage import prime_advantages
+from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, process_share
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
@@ -125,7 +125,7 @@ class Trainer:
         with memory.phase(metrics, "prm"):
             rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
         with memory.phase(metrics, "advantage"):
-            advantages_BT = self._advantages(batch, rewards_BT)
+            advantages_BT = self._advantages(batch, rewards_BT, metrics)
         with memory.phase(metrics, "policy"):
             update = self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
         metrics.add("policy", update)
@@ -184,21 +184,24 @@ class Trainer:
         )
         return rewards_BT
 
-    def _advantages(self, batch: RolloutBatch, rewards_BT: torch.Tensor | None) -> torch.Tensor:
+    def _advantages(
+        self, batch: RolloutBatch, rewards_BT: torch.Tensor | None, metrics: Metrics
+    ) -> torch.Tensor:
+        config, mask_BT = self.config.advantage, batch.response_mask_BT
         positions_BT = None
         if rewards_BT is not None:
-            positions_BT = reward_positions(
-                batch.response_mask_BT, self.config.prm.granularity, batch.step_ids_BT
-            )
-        return prime_advantages(
+            positions_BT = reward_positions(mask_BT, self.config.prm.granularity, batch.step_ids_BT)
+        parts_BT = advantage_parts(
             batch.outcome_rewards_B,
             rewards_BT,
-            batch.response_mask_BT,
+            mask_BT,
             batch.group_ids_B,
-            self.config.advantage,
+            config,
             positions_BT,
             batch.outcome_penalties_B,
         )
+        metrics["advantage/process_share"] = process_share(parts_BT, mask_BT)
+        return joined_parts(parts_BT, mask_BT, config)
 
     def _update_policy(
         self,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_prime.algorithm.advantage import prime_advantages
+from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, prime_advantages, process_share
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.prm import PRMConfig
@@ -257,3 +257,34 @@ def test_penalties_are_part_of_the_outcome_alone(estimator):
     )
     with pytest.raises(ValueError, match="outcome_penalties_B has shape"):
         advantages(halves_B, penalties_B[:2])
+
+
+def parts_of(batch, options, rewards_BT):
+    return advantage_parts(batch.outcome_rewards_B, rewards_BT, batch.mask_BT, batch.group_ids_B, options)
+
+
+@pytest.mark.parametrize("whitening", WHITENINGS)
+@pytest.mark.parametrize("estimator", ["rloo", "prm_value"])
+def test_the_share_of_the_process_rewards_matches_the_loops(estimator, whitening):
+    options = replace(RELEASED, estimator=estimator, whitening=whitening, outcome_coef=1.5, process_coef=0.5)
+    batch = Batch(16, sizes=RAGGED, extra_padding=2)
+    one_source = replace(options, whitening="none" if whitening == "joint" else whitening)
+    spreads = []
+    for coefs in ({"process_coef": 0.0}, {"outcome_coef": 0.0}):
+        flat = [value for row in oracle.advantages(batch, replace(one_source, **coefs)) for value in row]
+        spreads.append(math.sqrt(oracle.mean((value - oracle.mean(flat)) ** 2 for value in flat)))
+    parts_BT = parts_of(batch, options, batch.rewards_BT)
+    assert process_share(parts_BT, batch.mask_BT) == pytest.approx(spreads[1] / sum(spreads), rel=1e-9)
+    together_BT = joined_parts(parts_BT, batch.mask_BT, options)
+    assert torch.equal(together_BT, advantages_of(batch, options))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "rewards", "share"), [(0, 0, 0.0), (1, 0, 0.0), (0, 1, 1.0), (1, None, 0.0)]
+)
+def test_the_share_is_finite_where_a_part_is_constant_or_missing(outcomes, rewards, share):
+    batch = Batch(17)
+    if not outcomes:
+        batch.outcomes = [0.0] * len(batch.ids)
+    rewards_BT = None if rewards is None else batch.rewards_BT.nan_to_num() * rewards
+    assert process_share(parts_of(batch, PLAIN, rewards_BT), batch.mask_BT) == share

@@ -1,4 +1,4 @@
-"""Alarms on a run's metrics: spikes of losses, collapse of reward and entropy, truncation, divergence, a log-prob gap.
+"""Alarms on a run's metrics: spikes, collapses, truncation, divergence, a log-prob gap, misleading process rewards.
 
 An alarm warns once per episode: when its condition becomes true, and not again before it was false. Metrics that are
 not finite are left out of the windows. The guards handle those; a gap of log-probs that is not finite is an alarm.
@@ -18,6 +18,8 @@ ENTROPY = "policy/entropy"
 TRUNCATION = "rollout/truncated_fraction"
 REF_KL = "policy/ref_kl"
 GAP = "rollout/logprob_gap"
+PAIR_ACCURACY = "prm/pair_accuracy"
+PROCESS_SHARE = "advantage/process_share"
 GAP_RATIO = 5.0
 """A mean gap this many times its usual value is a jump."""
 MIN_JUMP = 0.02
@@ -33,6 +35,14 @@ TRUNCATION_ADVICE = (
 REF_KL_ADVICE = (
     "the policy has left the reference far behind, and process rewards and fluency may no longer mean much; lower "
     "policy.lr or set policy.kl_coef"
+)
+LARGE_SHARE = 1 / 3
+"""Process rewards with at least this share of the advantages can lead the policy away from right answers."""
+PROCESS_WINDOW = 10
+"""Number of steps over which the PRM's pair accuracy is averaged; that of a single step is noisy."""
+PROCESS_ADVICE = (
+    "the policy may learn what the PRM pays for instead of right answers, for example a token of the answer's format. "
+    "Lower advantage.process_coef or policy.lr, set policy.kl_coef, and keep filter.enabled"
 )
 GAP_ADVICE = (
     "A jump from one step to the next is a stale or broken weight sync: go back to the checkpoint before it. A gap "
@@ -53,6 +63,10 @@ class Alarm(ABC):
         self.metric = metric
         self._window = window
         self._values: deque[float] = deque(maxlen=window)
+
+    def read(self, metrics: Mapping[str, float]) -> float | None:
+        """Return the value to look at among a step's metrics, or None."""
+        return metrics.get(self.metric)
 
     @abstractmethod
     def look(self, value: float) -> str | None:
@@ -172,6 +186,34 @@ class GapAlarm(Alarm):
         return None
 
 
+class ProcessAlarm(Alarm):
+    """An alarm for process rewards that are a large part of the advantages and do not prefer right responses.
+
+    It compares with `limit` the mean of the PRM's pair accuracy over the last PROCESS_WINDOW steps in which the process
+    rewards had a large share; 0 disables it.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(PAIR_ACCURACY, PROCESS_WINDOW)
+        self._limit = limit
+
+    def read(self, metrics: Mapping[str, float]) -> float | None:
+        """Return the pair accuracy, None where the share of the process rewards is small."""
+        return metrics.get(self.metric) if metrics.get(PROCESS_SHARE, 0.0) >= LARGE_SHARE else None
+
+    def look(self, value: float) -> str | None:
+        """Add the next value; return why it is alarming, or None."""
+        self._values.append(value)
+        mean = math.fsum(self._values) / len(self._values)
+        if len(self._values) < PROCESS_WINDOW or mean >= self._limit:
+            return None
+        return (
+            f"process rewards are a large part of the advantages ({PROCESS_SHARE}), but of a right and a wrong "
+            f"response they prefer the right one in {mean:.0%} of the cases only ({self.metric}, alarm below "
+            f"guards.min_pair_accuracy = {self._limit:g}): {PROCESS_ADVICE}"
+        )
+
+
 class Alarms:
     """All alarms of a run."""
 
@@ -186,6 +228,7 @@ class Alarms:
             "truncation_alarm": [LevelAlarm(TRUNCATION, config.max_truncated_fraction, TRUNCATION_ADVICE)],
             "ref_kl_alarm": [LevelAlarm(REF_KL, config.max_ref_kl, REF_KL_ADVICE)],
             "gap_alarm": [GapAlarm(window, config.max_logprob_gap)],
+            "process_alarm": [ProcessAlarm(config.min_pair_accuracy)],
         }
         self._active: set[str] = set()
 
@@ -193,7 +236,7 @@ class Alarms:
         """Return a step's flags (1 while a condition holds, else 0) and a warning for each episode that begins."""
         flags, warnings = dict.fromkeys(self._alarms, 0.0), []
         for flag, alarm in self._pairs():
-            value = metrics.get(alarm.metric)
+            value = alarm.read(metrics)
             if value is None or not (math.isfinite(value) or alarm.judges_not_finite):
                 continue
             why, key = alarm.look(value), _key(flag, alarm)

@@ -14,15 +14,23 @@ from typing import Any
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.observability.jsonl import finite_or_none
-from megatron_prime.training.health.alarms import TRUNCATION, TRUNCATION_ADVICE, Alarms
+from megatron_prime.training.health.alarms import PROCESS_ADVICE, TRUNCATION, TRUNCATION_ADVICE, Alarms
 from megatron_prime.training.health.not_finite import SkippedUpdate
 
 RECENT_STEPS = 10
 """Number of last steps whose metrics a report contains."""
 
 
-class EndlessResponsesError(RuntimeError):
+class GuardError(RuntimeError):
+    """A run ends because a limit of [guards] is exceeded; raised on every rank alike."""
+
+
+class EndlessResponsesError(GuardError):
     """The policy has not ended a single response for as many steps as guards.max_truncated_steps allows."""
+
+
+class MisleadingRewardsError(GuardError):
+    """The process rewards were alarming for as many steps in a row as guards.max_process_alarm_steps allows."""
 
 
 class Guards:
@@ -48,6 +56,7 @@ class Guards:
         self._in_a_row: dict[str, int] = {}
         self._num_skipped = 0
         self._num_truncated_steps = 0
+        self._num_process_alarms = 0
         self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT_STEPS)
         self.begin_step(0)
 
@@ -117,12 +126,28 @@ class Guards:
         if self._num_truncated_steps == 1:
             self._warn(f"step {self._step}: ALL RESPONSES WERE TRUNCATED: {TRUNCATION_ADVICE}")
 
+    def check_process_rewards(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps in a row with the alarm for misleading process rewards.
+
+        Raises:
+            MisleadingRewardsError: there were guards.max_process_alarm_steps of them.
+        """
+        is_alarming = metrics.get("guards/process_alarm") == 1.0
+        self._num_process_alarms = self._num_process_alarms + 1 if is_alarming else 0
+        limit = self._config.max_process_alarm_steps
+        if limit and self._num_process_alarms >= limit:
+            raise MisleadingRewardsError(
+                f"step {self._step}: process rewards have misled the policy for {self._num_process_alarms} steps "
+                f"(guards.max_process_alarm_steps): {PROCESS_ADVICE}. The newest checkpoint is untouched"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and windows, as JSON can hold them."""
         return {
             "in_a_row": dict(self._in_a_row),
             "num_skipped": self._num_skipped,
             "num_truncated_steps": self._num_truncated_steps,
+            "num_process_alarms": self._num_process_alarms,
             "alarms": self._alarms.state_dict(),
         }
 
@@ -131,6 +156,7 @@ class Guards:
         self._in_a_row = dict(state.get("in_a_row", {}))
         self._num_skipped = state.get("num_skipped", 0)
         self._num_truncated_steps = state.get("num_truncated_steps", 0)
+        self._num_process_alarms = state.get("num_process_alarms", 0)
         self._alarms.load_state_dict(state.get("alarms", {}))
 
     def _report(self, path: Path, update: SkippedUpdate, minibatch: int) -> None:

@@ -6,7 +6,12 @@ import pytest
 
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.training.health.alarms import TRUNCATION
-from megatron_prime.training.health.guards import RECENT_STEPS, EndlessResponsesError, Guards
+from megatron_prime.training.health.guards import (
+    RECENT_STEPS,
+    EndlessResponsesError,
+    Guards,
+    MisleadingRewardsError,
+)
 from megatron_prime.training.health.not_finite import Findings, SkippedUpdate
 from tests.support.toy_runs import Toy, finish
 
@@ -130,3 +135,24 @@ def test_too_many_steps_without_an_ended_response_stop_the_run_if_asked(tmp_path
         EndlessResponsesError, match=r"last 3 steps was truncated .guards\.max_truncated_steps."
     ):
         steps_with(resumed, 1.0)
+
+
+def alarming(guards, *flags):
+    for step, flag in enumerate(flags, start=1):
+        guards.begin_step(step)
+        guards.check_process_rewards({"guards/process_alarm": flag})
+
+
+def test_too_many_steps_with_misleading_process_rewards_stop_the_run_if_asked(tmp_path, guards, warnings):
+    alarming(guards, *[1.0] * 50)
+
+    def limited():
+        return Guards(GuardsConfig(max_process_alarm_steps=3), tmp_path, True, warnings.append)
+
+    alarming(limited(), 1.0, 1.0, 0.0, 1.0, 1.0)
+    first = limited()
+    alarming(first, 1.0, 1.0)
+    resumed = limited()
+    resumed.load_state_dict(first.state_dict())
+    with pytest.raises(MisleadingRewardsError, match=r"3 steps .guards\.max_process_alarm_steps.*kl_coef"):
+        alarming(resumed, 1.0)
