@@ -24,9 +24,6 @@ _STOPPED_CLOCK = (
 newline is removed again, as is every first one after a block."""
 
 
-_ANY_TEXT = "a"
-
-
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A prompt as text."""
@@ -63,8 +60,12 @@ class PromptRenderer:
     @cached_property
     def num_appended(self) -> int:
         """Number of special tokens that the tokenizer puts behind a text, such as an end of sequence."""
-        bare = self._tokenizer(_ANY_TEXT, add_special_tokens=False)["input_ids"]
-        whole = self._tokenizer(_ANY_TEXT, add_special_tokens=True)["input_ids"]
+        # A text of the vocabulary, because a tokenizer without an unknown token refuses others.
+        special = set(self._tokenizer.all_special_ids)
+        known = next(token for token in self._tokenizer.get_vocab().values() if token not in special)
+        text = self._tokenizer.decode([known])
+        bare = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer(text, add_special_tokens=True)["input_ids"]
         for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
                 return len(whole) - start - len(bare)

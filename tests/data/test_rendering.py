@@ -5,7 +5,7 @@ from tokenizers.processors import TemplateProcessing
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.rendering import PromptRenderer
-from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
+from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer, word_tokenizer
 
 USER = [{"role": "user", "content": "q"}]
 WITH_SYSTEM = [{"role": "system", "content": "own"}, *USER]
@@ -123,3 +123,12 @@ def test_tokens_that_a_tokenizer_puts_behind_texts_are_left_out_of_prompts(form,
     assert tokenizer.convert_ids_to_tokens(empty) == kept
     assert tokenizer.decode(chat) == "<|user|>q<|assistant|>"
     assert bool(renderer.log_lines()) == (not form.endswith("$A"))
+
+
+def test_a_tokenizer_without_an_unknown_token_can_be_used():
+    tokenizer = word_tokenizer(["one", "two"])
+    renderer = PromptRenderer(DataConfig(), tokenizer)
+    assert renderer.num_appended == 0
+    post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
+    tokenizer.backend_tokenizer.post_processor = post_processor
+    assert PromptRenderer(DataConfig(), tokenizer).num_appended == 1
