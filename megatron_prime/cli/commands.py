@@ -5,6 +5,7 @@ fault. An error during the run gives exit code 1; one caused by the loss of anot
 (parallel.peer_loss).
 """
 
+import asyncio
 import os
 import signal
 import sys
@@ -92,13 +93,23 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, quiet
         from megatron_prime.preflight.trial import try_run  # it imports transformers
 
         trial = try_run(config, command)
-        _warn(trial.warnings)
-        if trial.faults:
-            raise ConfigError("check", trial.faults)
+        faults, waits = _ask_servers(config) if command != "sft" else ([], [])
+        _warn([*trial.warnings, *waits])
+        if trial.faults or faults:
+            raise ConfigError("check", [*trial.faults, *faults])
     if not quiet:
         name = next(name for name, checked in CHECKED_AS.items() if checked == command)
         print("the configuration is sound" + (f" for {name}" if name != "train" else ""))  # noqa: T201
     return 0
+
+
+def _ask_servers(config: PrimeConfig) -> tuple[list[str], list[str]]:
+    """Ask attached servers once; return why a run would end, and what it would wait for."""
+    if not config.rollout.attached_urls:
+        return [], []
+    from megatron_prime.engines.sglang.fleet import ask_attached  # it imports torch
+
+    return asyncio.run(ask_attached(config.rollout.sglang))
 
 
 def _warn(lines: Iterable[str]) -> None:

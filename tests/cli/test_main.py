@@ -11,6 +11,7 @@ import pytest
 from megatron_prime import __version__
 from megatron_prime.cli import main
 from megatron_prime.config.quiet import QUIET
+from megatron_prime.engines.sglang.server import free_port
 from tests.support import deadlines
 from tests.support.sparse_weights import write_weights
 from tests.support.tokenizers import byte_tokenizer
@@ -203,6 +204,16 @@ def test_check_is_about_the_command_that_is_meant(case, workspace, capsys):
 def test_each_command_checks_the_data_that_it_reads(workspace, command, key, capsys):
     assert main([command, "run.toml", f'{key}=["absent.jsonl"]', "sft.output=new"]) == 2
     assert f"{key}: absent.jsonl does not exist" in capsys.readouterr().err
+
+
+def test_check_asks_attached_servers(workspace, capsys):
+    url = f"http://127.0.0.1:{free_port()}"
+    settings = ["rollout.engine=sglang", f"rollout.sglang.urls=['{url}']", "rollout.max_response_tokens=8"]
+    assert main(["check", "run.toml", *settings]) == 0
+    assert f"WARNING: rollout.sglang.urls: {url} gives no answer now" in capsys.readouterr().err
+    for target in ("sft", "eval-prm"):
+        main(["check", "run.toml", "--for", target, *settings])
+        assert "gives no answer" not in capsys.readouterr().err
 
 
 def test_world_size_overrides_the_configured_number_of_processes(workspace, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from megatron_prime.config.server_keys import attached_keys
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.access import key_of
 from megatron_prime.engines.sglang.balancer import Balancer
-from megatron_prime.engines.sglang.client import ServerUnreachableError, SGLangClient
+from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError, SGLangClient
 from megatron_prime.engines.sglang.nodes import Server
 from megatron_prime.engines.sglang.versions import VersionNames
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
@@ -25,9 +25,24 @@ MAX_MISSED_HEALTH = 2
 MAX_RECOVERIES = 8
 """Tries to recover one server before an error is raised."""
 _POLL_S = 0.25
+_KEY_REFUSED = (401, 403)
+"""HTTP statuses of a server that has another key."""
 
 Resync = Callable[[int], Awaitable[None]]
 """Gives a server, by index, the current weights. Raises ServerUnreachableError when it dies meanwhile."""
+
+
+async def ask_attached(settings: SGLangConfig) -> tuple[list[str], list[str]]:
+    """Ask the servers of settings.urls once, as a run does at its start; see `Fleet.ask_attached`."""
+
+    async def never(_: int) -> None:
+        raise AssertionError("nothing is synced")
+
+    fleet = Fleet([], settings, never)
+    try:
+        return await fleet.ask_attached()
+    finally:
+        await fleet.aclose()
 
 
 class Fleet:
@@ -118,6 +133,23 @@ class Fleet:
     async def clients(self) -> list[SGLangClient]:
         """Wait until all servers answer and return their clients."""
         return list(await asyncio.gather(*(self.client(server) for server in range(self.num_servers))))
+
+    async def ask_attached(self) -> tuple[list[str], list[str]]:
+        """Ask every attached server once, and return why a run would end, and what it would wait for."""
+        faults, waits = [], []
+        for server, url in enumerate(self._settings.urls):
+            try:
+                client = await self._answering(server, url.rstrip("/"))
+            except ServerRefusedError as error:
+                key = ": rollout.sglang.api_key_file names its key" if error.status in _KEY_REFUSED else ""
+                faults.append(f"rollout.sglang.urls: {error}{key}")
+                continue
+            if client is None:
+                waits.append(
+                    f"rollout.sglang.urls: {url} gives no answer now: {self._hint(server)} A run waits for it up to "
+                    f"rollout.sglang.startup_timeout_s = {self._settings.startup_timeout_s:g} s"
+                )
+        return faults, waits
 
     async def weight_versions(self) -> list[int]:
         """Return each server's proven version; NO_WEIGHTS for weights that are not proven, or lost with a process.

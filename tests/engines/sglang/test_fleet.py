@@ -1,16 +1,20 @@
 """Failed servers come back with the right weights before they get requests, or an error is raised."""
 
 import asyncio
+import json
 import logging
 import os
+import re
 import signal
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError
-from megatron_prime.engines.sglang.fleet import Fleet
+from megatron_prime.engines.sglang.fleet import Fleet, ask_attached
 from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.engines.sglang.server import free_port
@@ -217,3 +221,48 @@ def test_an_attached_server_needs_its_key_and_an_open_one_is_reported(
         # A server without keys ignores those that it is given.
         is_open = f"SGLang server 0 ({url}) answers calls without an API key"
         assert [is_open in record.getMessage() for record in caplog.records] == ([] if key else [True])
+
+
+class _Attached(BaseHTTPRequestHandler):
+    """A server that wants a key, or is something else."""
+
+    def do_GET(self):
+        if self.path != "/model_info":
+            code, answer = 404, {}
+        elif self.headers.get("Authorization") == "Bearer right":
+            code, answer = 200, {"weight_version": "default"}
+        else:
+            code, answer = 401, {"error": "Unauthorized"}
+        body = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments): ...
+
+
+ASKED = {
+    # key, path behind the address -> the begin of a fault or of what is waited for, or None
+    "right key": ("right", "", None, None),
+    "wrong key": ("wrong", "", r"401.*: rollout\.sglang\.api_key_file names its key$", None),
+    "no key": (None, "", r"401.*: rollout\.sglang\.api_key_file names its key$", None),
+    "nobody there": ("right", "gone", None, "gives no answer now: is it running, .* A run waits for it"),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_attached_servers_are_asked_once(case, tmp_path):
+    key, place, fault, wait = ASKED[case]
+    file = tmp_path / "key"
+    file.write_text(f"{key}\n")
+    file.chmod(0o600)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Attached) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = free_port() if place else server.server_port
+        settings = SGLangConfig(urls=[f"http://127.0.0.1:{port}"], api_key_file=file if key else None)
+        faults, waits = asyncio.run(ask_attached(settings))
+        server.shutdown()
+    assert [bool(faults), bool(waits)] == [fault is not None, wait is not None]
+    assert fault is None or re.search(fault, faults[0]), faults
+    assert wait is None or re.search(wait, waits[0]), waits
