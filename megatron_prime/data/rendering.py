@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,8 @@ class PromptRenderer:
         self._tokenizer = tokenizer
         default: Any = tokenizer.chat_template
         self._template = _read_template(config.chat_template_file) or default
+        self._num_appended: int | None = None
+        """Number of special tokens that the tokenizer puts behind a text; None before the first text."""
         self._dates: dict[str, str] = {}
         # Templates that write today's date would make other prompts of the same data tomorrow.
         if config.date is not None and isinstance(self._template, str) and "strftime_now" in self._template:
@@ -57,26 +58,12 @@ class PromptRenderer:
             }
             self._template = _STOPPED_CLOCK + self._template
 
-    @cached_property
-    def num_appended(self) -> int:
-        """Number of special tokens that the tokenizer puts behind a text, such as an end of sequence."""
-        # A text of the vocabulary, because a tokenizer without an unknown token refuses others.
-        special = set(self._tokenizer.all_special_ids)
-        known = next(token for token in self._tokenizer.get_vocab().values() if token not in special)
-        text = self._tokenizer.decode([known])
-        bare = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        whole = self._tokenizer(text, add_special_tokens=True)["input_ids"]
-        for start in range(len(whole) - len(bare) + 1):
-            if whole[start : start + len(bare)] == bare:
-                return len(whole) - start - len(bare)
-        return 0
-
     def log_lines(self) -> list[str]:
         """Return a log line if the tokenizer would end prompts; empty otherwise."""
-        if not self.num_appended:
+        if not self._num_appended:
             return []
         return [
-            f"the tokenizer puts {self.num_appended} special token(s) behind each text: they are left out of prompts, "
+            f"the tokenizer puts {self._num_appended} special token(s) behind each text: they are left out of prompts, "
             "which a response is to continue"
         ]
 
@@ -131,11 +118,23 @@ class PromptRenderer:
                 batch = self._tokenizer(
                     texts, add_special_tokens=not has_special_tokens, truncation=False, padding=False
                 )
+                num_appended = 0 if has_special_tokens else self._appended_to(texts, batch["input_ids"])
                 for index, ids in zip(indices, batch["input_ids"], strict=True):
-                    token_ids[index] = list(ids)[
-                        : len(ids) - (0 if has_special_tokens else self.num_appended)
-                    ]
+                    token_ids[index] = list(ids)[: len(ids) - num_appended]
         return token_ids
+
+    def _appended_to(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> int:
+        """Return how many special tokens, such as an end of sequence, the tokenizer puts behind each text."""
+        if self._num_appended is None:
+            # Any text shows it. One that is no prompt may have no tokens in this tokenizer.
+            text, whole = max(zip(texts, token_ids, strict=True), key=lambda pair: len(pair[1]))
+            bare = self._tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+            if not bare:
+                return 0
+            starts = range(len(whole) - len(bare) + 1)
+            found = (start for start in starts if list(whole[start : start + len(bare)]) == list(bare))
+            self._num_appended = len(whole) - len(bare) - next(found, len(whole) - len(bare))
+        return self._num_appended
 
     def _messages(self, prompt: str | Sequence[Message]) -> list[Message]:
         config = self._config

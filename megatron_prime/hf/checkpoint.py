@@ -21,7 +21,7 @@ from typing import BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_prime.hf.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, misfit, read_headers
+from megatron_prime.hf.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, misfit, other_head, read_headers
 from megatron_prime.observability.durable import sync_path
 
 # Files besides the weights that make a checkpoint usable. A source need not have all of them.
@@ -86,7 +86,7 @@ class HFCheckpointReader:
 
     def check_against(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raise one ValueError that lists all tensors that do not fit `expected`; see `hf.headers.misfit`."""
-        fault = misfit(self._headers, expected)
+        fault = misfit(self._headers, expected) or other_head(self.path, self._headers, expected)
         if fault:
             raise ValueError(f"{self.path} does not fit its model; {fault}")
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 READABLE_DTYPES = ("F32", "F16", "BF16")
 """Dtypes of weights that can be loaded, by their codes in a header."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_NUM_PARTS = 256
+_PART_BYTES = 4096
+"""Number and size of the parts of two tensors that are compared: those that differ differ almost everywhere."""
 _MAX_HEADER_BYTES = 100_000_000
 """Limit of the safetensors library."""
 
@@ -30,6 +34,8 @@ class TensorHeader:
     dtype: str
     """Its code in the header, such as BF16."""
     shape: tuple[int, ...]
+    start: int = field(default=0, compare=False)
+    """Position of its first byte in the file."""
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
@@ -59,7 +65,7 @@ def misfit(headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int
     Rotary inv_freq buffers are ignored, and so is an lm_head.weight where `expected` has none: many tools write the
     copy of tied embeddings too.
     """
-    tolerated = {name for name in headers if name.endswith("rotary_emb.inv_freq")} | {"lm_head.weight"}
+    tolerated = {name for name in headers if name.endswith("rotary_emb.inv_freq")} | {_HEAD}
     present = {name: headers[name] for name in expected if name in headers}
     faults = {
         "missing": sorted(expected.keys() - headers.keys()),
@@ -81,6 +87,39 @@ def misfit(headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int
         if items
     ]
     return "; ".join(texts) or None
+
+
+def other_head(
+    folder: Path, headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """Return why embeddings cannot be tied, as config.json says, if the output layer of the files is another one.
+
+    transformers uses that layer all the same. Parts of both tensors are compared, as far as they have one dtype.
+    """
+    head, embedding = headers.get(_HEAD), headers.get(_EMBEDDING)
+    if head is None or embedding is None or _HEAD in expected:
+        return None
+    num_bytes = math.prod(head.shape) * _BYTES.get(head.dtype, 0)
+    is_other = head.shape != embedding.shape
+    if not is_other and head.dtype == embedding.dtype:
+        parts = range(0, num_bytes, max(_PART_BYTES, num_bytes // _NUM_PARTS))
+        with (folder / head.file_name).open("rb") as one, (folder / embedding.file_name).open("rb") as two:
+            is_other = any(
+                _part(one, head.start + at, num_bytes - at)
+                != _part(two, embedding.start + at, num_bytes - at)
+                for at in parts
+            )
+    if not is_other:
+        return None
+    return (
+        f"config.json ties the output layer to the embeddings, but {_HEAD} has other values: set tie_word_embeddings "
+        "to false in config.json to use them, or leave that tensor out"
+    )
+
+
+def _part(file: BinaryIO, start: int, left: int) -> bytes:
+    file.seek(start)
+    return file.read(min(_PART_BYTES, left))
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -105,13 +144,15 @@ def _file_headers(path: Path) -> dict[str, TensorHeader]:
             raise ValueError(f"{path} is not a complete safetensors file: it ends within its header")
         text = file.read(length)
     try:
-        return _parse_header(path.name, json.loads(text), num_bytes)
+        return _parse_header(path.name, json.loads(text), 8 + length, num_bytes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else f"its header is not valid ({error!r})"
         raise ValueError(f"{path} is not a complete safetensors file: {reason}") from error
 
 
-def _parse_header(file_name: str, header: dict[str, Any], num_bytes: int) -> dict[str, TensorHeader]:
+def _parse_header(
+    file_name: str, header: dict[str, Any], start: int, num_bytes: int
+) -> dict[str, TensorHeader]:
     tensors, last = {}, 0
     for name, entry in header.items():
         if name == "__metadata__":
@@ -121,7 +162,7 @@ def _parse_header(file_name: str, header: dict[str, Any], num_bytes: int) -> dic
         if dtype in _BYTES and end - begin != math.prod(shape) * _BYTES[dtype]:
             raise ValueError(f"{name} of shape {shape} and dtype {dtype} cannot have {end - begin} bytes")
         last = max(last, end)
-        tensors[name] = TensorHeader(file_name, dtype, shape)
+        tensors[name] = TensorHeader(file_name, dtype, shape, start + begin)
     if last != num_bytes:
         missing = (
             f"{last - num_bytes:,} of {last:,} bytes of its tensors are missing: download or copy it again"

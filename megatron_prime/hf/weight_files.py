@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_prime.hf.config_json import ModelFolderError
-from megatron_prime.hf.headers import misfit, read_headers
+from megatron_prime.hf.headers import misfit, other_head, read_headers
 from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.hf.shape import ModelShape
 
@@ -57,6 +57,9 @@ def check_weights(folder: Path, shape: ModelShape | None) -> None:
         headers = read_headers(folder)
     except ValueError as error:
         raise ModelFolderError(folder, str(error)) from error
-    fault = misfit(headers, hf_tensors(shape)) if shape is not None else None
+    if shape is None:
+        return
+    expected = hf_tensors(shape)
+    fault = misfit(headers, expected) or other_head(folder, headers, expected)
     if fault:
         raise ModelFolderError(folder, f"the weights do not fit config.json; {fault}")

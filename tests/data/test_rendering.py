@@ -125,10 +125,13 @@ def test_tokens_that_a_tokenizer_puts_behind_texts_are_left_out_of_prompts(form,
     assert bool(renderer.log_lines()) == (not form.endswith("$A"))
 
 
-def test_a_tokenizer_without_an_unknown_token_can_be_used():
+def test_a_tokenizer_that_knows_few_words_needs_no_others():
     tokenizer = word_tokenizer(["one", "two"])
-    renderer = PromptRenderer(DataConfig(), tokenizer)
-    assert renderer.num_appended == 0
-    post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
-    tokenizer.backend_tokenizer.post_processor = post_processor
-    assert PromptRenderer(DataConfig(), tokenizer).num_appended == 1
+    for form, appends in (("$A", False), ("$A <eos>", True)):
+        if appends:
+            post_processor = TemplateProcessing(single=form, special_tokens=[("<eos>", 2)])
+            tokenizer.backend_tokenizer.post_processor = post_processor
+        renderer = PromptRenderer(DataConfig(), tokenizer)
+        prompts = [renderer.render(text, False) for text in ("one two", "two")]
+        assert renderer.tokenize(prompts) == [[0, 1], [1]]
+        assert bool(renderer.log_lines()) == appends

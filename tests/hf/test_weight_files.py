@@ -1,7 +1,10 @@
 """The format of a folder's weights, and the folders that are refused."""
 
+import dataclasses
+
 import pytest
 
+from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.hf.shape import ModelShape
@@ -46,3 +49,22 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ModelFolderError, match=r"no \*\.safetensors file"):
         check_weights(tmp_path, SHAPE)
+
+
+def test_a_head_of_its_own_beside_tied_embeddings_is_refused(tmp_path):
+    tied = dataclasses.replace(SHAPE, tied=True)
+    shapes = hf_tensors(tied)
+    size = shapes["model.embed_tokens.weight"]
+    assert "lm_head.weight" not in shapes
+    file = write_file(tmp_path / "model.safetensors", shapes | {"lm_head.weight": size})
+    check_weights(tmp_path, tied)  # A copy, as many tools write it.
+    file.write_bytes(file.read_bytes()[: -2 * size[1]] + b"\1" * (2 * size[1]))  # its last row
+    with pytest.raises(
+        ModelFolderError, match=r"lm_head\.weight has other values: set tie_word_embeddings to false"
+    ):
+        check_weights(tmp_path, tied)
+    with pytest.raises(ValueError, match=r"lm_head\.weight has other values"):
+        HFCheckpointReader(tmp_path).check_against(shapes)
+    write_file(tmp_path / "model.safetensors", shapes | {"lm_head.weight": (size[0] + 1, size[1])})
+    with pytest.raises(ModelFolderError, match=r"lm_head\.weight has other values"):
+        check_weights(tmp_path, tied)

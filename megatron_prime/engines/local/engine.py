@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 from megatron_prime.engines.local.decoding import Request, decode_batch
 from megatron_prime.engines.local.expert_views import checkpoint_views
 from megatron_prime.engines.requests import ModelLimits, StreamKey, check_request
+from megatron_prime.hf.headers import read_headers
 from megatron_prime.rollout.engine import WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import WeightIntake
@@ -86,10 +87,7 @@ class LocalEngine:
 
     def load_from_hf(self, model_path: Path, policy_version: int = 0) -> None:
         """See `CheckpointEngine.load_from_hf`. For evaluation, not for training."""
-        files = sorted(Path(model_path).glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"{model_path} holds no *.safetensors file")
-        self.weights.receive(policy_version, self._blocks_of(files))
+        self.weights.receive(policy_version, self._blocks_of(model_path))
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -101,12 +99,13 @@ class LocalEngine:
             raise WeightSyncError("the engine is closed")
         return self._model
 
-    def _blocks_of(self, files: Sequence[Path]) -> Iterator[list[WeightBlock]]:
-        """Yield the tensors of safetensors files, one at a time."""
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
-                    if name not in self.weights.aliases:
+    def _blocks_of(self, folder: Path) -> Iterator[list[WeightBlock]]:
+        """Yield the tensors of a checkpoint, one at a time: those that its index names, as training reads them."""
+        headers = read_headers(folder)
+        for file_name in sorted({header.file_name for header in headers.values()}):
+            with safe_open(folder / file_name, framework="pt") as tensors:
+                for name, header in headers.items():
+                    if header.file_name == file_name and name not in self.weights.aliases:
                         yield [WeightBlock(name, dim=0, start=0, tensor=tensors.get_tensor(name))]
 
     def _requests(self, prompts: Sequence[Prompt], group_size: int, stream_key: int) -> list[Request]:

@@ -1,12 +1,15 @@
 """The embedded engine against HF's own generate and forward, and its independence of batching and ranks."""
 
 import hashlib
+import json
 import math
+import shutil
 import struct
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megatron_prime.engines.local.engine import LocalEngine
@@ -271,3 +274,20 @@ def test_a_closed_engine_refuses_to_generate(checkpoints):
     assert engine.policy_version == NO_WEIGHTS
     with pytest.raises(WeightSyncError, match="closed"):
         engine.generate(PROMPTS, SamplingParams(2), 1, 0)
+
+
+@pytest.mark.parametrize("other", ["model.safetensors", "consolidated.safetensors"])
+def test_files_that_the_index_does_not_name_are_not_read(other, checkpoints, tmp_path):
+    folder, _ = checkpoints("qwen2")
+    shutil.copytree(folder, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    if other == "model.safetensors":
+        shard = "model-00001-of-00001.safetensors"
+        save_file(weights, tmp_path / "model" / shard)
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}
+        (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps(index))
+    save = {name: tensor + 1 for name, tensor in weights.items()} if other == "model.safetensors" else {}
+    save_file(save or {"layers.0.wq.weight": torch.zeros(2, 2)}, tmp_path / "model" / other)
+    engines = make_engine(folder), make_engine(tmp_path / "model")
+    first, second = (tokens_of(engine.generate(PROMPTS, SamplingParams(4), 1, 0)) for engine in engines)
+    assert first == second
