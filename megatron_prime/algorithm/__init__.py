@@ -42,6 +42,8 @@ Baselines and returns
 - whitening="none" is the paper, "joint" both codes, "per_source" ours.
 - outcome_coef and process_coef reach the advantage. In the released code two such values exist without effect
   (1 : 1); the recipe's 5 : 5 is 1 : 1 after joint whitening.
+- process_trust="full" is the paper and both codes. "pair_accuracy", ours, scales the process part by the PRM's rank
+  correlation with the outcomes of the batch, so that a PRM which rewards other things than right answers has no say.
 - estimator="grpo" (Eq. 7) divides by the unbiased standard deviation without an epsilon and gives a constant
   group 0; the paper leaves both open.
 - estimator="prm_value" (Sec. 5.4) takes v as a plain sum of the rewards given, in their scale (beta * q after

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_outcomes, check_response_mask, check_rows, check_shapes
+from megatron_prime.algorithm.groups import pair_accuracy
 from megatron_prime.algorithm.registry import ESTIMATORS, Requirements
 from megatron_prime.algorithm.tensor_ops import (
     as_float,
@@ -133,7 +134,8 @@ def advantage_parts(
         positions_BT = mask_BT if process_positions_BT is None else process_positions_BT.bool()
         rewards_BT = _normalized_rewards(process_rewards_BT, mask_BT, positions_BT, config)
         process_BT = estimator.process_advantages_BT(rewards_BT, mask_BT, positions_BT, group_ids_B)
-        parts_BT.append((config.process_coef, process_BT))
+        trust = _trust(rewards_BT, outcome_rewards_B, group_ids_B, config)
+        parts_BT.append((config.process_coef * trust, process_BT))
     if config.whitening == "per_source":
         parts_BT = [(coef, masked_whiten_BT(part_BT, mask_BT)) for coef, part_BT in parts_BT]
     return [coef * part_BT for coef, part_BT in parts_BT]
@@ -156,6 +158,17 @@ def process_share(parts_BT: Sequence[Tensor], response_mask_BT: Tensor) -> float
     mask_BT = response_mask_BT.bool()
     spreads = [float(part_BT[mask_BT].double().std(unbiased=False)) for part_BT in parts_BT]
     return sum(spreads[1:]) / sum(spreads) if any(spreads) else 0.0
+
+
+def _trust(
+    process_rewards_BT: Tensor, outcome_rewards_B: Tensor, group_ids_B: Tensor, config: AdvantageConfig
+) -> float:
+    """Return the factor of process_coef in [0, 1] that `process_trust` says."""
+    if config.process_trust == "full":
+        return 1.0
+    accuracy, num_pairs = pair_accuracy(process_rewards_BT.sum(dim=1), outcome_rewards_B, group_ids_B)
+    # Without a pair nothing restrains the process rewards, so nothing speaks for them either.
+    return max(0.0, 2 * accuracy - 1) if num_pairs else 0.0
 
 
 def _normalized_rewards(

@@ -132,3 +132,21 @@ def group_std(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
     square_PG = torch.where(table.filled, (values_PG - mean_P1).square(), 0.0)
     std_P = (square_PG.sum(dim=1) / (table.sizes - 1)).sqrt()
     return _as_input(table.spread(std_P), values_B)
+
+
+def pair_accuracy(scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor) -> tuple[float, int]:
+    """Return the fraction of the pairs within groups that the scores order as the labels do, and the number of pairs.
+
+    Pairs have different labels and are pooled over groups; equal scores count one half. NaN without a pair.
+    """
+    table = group_table(group_ids_B)
+    scores_PG, labels_PG = table.gather(scores_B.double()), table.gather(labels_B.double())
+    score_gap_PGG = scores_PG[:, :, None] - scores_PG[:, None, :]
+    is_pair_PGG = labels_PG[:, :, None] > labels_PG[:, None, :]
+    is_pair_PGG &= table.filled[:, :, None] & table.filled[:, None, :]
+    return float(share_positive(score_gap_PGG[is_pair_PGG])), int(is_pair_PGG.sum())
+
+
+def share_positive(margins: Tensor) -> Tensor:
+    """Return the share of positive numbers, a 0 counting one half; NaN for none."""
+    return (margins.sign() / 2 + 0.5).mean()

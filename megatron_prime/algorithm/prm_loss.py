@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from megatron_prime.algorithm.checks import check_outcomes, check_rows
-from megatron_prime.algorithm.groups import group_table
+from megatron_prime.algorithm.groups import pair_accuracy, share_positive
 from megatron_prime.algorithm.prm_pairs import PairTargets
 from megatron_prime.algorithm.registry import PRM_OBJECTIVES, Requirements
 from megatron_prime.algorithm.tensor_ops import as_float
@@ -110,21 +110,12 @@ def prm_metrics(scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor) -> dict
     scores_B = as_float(scores_B).double()
     labels_B = labels_B.double()
     check_rows(scores_B.numel(), scores_B=scores_B, labels_B=labels_B, group_ids_B=group_ids_B)
-    table = group_table(group_ids_B)
-    scores_PG, labels_PG = table.gather(scores_B), table.gather(labels_B)
-    score_gap_PGG = scores_PG[:, :, None] - scores_PG[:, None, :]
-    # Empty slots hold label 0, so they are never the better one of a pair; the worse one is masked.
-    is_pair_PGG = (labels_PG[:, :, None] > labels_PG[:, None, :]) & table.filled[:, None, :]
+    accuracy, num_pairs = pair_accuracy(scores_B, labels_B, group_ids_B)
     signed_B = scores_B[labels_B != 0.5] * (labels_B[labels_B != 0.5] - 0.5).sign()
     return {
         "ce": float(binary_cross_entropy_with_logits(scores_B, labels_B)),
-        "sign_accuracy": float(_share_positive(signed_B)),
-        "pair_accuracy": float(_share_positive(score_gap_PGG[is_pair_PGG])),
-        "num_pairs": float(is_pair_PGG.sum()),
+        "sign_accuracy": float(share_positive(signed_B)),
+        "pair_accuracy": accuracy,
+        "num_pairs": float(num_pairs),
         "score_mean": float(scores_B.mean()),
     }
-
-
-def _share_positive(margins: Tensor) -> Tensor:
-    """Return the share of positive numbers, a 0 counting one half; NaN for none."""
-    return (margins.sign() / 2 + 0.5).mean()

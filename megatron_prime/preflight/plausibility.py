@@ -62,6 +62,7 @@ def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
     yield from _learning_rates(config)
     yield from _steps(config, arithmetic)
     yield from _filter(config)
+    yield from _process_rewards(config)
 
 
 def _learning_rates(config: PrimeConfig) -> Iterator[str]:
@@ -106,3 +107,16 @@ def _filter(config: PrimeConfig) -> Iterator[str]:
         f"filter.accuracy_min = {low:g}, accuracy_max = {high:g}: with rollout.group_size = {size}, no group in which "
         "some responses are right and some wrong is kept, if rewards are 0 or 1"
     )
+
+
+def _process_rewards(config: PrimeConfig) -> Iterator[str]:
+    """Question process rewards that nothing restrains in groups without a right response."""
+    advantage = config.advantage
+    if config.filter.enabled or not config.prm.enabled or advantage.process_coef == 0:
+        return
+    if advantage.process_trust == "full":
+        yield (
+            "filter.enabled = false: a group without a right response then follows the process rewards alone, and "
+            "small runs have collapsed because of that; keep the filter, or set "
+            "advantage.process_trust = 'pair_accuracy'"
+        )

@@ -144,6 +144,17 @@ def batch_max(rewards):
     return [[r / (largest + 1e-6) for r in row] for row in rewards]
 
 
+def pair_trust(batch):
+    """2a - 1, a the share of pairs of a group that the sums of the rewards order as the outcomes do."""
+    won = []
+    for i, own in enumerate(batch.rewards):
+        for j in others(batch.ids, i):
+            if batch.outcomes[i] > batch.outcomes[j]:
+                gap = sum(own) - sum(batch.rewards[j])
+                won.append(0.5 if gap == 0 else float(gap > 0))
+    return max(0.0, 2 * mean(won) - 1) if won else 0.0
+
+
 def advantages(batch, config):
     """The whole of prime_advantages from its parts."""
     parts = [(config.outcome_coef, outcome_part(batch, config.estimator, config.gamma_outcome))]
@@ -153,7 +164,8 @@ def advantages(batch, config):
     process = process_part(
         rewards, batch.ids, config.estimator, config.process_baseline, config.gamma_process
     )
-    parts.append((config.process_coef, process))
+    trust = 1.0 if config.process_trust == "full" else pair_trust(batch)
+    parts.append((config.process_coef * trust, process))
     if config.whitening == "per_source":
         parts = [(c, whiten(rows)) for c, rows in parts]
     total = [

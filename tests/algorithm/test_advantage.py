@@ -288,3 +288,46 @@ def test_the_share_is_finite_where_a_part_is_constant_or_missing(outcomes, rewar
         batch.outcomes = [0.0] * len(batch.ids)
     rewards_BT = None if rewards is None else batch.rewards_BT.nan_to_num() * rewards
     assert process_share(parts_of(batch, PLAIN, rewards_BT), batch.mask_BT) == share
+
+
+@pytest.mark.parametrize("whitening", WHITENINGS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_trust_by_pair_accuracy_matches_the_loops(estimator, whitening):
+    options = replace(RELEASED, estimator=estimator, whitening=whitening, process_trust="pair_accuracy")
+    trusts = []
+    for seed in range(20, 28):
+        batch = Batch(seed, sizes=RAGGED, soft=seed % 2 == 1, extra_padding=1)
+        trusts.append(oracle.pair_trust(batch))
+        expected_BT = batch.padded(oracle.advantages(batch, options), padding=0.0)
+        torch.testing.assert_close(advantages_of(batch, options), expected_BT)
+    assert min(trusts) == 0.0 and max(trusts) > 0.2, trusts
+
+
+@pytest.mark.parametrize(
+    ("scores", "trust"),
+    [
+        ([3.0, 1.0, 2.0, 0.0], 1.0),  # each right response above each wrong one
+        ([3.0, 0.0, 1.0, 2.0], 0.5),
+        ([1.0, 1.0, 1.0, 1.0], 0.0),
+        ([0.0, 3.0, 1.0, 2.0], 0.0),  # worse than chance
+    ],
+)
+def test_process_rewards_count_as_far_as_they_prefer_right_responses(scores, trust):
+    outcomes_B, mask_BT, groups_B = (
+        torch.tensor([1.0, 0.0, 1.0, 0.0]),
+        torch.ones(4, 2),
+        torch.zeros(4).long(),
+    )
+    rewards_BT = torch.tensor(scores)[:, None] / 2 * mask_BT
+    full = replace(PLAIN, outcome_coef=0.0)
+    trusted_BT, full_BT = (
+        prime_advantages(outcomes_B, rewards_BT, mask_BT, groups_B, options)
+        for options in (replace(full, process_trust="pair_accuracy"), full)
+    )
+    torch.testing.assert_close(trusted_BT, trust * full_BT)
+
+
+def test_process_rewards_are_not_trusted_where_no_two_outcomes_differ():
+    batch = Batch(18)
+    batch.outcomes = [1.0] * len(batch.ids)
+    assert not advantages_of(batch, replace(PLAIN, process_trust="pair_accuracy")).any()

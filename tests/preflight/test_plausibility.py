@@ -50,6 +50,7 @@ def test_the_examples_are_not_questioned(name):
             "filter.accuracy_min=0.8",
             "filter.accuracy_min = 0.8, accuracy_max = 0.8: with rollout.group_size = 4",
         ),
+        ("filter.enabled=false", "filter.enabled = false: a group without a right response then follows"),
     ],
 )
 def test_a_size_that_is_hardly_meant_is_questioned(override, doubt, workspace):
@@ -71,3 +72,12 @@ def test_every_range_is_that_of_an_option():
         table, name = key.split(".")
         config = load_config(ROOT / "examples" / "prime_7b.toml")
         assert low <= getattr(getattr(config, table), name) <= high, key
+
+
+@pytest.mark.parametrize(
+    "override", ["advantage.process_trust=pair_accuracy", "advantage.process_coef=0.0", "prm.enabled=false"]
+)
+def test_a_run_without_the_filter_is_not_questioned_where_process_rewards_cannot_mislead_it(
+    override, workspace
+):
+    assert doubts_of(workspace, "filter.enabled=false", override) == []

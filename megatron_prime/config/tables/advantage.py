@@ -6,6 +6,7 @@ from megatron_prime.config.section import NameOrPath, NonNegativeFloat, Section,
 
 ProcessBaseline = Literal["sequence_sum", "sequence_spread", "token_mean", "released"]
 ProcessNormalization = Literal["none", "batch_max"]
+ProcessTrust = Literal["full", "pair_accuracy"]
 Whitening = Literal["none", "joint", "per_source"]
 
 
@@ -33,3 +34,7 @@ class AdvantageConfig(Section):
     """Weight of the outcome part."""
     process_coef: NonNegativeFloat = 1.0
     """Weight of the process part; 0 trains on outcomes alone."""
+    process_trust: ProcessTrust = "full"
+    """full takes process_coef as it is; pair_accuracy multiplies it by max(0, 2 * a - 1), with a the fraction of the
+    pairs of a right and a wrong response to one prompt that the process rewards of the batch order correctly. A PRM
+    that prefers right responses no more than by chance then has no influence (ADR 0035)."""

@@ -41,6 +41,6 @@ class GuardsConfig(Section):
     """Raise an alarm if the policy's entropy falls below this fraction of its best; 0 switches it off."""
     min_pair_accuracy: UnitInterval = 0.5
     """Raise an alarm if the process rewards prefer the right one of two responses less often than this, on average over
-    the last 10 steps in which they were at least a third of the advantages; 0 switches it off."""
+    the last 10 steps in which they were at least a quarter of the advantages; 0 switches it off."""
     max_process_alarm_steps: NonNegative = 0
     """Stop after this many steps in a row with that alarm; 0, the default, only warns."""

@@ -36,13 +36,14 @@ REF_KL_ADVICE = (
     "the policy has left the reference far behind, and process rewards and fluency may no longer mean much; lower "
     "policy.lr or set policy.kl_coef"
 )
-LARGE_SHARE = 1 / 3
+LARGE_SHARE = 1 / 4
 """Process rewards with at least this share of the advantages can lead the policy away from right answers."""
 PROCESS_WINDOW = 10
 """Number of steps over which the PRM's pair accuracy is averaged; that of a single step is noisy."""
 PROCESS_ADVICE = (
     "the policy may learn what the PRM pays for instead of right answers, for example a token of the answer's format. "
-    "Lower advantage.process_coef or policy.lr, set policy.kl_coef, and keep filter.enabled"
+    "Set advantage.process_trust = 'pair_accuracy', which lets process rewards count as far as they prefer right "
+    "responses, and keep filter.enabled; a lower policy.lr or process_coef helps too"
 )
 GAP_ADVICE = (
     "A jump from one step to the next is a stale or broken weight sync: go back to the checkpoint before it. A gap "

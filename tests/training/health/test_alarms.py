@@ -184,12 +184,12 @@ COLLAPSE += [0.58, 0.38, 0.42, 0.22, 0.56, 0.23, 0.58, 0.41, 0.24, 0.15, 0.24]
     [
         ([(0.4, 0.5)] * 9, []),  # the window is not full
         ([(0.4, 0.5)] * 12, [9, 10, 11]),
-        ([(0.4, 0.3)] * 30, []),  # process rewards of little weight
+        ([(0.4, 0.2)] * 30, []),  # process rewards of little weight
         ([(0.5, 0.5)] * 30, []),  # a PRM at chance, as at the start
-        ([(0.8, 0.3)] * 10 + [(0.4, 0.5)] * 20, list(range(19, 30))),
+        ([(0.8, 0.2)] * 10 + [(0.4, 0.5)] * 20, list(range(19, 30))),
         ([(0.4, 0.5)] * 10 + [(0.9, 0.5)] * 20, [9, 10]),
         ([(0.4, 0.5)] * 9 + [(math.nan, 0.5), (0.4, 0.5)], [10]),  # a step without a pair is left out
-        ([(0.4, 0.5)] * 9 + [(0.4, 0.3)] * 10 + [(0.4, 0.5)], [19]),
+        ([(0.4, 0.5)] * 9 + [(0.4, 0.2)] * 10 + [(0.4, 0.5)], [19]),
         ([(0.0, 1.0)] * 10, [9]),
         (list(zip(COLLAPSE, [0.0] + [0.4] * 29, strict=True)), list(range(12, 30))),
     ],
@@ -204,7 +204,7 @@ def test_the_alarm_for_process_rewards_warns_once_and_says_how_to_fix_it():
     for part in (
         "in 42% of the cases only",
         "guards.min_pair_accuracy = 0.5",
-        "policy.kl_coef",
+        "advantage.process_trust",
         "filter.enabled",
     ):
         assert part in warning

@@ -154,5 +154,7 @@ def test_too_many_steps_with_misleading_process_rewards_stop_the_run_if_asked(tm
     alarming(first, 1.0, 1.0)
     resumed = limited()
     resumed.load_state_dict(first.state_dict())
-    with pytest.raises(MisleadingRewardsError, match=r"3 steps .guards\.max_process_alarm_steps.*kl_coef"):
+    with pytest.raises(
+        MisleadingRewardsError, match=r"3 steps .guards\.max_process_alarm_steps.*process_trust"
+    ):
         alarming(resumed, 1.0)
