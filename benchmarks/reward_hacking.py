@@ -42,7 +42,7 @@ NUM_DEMONSTRATIONS = 5000
 
 @dataclass(frozen=True)
 class Setting:
-    """The settings of one run; the defaults collapse."""
+    """The settings of one run; with the defaults it stalls or collapses."""
 
     seed: int = 1
     num_operations: int = 10
