@@ -25,6 +25,9 @@ export HF_HUB_OFFLINE := 1
 test check: export OMP_NUM_THREADS := 1
 test check: export TOKENIZERS_PARALLELISM := false
 
+# Some machines forbid Python to keep compiled files, so that each process of the tests would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart sglang test check clean
 

@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 pytest_plugins = [
+    "tests.support.forked_commands",
     "tests.support.live_servers",
     "tests.support.toy_runs",
     "tests.support.side_by_side",

@@ -15,9 +15,8 @@ from tests.support.toy_runs import Started, Toy, finish
 @pytest.fixture
 def job(toy: Toy, tmp_path) -> Iterator[Started]:
     """Return a training job that has started its two ranks."""
-    with Started(
-        toy.folder, "train", "run.toml", f"run_dir={tmp_path / 'run'}", "parallel.num_processes=2"
-    ) as started:
+    arguments = ("train", "run.toml", f"run_dir={tmp_path / 'run'}", "parallel.num_processes=2")
+    with Started(toy.folder, *arguments, is_fresh=True) as started:
         started.wait_until(lambda: len(started.ranks()) == 2)
         yield started
 
@@ -42,7 +41,7 @@ def test_a_job_that_is_asked_to_stop_while_it_starts_ends_at_once(job: Started, 
 
 def test_a_signal_to_the_launcher_of_an_evaluation_ends_all_ranks(toy: Toy, tmp_path):
     arguments = ("eval", "run.toml", f"run_dir={tmp_path / 'run'}", "parallel.num_processes=2")
-    with Started(toy.folder, *arguments) as started:
+    with Started(toy.folder, *arguments, is_fresh=True) as started:
         started.wait_until(lambda: len(started.ranks()) == 2)
         started.process.send_signal(signal.SIGINT)
         assert started.all_gone()

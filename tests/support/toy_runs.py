@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import deadlines, toy_worker
 from tests.support.distributed_runner import run_distributed
+from tests.support.forked_commands import FRESH
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 4
@@ -126,18 +127,23 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | changes
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "megatron_prime", *arguments]
+def command(*arguments: str, is_fresh: bool = False) -> list[str]:
+    """Return the command line of `megatron-prime ARGUMENTS`; fresh if it must not be forked (see forked_commands)."""
+    return [sys.executable, *(FRESH if is_fresh else ()), "-m", "megatron_prime", *arguments]
 
 
 class Started:
     """A command in a process of its own, which is killed at the end of the `with` block at the latest."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, is_fresh: bool = False) -> None:
         self.log = folder / f"log{time.monotonic_ns()}.txt"
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(
-                command(*arguments), cwd=folder, env=environment(), stdout=file, stderr=subprocess.STDOUT
+                command(*arguments, is_fresh=is_fresh),
+                cwd=folder,
+                env=environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
         self._seen: dict[int, psutil.Process] = {}
 

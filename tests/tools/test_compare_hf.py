@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.support.forked_commands import FORKED
+
 TOOL = Path(__file__).parents[2] / "tools" / "compare_hf.py"
 
 
@@ -29,7 +31,10 @@ def compare(tmp_path, first, second, *arguments):
 
 def run(*arguments):
     done = subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, *FORKED, str(TOOL), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stdout, done.stderr
 

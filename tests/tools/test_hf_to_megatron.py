@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from tests.support.forked_commands import FORKED
 from tests.support.tiny_models import save_tiny_model
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -14,7 +15,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 def run(tool, *arguments):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(TOOLS / tool), *map(str, arguments)],
+        [sys.executable, *FORKED, "-W", "ignore", str(TOOLS / tool), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

@@ -6,8 +6,10 @@ host first). Collective operations happen before the fork and after all forks ha
 
 import multiprocessing
 import os
+import pickle
+import queue
 import shutil
-from multiprocessing.managers import SyncManager
+import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251 - a name, no communication
 
 from megatron_prime.parallel.collectives import on_first_rank
-from megatron_prime.parallel.lifeline import die_with_parent, ignore_requests_to_end, tie_forked_children
+from megatron_prime.parallel.lifeline import tie_forked_children
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.checkpoint.manifest import SUMS_SUFFIX, write_sums
 
@@ -32,8 +34,6 @@ OPTIMIZER_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
 }
-
-_manager: SyncManager | None = None
 
 
 class RoleWriter:
@@ -53,7 +53,7 @@ class RoleWriter:
         self._topology = topology
         self._process: BaseProcess | None = None
         self._strategy = _ShardedStrategy(*FORMAT)
-        _use_own_queue()
+        filesystem_async._results_queue = _Results()
         _common.errors.clear()
         try:
             request = dist_checkpointing.save(state, str(folder), self._strategy, async_sharded_save=True)
@@ -189,19 +189,27 @@ def _could_not_write(folder: Path, reasons: list[str]) -> OSError:
     )
 
 
-def _use_own_queue() -> None:
-    """Give the next save its own queue of results, in a manager process that ends when this rank does.
+class _Results:
+    """Memory through which a forked writer hands what it has written to the trainer, once; a queue to Megatron.
 
-    Megatron has one queue for all saves: two roles in progress at once would take each other's results. The manager
-    that Megatron starts itself relies on an orderly exit, and would stay forever after a kill.
+    Megatron has one queue for all saves, from which two roles in progress at once would take each other's results. It
+    belongs to a process of its own, which would import torch on every rank.
     """
-    global _manager
-    if _manager is None:
-        _manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        _manager.start(initializer=_begin_manager, initargs=(os.getpid(),))
-    filesystem_async._results_queue = _manager.Queue()
 
+    def __init__(self) -> None:
+        has_memory_files = hasattr(os, "memfd_create")
+        self._file = (
+            os.fdopen(os.memfd_create("results"), "w+b") if has_memory_files else tempfile.TemporaryFile()
+        )
 
-def _begin_manager(parent_pid: int) -> None:
-    die_with_parent(parent_pid)
-    ignore_requests_to_end()  # The save that a request leads to needs the queue.
+    def put(self, results: object) -> None:
+        pickle.dump(results, self._file)
+        self._file.flush()
+
+    def get_nowait(self) -> object:
+        """Return what was put, or raise queue.Empty if the writer was killed before it was complete."""
+        self._file.seek(0)
+        try:
+            return pickle.load(self._file)
+        except (EOFError, pickle.UnpicklingError) as error:
+            raise queue.Empty from error
