@@ -18,6 +18,8 @@ from typing import Any
 from tests.support import command_server
 from tests.support.command_server import Command, command_of, files_of
 
+FRESH_SERVERS = "MEGATRON_PRIME_TESTS_FRESH_SERVERS"
+"""Environment variable with which SGLang servers are executed, so that the system shows their own environment."""
 ROOT = Path(__file__).parents[2]
 FRESH = ("-X", "fresh")
 """Options of the interpreter (which ignores them) with which a command is executed in any case."""
@@ -97,6 +99,8 @@ class Forking:
             return self._commands
         interpreter, option, *module = words[2:5]
         if option != "-m" or command.environment is None or module[0] not in command_server.PROGRAMS:
+            return None
+        if FRESH_SERVERS in command.environment:
             return None
         environment = {name: value for name, value in command.environment.items() if name not in PER_SERVER}
         server = self._servers.setdefault(

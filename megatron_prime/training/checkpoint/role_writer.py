@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -197,10 +197,7 @@ class _Results:
     """
 
     def __init__(self) -> None:
-        has_memory_files = hasattr(os, "memfd_create")
-        self._file = (
-            os.fdopen(os.memfd_create("results"), "w+b") if has_memory_files else tempfile.TemporaryFile()
-        )
+        self._file = _memory_file()
 
     def put(self, results: object) -> None:
         pickle.dump(results, self._file)
@@ -213,3 +210,10 @@ class _Results:
             return pickle.load(self._file)
         except (EOFError, pickle.UnpicklingError) as error:
             raise queue.Empty from error
+
+
+def _memory_file() -> IO[bytes]:
+    """Return a file that forks share and that no full disk affects."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("results"), "w+b")
+    return tempfile.TemporaryFile()  # on other systems than Linux

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -10,8 +11,11 @@ import psutil
 import pytest
 
 from megatron_prime.engines.sglang import client
+from megatron_prime.engines.sglang.engine import SGLangEngine
 from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE, KeyGate
 from tests.support import deadlines
+from tests.support.forked_commands import FRESH_SERVERS
+from tests.support.sglang_live import sglang_settings
 
 
 def answer_of(scopes):
@@ -104,19 +108,36 @@ def test_a_real_server_refuses_every_call_without_its_key(live_engine):
     assert live_engine.driver.run(live_engine.fleet.weight_versions) == before == [1, 1]
 
 
-def test_the_key_of_a_real_server_is_in_its_own_environment_alone(live_engine):
-    keys = [live_engine.fleet.api_key(server.index, server.url) for server in live_engine.servers]
-    assert len(set(keys)) == 2 and all(len(key) == 64 for key in keys)
-    secrets = [*keys, live_engine.secret]
-    main = psutil.Process(live_engine.servers[0].pid)
+@pytest.fixture
+def executed_engine(live_models, tmp_path, monkeypatch) -> Iterator[SGLangEngine]:
+    """Return an engine with a server that is no fork, whose environment the system shows."""
+    monkeypatch.setenv(FRESH_SERVERS, "1")
+    engine = SGLangEngine(
+        live_models[0].path, device="cpu", dtype="fp32", seed=0, settings=sglang_settings(), run_dir=tmp_path
+    )
+    yield engine
+    engine.close()
+
+
+def test_the_key_of_a_real_server_is_in_its_own_environment_alone(live_engine, executed_engine):
+    keys = [
+        engine.fleet.api_key(server.index, server.url)
+        for engine in (executed_engine, live_engine)
+        for server in engine.servers
+    ]
+    assert len(set(keys)) == 3 and all(len(key) == 64 for key in keys)
+    secrets = [*keys, executed_engine.secret, live_engine.secret]
+    main = psutil.Process(executed_engine.servers[0].pid)
     assert main.environ()[KEY_VARIABLE] == keys[0]
     children = main.children(recursive=True)
     assert len(children) >= 2
-    for process in (main, main.parent(), *children):
+    guardian = main.parent()
+    assert guardian is not None
+    for process in (main, guardian, *children):
         assert not any(secret in " ".join(process.cmdline()) for secret in secrets)
     for process in children:
         assert not any(secret in str(process.environ()) for secret in secrets)
-    files = [path for path in Path(live_engine.folder).rglob("*") if path.is_file()]
+    files = [path for path in Path(executed_engine.folder).rglob("*") if path.is_file()]
     assert any(path.suffix == ".log" and path.stat().st_size > 1000 for path in files)
     for path in files:
         assert not any(secret.encode() in path.read_bytes() for secret in secrets), path
