@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,9 @@ class Forking:
         server = command and self._server_of(command)
         if command is None or server is None:
             return self._execute(*call)
-        return server.start(command, files_of(call))
+        here = command.folder or str(Path.cwd())
+        environment = dict(os.environ) if command.environment is None else command.environment
+        return server.start(replace(command, folder=here, environment=environment), files_of(call))
 
     def _server_of(self, command: Command) -> CommandServer | None:
         """Return the process that has imported the modules of a command, or None if there is none."""
