@@ -108,8 +108,12 @@ class Forking:
         server = self._servers.setdefault(
             interpreter, CommandServer(interpreter, SERVER_MODULES, environment)
         )
-        # SGLang reads some variables when it is imported.
-        return server if server.environment == environment else None
+        return server if _at_import(server.environment) == _at_import(environment) else None
+
+
+def _at_import(environment: dict[str, str]) -> dict[str, str]:
+    """Return the variables that SGLang may read when it is imported."""
+    return {name: value for name, value in environment.items() if name.startswith(AT_IMPORT)}
 
 
 def pytest_configure() -> None:

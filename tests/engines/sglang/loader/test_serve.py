@@ -115,6 +115,7 @@ def executed_engine(live_models, tmp_path, monkeypatch) -> Iterator[SGLangEngine
     engine = SGLangEngine(
         live_models[0].path, device="cpu", dtype="fp32", seed=0, settings=sglang_settings(), run_dir=tmp_path
     )
+    engine.load_from_hf(live_models[0].path, policy_version=1)
     yield engine
     engine.close()
 
