@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from megatron_prime.parallel.peer_loss import is_peer_loss
 from tests.support import deadlines
+from tests.support.forked_commands import FORKED
 
 SURVIVOR = """
 import datetime, os, signal, sys, time, torch, torch.distributed as dist
@@ -47,7 +48,7 @@ def test_a_survivor_recognizes_the_loss_of_its_peer(how):
         "GLOO_SOCKET_IFNAME": "lo",
     }
     survivor, lost = (
-        subprocess.Popen([sys.executable, "-c", SURVIVOR, how], env=shared | {"RANK": str(rank)})
+        subprocess.Popen([sys.executable, *FORKED, "-c", SURVIVOR, how], env=shared | {"RANK": str(rank)})
         for rank in range(2)
     )
     try:

@@ -12,6 +12,7 @@ import pytest
 
 from megatron_prime.parallel.peer_loss import EXIT_CODE
 from megatron_prime.parallel.watchdog import Report, diagnose
+from tests.support.forked_commands import FORKED
 from tests.support.toy_runs import Started, Toy, is_logged
 
 RANK = """
@@ -57,7 +58,7 @@ class Job:
         address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         self._ranks = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", RANK, case, str(culprit), str(folder)],
+                [sys.executable, *FORKED, "-W", "ignore", "-c", RANK, case, str(culprit), str(folder)],
                 env=os.environ
                 | address
                 | {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
