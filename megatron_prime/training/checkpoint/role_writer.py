@@ -5,14 +5,10 @@ host first). Collective operations happen before the fork and after all forks ha
 """
 
 import multiprocessing
-import os
-import pickle
-import queue
 import shutil
-import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -27,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: TID251
 from megatron_prime.parallel.collectives import on_first_rank
 from megatron_prime.parallel.lifeline import tie_forked_children
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.checkpoint.fork_results import ForkResults
 from megatron_prime.training.checkpoint.manifest import SUMS_SUFFIX, write_sums
 
 FORMAT = ("torch_dist", 1)
@@ -53,7 +50,7 @@ class RoleWriter:
         self._topology = topology
         self._process: BaseProcess | None = None
         self._strategy = _ShardedStrategy(*FORMAT)
-        filesystem_async._results_queue = _Results()
+        filesystem_async._results_queue = ForkResults()
         _common.errors.clear()
         try:
             request = dist_checkpointing.save(state, str(folder), self._strategy, async_sharded_save=True)
@@ -187,33 +184,3 @@ def _could_not_write(folder: Path, reasons: list[str]) -> OSError:
         f"the checkpoint could not be written to {folder} ({free:.0f} MiB are free there): {'; '.join(reasons)}. "
         "Earlier checkpoints are complete: fix the file system and start again"
     )
-
-
-class _Results:
-    """Memory through which a forked writer hands what it has written to the trainer, once; a queue to Megatron.
-
-    Megatron has one queue for all saves, from which two roles in progress at once would take each other's results. It
-    belongs to a process of its own, which would import torch on every rank.
-    """
-
-    def __init__(self) -> None:
-        self._file = _memory_file()
-
-    def put(self, results: object) -> None:
-        pickle.dump(results, self._file)
-        self._file.flush()
-
-    def get_nowait(self) -> object:
-        """Return what was put, or raise queue.Empty if the writer was killed before it was complete."""
-        self._file.seek(0)
-        try:
-            return pickle.load(self._file)
-        except (EOFError, pickle.UnpicklingError) as error:
-            raise queue.Empty from error
-
-
-def _memory_file() -> IO[bytes]:
-    """Return a file that forks share and that no full disk affects."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("results"), "w+b")
-    return tempfile.TemporaryFile()  # on other systems than Linux
