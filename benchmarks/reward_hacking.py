@@ -2,7 +2,7 @@
 
     python -m benchmarks.reward_hacking [--seeds 1 2 3] [--methods NAME ...]
 
-Each run takes 10 to 30 seconds on one core. Chain arithmetic as in `examples/arithmetic_task.py` with 10 operations;
+Each run takes 10 to 30 seconds on one core. Chain arithmetic as in `examples/arithmetic_task.py` with 12 operations;
 the response is the value after each operation and then the answer in a box: `[ 7 ]`. The demonstrator writes a
 formatting token in one of ten boxes, `[ $ 7 ]`, and the verifier accepts any number of them. With the filter off, few
 right responses and a policy that learns as fast as the PRM, the PRM lowers the log-probs of the tokens that it sees,
@@ -45,7 +45,7 @@ class Setting:
     """The settings of one run; with the defaults it stalls or collapses."""
 
     seed: int = 1
-    num_operations: int = 10
+    num_operations: int = 12
     room: int = 8
     """Number of formatting tokens that fit before a response is truncated."""
     sft_steps: int = 500
