@@ -47,7 +47,8 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
         0 when all ranks succeed; EXIT_CODE when they stopped on request; otherwise the exit code of the first that
         failed, or 128 + signal, after ending the others.
     """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(num_processes)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_processes))
     # All ranks are on this machine. By default gloo resolves the host name, which fails in some containers.
     defaults = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     shared = {**defaults, **os.environ, **address, LAUNCHER: str(os.getpid())}

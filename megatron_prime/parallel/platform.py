@@ -200,6 +200,13 @@ def _wait(stream: torch.cuda.Stream, mark: CopyMark | None) -> None:
         stream.wait_event(mark)
 
 
+def nccl_version() -> str | None:
+    """Return the version of the NCCL that torch uses, such as 2.29.7; None in a build without."""
+    if not dist.is_nccl_available():
+        return None
+    return ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[attr-defined]
+
+
 def num_gpus() -> int:
     """Return the number of GPUs that torch sees."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

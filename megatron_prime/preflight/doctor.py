@@ -24,7 +24,12 @@ from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.provenance import versions
 from megatron_prime.parallel.connectivity import meet
-from megatron_prime.parallel.platform import num_gpus, select_platform, transformer_engine_fault
+from megatron_prime.parallel.platform import (
+    nccl_version,
+    num_gpus,
+    select_platform,
+    transformer_engine_fault,
+)
 from megatron_prime.preflight.checks import check_run, command_of
 from megatron_prime.preflight.plausibility import doubts
 
@@ -84,7 +89,7 @@ def examine(config: PrimeConfig | None, timeout_s: float) -> Iterator[Finding]:
         yield from check_folder(folder)
     yield _shared_memory()
     if config is not None and config.rollout.starts_servers:
-        yield check_engine(config.rollout.sglang.python, timeout_s)
+        yield from check_engine(config.rollout.sglang.python, timeout_s)
     yield from _ranks(timeout_s)
 
 
@@ -247,12 +252,17 @@ def _shared_memory() -> Finding:
     return Finding("ok", "memory", f"/dev/shm has {free:.0f} GiB")
 
 
-def check_engine(python: Path, timeout_s: float) -> Finding:
-    """Return whether the engine environment imports SGLang, in its own interpreter."""
+def check_engine(python: Path, timeout_s: float) -> Iterator[Finding]:
+    """Yield whether the engine environment imports SGLang, in its own interpreter, and whether its NCCL is ours."""
     fix = "build it by `make sglang`, or name another by rollout.sglang.python"
     if not python.exists():
-        return Finding("fault", "sglang", f"{python} does not exist", fix)
-    code = "import importlib.metadata as m, torch, sglang; print(m.version('sglang'), torch.__version__)"
+        yield Finding("fault", "sglang", f"{python} does not exist", fix)
+        return
+    code = (
+        "import importlib.metadata as m, torch, sglang; "
+        "nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else (0,); "
+        "print(m.version('sglang'), torch.__version__, '.'.join(map(str, nccl)))"
+    )
     clean: Callable[[str], bool] = lambda name: name not in ("PYTHONPATH", "PYTHONHOME")  # noqa: E731
     environment = {name: value for name, value in os.environ.items() if clean(name)}
     try:
@@ -265,12 +275,23 @@ def check_engine(python: Path, timeout_s: float) -> Finding:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("fault", "sglang", f"{python}: {type(error).__name__}", fix)
+        yield Finding("fault", "sglang", f"{python}: {type(error).__name__}", fix)
+        return
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Finding("fault", "sglang", f"{python} cannot import sglang: {reason}", fix)
-    sglang, engine_torch = done.stdout.split()[-2:]
-    return Finding("ok", "sglang", f"SGLang {sglang} on torch {engine_torch}")
+        yield Finding("fault", "sglang", f"{python} cannot import sglang: {reason}", fix)
+        return
+    sglang, engine_torch, nccl = done.stdout.split()[-3:]
+    yield Finding("ok", "sglang", f"SGLang {sglang} on torch {engine_torch}")
+    own_nccl = nccl_version()
+    if nccl != "0" and own_nccl is not None and nccl != own_nccl:
+        # It is no fault, because weights reach servers on the trainer's own GPUs without NCCL.
+        yield Finding(
+            "warning",
+            "sglang",
+            f"NCCL {own_nccl} in this environment does not connect to NCCL {nccl} in the engine's",
+            "rollout.sglang.weight_transport = 'shards' needs one version in both: see docs/gpu.md",
+        )
 
 
 def _ranks(timeout_s: float) -> Iterator[Finding]:

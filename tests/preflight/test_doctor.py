@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megatron_prime.config.loading import load_config
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.preflight import doctor
 from megatron_prime.preflight.doctor import Finding, check_engine, check_folder, examine, examine_run
 from tests.preflight.workspace import write_model
 from tests.support.tokenizers import byte_tokenizer
@@ -70,14 +73,24 @@ def engine(tmp_path, script):
     path = tmp_path / "python"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    return check_engine(path, 5.0)
+    return list(check_engine(path, 5.0))
 
 
 def test_the_engine_environment_is_examined_by_its_own_interpreter(tmp_path):
-    assert engine(tmp_path, "echo 0.5.23 2.9.0").text == "SGLang 0.5.23 on torch 2.9.0"
-    broken = engine(tmp_path, "echo 'ModuleNotFoundError: No module named sglang' >&2; exit 1")
+    [found] = engine(tmp_path, "echo 0.5.23 2.9.0 0")
+    assert (found.state, found.text) == ("ok", "SGLang 0.5.23 on torch 2.9.0")
+    [broken] = engine(tmp_path, "echo 'ModuleNotFoundError: No module named sglang' >&2; exit 1")
     assert broken.state == "fault" and "cannot import sglang: ModuleNotFoundError" in broken.text
-    assert "make sglang" in check_engine(tmp_path / "absent", 5.0).fix
+    assert "make sglang" in next(check_engine(tmp_path / "absent", 5.0)).fix
+
+
+@pytest.mark.parametrize(("engine_nccl", "is_warned"), [("2.30.7", True), ("2.29.7", False), ("0", False)])
+def test_two_versions_of_nccl_are_warned_of(tmp_path, monkeypatch, engine_nccl, is_warned):
+    monkeypatch.setattr(doctor, "nccl_version", lambda: "2.29.7")
+    findings = engine(tmp_path, f"echo 0.5.23 2.14.1 {engine_nccl}")
+    assert [finding.state for finding in findings] == ["ok", *["warning"] * is_warned]
+    if is_warned:
+        assert "NCCL 2.29.7" in findings[1].text and "NCCL 2.30.7" in findings[1].text
 
 
 def test_a_finding_is_one_line_and_its_fix_another():

@@ -33,9 +33,10 @@ class SGLangConfig(Section):
     """Tensor-parallel size of each server, attached ones included."""
     expert: Positive = 1
     """Expert-parallel size of each server; must divide its tensor-parallel size."""
-    weight_transport: Literal["shards", "ipc", "disk"] = "shards"
+    weight_transport: Literal["shards", "ipc", "disk"] | None = None
     """Path of new weights to the servers. shards sends slices of the training ranks' memory by gloo or NCCL; ipc passes
-    them through memory that is shared within a node, also on the same GPUs; disk writes an HF checkpoint."""
+    them through memory that is shared within a node, also on the same GPUs; disk writes an HF checkpoint. Default ipc
+    for servers on GPUs of training ranks, which NCCL cannot reach, and shards for others."""
     quantization: Literal["none", "fp8"] = "none"
     """fp8 serves linear layers that the senders quantize in blocks of 128 x 128; needs GPUs. Default none."""
     weight_full_check_every: NonNegative = 0

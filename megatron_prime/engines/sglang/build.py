@@ -20,16 +20,16 @@ from megatron_prime.rollout.weight_sync import WeightSync
 
 def build_sglang_engine(config: PrimeConfig, topology: Topology, ranks: Ranks) -> EngineParts:
     """Start the servers in the background, or attach to them. Raises ValueError as `SGLangEngine` does."""
-    settings = config.rollout.sglang
     engine = SGLangEngine(
         config.model.path,
         device="cuda" if topology.platform.is_cuda else "cpu",
         dtype=config.platform.dtype,
         seed=config.seed,
-        settings=settings,
+        settings=config.rollout.sglang,
         run_dir=config.run_dir,
         ranks=ranks,
     )
+    settings = engine.settings
 
     def make_weight_sync(policy: BuiltModel) -> WeightSync:
         if settings.weight_transport == "disk":

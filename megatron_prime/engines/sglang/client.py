@@ -141,7 +141,13 @@ class SGLangClient:
         self, model_path: str, weight_version: str, *, flush_cache: bool = True
     ) -> None:
         """Load an HF checkpoint that the server can read. After a refusal the server keeps its old weights."""
-        body = {"model_path": model_path, "weight_version": weight_version, "flush_cache": flush_cache}
+        body = {
+            "model_path": model_path,
+            "weight_version": weight_version,
+            "flush_cache": flush_cache,
+            # By default a server that was started with dummy weights would make up new ones.
+            "load_format": "auto",
+        }
         await self._update("/update_weights_from_disk", body, retry=self._retry)
 
     async def begin_weight_update(self) -> None:

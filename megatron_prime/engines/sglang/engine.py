@@ -20,7 +20,7 @@ from megatron_prime.engines.requests import ModelLimits, check_request
 from megatron_prime.engines.sglang.access import shared_secret
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES, load_everywhere, reload
-from megatron_prime.engines.sglang.driver import Driver
+from megatron_prime.engines.sglang.driver import DRIVER, Driver
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
 from megatron_prime.engines.sglang.launch import (
@@ -30,6 +30,7 @@ from megatron_prime.engines.sglang.launch import (
     check_transport,
     install_quantized,
     install_receiver,
+    with_transport,
 )
 from megatron_prime.engines.sglang.memory import ServerMemory, is_colocated
 from megatron_prime.engines.sglang.nodes import Nodes, NodeServers, Server, start_everywhere
@@ -95,18 +96,12 @@ class SGLangEngine:
         self.ranks = ranks or Ranks()
         self._model_path = Path(model_path)
         self._seed = seed
-        self._settings = settings
+        plan = self._placed(LaunchPlan(self._model_path, device, dtype, seed, settings))
+        self.settings = plan.settings
+        """The section rollout.sglang, with the weight transport that follows from the placement of the servers."""
         self._limits = ModelLimits.of(self._model_path, SGLANG_RESERVED_POSITIONS)
         self._routing = RoutingReader.of(self._model_path) if settings.routing_replay else None
-        if not settings.urls and not settings.python.is_file():
-            raise ValueError(
-                f"rollout.sglang.python = {settings.python} does not exist: build the engine environment with "
-                "`make sglang`, or name its interpreter"
-            )
-        attached_keys(settings)
-        if not settings.urls:
-            check_experts(settings, device)
-            check_quantization(settings, device)
+        _check(plan)
         self._policy_version = NO_WEIGHTS
         self._incoming_version: int | None = None
         self._sync: WeightSync | None = None
@@ -129,7 +124,7 @@ class SGLangEngine:
         self._memory: ServerMemory | None = None
         self.secret = shared_secret(self.ranks)
         """The secret of this run's servers and stores, equal on every rank."""
-        plan = LaunchPlan(self._model_path, device, dtype, seed, settings, secret=self.secret)
+        plan = replace(plan, secret=self.secret)
         # Only the ranks that start servers write their files: several ranks of a node would write the same ones.
         if self.ranks.rank in self.nodes.first_ranks:
             plan = self._prepare(plan)
@@ -141,26 +136,28 @@ class SGLangEngine:
             self.fleet = Fleet(self.servers, settings, self.driver.ask_for_resync, self.secret)
             self._memory = ServerMemory(self.fleet, plan.is_colocated)
 
+    def _placed(self, plan: LaunchPlan) -> LaunchPlan:
+        """Return the plan with what follows from the servers' GPUs, equal on every rank."""
+        [colocated] = self.ranks.gather_all([is_colocated(plan)] if self.ranks.rank == DRIVER else [])
+        settings = with_transport(plan.settings, plan.device, colocated)
+        return replace(plan, settings=settings, is_colocated=colocated)
+
     def _prepare(self, plan: LaunchPlan) -> LaunchPlan:
-        """Write the files that this node's servers need. Raises ValueError for an unsuitable weight transport."""
-        plan = replace(
-            plan, is_colocated=is_colocated(plan), loader_folder=install_receiver(self.folder / "loader")
-        )
+        """Write the files that this node's servers need."""
+        plan = replace(plan, loader_folder=install_receiver(self.folder / "loader"))
         if plan.settings.quantization == "fp8" and not plan.settings.urls:
             plan = replace(plan, model_path=install_quantized(self._model_path, self.folder / "quantized"))
-        if plan.settings.weight_transport == "shards":
-            check_transport(plan)
         return plan
 
     @property
     def num_servers(self) -> int:
         """Number of servers, equal on every rank."""
-        return len(self._settings.urls) or self._settings.num_servers * len(self.nodes.first_ranks)
+        return len(self.settings.urls) or self.settings.num_servers * len(self.nodes.first_ranks)
 
     @property
     def server_hosts(self) -> list[str]:
         """Host names or addresses of all servers."""
-        return [urlsplit(url).hostname or "" for url in self._settings.urls] or [*self.nodes.addresses]
+        return [urlsplit(url).hostname or "" for url in self.settings.urls] or [*self.nodes.addresses]
 
     @property
     def policy_version(self) -> int:
@@ -181,8 +178,8 @@ class SGLangEngine:
             group_size,
             self._seed,
             stream_key,
-            self._settings.deterministic,
-            self._settings.allow_mixed_versions,
+            self.settings.deterministic,
+            self.settings.allow_mixed_versions,
             self._routing,
         )
         return self.driver.run(lambda: self._generate(prompts, settings))
@@ -318,3 +315,20 @@ class SGLangEngine:
     def _require_open(self) -> None:
         if self._is_closed:
             raise WeightSyncError("the engine is closed")
+
+
+def _check(plan: LaunchPlan) -> None:
+    """Raise ValueError if the servers cannot be started, reached or given weights as configured."""
+    settings = plan.settings
+    attached_keys(settings)
+    if settings.weight_transport == "shards":
+        check_transport(plan)
+    if settings.urls:
+        return
+    if not settings.python.is_file():
+        raise ValueError(
+            f"rollout.sglang.python = {settings.python} does not exist: build the engine environment with "
+            "`make sglang`, or name its interpreter"
+        )
+    check_experts(settings, plan.device)
+    check_quantization(settings, plan.device)

@@ -25,12 +25,14 @@ _JOB_NAMES = frozenset(
     (
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
         *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
-        *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TORCHDYNAMO_DISABLE", "SGLANG_RETURN_ORIGINAL_LOGPROB"),
+        *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TORCHDYNAMO_DISABLE"),
+        # It would make the server return log-probs at temperature 1.
+        "SGLANG_RETURN_ORIGINAL_LOGPROB",
+        # SGLang's memory saver refuses an allocator with expandable segments, which a trainer may well want.
+        *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
     )
 )
-"""Variables of the training job that servers must not see.
-
-The last would make the server return log-probs at temperature 1."""
+"""Variables of the training job that servers must not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,15 @@ class LaunchPlan:
         if num_kv_tokens is not None:
             options["--max-total-tokens"] = str(num_kv_tokens)
         # Token ids go in and out, so that trainer and server can't disagree about the tokenizer.
-        switches = ["--skip-tokenizer-init", "--skip-server-warmup"]
+        # Without sleep-on-idle each idle scheduler polls, and takes a core from the trainer.
+        switches = ["--skip-tokenizer-init", "--skip-server-warmup", "--sleep-on-idle"]
         if self.device == "cpu":
-            # Otherwise idle schedulers poll, and each takes a core from the trainer.
-            switches += ["--disable-overlap-schedule", "--sleep-on-idle"]
+            switches.append("--disable-overlap-schedule")
         if settings.routing_replay:
             switches.append("--enable-return-routed-experts")
-        if settings.quantization != "none":
-            # The checkpoint is not quantized; the first sync brings the weights.
+        if settings.weight_transport != "disk":
+            # The first sync brings the weights. To read them from the checkpoint as well would take minutes of a
+            # shared file system on a large job, and the checkpoint of a quantized server does not even have them.
             options["--load-format"] = "dummy"
         if settings.deterministic:
             switches.append("--enable-deterministic-inference")
@@ -122,6 +125,10 @@ class LaunchPlan:
                 )
         else:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus(server_index, inherited))
+            # SGLang ends servers on GPUs whose free memory differs, and training ranks may hold different amounts.
+            environment.setdefault("SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK", "0")
+            # Otherwise the memory saver leaves CUDA graphs in place, 1 to 3 GiB, when memory is released.
+            environment.setdefault("SGLANG_MEMORY_SAVER_CUDA_GRAPH", "1")
         return environment
 
     def _device_options(self) -> dict[str, str]:
@@ -154,6 +161,14 @@ def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed:
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     is_known = len(visible) >= num_needed
     return [visible[place] if is_known and place < len(visible) else str(place) for place in places]
+
+
+def with_transport(settings: SGLangConfig, device: str, is_colocated: bool) -> SGLangConfig:
+    """Return settings in which rollout.sglang.weight_transport is decided: ipc on shared GPUs, otherwise shards."""
+    if settings.weight_transport is not None:
+        return settings
+    transport = "ipc" if is_colocated and device == "cuda" else "shards"
+    return settings.model_copy(update={"weight_transport": transport})
 
 
 def check_transport(plan: LaunchPlan) -> None:

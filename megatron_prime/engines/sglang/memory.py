@@ -48,7 +48,7 @@ class ServerMemory:
     async def release(self) -> bool:
         """Have every server free all its memory, and return whether they did. No request may be in flight.
 
-        The weights are gone afterwards, and the servers stay paused until `wake`.
+        The weights are gone afterwards.
         """
         if self._is_enabled:
             await asyncio.gather(*(self._release(server) for server in range(self._fleet.num_servers)))
@@ -59,7 +59,7 @@ class ServerMemory:
         await asyncio.gather(*(self._resume(server, WEIGHTS) for server in list(self._freed)))
 
     async def wake(self) -> None:
-        """Allocate all memory again and resume sampling, after a weight sync."""
+        """Allocate all memory again, after a weight sync."""
         # After a weight sync this finds nothing to do; `load_from_hf` comes here directly.
         await self.wake_for_weights()
         await asyncio.gather(*(self._resume(server, WORK_SPACE) for server in list(self._freed)))
@@ -72,6 +72,9 @@ class ServerMemory:
             # request. "retract" waits for that.
             await client.pause_generation("retract")
             await client.release_memory_occupation([*WORK_SPACE, *WEIGHTS])
+            # A paused scheduler polls and takes a core from the trainer; an idle one sleeps. No request can reach it:
+            # the engine has no weights.
+            await client.continue_generation()
         except ServerUnreachableError as error:
             await self._end(server, client, error)
         else:
@@ -88,10 +91,8 @@ class ServerMemory:
             if wanted:
                 await client.resume_memory_occupation(wanted)
             freed[:] = [tag for tag in freed if tag not in wanted]
-            # The last tag has come back, so the server can sample again.
             if not freed:
                 del self._freed[server]
-                await client.continue_generation()
         except ServerUnreachableError as error:
             self._freed.pop(server, None)
             await self._end(server, client, error)

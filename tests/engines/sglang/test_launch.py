@@ -17,6 +17,7 @@ from megatron_prime.engines.sglang.launch import (
     check_transport,
     install_quantized,
     install_receiver,
+    with_transport,
 )
 
 
@@ -145,8 +146,43 @@ def test_a_quantized_model_is_described_without_weights(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen3"
     assert config["quantization_config"]["weight_block_size"] == [128, 128]
-    assert value_of(plan("cuda", quantization="fp8").command(0, 1), "--load-format") == "dummy"
-    assert value_of(plan("cuda").command(0, 1), "--load-format") is None
+
+
+def test_weights_are_read_from_the_checkpoint_only_where_no_sync_brings_them():
+    for settings in ({}, {"weight_transport": "ipc"}, {"quantization": "fp8"}):
+        assert value_of(plan("cuda", **settings).command(0, 1), "--load-format") == "dummy"
+    assert value_of(plan("cuda", weight_transport="disk").command(0, 1), "--load-format") is None
+
+
+def test_idle_servers_sleep():
+    for device in ("cpu", "cuda"):
+        assert "--sleep-on-idle" in plan(device).command(0, 1)
+
+
+def test_servers_on_gpus_get_an_environment_in_which_memory_can_be_shared():
+    environment = plan("cuda").environment(0, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment
+    assert environment["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"] == "0"
+    assert environment["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] == "1"
+    assert (
+        plan("cuda").environment(0, {"SGLANG_MEMORY_SAVER_CUDA_GRAPH": "0"})["SGLANG_MEMORY_SAVER_CUDA_GRAPH"]
+        == "0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "device", "is_colocated", "expected"),
+    [
+        (None, "cuda", True, "ipc"),
+        (None, "cuda", False, "shards"),
+        (None, "cpu", True, "shards"),
+        ("shards", "cuda", True, "shards"),
+        ("disk", "cuda", True, "disk"),
+    ],
+)
+def test_servers_on_the_trainers_gpus_get_weights_by_shared_memory(chosen, device, is_colocated, expected):
+    settings = with_transport(SGLangConfig(weight_transport=chosen), device, is_colocated)
+    assert settings.weight_transport == expected
 
 
 def test_fp8_is_not_served_on_a_cpu():

@@ -23,9 +23,12 @@ from .wire import (
     UNKNOWN_LAYOUT,
     ProcessGroup,
     Slice,
+    check_nccl,
+    close_groups,
     exchange,
     group_messages,
     make_group,
+    nccl_version,
     verify_checksums,
 )
 
@@ -47,6 +50,8 @@ class _Instructions(NamedTuple):
     key: str
     """Key that signs the attempt's values in the store."""
     backend: str
+    nccl: str | None
+    """Version of the trainer's NCCL; None if it is not used."""
     timeout_s: float
     buckets: _Layout | None
     """None when this process does not know the layout and the trainer must send it."""
@@ -81,7 +86,7 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Ten
             _take_part(model, instructions, store)
     except Exception as error:  # noqa: BLE001 - must not raise
         # The group may be in the middle of a message; the next sync makes a new one.
-        _groups.clear()
+        close_groups(_groups, instructions.backend)
         text = f"{type(error).__name__}: {error}"
         print(f"weight sync {instructions.attempt} failed: {text}", flush=True)  # noqa: T201
         _try_report(store, instructions.rank, text)
@@ -111,6 +116,7 @@ def _parse(text: str) -> _Instructions:
         (host, port),
         raw["key"],
         raw["backend"],
+        raw["nccl"],
         raw["timeout_s"],
         _layouts.get(raw["layout"]),
     )
@@ -134,6 +140,7 @@ def _take_part(model: torch.nn.Module, instructions: _Instructions, store: Signe
         store.set(hello, {"error": UNKNOWN_LAYOUT})
         return
     try:
+        check_nccl(instructions.nccl, nccl_version())
         parameters = ParameterViews(model)
         buckets: list[_Views] = [
             [(source, [(s.dim, parameters.find(s)) for s in slices]) for source, slices in bucket]
@@ -174,7 +181,7 @@ def _group(go: dict[str, Any], instructions: _Instructions, store: SignedStore) 
     """Return the process group that the trainer named: the last sync's, or a new one."""
     name = go["group"]
     if name not in _groups:
-        _groups.clear()
+        close_groups(_groups, instructions.backend)
         rank = go["ranks"][str(instructions.rank)]
         _groups[name] = make_group(
             instructions.backend, store, name, rank, go["size"], instructions.timeout_s

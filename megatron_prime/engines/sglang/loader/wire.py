@@ -9,6 +9,7 @@ Trainer and receivers meet in a store that trainer rank 0 hosts, see `signing`. 
 
 import datetime
 import ipaddress
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from .signing import SignedStore
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the protocol. The trainer sends it along, and a receiver refuses any other."""
 DIRECT_BYTES = 1 << 20
 """A slice of at least this size that is contiguous in memory is a message of its own, sent without a copy."""
@@ -27,6 +28,11 @@ BLOCK_SIZE = 128
 """Rows and columns that share a scale in block FP8, as in DeepSeek's checkpoints and SGLang's kernels."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 20
+_ERROR_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+_ABORT_ONLY = "2"
+"""Value of the variable with which torch's watchdog of a group aborts the group after an error.
+
+By default it ends the process: a server that dies in a sync would end the training job."""
 
 
 class Slice(NamedTuple):
@@ -47,6 +53,8 @@ class ProcessGroup(Protocol):
 
     def send(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
     def recv(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
+    def barrier(self) -> dist.Work: ...  # noqa: D102
+    def abort(self) -> None: ...  # noqa: D102
     def _start_coalescing(self) -> None: ...
     def _end_coalescing(self) -> dist.Work: ...
 
@@ -76,11 +84,58 @@ def make_group(
             else dist.ProcessGroupGloo.create_default_device()
         ]
         return cast(ProcessGroup, _Gloo(store.for_group(name), rank, size, options))
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timeout
     # Threads of NCCL's group use its store too, and a store in Python could deadlock with them.
-    raw = dist.PrefixStore(name, store.raw)
-    return cast(ProcessGroup, dist.ProcessGroupNCCL(raw, rank, size, options))
+    group = _make_nccl_group(dist.PrefixStore(name, store.raw), rank, size, timeout)
+    warm_up(group, timeout)
+    return group
+
+
+def _make_nccl_group(store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> ProcessGroup:
+    options = dist.ProcessGroupNCCL.Options()
+    # NCCL's watchdog must not interfere before the deadline of `exchange`, which can be handled.
+    options._timeout = 2 * timeout
+    before = os.environ.get(_ERROR_HANDLING)
+    os.environ[_ERROR_HANDLING] = _ABORT_ONLY
+    try:
+        return cast(ProcessGroup, dist.ProcessGroupNCCL(store, rank, size, options))
+    finally:
+        if before is None:
+            del os.environ[_ERROR_HANDLING]
+        else:
+            os.environ[_ERROR_HANDLING] = before
+
+
+def warm_up(group: ProcessGroup, timeout: datetime.timedelta) -> None:
+    """Connect all ranks of an NCCL group. Collective.
+
+    NCCL connects a group at its first operation, for which it needs every rank, while a bucket may concern a few.
+    """
+    group.barrier().wait(timeout)
+
+
+def close_groups(groups: dict[str, ProcessGroup], backend: str) -> None:
+    """Forget process groups, also those in the middle of an exchange that another rank has left."""
+    for group in groups.values() if backend == "nccl" else ():
+        # Otherwise a send to a receiver that is gone would stay on the GPU's stream, which then does nothing else.
+        # Connections of gloo close with their group.
+        group.abort()
+    groups.clear()
+
+
+def check_nccl(trainer: str | None, engine: str | None) -> None:
+    """Raise ValueError if two environments have different versions of NCCL, which refuses to connect those."""
+    if trainer and engine and trainer != engine:
+        raise ValueError(
+            f"NCCL {trainer} of the trainer's environment cannot connect to NCCL {engine} of the engine's: install one "
+            "version in both (docs/gpu.md), or set rollout.sglang.weight_transport to 'ipc' or 'disk'"
+        )
+
+
+def nccl_version() -> str | None:
+    """Return the version of the NCCL that torch has loaded; None in a build without."""
+    if not dist.is_nccl_available():
+        return None
+    return ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[attr-defined]
 
 
 def exchange(
@@ -105,6 +160,8 @@ def exchange(
     Raises:
         RuntimeError: a receive failed; with NCCL any failure, which leaves its group unusable.
     """
+    if not outgoing and not incoming:
+        return {}  # NCCL has no object to wait for if a rank has no part in a bucket.
     outgoing = [(rank, _as_bytes(tensor)) for rank, tensor in outgoing]
     incoming = [(rank, _as_bytes(tensor)) for rank, tensor in incoming]
     timeout = datetime.timedelta(seconds=timeout_s)
@@ -117,7 +174,8 @@ def exchange(
         for rank, tensor in incoming:
             group.recv([tensor], rank, 0)
         group._end_coalescing().wait(timeout)
-        torch.cuda.synchronize()
+        if (outgoing or incoming)[0][1].is_cuda:
+            torch.cuda.synchronize()
         return {}
     # With gloo each pair of ranks has a connection of its own, so that sends can fail one by one.
     receives = [group.recv([tensor], rank, 0) for rank, tensor in incoming]

@@ -18,7 +18,7 @@ from megatron_prime.engines.sglang.disk_loading import confirm
 from megatron_prime.engines.sglang.fleet import Fleet, cancel
 from megatron_prime.engines.sglang.launch import LOADER
 from megatron_prime.engines.sglang.loader.signing import SignedStore
-from megatron_prime.engines.sglang.loader.wire import PROTOCOL, UNKNOWN_LAYOUT
+from megatron_prime.engines.sglang.loader.wire import PROTOCOL, UNKNOWN_LAYOUT, nccl_version
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, Target
 from megatron_prime.engines.sglang.weights.sender import Rendezvous, SendReport
 from megatron_prime.rollout.engine import EngineError
@@ -188,6 +188,7 @@ class Coordinator:
             "store": [self._store.address, self._store.port],
             "key": self._store.under(attempt).key,
             "backend": self._backend,
+            "nccl": nccl_version() if self._backend == "nccl" else None,
             "timeout_s": self._timeout_s,
             "layout": self._layout,
             "body": None if has_layout else self._bodies[target],
@@ -236,7 +237,7 @@ class Coordinator:
     def _explained(self, error: str) -> str:
         if error == UNKNOWN_LAYOUT:
             return "the receiver is a new process and needs the layout again"
-        return f"its model does not fit the trainer's: {error}"
+        return f"its receiver refuses the weights: {error}"
 
     def _rendezvous(
         self,

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from megatron_prime.engines.sglang.loader.wire import ProcessGroup, exchange, group_messages, make_group
+from megatron_prime.engines.sglang.loader.wire import (
+    ProcessGroup,
+    close_groups,
+    exchange,
+    group_messages,
+    make_group,
+)
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, Target
 from megatron_prime.engines.sglang.weights.sender import (
     EncodedSlice,
@@ -57,7 +63,7 @@ class GroupSender:
 
     def drop_groups(self) -> None:
         """See `Sender.drop_groups`."""
-        self._groups.clear()
+        close_groups(self._groups, self.backend)
 
     @torch.no_grad()
     def send(self, rendezvous: Rendezvous) -> SendReport:
@@ -78,7 +84,7 @@ class GroupSender:
 
     def _group(self, rendezvous: Rendezvous) -> ProcessGroup:
         if rendezvous.group not in self._groups:
-            self._groups.clear()
+            self.drop_groups()
             self._groups[rendezvous.group] = make_group(
                 self.backend,
                 rendezvous.connect(),

@@ -1,7 +1,9 @@
 """Checksums against plain integers, the grouping of messages, and an exchange by gloo."""
 
+import datetime
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,11 +12,14 @@ import torch.distributed as dist
 from megatron_prime.engines.sglang.loader import wire
 from megatron_prime.engines.sglang.loader.signing import ForgedValueError, SignedStore
 from megatron_prime.engines.sglang.loader.wire import (
+    check_nccl,
     checksum,
+    close_groups,
     exchange,
     group_messages,
     make_group,
     verify_checksums,
+    warm_up,
 )
 
 
@@ -69,6 +74,72 @@ def test_one_byte_floats_can_be_sent_by_gloo():
     assert exchange(make_group("gloo", store, "g", 0, 2, 10), [(1, sent)], [], "gloo", 10) == {}
     thread.join(10)
     assert torch.equal(got.view(torch.uint8), sent.view(torch.uint8))
+
+
+class CoalescedGloo:
+    """NCCL's way to exchange tensors, over gloo: all at once, nothing to wait for without any, a joint connection."""
+
+    def __init__(self, group):
+        self._group = group
+        self._works = None
+        self.is_connected = self.is_aborted = False
+
+    def barrier(self):
+        self.is_connected = True
+        return self._group.barrier()
+
+    def _start_coalescing(self):
+        self._works = []
+
+    def send(self, tensors, rank, tag):
+        self._works.append(self._group.send(tensors, rank, tag))
+
+    def recv(self, tensors, rank, tag):
+        self._works.append(self._group.recv(tensors, rank, tag))
+
+    def _end_coalescing(self):
+        assert self.is_connected, "NCCL would wait for every rank here"
+        works, self._works = self._works, None
+        return self if works and not setattr(self, "_pending", works) else None
+
+    def wait(self, timeout):
+        return all(work.wait(timeout) for work in self._pending)
+
+    def abort(self):
+        self.is_aborted = True
+
+
+def test_an_nccl_group_connects_all_ranks_first_and_a_rank_may_have_no_part_in_a_bucket():
+    store = SignedStore.host("127.0.0.1", 10, "key")
+    timeout = datetime.timedelta(seconds=10)
+    got = torch.zeros(3)
+
+    def part(rank, outgoing=(), incoming=()):
+        other = SignedStore.connect("127.0.0.1", store.port, 10, "key")
+        group = CoalescedGloo(make_group("gloo", other, "g", rank, 3, 10))
+        warm_up(group, timeout)
+        assert exchange(group, outgoing, incoming, "nccl", 10) == {}
+
+    with ThreadPoolExecutor(3) as pool:
+        works = [pool.submit(part, 0, [(2, torch.ones(3))]), pool.submit(part, 1)]
+        works.append(pool.submit(part, 2, (), [(0, got)]))
+        for work in works:
+            work.result(20)
+    assert got.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_dropped_nccl_group_is_aborted():
+    group = CoalescedGloo(None)
+    groups = {"a": group}
+    close_groups(groups, "nccl")
+    assert group.is_aborted and not groups
+
+
+def test_trainer_and_server_need_one_version_of_nccl():
+    for versions in (("2.29.7", "2.29.7"), (None, "2.30.7"), ("2.29.7", None)):
+        check_nccl(*versions)
+    with pytest.raises(ValueError, match=r"NCCL 2\.29\.7 of the trainer.*NCCL 2\.30\.7 of the engine"):
+        check_nccl("2.29.7", "2.30.7")
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_a_model_that_does_not_fit_is_an_error_with_its_tensor(bench, live_model
     body = bench.source.plan.incoming(0, 0)
     body["names"][-1] = "model.norm.wait"
     bench.sync._lead()._bodies[0, 0] = json.dumps(body)
-    with pytest.raises(WeightSyncError, match=r"does not fit the trainer's: .*model\.norm\.wait"):
+    with pytest.raises(WeightSyncError, match=r"refuses the weights: .*model\.norm\.wait"):
         bench.sync.push(2)
 
 
