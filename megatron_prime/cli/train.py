@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,22 @@ from megatron_prime.data.mixing import ResumableStream
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
+from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.checkpoint.folder import complete, read_run, require_roles
 from megatron_prime.training.checkpoint.run_lock import RunLock
-from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy
+from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy, RunState
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import StopRequest, listen
 from megatron_prime.training.loop import Loop, LoopContext, with_date
+from megatron_prime.training.phase_memory import free_memory_for_servers
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
 from megatron_prime.training.trainer import Trainer, TrainerContext
@@ -54,56 +59,65 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     retention = RetentionPolicy(config.checkpoint.keep_last, config.checkpoint.keep_best)
     with hold_run(config, topology) as lock:
         store, checkpoint = open_store(config, config.run_dir, retention, topology, lock, progress)
+        roles = build_roles(config, topology, load_weights=checkpoint is None)
+        guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
+        for trainable in roles.trained.values():
+            trainable.watch = guards
+        state = None if checkpoint is None else store.load(checkpoint, roles.trained)
+        # Servers may share the GPUs, and size their memory by what is free when they start.
+        free_memory_for_servers(topology)
         rollout = build_rollout(config, topology, asked)
         evaluator = Evaluator(config, held_out, rollout.engine, rollout.verifier) if held_out else None
         try:
-            _train(config, topology, progress, stream, evaluator, store, checkpoint, rollout, lock, asked)
+            run = _Run(config, topology, progress, stream, store, lock, roles, guards, rollout, evaluator)
+            _train(run, checkpoint, state, asked)
         finally:
             rollout.close()
 
 
-def _train(
-    config: PrimeConfig,
-    topology: Topology,
-    progress: Progress,
-    stream: ResumableStream[Prompt],
-    evaluator: Evaluator | None,
-    store: CheckpointStore,
-    checkpoint: Path | None,
-    rollout: RolloutParts,
-    lock: RunLock,
-    asked: StopRequest,
-) -> None:
-    roles = build_roles(config, topology, load_weights=checkpoint is None)
-    guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
-    for trainable in roles.trained.values():
-        trainable.watch = guards
+@dataclass(frozen=True)
+class _Run:
+    """The parts of a run."""
+
+    config: PrimeConfig
+    topology: Topology
+    progress: Progress
+    stream: ResumableStream[Prompt]
+    store: CheckpointStore
+    lock: RunLock
+    roles: Roles
+    guards: Guards
+    rollout: RolloutParts
+    evaluator: Evaluator | None
+
+
+def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: StopRequest) -> None:
+    config, topology, progress, roles = run.config, run.topology, run.progress, run.roles
     step_index, collector_state, owed_metrics = 0, {}, None
-    if checkpoint is not None:
-        state = store.load(checkpoint, roles.trained)
-        stream.load_state_dict(state.prompt_stream)
-        guards.load_state_dict(state.guards)
+    if state is not None:
+        run.stream.load_state_dict(state.prompt_stream)
+        run.guards.load_state_dict(state.guards)
         step_index, collector_state = state.step_index, state.collector
-        owed_metrics = None if evaluator is None else state.owed_metrics
+        owed_metrics = None if run.evaluator is None else state.owed_metrics
         progress.line(f"resuming after step {step_index} from {checkpoint}")
-    sync = rollout.sampler.make_weight_sync(roles.policy.built)
-    _first_sync(sync, step_index, rollout.sampler.startup_note, progress)
-    context = _trainer_context(config, roles, stream, sync, rollout, progress)
+    sync = run.rollout.sampler.make_weight_sync(roles.policy.built)
+    _first_sync(sync, step_index, run.rollout.sampler.startup_note, progress)
+    context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress)
     context.collector.load_state_dict(collector_state)
     trainer = Trainer(config, context, step_index)
     if topology.rank == 0:
-        record_start(config, config.run_dir, "train", lock.attempt, is_first=checkpoint is None)
+        record_start(config, config.run_dir, "train", run.lock.attempt, is_first=checkpoint is None)
     logger, history = _open_logs(config, topology, step_index, is_owed=owed_metrics is not None)
     try:
         loop_context = LoopContext(
-            store=store,
+            store=run.store,
             roles=roles.trained,
-            prompt_stream=stream,
-            evaluate=evaluator,
+            prompt_stream=run.stream,
+            evaluate=_evaluation(run, trainer),
             logger=logger,
             progress=progress,
-            guards=guards,
-            fence=lock.fence,
+            guards=run.guards,
+            fence=run.lock.fence,
             collector=context.collector,
             prompt_history=history,
             is_stopping=lambda: any_rank(asked(), topology),
@@ -212,3 +226,22 @@ def _prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[P
     for line in (f"{len(dataset)} training prompts", *dataset.notes):
         progress.line(line)
     return dataset.stream(config.seed, config.data.shuffle, config.data.weights)
+
+
+def _evaluation(run: _Run, trainer: Trainer) -> Callable[[int], EvaluationReport] | None:
+    """Return the function that measures held-out accuracy after a step; None without evaluation data."""
+    evaluator, engine = run.evaluator, run.rollout.engine
+    if evaluator is None:
+        return None
+
+    def evaluate(step_index: int) -> EvaluationReport:
+        trainer.sync_weights()
+        try:
+            report = evaluator(step_index)
+        except VerifierAwayError:
+            engine.release_memory()  # The run will save a checkpoint.
+            raise
+        engine.release_memory()
+        return report
+
+    return evaluate

@@ -13,10 +13,7 @@ from megatron_prime.rollout.weight_sync import WeightSync
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """An engine without weights, and the means to give it some.
-
-    The engine comes first, so that servers start while the models are built; the weight sync needs both.
-    """
+    """An engine without weights, and the means to give it some."""
 
     engine: CheckpointEngine
     make_weight_sync: Callable[[BuiltModel], WeightSync]

@@ -12,6 +12,7 @@ All but `checkpoint` and `convert` use the standard library only, so that a logi
 - `headers`: reads the headers of safetensors files and compares them with a model
 - `layouts`: splits one table row over tensor-parallel ranks
 - `mapping`: all parameters of a rank, all tensors of a checkpoint, all shards of an engine
+- `serving`: memory that a server needs for weights and KV cache
 - `checkpoint`: reads and writes safetensors checkpoints slice by slice
 - `convert`: copies between HF tensors and Megatron parameters
 """

@@ -66,6 +66,11 @@ class Platform:
         """True on GPUs."""
         return self.device.type == "cuda"
 
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """Memory of the GPU in bytes; 0 on a CPU."""
+        return torch.cuda.get_device_properties(self.device).total_memory if self.is_cuda else 0
+
     def peak_memory_bytes(self) -> int:
         """Return the peak memory so far: allocated on the GPU, or resident in the process on a CPU."""
         if self.is_cuda:

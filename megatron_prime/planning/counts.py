@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_prime.hf.mapping import ExpertShare, ModelShape, hf_tensors, parameters_of
+from megatron_prime.hf.serving import num_parameters
 from megatron_prime.resharding.layouts import TrainingLayout
 
 
@@ -32,12 +33,6 @@ class Count:
     def times(self, factor: int) -> "Count":
         """Return the count of `factor` equal parts."""
         return Count(self.dense * factor, self.expert * factor)
-
-
-@lru_cache(maxsize=256)
-def num_parameters(shape: ModelShape) -> int:
-    """Return the number of parameters in the HF checkpoint, without padding."""
-    return sum(math.prod(dims) for dims in hf_tensors(shape).values())
 
 
 @lru_cache(maxsize=256)

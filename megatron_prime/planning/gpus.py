@@ -24,6 +24,8 @@ class GPU:
     nic_gb_s: float = 50.0
     """GB/s per direction and GPU to other nodes; the default is 400 Gbit/s."""
     gpus_per_node: int = 8
+    host_memory_gib: float = 1000.0
+    """GiB of host memory of a node; the default is that of the smaller of the usual nodes."""
 
 
 KNOWN = {

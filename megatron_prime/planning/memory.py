@@ -4,19 +4,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from megatron_prime.config.tables.memory import MemoryConfig
+from megatron_prime.hf.serving import SERVED_BYTES, kv_bytes_per_token, num_parameters
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.activations import scoring_activations, training_activations
-from megatron_prime.planning.counts import num_parameters, rank_parameters
+from megatron_prime.planning.counts import rank_parameters
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.planned_run import PlannedRun
 
-PHASES = ("rollout", "logprobs", "prm", "policy", "weight_sync")
+PHASES = ("start", "weight_sync", "rollout", "logprobs", "prm", "policy", "checkpoint")
 GRAD_BYTES = 4
 """Bytes of a gradient per parameter: float32."""
 MASTER_BYTES = 4
 """Bytes of a float32 master weight per parameter."""
 MOMENT_BYTES = 8
 """Bytes of Adam's two float32 moments per parameter."""
+SERVER_AWAKE = 5 * GIB
+"""Bytes of a server besides weights and KV cache: CUDA context, communicators, graphs and activations. SGLang itself
+reserves about as much; not measured yet."""
+SERVER_ASLEEP = 3 * GIB
+"""Bytes that a server keeps after it has released its memory; not measured yet."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,15 @@ class MemoryPlan:
     phases: Mapping[str, Mapping[str, int]]
     """Phase -> bytes on the GPU by part."""
     host: int = 0
-    """Bytes of host memory for offloaded parts."""
+    """Bytes of host memory for a rank's offloaded parts."""
+    host_checkpoint: int = 0
+    """Bytes of host memory that a node needs besides while it writes a checkpoint."""
+    host_node: int = 0
+    """Bytes of host memory that the job needs on its fullest node."""
     limit: int = 0
     """Bytes of memory of the GPU."""
+    host_limit: int = 0
+    """Bytes of host memory of a node."""
     overhead: int = field(default=0)
     """Bytes of CUDA context, NCCL buffers and fragmentation."""
 
@@ -46,8 +58,8 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """True if every phase fits on the GPU."""
-        return self.peak[1] <= self.limit
+        """True if every phase fits on the GPU, and the job into the nodes' host memory."""
+        return self.peak[1] <= self.limit and self.host_node <= self.host_limit
 
 
 def plan_memory(run: PlannedRun) -> MemoryPlan:
@@ -77,7 +89,7 @@ def role_bytes(run: PlannedRun, role: str, stage: int) -> dict[str, int]:
 def _plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
     memory = run.config.memory
     parts = {role: role_bytes(run, role, stage) for role in run.shapes}
-    phases = {phase: _residents(memory, parts, phase) for phase in PHASES}
+    phases = {phase: _residents(memory, parts, _in_use(run, parts, phase)) for phase in PHASES}
     if "prm" not in run.shapes:
         del phases["prm"]
     overhead = int(run.assumptions.overhead_gib * GIB) if run.config.platform.device != "cpu" else 0
@@ -92,17 +104,60 @@ def _plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
         # Gradients are dropped instead of copied, so they take no host memory.
         if part in memory.offloaded_parts(role) and part != "gradients"
     )
-    return MemoryPlan(stage, parts, phases, host, int(run.gpu.memory_gib * GIB), overhead)
+    written = num_checkpoint_writers(run) * sum(_saved_bytes(run, role, stage) for role in _saved(run, parts))
+    return MemoryPlan(
+        stage,
+        parts,
+        phases,
+        host,
+        written,
+        host * min(run.num_processes, run.gpu.gpus_per_node) + written,
+        int(run.gpu.memory_gib * GIB),
+        int(run.gpu.host_memory_gib * GIB),
+        overhead,
+    )
 
 
-def _residents(memory: MemoryConfig, parts: Mapping[str, Mapping[str, int]], phase: str) -> dict[str, int]:
-    """Return the bytes of the models that are on the device in a phase."""
-    in_use = {
+def _saved(run: PlannedRun, parts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the trained roles whose state a checkpoint holds in memory at once."""
+    if run.config.checkpoint.async_save:
+        return [*run.trained]
+    return [max(run.trained, key=lambda role: sum(parts[role].values()))]
+
+
+def _saved_bytes(run: PlannedRun, role: str, stage: int) -> int:
+    """Return the bytes of a role that a writer of a checkpoint holds in host memory."""
+    count = rank_parameters(run.shapes[role], run.layout, stage).total
+    # Megatron gathers master weights and moments on the first data-parallel rank in float32.
+    return count * (run.dtype_bytes + MASTER_BYTES + MOMENT_BYTES)
+
+
+def num_checkpoint_writers(run: PlannedRun) -> int:
+    """Return the number of ranks of the fullest node that gather and write a model-parallel share of a checkpoint."""
+    layout, on_node = run.layout, min(run.num_processes, run.gpu.gpus_per_node)
+    replicas = layout.cp * layout.dp
+    # Ranks are numbered by tensor rank first, then by context and data rank, and last by pipeline stage.
+    writers = [(rank // layout.tp) % replicas == 0 for rank in range(run.num_processes)]
+    return max(sum(writers[first : first + on_node]) for first in range(0, run.num_processes, on_node))
+
+
+def _in_use(
+    run: PlannedRun, parts: Mapping[str, Mapping[str, int]], phase: str
+) -> dict[str, tuple[str, ...]]:
+    """Return the parts of each role that are on the device in a phase even if they are offloaded in others."""
+    return {
         "logprobs": {"policy": ("weights",), "reference": ("weights",)},
         "prm": {"prm": ("weights", "gradients", "optimizer")},
         "policy": {"policy": ("weights", "gradients", "optimizer")},
         "weight_sync": {"policy": ("weights",)},
+        "checkpoint": dict.fromkeys(_saved(run, parts), ("weights", "optimizer")),
     }.get(phase, {})
+
+
+def _residents(
+    memory: MemoryConfig, parts: Mapping[str, Mapping[str, int]], in_use: Mapping[str, tuple[str, ...]]
+) -> dict[str, int]:
+    """Return the bytes of the models that are on the device while some of their parts are in use."""
     held = {}
     for role, sizes in parts.items():
         offloaded = memory.offloaded_parts(role)
@@ -134,19 +189,26 @@ def _engine(run: PlannedRun, phase: str) -> dict[str, int]:
         # The embedded engine keeps its copy of the weights in all phases, but its cache only while it samples.
         kv = _embedded_kv_bytes(run, shape) if phase == "rollout" else 0
         return {"engine weights": weights, "engine KV cache": kv}
-    if not run.is_colocated or phase not in ("rollout", "weight_sync"):
+    if not run.is_colocated:
         return {}
-    # Servers hold bf16 weights. SGLang's mem_fraction covers weights and KV cache; outside the rollout the cache is
-    # released.
-    weights = num_parameters(shape) * 2 // run.config.rollout.sglang.tensor
-    budget = int(run.config.rollout.sglang.mem_fraction * run.gpu.memory_gib * GIB)
-    kv = max(0, budget - weights) if phase == "rollout" else 0
-    return {"engine weights": weights, "engine KV cache": kv}
-
-
-def kv_bytes_per_token(shape: ModelShape, width: int = 2) -> int:
-    """Return the bytes of the keys and values of one token, over all layers."""
-    return 2 * shape.kv_size * shape.num_layers * width
+    if phase not in ("start", "weight_sync", "rollout"):
+        return {"engine other": SERVER_ASLEEP}
+    settings = run.config.rollout.sglang
+    weights = num_parameters(shape) * SERVED_BYTES // settings.tensor
+    if phase == "weight_sync":
+        # The KV cache comes back after the sync, which has two halves of a buffer for the slices on their way.
+        return {
+            "engine weights": weights,
+            "engine other": SERVER_AWAKE,
+            "sync buffers": 2 * settings.weight_bucket_mib << 20,
+        }
+    # SGLang's mem_fraction covers weights and KV cache.
+    budget = int(settings.mem_fraction * run.gpu.memory_gib * GIB)
+    return {
+        "engine weights": weights,
+        "engine KV cache": max(0, budget - weights),
+        "engine other": SERVER_AWAKE,
+    }
 
 
 def _embedded_kv_bytes(run: PlannedRun, shape: ModelShape) -> int:

@@ -4,9 +4,10 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_prime.planning.counts import num_active_parameters, num_parameters, rank_parameters
+from megatron_prime.hf.serving import kv_bytes_per_token, num_parameters
+from megatron_prime.planning.counts import num_active_parameters, rank_parameters
 from megatron_prime.planning.gpus import GB, GIB
-from megatron_prime.planning.memory import MemoryPlan, kv_bytes_per_token
+from megatron_prime.planning.memory import MemoryPlan
 from megatron_prime.planning.planned_run import PlannedRun
 from megatron_prime.planning.search import Candidate, misfit_message
 from megatron_prime.planning.times import TimePlan
@@ -35,6 +36,7 @@ def as_json(run: PlannedRun, memory: MemoryPlan, times: TimePlan, best: list[Can
             for phase, parts in memory.phases.items()
         },
         "host_memory_gib": memory.host / GIB,
+        "host_memory_node_gib": memory.host_node / GIB,
         "fits": memory.fits,
         "limit_gib": memory.limit / GIB,
         "kv_bytes_per_token": kv_bytes_per_token(run.shapes["policy"]),
@@ -72,8 +74,10 @@ def summary_lines(run: PlannedRun, memory: MemoryPlan, times: TimePlan) -> list[
             f"sync       {times.sync.network_bytes / GB:,.1f} GB over the network ({times.sync.nic_bytes / GB:,.1f} GB "
             f"between nodes), {times.sync.local_bytes / GB:,.1f} GB within a GPU"
         )
-    if memory.host:
-        lines.append(f"host       {memory.host / GIB:.1f} GiB of host memory per rank for offloaded parts")
+    lines.append(
+        f"host       {memory.host_node / GIB:,.0f} GiB of host memory on the fullest node: {memory.host / GIB:.1f} GiB "
+        f"per rank for offloaded parts, and {memory.host_checkpoint / GIB:,.0f} GiB while a checkpoint is written"
+    )
     return lines
 
 

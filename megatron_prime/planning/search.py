@@ -100,8 +100,15 @@ def find_num_processes(run: PlannedRun) -> int | None:
 
 
 def misfit_message(run: PlannedRun, memory: MemoryPlan) -> str:
-    """Return why a plan does not fit: the fullest phase, its total, and its largest parts."""
+    """Return why a plan does not fit: the fullest phase, its total, and its largest parts; or the host memory."""
     phase, size = memory.peak
+    if size <= memory.limit:
+        return (
+            f"does not fit: a node needs {memory.host_node / GIB:,.0f} GiB of host memory, "
+            f"{memory.host_checkpoint / GIB:,.0f} of them while a checkpoint is written, and has "
+            f"{memory.host_limit / GIB:,.0f}: set checkpoint.async_save = false to write one model after another, "
+            "offload less, or name the nodes' memory by --gpu-set host_memory_gib=GIB"
+        )
     parts = sorted(memory.phases[phase].items(), key=lambda item: -item[1])
     largest = ", ".join(f"{name} {part / GIB:.1f}" for name, part in parts if part > 0.01 * size)
     return (

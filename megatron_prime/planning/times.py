@@ -5,6 +5,7 @@ The estimate is optimistic: it leaves out imbalance between ranks, waiting, and 
 
 from dataclasses import dataclass
 
+from megatron_prime.hf.serving import kv_bytes_per_token
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.counts import (
     forward_flops,
@@ -13,7 +14,7 @@ from megatron_prime.planning.counts import (
     rank_parameters,
 )
 from megatron_prime.planning.gpus import GB
-from megatron_prime.planning.memory import kv_bytes_per_token, role_bytes
+from megatron_prime.planning.memory import role_bytes
 from megatron_prime.planning.planned_run import PlannedRun
 from megatron_prime.resharding.plan import plan_reshard
 from megatron_prime.resharding.summary import PlanSummary, summary

@@ -7,7 +7,6 @@ from megatron_prime.observability.metrics import GIB, Metrics
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
 from megatron_prime.training.residency import Residency
 
 
@@ -46,12 +45,11 @@ class PhaseMemory:
         }
 
 
-def free_memory_for_engine(engine: Engine, topology: Topology) -> None:
-    """Return torch's cached memory to the GPU before an engine that released its memory takes it back.
+def free_memory_for_servers(topology: Topology) -> None:
+    """Return torch's cached memory to the GPU before servers on the same GPU start, or take their memory back.
 
-    Servers are processes of their own, for which memory in torch's cache is not free. Does nothing for an engine that
-    kept its memory. Collective over all ranks: none continues before every rank has returned its cache.
+    Servers are processes of their own, for which memory in torch's cache is not free. Collective over all ranks: none
+    continues before every rank has returned its cache.
     """
-    if engine.policy_version == NO_WEIGHTS:
-        topology.platform.release_cached_memory()
-        any_rank(False, topology)
+    topology.platform.release_cached_memory()
+    any_rank(False, topology)

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.trainable import RoleSpec, Scorer, Trainable
+
+Role = TypeVar("Role", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,26 @@ def role_spec(config: PrimeConfig, name: str, hf_path: Path, temperature: float 
 def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> Roles:
     """Build every model that the run needs; `load_weights` is False when a checkpoint is loaded right after.
 
+    Each is offloaded, if it is to be, before the next one is built, so that they never share the device at full size.
     The reference has no state in a checkpoint, and a PRM that is never updated has none either: both always start from
     their HF checkpoints.
     """
     num_steps = config.trainer.num_steps
     spec = role_spec(config, "policy", config.model.path, config.rollout.temperature)
-    policy = Trainable(spec, topology, config.policy, num_steps, load_weights)
+    policy = _parked(Trainable(spec, topology, config.policy, num_steps, load_weights))
     prm: Scorer | None = None
     if config.prm.enabled:
         spec = role_spec(config, "prm", config.prm_path)
         if config.prm.is_trained:
-            prm = Trainable(spec, topology, config.prm, num_steps, load_weights)
+            prm = _parked(Trainable(spec, topology, config.prm, num_steps, load_weights))
         else:
-            prm = Scorer(spec, topology)
+            prm = _parked(Scorer(spec, topology))
     reference: Scorer | None = None
     if config.has_reference_model:
-        reference = Scorer(role_spec(config, "reference", config.reference_path), topology)
-    for role in filter(None, (policy, prm, reference)):
-        role.residency.park()
+        reference = _parked(Scorer(role_spec(config, "reference", config.reference_path), topology))
     return Roles(policy, prm, reference)
+
+
+def _parked(role: Role) -> Role:
+    role.residency.park()
+    return role

@@ -1,6 +1,6 @@
 """The training loop: Algorithm 1 of the paper, one step after another.
 
-prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy -> sync
+sync -> prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
 from megatron_prime.rollout.collector import Collector, NoBatch
-from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
 from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
-from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_engine
+from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
@@ -86,6 +86,8 @@ class Trainer:
         metrics, context, memory = Metrics(), self._context, self._memory
         trained: _Trained | None = None
         with metrics.timed("step"):
+            with memory.phase(metrics, "weight_sync"):
+                self.sync_weights()
             with memory.phase(metrics, "rollout"):
                 try:
                     batch = context.collector.collect(self.step_index)
@@ -97,14 +99,24 @@ class Trainer:
                 self._pass_over(batch, metrics)
             else:
                 trained = self._train_on(self._on_device(batch), metrics)
-            with memory.phase(metrics, "weight_sync"):
-                free_memory_for_engine(context.engine, context.policy.topology)
-                context.weight_sync.push(self.step_index + 1)
         if trained is not None:
             self._describe(metrics, trained)
         metrics.update(process_memory() | self._memory.host_copies())
         self.step_index += 1
         return metrics
+
+    def sync_weights(self) -> None:
+        """Give the engine the policy's weights, unless it has them. Collective over all ranks.
+
+        This comes before sampling and not after training, so that a checkpoint is written while servers on the same
+        GPUs hold no memory.
+        """
+        engine = self._context.engine
+        if engine.policy_version == self.step_index:
+            return
+        if engine.policy_version == NO_WEIGHTS:
+            free_memory_for_servers(self._context.policy.topology)
+        self._context.weight_sync.push(self.step_index)
 
     def _pass_over(self, nothing: NoBatch, metrics: Metrics) -> None:
         """End a step that has nothing to train on."""

@@ -74,7 +74,7 @@ def test_a_plan_that_fits_exits_with_code_0(folder):
 
 
 def test_a_plan_that_does_not_fit_exits_with_code_3(folder):
-    done = plan(folder, "parallel.num_processes=8", "--gpu-set", "memory_gib=10")
+    done = plan(folder, "parallel.num_processes=8", "--gpu-set", "memory_gib=20")
     assert done.returncode == 3
     assert "does not fit: in the " in done.stdout
     assert "no layout fits on 8 x H100-80G; " in done.stdout

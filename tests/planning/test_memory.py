@@ -1,13 +1,26 @@
 """Compares bytes with counts by hand, with and without offloading and colocated engines."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from megatron_prime.config.loading import load_config
 from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.planning.counts import rank_parameters
-from megatron_prime.planning.gpus import GIB
-from megatron_prime.planning.memory import kv_bytes_per_token, plan_memory, role_bytes
-from tests.support.planned_runs import PUBLIC, make_run
+from megatron_prime.planning.gpus import GIB, KNOWN, gpu_of
+from megatron_prime.planning.memory import (
+    SERVER_ASLEEP,
+    SERVER_AWAKE,
+    num_checkpoint_writers,
+    plan_memory,
+    role_bytes,
+)
+from megatron_prime.planning.planned_run import read_planned_run
+from megatron_prime.planning.search import misfit_message
+from tests.support.planned_runs import PUBLIC, make_run, write_model
 
+ROOT = Path(__file__).parents[2]
 N = 7_615_616_512
 """Number of parameters of Qwen2.5-7B, whose vocabulary needs no padding."""
 
@@ -36,7 +49,7 @@ def test_offloaded_parts_are_resident_only_in_their_phase(tmp_path):
     where = {name: [p for p, parts in plan.phases.items() if name in parts] for name in kept.phases["prm"]}
     assert where["reference weights"] == ["logprobs"]
     assert where["prm optimizer"] == where["prm gradients"] == where["prm weights"] == ["prm"]
-    assert where["policy optimizer"] == ["policy"]
+    assert where["policy optimizer"] == ["policy", "checkpoint"]
     assert where["policy weights"] == [*plan.phases]
     assert plan.host == 2 * N + 2 * N + 2 * (12 * N // 8)
     assert kept.host == 0
@@ -45,13 +58,59 @@ def test_offloaded_parts_are_resident_only_in_their_phase(tmp_path):
 
 def test_colocated_engines_take_memory_only_during_the_rollout(tmp_path):
     plan = plan_memory(make_run(tmp_path))
-    engine = plan.phases["rollout"]["engine weights"] + plan.phases["rollout"]["engine KV cache"]
-    assert engine == pytest.approx(0.8 * 79.1 * GIB)
+    for phase in ("start", "rollout"):
+        engine = plan.phases[phase]["engine weights"] + plan.phases[phase]["engine KV cache"]
+        assert engine == pytest.approx(0.8 * 79.1 * GIB)
+        assert plan.phases[phase]["engine other"] == SERVER_AWAKE
     assert "engine weights" not in plan.phases["policy"]
+    assert plan.phases["policy"]["engine other"] == plan.phases["checkpoint"]["engine other"] == SERVER_ASLEEP
+    sync = plan.phases["weight_sync"]
+    assert (
+        sync["engine weights"] == 2 * N
+        and sync["sync buffers"] == 512 << 20
+        and "engine KV cache" not in sync
+    )
     beside = {"engine": "sglang", "sglang": {"colocated": False}}
     assert "engine weights" not in plan_memory(make_run(tmp_path, rollout=beside)).phases["rollout"]
     embedded = plan_memory(make_run(tmp_path, rollout={"engine": "local"}))
     assert embedded.phases["policy"]["engine weights"] == 2 * N
+
+
+def test_a_checkpoint_holds_one_role_at_a_time_or_both_in_the_background(tmp_path):
+    everything = {"offload_reference": True, "offload_prm": True, "offload_policy_optimizer": True}
+    for is_async, roles in ((False, ["policy"]), (True, ["policy", "prm"])):
+        run = make_run(tmp_path, memory=everything, checkpoint={"async_save": is_async})
+        plan = plan_memory(run)
+        held = {name for name in plan.phases["checkpoint"] if name.endswith("optimizer")}
+        assert held == {f"{role} optimizer" for role in roles}
+        # One of the eight data-parallel ranks gathers float32 weights and two moments.
+        assert plan.host_checkpoint == len(roles) * 14 * N
+        assert plan.host_node == 8 * plan.host + plan.host_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("processes", "parallel", "writers"),
+    [
+        (8, {}, 1),
+        (8, {"tensor": 2}, 2),
+        (8, {"tensor": 2, "pipeline": 4}, 8),
+        (8, {"tensor": 2, "context": 2}, 2),
+        (32, {"tensor": 8, "pipeline": 2}, 8),
+        (16, {"pipeline": 2}, 1),
+    ],
+)
+def test_the_first_data_rank_of_each_model_parallel_group_writes(tmp_path, processes, parallel, writers):
+    run = make_run(tmp_path, "Llama-3-70B", processes, parallel=parallel)
+    assert num_checkpoint_writers(run) == writers
+
+
+def test_a_job_that_exceeds_the_host_memory_of_a_node_does_not_fit(tmp_path):
+    run = make_run(tmp_path, parallel={"tensor": 2, "pipeline": 4}, memory={"offload_prm": True})
+    roomy, small = (replace(run, gpu=gpu_of("B200", {"host_memory_gib": gib})) for gib in (400, 200))
+    assert plan_memory(roomy).fits
+    plan = plan_memory(small)
+    assert not plan.fits
+    assert "GiB of host memory" in misfit_message(small, plan)
 
 
 def test_the_plan_is_that_of_the_fullest_stage(tmp_path):
@@ -60,6 +119,13 @@ def test_the_plan_is_that_of_the_fullest_stage(tmp_path):
     assert plan.peak[0] in ("prm", "policy")
 
 
-def test_kv_cache_bytes_per_token():
-    shape = ModelShape.from_hf_config(PUBLIC["Llama-3-70B"])
-    assert kv_bytes_per_token(shape) == 2 * 8 * 128 * 80 * 2
+EXAMPLES = {"7b": "Qwen2.5-7B", "32b": "Qwen2.5-32B", "70b": "Llama-3-70B", "moe": "Qwen3-30B-A3B"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_fit_at_every_moment(tmp_path, name):
+    model = write_model(tmp_path / name, EXAMPLES[name])
+    config = load_config(ROOT / "examples" / f"prime_{name}.toml", [f"model.path={model}"])
+    run = read_planned_run(config, config.parallel.num_processes, KNOWN["H100-80G"])
+    plan = plan_memory(run)
+    assert run.is_colocated and plan.fits, misfit_message(run, plan)

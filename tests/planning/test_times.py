@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_prime.planning.counts import num_parameters
+from megatron_prime.hf.serving import num_parameters
 from megatron_prime.planning.times import bubble, plan_times, weight_sync
 from tests.support.planned_runs import make_run
 

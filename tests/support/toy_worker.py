@@ -250,6 +250,8 @@ def stale_step(folder: str) -> dict[str, Any]:
             for parameter in context.policy.built.module.parameters():
                 parameter.mul_(1.5)
         metrics = dict(trainer.step())
+        for _ in range(2):
+            trainer.sync_weights()
         batch, mask = collected[0], collected[0].response_mask_BT
         gap = (scored[0][1].logprobs_BT - batch.rollout_logprobs_BT).double()
         total = sum(abs(value) for value in gap[mask].tolist())

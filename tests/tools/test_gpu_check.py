@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_prime.hf.serving import num_parameters
 from megatron_prime.hf.shape import ModelShape
-from megatron_prime.planning.counts import num_parameters
 from tests.gpu.gpu_worker import models_that_stay
 from tests.support import deadlines
 from tests.support.distributed_runner import run_distributed

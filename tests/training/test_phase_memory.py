@@ -6,8 +6,7 @@ import torch
 
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.parallel.platform import Platform
-from megatron_prime.rollout.engine import NO_WEIGHTS
-from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_engine
+from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers
 from megatron_prime.training.residency import Part, Residency
 from tests.support.metric_names import undocumented
 
@@ -31,11 +30,9 @@ def test_each_phase_reports_its_own_peak():
     assert undocumented(metrics) == []
 
 
-def test_cached_memory_is_freed_only_for_an_engine_that_released_its_weights():
+def test_every_rank_frees_its_cached_memory_for_servers():
     calls = []
     platform = SimpleNamespace(device="cpu", release_cached_memory=lambda: calls.append("released"))
     topology = SimpleNamespace(platform=platform, world_size=1)
-    free_memory_for_engine(SimpleNamespace(policy_version=3), topology)
-    assert calls == []
-    free_memory_for_engine(SimpleNamespace(policy_version=NO_WEIGHTS), topology)
+    free_memory_for_servers(topology)
     assert calls == ["released"]

@@ -142,4 +142,8 @@ def test_the_engine_releases_its_memory_between_sampling_and_scoring(stale_step)
     calls = stale_step["calls"]
     last_sampled, first_scored = len(calls) - 1 - calls[::-1].index("generate"), calls.index("score")
     assert calls[last_sampled + 1 : first_scored] == ["release_memory"]
+
+
+def test_the_weights_are_pushed_once_after_a_step_and_not_before_they_are_needed(stale_step):
+    calls = stale_step["calls"]
     assert calls[-1] == "push" and calls.count("push") == calls.count("release_memory") == 1

@@ -10,7 +10,7 @@ import torch
 from megatron_prime.cli.assemble import RolloutParts, build_rollout
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch
-from megatron_prime.training.phase_memory import free_memory_for_engine
+from megatron_prime.training.phase_memory import free_memory_for_servers
 from megatron_prime.types import Prompt, SamplingParams
 from tools.gpu_checks.lines import Line, Setting, info, judged, skipped
 from tools.gpu_checks.machine import median_seconds, synchronize
@@ -106,7 +106,7 @@ def _memory(
     rollout.engine.release_memory()
     during = _free_bytes(setting)
     start = time.perf_counter()
-    free_memory_for_engine(rollout.engine, built.topology)
+    free_memory_for_servers(built.topology)
     sync.push(4)
     yield info(f"{transport}: taken back, with a sync", time.perf_counter() - start, "s")
     what = f"{transport}: memory released"

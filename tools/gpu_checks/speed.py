@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_prime.planning.counts import forward_flops, num_parameters
+from megatron_prime.hf.serving import num_parameters
+from megatron_prime.planning.counts import forward_flops
 from megatron_prime.planning.gpus import GIB, GPU, KNOWN
 from megatron_prime.planning.memory import MemoryPlan, plan_memory
 from megatron_prime.planning.planned_run import Assumptions, read_planned_run

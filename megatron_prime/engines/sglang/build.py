@@ -28,6 +28,7 @@ def build_sglang_engine(config: PrimeConfig, topology: Topology, ranks: Ranks) -
         settings=config.rollout.sglang,
         run_dir=config.run_dir,
         ranks=ranks,
+        gpu_bytes=topology.platform.gpu_memory_bytes,
     )
     settings = engine.settings
 

@@ -8,6 +8,7 @@ supervisor threads         SupervisedServer --> guardian process --> server
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +31,14 @@ from megatron_prime.engines.sglang.launch import (
     check_transport,
     install_quantized,
     install_receiver,
+    with_cache_size,
     with_transport,
 )
 from megatron_prime.engines.sglang.memory import ServerMemory, is_colocated
 from megatron_prime.engines.sglang.nodes import Nodes, NodeServers, Server, start_everywhere
 from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.engines.sglang.sampling import check_stop_tokens
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_sync import WeightSync
@@ -77,6 +80,7 @@ class SGLangEngine:
         settings: SGLangConfig,
         run_dir: Path,
         ranks: Ranks | None = None,
+        gpu_bytes: int = 0,
     ) -> None:
         """Start the servers in the background; the first weight sync waits for them.
 
@@ -88,6 +92,7 @@ class SGLangEngine:
             settings: the section rollout.sglang.
             run_dir: logs and weight files go to its folder `sglang`.
             ranks: this process among the training ranks.
+            gpu_bytes: memory of a GPU; with it, servers on training ranks' GPUs get KV caches of a fixed size.
 
         Raises:
             ValueError: no config.json in model_path, no engine environment, no usable API key, or settings that SGLang
@@ -96,7 +101,7 @@ class SGLangEngine:
         self.ranks = ranks or Ranks()
         self._model_path = Path(model_path)
         self._seed = seed
-        plan = self._placed(LaunchPlan(self._model_path, device, dtype, seed, settings))
+        plan = self._placed(LaunchPlan(self._model_path, device, dtype, seed, settings), gpu_bytes)
         self.settings = plan.settings
         """The section rollout.sglang, with the weight transport that follows from the placement of the servers."""
         self._limits = ModelLimits.of(self._model_path, SGLANG_RESERVED_POSITIONS)
@@ -119,6 +124,9 @@ class SGLangEngine:
         if settings.nodes == "all" and not settings.urls:
             self.nodes = Nodes.find(self.ranks, int(os.environ.get("LOCAL_RANK", "0")))
         self._is_closed = False
+        self._may_start = threading.Event()
+        """Cleared while the trainer uses the servers' memory, in which a server that dies must not start again."""
+        self._may_start.set()
         self.fleet: Fleet | None = None
         """The servers, on rank 0; None elsewhere."""
         self._memory: ServerMemory | None = None
@@ -130,16 +138,24 @@ class SGLangEngine:
             plan = self._prepare(plan)
         if not settings.urls:
             self.servers, self._node_servers = start_everywhere(
-                plan, self.nodes, self.ranks, self.folder, _LOG.warning, settings.startup_timeout_s
+                plan,
+                self.nodes,
+                self.ranks,
+                self.folder,
+                _LOG.warning,
+                settings.startup_timeout_s,
+                self._may_start,
             )
         if self.driver.is_driver:
             self.fleet = Fleet(self.servers, settings, self.driver.ask_for_resync, self.secret)
             self._memory = ServerMemory(self.fleet, plan.is_colocated)
 
-    def _placed(self, plan: LaunchPlan) -> LaunchPlan:
+    def _placed(self, plan: LaunchPlan, gpu_bytes: int) -> LaunchPlan:
         """Return the plan with what follows from the servers' GPUs, equal on every rank."""
         [colocated] = self.ranks.gather_all([is_colocated(plan)] if self.ranks.rank == DRIVER else [])
         settings = with_transport(plan.settings, plan.device, colocated)
+        if colocated and gpu_bytes and not settings.urls:
+            settings = with_cache_size(settings, read_shape(plan.model_path), gpu_bytes)
         return replace(plan, settings=settings, is_colocated=colocated)
 
     def _prepare(self, plan: LaunchPlan) -> LaunchPlan:
@@ -189,6 +205,7 @@ class SGLangEngine:
         self._require_open()
         if self._incoming_version is None and self.driver.run(lambda: self._server_memory().release()):
             self._policy_version = NO_WEIGHTS
+            self._may_start.clear()
 
     @contextlib.contextmanager
     def weight_update(self, policy_version: int, sync: WeightSync) -> Iterator[None]:
@@ -214,6 +231,7 @@ class SGLangEngine:
         self._policy_version = NO_WEIGHTS
         self._incoming_version = policy_version
         try:
+            self._may_start.set()
             # The KV cache comes back later: until then its memory is free for the buffers of the transfer.
             self.driver.run(lambda: self._server_memory().wake_for_weights())
             yield
@@ -232,6 +250,7 @@ class SGLangEngine:
         self._require_open()
         path, before = Path(model_path), self._policy_version
         self._policy_version = NO_WEIGHTS
+        self._may_start.set()
         self.driver.run(lambda: self._server_memory().wake())
         try:
             self.driver.run(lambda: load_everywhere(self.open_fleet(), path, policy_version))

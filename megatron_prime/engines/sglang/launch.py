@@ -12,6 +12,8 @@ from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
 from megatron_prime.engines.sglang.versions import launch_name
 from megatron_prime.hf.config_json import read_config_json
+from megatron_prime.hf.serving import cache_tokens
+from megatron_prime.hf.shape import ModelShape
 from megatron_prime.observability.durable import make_private, replace_file
 
 HOST = "127.0.0.1"
@@ -169,6 +171,18 @@ def with_transport(settings: SGLangConfig, device: str, is_colocated: bool) -> S
         return settings
     transport = "ipc" if is_colocated and device == "cuda" else "shards"
     return settings.model_copy(update={"weight_transport": transport})
+
+
+def with_cache_size(settings: SGLangConfig, shape: ModelShape, gpu_bytes: int) -> SGLangConfig:
+    """Return settings with a fixed size of the KV cache, for servers that share GPUs with the trainer.
+
+    SGLang would size it once, by the memory that happens to be free when a server starts.
+    """
+    if settings.max_total_tokens is not None:
+        return settings
+    tokens = cache_tokens(shape, settings.tensor, int(settings.mem_fraction * gpu_bytes))
+    # With no room left, SGLang's own error says so.
+    return settings.model_copy(update={"max_total_tokens": tokens or None})
 
 
 def check_transport(plan: LaunchPlan) -> None:

@@ -129,6 +129,7 @@ class NodeServers:
         log_folder: Path,
         store: SignedStore,
         on_event: Callable[[str], None],
+        may_start: threading.Event | None = None,
     ) -> None:
         """Start the servers in the background.
 
@@ -138,8 +139,9 @@ class NodeServers:
             log_folder: folder for their logs.
             store: rank 0's store.
             on_event: see `SupervisedServer`.
+            may_start: see `SupervisedServer`.
         """
-        self._servers = start_servers(plan, first_index, log_folder, on_event)
+        self._servers = start_servers(plan, first_index, log_folder, on_event, may_start)
         self._store = store
         self._published: dict[int, dict[str, Any]] = {}
         self._closing = threading.Event()
@@ -186,11 +188,17 @@ class NodeServers:
 
 
 def start_servers(
-    plan: LaunchPlan, first_index: int, log_folder: Path, on_event: Callable[[str], None]
+    plan: LaunchPlan,
+    first_index: int,
+    log_folder: Path,
+    on_event: Callable[[str], None],
+    may_start: threading.Event | None = None,
 ) -> list[SupervisedServer]:
     """Start the servers of a node in the background."""
     return [
-        SupervisedServer(plan, index, log_folder / f"server-{index}.log", on_event=on_event)
+        SupervisedServer(
+            plan, index, log_folder / f"server-{index}.log", on_event=on_event, may_start=may_start
+        )
         for index in range(first_index, first_index + plan.settings.num_servers)
     ]
 
@@ -202,15 +210,19 @@ def start_everywhere(
     log_folder: Path,
     on_event: Callable[[str], None],
     timeout_s: float,
+    may_start: threading.Event | None = None,
 ) -> tuple[list[Server], NodeServers | None]:
     """Start `num_servers` servers on each node, numbered node by node. Collective over the training ranks.
+
+    See `SupervisedServer` for on_event and may_start.
 
     Returns:
         On rank 0 the servers of all nodes; on the first rank of another node no servers, but their supervisor; on other
         ranks nothing.
     """
     if len(nodes.first_ranks) == 1:
-        return [*start_servers(plan, 0, log_folder, on_event)] if ranks.rank == 0 else [], None
+        own = start_servers(plan, 0, log_folder, on_event, may_start) if ranks.rank == 0 else []
+        return [*own], None
     per_node = plan.settings.num_servers
     key = store_key(plan.secret)
     store: SignedStore | None = None
@@ -218,7 +230,7 @@ def start_everywhere(
         store = SignedStore.host(meeting_address(nodes.addresses[0], nodes.addresses), timeout_s, key)
     [(address, port)] = ranks.gather_all([(store.address, store.port)] if store is not None else [])
     if store is not None:
-        own: list[Server] = [*start_servers(plan, 0, log_folder, on_event)]
+        own = start_servers(plan, 0, log_folder, on_event, may_start)
         total = per_node * len(nodes.first_ranks)
         others = [
             RemoteServer(store, index, log_folder / f"server-{index}.log") for index in range(per_node, total)
@@ -229,4 +241,4 @@ def start_everywhere(
     place = nodes.first_ranks.index(ranks.rank)
     placed = replace(plan, host=nodes.addresses[place])
     home = SignedStore.connect(address, port, timeout_s, key)
-    return [], NodeServers(placed, place * per_node, log_folder, home, on_event)
+    return [], NodeServers(placed, place * per_node, log_folder, home, on_event, may_start)

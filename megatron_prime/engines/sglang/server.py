@@ -53,6 +53,7 @@ class SupervisedServer:
         log_path: Path,
         *,
         on_event: Callable[[str], None] = lambda text: None,
+        may_start: threading.Event | None = None,
     ) -> None:
         """Start in the background.
 
@@ -61,6 +62,8 @@ class SupervisedServer:
             server_index: index among the engine's servers.
             log_path: the server's output is appended here.
             on_event: called with a message for the user at each restart, on the supervisor's thread.
+            may_start: while it is cleared, the server is not started, and a start in progress is ended. By default it
+                is always set.
         """
         self.index = server_index
         self.log_path = log_path
@@ -73,6 +76,7 @@ class SupervisedServer:
         self._failure: str | None = None
         self._num_starts = 0
         self._closing = threading.Event()
+        self._may_start = may_start
         make_private(log_path.parent)
         self._thread = threading.Thread(target=self._supervise, name=f"sglang-{server_index}", daemon=True)
         self._thread.start()
@@ -120,6 +124,9 @@ class SupervisedServer:
     def _supervise(self) -> None:
         num_failures = 0
         while not self._closing.is_set():
+            if self._is_held():
+                self._closing.wait(_POLL_S)
+                continue
             ready_at = self._run_once()
             if self._closing.is_set():
                 break
@@ -174,10 +181,13 @@ class SupervisedServer:
                 with self._lock:
                     self._url = url
                     self._num_starts += 1
-            if ready_at is None and time.monotonic() > deadline:
+            if ready_at is None and (time.monotonic() > deadline or self._is_held()):
                 return None
             self._closing.wait(_POLL_S)
         return ready_at
+
+    def _is_held(self) -> bool:
+        return self._may_start is not None and not self._may_start.is_set()
 
     def _refuse_open_server(self) -> None:
         with self._lock:

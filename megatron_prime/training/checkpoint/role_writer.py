@@ -29,7 +29,9 @@ from megatron_prime.training.checkpoint.manifest import SUMS_SUFFIX, write_sums
 FORMAT = ("torch_dist", 1)
 OPTIMIZER_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": False,
+    # The shards of a bucket are gathered in the host memory of one data-parallel rank. Otherwise every rank gathers
+    # them on its GPU, where a whole model's states do not fit beside its weights.
+    "distrib_optim_fully_reshardable_mem_efficient": True,
 }
 
 

@@ -17,8 +17,11 @@ from megatron_prime.engines.sglang.launch import (
     check_transport,
     install_quantized,
     install_receiver,
+    with_cache_size,
     with_transport,
 )
+from megatron_prime.hf.shape import ModelShape
+from tests.support.planned_runs import PUBLIC
 
 
 def plan(device="cpu", **settings):
@@ -168,6 +171,20 @@ def test_servers_on_gpus_get_an_environment_in_which_memory_can_be_shared():
         plan("cuda").environment(0, {"SGLANG_MEMORY_SAVER_CUDA_GRAPH": "0"})["SGLANG_MEMORY_SAVER_CUDA_GRAPH"]
         == "0"
     )
+
+
+def test_the_cache_of_servers_on_shared_gpus_has_a_fixed_size():
+    shape = ModelShape.from_hf_config(PUBLIC["Llama-3-70B"])
+    settings = SGLangConfig(tensor=8, mem_fraction=0.5)
+    # 16-bit weights of 8 ranks, and one KV head of 128 in each of 80 layers.
+    weights, per_token = 70_553_706_496 * 2 // 8, 2 * 128 * 80 * 2
+    tokens = with_cache_size(settings, shape, 80 << 30).max_total_tokens
+    assert tokens == ((40 << 30) - weights) // per_token
+    assert (
+        with_cache_size(settings.model_copy(update={"max_total_tokens": 7}), shape, 80 << 30).max_total_tokens
+        == 7
+    )
+    assert with_cache_size(settings, shape, 1 << 30).max_total_tokens is None
 
 
 @pytest.mark.parametrize(
