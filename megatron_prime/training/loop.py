@@ -144,7 +144,7 @@ class Loop:
     def run(self) -> None:
         """Train until num_steps, with evaluations and checkpoints on the way. Collective over all ranks.
 
-        The engine must hold the policy's weights. Metrics of a step are logged under the number of steps done, the
+        Metrics of a step are logged under the number of steps done, the
         first evaluation under 0.
 
         Raises:
