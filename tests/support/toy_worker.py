@@ -271,9 +271,11 @@ def _watched(calls: list[str], name: str, call: Any, *arguments: Any) -> Any:
 
 def outcome_only_advantages() -> dict[str, Any]:
     """Return the outcomes, groups and advantages of a batch of a trainer without a PRM."""
+    from megatron_prime.observability.metrics import Metrics
+
     with _trainer(["prm.enabled=false", "advantage.whitening=none"]) as (trainer, collector):
         batch = collector.collect(0)
-        advantages_BT = trainer._advantages(batch, None)
+        advantages_BT = trainer._advantages(batch, None, Metrics())
     return {
         "outcomes": batch.outcome_rewards_B.tolist(),
         "groups": batch.group_ids_B.tolist(),

@@ -52,7 +52,7 @@ class SGLangConfig(Section):
     mem_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Fraction of a GPU's memory for the server's weights and KV cache."""
     max_total_tokens: Positive | None = None
-    """Capacity of a server's KV cache in tokens; default as much as mem_fraction allows, and 32768 on a CPU."""
+    """Capacity of a server's KV cache in tokens. Default what mem_fraction leaves beside the weights; 32768 on CPUs."""
     concurrency: Positive = 256
     """Maximum number of responses in flight per server."""
     request_timeout_s: PositiveFloat = 1800.0

@@ -132,7 +132,11 @@ class SGLangEngine:
         self._memory: ServerMemory | None = None
         self.secret = shared_secret(self.ranks)
         """The secret of this run's servers and stores, equal on every rank."""
-        plan = replace(plan, secret=self.secret)
+        self._start(replace(plan, secret=self.secret))
+
+    def _start(self, plan: LaunchPlan) -> None:
+        """Start this rank's servers, if it has any, or attach to those of the configuration."""
+        settings = plan.settings
         # Only the ranks that start servers write their files: several ranks of a node would write the same ones.
         if self.ranks.rank in self.nodes.first_ranks:
             plan = self._prepare(plan)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -24,10 +25,9 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setattr(sglang_server, "GRACE_S", 0.5)
     started = []
 
-    def start_one(mode="", on_event=lambda text: None, **settings):
-        server = SupervisedServer(
-            tiny_plan(mode, **settings), 0, tmp_path / "logs" / "log", on_event=on_event
-        )
+    def start_one(mode="", on_event=lambda text: None, may_start=None, **settings):
+        plan, log = tiny_plan(mode, **settings), tmp_path / "logs" / "log"
+        server = SupervisedServer(plan, 0, log, on_event=on_event, may_start=may_start)
         started.append(server)
         return server
 
@@ -64,6 +64,23 @@ def test_a_killed_server_is_started_again(start):
     assert answers(server.url)
     assert len(events) == 1 and "restart 1 of at most 3" in events[0]
     server.raise_if_failed()
+
+
+def test_a_server_that_ends_while_the_trainer_has_the_memory_starts_only_afterwards(start):
+    may_start = threading.Event()
+    server = start(may_start=may_start)
+    time.sleep(0.5)
+    assert server.pid is None, "it has not started"
+    may_start.set()
+    wait_for(lambda: server.url)
+    may_start.clear()
+    assert answers(server.url), "a server that runs is left alone"
+    os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: server.url is None)
+    time.sleep(2.0)
+    assert server.url is None and server.num_starts == 1
+    may_start.set()
+    wait_for(lambda: server.num_starts == 2)
 
 
 def test_a_server_that_hangs_can_be_restarted(start):
