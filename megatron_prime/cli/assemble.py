@@ -15,7 +15,7 @@ from megatron_prime.logprobs.output_layer import select_kernel
 from megatron_prime.models.te_layers import check_acceleration, lost_without
 from megatron_prime.observability import Progress
 from megatron_prime.observability.progress import route_warnings
-from megatron_prime.parallel.collectives import all_gather_lists
+from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
 from megatron_prime.parallel.watchdog import start_watchdog
@@ -99,7 +99,12 @@ def build_rollout(
         topology: of the job.
         is_stopping: returns whether this rank was asked to stop, which ends the wait for a reward server.
     """
-    ranks = Ranks(topology.rank, topology.world_size, gather=lambda items: all_gather_lists(items, topology))
+    ranks = Ranks(
+        topology.rank,
+        topology.world_size,
+        gather=lambda items: all_gather_lists(items, topology),
+        broadcast=lambda item: broadcast_object(item, topology),
+    )
     tokenizer = load_tokenizer(config.model.path)
     stop_ids = stop_token_ids(tokenizer, config.model.path)
     fault = vocabulary_fault(tokenizer, stop_ids, read_shape(config.model.path).vocab_size)

@@ -1,4 +1,4 @@
-"""Collectives over a topology: sums, gathers of lists and broadcasts of objects."""
+"""Collectives over a topology: sums of tensors; gathers and broadcasts of objects and votes, which stay on the host."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ def all_gather_lists(items: list[Item], topology: Topology) -> list[list[Item]]:
     # A report of the watchdog then names the collective that a rank waits in.
     beat("gathering of lists")
     gathered: list[Any] = [None] * topology.world_size
-    dist.all_gather_object(gathered, items)
+    dist.all_gather_object(gathered, items, group=topology.host_group)
     return gathered
 
 
@@ -34,7 +34,7 @@ def broadcast_object(item: Item | None, topology: Topology) -> Item:
     box = [item]
     beat("broadcast of an object")
     if topology.world_size > 1:
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=topology.host_group)
     return box[0]  # type: ignore[return-value]
 
 
@@ -65,9 +65,9 @@ def _portable(error: Exception) -> Exception:
 def any_rank(flag: bool, topology: Topology) -> bool:
     """Return on every rank whether `flag` is true on at least one rank. Collective over all ranks."""
     beat("vote of all ranks")
-    count = torch.tensor([int(flag)], dtype=torch.int32, device=topology.platform.device)
+    count = torch.tensor([int(flag)], dtype=torch.int32)
     if topology.world_size > 1:
-        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        dist.all_reduce(count, op=dist.ReduceOp.MAX, group=topology.host_group)
     return bool(count.item())
 
 

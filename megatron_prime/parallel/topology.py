@@ -48,6 +48,11 @@ class Topology:
     expert_rank: int = 0
     expert_tensor_size: int = 1
     expert_tensor_rank: int = 0
+    host_group: dist.ProcessGroup | None = None
+    """All ranks, over gloo, for everything that is not on the device; None where the job's own group is gloo already.
+
+    With NCCL a rank that waits for the others occupies its GPU, on which a server may be sampling, and gathered objects
+    pass through GPU memory."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -191,4 +196,16 @@ def build_topology(
         expert_rank=parallel_state.get_expert_model_parallel_rank(),
         expert_tensor_size=expert_tensor,
         expert_tensor_rank=_group(parallel_state.get_expert_tensor_parallel_group()).rank(),
+        host_group=_host_group(platform),
+    )
+
+
+def _host_group(platform: Platform) -> dist.ProcessGroup | None:
+    """Create the group of all ranks over gloo unless the job's own group is that. Collective over all ranks."""
+    if platform.backend == "gloo":
+        return None
+    # Megatron's list of groups, to which this function adds it, is the one that `_destroy_groups` destroys.
+    ranks = list(range(dist.get_world_size()))
+    return _group(
+        parallel_state.create_group(ranks, timeout=platform.timeout, backend="gloo", group_desc="HOST_GROUP")
     )

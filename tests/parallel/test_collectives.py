@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from tests.parallel import collectives_worker
 from tests.parallel.parallel_cases import NUM_RANKS, SHARING_LAYOUTS
+from tests.support.distributed_runner import run_distributed
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +29,12 @@ def test_results_reach_every_rank(layout, shared):
 def test_named_sums_are_the_same_bits_everywhere(shared):
     for layout in SHARING_LAYOUTS:
         assert len({report[layout]["named"]["loss"] for report in shared}) == 1
+
+
+def test_objects_and_votes_do_not_use_the_job_s_own_group_where_that_is_no_gloo_group():
+    reports = run_distributed(collectives_worker.on_the_host, 2)
+    for report in reports:
+        assert report["lists"] == [[], [1]]
+        assert report["object"] == {"from": 0}
+        assert report["votes"] == [False, True, True]
+        assert report["without NCCL"] is None

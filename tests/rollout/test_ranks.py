@@ -22,6 +22,16 @@ def test_gather_all_undoes_share_on_every_rank(num_ranks):
     assert run_on_ranks(num_ranks, lambda ranks: ranks.gather_all(ranks.share(items))) == [items] * num_ranks
 
 
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_what_rank_0_has_reaches_every_rank(num_ranks):
+    assert run_on_ranks(num_ranks, lambda ranks: ranks.from_first(ranks.rank)) == [0] * num_ranks
+
+
+def test_a_broadcast_is_used_where_there_is_one():
+    ranks = Ranks(1, 2, gather_alone, broadcast=lambda item: ("of rank 0", item))
+    assert ranks.from_first(None) == ("of rank 0", None)
+
+
 def test_a_single_process_needs_no_gather():
     assert gather_alone([1, 2]) == [[1, 2]]
     assert Ranks().gather_all([3]) == [3]

@@ -13,8 +13,7 @@ from megatron_prime.rollout.ranks import Ranks
 
 def shared_secret(ranks: Ranks) -> str:
     """Return a new random secret, equal on every rank. Collective."""
-    [secret] = ranks.gather_all([secrets.token_hex(32)] if ranks.rank == 0 else [])
-    return secret
+    return ranks.from_first(secrets.token_hex(32))
 
 
 def key_of(secret: str, url: str) -> str:

@@ -144,9 +144,7 @@ class Driver:
         return _Done(future.result()) if error is None else _Failed(error)
 
     def _share(self, message: object) -> object:
-        # Only the driver contributes a message: the gather works as a broadcast.
-        mine = [] if message is None else [_portable(message)]
-        [shared] = self._ranks.gather_all(mine)
+        shared: object = self._ranks.from_first(None if message is None else _portable(message))
         # The driver keeps its own object, which is an exception with its traceback.
         return shared if message is None else message
 

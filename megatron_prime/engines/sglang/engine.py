@@ -21,7 +21,7 @@ from megatron_prime.engines.requests import ModelLimits, check_request
 from megatron_prime.engines.sglang.access import shared_secret
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES, load_everywhere, reload
-from megatron_prime.engines.sglang.driver import DRIVER, Driver
+from megatron_prime.engines.sglang.driver import Driver
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
 from megatron_prime.engines.sglang.launch import (
@@ -156,7 +156,7 @@ class SGLangEngine:
 
     def _placed(self, plan: LaunchPlan, gpu_bytes: int) -> LaunchPlan:
         """Return the plan with what follows from the servers' GPUs, equal on every rank."""
-        [colocated] = self.ranks.gather_all([is_colocated(plan)] if self.ranks.rank == DRIVER else [])
+        colocated = self.ranks.from_first(is_colocated(plan))
         settings = with_transport(plan.settings, plan.device, colocated)
         if colocated and gpu_bytes and not settings.urls:
             settings = with_cache_size(settings, read_shape(plan.model_path), gpu_bytes)

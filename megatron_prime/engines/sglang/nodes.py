@@ -228,7 +228,7 @@ def start_everywhere(
     store: SignedStore | None = None
     if ranks.rank == 0:
         store = SignedStore.host(meeting_address(nodes.addresses[0], nodes.addresses), timeout_s, key)
-    [(address, port)] = ranks.gather_all([(store.address, store.port)] if store is not None else [])
+    address, port = ranks.from_first((store.address, store.port) if store is not None else None)
     if store is not None:
         own = start_servers(plan, 0, log_folder, on_event, may_start)
         total = per_node * len(nodes.first_ranks)
