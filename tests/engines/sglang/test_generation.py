@@ -21,7 +21,7 @@ def generate_over_an_update(engine, new_model, **changes):
         raise EngineError(f"server {server} should not need one")
 
     async def scenario():
-        fleet = Fleet(engine.servers[:1], engine._settings, no_resync, engine.fleet._secret)
+        fleet = Fleet(engine.servers[:1], engine.settings, no_resync, engine.fleet._secret)
         fleet.names = engine.fleet.names
         [client] = await fleet.clients()
         fleet.policy_version = 1

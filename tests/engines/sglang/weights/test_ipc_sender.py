@@ -62,7 +62,7 @@ class Receiver(threading.Thread):
     def __init__(self, store, rank, expected, num_buckets):
         super().__init__(daemon=True)
         self.instructions = _Instructions(
-            "try", rank, ("127.0.0.1", store.port), store.under("try").key, "ipc", 5.0, None
+            "try", rank, ("127.0.0.1", store.port), store.under("try").key, "ipc", None, 5.0, None
         )
         self.held = [[torch.empty_like(tensor) for tensor in bucket] for bucket in expected]
         self.num_buckets = num_buckets
