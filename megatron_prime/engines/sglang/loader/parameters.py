@@ -6,7 +6,7 @@ tensor-parallel rank holds a shard of it.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class ParameterViews:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._parameters = dict(model.named_parameters())
+        self._num_rows = dict(self._vocabularies())
+        """Rows of the parameters with a row per token, without the padding."""
 
     def find(self, row: Slice) -> torch.Tensor:
         """Return a view of the parameter that holds the slice. Raises ValueError when it does not fit the model."""
@@ -77,14 +79,26 @@ class ParameterViews:
             listed = ", ".join(missing[:8])
             raise ValueError(f"{len(missing)} parameters would not be filled: {listed}")
 
+    def clear_padding(self) -> None:
+        """Set the rows with which SGLang pads the vocabulary to zero, as it does itself when it loads a checkpoint.
+
+        They are in no HF tensor. A server that was started without weights has random numbers there.
+        """
+        for name, num_rows in self._num_rows.items():
+            self._parameters[name].data[num_rows:].zero_()
+
     def _num_elements(self, name: str) -> int:
         parameter = self._parameters[name]
-        module = self._model.get_submodule(name.rpartition(".")[0])
-        vocabulary = getattr(module, "shard_indices", None)
-        if vocabulary is not None and name.endswith(".weight"):
-            # SGLang pads the vocabulary; no HF tensor has the rows beyond.
-            return int(vocabulary.num_org_elements) * math.prod(parameter.shape[1:])
-        return parameter.numel()
+        num_rows = self._num_rows.get(name)
+        return parameter.numel() if num_rows is None else num_rows * math.prod(parameter.shape[1:])
+
+    def _vocabularies(self) -> Iterator[tuple[str, int]]:
+        """Yield the name of each parameter with a row per token, and its rows without padding."""
+        for name in self._parameters:
+            module = self._model.get_submodule(name.rpartition(".")[0])
+            vocabulary = getattr(module, "shard_indices", None)
+            if vocabulary is not None and name.endswith(".weight"):
+                yield name, int(vocabulary.num_org_elements)
 
     def _parameter_name(self, hf_name: str) -> str:
         expert = _EXPERT.fullmatch(hf_name)

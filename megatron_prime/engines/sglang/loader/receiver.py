@@ -161,6 +161,7 @@ def _take_part(model: torch.nn.Module, instructions: _Instructions, store: Signe
     else:
         group = _group(go, instructions, store)
         receive_bucket = functools.partial(_receive_bucket, group, instructions)
+    parameters.clear_padding()
     digest = [0, 0]
     for bucket in buckets:
         sums = receive_bucket(bucket)

@@ -131,3 +131,14 @@ def test_every_parameter_must_be_filled_but_for_the_padding_of_the_vocabulary(mo
         ValueError, match=r"1 parameters would not be filled: model\.layer\.down_proj\.weight \(0 of 12\)"
     ):
         views.require_all(iter(rows[:9] + rows[10:]))
+
+
+def test_the_padding_of_the_vocabulary_is_cleared_and_nothing_else(model):
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    ParameterViews(model).clear_padding()
+    for name, parameter in model.named_parameters():
+        expected = before[name]
+        if name == "model.embed_tokens.weight":
+            assert expected[10:].any() and len(expected) == 12
+            expected[10:] = 0
+        assert torch.equal(parameter, expected), name
