@@ -53,7 +53,7 @@ class ProcessGroup(Protocol):
 
     def send(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
     def recv(self, tensors: list[torch.Tensor], rank: int, tag: int, /) -> dist.Work: ...  # noqa: D102
-    def barrier(self) -> dist.Work: ...  # noqa: D102
+    def allreduce(self, tensors: list[torch.Tensor], /) -> dist.Work: ...  # noqa: D102
     def abort(self) -> None: ...  # noqa: D102
     def _start_coalescing(self) -> None: ...
     def _end_coalescing(self) -> dist.Work: ...
@@ -86,7 +86,8 @@ def make_group(
         return cast(ProcessGroup, _Gloo(store.for_group(name), rank, size, options))
     # Threads of NCCL's group use its store too, and a store in Python could deadlock with them.
     group = _make_nccl_group(dist.PrefixStore(name, store.raw), rank, size, timeout)
-    warm_up(group, timeout)
+    # A barrier would guess the device from the rank, which is wrong for a server that sees its own GPUs alone.
+    warm_up(group, torch.zeros(1, device="cuda"), timeout)
     return group
 
 
@@ -105,12 +106,12 @@ def _make_nccl_group(store: dist.Store, rank: int, size: int, timeout: datetime.
             os.environ[_ERROR_HANDLING] = before
 
 
-def warm_up(group: ProcessGroup, timeout: datetime.timedelta) -> None:
-    """Connect all ranks of an NCCL group. Collective.
+def warm_up(group: ProcessGroup, anything: torch.Tensor, timeout: datetime.timedelta) -> None:
+    """Connect all ranks of an NCCL group by an operation on a tensor of each rank's device. Collective.
 
     NCCL connects a group at its first operation, for which it needs every rank, while a bucket may concern a few.
     """
-    group.barrier().wait(timeout)
+    group.allreduce([anything]).wait(timeout)
 
 
 def close_groups(groups: dict[str, ProcessGroup], backend: str) -> None:
