@@ -144,8 +144,7 @@ class Loop:
     def run(self) -> None:
         """Train until num_steps, with evaluations and checkpoints on the way. Collective over all ranks.
 
-        Metrics of a step are logged under the number of steps done, the
-        first evaluation under 0.
+        Metrics of a step are logged under the number of steps done, the first evaluation under 0.
 
         Raises:
             RunStopped: the run was asked to stop, or its reward server is away, and it has written a checkpoint.
