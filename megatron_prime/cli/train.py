@@ -24,7 +24,6 @@ from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
-from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.checkpoint.folder import complete, read_run, require_roles
 from megatron_prime.training.checkpoint.run_lock import RunLock
@@ -32,7 +31,7 @@ from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionP
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import StopRequest, listen
 from megatron_prime.training.loop import Loop, LoopContext, with_date
-from megatron_prime.training.phase_memory import free_memory_for_servers
+from megatron_prime.training.phase_memory import free_memory_for_servers, release_after
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
 from megatron_prime.training.trainer import Trainer, TrainerContext
@@ -236,12 +235,7 @@ def _evaluation(run: _Run, trainer: Trainer) -> Callable[[int], EvaluationReport
 
     def evaluate(step_index: int) -> EvaluationReport:
         trainer.sync_weights()
-        try:
-            report = evaluator(step_index)
-        except VerifierAwayError:
-            engine.release_memory()  # The run will save a checkpoint.
-            raise
-        engine.release_memory()
-        return report
+        with release_after(engine):
+            return evaluator(step_index)
 
     return evaluate

@@ -7,6 +7,8 @@ from megatron_prime.observability.metrics import GIB, Metrics
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.residency import Residency
 
 
@@ -43,6 +45,20 @@ class PhaseMemory:
         return {
             "memory/host_copies_gib": sum(r.host_bytes() for r in self._roles.values()) / GIB,
         }
+
+
+@contextmanager
+def release_after(engine: Engine) -> Iterator[None]:
+    """Have the engine release its memory after the block, also if a reward server is away: a checkpoint follows then.
+
+    After another error nothing is released, because it may concern this rank alone, and the release is collective.
+    """
+    try:
+        yield
+    except VerifierAwayError:
+        engine.release_memory()
+        raise
+    engine.release_memory()
 
 
 def free_memory_for_servers(topology: Topology) -> None:

@@ -15,12 +15,11 @@ from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.metrics import Metrics, process_memory
 from megatron_prime.rollout.collector import Collector, NoBatch
 from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
-from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
-from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers
+from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers, release_after
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
@@ -88,13 +87,8 @@ class Trainer:
         with metrics.timed("step"):
             with memory.phase(metrics, "weight_sync"):
                 self.sync_weights()
-            with memory.phase(metrics, "rollout"):
-                try:
-                    batch = context.collector.collect(self.step_index)
-                except VerifierAwayError:
-                    context.engine.release_memory()  # The run will save a checkpoint.
-                    raise
-                context.engine.release_memory()
+            with memory.phase(metrics, "rollout"), release_after(context.engine):
+                batch = context.collector.collect(self.step_index)
             if isinstance(batch, NoBatch):
                 self._pass_over(batch, metrics)
             else:

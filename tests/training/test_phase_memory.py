@@ -1,12 +1,15 @@
 """Phases are timed, and the peak memory of each role within the phase is reported."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.parallel.platform import Platform
-from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers
+from megatron_prime.rollout.verification import VerifierAwayError
+from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers, release_after
 from megatron_prime.training.residency import Part, Residency
 from tests.support.metric_names import undocumented
 
@@ -36,3 +39,15 @@ def test_every_rank_frees_its_cached_memory_for_servers():
     topology = SimpleNamespace(platform=platform, world_size=1)
     free_memory_for_servers(topology)
     assert calls == ["released"]
+
+
+@pytest.mark.parametrize(
+    ("error", "num_releases"), [(None, 1), (VerifierAwayError("away"), 1), (RuntimeError("of one rank"), 0)]
+)
+def test_the_engine_releases_its_memory_unless_an_error_may_concern_one_rank_alone(error, num_releases):
+    calls = []
+    engine = SimpleNamespace(release_memory=lambda: calls.append("released"))
+    with nullcontext() if error is None else pytest.raises(type(error)), release_after(engine):
+        if error is not None:
+            raise error
+    assert calls == ["released"] * num_releases
