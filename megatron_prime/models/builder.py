@@ -256,8 +256,10 @@ def transformer_config(
         "bf16": dtype == torch.bfloat16,
         # The loss divides by the global token count itself; gradients must be summed, not averaged, over ranks.
         "calculate_per_token_loss": True,
-        # Microbatches are packed to different lengths; stages exchange the shape before each transfer.
+        # Microbatches are packed to different lengths, from which parallel.pipeline_messages calculates shapes.
         "variable_seq_lengths": True,
+        # Megatron would wait for the whole device after each batch, because of a race that torch 1.13 has fixed.
+        "batch_p2p_sync": False,
         "moe_token_dispatcher_type": "alltoall",  # Megatron requires it for variable lengths, even of dense models
     }
     settings |= _recompute_settings(recompute) | _device_settings(topology)
@@ -266,8 +268,8 @@ def transformer_config(
     if topology.platform.layers == "transformer_engine":
         settings |= te_settings(shape, topology, role, options)
     if topology.virtual_size > 1:
-        # One direction per call. With two stages both neighbors are the same rank, and a call for both directions
-        # would pair a shape that is sent forward with one that is expected from the other direction.
+        # One direction per call. With two stages both neighbors are the same rank, and a batched call for both
+        # directions would pair what is sent forward with what is expected from the other direction.
         settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     return with_passthrough(TransformerConfig, options.megatron, **settings)
 

@@ -31,6 +31,7 @@ from megatron_prime.models.te_layers import FP8_TOKENS, start_overlap_buffers
 from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
 from megatron_prime.parallel.context import local_tokens, sum_context
+from megatron_prime.parallel.pipeline_messages import PipelineMessages
 from megatron_prime.parallel.topology import Topology
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -213,10 +214,22 @@ class PackedPass:
             seq_length=self._settings.max_tokens_per_microbatch,
             micro_batch_size=1,
             forward_only=loss is None,
+            **self._communication(microbatches),
         )
         if loss is not None:
             drop_router_outputs(self._chunks)
         return sink.share(self._topology)
+
+    def _communication(self, microbatches: Sequence[Microbatch]) -> dict[str, Any]:
+        """Return the schedule's arguments for messages between stages, which it takes with all groups or not at all."""
+        if self._topology.pipeline_size == 1:
+            return {}
+        lengths = [microbatch.packed.num_tokens for microbatch in microbatches]
+        config = get_model_config(self._chunks[0])
+        return {
+            "p2p_communicator": PipelineMessages(self._topology, config, lengths),
+            "pg_collection": self._topology.process_groups,
+        }
 
     def _forward_step(
         self,

@@ -7,6 +7,7 @@
 - `cpu_shim`: redirects Megatron's CUDA calls on a machine without a GPU.
 - `lifeline`: ties child processes to their parent, so that they end with it.
 - `peer_loss`: distinguishes the loss of another process from an error of this one.
+- `pipeline_messages`: messages between pipeline stages, with shapes that follow from the packing.
 - `platform`: device, communication backend, dtype and memory.
 - `rendezvous`: addresses at which the processes of a job meet.
 - `topology`: Megatron's process groups and this rank's coordinates.

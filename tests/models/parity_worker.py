@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.training.trainable import RoleSpec, Trainable
+from tests.parallel.pipeline_worker import counted_waits
 from tests.support.layout_worker import blocks_of, topology_of
 from tests.support.tiny_models import DENSE_BUILDERS, MOE_BUILDERS
 
@@ -50,6 +51,8 @@ MOE_LAYOUTS = (
 CASES = [
     *((layout, name) for layout in DENSE_LAYOUTS for name in DENSE_BUILDERS),
     *((layout, name) for layout in MOE_LAYOUTS for name in MOE_BUILDERS),
+    ("pp4", "qwen3"),
+    ("pp4", "qwen3 moe"),
 ]
 """(layout, model) pairs to test."""
 PADDED = "qwen3"
@@ -85,7 +88,8 @@ def _one_model(
 ) -> dict[str, Any]:
     settings = ScoringSettings(max_tokens_per_microbatch=max_tokens, chunk_tokens=7)
     trainable = Trainable(RoleSpec("policy", model_dir, settings), topology, PolicyConfig(), num_steps=10)
-    scores = trainable.score(sequences, routing)
+    with counted_waits() as in_scoring:
+        scores = trainable.score(sequences, routing)
 
     def loss(rows_b, logprobs_bT, entropy_bT):
         value = (weights_BT[rows_b] * (logprobs_bT + entropy_bT / 10)).sum()
@@ -93,7 +97,8 @@ def _one_model(
 
     for chunk in trainable._ddp:
         chunk.zero_grad_buffer()
-    again, metrics = trainable._pass.backward(sequences, range(len(sequences)), loss, routing)
+    with counted_waits() as in_backward:
+        again, metrics = trainable._pass.backward(sequences, range(len(sequences)), loss, routing)
     _gather_gradient_shards(trainable._ddp)
     named = dict(trainable.built.module.named_parameters())
     gradients = {name: parameter.main_grad for name, parameter in named.items()}
@@ -116,6 +121,7 @@ def _one_model(
         "entropy": scores.entropy_BT,
         "logprobs_in_backward": again.logprobs_BT,
         "value": metrics["value"],
+        "exchanged shapes": in_scoring["shapes"] + in_backward["shapes"],
         "weights": blocks_of(named, trainable.built.parameters, topology),
         "gradients": blocks_of(gradients, trainable.built.parameters, topology),
     }

@@ -127,6 +127,11 @@ def test_the_training_pass_scores_equal_those_of_the_scoring_pass(layout, name, 
         assert torch.equal(of_rank["logprobs_in_backward"], of_rank["logprobs"])
 
 
+def test_stages_exchange_no_shapes(results):
+    for key, by_rank in results.items():
+        assert {of_rank["exchanged shapes"] for of_rank in by_rank} == {0}, key
+
+
 @pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)
 def test_gradients_equal_hf(layout, name, results, oracle):
     gradients = oracle[name][3]

@@ -82,3 +82,30 @@ CONTEXT_CASES = {
     "two ranks, one sequence": make_context_case(2, [0, 12]),
     "four ranks": make_context_case(4, [0, 16, 24, 24, 64]),
 }
+
+
+PIPELINES = ((2, 1, 1, 1), (2, 2, 1, 1), (4, 1, 1, 1), (4, 2, 1, 1), (2, 1, 2, 1), (2, 2, 1, 2))
+"""Stages, virtual stages a stage, context ranks, and tensor ranks with sequence parallelism."""
+PIPELINE_LENGTHS = ((6,), (8, 2, 4), (2, 8, 4, 6), (4, 8, 2, 6, 2), (10, 2, 6, 2, 12, 4, 8, 2))
+"""Tokens of each microbatch of a pass, of all context and tensor ranks together."""
+PIPELINE_WIDTH = 6
+PIPELINE_CASES = [
+    (layout, lengths, is_forward_only)
+    for layout in PIPELINES
+    for lengths in PIPELINE_LENGTHS
+    # The interleaved schedule takes multiples of the number of stages.
+    if layout[1] == 1 or len(lengths) % layout[0] == 0
+    for is_forward_only in (False, True)
+]
+
+
+def pipeline_inputs(lengths, num_shares):
+    """Return one context or tensor rank's part of each microbatch, [tokens, 1, width]."""
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(length, 1, PIPELINE_WIDTH, generator=generator)[::num_shares] for length in lengths]
+
+
+def pipeline_weights(num_chunks):
+    """Return the weight of each chunk of the pipeline."""
+    generator = torch.Generator().manual_seed(12)
+    return [torch.randn(PIPELINE_WIDTH, PIPELINE_WIDTH, generator=generator) for _ in range(num_chunks)]

@@ -13,6 +13,7 @@ from megatron_prime.parallel.topology import build_topology
 from tests.logprobs.shard_scores import score_shard
 from tests.parallel.context_worker import share_tokens
 from tests.parallel.parallel_cases import SPARE_FILES
+from tests.parallel.pipeline_worker import run_pipelines
 from tests.support.deadlines import seconds
 from tests.support.layout_worker import topology_of
 
@@ -208,6 +209,7 @@ def four_processes(grids, tensor_sizes, cases, layouts, context_cases, resource_
         "shared": _share_results(layouts),
         "context": share_tokens(_platform(), context_cases),
         "uneven": use_uneven_ranks(),
+        "pipelines": run_pipelines(_platform()),
         "resources": count_resources(resource_layouts, num_rounds=1),
     }
 

@@ -30,6 +30,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "cp2 ep2": (2, {"context": 2, "expert": 2}),
     "tp4": (4, {"tensor": 4}),
     "dp4": (4, {}),
+    "pp4": (4, {"pipeline": 4}),
     "tp2 pp2": (4, {"tensor": 2, "pipeline": 2}),
     "tp2 dp2": (4, {"tensor": 2}),
     "pp2 dp2": (4, {"pipeline": 2}),
