@@ -6,6 +6,7 @@ never imports this module. The reasons are recorded in docs/adr/0002.
 """
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 CUDA_TYPE_NAMES = {
     torch.float32: "torch.cuda.FloatTensor",
@@ -22,49 +23,37 @@ CUDA_TYPE_NAMES = {
 }
 
 
+FACTORIES = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+)
+METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
+"""Functions of torch and methods of Tensor whose keyword argument `device` may name a CUDA device."""
+
+
 def _names_cuda(device: object) -> bool:
     if isinstance(device, torch.device):
         return device.type == "cuda"
     return isinstance(device, str) and device.startswith("cuda")
-
-
-class CpuForCuda(TorchFunctionMode):
-    """A torch function mode that redirects CUDA tensors to the CPU, and reports CUDA type names for CPU tensors.
-
-    Megatron distinguishes fp32 from 16-bit parameters by `Tensor.type()` strings such as "torch.cuda.FloatTensor".
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        """Call the torch function, on the CPU if it names a CUDA device."""
-        # This runs at every torch call of the process, so the common case costs a single hash lookup.
-        if func in _TAKEN_OVER:
-            return _take_over(func, args, kwargs or {})
-        if not kwargs:
-            return func(*args)
-        if "device" in kwargs or "pin_memory" in kwargs:
-            kwargs = _on_cpu(kwargs)
-        return func(*args, **kwargs)
-
-
-_TAKEN_OVER = frozenset(
-    {torch.Tensor.cuda, torch.Tensor.type, torch.Tensor.pin_memory, torch.Tensor.to},
-)
-
-
-def _take_over(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
-        return args[0]
-    if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-        return CUDA_TYPE_NAMES.get(args[0].dtype) or func(*args)
-    if func is torch.Tensor.to:
-        args = tuple(torch.device("cpu") if _names_cuda(arg) else arg for arg in args)
-    return func(*args, **_on_cpu(kwargs))
 
 
 def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +63,46 @@ def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
     return kwargs
+
+
+def _factory_on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if "device" in kwargs or "pin_memory" in kwargs:
+            kwargs = _on_cpu(kwargs)
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def cpu_replacements() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return (owner, attribute, replacement) of each function of torch that must not ask for a CUDA device.
+
+    Functions are replaced one by one, since a TorchFunctionMode would pass every torch call of the process, even
+    `tensor.shape`, through Python. Type names are those of CUDA tensors, because Megatron distinguishes fp32 from
+    16-bit parameters by strings such as "torch.cuda.FloatTensor".
+    """
+    tensor_to, tensor_type = torch.Tensor.to, torch.Tensor.type
+
+    def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        args = tuple(torch.device("cpu") if _names_cuda(arg) else arg for arg in args)
+        return tensor_to(tensor, *args, **_on_cpu(kwargs))
+
+    def type_of(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        name = None if args or kwargs else CUDA_TYPE_NAMES.get(tensor.dtype)
+        return name or tensor_type(tensor, *args, **kwargs)
+
+    def unchanged(tensor: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
+        return tensor
+
+    methods = {"cuda": unchanged, "pin_memory": unchanged, "to": to, "type": type_of}
+    return [
+        *((torch, name, _factory_on_cpu(getattr(torch, name))) for name in FACTORIES),
+        *((torch.Tensor, name, _factory_on_cpu(getattr(torch.Tensor, name))) for name in METHODS),
+        *((torch.Tensor, name, method) for name, method in methods.items()),
+        (torch.cuda, "current_device", lambda: torch.device("cpu")),
+        (torch.cuda, "synchronize", lambda *_args, **_kwargs: None),
+    ]
 
 
 class CpuRNGStatesTracker:
@@ -170,20 +199,24 @@ def _reduce_scatter_first_dim(original: Callable[..., Any]) -> Callable[..., Any
     return reduce_scatter
 
 
-_installed: CpuForCuda | None = None
+_is_installed = False
 
 
 def install() -> None:
     """Redirect Megatron-core's CUDA calls to the CPU, once per process. Call it before models are built."""
-    global _installed
-    if _installed is not None:
+    global _is_installed
+    if _is_installed:
         return
+    _is_installed = True
     # Megatron fuses operations such as bias-dropout-add with torch.compile, which needs a C++ compiler at run time.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # This advice only applies to GPUs, and every rank would print it.
     warnings.filterwarnings("ignore", message=r".*CUDA_DEVICE_MAX_CONNECTIONS")
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment]
-    torch.cuda.synchronize = lambda *_args, **_kwargs: None
+    # `with torch.device("meta")` recognizes factories by a table that torch makes at its first use, from the attributes
+    # of its module: it must hold the functions that are called in the end.
+    _device_constructors()
+    for owner, name, replacement in cpu_replacements():
+        setattr(owner, name, replacement)
 
     from megatron.core.tensor_parallel import mappings
     from megatron.core.tensor_parallel import random as megatron_random
@@ -202,7 +235,3 @@ def install() -> None:
         mappings._reduce_scatter_along_first_dim
     )
     install_adam()
-
-    # The mode stays active for the rest of the process, so it is entered without a matching exit.
-    _installed = CpuForCuda()
-    _installed.__enter__()

@@ -72,7 +72,7 @@ def use_shim():
     cpu_shim.install()
     cpu_shim.install()
     torch.cuda.synchronize()
-    with torch.device("meta"):  # a second mode, nested in the first
+    with torch.device("meta"):  # recognizes the functions that were replaced
         meta = torch.zeros(1).device.type
     return {
         "type": (type_before, torch.zeros(1).type()),
