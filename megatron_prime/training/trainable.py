@@ -72,6 +72,8 @@ class Scorer:
         # The reference's weights require gradients too, though it never gets any: torch and Megatron use other kernels
         # for frozen weights, and PRM and reference must agree to the last bit before the first update.
         self.built.module.requires_grad_(True)
+        # Walking through the modules for each measurement of memory would take longer than a small model's layers.
+        self._parameters = tuple(self.built.module.parameters())
         costs = row_costs(self.built.shape)
         self._pass = PackedPass(self._wrap(), topology, spec.scoring, costs, load_balance_coef)
         parts = self._parts()
@@ -98,7 +100,7 @@ class Scorer:
         return {"weights": Part(self._weights, content="constant")}
 
     def _weights(self) -> Iterator[torch.Tensor]:
-        for parameter in self.built.module.parameters():
+        for parameter in self._parameters:
             yield from quantized_parts(parameter)
 
 
