@@ -5,9 +5,11 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_prime.hf.serving import num_parameters
@@ -16,30 +18,65 @@ from tests.gpu.gpu_worker import models_that_stay
 from tests.support import deadlines
 from tests.support.distributed_runner import run_distributed
 from tools import gpu_check
-from tools.gpu_checks import precision
+from tools.gpu_checks import precision, ranks, results
 from tools.gpu_checks.catalog import CHECKS, Check, chosen
 from tools.gpu_checks.lines import Line, Outcome, Setting, judged
 from tools.gpu_checks.precision import FOLLOWS_RULE, Sizes, ruled_sequences
 from tools.gpu_checks.report import as_markdown
-from tools.gpu_checks.roles import SHAPES
+from tools.gpu_checks.roles import FP8_RECIPES, SHAPES, fp8_fault_here
 
-RUN = ("environment", "zero", "parity", "step-1.5b", "memory", "offload", "sglang")
+RUN = (
+    "environment",
+    "sharing",
+    "zero",
+    "parity",
+    "step-1.5b",
+    "offload",
+    "memory",
+    "checkpoint",
+    "ranks",
+    "watchdog",
+    "sglang",
+)
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """Run most checks at toy size on this CPU; return the finished process, the checks by name, and the Markdown."""
-    out = tmp_path_factory.mktemp("gpu-check")
-    arguments = ["--device", "cpu", "--tiny", "--out", out, "--markdown", out / "results.md", "--only", *RUN]
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("gpu-check")
+
+
+@pytest.fixture(scope="module")
+def killed(folder):
+    """Kill the tool in its second check; return the processes that it had started and that are still there."""
+    process = subprocess.Popen(command_of(folder), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + deadlines.seconds(200)
+    while not (folder / "sharing" / "log.txt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    return psutil.wait_procs(started, timeout=deadlines.seconds(60))[1]
+
+
+@pytest.fixture(scope="module")
+def ran(killed, folder):
+    """Run most checks at toy size on this CPU, after a kill; return the process, the checks by name, the Markdown."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.gpu_check", *arguments, "--sglang-python", out / "nowhere"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=deadlines.seconds(400),
+        command_of(folder), capture_output=True, text=True, check=False, timeout=deadlines.seconds(500)
     )
-    report = json.loads((out / "gpu-check.json").read_text())
-    return done, {check["name"]: check for check in report["checks"]}, (out / "results.md").read_text()
+    report = json.loads((folder / "gpu-check.json").read_text())
+    return done, {check["name"]: check for check in report["checks"]}, (folder / "results.md").read_text()
+
+
+def command_of(folder):
+    arguments = ["--device", "cpu", "--tiny", "--out", folder, "--markdown", folder / "results.md"]
+    arguments += ["--sglang-python", folder / "nowhere", "--only", *RUN]
+    return [sys.executable, "-m", "tools.gpu_check", *arguments]
+
+
+def records_of(folder):
+    return [json.loads(text)["outcome"] for text in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def lines_of(check, status):
@@ -54,6 +91,45 @@ def test_every_check_that_can_be_done_here_passes(ran):
     }
     assert done.returncode == 0
     assert "no interpreter at" in checks["sglang"]["lines"][0]["note"]
+
+
+def test_a_kill_loses_no_finished_check_and_leaves_no_process(killed, ran, folder):
+    assert killed == []
+    records = records_of(folder)
+    names = [record["name"] for record in records]
+    assert names == ["environment", "sharing", *RUN[2:-1], "sharing"], (
+        "what did not finish is tried again last"
+    )
+    assert [bool(record["fault"]) for record in records] == [False, True] + [False] * (len(records) - 2)
+    assert records[1]["fault"] == results.INTERRUPTED
+
+
+def test_another_run_in_the_same_folder_has_nothing_left_to_do(ran, folder, capsys):
+    before = (folder / "results.jsonl").read_text()
+    arguments = ["--device", "cpu", "--tiny", "--out", str(folder), "--only", *RUN]
+    assert gpu_check.main([*arguments, "--sglang-python", str(folder / "nowhere")]) == 0
+    assert (folder / "results.jsonl").read_text() == before
+    assert "bytes that another process reads" in capsys.readouterr().out, "the table shows what is known"
+
+
+def test_ranks_agree_with_one_rank_and_exchange_no_shapes(ran):
+    _, checks, _ = ran
+    passed, skipped = (lines_of(checks["ranks"], status) for status in ("pass", "skipped"))
+    layouts = [name for name, (number, _) in ranks.LAYOUTS.items() if number == 2]
+    assert len(passed) == 3 * len(layouts)
+    assert {line["note"] for line in skipped.values()} == {"not run: needs 4 GPUs", "not run: needs 8 GPUs"}
+    messages = {
+        what.partition(":")[0]: line
+        for what, line in lines_of(checks["ranks"], "info").items()
+        if "messages" in what
+    }
+    assert all((line["value"] > 0) == ("pp" in name) for name, line in messages.items())
+    assert {line["note"] for line in messages.values()} == {"0 exchanges of shapes"}
+
+
+def test_the_rank_that_does_not_arrive_is_named(ran):
+    _, checks, _ = ran
+    assert "rank 1 did not arrive" in lines_of(checks["watchdog"], "pass")["the rank is named"]["note"]
 
 
 def test_process_rewards_are_0_before_an_update_and_not_after(ran):
@@ -113,6 +189,53 @@ def test_a_check_that_fails_is_explained(code, message, tmp_path):
     assert gpu_check._run([sys.executable, "-c", code], tmp_path / "log", 1.0) == message
 
 
+def test_minutes_choose_what_fits_and_name_the_rest(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--tiny", "--minutes", "0.2", "--out", str(tmp_path)]
+    assert gpu_check.main([*arguments, "--only", "environment", "kernels"]) == 0
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    notes = [line["note"] for check in report["checks"] for line in check["lines"]]
+    assert [note.partition(" s, ")[0] for note in notes] == [
+        f"not run: needs about {check.expected_s:.0f}" for check in CHECKS[:2]
+    ]
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_check_ends_with_the_minutes(tmp_path):
+    check = replace(CHECKS[0], expected_s=0.0)
+    results_file = results.ResultFile(tmp_path / "results.jsonl", {})
+    (outcome,) = gpu_check._run_checks(
+        [check], Setting("cpu", True, tmp_path), results_file, time.monotonic() + 0.5
+    )
+    assert outcome.fault == "killed at its deadline of 0 s" and records_of(tmp_path)[0]["fault"]
+
+
+def test_half_a_line_spoils_neither_the_next_nor_the_earlier_ones(tmp_path):
+    path = tmp_path / "results.jsonl"
+    file, other = results.ResultFile(path, {"commit": "a"}), results.ResultFile(path, {"commit": "b"})
+    first = Outcome("x", "", (Line("curve", "info", 1.0, series=(1.0, 2.0)),), 1.0)
+    file.append(first)
+    with path.open("a") as half:
+        half.write('{"key": {"com')
+    file.append(Outcome("y", "", (), 1.0, "killed"))
+    assert file.latest() == {"x": first, "y": Outcome("y", "", (), 1.0, "killed")}
+    assert other.latest() == {}
+    assert results.to_run(["x", "y", "z"], file.latest()) == ["z", "y"]
+    assert results.to_run(["x", "y", "z"], other.latest()) == ["x", "y", "z"]
+
+
+def test_what_needs_more_gpus_says_so():
+    check = next(check for check in CHECKS if check.name == "ranks")
+    assert check.reason_to_skip(Setting("cuda", False, Path())) == "not run: needs 2 GPUs, this machine has 1"
+    assert check.reason_to_skip(Setting("cuda", False, Path(), num_gpus=2)) is None
+
+
+def test_one_fp8_recipe_is_measured_where_minutes_are_scarce():
+    short, whole = (Setting("cpu", True, Path(), is_short=is_short) for is_short in (True, False))
+    found = [fp8_fault_here(recipe, short) for recipe in FP8_RECIPES]
+    assert sorted(found) == ["left out where minutes are scarce"] * (len(FP8_RECIPES) - 1) + ["no GPU"]
+    assert {fp8_fault_here(recipe, whole) for recipe in FP8_RECIPES} == {"no GPU"}
+
+
 def test_what_a_check_leaves_running_is_ended(tmp_path):
     code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).pid)"
     assert gpu_check._run([sys.executable, "-c", code], tmp_path / "log", 30.0) == ""
@@ -124,13 +247,14 @@ def test_what_a_check_leaves_running_is_ended(tmp_path):
 
 
 def test_a_broken_check_is_a_line_and_sets_the_exit_code(tmp_path, monkeypatch, capsys):
-    broken = Check("broken", "nowhere:nothing", "is not there", 60)
+    broken = Check("broken", "nowhere:nothing", "is not there", 1, 60)
     monkeypatch.setattr(gpu_check, "chosen", lambda names: (broken, broken))
     assert gpu_check.main(["--device", "cpu", "--tiny", "--out", str(tmp_path)]) == 1
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert [check["status"] for check in report["checks"]] == ["fail", "fail"], (
         "the next check ran nevertheless"
     )
+    assert len(records_of(tmp_path)) == 2
     assert "unknown check broken" in report["checks"][0]["fault"]
     assert "did not finish" in capsys.readouterr().out
     assert "did not finish" in as_markdown(report)

@@ -22,6 +22,10 @@ class Setting:
     folder: Path
     """Folder of the check, for everything it writes."""
     sglang_python: Path | None = None
+    num_gpus: int = 1
+    """GPUs of this machine, or processes that stand for them on a CPU."""
+    is_short: bool = False
+    """Whether minutes are scarce: one FP8 recipe and fewer steps."""
 
     @property
     def is_cuda(self) -> bool:

@@ -63,8 +63,10 @@ class Sizes:
 
     @staticmethod
     def of(setting: Setting) -> "Sizes":
-        """Return a hundred steps, or a few in a tiny setting."""
-        return Sizes(6, 4, 4, 12, 128) if setting.is_tiny else Sizes(100, 16, 16, 112, 1024)
+        """Return a hundred steps, sixty in a short setting, or a few in a tiny one."""
+        if setting.is_tiny:
+            return Sizes(6, 4, 4, 12, 128)
+        return Sizes(60 if setting.is_short else 100, 16, 16, 112, 1024)
 
     @property
     def last(self) -> int:
@@ -108,14 +110,14 @@ def _reason_to_skip(kind: str, form: Format, setting: Setting) -> str | None:
 
 def _first_line(what: str, curve: list[float], setting: Setting) -> Line:
     """Judge the baseline: fp32 must learn, or a comparison to it means nothing."""
-    last = mean_of_last(curve, Sizes.of(setting).last)
+    last, is_few = mean_of_last(curve, Sizes.of(setting).last), setting.is_tiny or setting.is_short
     return Line(
         what,
-        "skipped" if setting.is_tiny else "pass" if last < 0.75 * curve[0] else "fail",
+        "skipped" if is_few else "pass" if last < 0.75 * curve[0] else "fail",
         last,
         "nats",
         "under 0.75 of the first step",
-        "toy size" if setting.is_tiny else _at_steps(curve),
+        f"toy size, or few steps: {_at_steps(curve)}" if is_few else _at_steps(curve),
         tuple(curve),
     )
 

@@ -1,5 +1,6 @@
 """Reports of the results of all checks: a table, JSON, and docs/gpu-results.md."""
 
+import hashlib
 import subprocess
 import time
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def as_json(outcomes: Sequence[Outcome], setting: Setting) -> dict[str, Any]:
     """Return all results, including the loss curves, as JSON values."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _commit(),
+        "commit": commit(),
         "device": setting.device,
         "tiny": setting.is_tiny,
         "checks": [
@@ -52,16 +53,20 @@ def as_json(outcomes: Sequence[Outcome], setting: Setting) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
-    """Return the commit of the checkout, marked as dirty if files were changed."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
+def commit() -> str:
+    """Return the commit of the checkout; if files were changed, with a hash of the changes."""
+    described = _git("describe", "--always", "--dirty", "--abbrev=12").decode().strip() or "unknown"
+    if not described.endswith("-dirty"):
+        return described
+    return f"{described}-{hashlib.sha256(_git('diff', 'HEAD')).hexdigest()[:8]}"
+
+
+def _git(*arguments: str) -> bytes:
+    """Return the output of git; nothing without a repository, or without git."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False).stdout
+    except FileNotFoundError:
+        return b""
 
 
 def as_markdown(report: dict[str, Any]) -> str:

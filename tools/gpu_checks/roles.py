@@ -23,12 +23,20 @@ TINY: dict[str, Any] = COMMON | {
     "model_type": "qwen3",
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
     "vocab_size": 128,
     "max_position_embeddings": 256,
+}
+EXPERTS = {
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "small": TINY
@@ -41,6 +49,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "vocab_size": 1024,
         "max_position_embeddings": 4096,
+    },
+    "experts": TINY
+    | EXPERTS
+    | {
+        "hidden_size": 512,
+        "moe_intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 1024,
+        "max_position_embeddings": 4096,
+        "num_experts": 8,
     },
     "qwen2.5-0.5b": COMMON
     | {
@@ -88,10 +109,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Values of the models' public config.json; "small" is not the shape of a public model."""
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+"""Values of the models' public config.json; "small" and "experts" are not shapes of public models."""
+DRAWN_IN_FP32 = ("small", "experts")
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
 """Value of `architectures` in config.json, which SGLang needs."""
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
+SHORT_RECIPE = "tensorwise"
+"""The one recipe that is measured where minutes are scarce."""
 Sequences = list[tuple[list[int], list[int]]]
 
 
@@ -111,7 +140,8 @@ def write_shape(setting: Setting, name: str, with_weights: bool = False) -> Path
     folder = setting.folder / f"model {name}"
     if folder.exists():
         return folder
-    values = TINY if setting.is_tiny else SHAPES[name]
+    tiny = TINY | (EXPERTS if name == "experts" else {})
+    values = tiny if setting.is_tiny else SHAPES[name]
     folder.mkdir(parents=True)
     if with_weights:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -120,7 +150,7 @@ def write_shape(setting: Setting, name: str, with_weights: bool = False) -> Path
         shape = AutoConfig.for_model(
             values["model_type"], **{k: v for k, v in values.items() if k != "model_type"}
         )
-        dtype = torch.float32 if name == "small" else torch.bfloat16
+        dtype = torch.float32 if name in DRAWN_IN_FP32 else torch.bfloat16
         AutoModelForCausalLM.from_config(shape, dtype=dtype).save_pretrained(folder)
     else:
         named = values | {"architectures": [ARCHITECTURES[values["model_type"]]]}
@@ -167,7 +197,9 @@ def roles(setting: Setting, model: Path, *overrides: str, load_weights: bool = T
 
 
 def fp8_fault_here(recipe: str, setting: Setting) -> str | None:
-    """Return why an FP8 recipe cannot run on this machine, or None."""
+    """Return why an FP8 recipe cannot run on this machine, or is left out; None if it runs."""
+    if setting.is_short and recipe != SHORT_RECIPE:
+        return "left out where minutes are scarce"
     if not setting.is_cuda:
         return "no GPU"
     from megatron_prime.models.te_layers import fp8_fault

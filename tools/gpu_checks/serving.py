@@ -1,8 +1,9 @@
-"""A colocated SGLang server: weight sync through shared memory, released memory, and equal log-probs."""
+"""An SGLang server: weight syncs by each transport, in bf16 and FP8, released memory, and equal log-probs."""
 
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.phase_memory import free_memory_for_servers
 from megatron_prime.types import Prompt, SamplingParams
-from tools.gpu_checks.lines import Line, Setting, info, judged, skipped
+from tools.gpu_checks.lines import FAULTS, Line, Setting, failed, info, judged, skipped
 from tools.gpu_checks.machine import median_seconds, synchronize
 from tools.gpu_checks.roles import Roles, random_sequences, roles, write_shape
 
@@ -20,43 +21,80 @@ SYNC_FIXED_S = 0.3
 """Seconds that the control calls of a sync may take, however small the model is: they are six HTTP requests."""
 SYNC_GOAL = 2.0
 """Time of the transfer, in times of a copy of the weights on the device."""
-GAP_GOAL = 0.05
+GAP_GOALS = {"none": 0.05, "fp8": 0.15}
+"""Mean log-prob gap in nats, by rollout.sglang.quantization."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A server to measure, and the way to it."""
+
+    name: str
+    transport: str
+    shape: str = "qwen2.5-1.5b"
+    quantization: str = "none"
+    is_colocated: bool = True
+
+
+CASES = (
+    Case("ipc", "ipc"),
+    Case("ipc, FP8 of Qwen2", "ipc", quantization="fp8"),
+    Case("ipc, FP8 of Llama", "ipc", "llama-3.2-3b", "fp8"),
+    Case("shards", "shards", is_colocated=False),
+)
 
 
 def serving(setting: Setting) -> Iterator[Line]:
-    """Measure sync times, memory released and taken back, and the log-prob gap, with each transport."""
+    """Measure sync times, memory released and taken back, and the log-prob gap, in each case."""
     assert setting.sglang_python is not None, "the check is skipped without it"
-    for transport in ("ipc", "shards"):
-        if transport == "shards" and setting.is_cuda:
-            reason = "NCCL refuses two processes on one GPU: shards need a second GPU"
-            yield skipped("weight sync by shards", reason, _goal())
+    for case in CASES:
+        reason = _reason_to_skip(case, setting)
+        if reason is not None:
+            yield skipped(f"{case.name}: weight sync", reason, _goal())
             continue
-        yield from _with_transport(transport, setting)
+        try:
+            yield from _measured(case, setting)
+        except FAULTS as error:
+            yield failed(case.name, error)
 
 
-def _with_transport(transport: str, setting: Setting) -> Iterator[Line]:
-    model = write_shape(setting, "qwen2.5-1.5b")
+def _reason_to_skip(case: Case, setting: Setting) -> str | None:
+    if case.quantization != "none" and not setting.is_cuda:
+        return "no GPU"
+    if case.quantization != "none" and setting.is_tiny:
+        return "toy size: FP8 needs blocks of 128"
+    if not case.is_colocated and setting.is_cuda and setting.num_gpus < 2:
+        return "not run: needs 2 GPUs, because NCCL refuses two processes on one"
+    return None
+
+
+def _measured(case: Case, setting: Setting) -> Iterator[Line]:
+    model = write_shape(setting, case.shape)
     _write_tokenizer(model)
-    overrides = (
+    overrides = [
         "prm.enabled=false",
         f"platform.dtype={'bf16' if setting.is_cuda else 'fp32'}",
         "rollout.engine=sglang",
         f"rollout.sglang.python={setting.sglang_python}",
-        f"rollout.sglang.weight_transport={transport}",
-        "rollout.sglang.colocated=true",
+        f"rollout.sglang.weight_transport={case.transport}",
+        f"rollout.sglang.quantization={case.quantization}",
+        f"rollout.sglang.colocated={str(case.is_colocated or not setting.is_cuda).lower()}",
         "rollout.sglang.mem_fraction=0.4",
-        f"run_dir={setting.folder / f'run {transport}'}",
-    )
+        f"run_dir={setting.folder / f'run {case.name}'}",
+    ]
+    if setting.is_cuda and not case.is_colocated:
+        overrides.append("rollout.sglang.gpu_ids=[1]")
     with roles(setting, model, *overrides, load_weights=False) as built:
         start = time.perf_counter()
         rollout = build_rollout(built.config, built.topology)
         try:
             sync = rollout.sampler.make_weight_sync(built.policy.built)
             sync.push(0)
-            yield info(f"{transport}: server started and first sync", time.perf_counter() - start, "s")
-            yield from _sync_times(transport, sync, built, setting)
-            yield from _memory(transport, sync, rollout, built, setting)
-            yield _gap(transport, rollout, built, setting)
+            yield info(f"{case.name}: server started and first sync", time.perf_counter() - start, "s")
+            yield from _sync_times(case.name, sync, built, setting)
+            if case.is_colocated:
+                yield from _memory(case.name, sync, rollout, built, setting)
+            yield _gap(case, rollout, built, setting)
         finally:
             rollout.close()
 
@@ -72,7 +110,7 @@ def _write_tokenizer(model: Path) -> None:
         (model / "config.json").write_text(json.dumps(config))
 
 
-def _sync_times(transport: str, sync: WeightSync, built: Roles, setting: Setting) -> Iterator[Line]:
+def _sync_times(name: str, sync: WeightSync, built: Roles, setting: Setting) -> Iterator[Line]:
     parameters = [parameter.detach() for parameter in built.policy.built.module.parameters()]
     targets = [torch.empty_like(parameter) for parameter in parameters]
 
@@ -92,7 +130,7 @@ def _sync_times(transport: str, sync: WeightSync, built: Roles, setting: Setting
     num_bytes = sum(parameter.nbytes for parameter in parameters)
     note = f"{num_bytes / 2**30:.3g} GiB; a copy on the device takes {floor:.4f} s"
     reached = seconds <= SYNC_FIXED_S + SYNC_GOAL * floor
-    yield judged(f"{transport}: weight sync", seconds, "s", _goal(), reached, note, setting.why_no_speed)
+    yield judged(f"{name}: weight sync", seconds, "s", _goal(), reached, note, setting.why_no_speed)
 
 
 def _goal() -> str:
@@ -100,7 +138,7 @@ def _goal() -> str:
 
 
 def _memory(
-    transport: str, sync: WeightSync, rollout: RolloutParts, built: Roles, setting: Setting
+    name: str, sync: WeightSync, rollout: RolloutParts, built: Roles, setting: Setting
 ) -> Iterator[Line]:
     """Measure one cycle as in a training step: release, make room, sync."""
     before = _free_bytes(setting)
@@ -109,8 +147,8 @@ def _memory(
     start = time.perf_counter()
     free_memory_for_servers(built.topology)
     sync.push(4)
-    yield info(f"{transport}: taken back, with a sync", time.perf_counter() - start, "s")
-    what = f"{transport}: memory released"
+    yield info(f"{name}: taken back, with a sync", time.perf_counter() - start, "s")
+    what = f"{name}: memory released"
     if before is None or during is None:
         yield skipped(
             what, "no GPU: on a CPU SGLang accepts the request and releases nothing", "over half of its 40 %"
@@ -121,7 +159,7 @@ def _memory(
     yield judged(what, free / 2**30, "GiB", "over half of its 40 %", free > 0.2 * total)
     left = _free_bytes(setting)
     yield info(
-        f"{transport}: free before the release and after taking back",
+        f"{name}: free before the release and after taking back",
         f"{before / 2**30:.1f}, {(left or 0) / 2**30:.1f}",
         "GiB",
     )
@@ -132,7 +170,7 @@ def _free_bytes(setting: Setting) -> int | None:
     return torch.cuda.mem_get_info()[0] if setting.is_cuda else None
 
 
-def _gap(transport: str, rollout: RolloutParts, built: Roles, setting: Setting) -> Line:
+def _gap(case: Case, rollout: RolloutParts, built: Roles, setting: Setting) -> Line:
     """Compare the log-probs that the server reports for its samples to the trainer's for the same tokens."""
     num_tokens = 8 if setting.is_tiny else 128
     # Random prompts suffice: both sides compute log-probs of the same sampled tokens.
@@ -148,6 +186,5 @@ def _gap(transport: str, rollout: RolloutParts, built: Roles, setting: Setting) 
         mask_BT[row, :number] = 1
     gap = Mismatch.of(policy_logprobs_BT, rollout_logprobs_BT, mask_BT.bool())
     note = f"largest {gap.max:.4g}, {int(mask_BT.sum())} tokens"
-    return judged(
-        f"{transport}: mean log-prob gap", gap.mean, "nats", f"<= {GAP_GOAL}", gap.mean <= GAP_GOAL, note
-    )
+    goal = GAP_GOALS[case.quantization]
+    return judged(f"{case.name}: mean log-prob gap", gap.mean, "nats", f"<= {goal}", gap.mean <= goal, note)
