@@ -118,10 +118,9 @@ def _run_lines(run: Path, first_step_s: float | None) -> Iterator[Line]:
         )
         yield info(what, record["time/weight_sync_s"], "s")
     if records:
-        peak = {name: value for name, value in records[-1].items() if name.startswith("memory/")}
-        for name in ("memory/peak_allocated_gib", "memory/peak_reserved_gib", "memory/peak_rss_gib"):
-            if name in peak:
-                yield info(f"{name} of the trainer", peak[name], "GiB")
+        for name, value in records[-1].items():
+            if name.endswith("/device_peak_gib") or name == "memory/peak_rss_gib":
+                yield info(f"{name} of the trainer", value, "GiB")
         gap = records[-1].get("rollout/logprob_gap")
         if gap is not None:
             yield judged(
