@@ -3,13 +3,14 @@
     python -m benchmarks.object_collectives --before FOLDER
 
 FOLDER is a work tree of the commit to compare to. Both versions alternate in the same run, which takes a few minutes.
-As a script with `--rank` it is one rank (RANK, WORLD_SIZE and the other variables of torch in the environment), on the
-version of `megatron_prime` that PYTHONPATH names first.
+As a script with `--ranks` it imports the version of `megatron_prime` that PYTHONPATH names first, and forks the ranks.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import socket
 import statistics
 import struct
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=3072)
     parser.add_argument("--rounds", type=int, default=2, help="starts of each version, two measurements each")
-    parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.rank:
-        rank_main(options.rank, options.rows, options.tokens)
-        return
+    if options.ranks:
+        (num_processes,) = options.processes
+        sys.exit(fork_ranks(options.ranks, num_processes, options.rows, options.tokens))
     trees = {"after": ROOT} if options.before is None else {"before": options.before.resolve(), "after": ROOT}
     print(
         "| processes | part | version | MB sent by all ranks | s (of each round) | peak memory of a rank, MiB |"
@@ -82,7 +84,7 @@ def table_rows(num_processes: int, rounds: dict[str, list[dict[str, Any]]]) -> l
 
 
 def measure(
-    tree: Path, num_processes: int, num_rows: int, num_tokens: int, timeout_s: float = 300
+    tree: Path, num_processes: int, num_rows: int, num_tokens: int, timeout_s: float = 600
 ) -> list[dict[str, Any]]:
     """Run the ranks on a version; return seconds, bytes sent by all ranks and a rank's peak memory, by part.
 
@@ -101,19 +103,17 @@ def measure(
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(tree),
         }
-        command = [sys.executable, "-W", "ignore", __file__, "--rank", folder]
-        command += ["--rows", str(num_rows), "--tokens", str(num_tokens)]
-        ranks = [
-            subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(num_processes)
-        ]
+        command = [sys.executable, "-W", "ignore", __file__, "--ranks", folder]
+        command += ["--processes", str(num_processes), "--rows", str(num_rows), "--tokens", str(num_tokens)]
+        # The ranks are in the session of the process that forks them, so that they can be ended with it.
+        ranks = subprocess.Popen(command, env=os.environ | shared, start_new_session=True)
         try:
-            codes = [rank.wait(timeout_s) for rank in ranks]
+            code = ranks.wait(timeout_s)
         finally:
-            for rank in ranks:
-                rank.kill()
-        if any(codes):
-            raise RuntimeError(f"the ranks ended with exit codes {codes}")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ranks.pid, signal.SIGKILL)
+        if code:
+            raise RuntimeError(f"the ranks ended with exit code {code}")
         reports = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(num_processes)]
     return [
         {
@@ -127,6 +127,28 @@ def measure(
         }
         for by_rank in zip(*reports, strict=True)
     ]
+
+
+def fork_ranks(folder: Path, num_processes: int, num_rows: int, num_tokens: int) -> int:
+    """Run the ranks as forks, which have imported everything; return 0 if all succeeded."""
+    import megatron_prime.engines.sglang.driver
+    import megatron_prime.parallel.topology  # noqa: F401
+
+    pids = []
+    for rank in range(num_processes):
+        pid = os.fork()
+        if not pid:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            code = 1
+            try:
+                rank_main(folder, num_rows, num_tokens)
+                code = 0
+            finally:
+                if code:
+                    traceback.print_exc()
+                os._exit(code)
+        pids.append(pid)
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
 
 
 def rank_main(folder: Path, num_rows: int, num_tokens: int) -> None:
