@@ -15,12 +15,14 @@ check has not failed), and 1 otherwise.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -33,10 +35,6 @@ from tools.gpu_checks.results import ResultFile, read_lines, to_run
 
 CPU_DEADLINE_FACTOR = 3.0
 """Factor on the deadlines of checks that run on a CPU."""
-GUARDIAN = ROOT / "megatron_prime" / "engines" / "sglang" / "child.py"
-"""Runs a command and ends all its processes when it ends, and when this process ends, however that happens."""
-GRACE_S = 2.0
-"""Time between SIGTERM and SIGKILL for a check at its deadline."""
 SPARE_S = 10.0
 """Part of the minutes that is kept for the reports."""
 
@@ -188,33 +186,46 @@ def _run(command: list[str], log: Path, deadline_s: float) -> str:
     """Run a child process and end everything it started; return why it failed, or an empty string."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    guarded = [sys.executable, str(GUARDIAN), str(GRACE_S), *command]
     with (
         log.open("wb") as file,
+        # In a new session the child leads its own process group, so that all its descendants can be killed together.
+        # When this process ends, however that happens, the kernel closes the pipe, and the child ends its group.
         subprocess.Popen(
-            guarded,
+            command,
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=file,
+            stdout=file,
+            stderr=subprocess.STDOUT,
             env=environment,
-            # Ctrl-C reaches this process alone, which then closes the pipe.
             start_new_session=True,
-        ) as guardian,
+        ) as child,
     ):
-        assert guardian.stdin is not None
         try:
-            code = guardian.wait(deadline_s)
+            code = child.wait(deadline_s)
             fault = "" if code == 0 else f"{_ending(code)}: {_last_line(log)}"
         except subprocess.TimeoutExpired:
             fault = f"killed at its deadline of {deadline_s:.0f} s"
         finally:
-            guardian.stdin.close()
-            guardian.wait()
+            # Processes that the child left behind would occupy the GPU. The process group contains only the child's.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
     return fault
 
 
+def _end_with_parent() -> None:
+    """End this process and all that it starts when standard input closes."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            continue
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    if os.getpgrp() == os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def _ending(code: int) -> str:
-    return f"ended by {signal.Signals(code - 128).name}" if code > 128 else f"exit code {code}"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _last_line(log: Path) -> str:
@@ -224,6 +235,7 @@ def _last_line(log: Path) -> str:
 
 def _run_child(options: argparse.Namespace) -> int:
     """Run one check in this process, and write each line as soon as it is known: it survives a later crash."""
+    _end_with_parent()
     (check,) = chosen([options.child])
     setting = replace(_setting(options), folder=options.out.resolve())
     with (setting.folder / "lines.jsonl").open("w") as file:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = (
-    *("megatron_prime", "examples.quickstart", "tools.gpu_check"),
+    *("megatron_prime", "examples.quickstart", "tools.gpu_check", "tools.gpu_checks.ranks"),
     *("sglang.launch_server", "megatron_prime_receiver.serve"),
 )
 """Modules that `python -m` runs in a fork."""

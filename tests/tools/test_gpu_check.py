@@ -63,7 +63,7 @@ def killed(folder):
 def ran(killed, folder):
     """Run most checks at toy size on this CPU, after a kill; return the process, the checks by name, the Markdown."""
     done = subprocess.run(
-        command_of(folder), capture_output=True, text=True, check=False, timeout=deadlines.seconds(500)
+        command_of(folder), capture_output=True, text=True, check=False, timeout=deadlines.seconds(900)
     )
     report = json.loads((folder / "gpu-check.json").read_text())
     return done, {check["name"]: check for check in report["checks"]}, (folder / "results.md").read_text()
