@@ -7,7 +7,11 @@
 #SBATCH --job-name=prime
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=12
+# All the memory of a node: the default of many clusters is a few GiB per core. `megatron-prime plan` prints what a
+# node needs, 643 GiB for prime_70b.toml; --exclusive alone would give no more than the default.
+#SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@900
@@ -21,6 +25,7 @@ shift || true
 python=${PYTHON:-.venv/bin/python}
 restart=${SLURM_RESTART_COUNT:-0}
 logs=logs/prime-$SLURM_JOB_ID/$restart
+last=logs/prime-$SLURM_JOB_ID/$((restart - 1))
 mkdir -p "$logs"
 
 # Rank 0's node is the rendezvous. The port changes per attempt, since an orphaned process may still hold the last one.
@@ -28,18 +33,43 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + restart) % 20000))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 CUDA_DEVICE_MAX_CONNECTIONS=1
 export MEGATRON_PRIME_STOP_FILE=$PWD/$logs/stop
+# The record of this start (run_dir/provenance) says how the last one ended.
+MEGATRON_PRIME_LAST_END=$(cat "$last/end" 2>/dev/null)
+export MEGATRON_PRIME_LAST_END
 
 # Slurm's signal before the time limit or a preemption becomes a file, on which the ranks save and exit with code 75.
 # A cluster that announces preemptions by SIGTERM signals the ranks directly. SIGTERM ends this script, which therefore
 # never queues a job again that was cancelled by scancel.
 trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1
 
+# srun must be told again what sbatch was told:
+# - GPUs: a step has none of those that --exclusive brought. Every rank must see all of its node (--gpus-per-task and
+#   --gpu-bind would hide the others), because the SGLang servers that local rank 0 starts use them all.
+# - Cores: since Slurm 22.05 a step no longer takes over --cpus-per-task. Ranks are not bound to theirs, because the
+#   servers (a scheduler per GPU) are children of local rank 0, and would share its few cores.
+# - Ranks: those of a node are numbered in a row, whatever the cluster's default is.
+unset SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_GPU_BIND SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK SLURM_TRES_BIND
+gpus=${SLURM_GPUS_ON_NODE:+--gpus-per-node=$SLURM_GPUS_ON_NODE}
+cores=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}
+
 echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
-srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" bash -c '
+srun --kill-on-bad-exit=1 $gpus $cores --cpu-bind=none --distribution=block --output="$logs/rank-%t.log" bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_NNODES))}
+    # Processes that the kernel has killed for want of memory: in this cgroup, or on a node without cgroups.
+    oom_kills() {
+        grep -h "^oom_kill " "/sys/fs/cgroup$(sed -n "s/^0:://p" /proc/self/cgroup)/memory.events.local" \
+            "/sys/fs/cgroup/memory$(sed -n "s/^[0-9]*:memory://p" /proc/self/cgroup)/memory.oom_control" \
+            /proc/vmstat 2>/dev/null | head -n 1
+    }
+    kills=$(oom_kills)
     trap : TERM INT   # the program handles these signals; this shell must keep waiting
     "$@"; code=$?
+    # Nothing but this counter tells such a SIGKILL from any other one.
+    if ((code == 137)) && [[ $(oom_kills) != "$kills" ]]; then
+        echo "megatron-prime, rank $RANK: killed by the kernel: out of host memory on $(hostname)" >&2
+        code=71
+    fi
     # The first rank to end records its code. A rank that lost another one (69) lets that one record its code first.
     ((code == 69)) && sleep 3
     ((code)) && set -C && { echo $code > "$MEGATRON_PRIME_STOP_FILE.code"; } 2>/dev/null
@@ -48,11 +78,18 @@ srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" bash -c '
 step=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done   # a signal interrupts `wait`, but not the ranks
-[[ -s $MEGATRON_PRIME_STOP_FILE.code ]] && code=$(<"$MEGATRON_PRIME_STOP_FILE.code")
+if [[ -s $MEGATRON_PRIME_STOP_FILE.code ]]; then
+    code=$(<"$MEGATRON_PRIME_STOP_FILE.code")
+elif grep -qsE 'oom.kill event|exceeded memory limit' "$logs"/rank-*.log; then
+    code=71   # Slurm or the kernel ended all processes of a node, and srun reports that like any error
+fi
 
-# 0: finished. 75: asked to stop. 69 or over 128: a rank or node was lost. Else: an error that a restart would repeat.
-"$python" tools/run_summary.py "$logs" --exit-code "$code"
-if ((code == 75 || code == 69 || code > 128)) && ((restart < ${MAX_RESTARTS:-50})); then
+# 0: finished. 75: asked to stop. 69 or over 128: a rank or node was lost. 71: out of memory, which another start may
+# survive, but not if the last one ended alike. Else: an error that a restart would repeat.
+"$python" tools/run_summary.py "$logs" --exit-code "$code" | tee "$logs/end"
+if ((code == 71)) && grep -qs '^ended with exit code 71:' "$last/end"; then
+    echo "out of memory twice in a row: not queued again. Change what the lines above name, or the resources of the job"
+elif ((code == 75 || code == 69 || code == 71 || code > 128)) && ((restart < ${MAX_RESTARTS:-50})); then
     echo "$(date '+%F %T') queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -8,6 +8,8 @@ from tests.support.toy_runs import MEASURED, ROOT
 
 STEPS = 5
 SCRIPT, CONFIG = ROOT / "examples" / "prime_70b.sh", ROOT / "examples" / "prime_tiny.toml"
+SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
+"""Options of sbatch that fit the script's job into the lab."""
 ALL_STATES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
 
 
@@ -20,7 +22,7 @@ class Jobs:
     def submit(self, run_dir: str, options: tuple[str, ...] = (), **changes: str) -> str:
         """Submit a job with `options` of sbatch and `changes` of the configuration, and return its id."""
         return self.lab.submit(
-            *("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--time=60", *options),
+            *(*SIZE, "--time=60", *options),
             *(str(SCRIPT), str(CONFIG), "model.path=sft", f"run_dir={run_dir}", f"trainer.num_steps={STEPS}"),
             *('data.train=["task/train.jsonl"]', 'data.evaluation=["task/heldout.jsonl"]'),
             *(f"{key}={value}" for key, value in changes.items()),

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.support import deadlines
 NODES = ("prime1", "prime2")
 SUBNET = "10.78.0"
 BRIDGE = "primebr"
+CORES = len(os.sched_getaffinity(0))
+GPUS = 2
+"""Number of GPUs of a node, which exist for Slurm alone."""
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 
 
@@ -38,6 +42,13 @@ def missing() -> str | None:
     return None
 
 
+def confines() -> bool:
+    """Return whether Slurm can confine tasks to their cores, memory and GPUs by cgroups on this machine."""
+    # Version 2 of cgroups would need systemd.
+    names = ("cpuset", "devices", "memory")
+    return all(os.access(Path("/sys/fs/cgroup", name, "cgroup.procs"), os.W_OK) for name in names)
+
+
 class SlurmLab:
     """A Slurm cluster between `start` and `stop`, and the commands that act on it."""
 
@@ -45,9 +56,14 @@ class SlurmLab:
         self.folder = folder
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
+    @property
+    def gpu_files(self) -> list[Path]:
+        """The device files of a node's GPUs, which the nodes share."""
+        return [self.folder / "gpus" / str(number) for number in range(GPUS)]
+
     def start(self) -> None:
         """Start both nodes. Raises AssertionError with the logs if they do not become idle."""
-        for name in ("state", "log", "run", "munge", *(f"spool.{node}" for node in NODES)):
+        for name in ("state", "log", "run", "munge", "gpus", *(f"spool.{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
         self._make_network()
@@ -164,9 +180,12 @@ class SlurmLab:
             "AuthInfo": f"socket={self.folder}/munge/socket,cred_expire=10",
             "MpiDefault": "none",
             "ProctrackType": "proctrack/linuxproc",
-            "TaskPlugin": "task/none",
+            # A rank may use the cores and memory that it has asked for, as on a cluster that several users share.
+            "TaskPlugin": "task/affinity" + (",task/cgroup" if confines() else ""),
             "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core",
+            "SelectTypeParameters": "CR_Core_Memory",
+            "DefMemPerCPU": 100,
+            "GresTypes": "gpu",
             "SlurmdParameters": "config_overrides",
             "ReturnToService": 2,
             "SlurmdTimeout": 15,
@@ -188,13 +207,19 @@ class SlurmLab:
         lines = [f"{key}={value}" for key, value in settings.items()]
         for number, node in enumerate(NODES, start=1):
             address = f"NodeAddr={SUBNET}.{number} Port=16918"
-            lines.append(
-                f"NodeName={node} NodeHostname={node} {address} CPUs=64 RealMemory=500000 State=UNKNOWN"
-            )
+            size = f"CPUs={CORES} RealMemory=500000 Gres=gpu:{GPUS} State=UNKNOWN"
+            lines.append(f"NodeName={node} NodeHostname={node} {address} {size}")
         nodes = f"Nodes={','.join(NODES)} MaxTime=INFINITE State=UP"
         lines.append(f"PartitionName=main {nodes} Default=YES PriorityTier=1 GraceTime=60")
         lines.append(f"PartitionName=urgent {nodes} PriorityTier=2 PreemptMode=OFF")
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+        for path in self.gpu_files:
+            # Device nodes without a driver: opening one is an error, which tells whether the cgroup forbids it.
+            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 200 + int(path.name)))
+        gres = "".join(f"Name=gpu File={path}\n" for path in self.gpu_files)
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\n{gres}")
+        limits = "".join(f"Constrain{what}=yes\n" for what in ("Cores", "Devices", "RAMSpace"))
+        (self.folder / "cgroup.conf").write_text(limits)
 
     def _wait_for_nodes(self) -> None:
         up = lambda: set(self._quiet("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == set(NODES)  # noqa: E731

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.slurm.slurm_jobs import SCRIPT
+from tests.slurm.slurm_jobs import SCRIPT, SIZE
 from tests.slurm.slurm_lab import until
 from tests.support.toy_runs import ROOT
 
@@ -40,7 +40,7 @@ def test_the_exit_code_of_the_first_rank_to_end_decides(slurm, tmp_path, ending,
     program.write_text(PROGRAM.format(python=sys.executable, ending=ending))
     program.chmod(0o755)
     job = slurm.submit(
-        *("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--time=60"),
+        *(*SIZE, "--time=60"),
         *(f"--export=ALL,PYTHON={program}", str(SCRIPT), "no.toml"),
         folder=tmp_path,
     )
