@@ -42,18 +42,19 @@ export MEGATRON_PRIME_LAST_END
 # never queues a job again that was cancelled by scancel.
 trap 'touch "$MEGATRON_PRIME_STOP_FILE"' USR1
 
-# srun must be told again what sbatch was told:
-# - GPUs: a step has none of those that --exclusive brought. Every rank must see all of its node (--gpus-per-task and
-#   --gpu-bind would hide the others), because the SGLang servers that local rank 0 starts use them all.
-# - Cores: since Slurm 22.05 a step no longer takes over --cpus-per-task. Ranks are not bound to theirs, because the
-#   servers (a scheduler per GPU) are children of local rank 0, and would share its few cores.
-# - Ranks: those of a node are numbered in a row, whatever the cluster's default is.
-unset SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_GPU_BIND SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK SLURM_TRES_BIND
+# srun must be told what sbatch was told:
+# - GPUs: a step has none of those that --exclusive brought. Every rank must see all GPUs of its node (--gpus-per-task and
+#   --gpu-bind would hide others), because the SGLang servers that local rank 0 starts use all of them.
+# - Cores: without --whole, a step of some clusters has one per task, because --cpus-per-task is not handed on since
+#   Slurm 22.05. Ranks are not bound to cores, because the servers, with a scheduler process per GPU, are children of
+#   local rank 0 and would have its few cores.
+# - Ranks: those of a node are numbered consecutively, whatever the cluster's default is.
+unset SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_GPU_BIND SLURM_NTASKS_PER_GPU
+unset SLURM_TRES_PER_TASK SLURM_TRES_BIND SLURM_EXACT
 gpus=${SLURM_GPUS_ON_NODE:+--gpus-per-node=$SLURM_GPUS_ON_NODE}
-cores=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}
 
 echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
-srun --kill-on-bad-exit=1 $gpus $cores --cpu-bind=none --distribution=block --output="$logs/rank-%t.log" bash -c '
+srun --kill-on-bad-exit=1 $gpus --whole --cpu-bind=none --distribution=block --output="$logs/rank-%t.log" bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_NNODES))}
     # Processes that the kernel has killed for want of memory: in this cgroup, or on a node without cgroups.

@@ -8,7 +8,7 @@ from tests.support.toy_runs import MEASURED, ROOT
 
 STEPS = 5
 SCRIPT, CONFIG = ROOT / "examples" / "prime_70b.sh", ROOT / "examples" / "prime_tiny.toml"
-SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
+SIZE = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1")
 """Options of sbatch that fit the script's job into the lab."""
 ALL_STATES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
 

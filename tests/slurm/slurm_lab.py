@@ -21,7 +21,7 @@ NODES = ("prime1", "prime2")
 SUBNET = "10.78.0"
 BRIDGE = "primebr"
 CORES = len(os.sched_getaffinity(0))
-GPUS = 2
+GPUS = 8
 """Number of GPUs of a node, which exist for Slurm alone."""
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 

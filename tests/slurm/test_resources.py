@@ -40,7 +40,7 @@ def ranks_of(slurm, folder, *options: str) -> list[dict[str, list[str]]]:
     job = slurm.submit(*arguments, folder=folder)
     slurm.wait(job, "COMPLETED", "FAILED", timeout_s=60.0)
     found = []
-    for rank in range(4):
+    for rank in range(4 if "--ntasks-per-node=1" not in options else 2):
         lines = (folder / "logs" / f"prime-{job}" / "0" / f"rank-{rank}.log").read_text().splitlines()
         facts: dict[str, list[str]] = {}
         for line in lines:
@@ -54,10 +54,10 @@ def ranks_of(slurm, folder, *options: str) -> list[dict[str, list[str]]]:
     "options",
     [
         pytest.param((), id="as the script asks"),
-        pytest.param(("--gpus-per-task=1",), id="a GPU per task"),
+        pytest.param(("--gpus-per-task=1", "--gpus-per-node=2"), id="a GPU per task"),
         pytest.param(("--gpu-bind=single:1",), id="bound to one GPU"),
-        pytest.param(("--gres=gpu:2",), id="gres"),
-        pytest.param(("--gpus=4",), id="GPUs of the job"),
+        pytest.param(("--gpus-per-node=0", "--gres=gpu:4"), id="gres"),
+        pytest.param(("--gpus-per-node=2", "--gpus=4"), id="GPUs of the job"),
         pytest.param(("--distribution=cyclic",), id="ranks dealt out to nodes"),
         pytest.param(("--hint=nomultithread",), id="bound to cores"),
     ],
@@ -73,6 +73,12 @@ def test_every_rank_has_the_whole_node(slurm, tmp_path, options):
             assert len(rank["may open"]) == GPUS
             (mib,) = map(int, rank["MiB"])
             assert mib > 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_a_rank_alone_on_its_node_has_all_cores(slurm, tmp_path):
+    """The job has more cores than its ranks have asked for, because it has whole nodes."""
+    for rank in ranks_of(slurm, tmp_path, "--ntasks-per-node=1"):
+        assert rank["cores"] == [str(CORES)]
 
 
 @needs_cgroups
