@@ -17,13 +17,16 @@ MEANINGS = {
     1: "the run failed",
     2: "the configuration is invalid",
     69: "a rank or its node was lost, and the other ranks stopped",
+    71: "out of memory",
     75: "the run was asked to stop, and saved a checkpoint",
 }
 """Exit code of the command line -> meaning."""
 STEP = re.compile(r"^step (\d+)/(\d+)\b", re.MULTILINE)
 ERROR = re.compile(
-    r"^(?:megatron-prime|\w*(?:Error|Exception)\b|srun: error|slurmstepd: error).*", re.MULTILINE
+    r"^(?:megatron-prime|[\w.]*(?:Error|Exception)\b|srun: error|slurmstepd\S*: error).*", re.MULTILINE
 )
+OUT_OF_MEMORY = re.compile(r"^(?:megatron-prime.*\bout of .*memory|slurmstepd.*(?:oom.kill|memory limit)).*", re.MULTILINE)
+"""Message about memory that ran out. It is the cause, whatever else a rank printed after it."""
 MAX_ERRORS_SHOWN = 6
 """Number of different error messages in a summary."""
 
@@ -52,7 +55,8 @@ def summarize(logs: Mapping[int, str], code: int) -> list[str]:
     # Messages that differ only in the rank are the same error.
     ranks_of_error: dict[str, list[int]] = {}
     for rank, text in logs.items():
-        for error in ERROR.findall(text)[-1:] if code not in (0, 75) else ():
+        found = (code == 71 and OUT_OF_MEMORY.findall(text)) or ERROR.findall(text)
+        for error in found[-1:] if code not in (0, 75) else ():
             ranks_of_error.setdefault(re.sub(r"\brank \d+\b", "rank N", error), []).append(rank)
     for error, ranks in list(ranks_of_error.items())[:MAX_ERRORS_SHOWN]:
         lines.append(f"{format_ranks(ranks)}: {error[:300]}")

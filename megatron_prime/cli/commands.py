@@ -1,8 +1,8 @@
 """Run the parsed commands: check the configuration, then call the function of the command.
 
 The configuration is checked before torch is imported and before any process group starts: exit code 2 and one line per
-fault. An error during the run gives exit code 1; one caused by the loss of another process of the job gives 69
-(parallel.peer_loss).
+fault. An error during the run gives exit code 1; one for want of memory gives 71 (parallel.out_of_memory), and one caused
+by the loss of another process of the job gives 69 (parallel.peer_loss).
 """
 
 import asyncio
@@ -20,6 +20,8 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.parallel.out_of_memory import ADVICE, memory_that_ran_out
+from megatron_prime.parallel.out_of_memory import EXIT_CODE as OUT_OF_MEMORY
 from megatron_prime.preflight.checks import check_convert, check_run, command_of
 from megatron_prime.preflight.plausibility import doubts
 from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
@@ -183,7 +185,7 @@ def _guarded(run: Callable[[], None]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, flush=True)  # noqa: T201
         return STOPPED
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
         if os.environ.get("MEGATRON_PRIME_TRACEBACK"):
             raise
         rank = os.environ.get("RANK", "0")
@@ -191,6 +193,11 @@ def _guarded(run: Callable[[], None]) -> int:
         shown = redact(str(error))
         text = f"{shown}\n  (MEGATRON_PRIME_TRACEBACK=1 shows where)" if rank == "0" else shown[:200]
         print(f"megatron-prime, rank {rank}: {type(error).__name__}: {text}", file=sys.stderr)  # noqa: T201
+        memory = memory_that_ran_out(error)
+        if memory is not None:
+            # Ranks need different amounts, so any of them may be the only one to say it.
+            print(f"megatron-prime, rank {rank}: out of {memory}: {ADVICE[memory]}", file=sys.stderr)  # noqa: T201
+            return OUT_OF_MEMORY
         return _exit_code(error)
     return 0
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 
 from megatron_prime.parallel.lifeline import die_with_parent
+from megatron_prime.parallel.out_of_memory import ADVICE, num_oom_kills
+from megatron_prime.parallel.out_of_memory import EXIT_CODE as OUT_OF_MEMORY
 from megatron_prime.training.health.stop import EXIT_CODE, StopRequest
 
 LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
@@ -44,8 +46,8 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
         is_resumable: whether the same command resumes a run that was asked to stop.
 
     Returns:
-        0 when all ranks succeed; EXIT_CODE when they stopped on request; otherwise the exit code of the first that
-        failed, or 128 + signal, after ending the others.
+        0 when all ranks succeed; EXIT_CODE when they stopped on request; OUT_OF_MEMORY when the kernel has killed one
+        for want of memory; otherwise the exit code of the first that failed, or 128 + signal, after ending the others.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     address |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_processes))
@@ -56,6 +58,7 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
     # Rank 0 prints what a request leads to, because it knows whether there is anything to save.
     asked = StopRequest(before_end=lambda: _send(ranks, signal.SIGKILL), speaks=False)
     asked.defer()
+    kills = num_oom_kills()
     try:
         # A SIGINT to a rank while its interpreter starts would be an error. It stays pending until the rank listens.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -69,7 +72,13 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
                 )
             )
         accept_interrupts()
-        return _wait(ranks, asked, is_resumable)
+        code = _wait(ranks, asked, is_resumable)
+        # Nothing but this count tells such a kill from any other one.
+        if code == 128 + signal.SIGKILL and num_oom_kills() != kills:
+            text = f"megatron-prime: the kernel killed it: out of host memory: {ADVICE['host memory']}"
+            print(text, file=sys.stderr)  # noqa: T201
+            return OUT_OF_MEMORY
+        return code
     finally:
         _send(ranks, signal.SIGKILL)
         _wait_for_all(ranks, REAP_S)  # A rank keeps its lock, port and memory until it is gone.

@@ -28,6 +28,8 @@ JOB_VARIABLES = (
     "WORLD_SIZE",
 )
 """Environment variables of the job that are recorded."""
+LAST_END = "MEGATRON_PRIME_LAST_END"
+"""Environment variable in which a job script says how the attempt before this one ended."""
 MAX_DIFF_CHARS = 1 << 20
 """Number of characters of a diff that are kept."""
 GIT_TIMEOUT_S = 10.0
@@ -71,6 +73,7 @@ def provenance(code: Path) -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": platform.platform(),
         "job": {name: os.environ[name] for name in JOB_VARIABLES if name in os.environ},
+        "last_end": os.environ.get(LAST_END, "").splitlines(),
     }
 
 

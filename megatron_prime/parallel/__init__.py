@@ -6,6 +6,7 @@
 - `context`: context parallelism over packed sequences.
 - `cpu_shim`: redirects Megatron's CUDA calls on a machine without a GPU.
 - `lifeline`: ties child processes to their parent, so that they end with it.
+- `out_of_memory`: distinguishes errors for want of memory, and says what needs less.
 - `peer_loss`: distinguishes the loss of another process from an error of this one.
 - `pipeline_messages`: messages between pipeline stages, with shapes that follow from the packing.
 - `platform`: device, communication backend, dtype and memory.

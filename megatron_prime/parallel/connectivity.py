@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from megatron_prime.parallel.platform import own_gpu
+
 PROBE_BYTES = 16 << 20
 
 
@@ -74,7 +76,7 @@ def _gather_hosts(store: dist.TCPStore, rank: int, world_size: int, timeout_s: f
 
 
 def _probe(backend: str) -> float:
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if backend == "nccl" else "cpu"
+    device = own_gpu() if backend == "nccl" else "cpu"
     buffer = torch.ones(PROBE_BYTES // 4, device=device)
     dist.all_reduce(buffer)  # The first all-reduce opens the connections; the second one is timed.
     started = time.monotonic()

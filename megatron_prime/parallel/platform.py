@@ -205,6 +205,17 @@ def _wait(stream: torch.cuda.Stream, mark: CopyMark | None) -> None:
         stream.wait_event(mark)
 
 
+def own_gpu() -> torch.device:
+    """Make the GPU of this rank the current device, and return it.
+
+    A rank that sees all GPUs of its node takes that of its number. One to which Slurm has given GPUs of its own
+    (--gpus-per-task) sees no others; whichever it takes is its own. NCCL refuses two ranks on one GPU.
+    """
+    index = int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def nccl_version() -> str | None:
     """Return the version of the NCCL that torch uses, such as 2.29.7; None in a build without."""
     if not dist.is_nccl_available():
@@ -254,13 +265,12 @@ def select_platform(
         warnings.filterwarnings("ignore", message=message)
     timeout = timedelta(seconds=timeout_s)
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        index = int(os.environ.get("LOCAL_RANK", "0"))
-        torch.cuda.set_device(index)
+        gpu = own_gpu()
         chosen, reason = _select_layers(layers)
         from megatron_prime.parallel import adam
 
         adam.install_without_fused()
-        return Platform(torch.device("cuda", index), "nccl", DTYPES[dtype], timeout, chosen, reason)
+        return Platform(gpu, "nccl", DTYPES[dtype], timeout, chosen, reason)
     if layers == "transformer_engine":
         raise ValueError(
             "platform.layers = 'transformer_engine' needs a GPU, and this run is on a CPU: set it to 'auto' or 'torch'"

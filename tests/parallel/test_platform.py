@@ -8,6 +8,7 @@ import torch
 
 from megatron_prime.parallel.platform import (
     Platform,
+    own_gpu,
     select_platform,
     transformer_engine_fault,
     unrounded_sizes,
@@ -49,6 +50,25 @@ def test_peak_memory_grows_with_allocations(reports):
     before, after = reports[0]["memory"]
     assert before > 100 << 20, "torch alone takes more"
     assert 150 << 20 < after - before < 400 << 20
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "num_visible", "index"),
+    [
+        pytest.param("5", 8, 5, id="all GPUs of the node"),
+        pytest.param("5", 1, 0, id="one GPU per task"),
+        pytest.param("3", 2, 1, id="two GPUs per task"),
+        pytest.param(None, 8, 0, id="no launcher"),
+    ],
+)
+def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch, local_rank, num_visible, index):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert own_gpu() == torch.device("cuda", index) and chosen == [index]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

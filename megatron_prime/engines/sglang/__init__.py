@@ -14,6 +14,7 @@
 - `loader`: the package that runs inside the servers and receives weights
 - `memory`: frees and allocates the memory of colocated servers
 - `nodes`: servers on every node of the job
+- `resources`: the GPUs and cores of a node, as all its training ranks know them
 - `routing`: reads the experts that a server routed tokens to
 - `sampling`: requests to SGLang and its answers
 - `server`: supervises one server process

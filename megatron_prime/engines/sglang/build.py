@@ -88,12 +88,14 @@ def _engine_layout(settings: SGLangConfig, topology: Topology, engine: SGLangEng
         )
     first_ranks = engine.nodes.first_ranks
     per_node = topology.world_size // len(first_ranks)
+    # A GPU of training ranks is known by its name; its place there is the local rank that uses it.
+    places = {name: place for place, name in enumerate(engine.first_node_gpus)} if settings.gpu_ids else {}
     # torchrun and srun set LOCAL_WORLD_SIZE; a process that was started by hand is alone on its node.
     return EngineLayout.beside(
         engine.num_servers,
         settings.tensor,
         int(os.environ.get("LOCAL_WORLD_SIZE", str(per_node))),
         ep=settings.expert,
-        gpus=settings.gpu_ids,
+        gpus=[places.get(str(gpu), gpu) for gpu in settings.gpu_ids],
         first_ranks=first_ranks,
     )

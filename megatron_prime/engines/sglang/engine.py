@@ -36,6 +36,7 @@ from megatron_prime.engines.sglang.launch import (
 )
 from megatron_prime.engines.sglang.memory import ServerMemory, is_colocated
 from megatron_prime.engines.sglang.nodes import Nodes, NodeServers, Server, start_everywhere
+from megatron_prime.engines.sglang.resources import gather_resources
 from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.engines.sglang.sampling import check_stop_tokens
 from megatron_prime.hf.shape import read_shape
@@ -101,7 +102,18 @@ class SGLangEngine:
         self.ranks = ranks or Ranks()
         self._model_path = Path(model_path)
         self._seed = seed
-        plan = self._placed(LaunchPlan(self._model_path, device, dtype, seed, settings), gpu_bytes)
+        resources = gather_resources(self.ranks)
+        self.first_node_gpus = resources[0].gpus
+        """Names of the GPUs of rank 0's node, those of training ranks first; empty if they are just numbered."""
+        own = resources[self.ranks.rank]
+        plan = LaunchPlan(
+            self._model_path, device, dtype, seed, settings, node_gpus=own.gpus, cores=own.cores
+        )
+        if device == "cuda" and not settings.urls and not settings.gpu_ids:
+            # Of all nodes, so that every rank raises.
+            for node in resources if settings.nodes == "all" else resources[:1]:
+                node.require(plan.num_gpus)
+        plan = self._placed(plan, gpu_bytes)
         self.settings = plan.settings
         """The section rollout.sglang, with the weight transport that follows from the placement of the servers."""
         self._limits = ModelLimits.of(self._model_path, SGLANG_RESERVED_POSITIONS)

@@ -1,7 +1,7 @@
 """The command line, environment and files with which SGLang servers are started."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from megatron_prime.engines.sglang import loader
 from megatron_prime.engines.sglang.access import key_of
 from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
+from megatron_prime.engines.sglang.resources import visible_gpus
 from megatron_prime.engines.sglang.versions import launch_name
 from megatron_prime.hf.config_json import read_config_json
 from megatron_prime.hf.serving import cache_tokens
@@ -53,6 +54,10 @@ class LaunchPlan:
     """True if the servers share their GPUs with training ranks and must be able to free memory."""
     host: str = HOST
     """Address that the servers listen on: one of their node that rank 0's node can reach."""
+    node_gpus: tuple[str, ...] = ()
+    """Names of the node's GPUs for CUDA_VISIBLE_DEVICES; by default those that the starting process sees."""
+    cores: tuple[int, ...] = ()
+    """Cores that the servers may use, all of the job on the node; by default those of the starting process."""
     loader_folder: Path | None = None
     """Folder made by `install_receiver`; None for servers that load weights only from files and need no API key."""
     secret: str = field(default="", repr=False)
@@ -122,9 +127,9 @@ class LaunchPlan:
             environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
             if self.settings.tensor > 1:
                 # SGLang requires one binding per rank, and by default would pin ranks to whole NUMA nodes.
-                environment.setdefault(
-                    "SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(rank) for rank in range(self.settings.tensor))
-                )
+                cores = self.cores or range(self.settings.tensor)
+                bound = (cores[rank % len(cores)] for rank in range(self.settings.tensor))
+                environment.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(map(str, bound)))
         else:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus(server_index, inherited))
             # SGLang ends servers on GPUs whose free memory differs, and training ranks may hold different amounts.
@@ -147,20 +152,27 @@ class LaunchPlan:
         gpus = self.settings.server_gpus(server_index)
         if self.settings.gpu_ids:
             return [str(gpu) for gpu in gpus]
-        # A trainer rank that sees only its own GPU cannot tell the names of the other GPUs of the node.
-        num_needed = self.settings.num_servers * self.settings.tensor
-        return gpu_names(gpus, inherited, num_needed)
+        # A trainer that sees only its own GPU cannot tell the names of the other GPUs of the node.
+        return gpu_names(gpus, self.visible(inherited), self.num_gpus)
+
+    @property
+    def num_gpus(self) -> int:
+        """Number of GPUs of a node's servers."""
+        return self.settings.num_servers * self.settings.tensor
+
+    def visible(self, inherited: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the known names of the node's GPUs, those of training ranks first; none if they are just numbered."""
+        return self.node_gpus or visible_gpus(inherited)
 
 
-def gpu_names(places: Iterable[int], environment: Mapping[str, str], num_needed: int = 1) -> list[str]:
+def gpu_names(places: Iterable[int], visible: Sequence[str], num_needed: int = 1) -> list[str]:
     """Return the names of some GPUs of the node for CUDA_VISIBLE_DEVICES.
 
     Args:
-        places: indices among the GPUs that a process with this environment sees.
-        environment: of that process.
-        num_needed: if CUDA_VISIBLE_DEVICES lists fewer GPUs, the indices are used as names.
+        places: indices among the visible GPUs.
+        visible: names of the GPUs that are known.
+        num_needed: if fewer GPUs are known, the indices are used as names.
     """
-    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     is_known = len(visible) >= num_needed
     return [visible[place] if is_known and place < len(visible) else str(place) for place in places]
 

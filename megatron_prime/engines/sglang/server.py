@@ -122,6 +122,9 @@ class SupervisedServer:
         self._thread.join()
 
     def _supervise(self) -> None:
+        if self._plan.cores:
+            # Processes inherit the cores of the thread that starts them. This rank may be bound to a few of the job's.
+            os.sched_setaffinity(0, self._plan.cores)
         num_failures = 0
         while not self._closing.is_set():
             if self._is_held():

@@ -66,3 +66,21 @@ def test_servers_are_beside_training_ranks_or_after_them(monkeypatch, transport,
     engine = SimpleNamespace(num_servers=2, nodes=Nodes(first_ranks, ("127.0.0.1",) * len(first_ranks)))
     layout = _engine_layout(settings, SimpleNamespace(world_size=4), engine)
     assert layout.ranks == expected
+
+
+@pytest.mark.parametrize(
+    ("gpu_ids", "names", "expected"),
+    [
+        ((0, 1), (), (0, 1)),
+        ((0, 1), ("0", "1", "2", "3"), (0, 1)),
+        ((2, 3), ("2", "3", "4", "5"), (0, 1)),
+        ((5, 4), ("2", "3", "4", "5"), (3, 2)),
+        ((6, 7), ("2", "3", "4", "5", "6", "7"), (0, 1)),
+    ],
+)
+def test_a_gpu_is_shared_with_the_rank_that_uses_it(monkeypatch, gpu_ids, names, expected):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    settings = SimpleNamespace(weight_transport="ipc", tensor=2, expert=1, gpu_ids=gpu_ids)
+    nodes = Nodes((0,), ("127.0.0.1",))
+    engine = SimpleNamespace(num_servers=1, nodes=nodes, first_node_gpus=names)
+    assert _engine_layout(settings, SimpleNamespace(world_size=4), engine).ranks == (expected,)

@@ -102,6 +102,20 @@ def test_each_server_has_its_own_gpus(settings, inherited, gpus):
     assert environment["CUDA_VISIBLE_DEVICES"] == gpus
 
 
+def test_servers_use_the_gpus_of_all_ranks_of_the_node():
+    """Each rank of a job with a GPU per task names only its own."""
+    together = replace(plan("cuda", num_servers=2, tensor=2), node_gpus=("3", "1", "0", "2"))
+    for server, gpus in ((0, "3,1"), (1, "0,2")):
+        found = together.environment(server, {"CUDA_VISIBLE_DEVICES": "3"})
+        assert found["CUDA_VISIBLE_DEVICES"] == gpus
+
+
+@pytest.mark.parametrize(("cores", "bound"), [((), "0|1|2"), ((4, 6, 9, 11), "4|6|9"), ((5, 7), "5|7|5")])
+def test_ranks_on_a_cpu_are_bound_to_cores_of_the_job(cores, bound):
+    environment = replace(plan(tensor=3), cores=cores).environment(0, {})
+    assert environment["SGLANG_CPU_OMP_THREADS_BIND"] == bound
+
+
 def test_the_receiver_stands_alone_where_servers_import_it(tmp_path):
     folder = install_receiver(tmp_path / "loader")
     assert install_receiver(folder) == folder

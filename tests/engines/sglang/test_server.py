@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -25,8 +26,8 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setattr(sglang_server, "GRACE_S", 0.5)
     started = []
 
-    def start_one(mode="", on_event=lambda text: None, may_start=None, **settings):
-        plan, log = tiny_plan(mode, **settings), tmp_path / "logs" / "log"
+    def start_one(mode="", on_event=lambda text: None, may_start=None, cores=(), **settings):
+        plan, log = replace(tiny_plan(mode, **settings), cores=cores), tmp_path / "logs" / "log"
         server = SupervisedServer(plan, 0, log, on_event=on_event, may_start=may_start)
         started.append(server)
         return server
@@ -53,6 +54,19 @@ def test_a_server_starts_and_ends(start):
     server.close()
     assert not process.is_running() and not answers(url)
     assert server.url is None and server.pid is None
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this process has one core")
+def test_a_server_has_the_cores_of_the_job_although_its_rank_is_bound_to_one(start):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        bound, free = start(), start(cores=tuple(cores))
+        found = {server: wait_for(lambda s=server: s.url) and server.pid for server in (bound, free)}
+        assert os.sched_getaffinity(found[bound]) == os.sched_getaffinity(0) == {min(cores)}
+        assert os.sched_getaffinity(found[free]) == cores
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_a_killed_server_is_started_again(start):
