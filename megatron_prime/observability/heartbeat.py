@@ -6,6 +6,7 @@ Recording costs a few assignments. The record is global, one per process, becaus
 
 import linecache
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ WAITING_CALLS = (".wait(",)
 """Calls that wait for other ranks."""
 DEVICE_CALLS = ("synchronize(", ".item(", ".tolist(", ".cpu(")
 """Calls that wait for a GPU, and therefore for the collectives that are queued on it."""
+HOST_CALLS = (
+    *("sleep(", ".acquire(", ".recv(", ".accept(", ".connect(", ".poll(", "select(", "flock(", "fsync("),
+    *("open(", ".read(", ".readline(", ".write(", "input("),
+)
+"""Calls that wait for something else than a GPU. So does the standard library, which knows no tensors."""
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 OWN_CODE = "/megatron_prime/"
 
 
@@ -83,6 +90,11 @@ class ThreadActivity:
     """True in a collective, or while waiting for a message of another rank."""
     text: str
     """The innermost function, and the innermost line of this package that called it."""
+    may_wait: bool = False
+    """True if the thread waits for its GPU in case it stays in its place. Any line can be such a wait: one that reads a
+    tensor, or that queues work while the GPU's queue is full."""
+    place: tuple[int, int] = (0, 0)
+    """The innermost frame and its instruction; they stay the same as long as the thread is inside one call."""
 
 
 def thread_activity(thread_id: int, is_cuda: bool = False) -> ThreadActivity:
@@ -90,22 +102,30 @@ def thread_activity(thread_id: int, is_cuda: bool = False) -> ThreadActivity:
 
     Args:
         thread_id: `threading.get_ident()` of the thread.
-        is_cuda: True if waiting for the GPU counts as waiting for other ranks.
+        is_cuda: True if the thread uses a GPU, for which waiting counts as waiting for other ranks.
     """
     # A snapshot of all stacks, which needs no cooperation of the thread: it may be blocked inside a C call.
     innermost = sys._current_frames().get(thread_id)
     if innermost is None:
         return ThreadActivity(False, "the thread has ended")
-    line = linecache.getline(innermost.f_code.co_filename, innermost.f_lineno)
+    file = innermost.f_code.co_filename
+    line = linecache.getline(file, innermost.f_lineno)
     calls = WAITING_CALLS + (DEVICE_CALLS if is_cuda else ())
-    is_waiting = any(part in innermost.f_code.co_filename for part in WAITING_FILES) or any(
-        call in line for call in calls
-    )
+    is_waiting = any(part in file for part in WAITING_FILES) or any(call in line for call in calls)
+    may_wait = is_cuda and not is_waiting and not _is_on_host(file, line)
     own = _first_own(innermost)
     text = (
         _named(innermost) if own is innermost or own is None else f"{_named(innermost)}, from {_named(own)}"
     )
-    return ThreadActivity(is_waiting, text)
+    return ThreadActivity(is_waiting, text, may_wait, (id(innermost), innermost.f_lasti))
+
+
+def _is_on_host(file: str, line: str) -> bool:
+    """Return whether a blocked line certainly waits for something else than a GPU."""
+    if file.startswith("<frozen"):  # an import
+        return True
+    is_standard = file.startswith(STANDARD_LIBRARY) and "-packages" not in file
+    return is_standard or any(call in line for call in HOST_CALLS)
 
 
 def _first_own(frame: FrameType | None) -> FrameType | None:

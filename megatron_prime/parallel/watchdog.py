@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class Report:
     machine: str
     tick: int
     """Number of reports so far; it increases as long as the process and its interpreter run."""
+    uses_gpu: bool = False
+    """True if the rank may wait for its GPU: its thread then shows neither in which collective, nor how far it is."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Diagnosis:
     reports: list[Report]
     silent_s: dict[int, float]
     """Rank -> seconds since its last report, for ranks that have stopped reporting."""
+    hints: dict[int, str] = field(default_factory=dict)
+    """Rank -> what is special about it, although nothing shows that it keeps the others waiting."""
 
     def lines(self) -> list[str]:
         """Return the report as lines of text: a headline, the reasons and a table of all ranks."""
@@ -64,7 +68,10 @@ class Diagnosis:
         who = (
             f"rank{'s' if len(self.missing) > 1 else ''} {names} did not arrive"
             if self.missing
-            else ("every rank waits in the same place: the network, or the backend of the collectives")
+            else "no rank is known to be missing, since each waits for its GPU or for other ranks: the network, a GPU, "
+            "or the backend of the collectives"
+            if any(report.uses_gpu for report in self.reports)
+            else "every rank waits in the same place: the network, or the backend of the collectives"
         )
         rows = [["rank", "step", "phase", "last event", "since", "doing"]]
         for report in self.reports:
@@ -89,7 +96,8 @@ class Diagnosis:
             "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]])
             for row in rows
         ]
-        return [f"stuck: {who}", *(f"  rank {rank} {why}" for rank, why in self.missing.items()), *table]
+        reasons = self.missing | self.hints
+        return [f"stuck: {who}", *(f"  rank {rank} {why}" for rank, why in reasons.items()), *table]
 
 
 def diagnose(reports: list[Report], silent_s: Mapping[int, float]) -> Diagnosis:
@@ -98,6 +106,9 @@ def diagnose(reports: list[Report], silent_s: Mapping[int, float]) -> Diagnosis:
     These are the ranks that stopped reporting (stopped, swapped out, gone) and those that are not in a collective. If
     there are none, they are the ranks with fewer heartbeats than others, or else the smallest group of ranks that waits
     in a different collective.
+
+    Ranks with GPUs queue their work and wait for it anywhere. The last two signs prove nothing there: fewer heartbeats
+    are a hint, and nobody counts as missing.
     """
     silent = dict.fromkeys(
         sorted(silent_s),
@@ -110,6 +121,8 @@ def diagnose(reports: list[Report], silent_s: Mapping[int, float]) -> Diagnosis:
         if not report.is_waiting and report.rank not in silent
     }
     missing = silent | elsewhere
+    if not missing and any(report.uses_gpu for report in reports):
+        return Diagnosis({}, reports, dict(silent_s), _behind(reports))
     if not missing:
         missing = _behind(reports) or _apart(reports)
     return Diagnosis(missing, reports, dict(silent_s))
@@ -145,7 +158,7 @@ class Watchdog:
         world_size: Number of processes of the job, at least 2.
         timeout_s: Timeout of the collectives.
         reports: Folder for stuck_*.json, created when needed.
-        is_cuda: Whether waiting for a GPU counts as waiting for other ranks.
+        is_cuda: Whether the ranks use GPUs, so that waiting for one counts as waiting for other ranks.
         end: Function that ends the process, called after the report is written.
     """
 
@@ -169,6 +182,7 @@ class Watchdog:
         self._ticks = 0
         self._waiting_since: float | None = None
         self._last_beat_at = 0.0
+        self._place, self._in_place_since = (0, 0), time.monotonic()
         self._heard: dict[int, tuple[int, float]] = {}
         self._table: tuple[float, list[Report]] | None = None
         self._closing = threading.Event()
@@ -191,13 +205,20 @@ class Watchdog:
         # torchrun keeps its store over restarts, so reports of an earlier attempt need other keys.
         return f"megatron_prime/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
 
+    def _look(self) -> tuple[bool, str]:
+        """Return whether the watched thread waits for other ranks, and where it is."""
+        activity, now = heartbeat.thread_activity(self._watched, self._is_cuda), time.monotonic()
+        if activity.place != self._place:
+            self._place, self._in_place_since = activity.place, now
+        # A thread that works on would have moved by now.
+        stays = now - self._in_place_since > self._interval_s
+        return activity.is_waiting or (activity.may_wait and stays), activity.text
+
     def _stuck_s(self) -> float:
         """Return how many seconds the watched thread has waited for other ranks without a heartbeat."""
         beats, now = heartbeat.current(), time.monotonic()
-        if (
-            not heartbeat.thread_activity(self._watched, self._is_cuda).is_waiting
-            or beats.at != self._last_beat_at
-        ):
+        is_waiting, _ = self._look()
+        if not is_waiting or beats.at != self._last_beat_at:
             self._waiting_since, self._last_beat_at = now, beats.at
         assert self._waiting_since is not None
         return now - max(self._waiting_since, beats.at)
@@ -235,7 +256,7 @@ class Watchdog:
         self._table = now, reports
 
     def _own_report(self) -> Report:
-        beats, activity = heartbeat.current(), heartbeat.thread_activity(self._watched, self._is_cuda)
+        beats, (is_waiting, doing) = heartbeat.current(), self._look()
         self._ticks += 1
         since_s = time.monotonic() - beats.at
         return Report(
@@ -245,10 +266,11 @@ class Watchdog:
             event=beats.event,
             count=beats.count,
             since_s=since_s,
-            is_waiting=activity.is_waiting,
-            doing=activity.text,
+            is_waiting=is_waiting,
+            doing=doing,
             machine=self._machine,
             tick=self._ticks,
+            uses_gpu=self._is_cuda,
         )
 
     def _report(self) -> None:

@@ -18,6 +18,7 @@ from tests.support.toy_runs import Started, Toy, is_logged
 RANK = """
 import os, signal, sys, time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 import torch, torch.distributed as dist
 from megatron_prime.observability.heartbeat import beat, begin_step, phase
@@ -26,17 +27,22 @@ from megatron_prime.parallel.watchdog import start_watchdog
 def oversleep():
     time.sleep(300)
 
+class Tensor:
+    __float__ = partial(time.sleep, 300)  # blocks in C, as if a GPU did not finish its work
+
 case, culprit, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 dist.init_process_group("gloo", timeout=timedelta(seconds=100))
 rank = dist.get_rank()
-start_watchdog(rank, dist.get_world_size(), 5.0, folder)
+start_watchdog(rank, dist.get_world_size(), 5.0, folder, is_cuda="GPU" in case)
 for step in range(1, 4):
     begin_step(step)
     with phase("policy"):
         beat("microbatch")
         if rank == culprit and step == 3:
-            if case == "sleeps":
+            if case.startswith("sleeps"):
                 oversleep()
+            if case == "reads its GPU":
+                float(Tensor())
             if case == "is stopped":
                 time.sleep(1.5)  # until it has reported its activity
                 os.kill(os.getpid(), signal.SIGSTOP)
@@ -44,7 +50,10 @@ for step in range(1, 4):
 """
 
 
-CASES = (("sleeps", 1), ("is stopped", 1), ("is stopped", 0))
+CASES = (
+    *(("sleeps", 1), ("is stopped", 1), ("is stopped", 0)),
+    *(("reads its GPU", 1), ("sleeps beside its GPU", 1)),
+)
 
 
 class Job:
@@ -90,7 +99,11 @@ def jobs(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("case", "why"),
-    [("sleeps", "is not in a collective but in oversleep"), ("is stopped", "does not answer")],
+    [
+        ("sleeps", "is not in a collective but in oversleep"),
+        ("sleeps beside its GPU", "is not in a collective but in oversleep"),
+        ("is stopped", "does not answer"),
+    ],
 )
 def test_a_rank_that_did_not_arrive_is_named_with_phase_step_and_last_event(case, why, jobs):
     job = jobs[case, 1]
@@ -110,6 +123,13 @@ def test_a_rank_that_did_not_arrive_is_named_with_phase_step_and_last_event(case
     written = json.loads(path.read_text())
     assert list(written["missing"]) == ["1"]
     assert [rank["step"] for rank in written["reports"]] == [3, 3]
+
+
+def test_a_rank_that_waits_for_its_gpu_is_not_missing(jobs):
+    job = jobs["reads its GPU", 1]
+    assert job.code == EXIT_CODE, job.told
+    assert "stuck: no rank is known to be missing" in job.told and "did not arrive" not in job.told
+    assert "waits in all_reduce" in job.told and "waits in <module> (<string>:" in job.told
 
 
 def test_a_stopped_rank_0_which_holds_the_store_is_named_too(jobs):
@@ -139,6 +159,24 @@ def test_the_network_is_suspected_when_all_reports_look_alike():
     found = diagnose([report(0), report(1)], {})
     assert found.missing == {}
     assert "the network" in found.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "hints"),
+    [
+        pytest.param({"doing": "train (losses.py:3)"}, [], [], id="reads a tensor, in another line"),
+        pytest.param({"doing": "train (losses.py:3)", "count": 39}, [], [1], id="queued less work"),
+        pytest.param({"is_waiting": False, "doing": "sleep (a.py:1)"}, [1], [], id="works on the host"),
+        pytest.param({}, [], [], id="in the same place"),
+    ],
+)
+def test_live_ranks_that_wait_for_gpus_are_not_missing(changes, missing, hints):
+    reports = [replace(report(rank), uses_gpu=True) for rank in range(3)]
+    found = diagnose([reports[0], replace(reports[1], **changes), reports[2]], {})
+    assert ([*found.missing], [*found.hints]) == (missing, hints)
+    lines = found.lines()
+    assert lines[0].startswith("stuck: rank 1 did not arrive" if missing else "stuck: no rank is known to be")
+    assert any(line.startswith("  rank 1 ") for line in lines) == bool(missing or hints)
 
 
 def test_silent_and_busy_ranks_are_all_named():
