@@ -16,7 +16,7 @@ from tests.support.forked_commands import FORKED
 from tests.support.toy_runs import Started, Toy, is_logged
 
 RANK = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -39,8 +39,10 @@ for step in range(1, 4):
     with phase("policy"):
         beat("microbatch")
         if rank == culprit and step == 3:
-            if case.startswith("sleeps"):
+            if case == "sleeps":
                 oversleep()
+            if case == "waits for a thread beside its GPU":
+                threading.Event().wait(300)
             if case == "reads its GPU":
                 float(Tensor())
             if case == "is stopped":
@@ -52,7 +54,7 @@ for step in range(1, 4):
 
 CASES = (
     *(("sleeps", 1), ("is stopped", 1), ("is stopped", 0)),
-    *(("reads its GPU", 1), ("sleeps beside its GPU", 1)),
+    *(("reads its GPU", 1), ("waits for a thread beside its GPU", 1)),
 )
 
 
@@ -101,7 +103,7 @@ def jobs(tmp_path_factory):
     ("case", "why"),
     [
         ("sleeps", "is not in a collective but in oversleep"),
-        ("sleeps beside its GPU", "is not in a collective but in oversleep"),
+        ("waits for a thread beside its GPU", "is not in a collective but in wait ("),
         ("is stopped", "does not answer"),
     ],
 )
