@@ -79,10 +79,12 @@ srun --kill-on-bad-exit=1 $gpus --whole --cpu-bind=none --distribution=block --o
 step=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done   # a signal interrupts `wait`, but not the ranks
-if [[ -s $MEGATRON_PRIME_STOP_FILE.code ]]; then
-    code=$(<"$MEGATRON_PRIME_STOP_FILE.code")
-elif grep -qsE 'oom.kill event|exceeded memory limit' "$logs"/rank-*.log; then
-    code=71   # Slurm or the kernel ended all processes of a node, and srun reports that like any error
+record=$(cat "$MEGATRON_PRIME_STOP_FILE.code" 2>/dev/null)
+code=${record:-$code}
+# Where all processes of a node were killed for want of memory, none has recorded a code, but Slurm says so.
+if [[ $code != 0 && (-z $record || $code -gt 128) ]] &&
+    grep -qsE 'oom.kill event|exceeded .*memory limit' "$logs"/rank-*.log; then
+    code=71
 fi
 
 # 0: finished. 75: asked to stop. 69 or over 128: a rank or node was lost. 71: out of memory, which another start may

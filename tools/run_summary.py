@@ -25,7 +25,9 @@ STEP = re.compile(r"^step (\d+)/(\d+)\b", re.MULTILINE)
 ERROR = re.compile(
     r"^(?:megatron-prime|[\w.]*(?:Error|Exception)\b|srun: error|slurmstepd\S*: error).*", re.MULTILINE
 )
-OUT_OF_MEMORY = re.compile(r"^(?:megatron-prime.*\bout of .*memory|slurmstepd.*(?:oom.kill|memory limit)).*", re.MULTILINE)
+OUT_OF_MEMORY = re.compile(
+    r"^(?:megatron-prime.*\bout of .*memory|slurmstepd.*(?:oom.kill|memory limit)).*", re.MULTILINE
+)
 """Message about memory that ran out. It is the cause, whatever else a rank printed after it."""
 MAX_ERRORS_SHOWN = 6
 """Number of different error messages in a summary."""

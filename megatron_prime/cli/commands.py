@@ -1,8 +1,8 @@
 """Run the parsed commands: check the configuration, then call the function of the command.
 
 The configuration is checked before torch is imported and before any process group starts: exit code 2 and one line per
-fault. An error during the run gives exit code 1; one for want of memory gives 71 (parallel.out_of_memory), and one caused
-by the loss of another process of the job gives 69 (parallel.peer_loss).
+fault. An error during the run gives exit code 1; one for want of memory gives 71 (parallel.out_of_memory), and one
+caused by the loss of another process of the job gives 69 (parallel.peer_loss).
 """
 
 import asyncio

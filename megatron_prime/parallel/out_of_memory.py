@@ -20,7 +20,12 @@ ADVICE: dict[Memory, str] = {
     "offload less",
 }
 """Memory that ran out -> how to need less of it."""
-GPU_SIGNS = ("cuda out of memory", "hip out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+GPU_SIGNS = (
+    "cuda out of memory",
+    "hip out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 """Parts of messages about memory of a GPU, in lower case; NCCL's come with another sign."""
 EITHER_SIGNS = ("cuda error: out of memory", "cuda failure 'out of memory'", "cuda failure 2 'out of memory'")
 """Parts of messages of CUDA calls that allocate memory of a GPU, or pinned memory of the host."""

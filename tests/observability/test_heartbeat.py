@@ -140,9 +140,7 @@ def test_what_a_blocked_thread_of_a_rank_with_a_gpu_waits_for(tmp_path, line, fi
     waiting: queue.Queue[int] = queue.Queue()
     reading, writing = os.pipe()
     with open(reading) as opened:
-        thread = threading.Thread(
-            target=quietly, args=(scope["run"], lock, opened, waiting, event)
-        )
+        thread = threading.Thread(target=quietly, args=(scope["run"], lock, opened, waiting, event))
         thread.start()
         try:
             stay = place_of(thread, path)

@@ -20,8 +20,8 @@ WORK_SPACE = ("kv_cache", "cuda_graph")
 def is_colocated(plan: LaunchPlan, environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether the servers free memory for the trainer: by rollout.sglang.colocated, or else by their GPUs.
 
-    Training ranks use the first LOCAL_WORLD_SIZE GPUs that are known of the node. By default attached servers and servers on
-    CPUs keep their memory.
+    Training ranks use the first LOCAL_WORLD_SIZE GPUs that are known of the node. By default attached servers and
+    servers on CPUs keep their memory.
     """
     num_trainers = 0 if plan.device == "cpu" else int(environment.get("LOCAL_WORLD_SIZE", "1"))
     trainers = set(gpu_names(range(num_trainers), plan.visible(environment)))

@@ -32,7 +32,7 @@ class NodeResources:
     """What the training ranks of one node may use together."""
 
     gpus: tuple[str, ...] = ()
-    """Names of the GPUs for CUDA_VISIBLE_DEVICES, those of the ranks first, by LOCAL_RANK; none if they are not known."""
+    """Names for CUDA_VISIBLE_DEVICES, those of the ranks' own GPUs first, by LOCAL_RANK; none if they are not known."""
     cores: tuple[int, ...] = ()
     are_ranks_apart: bool = False
     """True if several ranks name their own GPU alike: each is confined to its GPU, and can reach no other one."""
