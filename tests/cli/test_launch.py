@@ -1,6 +1,7 @@
 """The launcher ends when a rank ends, and the reverse. Ranks are killed during their imports, before a run starts."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -65,6 +66,21 @@ def test_an_error_of_the_run_gives_its_exit_code_and_one_message(tmp_path, toy: 
     assert "Traceback" not in finished.stderr
     assert "broken.jsonl" in finished.stderr
     assert finished.stderr.count("shows where") == 1
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reason"),
+    [
+        ("OnHost", r"rank \d: out of host memory: .*--mem=0"),
+        ("OnGPU", r"rank \d: out of GPU memory: .*rollout.sglang.mem_fraction"),
+    ],
+)
+def test_a_run_out_of_memory_has_an_exit_code_of_its_own(toy: Toy, tmp_path, estimator, reason):
+    options = [f"run_dir={tmp_path / 'run'}", "parallel.num_processes=2", "data.evaluation=[]"]
+    name = f"advantage.estimator=tests.support.hungry_estimator:{estimator}"
+    finished = finish(toy.folder, "train", "run.toml", name, *options)
+    assert finished.returncode == 71, finished.stderr
+    assert re.search(reason, finished.stderr) and "Traceback" not in finished.stderr
 
 
 def test_a_rank_is_recognized_by_its_environment(monkeypatch):

@@ -5,7 +5,7 @@ import secrets
 import subprocess
 from importlib.metadata import version
 
-from megatron_prime.observability.provenance import git_state, provenance, save_provenance, versions
+from megatron_prime.observability.provenance import LAST_END, git_state, provenance, save_provenance, versions
 
 
 def git(folder, *arguments):
@@ -36,10 +36,12 @@ def test_versions_are_the_installed_ones():
 
 def test_each_attempt_has_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv(LAST_END, "ended with exit code 71: out of memory\nrank 3: boom")
     first, second = (save_provenance(tmp_path, attempt) for attempt in (1, 2))
     assert first != second
     found = json.loads(second.read_text())
     assert found["job"]["SLURM_JOB_ID"] == "77"
+    assert found["last_end"] == ["ended with exit code 71: out of memory", "rank 3: boom"]
     assert found.keys() == provenance(tmp_path).keys()
     assert found["versions"]["megatron-core"] == version("megatron-core")
 

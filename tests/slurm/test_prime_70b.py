@@ -33,6 +33,17 @@ def test_a_job_that_is_asked_to_stop_saves_is_requeued_and_resumes_exactly(jobs,
 
 
 @pytest.mark.minutes
+def test_a_run_out_of_memory_is_requeued_with_the_reason(jobs, unbroken):
+    job = jobs.submit("slurm_hungry", **{"advantage.estimator": "tests.support.hungry_estimator:OnHost"})
+    log = jobs.finish(job)
+    assert log.count("ended with exit code 71: out of memory") == log.count("queued again") == 1
+    assert "rank N: out of host memory" in log and "steps finished: 5 of 5" in log
+    folder = jobs.folder / "slurm_hungry" / "provenance"
+    ends = [json.loads(path.read_text())["last_end"] for path in sorted(folder.glob("attempt_*.json"))]
+    assert ends[0] == [] and ends[1][0] == "ended with exit code 71: out of memory"
+
+
+@pytest.mark.minutes
 def test_a_killed_rank_loses_the_steps_since_the_last_checkpoint(jobs, unbroken):
     job = jobs.submit("slurm_rank")
     jobs.until_step(job, 0, 3)

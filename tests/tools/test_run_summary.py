@@ -30,6 +30,21 @@ def test_a_finished_run_has_no_errors():
     ]
 
 
+def test_memory_that_ran_out_is_the_cause_whatever_follows():
+    advice = "megatron-prime, rank 3: out of GPU memory: split the model"
+    kill = "slurmstepd-n1: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks"
+    logs = {
+        3: f"step 1/9\nmegatron-prime, rank 3: OutOfMemoryError: CUDA\n{advice}\ntorch.Error: later\n",
+        4: f"{kill}\n",
+    }
+    assert summarize(logs, 71) == [
+        "ended with exit code 71: out of memory",
+        "steps finished: 1 of 9",
+        "rank 3: megatron-prime, rank N: out of GPU memory: split the model",
+        f"rank 4: {kill}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("code", "text"), [(75, "asked to stop"), (137, "signal 9"), (2, "configuration"), (3, "unknown")]
 )
