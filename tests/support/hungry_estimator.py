@@ -11,7 +11,7 @@ from megatron_prime.algorithm.estimators.reinforce import Estimator as Reinforce
 class OnHost(Reinforce):
     """Allocates a tensor that no machine can hold."""
 
-    def outcome_advantages_B(self, outcome_rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802
+    def outcome_advantages_B(self, outcome_rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
         if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
             self.allocate()
         return super().outcome_advantages_B(outcome_rewards_B, group_ids_B)
