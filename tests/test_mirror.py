@@ -26,6 +26,7 @@ TESTS_WITHOUT_MODULE: dict[str, str] = {
     "gpu/test_offload_on_gpu": "streams and shared memory of a GPU",
     "slurm/test_announced_ends": "examples/prime_70b.sh: time limits and preemption",
     "slurm/test_exit_codes": "examples/prime_70b.sh: what it makes of its ranks' exit codes",
+    "slurm/test_resources": "examples/prime_70b.sh: the GPUs, cores and memory of its ranks",
 }
 """Test (without .py, relative to tests/) -> what it tests instead of one module of the package."""
 

@@ -13,7 +13,7 @@ from megatron_prime.rollout.ranks import Ranks
 
 @dataclass(frozen=True, slots=True)
 class RankResources:
-    """What one training rank may use."""
+    """The GPUs and cores that one training rank may use."""
 
     local_rank: int
     gpus: tuple[str, ...]
@@ -29,7 +29,7 @@ class RankResources:
 
 @dataclass(frozen=True, slots=True)
 class NodeResources:
-    """What the training ranks of one node may use together."""
+    """The GPUs and cores that the training ranks of one node may use together."""
 
     gpus: tuple[str, ...] = ()
     """Names for CUDA_VISIBLE_DEVICES, those of the ranks' own GPUs first, by LOCAL_RANK; none if they are not known."""
