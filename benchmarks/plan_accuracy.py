@@ -156,7 +156,9 @@ def measure_all(cases, root):
         chosen = [case for case in cases if LAYOUTS[case[1]][0] == world_size]
         if not chosen:
             continue
-        context = multiprocessing.get_context("spawn")
+        # Its ranks are forks of one process that has imported torch and Megatron.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         results = context.Queue()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -24,9 +24,9 @@ def tokens_of(rollouts):
     return [list(rollout.response_ids) for rollout in rollouts]
 
 
-def greedy_of(model, prompts, num_tokens=12):
+def greedy_of(model, prompts):
     with torch.no_grad():
-        return [model.greedy(prompt.token_ids, num_tokens) for prompt in prompts]
+        return [model.greedy(prompt.token_ids, GREEDY.max_response_tokens) for prompt in prompts]
 
 
 def later(seconds, action):
@@ -143,10 +143,9 @@ def test_a_server_killed_during_a_rollout_loses_no_response(live_engine, live_mo
     rollouts = live_engine.generate(prompts, params, 4, 0)
     timer.join()
     assert live_engine.stats.num_replayed > before
-    assert tokens_of(rollouts[: 4 * 6 : 4]) == greedy_of(
-        live_models[1], prompts[:6], 100
-    )  # HF takes its time
     assert [len(rollout.response_ids) for rollout in rollouts] == [100] * 192
+    for rollout in rollouts[::4]:
+        assert live_models[1].is_greedy(rollout.prompt.token_ids, rollout.response_ids)
     assert {rollout.policy_version for rollout in rollouts} == {5}
     # The server is back, with the weights of the last sync and not those that it was started with.
     assert [server.num_starts for server in live_engine.servers] == [starts[0] + 1, starts[1]]

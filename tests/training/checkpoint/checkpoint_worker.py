@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.models.builder import build_model
@@ -26,8 +25,6 @@ from tests.training.training_worker import LOSSES, make_trainable, poisoned_loss
 BACKGROUND = ("one", "tp2")
 """Layouts that save in the background and continue training while files are written."""
 UPDATES = ([0, 2, 4, 6], [1, 3, 5], [0, 5])
-VOCAB_SIZE = 300
-"""Number of tokens in the vocabulary of the tiny models."""
 STREAM = {"epoch": 1, "position": 5}
 PACE = {"keep_rate": 0.30000000000000004, "num_short_steps": 2}
 
@@ -180,34 +177,13 @@ def load_elsewhere(pairs, folders, batches, root):
         again = CheckpointStore(root / f"{saved_by} again by {layout}", topology).save(
             roles, RunState(3, STREAM, 0)
         )
-        for role in roles:
-            report[saved_by, layout][f"saved alike {role}"] = _compare_tensors(
-                checkpoint / role, again / role
-            )
+        report[saved_by, layout]["saved"] = checkpoint, again
         update(roles, of_models(layout, batches))
         report[saved_by, layout]["continued"] = weights(roles, topology)
         alone = build_model(models["prm"], topology, load_weights=False)
         load_weights(alone, checkpoint, "prm", topology)
         report[saved_by, layout]["alone"] = weight_blocks(alone, topology)
     return report
-
-
-def _compare_tensors(one, other):
-    """Number of weights and moments, and names of those that are not bit-equal, of two checkpoints of any layout."""
-    mine, theirs = (
-        {
-            # The vocabulary is padded to a multiple of the tensor-parallel size, which differs.
-            name: value[:VOCAB_SIZE]
-            if name.endswith(("word_embeddings.weight", "output_layer.weight"))
-            else value
-            for name, value in dist_checkpointing.load_plain_tensors(str(folder)).items()
-            if isinstance(value, torch.Tensor)
-        }
-        for folder in (one, other)
-    )
-    moments = [name for name in mine if "exp_avg" in name]
-    different = [name for name in mine if name not in theirs or not torch.equal(mine[name], theirs[name])]
-    return len(mine), len(moments), different + sorted(set(theirs) - set(mine))
 
 
 def meet_faults(folders, batches, root):

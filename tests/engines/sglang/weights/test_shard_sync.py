@@ -294,7 +294,8 @@ def test_a_server_killed_during_a_rollout_gets_its_weights_back(bench, live_mode
     timer.join()
     assert len(rollouts) == 96
     for rollout in rollouts[::4]:
-        assert list(rollout.response_ids) == live_models[1].greedy(rollout.prompt.token_ids, 90)
+        assert len(rollout.response_ids) == 90
+        assert live_models[1].is_greedy(rollout.prompt.token_ids, rollout.response_ids)
     assert bench.sync.stats.num_attempts > num_attempts
     assert bench.sync.full_check() == {}
 
