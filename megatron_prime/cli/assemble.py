@@ -16,6 +16,7 @@ from megatron_prime.models.te_layers import check_acceleration, lost_without
 from megatron_prime.observability import Progress
 from megatron_prime.observability.progress import route_warnings
 from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
+from megatron_prime.parallel.pipeline_messages import connect_stages
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
 from megatron_prime.parallel.watchdog import start_watchdog
@@ -58,6 +59,7 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
     )
+    connect_stages(topology)
     route_warnings(Progress(), topology.rank)
     # This is a warning, since plain torch layers compute the same, only slower.
     lost = lost_without(platform)

@@ -76,13 +76,15 @@ def check_acceleration(options: ModelOptions, platform: Platform) -> None:
 
 
 def lost_without(platform: Platform) -> str | None:
-    """Return a message on what a run lacks if Transformer Engine was wanted but cannot be used; None otherwise."""
-    if not platform.layers_reason:
+    """Return a message on what a run on a GPU lacks without Transformer Engine; None on a CPU, or with it."""
+    if not platform.layers_reason and not (platform.is_cuda and platform.layers == "torch"):
         return None
+    reason = platform.layers_reason or "platform.layers = 'torch'"
     return (
-        f"Transformer Engine is not used: {platform.layers_reason}. Lost are its fused norms and linear layers, "
-        "attention by cuDNN (also for context parallelism, which gathers keys and values instead), grouped products "
-        "of experts, and FP8; silence this by platform.layers = 'torch'"
+        f"Transformer Engine is not used: {reason}. Lost are its fused norms and linear layers, attention by cuDNN "
+        "(also for context parallelism, which gathers keys and values instead), grouped products of experts, and FP8. "
+        "Each layer waits for the GPU several times, which leaves it idle most of the time: fit for tests alone. "
+        "Install Transformer Engine (docs/gpu.md)"
     )
 
 

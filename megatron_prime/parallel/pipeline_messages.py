@@ -9,11 +9,50 @@ in it (docs/adr/0037).
 from collections.abc import Iterator, Sequence
 
 import torch
-from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+import torch.distributed as dist
+from megatron.core.pipeline_parallel.p2p_communication import (
+    P2PCommunicator,
+    _batched_p2p_ops,
+    _p2p_ops,
+)
 from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_prime.parallel.topology import Topology
+
+
+def connect_stages(topology: Topology) -> None:
+    """Exchange ranks with the neighbouring stages, in both directions, as the schedules exchange tensors.
+
+    NCCL connects two ranks at their first message, for which both wait. In a schedule that could be a stage that waits
+    for a third one first. Collective over all ranks; do nothing without a pipeline.
+
+    Raises:
+        RuntimeError: a message of another rank arrived.
+    """
+    group = topology.pipeline_group
+    if group.size() == 1:
+        return
+    ranks = dist.get_process_group_ranks(group)
+    neighbours = {"prev": ranks[group.rank() - 1], "next": ranks[(group.rank() + 1) % group.size()]}
+    # Megatron batches messages on GPUs unless there are virtual stages; the two ways have connections of their own.
+    exchange = _batched_p2p_ops if topology.platform.is_cuda and topology.virtual_size == 1 else _p2p_ops
+    for to, source in (("next", "prev"), ("prev", "next")):
+        sent = torch.tensor([topology.rank], device=topology.platform.device)
+        tensors = dict.fromkeys([f"tensor_{verb}_{side}" for verb in ("send", "recv") for side in neighbours])
+        received = torch.empty_like(sent)
+        requests = exchange(
+            **tensors | {f"tensor_send_{to}": sent, f"tensor_recv_{source}": received},
+            group=group,
+            prev_pipeline_rank=neighbours["prev"],
+            next_pipeline_rank=neighbours["next"],
+        )
+        for request in requests.values() if isinstance(requests, dict) else requests:
+            request.wait()
+        if received.item() != neighbours[source]:
+            raise RuntimeError(
+                f"rank {topology.rank}: {received.item()} arrived from rank {neighbours[source]}"
+            )
 
 
 class PipelineMessages(P2PCommunicator):

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -146,8 +147,26 @@ def _devices(config: PrimeConfig | None) -> Iterator[Finding]:
         return
     if count:
         yield from _layers(config)
+        yield check_compiler()
     cores = len(os.sched_getaffinity(0))
     yield Finding("ok", "devices", f"{count} GPUs, {cores} CPU cores, torch {torch.__version__}")
+
+
+def check_compiler() -> Finding:
+    """Return whether Triton and torch.compile can build the launchers of their kernels at run time."""
+    compiler = next(filter(None, map(shutil.which, [os.environ.get("CC", "cc"), "gcc", "clang"])), None)
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    missing = [] if compiler else ["a C compiler"]
+    if not header.exists():
+        missing.append(str(header))
+    if not missing:
+        return Finding("ok", "compiler", f"{compiler}, Python.h")
+    return Finding(
+        "fault",
+        "compiler",
+        f"there is no {' and no '.join(missing)}: Triton's kernels are built at run time",
+        "install gcc and Python's headers (python3-dev) on every node with GPUs, or set CC",
+    )
 
 
 def _layers(config: PrimeConfig | None) -> Iterator[Finding]:

@@ -8,6 +8,7 @@
 - `minibatches`: the optimizer steps of one role on a batch.
 - `losses`: the algorithm's losses in the form of the packed backward pass.
 - `residency`: offloading of weights, gradients and optimizer states to host memory.
+- `same_alignment`: weights of two models aligned alike, so that the same kernels multiply them.
 - `phase_memory`: time and memory of each phase of a step.
 - `sft`: supervised warm-up of the policy.
 - `checkpoint`: checkpoints, exact resume, one job per run_dir.

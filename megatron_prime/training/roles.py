@@ -7,6 +7,7 @@ from typing import TypeVar
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.same_alignment import align_like
 from megatron_prime.training.trainable import RoleSpec, Scorer, Trainable
 
 Role = TypeVar("Role", bound=Scorer)
@@ -65,7 +66,10 @@ def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> 
             prm = _parked(Scorer(spec, topology))
     reference: Scorer | None = None
     if config.has_reference_model:
-        reference = _parked(Scorer(role_spec(config, "reference", config.reference_path), topology))
+        reference = Scorer(role_spec(config, "reference", config.reference_path), topology)
+        if prm is not None:
+            align_like(reference.built.module, prm.built.module)
+        _parked(reference)
     return Roles(policy, prm, reference)
 
 

@@ -98,6 +98,10 @@ def test_a_run_reports_the_features_lost_without_transformer_engine():
     assert lost_without(CPU) is None
     lost = lost_without(replace(CPU, layers_reason="it is not installed"))
     assert lost is not None and "it is not installed" in lost and "FP8" in lost
+    gpu = replace(CPU, device=torch.device("cuda", 0))
+    assert lost_without(replace(gpu, layers="transformer_engine")) is None
+    chosen = lost_without(gpu)
+    assert chosen is not None and "platform.layers = 'torch'" in chosen and "waits for the GPU" in chosen
 
 
 def settings_of(config, role="policy", **options):

@@ -10,7 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_prime.parallel.pipeline_messages import PipelineMessages
+from megatron_prime.parallel.pipeline_messages import PipelineMessages, connect_stages
 from megatron_prime.parallel.topology import build_topology
 from tests.parallel.parallel_cases import PIPELINE_CASES, PIPELINE_WIDTH, pipeline_inputs, pipeline_weights
 
@@ -72,6 +72,7 @@ def run_pipelines(platform):
                 context=context,
                 virtual_pipeline=virtual,
             )
+            connect_stages(topology)  # It compares what arrives from each neighbour.
         found[layout, lengths, is_forward_only] = [
             _one_pass(topology, lengths, is_forward_only, kind)
             for kind in (PipelineMessages, P2PCommunicator)

@@ -118,3 +118,18 @@ def test_ranks_that_do_not_connect_make_exit_code_1(tmp_path):
     )
     assert done.returncode == 1
     assert "waited 1 s for ranks 1 of 2" in done.stdout and "1 fault" in done.stdout
+
+
+def test_a_machine_that_cannot_build_kernels_is_told(tmp_path, monkeypatch):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(doctor.sysconfig, "get_path", lambda _: str(tmp_path))
+    compiler = tmp_path / "gcc"
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "nowhere")
+    assert doctor.check_compiler().state == "ok"
+    (tmp_path / "Python.h").unlink()
+    assert f"there is no {tmp_path}/Python.h" in doctor.check_compiler().text
+    compiler.unlink()
+    found = doctor.check_compiler()
+    assert found.state == "fault" and "no a C compiler and no" in found.text and "python3-dev" in found.fix

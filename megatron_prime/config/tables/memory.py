@@ -14,7 +14,8 @@ class RecomputeConfig(Section):
     """selective recomputes `modules` of each layer; full recomputes whole layers, with the least memory and a third
     more compute; none, the default, keeps all activations."""
     modules: tuple[Literal["core_attn", "mlp", "moe", "layernorm"], ...] = ("core_attn", "mlp")
-    """Modules of each layer that selective recomputes."""
+    """Modules of each layer that selective recomputes. mlp saves most; core_attn little, since fused attention keeps
+    few activations."""
     method: Literal["uniform", "block"] = "uniform"
     """With full: uniform recomputes all layers, num_layers at a time; block the first num_layers of each stage."""
     num_layers: Positive = 1

@@ -4,6 +4,7 @@ A fork has a snapshot of the memory, so the trainer may change weights right aft
 host first). Collective operations happen before the fork and after all forks have ended.
 """
 
+import gc
 import multiprocessing
 import shutil
 from multiprocessing.process import BaseProcess
@@ -160,6 +161,8 @@ register_default_strategy(StrategyAction.SAVE_COMMON, _common.backend, _common.v
 
 
 def _write_alone(*work: Any) -> None:  # noqa: ANN401
+    # A collection could free GPU memory, and a fork must not call CUDA.
+    gc.disable()
     # A fork has none of the threads of torch's pool, and would wait for them forever.
     torch.set_num_threads(1)
     _write(*work)
