@@ -23,6 +23,7 @@ TESTS_WITHOUT_MODULE: dict[str, str] = {
     "test_structure": "sizes, names and prose of all code",
     "slurm/test_prime_70b": "examples/prime_70b.sh",
     "gpu/test_te_on_gpu": "layers, FP8 and checkpoints as a GPU has them",
+    "gpu/test_pretend_gpu": "whole runs as a GPU would see them",
     "gpu/test_offload_on_gpu": "streams and shared memory of a GPU",
     "slurm/test_announced_ends": "examples/prime_70b.sh: time limits and preemption",
     "slurm/test_exit_codes": "examples/prime_70b.sh: what it makes of its ranks' exit codes",

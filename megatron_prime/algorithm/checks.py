@@ -53,16 +53,18 @@ def check_response_mask(response_mask_BT: Tensor) -> Tensor:
 def check_outcomes(outcome_rewards_B: Tensor, *, allow_nan: bool = False) -> None:
     """Raise ValueError unless every outcome lies in [0, 1]; NaN, a verifier error, passes if `allow_nan`."""
     is_nan_B = outcome_rewards_B.isnan()
+    in_range_B = (outcome_rewards_B >= 0) & (outcome_rewards_B <= 1)
+    # The reason is looked for only where there is one: each look waits for the GPU.
+    if bool((in_range_B | is_nan_B if allow_nan else in_range_B).all()):
+        return
     if not allow_nan and bool(is_nan_B.any()):
         raise ValueError(
             f"{int(is_nan_B.sum())} outcome rewards are NaN (verifier errors); "
             "drop their groups with filtering.verified_keep first"
         )
-    in_range_B = (outcome_rewards_B >= 0) & (outcome_rewards_B <= 1)
-    if not bool((in_range_B | is_nan_B).all()):
-        raise ValueError(
-            "outcome rewards must lie in [0, 1]: 0 or 1 for math, the fraction of tests passed for code"
-        )
+    raise ValueError(
+        "outcome rewards must lie in [0, 1]: 0 or 1 for math, the fraction of tests passed for code"
+    )
 
 
 def check_unit_interval(**values: float) -> None:

@@ -48,6 +48,8 @@ def prm_loss(
     weights_B: Tensor,
     config: PRMConfig,
     targets: PairTargets | None = None,
+    *,
+    are_labels_checked: bool = False,
 ) -> Tensor:
     """Return the scalar sum_i weights_i * loss_i of the objective that `prm.loss` names.
 
@@ -57,11 +59,14 @@ def prm_loss(
         weights_B: weight of each response, from the global minibatch.
         config: the [prm] section.
         targets: rows of `prm_targets` of the whole batch.
+        are_labels_checked: leave out the check of the labels' values, which waits for a GPU; `check_outcomes` was
+            called on all of them before.
 
     Raises:
         ValueError: targets are missing, shapes differ, labels outside [0, 1] or NaN.
     """
-    check_outcomes(labels_B)
+    if not are_labels_checked:
+        check_outcomes(labels_B)
     scores_B = as_float(scores_B)
     check_rows(
         scores_B.numel(),

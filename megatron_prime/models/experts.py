@@ -25,6 +25,7 @@ from megatron.core.utils import get_model_config
 
 from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.parallel.collectives import sum_in_place
+from megatron_prime.parallel.platform import move_together
 from megatron_prime.parallel.topology import Topology
 
 if not hasattr(moe_utils, "te_general_gemm"):
@@ -44,6 +45,12 @@ class TokenRouting:
     """Weight of the load-balancing loss of one sequence; 0 adds no loss."""
     replay: torch.Tensor | None = None
     """int64 [layers of the model, L, K]: experts to use, -1 where the router chooses."""
+
+    def to(self, device: torch.device) -> "TokenRouting":
+        """Return the same routing with its tensors on `device`."""
+        replay = [] if self.replay is None else [self.replay]
+        sequences_L, lengths_b, *moved = move_together([self.sequences_L, self.lengths_b, *replay], device)
+        return TokenRouting(sequences_L, lengths_b, self.balance_weight, moved[0] if moved else None)
 
 
 @dataclass
@@ -102,16 +109,16 @@ class PackedRouter(TopKRouter):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the probabilities [tokens, E] of the chosen experts, 0 elsewhere, and the mask of chosen experts."""
         tokens = self.token_routing
-        self._prepare_replay(tokens, logits.device)
+        self._prepare_replay(tokens)
         probs_LE, chosen_LE = super().routing(logits, padding_mask)
         if tokens is not None and tokens.balance_weight and torch.is_grad_enabled():
             probs_LE = self._add_balance_loss(tokens, logits.flatten(0, -2), probs_LE, chosen_LE)
         return probs_LE, chosen_LE
 
-    def _prepare_replay(self, tokens: TokenRouting | None, device: torch.device) -> None:
+    def _prepare_replay(self, tokens: TokenRouting | None) -> None:
         assert self.layer_number is not None
         target = None if tokens is None or tokens.replay is None else tokens.replay[self.layer_number - 1]
-        self.router_replay.target_topk_idx = None if target is None else self._own(target).to(device)
+        self.router_replay.target_topk_idx = None if target is None else self._own(target)
 
     def _own(self, values_L: torch.Tensor) -> torch.Tensor:
         """Return this tensor-parallel rank's share of values of all L tokens."""
@@ -123,16 +130,18 @@ class PackedRouter(TopKRouter):
         self, tokens: TokenRouting, logits_LE: torch.Tensor, probs_LE: torch.Tensor, chosen_LE: torch.Tensor
     ) -> torch.Tensor:
         """Return the probabilities; their backward pass adds the gradient of this rank's part of the loss."""
+        if not len(tokens.lengths_b):  # All is padding.
+            return probs_LE
         sequences_L = self._own(tokens.sequences_L)
-        real_L = sequences_L >= 0
-        rows = sequences_L[real_L]
+        # Padding is multiplied by 0: a boolean index would wait for the GPU to count the others.
+        real_L1, rows_L = (sequences_L >= 0)[:, None], sequences_L.clamp(min=0)
         num_experts = logits_LE.shape[1]
         counts_bE = logits_LE.new_zeros(len(tokens.lengths_b), num_experts, dtype=torch.float32)
-        counts_bE.index_add_(0, rows, chosen_LE[real_L].float())
+        counts_bE.index_add_(0, rows_L, (chosen_LE & real_L1).float())
         sum_in_place(counts_bE, self.tp_cp_group)
-        means_LE = torch.softmax(logits_LE.float(), dim=-1)[real_L] / tokens.lengths_b[rows, None]
+        means_LE = torch.softmax(logits_LE.float(), dim=-1) / tokens.lengths_b[rows_L, None]
         shares_bE = counts_bE * num_experts / (self.topk * tokens.lengths_b[:, None])
-        loss = tokens.balance_weight * (shares_bE[rows] * means_LE).sum()
+        loss = tokens.balance_weight * (shares_bE[rows_L] * means_LE * real_L1).sum()
         return MoEAuxLossAutoScaler.apply(probs_LE, loss)  # type: ignore[return-value]
 
 

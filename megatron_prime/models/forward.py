@@ -32,6 +32,7 @@ from megatron_prime.observability.heartbeat import beat
 from megatron_prime.parallel.collectives import sum_named_over_data_and_share, sum_over_data_and_share
 from megatron_prime.parallel.context import local_tokens, sum_context
 from megatron_prime.parallel.pipeline_messages import PipelineMessages
+from megatron_prime.parallel.platform import move_together
 from megatron_prime.parallel.topology import Topology
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -241,8 +242,12 @@ class PackedPass:
     ) -> tuple[torch.Tensor, Any]:
         microbatch = next(microbatches)
         beat("microbatch", is_common=False)  # data-parallel ranks may differ in their numbers of microbatches
-        packed = microbatch.packed.to(self._topology.platform.device)
-        share = _Share.of(packed, self._topology)
+        device = self._topology.platform.device
+        share = _Share.of(microbatch.packed, self._topology)
+        routing = self._token_routing(microbatch, share, balance_weight)
+        # What is computed from the packing is computed on the host: reading it from a GPU would wait for the GPU.
+        packed = microbatch.packed.to(device)
+        share, (rows_b,) = share.to(device), move_together([microbatch.rows_b], device)
         output = model(
             token_ids_S=packed.token_ids_S[share.tokens_L],
             position_ids_S=packed.position_ids_S[share.tokens_L],
@@ -252,7 +257,7 @@ class PackedPass:
                 cu_seqlens_kv=packed.cu_seqlens,
                 max_seqlen_q=packed.max_seqlen,
                 max_seqlen_kv=packed.max_seqlen,
-                routing=self._token_routing(microbatch, packed, share, balance_weight),
+                routing=None if routing is None else routing.to(device),
             ),
             request=ScoreRequest(
                 positions_R=share.positions_R,
@@ -263,27 +268,26 @@ class PackedPass:
             ),
         )
         return output, partial(
-            self._apply_loss, rows_b=microbatch.rows_b, packed=packed, share=share, sink=sink, loss=loss
+            self._apply_loss, rows_b=rows_b, packed=packed, share=share, sink=sink, loss=loss
         )
 
     def _token_routing(
-        self, microbatch: Microbatch, packed: PackedSequences, share: "_Share", balance_weight: float
+        self, microbatch: Microbatch, share: "_Share", balance_weight: float
     ) -> TokenRouting | None:
         """Return the routing of the tokens of this context-parallel rank; None if routers need no information."""
         if not balance_weight and microbatch.routing is None:
             return None
-        device = packed.token_ids_S.device
+        packed = microbatch.packed
         starts, lengths = packed.cu_seqlens.tolist(), microbatch.lengths_b.tolist()
-        sequences_S = torch.full((packed.num_tokens,), -1, device=device)
+        sequences_S = torch.full((packed.num_tokens,), -1)
         for sequence, (start, length) in enumerate(zip(starts, lengths, strict=False)):
             sequences_S[start : start + length] = sequence
         replay = None
         if microbatch.routing is not None:
             config = get_model_config(self._chunks[0])
             replay = replay_tensor(microbatch.routing, starts, packed.num_tokens, config)
-            replay = replay.to(device)[:, share.tokens_L]
-        lengths_b = microbatch.lengths_b.to(device)
-        return TokenRouting(sequences_S[share.tokens_L], lengths_b, balance_weight, replay)
+            replay = replay[:, share.tokens_L]
+        return TokenRouting(sequences_S[share.tokens_L], microbatch.lengths_b, balance_weight, replay)
 
     def _apply_loss(
         self,
@@ -302,7 +306,7 @@ class PackedPass:
         no_tokens = torch.zeros((), dtype=torch.int, device=output_2R.device)
         if loss is None or not len(rows_b):
             return output_2R.sum() * 0.0, no_tokens, {}
-        value, metrics = loss(rows_b.to(output_2R.device), logprobs_bT, entropy_bT)
+        value, metrics = loss(rows_b, logprobs_bT, entropy_bT)
         sink.add(metrics)
         return value, no_tokens, {}
 
@@ -330,18 +334,20 @@ class _Share:
     @staticmethod
     def of(packed: PackedSequences, topology: Topology) -> "_Share":
         """Return this rank's share; without context parallelism it is the whole microbatch."""
-        device = packed.token_ids_S.device
         if topology.context_size == 1:
-            every_S = torch.arange(packed.num_tokens, device=device)
-            every_R = torch.arange(packed.num_response_tokens, device=device)
+            every_S, every_R = torch.arange(packed.num_tokens), torch.arange(packed.num_response_tokens)
             return _Share(every_S, packed.predict_positions_R, every_R)
         bounds = packed.cu_seqlens.tolist()
-        tokens_L = local_tokens(bounds, topology.context_size, topology.context_rank).to(device)
-        place_S = torch.full((packed.num_tokens,), -1, device=device)
-        place_S[tokens_L] = torch.arange(len(tokens_L), device=device)
+        tokens_L = local_tokens(bounds, topology.context_size, topology.context_rank)
+        place_S = torch.full((packed.num_tokens,), -1)
+        place_S[tokens_L] = torch.arange(len(tokens_L))
         positions = place_S[packed.predict_positions_R]
         scored_R = (positions >= 0).nonzero(as_tuple=True)[0]
         return _Share(tokens_L, positions[scored_R], scored_R)
+
+    def to(self, device: torch.device) -> "_Share":
+        """Return the share with its tensors on `device`."""
+        return _Share(*move_together([self.tokens_L, self.positions_R, self.scored_R], device))
 
 
 class _Sink:

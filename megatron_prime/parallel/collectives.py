@@ -91,9 +91,11 @@ def sum_named_over_data_and_share(named: dict[str, torch.Tensor], topology: Topo
     float64, so it is the same everywhere.
     """
     # Tensor and context ranks hold copies of the same values, so one rank per data replica contributes.
-    mine = {name: float(value) for name, value in named.items()}
-    if not topology.is_last_stage or topology.tensor_rank or topology.context_rank:
-        mine = {}
+    mine: dict[str, float] = {}
+    if named and topology.is_last_stage and not topology.tensor_rank and not topology.context_rank:
+        # One after the other, each value would wait for the GPU.
+        values = torch.stack([value.detach().double() for value in named.values()]).tolist()
+        mine = dict(zip(named, values, strict=True))
     total: dict[str, float] = {}
     for of_rank in all_gather_lists([mine], topology):
         for name, value in of_rank[0].items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_prime.algorithm.checks import check_outcomes
 from megatron_prime.algorithm.implicit_reward import sequence_scores_B
 from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
 from megatron_prime.algorithm.prm_loss import prm_loss
@@ -57,6 +58,10 @@ class PRMRowLoss:
     is_trained_B: torch.Tensor | None = None
     """bool; rows that are False have no loss, and num_rows does not count them. None trains all."""
 
+    def __post_init__(self) -> None:
+        # Once per minibatch instead of once per microbatch. Raises ValueError.
+        check_outcomes(self.outcome_rewards_B)
+
     def __call__(
         self, rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -70,6 +75,7 @@ class PRMRowLoss:
             self._weights(scores_b, rows_b),
             self.config,
             None if self.targets is None else self.targets.rows(rows_b),
+            are_labels_checked=True,
         )
         return loss, {"loss": loss.detach()}
 

@@ -8,6 +8,7 @@ import torch
 
 from megatron_prime.parallel.platform import (
     Platform,
+    move_together,
     own_gpu,
     select_platform,
     transformer_engine_fault,
@@ -69,6 +70,19 @@ def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch, local_rank, num_visible, i
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert own_gpu() == torch.device("cuda", index) and chosen == [index]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tensors_that_move_together_keep_shape_and_type(device):
+    """tests/gpu/pretend_faults.py does the same with a pretended GPU."""
+    tensors = [
+        torch.arange(6).view(2, 3),
+        torch.tensor([7], dtype=torch.int32),
+        torch.empty(0, dtype=torch.int64),
+    ]
+    moved = move_together(tensors, device)
+    assert [(m.device.type, m.dtype, m.shape) for m in moved] == [(device, t.dtype, t.shape) for t in tensors]
+    assert device == "meta" or all(map(torch.equal, moved, tensors))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -135,3 +135,10 @@ def test_untrained_rows_have_no_prm_loss_and_do_not_count_in_its_mean(batch):
     assert value == pytest.approx(alone, abs=1e-6)
     torch.testing.assert_close(gradients[0], alone_gradients[0], rtol=0, atol=1e-6)
     assert not gradients[0][[3, 6]].any()
+
+
+@pytest.mark.parametrize("outcome", [float("nan"), -0.1, 1.5])
+def test_outcomes_are_checked_once_for_all_microbatches(outcome, batch):
+    loss = prm_loss(batch, ROWS)
+    with pytest.raises(ValueError, match="outcome rewards"):
+        replace(loss, outcome_rewards_B=torch.full_like(loss.outcome_rewards_B, outcome))
