@@ -1,6 +1,9 @@
 """A background write saves the state at its start; test_store.py has complete checkpoints."""
 
+import gc
+import multiprocessing
 import shutil
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 
 from megatron_prime.parallel.platform import Platform, select_platform
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.training.checkpoint import role_writer
 from megatron_prime.training.checkpoint.manifest import read_manifest, write_manifest
 from megatron_prime.training.checkpoint.role_writer import RoleWriter
 
@@ -75,3 +79,16 @@ def test_every_file_that_cannot_be_written_is_one_kind_of_error(name, tmp_path):
         writer = RoleWriter(state, folder, TOPOLOGY)
         writer.write(in_background=False)
         writer.finish()
+
+
+@pytest.mark.parametrize(("write", "is_collected"), [(role_writer._write_alone, 0), (role_writer._write, 1)])
+def test_a_forked_writer_collects_no_garbage(tmp_path, write, is_collected):
+    """A collection could free GPU memory, which a fork must not do."""
+
+    def leave():
+        sys.exit(int(gc.isenabled()))
+
+    fork = multiprocessing.get_context("fork").Process(target=write, args=(leave, [], {}, tmp_path, 0))
+    fork.start()
+    fork.join()
+    assert fork.exitcode == is_collected
