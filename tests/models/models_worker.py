@@ -70,6 +70,7 @@ def build_models(good, faulty):
     random = build_model(good, topology, load_weights=False)
     report["random"] = weight_blocks(random, topology)
     report["dropout"] = _dropout(random.module)
+    report["waits for the device"] = random.module.config.batch_p2p_sync
     report["faults"] = {name: _refusal(folder, topology) for name, folder in faulty.items()}
     return report
 

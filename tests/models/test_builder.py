@@ -187,6 +187,10 @@ def test_without_load_weights_the_weights_are_random(report, checkpoint):
     assert not torch.equal(random["model.embed_tokens.weight"], weights["model.embed_tokens.weight"])
 
 
+def test_messages_between_stages_do_not_wait_for_the_device(report):
+    assert report["waits for the device"] is False
+
+
 def test_dropout_is_off(report):
     assert report["dropout"] == {0.0}
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,14 @@ START_S = 240.0
 
 def ranks(setting: Setting) -> Iterator[Line]:
     """Score and train in every layout that fits on this machine, and compare to one rank."""
-    reports = {name: _one_layout(setting, name, {}) for name in (ALONE, EXPERTS_ALONE)}
+    reports = {name: _one_layout(setting, name, {}, setting.folder) for name in (ALONE, EXPERTS_ALONE)}
     for number in sorted({number for number, _ in LAYOUTS.values() if number <= setting.num_gpus}):
         ended = start_ranks(setting, number, "layouts", timeout_s=120.0 + 60.0 * number)
         for rank, (code, said) in enumerate(ended):
-            if code:
-                what = f"exit code of rank {rank} of {number}"
-                yield judged(what, code, "", "0", False, said.strip().splitlines()[-1][:300] if said else "")
+            if code != 0:
+                last = said.strip().splitlines()[-1][:300] if said.strip() else "no output"
+                why = "still running at its deadline" if code is None else f"exit code {code}"
+                yield Line(f"rank {rank} of {number}", "fail", note=f"{why}: {last}")
         path = setting.folder / f"layouts of {number}.json"
         reports |= json.loads(path.read_text()) if path.is_file() else {}
     for name, (number, _) in LAYOUTS.items():
@@ -140,7 +142,7 @@ def start_ranks(setting: Setting, number: int, what: str, timeout_s: float) -> l
 
 def _rank_main(what: str, device: str, is_tiny: bool, folder: Path) -> None:
     rank, number = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    # The ranks write their configurations and models apart from each other.
+    # The ranks write their configurations apart from each other.
     setting = Setting("cuda" if device == "cuda" else "cpu", is_tiny, folder / f"{what} {number}-{rank}")
     setting.folder.mkdir(exist_ok=True)
     if what == "missing":
@@ -152,7 +154,7 @@ def _rank_main(what: str, device: str, is_tiny: bool, folder: Path) -> None:
     report: dict[str, Any] = {}
     for name, keys in ((name, keys) for name, (size, keys) in LAYOUTS.items() if size == number):
         try:
-            report[name] = _one_layout(setting, name, keys)
+            report[name] = _one_layout(setting, name, keys, folder)
         except FAULTS as error:
             report[name] = {"fault": failed(name, error).note}
         if rank == 0:
@@ -161,8 +163,8 @@ def _rank_main(what: str, device: str, is_tiny: bool, folder: Path) -> None:
     leave_job()
 
 
-def _one_layout(setting: Setting, name: str, keys: dict[str, Any]) -> dict[str, Any]:
-    """Score rows of different lengths, update, and score again."""
+def _one_layout(setting: Setting, name: str, keys: dict[str, Any], models: Path) -> dict[str, Any]:
+    """Score rows of different lengths, update, and score again, with the models that are in a folder."""
     import torch
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
@@ -182,8 +184,9 @@ def _one_layout(setting: Setting, name: str, keys: dict[str, Any]) -> dict[str, 
         return exchange(self, *arguments)
 
     P2PCommunicator._communicate, P2PCommunicator._communicate_shapes = counted_send, counted_exchange
-    # All ranks draw the same weights.
-    model = write_shape(setting, "experts" if _has_experts(name) else "small", with_weights=True)
+    # The check has written both before it started the ranks.
+    shape = "experts" if _has_experts(name) else "small"
+    model = write_shape(replace(setting, folder=models), shape, with_weights=True)
     overrides = [f"parallel.{key}={str(value).lower()}" for key, value in keys.items()]
     overrides += [f"platform.dtype={'bf16' if setting.is_cuda else 'fp32'}", "policy.lr=1e-4"]
     tokens = 24 if setting.is_tiny else 500
