@@ -248,7 +248,7 @@ def test_what_a_check_leaves_running_is_ended(tmp_path):
 
 def test_a_broken_check_is_a_line_and_sets_the_exit_code(tmp_path, monkeypatch, capsys):
     broken = Check("broken", "nowhere:nothing", "is not there", 1, 60)
-    monkeypatch.setattr(gpu_check, "chosen", lambda names: (broken, broken))
+    monkeypatch.setattr(gpu_check, "chosen", lambda names: (broken, replace(broken, name="another")))
     assert gpu_check.main(["--device", "cpu", "--tiny", "--out", str(tmp_path)]) == 1
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert [check["status"] for check in report["checks"]] == ["fail", "fail"], (

@@ -44,8 +44,8 @@ START_S = 240.0
 
 def ranks(setting: Setting) -> Iterator[Line]:
     """Score and train in every layout that fits on this machine, and compare to one rank."""
-    reports = {name: _one_layout(setting, name, {}, setting.folder) for name in (ALONE, EXPERTS_ALONE)}
-    for number in sorted({number for number, _ in LAYOUTS.values() if number <= setting.num_gpus}):
+    reports: dict[str, dict[str, Any]] = {}
+    for number in sorted({1, *(number for number, _ in LAYOUTS.values() if number <= setting.num_gpus)}):
         ended = start_ranks(setting, number, "layouts", timeout_s=120.0 + 60.0 * number)
         for rank, (code, said) in enumerate(ended):
             if code != 0:
@@ -59,6 +59,8 @@ def ranks(setting: Setting) -> Iterator[Line]:
             yield skipped(name, f"not run: needs {number} GPUs")
         elif "fault" in (found := reports.get(name, {"fault": "the ranks ended before it"})):
             yield Line(name, "fail", note=found["fault"])
+        elif any("fault" in reports.get(alone, {"fault": ""}) for alone in (ALONE, EXPERTS_ALONE)):
+            yield Line(name, "fail", note="one rank failed, so there is nothing to compare to")
         else:
             yield from _layout_lines(name, number, reports, setting)
 
@@ -152,7 +154,8 @@ def _rank_main(what: str, device: str, is_tiny: bool, folder: Path) -> None:
     from megatron_prime.parallel.topology import leave_job
 
     report: dict[str, Any] = {}
-    for name, keys in ((name, keys) for name, (size, keys) in LAYOUTS.items() if size == number):
+    layouts = {name: keys for name, (size, keys) in LAYOUTS.items() if size == number}
+    for name, keys in (layouts or {ALONE: {}, EXPERTS_ALONE: {}}).items():
         try:
             report[name] = _one_layout(setting, name, keys, folder)
         except FAULTS as error:
@@ -184,7 +187,7 @@ def _one_layout(setting: Setting, name: str, keys: dict[str, Any], models: Path)
         return exchange(self, *arguments)
 
     P2PCommunicator._communicate, P2PCommunicator._communicate_shapes = counted_send, counted_exchange
-    # The check has written both before it started the ranks.
+    # The job of one rank comes first and writes both.
     shape = "experts" if _has_experts(name) else "small"
     model = write_shape(replace(setting, folder=models), shape, with_weights=True)
     overrides = [f"parallel.{key}={str(value).lower()}" for key, value in keys.items()]
