@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 # Dependencies publish wheels for a new Python late, so the version that we test comes first.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 PYTEST_ARGS ?=
-# The whole suite runs in two processes (tests/support/side_by_side.py); tests named by PYTEST_ARGS run in one.
-SIDE_BY_SIDE := -n 2
+# The whole suite runs in three processes, since tests of servers often wait (tests/support/side_by_side.py); tests named
+# by PYTEST_ARGS run in one.
+SIDE_BY_SIDE := -n 3
 # SGLang pins its own torch, so it has its own environment. It is built in SGLANG_CACHE, where other checkouts find it,
 # or in this checkout where that folder cannot be written.
 SGLANG_VENV := .venv-sglang

@@ -1,7 +1,7 @@
-"""Assignment of tests to groups that stay in one process when `make test` runs pytest-xdist with two processes.
+"""Assignment of tests to groups that stay in one process when `make test` runs pytest-xdist with several processes.
 
 Tests of one file share its fixtures. Files that share an expensive fixture, or something that exists once per machine,
-are in one group. The longest groups start first, so that both processes finish at about the same time. (pytest-xdist's
+are in one group. The longest groups start first, so that all processes finish at about the same time. (pytest-xdist's
 own marks for this are not seen by pytest 9.2, with which it would schedule single tests.)
 """
 
