@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_prime.engines.sglang.launch import LOADER
 from tests.slurm.slurm_lab import NODES, until
 from tests.support.sglang_live import engine_python
 
@@ -117,4 +118,6 @@ def test_servers_run_on_both_nodes_and_one_that_dies_is_restarted(jobs):
 def is_server(pid: int) -> bool:
     """Return whether a process is the main process of an SGLang server."""
     words = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
-    return b"sglang.launch_server" in words and not any(b"engines/sglang/child" in word for word in words)
+    return f"{LOADER.partition('.')[0]}.serve".encode() in words and not any(
+        b"engines/sglang/child" in word for word in words
+    )
