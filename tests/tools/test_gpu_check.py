@@ -201,10 +201,10 @@ def test_minutes_choose_what_fits_and_name_the_rest(tmp_path, capsys):
 
 
 def test_a_check_ends_with_the_minutes(tmp_path):
-    check = replace(CHECKS[0], expected_s=0.0)
+    check = replace(next(check for check in CHECKS if check.name == "parity"), expected_s=0.0)
     results_file = results.ResultFile(tmp_path / "results.jsonl", {})
     (outcome,) = gpu_check._run_checks(
-        [check], Setting("cpu", True, tmp_path), results_file, time.monotonic() + 0.5
+        [check], Setting("cpu", True, tmp_path), results_file, time.monotonic() + 0.3
     )
     assert outcome.fault == "killed at its deadline of 0 s" and records_of(tmp_path)[0]["fault"]
 
