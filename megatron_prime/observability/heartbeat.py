@@ -128,8 +128,14 @@ def _is_on_host(file: str, line: str) -> bool:
     return is_standard or any(call in line for call in HOST_CALLS)
 
 
+def is_own_code(file: str) -> bool:
+    """Return whether a file belongs to this package, and not to a virtual environment in a checkout of its name."""
+    _, folder, inside = file.rpartition(OWN_CODE)
+    return bool(folder) and "-packages/" not in inside
+
+
 def _first_own(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and OWN_CODE not in frame.f_code.co_filename:
+    while frame is not None and not is_own_code(frame.f_code.co_filename):
         frame = frame.f_back
     return frame
 

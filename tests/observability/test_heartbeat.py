@@ -11,7 +11,14 @@ import time
 import pytest
 
 from megatron_prime.observability import Metrics
-from megatron_prime.observability.heartbeat import beat, begin_step, current, phase, thread_activity
+from megatron_prime.observability.heartbeat import (
+    beat,
+    begin_step,
+    current,
+    is_own_code,
+    phase,
+    thread_activity,
+)
 
 
 def test_beats_are_counted_and_the_last_event_is_recorded():
@@ -175,3 +182,16 @@ def place_of(thread, path):
         is_there = frame is not None and "HERE" in linecache.getline(str(path), frame.f_lineno)
         if is_there and thread_activity(thread.ident, is_cuda=True).place == first.place:
             return first
+
+
+@pytest.mark.parametrize(
+    ("file", "is_own"),
+    [
+        ("/opt/venv/lib/python3.11/site-packages/megatron_prime/training/loop.py", True),
+        ("/home/user/megatron_prime/megatron_prime/training/loop.py", True),
+        ("/home/user/megatron_prime/.venv/lib/python3.11/site-packages/torch/_tensor.py", False),
+        ("/opt/venv/lib/python3.11/site-packages/megatron/core/utils.py", False),
+    ],
+)
+def test_a_virtual_environment_in_the_checkout_is_no_code_of_this_package(file, is_own):
+    assert is_own_code(file) is is_own

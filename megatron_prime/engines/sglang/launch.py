@@ -124,7 +124,8 @@ class LaunchPlan:
         if self.loader_folder is not None:
             environment["PYTHONPATH"] = str(self.loader_folder.absolute())
         if self.device == "cpu":
-            environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+            # Compiling would need a C++ compiler, and for models small enough for CPUs it costs more than it saves.
+            environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
             if self.settings.tensor > 1:
                 # SGLang requires one binding per rank, and by default would pin ranks to whole NUMA nodes.
                 cores = self.cores or range(self.settings.tensor)

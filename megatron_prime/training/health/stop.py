@@ -108,9 +108,9 @@ class StopRequest:
 
     def _say(self, text: str) -> None:
         if self._speaks:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"megatron-prime: {text}\n")
-                sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                # Not by sys.stderr: its lock, held by a thread while the interpreter ends, would abort the process.
+                os.write(2, f"megatron-prime: {text}\n".encode())
 
 
 _request: StopRequest | None = None

@@ -13,7 +13,6 @@ from megatron_prime.observability import heartbeat
 
 PASSING = (str(Path(__file__).parent), "/megatron_prime/parallel/cpu_shim.py")
 """Code that every call passes through: of this package, and of the redirection of CUDA calls to the CPU."""
-PROJECT = "/megatron_prime/"
 LIBRARIES = ("/site-packages/megatron/", "/site-packages/transformers/", "/torch/distributed/checkpoint/")
 PLANTED = "/tests/gpu/"
 
@@ -83,8 +82,8 @@ def _place(frame: FrameType | None) -> str:
     while frame is not None:
         path = frame.f_code.co_filename
         if not any(part in path for part in PASSING):
-            if PROJECT in path or PLANTED in path:
-                own = _line(frame, PROJECT if PROJECT in path else PLANTED)
+            if heartbeat.is_own_code(path) or PLANTED in path:
+                own = _line(frame, heartbeat.OWN_CODE if heartbeat.is_own_code(path) else PLANTED)
                 return f"{library} < {own}" if library else own
             if not library and any(part in path for part in LIBRARIES):
                 library = _line(frame, "/site-packages/")
