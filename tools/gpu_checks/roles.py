@@ -38,31 +38,18 @@ EXPERTS = {
     "norm_topk_prob": True,
     "tie_word_embeddings": False,
 }
+SMALL = {
+    "hidden_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 1024,
+    "max_position_embeddings": 4096,
+}
 SHAPES: dict[str, dict[str, Any]] = {
-    "small": TINY
-    | {
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "vocab_size": 1024,
-        "max_position_embeddings": 4096,
-    },
-    "experts": TINY
-    | EXPERTS
-    | {
-        "hidden_size": 512,
-        "moe_intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "vocab_size": 1024,
-        "max_position_embeddings": 4096,
-        "num_experts": 8,
-    },
+    "small": TINY | SMALL | {"intermediate_size": 1536},
+    "experts": TINY | EXPERTS | SMALL | {"moe_intermediate_size": 512, "num_experts": 8},
     "qwen2.5-0.5b": COMMON
     | {
         "model_type": "qwen2",

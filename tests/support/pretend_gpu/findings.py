@@ -82,8 +82,9 @@ def _place(frame: FrameType | None) -> str:
     while frame is not None:
         path = frame.f_code.co_filename
         if not any(part in path for part in PASSING):
-            if heartbeat.is_own_code(path) or PLANTED in path:
-                own = _line(frame, heartbeat.OWN_CODE if heartbeat.is_own_code(path) else PLANTED)
+            is_own = heartbeat.is_own_code(path)
+            if is_own or PLANTED in path:
+                own = _line(frame, heartbeat.OWN_CODE if is_own else PLANTED)
                 return f"{library} < {own}" if library else own
             if not library and any(part in path for part in LIBRARIES):
                 library = _line(frame, "/site-packages/")
