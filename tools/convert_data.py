@@ -21,11 +21,12 @@ import pyarrow
 import pyarrow.parquet
 
 from megatron_prime.config.tables.data import DataConfig, LayoutName
-from megatron_prime.data.bad_rows import BadRows
+from megatron_prime.data.bad_rows import ADVICE, BadRows
 from megatron_prime.data.duplicates import DuplicateFinder
-from megatron_prime.data.layouts import Message, layout
+from megatron_prime.data.layouts import fitting_layout, layout
+from megatron_prime.data.messages import Message
 from megatron_prime.data.reading import prompt_text
-from megatron_prime.data.rows import DataRow, read_rows
+from megatron_prime.data.rows import DataRow, MissingFieldError, read_rows
 from megatron_prime.data.sft import response_text
 
 MESSAGES = pyarrow.list_(pyarrow.struct([("content", pyarrow.string()), ("role", pyarrow.string())]))
@@ -72,11 +73,16 @@ class Converter:
                 try:
                     record = self._record(row)
                 except ValueError as error:
-                    self.bad_rows.reject(error)
+                    self.bad_rows.reject(error, self._advice(row, error))
                     continue
                 if record is not None:
                     self.num_written += 1
                     yield record
+
+    def _advice(self, row: DataRow, error: ValueError) -> str:
+        is_first = isinstance(error, MissingFieldError) and not self.num_written
+        name = fitting_layout(row, needs_answer=not self._options.sft) if is_first else None
+        return ADVICE if name in (None, self._options.layout) else f"--layout {name} fits this row"
 
     def _record(self, row: DataRow) -> dict[str, Any] | None:
         prompt = self._layout.prompt(row)
@@ -85,6 +91,8 @@ class Converter:
         if self.duplicates.is_duplicate(prompt_text(prompt), target):
             return None
         source = options.source or self._layout.source(row) or row.path.stem
+        for name, text in {"prompt": prompt_text(prompt), "source": source, "response": target}.items():
+            row.check_text(name, text)
         record = {"data_source": source, "prompt": self._messages(prompt)}
         if options.sft:
             return record | {"response": target}

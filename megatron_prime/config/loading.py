@@ -57,7 +57,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a byte order mark, which TOML does not have.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(str(path), [f"no such file (working directory: {Path.cwd()})"]) from None
     except OSError as error:

@@ -1,7 +1,8 @@
 """Data files to training and evaluation prompts: reading, rendering, tokenization, mixing and resumable order.
 
 - `files`: the types of data files
-- `rows`: reads the rows of jsonl, parquet and csv files
+- `rows/`: reads the rows of jsonl, json, parquet and csv files
+- `messages`: checks chat messages, lists or JSON text
 - `layouts`: finds prompt, answer, source and ability in a row, by the layout of a known data set
 - `final_answers`: extracts the final answer from a worked solution
 - `code_tests`: converts the unit tests of code benchmarks to ground truths

@@ -2,8 +2,11 @@
 
 from typing import Literal
 
+from megatron_prime.data.rows import SettingsError
+
 NUM_EXAMPLES = 5
 """Number of rejected rows whose reason is kept for the log."""
+ADVICE = "data.on_bad_row = 'skip' drops such rows"
 
 
 class BadRows:
@@ -15,17 +18,26 @@ class BadRows:
         self.num_rows = 0
         self.examples: list[str] = []
         """Reasons of the first few rows, each with file and row number."""
+        self.latest = ""
+        """Reason of the latest row."""
 
-    def reject(self, error: ValueError) -> None:
+    def reject(self, error: ValueError, advice: str = ADVICE) -> None:
         """Drop a row, or stop the run, as the policy says.
 
+        Args:
+            error: The reason, which names file and row.
+            advice: The end of the message if the run stops.
+
         Raises:
-            ValueError: If the policy is "stop"; `error` with a hint at data.on_bad_row.
+            ValueError: If the policy is "stop"; `error` with the advice.
+            SettingsError: `error`, if it is one. Dropping rows would not help, so the policy does not matter.
         """
+        if isinstance(error, SettingsError):
+            raise error
         if self._policy == "stop":
-            # The original error names the file and the row already.
-            raise ValueError(f"{error}; data.on_bad_row = 'skip' drops such rows") from error
+            raise ValueError(f"{error}; {advice}") from error
         self.num_rows += 1
+        self.latest = str(error)
         if len(self.examples) < NUM_EXAMPLES:
             self.examples.append(str(error))
 

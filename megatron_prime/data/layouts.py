@@ -10,21 +10,23 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
 from megatron_prime.data.final_answers import gsm8k_answer, last_boxed, plain_number, without_dollars
-from megatron_prime.data.rows import DataRow
+from megatron_prime.data.messages import Message, checked_prompt, looks_like_messages
+from megatron_prime.data.rows import DataRow, MissingFieldError
+from megatron_prime.data.rows.json_text import shown
+from megatron_prime.data.rows.row import is_blank
 
-Message = dict[str, str]
-"""A chat message, {"role": ..., "content": ...}."""
-
-_MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(?:["'](?:role|content)["']\s*:)""")
-"""The begin of chat messages that were written as text, by JSON or as Python shows them."""
 _QUESTIONS = ("problem", "question", "Problem", "Question")
 _ANSWERS = ("answer", "Answer", "expected_answer", "final_answer")
 _SOLUTIONS = ("solution", "Solution")
+_MISSING_AS_TEXT = ("nan", "-nan", "nat", "<na>", "#n/a", "null")
+"""Texts that tables have for a missing value, as pandas writes and reads them. The word None may be an answer."""
+_GSM8K_SOLUTION = re.compile(r"\n\s*####\s*\S[^\n]*\s*\Z")
+_MAX_ANSWER_DEPTH = 64
+"""Levels of lists and objects in an answer; verifiers read it again with a limit of their own."""
 _CODE_PROMPTS = ("prompt_sft", "question", "problem_description", "content", "prompt")
 
 
@@ -48,7 +50,7 @@ def layout(name: LayoutName, config: DataConfig) -> Layout:
 
 def _columns(config: DataConfig) -> Layout:
     def optional(field: str | None) -> Callable[[DataRow], str]:
-        return lambda row: "" if field is None else str(row.field(field))
+        return lambda row: "" if field is None else _label(row, field, row.field(field))
 
     return Layout(
         prompt=lambda row: checked_prompt(row, config.prompt_field),
@@ -57,67 +59,6 @@ def _columns(config: DataConfig) -> Layout:
         ability=optional(config.ability_field),
         is_question=False,
     )
-
-
-def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
-    """Return the prompt of a row, text or chat messages. JSON text of messages, as CSV files hold them, is parsed.
-
-    Raises:
-        ValueError: If the field is missing or empty, neither text nor a list of {"role", "content"} messages, or
-            already holds the answer of an assistant.
-    """
-    value = row.field(field)
-    if isinstance(value, str) and _MESSAGES_AS_TEXT.match(value):
-        value = _parsed_messages(row, field, value)
-    if isinstance(value, str):
-        if not value.strip():
-            raise row.error(f"{field!r} is empty")
-        return value
-    if not isinstance(value, list):
-        raise row.error(
-            f"{field!r} is a {type(value).__name__}; a prompt must be text or a list of chat messages"
-        )
-    messages = checked_messages(row, field, value)
-    if not any(message["content"].strip() for message in messages):
-        raise row.error(f"{field!r} is empty")
-    if messages[-1]["role"] == "assistant":
-        raise row.error(
-            f"{field!r} ends with a message of the assistant, so that the model would see an answer and be asked for "
-            "another one: leave that message out; sft.messages_field takes whole conversations"
-        )
-    return messages
-
-
-def _parsed_messages(row: DataRow, field: str, text: str) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise row.error(
-            f"{field!r} looks like chat messages, but is text that is not JSON ({error}): write it with json.dumps, or "
-            "as a list"
-        ) from error
-    if not isinstance(value, list):
-        raise row.error(f"{field!r} is JSON text of one message; a prompt must be text or a list of messages")
-    return value
-
-
-def checked_messages(row: DataRow, field: str, messages: Sequence[Any]) -> list[Message]:
-    """Return chat messages reduced to role and content. Raises ValueError for an invalid message."""
-    if not messages:
-        raise row.error(f"{field!r} is an empty list of messages")
-    checked = []
-    for position, message in enumerate(messages):
-        if (
-            not isinstance(message, dict)
-            or not isinstance(message.get("content"), str)
-            or "role" not in message
-        ):
-            raise row.error(
-                f"message {position} of {field!r} is {message!r}; a message must look like "
-                '{"role": "user", "content": "text"}'
-            )
-        checked.append({"role": str(message["role"]), "content": message["content"]})
-    return checked
 
 
 def answer_text(row: DataRow, field: str) -> str:
@@ -133,13 +74,21 @@ def _answer(row: DataRow, field: str, value: object) -> str:
     if value is None:
         raise row.error(f"{field!r} is null: the verifier needs a ground truth")
     if isinstance(value, str):
-        if not value.strip():
+        if is_blank(value):
             raise row.error(f"{field!r} is empty: the verifier needs a ground truth")
+        if value.strip().casefold() in _MISSING_AS_TEXT:
+            raise row.error(
+                f"{field!r} is the text {value!r}, as a missing value is written: the verifier needs a ground truth"
+            )
+        if _GSM8K_SOLUTION.search(value):
+            raise row.error(
+                f"{field!r} is a worked solution that ends with '####' and the answer: data.layout = 'gsm8k' reads it"
+            )
+        row.check_text("answer", value)
         return value
     if isinstance(value, dict | list):
-        if not value:
-            raise row.error(f"{field!r} is {value!r}: the verifier needs a ground truth")
-        return json.dumps(value)
+        _check_parts(row, field, value)
+        return json.dumps(value, default=str)
     if isinstance(value, int | float | Decimal):
         if not math.isfinite(value):
             # pandas writes a missing value so.
@@ -148,15 +97,68 @@ def _answer(row: DataRow, field: str, value: object) -> str:
     raise row.error(f"{field!r} is of the type {type(value).__name__}; an answer must be text or a number")
 
 
+def _check_parts(row: DataRow, field: str, value: object, depth: int = 0) -> None:
+    """Raise ValueError if a part of an answer cannot be written as JSON, or an element of a list is no answer."""
+    if depth > _MAX_ANSWER_DEPTH:
+        raise row.error(f"{field!r} is nested more than {_MAX_ANSWER_DEPTH} levels deep")
+    if isinstance(value, dict):
+        if not value:
+            raise row.error(f"{field!r} is {{}}: the verifier needs a ground truth")
+        json_fault = _json_fault(value, depth)
+        if json_fault is not None:
+            raise row.error(f"{field!r} {json_fault}")
+    elif isinstance(value, list):
+        if not value:
+            raise row.error(f"{field!r} is []: the verifier needs a ground truth")
+        for element in value:
+            _check_parts(row, field, element, depth + 1)
+    else:
+        _answer(row, field, value)
+
+
+def _json_fault(value: object, depth: int) -> str | None:
+    """Return why a value cannot be written as JSON text, as the end of a sentence; None if it can."""
+    if depth > _MAX_ANSWER_DEPTH:
+        return f"is nested more than {_MAX_ANSWER_DEPTH} levels deep"
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return next(filter(None, (_json_fault(part, depth + 1) for part in parts)), None)
+    if value is None or isinstance(value, str | int | float):
+        return None
+    return f"has a {type(value).__name__} in it, which JSON text cannot hold"
+
+
 def _text(row: DataRow, names: Sequence[str]) -> str:
     """Return the text of the first of the columns that the row has."""
     for name in names:
         value = row.fields.get(name)
         if value is not None:
-            if not isinstance(value, str) or not value.strip():
-                raise row.error(f"{name!r} is {value!r}; it must be text that is not empty")
+            if not isinstance(value, str) or is_blank(value):
+                raise row.error(f"{name!r} is {shown(value)}; it must be text that is not empty")
             return value
-    raise row.error(f"none of the columns {', '.join(names)} is present; the row has {sorted(row.fields)}")
+    raise row.error(
+        f"none of the columns {', '.join(names)} is present; the row has {sorted(row.fields)}",
+        MissingFieldError,
+    )
+
+
+def _question(row: DataRow, names: Sequence[str]) -> str:
+    """Return the text of a question; see `_text`."""
+    question = _text(row, names)
+    if looks_like_messages(question):
+        raise row.error(
+            "its question is chat messages as text: data.layout = 'columns' with data.prompt_field reads them"
+        )
+    return question
+
+
+def _label(row: DataRow, field: str, value: object) -> str:
+    """Return the source or ability of a row as text."""
+    if isinstance(value, str) and not is_blank(value):
+        return value
+    if type(value) is int:
+        return str(value)
+    raise row.error(f"{field!r} is {shown(value)}; it must be a name")
 
 
 def _always(name: str) -> Callable[[DataRow], str]:
@@ -165,7 +167,11 @@ def _always(name: str) -> Callable[[DataRow], str]:
 
 def _source(default: str) -> Callable[[DataRow], str]:
     # A mixed file may name the source per row; the name of the layout is the default.
-    return lambda row: str(row.fields.get("data_source") or default)
+    def read(row: DataRow) -> str:
+        value = row.fields.get("data_source")
+        return default if value is None or value == "" else _label(row, "data_source", value)
+
+    return read
 
 
 def _gsm8k_answer(row: DataRow) -> str:
@@ -194,7 +200,7 @@ def _math_answer(row: DataRow) -> str:
 
 def _olympiad_question(row: DataRow) -> str:
     context = row.fields.get("context")
-    question = _text(row, ("question",))
+    question = _question(row, ("question",))
     # The context is part of the problem, but in a column of its own.
     return f"{context}\n\n{question}" if isinstance(context, str) and context.strip() else question
 
@@ -229,12 +235,12 @@ def _starter_code(row: DataRow) -> str | None:
 
 
 def _leetcode_question(row: DataRow) -> str:
-    return _text(row, _CODE_PROMPTS) + (_starter_code(row) or "")
+    return _question(row, _CODE_PROMPTS) + (_starter_code(row) or "")
 
 
 def _livecodebench_question(row: DataRow) -> str:
     by_stdin = "\n\nThe program reads from standard input and writes to standard output."
-    return _text(row, ("question_content",)) + (_starter_code(row) or by_stdin)
+    return _question(row, ("question_content",)) + (_starter_code(row) or by_stdin)
 
 
 def _livecodebench_answer(row: DataRow) -> str:
@@ -251,12 +257,14 @@ LAYOUTS: dict[str, Layout] = {
     "eurus": Layout(
         prompt=lambda row: checked_prompt(row, "prompt"),
         answer=lambda row: answer_text(row, "reward_model.ground_truth"),
-        source=lambda row: str(row.field("data_source")),
-        ability=lambda row: str(row.field("ability")),
+        source=lambda row: _label(row, "data_source", row.field("data_source")),
+        ability=lambda row: _label(row, "ability", row.field("ability")),
         is_question=False,
     ),
-    "gsm8k": Layout(lambda row: _text(row, ("question",)), _gsm8k_answer, _source("gsm8k"), _always("math")),
-    "math": Layout(lambda row: _text(row, _QUESTIONS), _math_answer, _source("math"), _always("math")),
+    "gsm8k": Layout(
+        lambda row: _question(row, ("question",)), _gsm8k_answer, _source("gsm8k"), _always("math")
+    ),
+    "math": Layout(lambda row: _question(row, _QUESTIONS), _math_answer, _source("math"), _always("math")),
     "olympiadbench": Layout(_olympiad_question, _olympiad_answer, _source("olympiadbench"), _always("math")),
     "leetcode": Layout(_leetcode_question, _leetcode_answer, _source("leetcode"), _always("code")),
     "livecodebench": Layout(
@@ -264,3 +272,17 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 """The layouts of `data.layout` by name, except "columns", whose columns the configuration names."""
+
+
+def fitting_layout(row: DataRow, needs_answer: bool = True) -> str | None:
+    """Return the first layout, by its name, that can read a row; None if there is none."""
+
+    def fits(found: Layout) -> bool:
+        try:
+            parts = [found.prompt, found.source, found.ability, *([found.answer] if needs_answer else [])]
+            return all(part(row) is not None for part in parts)
+        except ValueError:
+            return False
+
+    candidates = {**LAYOUTS, "columns": _columns(DataConfig())}
+    return next((name for name, found in candidates.items() if fits(found)), None)

@@ -7,7 +7,6 @@ Rows are read one at a time and tokenized in batches, so that memory does not gr
 
 import hashlib
 import json
-import re
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +16,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
-from megatron_prime.data.bad_rows import BadRows
+from megatron_prime.data.bad_rows import ADVICE, BadRows
 from megatron_prime.data.duplicates import DuplicateFinder
-from megatron_prime.data.layouts import Layout, Message
+from megatron_prime.data.layouts import Layout, fitting_layout
+from megatron_prime.data.messages import Message, message_text
 from megatron_prime.data.rendering import PromptRenderer, Rendered
-from megatron_prime.data.rows import DataRow, read_rows
+from megatron_prime.data.rows import DataRow, MissingFieldError, read_rows
+from megatron_prime.data.tokenizer import response_token_ids
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 BATCH_ROWS = 256
 """Number of rows tokenized at once: enough to use the tokenizer's threads, few enough to hold in memory."""
 
@@ -42,6 +42,8 @@ class TokenizedProblem:
     ability: str
     content: str
     """The prompt as the file has it, without what the configuration and the chat template add."""
+    response_ids: tuple[int, ...] = ()
+    """Tokens of the response of a demonstration, which end with the end of sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class _Parts:
     """The fields of a row."""
 
     prompt: str | Sequence[Message]
-    answer: str
+    answer: str | Message
+    """The ground truth, or the response of a demonstration."""
     source: str
     ability: str
 
@@ -84,8 +87,8 @@ class ProblemReader:
         config: Prompt format, and the policies for bad rows, duplicates and weights.
         layout: Reads the parts of a problem from a row.
         tokenizer: The policy's tokenizer.
-        read_target: Reads the response of a row, which takes the place of the layout's answer and will be tokenized,
-            and raises ValueError naming the row.
+        read_target: Reads the response of a row, text or a message of the assistant, which takes the place of the
+            layout's answer and will be tokenized, and raises ValueError naming the row.
     """
 
     def __init__(
@@ -94,11 +97,12 @@ class ProblemReader:
         config: DataConfig,
         layout: Layout,
         tokenizer: PreTrainedTokenizerBase,
-        read_target: Callable[[DataRow], str] | None = None,
+        read_target: Callable[[DataRow], str | Message] | None = None,
     ) -> None:
         self._paths = paths
         self._layout = layout
         self._config = config
+        self._tokenizer = tokenizer
         self._renderer = PromptRenderer(config, tokenizer)
         self._read_target = read_target or layout.answer
         self._has_responses = read_target is not None
@@ -107,6 +111,8 @@ class ProblemReader:
         self.duplicates = DuplicateFinder(config.dedup)
         self.num_rows = 0
         """Number of rows read so far, including dropped ones."""
+        self._num_good = 0
+        """Number of rows of the current file whose fields could be read."""
 
     def __iter__(self) -> Iterator[TokenizedProblem]:
         """Yield the problems in file order.
@@ -131,13 +137,13 @@ class ProblemReader:
         deadline = time.monotonic() + seconds
         kinds: set[tuple[str, str]] = set()
         for path in self._paths:
-            for row in read_rows(path, self._reject_line):
-                self.num_rows += 1
+            for row in self._rows(path):
                 try:
                     parts = self._parts(row)
                 except ValueError as error:
-                    self.bad_rows.reject(error)
+                    self._reject(row, error)
                     continue
+                self._num_good += 1
                 self._groups.group_of(row, parts.source)
                 kinds.add((parts.source, parts.ability))
                 if self.num_rows % BATCH_ROWS == 0 and time.monotonic() > deadline:
@@ -169,16 +175,33 @@ class ProblemReader:
             reasons.append(f"{self.bad_rows.num_rows} invalid, such as {self.bad_rows.examples[0]!r}")
         return f"of its {self.num_rows} rows none is left: {'; '.join(reasons)}"
 
+    def _rows(self, path: Path) -> Iterator[DataRow]:
+        """Yield and count the rows of a file. Raises ValueError if it has none that can be used."""
+        num_before, num_bad_before = self.num_rows, self.bad_rows.num_rows
+        self._num_good = 0
+        for row in read_rows(path, self._reject_line):
+            self.num_rows += 1
+            yield row
+        num_rows, num_bad = self.num_rows - num_before, self.bad_rows.num_rows - num_bad_before
+        # Otherwise a whole file of several would be missing.
+        if not num_rows:
+            raise ValueError(f"data file {path} has no rows")
+        if num_bad == num_rows:
+            raise ValueError(
+                f"no row can be used: of its {num_rows} rows none is left: {num_bad} invalid, such as "
+                f"{self.bad_rows.latest!r}"
+            )
+
     def _problems(self) -> Iterator[_Problem]:
         for path in self._paths:
-            for row in read_rows(path, self._reject_line):
-                index = self.num_rows
-                self.num_rows += 1
+            for row in self._rows(path):
+                index = self.num_rows - 1
                 try:
                     problem = self._problem(index, row)
                 except ValueError as error:
-                    self.bad_rows.reject(error)
+                    self._reject(row, error)
                     continue
+                self._num_good += 1
                 if problem is not None:
                     yield problem
 
@@ -187,18 +210,28 @@ class ProblemReader:
         self.num_rows += 1
         self.bad_rows.reject(error)
 
+    def _reject(self, row: DataRow, error: ValueError) -> None:
+        advice = ADVICE
+        if isinstance(error, MissingFieldError) and not self._num_good:
+            # Leaving out rows would leave out all of them.
+            name = fitting_layout(row, needs_answer=not self._has_responses)
+            key = "sft.layout" if self._has_responses else "data.layout"
+            advice = (
+                "name the columns of this file by data.prompt_field, data.answer_field and the like"
+                if name in (None, self._config.layout)
+                else f"{key} = {name!r} fits this row"
+            )
+        self.bad_rows.reject(error, advice)
+
     def _parts(self, row: DataRow) -> _Parts:
         """Return the fields of a row. Raises ValueError for an invalid row."""
         layout = self._layout
         parts = _Parts(layout.prompt(row), self._read_target(row), layout.source(row), layout.ability(row))
         texts = {"prompt": prompt_text(parts.prompt), "source": parts.source, "ability": parts.ability}
         if self._has_responses:
-            texts["response"] = parts.answer
+            texts["response"] = prompt_text(parts.answer if isinstance(parts.answer, str) else [parts.answer])
         for name, text in texts.items():
-            if not text.isascii() and _LONE_SURROGATE.search(text):
-                raise row.error(
-                    f"the {name} has half of a character (a lone surrogate), which no tokenizer takes"
-                )
+            row.check_text(name, text)
         return parts
 
     def _problem(self, index: int, row: DataRow) -> _Problem | None:
@@ -207,8 +240,11 @@ class ProblemReader:
         prompt, answer = parts.prompt, parts.answer
         try:
             rendered = self._renderer.render(prompt, self._layout.is_question)
+            if self._has_responses:
+                answer = self._renderer.response(prompt, rendered, answer)
         except ValueError as error:
-            raise row.error(str(error)) from error
+            raise row.error(str(error), type(error)) from error
+        assert isinstance(answer, str), "ground truths are text"
         # Duplicates are compared before rendering: system prompt and instruction are the same for all rows.
         if self.duplicates.is_duplicate(prompt_text(prompt), answer):
             return None
@@ -216,11 +252,17 @@ class ProblemReader:
         return _Problem(index, row, content, rendered, answer, parts.source, parts.ability)
 
     def _tokenized(self, batch: Sequence[_Problem]) -> Iterator[TokenizedProblem]:
-        token_ids = self._renderer.tokenize([problem.rendered for problem in batch])
-        for problem, prompt_ids in zip(batch, token_ids, strict=True):
-            if not prompt_ids:
-                reason = f"the prompt has no tokens: {problem.rendered.text!r}"
-                self.bad_rows.reject(problem.row.error(reason))
+        for problem, prompt_ids in zip(batch, self._prompt_ids(batch), strict=True):
+            try:
+                if isinstance(prompt_ids, ValueError):
+                    raise prompt_ids
+                if not prompt_ids:
+                    raise ValueError(f"the prompt has no tokens: {problem.rendered.text!r}")
+                response_ids = (
+                    response_token_ids(problem.answer, self._tokenizer) if self._has_responses else ()
+                )
+            except ValueError as error:
+                self.bad_rows.reject(problem.row.error(str(error)))
                 continue
             # Not subject to on_bad_row: a missing key of data.weights is a mistake in the configuration.
             group = self._groups.group_of(problem.row, problem.source)
@@ -232,7 +274,17 @@ class ProblemReader:
                 problem.source,
                 problem.ability,
                 problem.content,
+                response_ids,
             )
+
+    def _prompt_ids(self, batch: Sequence[_Problem]) -> Sequence[list[int] | ValueError]:
+        """Return the tokens of each prompt, or why the tokenizer fails on it."""
+        try:
+            return self._renderer.tokenize([problem.rendered for problem in batch])
+        except ValueError as error:
+            if len(batch) == 1:
+                return [error]
+        return [self._prompt_ids([problem])[0] for problem in batch]
 
 
 class WeightGroups:
@@ -259,8 +311,8 @@ class WeightGroups:
 
 
 def prompt_text(prompt: str | Sequence[Message]) -> str:
-    """Return the text of a prompt, joining the contents of chat messages by newlines."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    """Return the text of a prompt, joining the texts of chat messages by newlines."""
+    return prompt if isinstance(prompt, str) else "\n".join(message_text(message) for message in prompt)
 
 
 class Fingerprint:
@@ -280,7 +332,7 @@ class Fingerprint:
             template = config.chat_template_file
             self.add(
                 config.model_dump_json(include={"system_prompt", "instruction", "chat_template", "date"}),
-                "" if template is None else template.read_text(encoding="utf-8"),
+                "" if template is None else template.read_text(encoding="utf-8-sig"),
             )
 
     def add(self, *parts: int | str | Sequence[int]) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
-from megatron_prime.data.layouts import Message
+from megatron_prime.data.messages import THOUGHTS, Message
+from megatron_prime.data.rows import SettingsError
+from megatron_prime.data.tokenizer import encode
 
 _DATE_FORMAT = re.compile(r"""(?=(['"])((?:(?!\1).)*%(?:(?!\1).)*)\1)""")
 """A text with a percent sign between two quotes: what a template may give to strftime_now. Matches overlap, because an
@@ -21,6 +23,9 @@ _STOPPED_CLOCK = (
 )
 """Replaces the function of templates that writes today's date. transformers passes no functions to a template. The
 newline is removed again, as is every first one after a block."""
+_LAST_TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])(\s*)\Z")
+"""A tag at the end of a prompt, such as <think>, and the white space behind it."""
+_THOUGHTS = re.compile(r"<(/?)(think|thinking|thought|reasoning)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class PromptRenderer:
                 chat template.
 
         Raises:
-            ValueError: If the prompt needs a chat template and there is none, or the template fails.
+            SettingsError: If the prompt needs a chat template and there is none.
+            ValueError: If the template fails or leaves out a message, or the text ends with an end of sequence.
         """
         config = self._config
         is_chat = not isinstance(prompt, str) or config.system_prompt is not None
@@ -84,27 +90,78 @@ class PromptRenderer:
         as_chat = config.chat_template == "always" or (
             config.chat_template == "auto" and (is_chat or (is_question and self._template is not None))
         )
-        if not as_chat:
-            return Rendered("\n".join(message["content"] for message in messages), False)
-        if self._template is None:
+        text = self._apply(messages) if as_chat else "\n".join(message["content"] for message in messages)
+        word = self._tokenizer.eos_token
+        if word and text.rstrip().endswith(str(word)):
             raise ValueError(
+                f"the prompt ends with the end-of-sequence token {word}, behind which a response does not continue: "
+                + ("the chat template must begin the answer of the assistant" if as_chat else "leave it out")
+            )
+        return Rendered(text, as_chat)
+
+    def response(self, prompt: str | Sequence[Message], rendered: Rendered, response: str | Message) -> str:
+        """Return the text that follows a prompt: the response without an opening of thoughts that the prompt has.
+
+        Args:
+            prompt: The prompt as its row has it.
+            rendered: The result of `render` for it.
+            response: Text, or a message of the assistant, whose thoughts the chat template writes.
+
+        Raises:
+            ValueError: If the chat template does not write the thoughts, or prompt and response do not fit together.
+        """
+        if isinstance(response, str):
+            return _continuing(rendered.text, response)
+        content = response["content"]
+        thoughts = [response[name] for name in THOUGHTS if name in response]
+        if not thoughts:
+            return _continuing(rendered.text, content)
+        if not rendered.has_special_tokens:
+            raise ValueError("only a chat template can write the thoughts of a message, and none is used")
+        whole = self._apply([*self._messages(prompt), response], is_complete=True)
+        text = whole.removeprefix(rendered.text)
+        end = text.rfind(content.strip())
+        if text == whole or end < 0 or thoughts[0].strip() not in text[:end]:
+            raise ValueError(
+                "the chat template does not write the thoughts of the last message behind the prompt: give another by "
+                "data.chat_template_file, or put the thoughts into its content"
+            )
+        return text[: end + len(content.strip())]
+
+    def _apply(self, messages: Sequence[Message], is_complete: bool = False) -> str:
+        """Return messages as the chat template writes them, by default with the begin of the next answer."""
+        if self._template is None:
+            raise SettingsError(
                 "the tokenizer has no chat template for this prompt: give one with data.chat_template_file, or set "
                 "data.chat_template = 'never' to join the texts of the messages instead"
             )
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=True,
-                dates_of_the_run=self._dates,
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=self._template,
+                    tokenize=False,
+                    add_generation_prompt=not is_complete,
+                    dates_of_the_run=self._dates,
+                )
             )
         except Exception as error:  # a template is a program of the user's and may raise anything
             raise ValueError(f"the chat template fails on this prompt: {error}") from error
-        return Rendered(str(text), True)
+        for message in messages:
+            # A template may leave out thoughts and results of tools of earlier turns, but nothing that was asked.
+            if message["role"] not in ("assistant", "tool") and not _contains(text, message["content"]):
+                raise ValueError(
+                    f"the chat template leaves out the message of the {message['role']}: give another template by "
+                    "data.chat_template_file, or rename the role"
+                )
+        return text
 
     def tokenize(self, prompts: Sequence[Rendered]) -> list[list[int]]:
-        """Return the token ids of each prompt; tokenizing them in one call uses the tokenizer's threads."""
+        """Return the token ids of each prompt; tokenizing them in one call uses the tokenizer's threads.
+
+        Raises:
+            ValueError: If the tokenizer fails on one of them.
+        """
         token_ids: list[list[int]] = [[] for _ in prompts]
         for has_special_tokens in (False, True):
             indices = [
@@ -114,13 +171,10 @@ class PromptRenderer:
             ]
             if indices:
                 texts = [prompts[index].text for index in indices]
-                # Switched off explicitly: a tokenizer file may enable truncation or padding.
-                batch = self._tokenizer(
-                    texts, add_special_tokens=not has_special_tokens, truncation=False, padding=False
-                )
-                num_appended = 0 if has_special_tokens else self._appended_to(texts, batch["input_ids"])
-                for index, ids in zip(indices, batch["input_ids"], strict=True):
-                    token_ids[index] = list(ids)[: len(ids) - num_appended]
+                batch = encode(self._tokenizer, texts, add_special_tokens=not has_special_tokens)
+                num_appended = 0 if has_special_tokens else self._appended_to(texts, batch)
+                for index, ids in zip(indices, batch, strict=True):
+                    token_ids[index] = ids[: len(ids) - num_appended]
         return token_ids
 
     def _appended_to(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> int:
@@ -128,7 +182,7 @@ class PromptRenderer:
         if self._num_appended is None:
             # Any text shows it. One that is no prompt may have no tokens in this tokenizer.
             text, whole = max(zip(texts, token_ids, strict=True), key=lambda pair: len(pair[1]))
-            bare = self._tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+            (bare,) = encode(self._tokenizer, [text])
             if not bare:
                 return 0
             starts = range(len(whole) - len(bare) + 1)
@@ -154,6 +208,37 @@ def _read_template(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        # A byte order mark would become a part of every prompt.
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data.chat_template_file = {path} cannot be read: {error}") from error
+
+
+def _contains(text: str, content: str) -> bool:
+    """Return whether a text has the content of a message, apart from white space."""
+    return content.strip() in text or "".join(content.split()) in "".join(text.split())
+
+
+def _continuing(prompt: str, response: str) -> str:
+    """Return the response without a tag, such as <think>, that ends the prompt already. Raises ValueError as above."""
+    last = _LAST_TAG.search(prompt)
+    if last is None:
+        return response
+    tag, space = last.groups()
+    begin = response.lstrip()
+    thoughts = _THOUGHTS.fullmatch(tag)
+    if thoughts and thoughts[1]:
+        if begin.startswith(f"<{thoughts[2]}>"):
+            raise ValueError(
+                f"the response opens {begin[: len(tag) - 1]}, which the prompt has closed already"
+            )
+        return response
+    if thoughts and f"</{thoughts[2]}>" not in response:
+        raise ValueError(
+            f"the prompt opens {tag}, as its chat template does, but the response does not close it: give a template "
+            "without it by data.chat_template_file, or responses with thoughts"
+        )
+    if not begin.startswith(tag):
+        return response
+    rest = begin.removeprefix(tag)
+    return rest.removeprefix(space) if rest.startswith(space) else rest.lstrip()

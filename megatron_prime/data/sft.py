@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.columns import ColumnTable, TokensColumn
-from megatron_prime.data.layouts import Layout, Message, checked_messages, layout
+from megatron_prime.data.layouts import Layout, layout
+from megatron_prime.data.messages import Message, conversation_of, looks_like_messages
 from megatron_prime.data.mixing import ResumableStream, make_stream
 from megatron_prime.data.reading import Fingerprint, ProblemReader
 from megatron_prime.data.rows import DataRow
-from megatron_prime.data.tokenizer import end_of_sequence
+from megatron_prime.data.rows.json_text import shown
+from megatron_prime.data.rows.row import is_blank
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,10 @@ class SFTDataset:
         reader = demonstration_reader(paths, config, response_field, tokenizer, messages_field)
         table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint(config)
         for problem in reader:
-            response_ids = response_token_ids(problem.answer, tokenizer)
-            if len(problem.prompt_ids) + len(response_ids) > max_tokens:
+            if len(problem.prompt_ids) + len(problem.response_ids) > max_tokens:
                 num_dropped += 1
                 continue
-            table.append(problem.prompt_ids, response_ids, problem.group)
+            table.append(problem.prompt_ids, problem.response_ids, problem.group)
             fingerprint.add(problem.content, problem.answer)
         reader.require_rows(len(table), num_dropped, max_tokens)
         return SFTDataset(table, num_dropped, fingerprint.hexdigest(), tuple(reader.log_lines()))
@@ -125,7 +126,7 @@ def demonstration_reader(
 
 def _response_reader(
     config: DataConfig, response_field: str, messages_field: str | None
-) -> tuple[Layout, Callable[[DataRow], str]]:
+) -> tuple[Layout, Callable[[DataRow], str | Message]]:
     """Return the layout that reads the prompt of a row, and the function that reads its response."""
     # The layout reads the prompt alone: demonstrations have a response instead of an answer.
     base = layout(config.layout, config)
@@ -133,7 +134,7 @@ def _response_reader(
         return base, lambda row: response_text(row, response_field)
     field = messages_field
     conversation = replace(base, prompt=lambda row: conversation_of(row, field)[:-1], is_question=False)
-    return conversation, lambda row: conversation_of(row, field)[-1]["content"]
+    return conversation, lambda row: conversation_of(row, field)[-1]
 
 
 def response_text(row: DataRow, field: str) -> str:
@@ -143,40 +144,8 @@ def response_text(row: DataRow, field: str) -> str:
         ValueError: If the field is missing, not text, or blank.
     """
     response = row.field(field)
-    if not isinstance(response, str) or not response.strip():
-        raise row.error(f"{field!r} is {response!r}; a response must be text that is not empty")
+    if not isinstance(response, str) or is_blank(response):
+        raise row.error(f"{field!r} is {shown(response)}; a response must be text that is not empty")
+    if looks_like_messages(response):
+        raise row.error(f"{field!r} is chat messages as text: sft.messages_field reads whole conversations")
     return response
-
-
-def conversation_of(row: DataRow, field: str) -> list[Message]:
-    """Return the chat messages of a row, which end with a message of the assistant.
-
-    Raises:
-        ValueError: If the field holds anything else.
-    """
-    value = row.field(field)
-    if not isinstance(value, list):
-        raise row.error(
-            f"{field!r} is a {type(value).__name__}; a conversation must be a list of chat messages"
-        )
-    messages = checked_messages(row, field, value)
-    if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise row.error(
-            f"{field!r} must hold a prompt followed by an assistant message that is not empty; its roles are "
-            f"{[message['role'] for message in messages]}"
-        )
-    return messages
-
-
-def response_token_ids(response: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokenize a response so that it ends with exactly one end-of-sequence token.
-
-    Raises:
-        ValueError: If the tokenizer has no end-of-sequence token.
-    """
-    eos = end_of_sequence(tokenizer)
-    token_ids = tokenizer.encode(response, add_special_tokens=False)
-    # The text may spell out one or more end-of-sequence tokens itself.
-    while token_ids and token_ids[-1] == eos:
-        token_ids.pop()
-    return (*token_ids, eos)

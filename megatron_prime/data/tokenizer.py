@@ -46,6 +46,49 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
     return token_id
 
 
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool = False
+) -> list[list[int]]:
+    """Return the token ids of each text, neither truncated nor padded.
+
+    Raises:
+        ValueError: If the tokenizer fails on a text.
+    """
+    try:
+        # Switched off explicitly: a tokenizer file may enable truncation or padding.
+        batch = tokenizer(list(texts), add_special_tokens=add_special_tokens, truncation=False, padding=False)
+    except Exception as error:  # a tokenizer is native code, which raises plain exceptions
+        raise ValueError(f"the tokenizer fails on it: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        # A panic of a tokenizer written in Rust; its class is not an Exception and cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer fails on it: {error}") from error
+    return [list(ids) for ids in batch["input_ids"]]
+
+
+def response_token_ids(response: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokenize a response so that it ends with exactly one end-of-sequence token.
+
+    Raises:
+        ValueError: If the tokenizer has no end-of-sequence token or fails, or the response has no tokens or continues
+            behind an end-of-sequence token.
+    """
+    eos = end_of_sequence(tokenizer)
+    word = str(tokenizer.eos_token)
+    # The text may spell out one or more end-of-sequence tokens itself, and end its lines behind them.
+    while (bare := response.rstrip()).endswith(word):
+        response = bare.removesuffix(word)
+    (token_ids,) = encode(tokenizer, [response])
+    while token_ids and token_ids[-1] == eos:
+        token_ids.pop()
+    if not token_ids:
+        raise ValueError("the response has no tokens")
+    if eos in token_ids:
+        raise ValueError(f"the response continues behind an end-of-sequence token ({word})")
+    return (*token_ids, eos)
+
+
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[int, ...]:
     """Return the tokens that end a response, ascending.
 

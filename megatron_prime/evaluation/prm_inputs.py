@@ -9,6 +9,7 @@ from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.prm_judge import JudgedText
 from megatron_prime.evaluation.process_labels import LabelledSolution, Pair, read_pairs, read_processbench
 from megatron_prime.evaluation.saved_responses import SavedProblem, read_responses
+from megatron_prime.hf.shape import read_shape
 
 
 class PRMInputs:
@@ -43,6 +44,14 @@ class PRMInputs:
             *self.solutions.items(),
             *self.pairs.items(),
         ]
+        vocab_size = read_shape(config.model.path).vocab_size
+        for problem in (problem for problems in self.problems.values() for problem in problems):
+            highest = max(map(max, (problem.prompt_ids, *(each.token_ids for each in problem.responses))))
+            if highest >= vocab_size:
+                raise ValueError(
+                    f"{problem.where}: token {highest} is outside of the model's vocabulary of {vocab_size}: the "
+                    "responses are of another model"
+                )
         # Without this check, an empty set would fail only after the models were loaded and other sets were scored.
         empty = [name for name, rows in inputs if not rows]
         if empty:

@@ -7,10 +7,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
-from megatron_prime.data.layouts import checked_prompt
+from megatron_prime.data.messages import Message, checked_prompt, looks_like_messages
+from megatron_prime.data.reading import prompt_text
 from megatron_prime.data.rendering import PromptRenderer
 from megatron_prime.data.rows import DataRow, read_rows
+from megatron_prime.data.rows.row import is_blank
 from megatron_prime.data.steps import token_spans
+from megatron_prime.data.tokenizer import encode
 
 STEP_SEPARATOR = "\n\n"
 """Separator at which ProcessBench split its solutions into steps."""
@@ -53,7 +56,7 @@ def read_processbench(
     encode = _prompt_encoder(config, tokenizer)
     for row in read_rows(path):
         problem, steps, label = row.field("problem"), row.field("steps"), row.field("label")
-        if not isinstance(problem, str) or not problem.strip():
+        if not isinstance(problem, str) or is_blank(problem):
             raise row.error("'problem' must be a non-empty string")
         if (
             not isinstance(steps, list)
@@ -61,12 +64,13 @@ def read_processbench(
             or not all(isinstance(step, str) and step for step in steps)
         ):
             raise row.error("'steps' must be a list of non-empty strings")
+        row.check_text("problem", problem)
         # isinstance would accept true and false, which are subclasses of int.
         if type(label) is not int or not -1 <= label < len(steps):
             raise row.error(
                 f"'label' is {label!r}: it must be -1, or the index of one of the {len(steps)} steps, from 0"
             )
-        response_ids = tokenizer.encode(STEP_SEPARATOR.join(steps), add_special_tokens=False)
+        response_ids = _tokens(row, "steps", STEP_SEPARATOR.join(steps), tokenizer)
         spans, start = [], 0
         for step in steps:
             # The separator after a step belongs to that step, so the spans cover the text without gaps.
@@ -77,7 +81,7 @@ def read_processbench(
         yield LabelledSolution(
             f"{row.path}, row {row.number}",
             encode(row, problem),
-            tuple(response_ids),
+            response_ids,
             tuple(token_steps),
             len(steps),
             label,
@@ -95,26 +99,40 @@ def read_pairs(path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBas
         responses = []
         for name in ("chosen", "rejected"):
             text = row.field(name)
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or is_blank(text):
                 raise row.error(f"{name!r} must be a non-empty string")
-            responses.append(tuple(tokenizer.encode(text, add_special_tokens=False)))
+            if looks_like_messages(text):
+                raise row.error(f"{name!r} is chat messages as text; it must be the text of the response")
+            responses.append(_tokens(row, name, text, tokenizer))
         prompt_ids = encode(row, checked_prompt(row, "prompt"))
         yield Pair(f"{row.path}, row {row.number}", prompt_ids, *responses)
 
 
 def _prompt_encoder(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[DataRow, str | list[dict[str, str]]], tuple[int, ...]]:
+) -> Callable[[DataRow, str | list[Message]], tuple[int, ...]]:
     renderer = PromptRenderer(config, tokenizer)
 
-    def encode(row: DataRow, prompt: str | list[dict[str, str]]) -> tuple[int, ...]:
+    def encode(row: DataRow, prompt: str | list[Message]) -> tuple[int, ...]:
+        row.check_text("prompt", prompt_text(prompt))
         try:
-            rendered = renderer.render(prompt, is_question=True)
+            (token_ids,) = renderer.tokenize([renderer.render(prompt, is_question=True)])
         except ValueError as error:
             raise row.error(str(error)) from error
-        (token_ids,) = renderer.tokenize([rendered])
         if not token_ids:
             raise row.error("the prompt has no tokens")
         return tuple(token_ids)
 
     return encode
+
+
+def _tokens(row: DataRow, name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens of a response. Raises ValueError, which names the row, if it has none."""
+    row.check_text(name, text)
+    try:
+        (token_ids,) = encode(tokenizer, [text])
+    except ValueError as error:
+        raise row.error(f"{name!r}: {error}") from error
+    if not token_ids:
+        raise row.error(f"{name!r} has no tokens")
+    return tuple(token_ids)

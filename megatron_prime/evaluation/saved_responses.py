@@ -113,6 +113,10 @@ def _response(row: DataRow, value: Any) -> SavedResponse:  # noqa: ANN401 - JSON
 
 
 def _token_ids(row: DataRow, value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON values
-    if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(type(token) is int and token >= 0 for token in value)
+    ):
         raise row.error("its token ids are not a list of integers; write the file with `megatron-prime eval`")
     return tuple(value)

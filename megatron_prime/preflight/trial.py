@@ -19,7 +19,7 @@ from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.layouts import layout
 from megatron_prime.data.reading import ProblemReader, TokenizedProblem
-from megatron_prime.data.sft import demonstration_data, demonstration_reader, response_token_ids
+from megatron_prime.data.sft import demonstration_data, demonstration_reader
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rewards import VerificationOutcome, VerificationStatus, get
@@ -81,7 +81,7 @@ def try_run(config: PrimeConfig, command: str = "train") -> Trial:
     problems: list[TokenizedProblem] = []
     deadline = time.monotonic() + SCAN_S
     for source in (_demonstrations if command == "sft" else _prompts)(config, command, tokenizer):
-        problems += _read(trial, source, config, tokenizer, vocab_size)
+        problems += _read(trial, source, config, vocab_size)
         if not trial.faults:
             _scan(trial, source, config, deadline - time.monotonic())
     if command != "sft":
@@ -131,9 +131,7 @@ def _scan(trial: Trial, source: _Source, config: PrimeConfig, seconds: float) ->
         )
 
 
-def _read(
-    trial: Trial, source: _Source, config: PrimeConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> list[TokenizedProblem]:
+def _read(trial: Trial, source: _Source, config: PrimeConfig, vocab_size: int) -> list[TokenizedProblem]:
     """Return the first problems of each file that are short enough, and record what is wrong with the files."""
     longest = source.longest
     kept: list[TokenizedProblem] = []
@@ -144,11 +142,7 @@ def _read(
         try:
             reader = source.reader_of([path])
             problems = list(islice(reader, most))
-            tokens = [
-                problem.prompt_ids
-                + (response_token_ids(problem.answer, tokenizer) if source.has_responses else ())
-                for problem in problems
-            ]
+            tokens = [problem.prompt_ids + problem.response_ids for problem in problems]
         except ValueError as error:
             trial.faults.append(f"{source.key}: {error}")
             return []

@@ -151,6 +151,12 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path, content, fault):
     assert faults_of(path)[0].startswith(fault)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(minimal_toml):
+    config = load_config(minimal_toml)
+    minimal_toml.write_bytes(b"\xef\xbb\xbf" + minimal_toml.read_bytes())
+    assert load_config(minimal_toml) == config
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert faults_of(tmp_path / "absent.toml")[0].startswith("no such file")
     assert faults_of(tmp_path)[0].startswith("cannot be read")

@@ -223,11 +223,11 @@ def test_weights_by_source_and_file_and_exact_resume_in_mid_epoch(tmp_path):
 
 
 def test_the_table_is_a_compact_sequence(tmp_path):
-    rows = [{"prompt": "x" * 100, "answer": "\ud800" if n == 1 else "1"} for n in range(200)]
+    rows = [{"prompt": "x" * 100, "answer": "\U0001d435" if n == 1 else "1"} for n in range(200)]
     prompts = read(write(tmp_path / "a.jsonl", rows)).prompts
     assert len(prompts) == 200
     assert prompts[-1] == prompts[199]
-    assert prompts[1].answer == "\ud800"
+    assert prompts[1].answer == "\U0001d435"
     assert prompts[3:9:2] == [prompts[3], prompts[5], prompts[7]]
     with pytest.raises(IndexError):
         prompts[200]
@@ -259,6 +259,6 @@ def test_the_identity_of_a_data_set_is_its_rows_and_settings_and_not_the_rendere
         read(path, chat, max_prompt_tokens=30),
     ]
     prints = [dataset.fingerprint for dataset in others]
-    template.write_text("{{ messages[0]['content'] }}")
+    template.write_text("{% for m in messages %}{{ m['content'] }}.{% endfor %}")
     prints.append(read(path, chat, chat_template_file=template).fingerprint)
     assert len({one, *prints}) == 1 + len(prints)

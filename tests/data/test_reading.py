@@ -1,11 +1,13 @@
 import csv
+import datetime
 import json
 import math
+from decimal import Decimal
 
 import pytest
 
 from megatron_prime.config.tables.data import DataConfig
-from megatron_prime.data.layouts import layout
+from megatron_prime.data.layouts import answer_text, layout
 from megatron_prime.data.reading import (
     BATCH_ROWS,
     Fingerprint,
@@ -16,7 +18,7 @@ from megatron_prime.data.reading import (
 )
 from megatron_prime.data.rows import DataRow
 from megatron_prime.data.sft import demonstration_reader
-from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
+from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer, word_tokenizer
 
 
 def reader_of(tmp_path, rows, **config):
@@ -115,7 +117,7 @@ UNUSABLE = {
         "the prompt has half of a character",
         "the prompt has half of a character",
     ),
-    "half a character in the answer, which nobody tokenizes": ({"answer": "\ud835"}, None, None),
+    "half a character in the answer": ({"answer": "\ud835"}, "the answer has half of a character", None),
     "half a character in the response": (
         {"response": "a \ud835"},
         None,
@@ -128,6 +130,22 @@ UNUSABLE = {
     "answer NaN": ({"answer": math.nan}, "'answer' is nan", None),
     "answer infinite": ({"answer": -math.inf}, "'answer' is -inf", None),
     "no tests": ({"answer": []}, r"'answer' is \[\]", None),
+    "NUL in the prompt": ({"prompt": "a\0b"}, "the prompt has a NUL", "the prompt has a NUL"),
+    "NUL in the answer": ({"answer": "4\0"}, "the answer has a NUL", None),
+    "NUL in the response": ({"response": "4\0"}, None, "the response has a NUL"),
+    "answer NaN as text": ({"answer": "NaN"}, "the text 'NaN'", None),
+    "answer <NA>": ({"answer": "<NA>"}, "the text '<NA>'", None),
+    "answer of nothing visible": ({"answer": "\u200b"}, "'answer' is empty", None),
+    "no answer in a list": ({"answer": [None]}, "'answer' is null", None),
+    "NaN in a list": ({"answer": ["4", math.nan]}, "'answer' is nan", None),
+    "blank answer in a list": ({"answer": [""]}, "'answer' is empty", None),
+    "empty list in a list": ({"answer": [[]]}, r"'answer' is \[\]", None),
+    "deep answer": ({"answer": json.loads("[" * 99 + "4" + "]" * 99)}, "64 levels deep", None),
+    "worked solution": ({"answer": "2 + 2 = 4.\n#### 4"}, r"data\.layout = 'gsm8k' reads it", None),
+    "empty source": ({"source": ""}, "'source' is ''; it must be a name", "it must be a name"),
+    "source null": ({"source": None}, "'source' is None", "'source' is None"),
+    "source NaN": ({"source": math.nan}, "'source' is nan", "'source' is nan"),
+    "a list as source": ({"source": ["a"]}, "it must be a name", "it must be a name"),
     "half a character in the source": ({"source": "\ud835"}, "the source has half", "the source has half"),
 }
 """Rows that cannot be used, wherever they are in a file."""
@@ -178,3 +196,126 @@ def test_json_text_of_messages_is_read_as_messages(tmp_path):
     problems = [*ProblemReader([path], config, layout("columns", config), tokenizer)]
     texts = [tokenizer.decode(list(problem.prompt_ids)) for problem in problems]
     assert texts == ["<|user|>2+2?<|assistant|>", "[1, 2] are {3}"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"42",
+        {"a": b"42"},
+        {"a": Decimal("1.5")},
+        [datetime.date(2026, 1, 1)],
+        datetime.date(2026, 1, 1),
+        {"a": [()]},
+    ],
+)
+def test_answers_of_types_that_are_no_json_are_bad_rows(value, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"row 1: 'answer' (is of the type|has a) (bytes|Decimal|date|tuple)"
+    ):
+        answer_text(DataRow({"answer": value}, tmp_path / "a.parquet", 1), "answer")
+
+
+ABSENT = {
+    # row, settings -> advice
+    "gsm8k": ({"question": "q", "answer": "2+2=4\n#### 4"}, {}, "data.layout = 'gsm8k' fits this row"),
+    "math": ({"problem": "p", "solution": r"so \boxed{4}"}, {}, "data.layout = 'math' fits this row"),
+    "eurus": (
+        {"prompt": "p", "reward_model": {"ground_truth": "4"}, "data_source": "s", "ability": "math"},
+        {},
+        "data.layout = 'eurus' fits this row",
+    ),
+    "columns": ({"prompt": "p", "answer": "4"}, {"layout": "gsm8k"}, "data.layout = 'columns' fits this row"),
+    "columns of another name": (
+        {"prompt": "p", "answer": "4"},
+        {"answer_field": "a"},
+        "name the columns of this file",
+    ),
+    "nothing": ({"x": "p"}, {}, "name the columns of this file by data.prompt_field"),
+}
+
+
+@pytest.mark.parametrize("case", ABSENT)
+def test_absent_columns_suggest_the_layout_that_fits(case, tmp_path):
+    row, settings, advice = ABSENT[case]
+    for read in (lambda reader: [*reader], lambda reader: reader.scan(seconds=60)):
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        config = DataConfig(**settings)
+        reader = ProblemReader([path], config, layout(config.layout, config), byte_tokenizer())
+        with pytest.raises(
+            ValueError, match=r"row 1: n.* the fields are|row 1: none of the columns"
+        ) as caught:
+            read(reader)
+        assert advice in str(caught.value)
+        assert "on_bad_row" not in str(caught.value)
+
+
+def test_a_missing_template_is_not_cured_by_skipping_rows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "prompt": [USER]}) + "\n")
+    for policy in ("stop", "skip"):
+        config = DataConfig(on_bad_row=policy)
+        with pytest.raises(ValueError, match="row 2: the tokenizer has no chat template") as caught:
+            list(ProblemReader([path], config, layout("columns", config), byte_tokenizer()))
+        assert "on_bad_row" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", '{"x": 1}\n', "{\n"])
+def test_a_file_of_several_without_usable_rows_is_named(content, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(GOOD) + "\n")
+    (tmp_path / "b.jsonl").write_text(content)
+    config = DataConfig(on_bad_row="skip")
+    for read in (lambda reader: [*reader], lambda reader: reader.scan(seconds=60)):
+        paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+        reader = ProblemReader(paths, config, layout("columns", config), byte_tokenizer())
+        with pytest.raises(
+            ValueError, match=r"b\.jsonl has no rows|of its 1 rows none is left: 1 invalid, .*b\.jsonl"
+        ):
+            read(reader)
+
+
+@pytest.mark.parametrize("place", ["prompt", "response"])
+def test_a_text_on_which_the_tokenizer_fails_is_a_bad_row(place, tmp_path):
+    rows = [{"prompt": "one", "response": "two"} for _ in range(5)]
+    rows[3][place] = "three"  # this tokenizer has no token for unknown words
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def reader(policy):
+        config = DataConfig(on_bad_row=policy)
+        return demonstration_reader([path], config, "response", word_tokenizer(["one", "two"]), None)
+
+    skipping = reader("skip")
+    assert [problem.index for problem in skipping] == [0, 1, 2, 4]
+    assert "row 4: the tokenizer fails on it" in skipping.bad_rows.latest
+    with pytest.raises(ValueError, match="row 4: the tokenizer fails on it"):
+        list(reader("stop"))
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "advice"),
+    [
+        (CHAT_TEMPLATE, "q<eos>", "leave it out"),
+        ("{% for m in messages %}{{ m['content'] }}<eos>\n{% endfor %}", [USER], "must begin the answer"),
+    ],
+)
+def test_a_prompt_that_ends_with_an_end_of_sequence_is_a_bad_row(template, prompt, advice, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({**GOOD, "prompt": prompt}) + "\n")
+    config = DataConfig()
+    with pytest.raises(
+        ValueError, match=f"row 1: the prompt ends with the end-of-sequence token <eos>.*{advice}"
+    ):
+        list(ProblemReader([path], config, layout("columns", config), byte_tokenizer(template)))
+
+
+def test_a_message_that_the_template_leaves_out_is_a_bad_row(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        json.dumps({**GOOD, "prompt": [{"role": "developer", "content": "Be short."}, USER]}) + "\n"
+    )
+    config = DataConfig()
+    template = CHAT_TEMPLATE.replace("messages %}", "messages if message['role'] == 'user' %}")
+    with pytest.raises(ValueError, match="row 1: the chat template leaves out the message of the developer"):
+        list(ProblemReader([path], config, layout("columns", config), byte_tokenizer(template)))

@@ -72,19 +72,25 @@ DATED = {
         "{% endif %}\n\n {{ messages[0]['content'] ~ day }}",
         "\n q{date}",
     ),
-    "format in a variable": ("{% set f = '%d %b %Y' %}{{ strftime_now(f) }}", "{date}"),
-    "in a macro": (
-        "{% macro head() %}<{{ strftime_now('%d %b %Y') }}>{% endmacro %}{{ head() }}",
-        "<{date}>",
+    "format in a variable": (
+        "{% set f = '%d %b %Y' %}{{ strftime_now(f) }}{{ messages[0]['content'] }}",
+        "{date}q",
     ),
-    "white space before": ("\n\n  {% if true %}a{% endif %}{{ strftime_now('%d %b %Y') }}", "\n\na{date}"),
+    "in a macro": (
+        "{% macro head() %}<{{ strftime_now('%d %b %Y') }}>{% endmacro %}{{ head() }}{{ messages[0]['content'] }}",
+        "<{date}>q",
+    ),
+    "white space before": (
+        "\n\n  {% if true %}a{% endif %}{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}",
+        "\n\na{date}q",
+    ),
     "after an apostrophe": (
         "{{ \"Today's Date: \" + strftime_now('%d %b %Y') + \".\" }}|{{ messages[0]['content'] }}",
         "Today's Date: {date}.|q",
     ),
     "after another text on the line": (
-        "{% if messages[0]['role'] == 'user' %}{{ strftime_now('%d %b %Y') }}{% endif %}",
-        "{date}",
+        "{% if messages[0]['role'] == 'user' %}{{ strftime_now('%d %b %Y') }}{% endif %}q",
+        "{date}q",
     ),
     "without a date": ("\n  {{ messages[0]['content'] }}", "\n  q"),
 }

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from megatron_prime.config.tables.data import DataConfig
-from megatron_prime.data.sft import SFTDataset, response_token_ids
+from megatron_prime.data.sft import SFTDataset
+from megatron_prime.data.tokenizer import response_token_ids
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 EOS = 256
@@ -45,6 +46,8 @@ def test_invalid_demonstrations_are_explained(tmp_path):
         read(tmp_path / "a.jsonl", [{"prompt": "q", "response": "a"}], field="reply")
     with pytest.raises(ValueError, match="row 1: 'response' is 7"):
         read(tmp_path / "a.jsonl", [{"prompt": "q", "response": 7}])
+    with pytest.raises(ValueError, match="row 1: 'response' is chat messages as text"):
+        read(tmp_path / "a.jsonl", [{"prompt": "q", "response": '[{"role": "assistant", "content": "4"}]'}])
     with pytest.raises(ValueError, match="no rows"):
         read(tmp_path / "a.jsonl", [])
     with pytest.raises(ValueError, match=r"set sft\.data"):
@@ -78,6 +81,118 @@ def test_conversations_are_split_into_prompt_and_last_answer(tmp_path):
     path.write_text(json.dumps({"messages": turns[:3]}) + "\n")
     with pytest.raises(ValueError, match=r"row 1: 'messages' must hold .*\['user', 'assistant', 'user'\]"):
         SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages")
+
+
+QWEN_LIKE = (
+    "{% for m in messages %}[{{ m['role'] }}]{% if m.reasoning_content is string %}<think>\n{{ m.reasoning_content }}\n"
+    "</think>\n\n{% endif %}{{ m['content'] }}<end>\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+R1_LIKE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+)
+CLOSED = R1_LIKE.replace("<think>\n", "<think>\n\n</think>\n\n")
+RENAMED = (
+    QWEN_LIKE.replace("<think>", "<thinking>")
+    .replace("</think>", "</thinking>")
+    .replace("reasoning_content", "thinking")
+)
+CASES = {
+    # template, the last message without its role -> everything behind the question, or the reason of a bad row
+    "plain": (QWEN_LIKE, {"content": "2"}, "[assistant]2"),
+    "thoughts": (
+        QWEN_LIKE,
+        {"content": "2", "reasoning_content": "1, 1"},
+        "[assistant]<think>\n1, 1\n</think>\n\n2",
+    ),
+    "null thoughts": (QWEN_LIKE, {"content": "2", "reasoning_content": None}, "[assistant]2"),
+    "thoughts in the content": (
+        QWEN_LIKE,
+        {"content": "<think>\n1, 1\n</think>\n\n2"},
+        "[assistant]<think>\n1, 1\n</think>\n\n2",
+    ),
+    "thoughts of another name": (
+        RENAMED,
+        {"content": "2", "thinking": "1, 1"},
+        "[assistant]<thinking>\n1, 1\n</thinking>\n\n2",
+    ),
+    "thoughts of a name that transformers renames": (
+        QWEN_LIKE,
+        {"content": "2", "thinking": "1, 1"},
+        "[assistant]<think>\n1, 1\n</think>\n\n2",
+    ),
+    "thoughts that the template lacks": (
+        CHAT_TEMPLATE,
+        {"content": "2", "reasoning_content": "a"},
+        "does not write the",
+    ),
+    "thoughts without a template": (None, {"content": "2", "reasoning_content": "a"}, "no chat template"),
+    "opened by the prompt": (
+        R1_LIKE,
+        {"content": "1, 1\n</think>\n\n2"},
+        "[assistant]<think>\n1, 1\n</think>\n\n2",
+    ),
+    "opened by both": (
+        R1_LIKE,
+        {"content": "<think>\n1, 1\n</think>\n\n2"},
+        "[assistant]<think>\n1, 1\n</think>\n\n2",
+    ),
+    "opened by both on one line": (
+        R1_LIKE,
+        {"content": " <think>1, 1</think>2"},
+        "[assistant]<think>\n1, 1</think>2",
+    ),
+    "opened and never closed": (R1_LIKE, {"content": "2"}, "the prompt opens <think>.* does not close it"),
+    "opened after they were closed": (
+        CLOSED,
+        {"content": "<think>a</think>2"},
+        "which the prompt has closed already",
+    ),
+    "closed by the prompt": (CLOSED, {"content": "2"}, "[assistant]<think>\n\n</think>\n\n2"),
+    "the begin of the answer twice": (
+        CHAT_TEMPLATE,
+        {"content": "<|assistant|>2"},
+        "<|assistant|>2",
+    ),
+    "tool calls": (
+        QWEN_LIKE,
+        {"content": "2", "tool_calls": [{"function": {"name": "f"}}]},
+        "has tool_calls",
+    ),
+    "ends of a sequence": (QWEN_LIKE, {"content": "2<eos>\n<eos> \n"}, "[assistant]2"),
+    "text behind an end of a sequence": (
+        QWEN_LIKE,
+        {"content": "2<eos>3"},
+        "continues behind an end-of-sequence",
+    ),
+    "only an end of a sequence": (QWEN_LIKE, {"content": "<eos>"}, "the response has no tokens"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_of_a_conversation_is_lost_or_doubled(case, tmp_path):
+    template, message, expected = CASES[case]
+    turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", **message}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    tokenizer = byte_tokenizer(template)
+
+    def trained_on():
+        (example,) = SFTDataset.read([path], DataConfig(), "response", tokenizer, 999, "messages").examples
+        assert example.response_ids.count(EOS) == 1 and example.response_ids[-1] == EOS
+        return tokenizer.decode([*example.prompt_ids, *example.response_ids[:-1]])
+
+    if "assistant" in expected:
+        assert trained_on().rpartition("1+1?")[2].removeprefix("<end>\n") == expected
+    else:
+        with pytest.raises(ValueError, match=f"a.jsonl, row 1: .*{expected}"):
+            trained_on()
+
+
+def test_the_opening_of_thoughts_is_not_doubled_without_messages_either(tmp_path):
+    rows = [{"prompt": "1+1? <think>\n", "response": "<think>\none\n</think>2"}]
+    (example,) = read(tmp_path / "a.jsonl", rows).examples
+    assert byte_tokenizer().decode(list(example.response_ids[:-1])) == "one\n</think>2"
 
 
 def test_bad_rows_and_duplicates_are_dropped_and_reported(tmp_path):

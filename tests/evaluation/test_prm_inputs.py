@@ -7,6 +7,7 @@ import pytest
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation.prm_inputs import PRMInputs
+from tests.support.hf_shapes import SIZES
 from tests.support.tokenizers import byte_tokenizer
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
@@ -15,6 +16,8 @@ SAMPLES = Path(__file__).parents[2] / "examples" / "data"
 @pytest.fixture
 def model(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "model")
+    config_json = SIZES | {"model_type": "qwen3", "vocab_size": 300}
+    (tmp_path / "model/config.json").write_text(json.dumps(config_json))
     return tmp_path / "model"
 
 
@@ -59,6 +62,15 @@ def test_an_empty_file_is_refused(tmp_path, model):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="prm_evaluation: empty has no rows"):
         PRMInputs(config_of(model, responses=[tmp_path / "empty.jsonl"]))
+
+
+def test_tokens_of_another_model_are_refused(tmp_path, model):
+    line = {"prompt_ids": [1], "responses": [{"text": "x", "token_ids": [1, 300], "outcome": 1}]}
+    (tmp_path / "toy.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(
+        ValueError, match=r"toy\.jsonl, row 1: token 300 is outside of the model's vocabulary"
+    ):
+        PRMInputs(config_of(model, responses=[tmp_path / "toy.jsonl"]))
 
 
 def test_a_response_is_split_into_steps_whose_texts_join_to_it(model):

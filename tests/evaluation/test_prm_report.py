@@ -10,6 +10,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation.confidence import bootstrap_interval
 from megatron_prime.evaluation.prm_inputs import PRMInputs
 from megatron_prime.evaluation.prm_report import PRMReport, judge_prm
+from tests.support.hf_shapes import SIZES
 from tests.support.tokenizers import byte_tokenizer
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
@@ -24,6 +25,8 @@ def score_by_length(texts):
 def judged(tmp_path):
     """(configuration, report) of one file of saved responses and one of pairs."""
     byte_tokenizer().save_pretrained(tmp_path / "model")
+    config_json = SIZES | {"model_type": "qwen3", "vocab_size": 300}
+    (tmp_path / "model/config.json").write_text(json.dumps(config_json))
     encode = byte_tokenizer().encode
     problems = [
         {

@@ -55,6 +55,7 @@ def test_written_responses_are_read_back(tmp_path):
     [
         ({"prompt_ids": None}, "row 1: its token ids are not a list"),
         ({"prompt_ids": [True]}, "row 1: its token ids are not a list"),
+        ({"prompt_ids": [-1]}, "row 1: its token ids are not a list"),
         ({"responses": []}, "not a list of responses"),
         ({"responses": [{"token_ids": [1]}]}, "no 'text'"),
         ({"responses": [{"text": "", "token_ids": []}]}, "its token ids are not a list"),

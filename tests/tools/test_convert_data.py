@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet
@@ -84,6 +85,22 @@ def test_demonstrations(tmp_path):
     assert tokenizer.decode(list(dataset.examples[0].response_ids), skip_special_tokens=True).endswith(
         r"\boxed{15}$."
     )
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "x \ud835", "answer": "4"}, "row 1: the prompt has half of a character"),
+        ({"prompt": "x\0", "answer": "4"}, "row 1: the prompt has a NUL"),
+        ({"prompt": [{"role": "human", "content": "x"}], "answer": "4"}, "it should be 'user'"),
+        ({"question": "x", "answer": "2 + 2\n#### 4"}, "no field 'prompt'.*; --layout gsm8k fits this row"),
+        ({"prompt": "x", "answer": None}, "'answer' is null.*; --on-bad-row 'skip' drops such rows"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(tmp_path, capsys, row, reason):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert convert(tmp_path / "a.jsonl", "--ability", "math", "--output", tmp_path / "b.jsonl") == 1
+    assert re.search(reason, capsys.readouterr().err)
 
 
 def test_invalid_options_are_refused(tmp_path, capsys):

@@ -30,3 +30,13 @@ class PRMEvaluationConfig(Section):
                 "tune_on, or give the threshold"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for key, paths in (("responses", self.responses), ("pairs", self.pairs)):
+            # The results of a file are stored under its name without suffix.
+            names = [path.stem for path in paths]
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{key} has several files named {', '.join(repeated)}: rename them")
+        return self

@@ -37,6 +37,12 @@ def test_a_threshold_needs_a_split_or_a_number():
     PRMEvaluationConfig(processbench=files, tune_on="math")
 
 
+def test_files_whose_results_would_have_one_name_are_refused():
+    PRMEvaluationConfig(responses=["a/x.jsonl", "a/y.jsonl"], pairs=["b/x.jsonl"])
+    with pytest.raises(ValidationError, match="pairs has several files named x: rename them"):
+        PRMEvaluationConfig(pairs=["a/x.jsonl", "b/x.csv"])
+
+
 def test_a_buffer_belongs_to_the_penalty():
     FilterConfig(overlong="penalize", overlong_buffer_tokens=5)
     with pytest.raises(ValidationError, match="belongs to overlong = 'penalize', but it is 'mask'"):

@@ -1,10 +1,8 @@
-import json
-
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_prime.data.rows import DataRow, read_rows
+from megatron_prime.data.rows import read_rows
 
 
 def test_jsonl_rows_keep_line_numbers_across_blank_lines(tmp_path):
@@ -84,29 +82,3 @@ def test_a_missing_file_and_a_folder_have_different_errors(tmp_path):
         read_rows(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="is a directory"):
         read_rows(tmp_path)
-
-
-def row(fields, tmp_path):
-    return DataRow(fields, tmp_path / "a.jsonl", 5)
-
-
-def test_dots_descend_through_objects_and_json_text(tmp_path):
-    fields = {"a": {"b": {"c": 1}}, "text": json.dumps({"b": [2]}), "x.y": 3}
-    assert row(fields, tmp_path).field("a.b.c") == 1
-    assert row(fields, tmp_path).field("text.b") == [2]
-    assert row(fields, tmp_path).field("text") == fields["text"]
-    assert row(fields, tmp_path).field("x.y") == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("b", r"row 5: no field 'b' .*the fields are \['a', 'n', 'text'\]"),
-        ("a.c", r"no field 'c' in 'a'"),
-        ("n.c", "'n' is a int"),
-        ("text.c", "'text' is text that is not JSON"),
-    ],
-)
-def test_a_missing_field_is_explained(tmp_path, name, reason):
-    with pytest.raises(ValueError, match=reason):
-        row({"a": {"b": 1}, "n": 2, "text": "{"}, tmp_path).field(name)

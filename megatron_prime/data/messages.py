@@ -1,0 +1,161 @@
+"""Chat messages of a row: prompts and conversations, as lists or as JSON text, checked so that no part is lost."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron_prime.data.rows import DataRow
+from megatron_prime.data.rows.json_text import parse_json, shown
+from megatron_prime.data.rows.row import is_blank
+
+Message = dict[str, str]
+"""A chat message, {"role": ..., "content": ...}, with the thoughts of an assistant under a name of `THOUGHTS`."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles of messages. A chat template leaves out messages of roles that it does not know, without an error."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message with the thoughts before its content, as chat templates and servers name them."""
+_OTHER_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+}
+_NOT_TAKEN = ("tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio")
+"""Fields of a message that carry what the model should see, but that are not supported."""
+_MESSAGES_AS_TEXT = re.compile(
+    r"""[\s"'\\]*(?:(?:np\.)?array\()?[\s\[(]*\{(?=.*?\\*["'](?:role|content|from|value|messages|conversations)\\*["']\s*:)""",
+    re.DOTALL,
+)
+"""The begin of chat messages that were written as text, by JSON or as Python shows them."""
+_THOUGHT_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>")
+
+
+def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
+    """Return the prompt of a row, text or chat messages. JSON text of messages, as CSV files hold them, is parsed.
+
+    Raises:
+        ValueError: If the field is missing or empty, neither text nor a list of {"role", "content"} messages, or
+            already holds the answer of an assistant.
+    """
+    value = row.field(field)
+    if isinstance(value, str) and looks_like_messages(value):
+        value = _parsed_messages(row, field, value)
+    if isinstance(value, str):
+        if is_blank(value):
+            raise row.error(f"{field!r} is empty")
+        return value
+    if not isinstance(value, list):
+        raise row.error(
+            f"{field!r} is a {type(value).__name__}; a prompt must be text or a list of chat messages"
+        )
+    messages = checked_messages(row, field, value)
+    last = messages[-1]
+    if is_blank(last["content"]):
+        raise row.error(f"{field!r} is empty: its last message has no text")
+    if last["role"] == "assistant":
+        raise row.error(
+            f"{field!r} ends with a message of the assistant, so that the model would see an answer and be asked for "
+            "another one: leave that message out; sft.messages_field takes whole conversations"
+        )
+    if last["role"] not in ("user", "tool"):
+        raise row.error(
+            f"{field!r} ends with a message of the {last['role']}, to which nothing is to be answered"
+        )
+    return messages
+
+
+def conversation_of(row: DataRow, field: str) -> list[Message]:
+    """Return the chat messages of a row, a list or its JSON text, which end with a message of the assistant.
+
+    Raises:
+        ValueError: If the field holds anything else.
+    """
+    value = row.field(field)
+    if isinstance(value, str):
+        value = _parsed_messages(row, field, value)
+    if not isinstance(value, list):
+        raise row.error(
+            f"{field!r} is a {type(value).__name__}; a conversation must be a list of chat messages"
+        )
+    messages = checked_messages(row, field, value)
+    if len(messages) < 2 or messages[-1]["role"] != "assistant" or is_blank(messages[-1]["content"]):
+        raise row.error(
+            f"{field!r} must hold a prompt followed by an assistant message that is not empty; its roles are "
+            f"{[message['role'] for message in messages]}"
+        )
+    if messages[-2]["role"] not in ("user", "tool"):
+        raise row.error(
+            f"{field!r}: the last message answers one of the {messages[-2]['role']}, not of the user"
+        )
+    return messages
+
+
+def checked_messages(row: DataRow, field: str, messages: Sequence[Any]) -> list[Message]:
+    """Return chat messages reduced to role, content and thoughts. Raises ValueError for an invalid message."""
+    if not messages:
+        raise row.error(f"{field!r} is an empty list of messages")
+    return [
+        _checked_message(row, f"message {position} of {field!r}", value)
+        for position, value in enumerate(messages)
+    ]
+
+
+def looks_like_messages(text: str) -> bool:
+    """Return whether a text seems to be chat messages that were written as text."""
+    return _MESSAGES_AS_TEXT.match(text) is not None
+
+
+def message_text(message: Mapping[str, str]) -> str:
+    """Return the text of a message, with its thoughts."""
+    return "\n".join(value for name, value in message.items() if name != "role")
+
+
+def _checked_message(row: DataRow, name: str, value: object) -> Message:
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str) or "role" not in value:
+        other = isinstance(value, dict) and "from" in value and "value" in value
+        raise row.error(
+            f"{name} is {shown(value)}; a message must look like "
+            '{"role": "user", "content": "text"}'
+            + (
+                "; rename 'from' to 'role' and 'value' to 'content', 'human' to 'user' and 'gpt' to 'assistant'"
+                * other
+            )
+        )
+    role = value["role"]
+    if role not in ROLES:
+        meant = _OTHER_NAMES.get(str(role).casefold(), str(role).casefold())
+        hint = f"; it should be {meant!r}" if meant in ROLES else ""
+        raise row.error(f"{name} has the role {shown(role)}, but roles are {', '.join(ROLES)}{hint}")
+    message = {"role": role, "content": value["content"]}
+    if len(value) == 2:  # the common case
+        return message
+    lost = [key for key in _NOT_TAKEN if value.get(key)]
+    if lost:
+        raise row.error(f"{name} has {', '.join(lost)}, which would be lost: only text is supported")
+    for key in THOUGHTS:
+        thoughts = value.get(key)
+        if thoughts is not None and not isinstance(thoughts, str):
+            raise row.error(f"{name}: {key!r} is a {type(thoughts).__name__}; thoughts must be text")
+        if thoughts and not is_blank(thoughts) and thoughts not in message.values():
+            message[key] = thoughts
+    if len(message) > 3 or (len(message) > 2 and _THOUGHT_TAG.search(message["content"])):
+        raise row.error(
+            f"{name} has its thoughts twice: leave them in one of {', '.join(('content', *THOUGHTS))}"
+        )
+    return message
+
+
+def _parsed_messages(row: DataRow, field: str, text: str) -> list[Any]:
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise row.error(
+            f"{field!r} looks like chat messages, but is text that is not JSON ({error}): write it with json.dumps, or "
+            "as a list"
+        ) from error
+    if isinstance(value, list):
+        return value
+    kind = "one message" if isinstance(value, dict) and "content" in value else f"a {type(value).__name__}"
+    raise row.error(f"{field!r} is JSON text of {kind}; a prompt must be text or a list of messages")

@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_prime.data.messages import checked_prompt, conversation_of, looks_like_messages, message_text
+from megatron_prime.data.rows import DataRow
+
+USER, ASSISTANT = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+SYSTEM = {"role": "system", "content": "s"}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+
+
+def row_of(value) -> DataRow:
+    return DataRow({"m": value}, Path("a.jsonl"), 7)
+
+
+PROMPTS = {
+    "text": ("2+2?", "2+2?"),
+    "text that begins as JSON": ("[1, 2] are {3}", "[1, 2] are {3}"),
+    "text of a set": ("{x : x > 0} has which content?", "{x : x > 0} has which content?"),
+    "messages": ([SYSTEM, USER], [SYSTEM, USER]),
+    "a result of a tool": (
+        [USER, ASSISTANT, {"role": "tool", "content": "5"}],
+        [USER, ASSISTANT, {"role": "tool", "content": "5"}],
+    ),
+    "JSON text": (json.dumps([USER]), [USER]),
+    "JSON text on several lines": (json.dumps([SYSTEM, USER], indent=2), [SYSTEM, USER]),
+    "JSON text with another key first": (json.dumps([{"id": 3, **USER}]), [USER]),
+    "columns that others fill": (
+        [{**USER, "tool_calls": None, "name": None, "images": [], "reasoning": ""}],
+        [USER],
+    ),
+    "equal thoughts under two names": (
+        [USER, {**ASSISTANT, "reasoning_content": "t", "reasoning": "t"}, USER],
+        [USER, {**ASSISTANT, "reasoning_content": "t"}, USER],
+    ),
+    "thoughts of an earlier turn": (
+        [USER, {**ASSISTANT, "reasoning_content": "t"}, USER],
+        [USER, {**ASSISTANT, "reasoning_content": "t"}, USER],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_prompts_are_read(case):
+    value, prompt = PROMPTS[case]
+    assert checked_prompt(row_of(value), "m") == prompt
+
+
+NO_PROMPTS = {
+    "null": (None, "a NoneType; a prompt must be"),
+    "number": (5, "a int; a prompt must be"),
+    "bytes": (b"2+2?", "a bytes; a prompt must be"),
+    "blank": (" \n", "is empty"),
+    "only zero-width characters": ("\u200b\ufeff", "is empty"),
+    "no messages": ([], "an empty list"),
+    "blank question": ([SYSTEM, {"role": "user", "content": " "}], "its last message has no text"),
+    "texts": (["2+2?"], "message 0 of 'm' is '2"),
+    "nested lists": ([[USER]], "message 0 of 'm' is"),
+    "null content": ([{"role": "user", "content": None}], "must look like"),
+    "parts": ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "must look like"),
+    "no role": ([{"content": "a"}], "must look like"),
+    "role null": ([{"role": None, "content": "a"}], "has the role None"),
+    "role human": ([{"role": "human", "content": "a"}], "role 'human', but .*; it should be 'user'"),
+    "role User": ([{"role": "User", "content": "a"}], "it should be 'user'"),
+    "role gpt": ([USER, {"role": "gpt", "content": "a"}], "it should be 'assistant'"),
+    "role of its own": (
+        [{"role": "critic", "content": "a"}],
+        "has the role 'critic', but roles are system, .*tool$",
+    ),
+    "from and value": ([{"from": "human", "value": "a"}], "rename 'from' to 'role'"),
+    "an answer": ([USER, ASSISTANT], "ends with a message of the assistant"),
+    "a model's answer": ([USER, {"role": "model", "content": "4"}], "it should be 'assistant'"),
+    "a system message at the end": ([USER, SYSTEM], "ends with a message of the system"),
+    "only a system message": ([SYSTEM], "ends with a message of the system"),
+    "calls of tools": ([USER, CALL, {"role": "tool", "content": "4"}], "message 1 of 'm' has tool_calls"),
+    "a call in the old format": ([{**USER, "function_call": {"name": "f"}}], "has function_call"),
+    "images": ([{**USER, "images": ["a.png"]}], "has images, which would be lost"),
+    "thoughts that are no text": ([USER, {**ASSISTANT, "reasoning": ["a"]}, USER], "'reasoning' is a list"),
+    "thoughts twice": (
+        [USER, {**ASSISTANT, "reasoning": "a", "thinking": "b"}, USER],
+        "message 1 of 'm' has its thoughts twice",
+    ),
+    "thoughts in the content too": (
+        [USER, {"role": "assistant", "content": "<think>a</think>4", "reasoning_content": "a"}, USER],
+        "has its thoughts twice",
+    ),
+    "JSON text of an answer": (json.dumps([USER, ASSISTANT]), "ends with a message of the assistant"),
+    "JSON text of one message": (json.dumps(USER), "JSON text of one message"),
+    "JSON text of an object": (json.dumps({"messages": [USER]}), "JSON text of a dict"),
+    "JSON text of JSON text": (json.dumps(json.dumps([USER])), "JSON text of a str"),
+    "JSON text that was cut": (json.dumps([USER])[:-3], "text that is not JSON"),
+    "JSON text that repeats a key": ('[{"role": "user", "content": "a", "content": "b"}]', "occurs twice"),
+    "deep JSON text": ('[{"role": ' + "[" * 20_000 + "]" * 20_000 + "}]", "nested too deeply"),
+    "Python's text": (str([USER]), "text that is not JSON"),
+    "numpy's text": (f"array([{USER}], dtype=object)", "text that is not JSON"),
+    "text from and value": (json.dumps([{"from": "human", "value": "a"}]), "rename 'from' to 'role'"),
+}
+
+
+@pytest.mark.parametrize("case", NO_PROMPTS)
+def test_what_is_no_prompt_is_a_bad_row(case):
+    value, reason = NO_PROMPTS[case]
+    with pytest.raises(ValueError, match=rf"^a\.jsonl, row 7: .*{reason}"):
+        checked_prompt(row_of(value), "m")
+
+
+NO_CONVERSATIONS = {
+    "no answer": ([USER], "its roles are \\['user'\\]"),
+    "only an answer": ([ASSISTANT], "must hold a prompt"),
+    "blank answer": ([USER, {"role": "assistant", "content": "\u200b"}], "must hold a prompt"),
+    "two answers": ([USER, ASSISTANT, ASSISTANT], "answers one of the assistant, not of the user"),
+    "an answer to the system": ([SYSTEM, ASSISTANT], "answers one of the system"),
+    "an answer that calls a tool": ([USER, CALL], "message 1 of 'm' has tool_calls"),
+    "text": ("2+2?", "text that is not JSON"),
+    "number": (7, "a int; a conversation must be"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CONVERSATIONS)
+def test_what_is_no_conversation_is_a_bad_row(case):
+    value, reason = NO_CONVERSATIONS[case]
+    with pytest.raises(ValueError, match=rf"^a\.jsonl, row 7: .*{reason}"):
+        conversation_of(row_of(value), "m")
+
+
+def test_conversations_may_be_json_text():
+    for value in ([USER, ASSISTANT], json.dumps([USER, ASSISTANT])):
+        assert conversation_of(row_of(value), "m") == [USER, ASSISTANT]
+
+
+def test_the_text_of_a_message_has_its_thoughts():
+    assert message_text({**ASSISTANT, "reasoning_content": "two and two"}) == "4\ntwo and two"
+
+
+def test_programs_and_formulas_are_no_messages():
+    assert not any(
+        map(
+            looks_like_messages,
+            ('{"a": 1}', "$\\{x\\}$ role: content", 'print({"content": 1})', "[[1]]", '"role": 1'),
+        )
+    )
