@@ -5,8 +5,12 @@ r"""Verification by a user's HTTP server: `reward.verifier = "http://host:8000/v
 Each response is one request. At most reward.http.max_concurrency requests run at a time, and each has a deadline over
 all its attempts. Failed connections and the statuses 429, 500, 502, 503 and 504 are retried with exponential backoff.
 Any other status, or a reply without a reward in [0, 1], is an `error` outcome immediately; a server that cannot give a
-reward should reply {"error": "why"}. Errors and timeouts are counted and never trained on. The server must be
-deterministic, because a request may be repeated after its reply was lost.
+reward replies {"error": "why"}, which counts whatever else the reply has. Errors and timeouts are counted and never
+trained on. The server must be deterministic, because a request may be repeated after its reply was lost.
+
+A reply must not harm the trainer and must belong to its request: each request has a connection of its own, since
+surplus bytes on a connection would be read as the reply to the next request; a compressed reply is refused, since a few
+bytes may expand to gigabytes; so is one of more than MAX_REPLY_BYTES, or one that names a key twice.
 
 A server that does not even answer a request that it has answered before is away. The outcomes of that batch say so, and
 the caller decides how long to wait (rollout.verification). A response that alone gets no reply is an error, since the
@@ -22,7 +26,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -34,7 +38,7 @@ from megatron_prime.rewards.verifier import OutcomeCounts, VerificationOutcome, 
 logging.getLogger("httpx").setLevel(logging.WARNING)
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
-MAX_REPLY_BYTES = 1 << 20
+MAX_REPLY_BYTES = 1 << 16
 RETRIED_STATUSES = {429, 500, 502, 503, 504}
 AWAY_STATUSES = {429, 502, 503, 504}
 """Replies of a proxy without a server behind it, or of a server that takes no requests; 500 is about the request."""
@@ -61,7 +65,7 @@ class HttpEndpoint:
         self._shown = redact(url)
         self._secrets = secrets_of(url)
         self._config = config
-        self._headers = {"Content-Type": "application/json"}
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if config.token_variable is not None:
             if not os.environ.get(config.token_variable):
                 raise ValueError(
@@ -111,7 +115,7 @@ class HttpEndpoint:
 
     async def _verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
         slots = asyncio.Semaphore(self._config.max_concurrency)
-        limits = httpx.Limits(max_connections=self._config.max_concurrency)
+        limits = httpx.Limits(max_connections=self._config.max_concurrency, max_keepalive_connections=0)
         async with httpx.AsyncClient(
             # With trust_env, httpx would send the requests through a proxy that the environment names.
             headers=self._headers,
@@ -186,26 +190,38 @@ class HttpEndpoint:
         # json escapes lone surrogates, which a tokenizer may produce and which UTF-8 cannot encode.
         body = json.dumps({"response": response_text, "answer": answer})
         async with client.stream("POST", self._url, content=body) as reply:
+            encoding = reply.headers.get("Content-Encoding", "identity").strip().lower()
             content = bytearray()
-            # Read in chunks, so that a reply without end cannot fill the memory.
-            async for chunk in reply.aiter_bytes():
+            # Read in chunks, so that a reply without end cannot fill the memory, and as they were sent: httpx expands
+            # a compressed chunk as a whole.
+            async for chunk in reply.aiter_raw():
                 content += chunk
                 if len(content) > MAX_REPLY_BYTES:
-                    return self._error(f"{self._shown} answered with more than {MAX_REPLY_BYTES} bytes")
-        text = content.decode(errors="replace")
+                    break
+        text = content.decode(errors="replace") if encoding == "identity" else f"({encoding})"
         if reply.status_code in RETRIED_STATUSES:
             raise _TryAgainError(
                 f"status {reply.status_code}: {self._cut(text)}", reply.status_code in AWAY_STATUSES
             )
         if reply.status_code != 200:
             return self._error(f"{self._shown} answered with status {reply.status_code}: {self._cut(text)}")
+        if len(content) > MAX_REPLY_BYTES:
+            return self._error(f"{self._shown} answered with more than {MAX_REPLY_BYTES} bytes")
+        if encoding != "identity":
+            return self._error(
+                f"{self._shown} answered with Content-Encoding: {encoding}, although it was asked for none: switch "
+                "compression off"
+            )
         return self._outcome(text)
 
     def _outcome(self, text: str) -> VerificationOutcome:
         try:
-            reply = json.loads(text)
+            reply = json.loads(text, object_pairs_hook=_without_repetitions)
         except (ValueError, RecursionError) as error:
             return self._error(f"the reward server's reply is not JSON ({error}): {self._cut(text)}")
+        if isinstance(reply, dict) and reply.get("error"):
+            reason = reply["error"] if isinstance(reply["error"], str) else text
+            return self._error(f"the reward server gives no reward: {self._cut(reason)}")
         reward = reply.get("reward") if isinstance(reply, dict) else None
         # bool is a subclass of int, but true is more likely a mistake of the server than a reward of 1.
         if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0.0 <= reward <= 1.0:
@@ -218,4 +234,13 @@ class HttpEndpoint:
     def _cut(self, text: str, length: int = 200) -> str:
         """Shorten a text for a message. A server may repeat the address that it was asked at, with its secrets."""
         # Redacted before it is cut, because a part of a secret would not be recognized.
-        return redact(text[: 10 * length], self._secrets)[:length]
+        shown = redact(text[: 10 * length], self._secrets)[:length]
+        # A reply must not write lines of its own, or move the cursor, in the log that shows it.
+        return "".join(letter if letter.isprintable() else " " for letter in shown)
+
+
+def _without_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return fields

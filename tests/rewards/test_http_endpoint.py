@@ -1,9 +1,12 @@
 """Runs against a real HTTP server on loopback that executes the command in the response text."""
 
+import functools
+import gzip
 import json
 import logging
 import threading
 import time
+import tracemalloc
 from base64 import b64encode
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +19,11 @@ from megatron_prime.rewards.http_endpoint import HttpEndpoint
 from tests.support import deadlines
 
 OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
+
+
+@functools.cache
+def packed(num_mib):
+    return gzip.compress(gzip.compress(b'{"reward": 1}' + b" " * (num_mib << 20), 1))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,6 +82,20 @@ class Handler(BaseHTTPRequestHandler):
     def _big(self, argument, tries):
         self._answer(200, b" " * (2 << 20))
 
+    def _packed(self, argument, tries):
+        """Send a reply of the given number of MiB in two layers of compression."""
+        body = packed(int(argument))
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip, gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _twice(self, argument, tries):
+        """Send a reply to the next request of the connection as well."""
+        self._answer(200, b'{"reward": 0}')
+        self._answer(200, b'{"reward": 1}')
+
     def _redirect(self, argument, tries):
         self.send_response(302)
         self.send_header("Location", "/elsewhere")
@@ -130,13 +152,42 @@ def test_the_number_of_retries_is_limited(server):
     [
         "status 400", "status 404", "redirect", "raw nonsense", 'raw {"error": "no"}', 'raw {"reward": 1.5}', "big",
         'raw {"reward": true}', 'raw {"reward": "1"}', 'raw {"reward": null}', 'raw {"reward": NaN}', "raw [1]",
-        "raw " + "[" * 100_000,
+        'raw {"reward": -1}', 'raw {"reward": Infinity}', 'raw {"reward": 1e999}', 'raw {"reward": [1]}', "raw 1", "raw ",
+        'raw {"reward": 1.0, "error": "broken"}', 'raw {"error": ["a"], "reward": 0}', 'raw {"reward": 0, "reward": 1}',
+        'raw {"reward": 1' + "0" * 5000 + "}", "raw " + "[" * 60_000, "packed 0", "packed 64",
     ],
 )  # fmt: skip
 def test_an_invalid_reply_is_an_error_without_a_retry(server, text):
     _, (outcome,) = verify(server, text)
     assert outcome.status is ERROR
     assert sum(server.tries.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ['{"reward": 1, "error": null}', '{"reward": 1, "error": ""}', '{"reward": 1.0, "why": "x"}']
+)
+def test_other_keys_do_not_matter(server, text):
+    _, (outcome,) = verify(server, f"raw {text}")
+    assert (outcome.status, outcome.reward) == (OK, 1.0)
+
+
+def test_a_compressed_reply_is_not_expanded(server):
+    packed(64)  # compressed before memory is measured
+    tracemalloc.start()
+    _, (outcome,) = verify(server, "packed 64")
+    (_, most), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+    assert "switch compression off" in outcome.detail
+    assert most < 16 << 20
+
+
+def test_surplus_replies_are_not_those_of_the_next_requests(server):
+    _, outcomes = verify(server, "twice", "reward 0.5", "twice", "reward 0.25", max_concurrency=1)
+    assert [outcome.reward for outcome in outcomes] == [0.0, 0.5, 0.0, 0.25]
+
+
+def test_an_error_of_the_server_writes_no_lines_of_its_own(server):
+    _, (outcome,) = verify(server, 'raw {"error": "a\\nWARNING: \\u001b[2Jfake"}')
+    assert outcome.detail.isprintable() and "fake" in outcome.detail
 
 
 def test_the_deadline_covers_all_attempts(server):
