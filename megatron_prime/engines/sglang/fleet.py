@@ -212,6 +212,9 @@ class Fleet:
             # A server that is shutting down may still answer once: wait, so that it is not taken for recovered.
             await asyncio.sleep(_POLL_S)
             try:
+                # Before the version, which the HTTP process states even while the scheduler hangs: the server would get
+                # the same requests again and lose them.
+                await self._wait_for_scheduler(server)
                 # A hiccup of the network, for example, needs no resync: the weights are still there.
                 if await self._version(server) != self.policy_version:
                     await self._resync(server)
@@ -225,6 +228,29 @@ class Fleet:
             f"SGLang server {server} could not be brought back to policy version {self.policy_version} in "
             f"{MAX_RECOVERIES} tries: {self._hint(server)}"
         )
+
+    async def _wait_for_scheduler(self, server: int) -> None:
+        """Return when the server's scheduler answers; a server of this job that hangs is restarted.
+
+        Raises EngineError after rollout.sglang.startup_timeout_s.
+        """
+        deadline = time.monotonic() + self._settings.startup_timeout_s
+        num_missed = 0
+        while True:
+            client = await self.client(server)
+            try:
+                await client.check_health()
+                return
+            except ServerUnreachableError as error:
+                num_missed += 1
+                if time.monotonic() > deadline:
+                    raise EngineError(
+                        f"the scheduler of SGLang server {server} gave no answer in rollout.sglang.startup_timeout_s = "
+                        f"{self._settings.startup_timeout_s:g} s ({error}): {self._hint(server)}"
+                    ) from error
+            if num_missed % MAX_MISSED_HEALTH == 0:
+                await self.restart(server, client)
+            await asyncio.sleep(_POLL_S)
 
     async def _version(self, server: int) -> int:
         client = await self.client(server)

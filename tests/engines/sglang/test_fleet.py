@@ -15,12 +15,15 @@ import pytest
 from megatron_prime.config.tables.rollout import SGLangConfig
 from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError
 from megatron_prime.engines.sglang.fleet import Fleet, ask_attached
+from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
 from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.nodes import start_servers
 from megatron_prime.engines.sglang.server import free_port
 from megatron_prime.engines.sglang.versions import ForeignWeightsError
 from megatron_prime.rollout.engine import EngineError
+from megatron_prime.types import SamplingParams
 from tests.engines.sglang.tiny_plan import tiny_plan
+from tests.support.sglang_live import live_prompts
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +123,37 @@ def test_a_server_that_hangs_is_noticed_and_restarted(tmp_path, monkeypatch):
         return servers[0].num_starts, resynced
 
     assert with_fleet(tmp_path, scenario) == (2, [0])
+
+
+def test_a_server_whose_scheduler_hangs_gets_no_requests_until_it_is_restarted(tmp_path, monkeypatch):
+    """Its HTTP process goes on to state the right version, and the periodic probe has not come yet."""
+    monkeypatch.setattr("megatron_prime.engines.sglang.fleet.HEALTH_EVERY_S", 600.0)
+
+    async def scenario(fleet, resynced, servers):
+        await fleet.client_now(0)._call("/hang", {})
+        settings = GenerationSettings(SamplingParams(1), group_size=2, seed=0, stream_key=0)
+        generation = Generation(fleet, settings, 0)
+        rollouts = await fleet.guarded(generation.run(live_prompts(3)))
+        return len(rollouts), generation.num_replayed >= 6, servers[0].num_starts, resynced
+
+    assert with_fleet(tmp_path, scenario, num_servers=1, request_timeout_s=0.5) == (6, True, 2, [0])
+
+
+def test_an_attached_server_whose_scheduler_hangs_is_waited_for_as_one_that_starts(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        await fleet.client_now(0)._call("/hang", {})
+        settings = SGLangConfig(urls=(servers[0].url,), startup_timeout_s=1.0)
+        attached = Fleet([], settings, fleet._resync)
+        attached.names, attached.policy_version = fleet.names, 3
+        attached._attached_keys = [fleet.api_key(0, servers[0].url)]
+        attached.report(0)
+        try:
+            with pytest.raises(EngineError, match=r"scheduler of SGLang server 0 .*startup_timeout_s = 1"):
+                await attached.guarded(asyncio.sleep(30, []))
+        finally:
+            await attached.aclose()
+
+    with_fleet(tmp_path, scenario, num_servers=1)
 
 
 def test_a_server_that_is_down_has_no_client(tmp_path):

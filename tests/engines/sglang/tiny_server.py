@@ -8,6 +8,7 @@ It imports the standard library only: tests start it many times, and importing t
 import json
 import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -19,16 +20,31 @@ class Handler(BaseHTTPRequestHandler):
     calls: ClassVar[list] = []
     """Every POST: path and tags."""
     given_up: ClassVar[set] = set()
+    hangs = False
+    """Whether the scheduler hangs, which the HTTP process does not notice."""
 
     def do_GET(self):
+        if self.path == "/health":
+            self.ask_scheduler()
         self.answer({"weight_version": Handler.version, "calls": Handler.calls})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/generate":
+            self.ask_scheduler()
+            meta = {"finish_reason": {"type": "length"}, "weight_version": Handler.version}
+            meta["output_token_logprobs"] = [[-1.0, 1, None]]
+            self.answer({"output_ids": [1], "meta_info": meta})
+            return
+        Handler.hangs |= self.path == "/hang"
         Handler.calls.append([self.path, *body.get("tags", [])])
         Handler.version = body.get("weight_version", Handler.version)
         self.change_memory(set(body.get("tags", [])))
         self.answer({"success": True})
+
+    def ask_scheduler(self):
+        while Handler.hangs:
+            time.sleep(1)
 
     def change_memory(self, tags):
         """As SGLang does: a tag that was not given up ends the whole server."""
