@@ -200,9 +200,7 @@ def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardCo
         try:
             outcomes = _outcomes(spec, tried, reward)
         except (ValueError, RuntimeError, OSError) as error:
-            trial.faults.append(
-                f"reward.verifier = {spec!r} cannot be started: {' '.join(str(error).split())}"
-            )
+            trial.faults.append(f"reward.verifier = {spec!r} cannot be started: {error}")
             continue
         _judge(trial, spec, tried, outcomes)
 
@@ -244,6 +242,7 @@ def _judge(trial: Trial, spec: str, answers: Sequence[str], outcomes: Sequence[V
         line = (
             f"reward.verifier = {spec!r} gives no reward ({outcome.status.value}) for {len(failed)} of {len(answers)} "
             f"answers, such as {answer[:80]!r}: {outcome.detail}"
+            + (f"\n{outcome.traceback}" if outcome.traceback else "")
         )
         (trial.faults if len(failed) == len(answers) else trial.warnings).append(line)
     wrong = [answer for answer, outcome in zip(answers, outcomes, strict=True) if outcome.reward < 1]

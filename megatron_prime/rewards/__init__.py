@@ -4,6 +4,7 @@ Importing the package registers the built-in verifiers. It must not import torch
 it.
 
 - `verifier`: protocol of a verifier, and the registry of verifiers by name
+- `outcome`: the outcome of a verification, and how outcomes are counted and logged
 - `pool`: runs a verifier in worker processes under a deadline
 - `worker`: main program of a worker process
 - `selection`: builds the verifiers that a configuration names and routes each response to one of them
@@ -16,16 +17,10 @@ it.
 
 from megatron_prime.rewards import exact_match, user_function
 from megatron_prime.rewards.code.verifier import CodeVerifier
+from megatron_prime.rewards.outcome import VerificationOutcome, VerificationStatus
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.selection import RewardPools
-from megatron_prime.rewards.verifier import (
-    VerificationOutcome,
-    VerificationStatus,
-    Verifier,
-    get,
-    names,
-    register,
-)
+from megatron_prime.rewards.verifier import Verifier, get, names, register
 
 
 def _math() -> Verifier:

@@ -32,7 +32,7 @@ import httpx
 
 from megatron_prime.config.redaction import redact, secrets_of
 from megatron_prime.config.tables.reward import HttpRewardConfig
-from megatron_prime.rewards.verifier import OutcomeCounts, VerificationOutcome, VerificationStatus
+from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
 
 # At its level INFO, httpx logs the whole URL of every request.
 logging.getLogger("httpx").setLevel(logging.WARNING)

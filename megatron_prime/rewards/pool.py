@@ -20,14 +20,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
-from megatron_prime.rewards.verifier import (
-    OutcomeCounts,
-    VerificationOutcome,
-    VerificationStatus,
-    get,
-    run_verifier,
-)
-from megatron_prime.rewards.worker import HEADER, MAX_FRAME_BYTES, encode_frame
+from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
+from megatron_prime.rewards.verifier import get, run_verifier
+from megatron_prime.rewards.worker import HEADER, TOKEN_BYTES, encode_frame
 
 WORKER_PROGRAM = "from megatron_prime.rewards.worker import main; main()"
 BACKSTOP_S = 10.0
@@ -36,6 +31,12 @@ STARTUP_TIMEOUT_S = 120.0
 """Deadline for a worker to import its verifier; long, because a cold shared file system is slow."""
 NUM_ATTEMPTS = 2
 """Attempts per response. A worker may die for an unrelated reason, such as the machine's memory, so one retry."""
+MAX_REPLY_BYTES = 1 << 18
+"""Size of the longest reply, several times that of the longest traceback."""
+
+STRAY_BYTES = (
+    "wrote what is no reply: the verifier, or what it calls, writes to a descriptor that it did not open"
+)
 
 
 class WorkerDiedError(Exception):
@@ -67,9 +68,10 @@ class WorkerProcess:
             start_new_session=True,
         )
         try:
-            reply = self._receive(time.monotonic() + STARTUP_TIMEOUT_S)
-            if "failed" in reply:
-                raise WorkerDiedError(reply["failed"])
+            deadline = time.monotonic() + STARTUP_TIMEOUT_S
+            reply = self._ask(b"", deadline)
+            if reply != {"ready": True}:
+                raise WorkerDiedError(reply.get("failed") if isinstance(reply, dict) else "it is not ready")
         except (WorkerDiedError, WorkerTimeoutError):
             self.kill()
             raise
@@ -89,12 +91,10 @@ class WorkerProcess:
         After either error only `kill` may be called.
         """
         deadline = time.monotonic() + self._timeout_s
-        self._send(encode_frame({"response_text": response_text, "answer": answer}), deadline)
+        frame = encode_frame({"response_text": response_text, "answer": answer})
         try:
-            reply = self._receive(deadline)
-            reward = math.nan if reply["reward"] is None else float(reply["reward"])
-            return VerificationOutcome(reward, VerificationStatus(reply["status"]), reply["detail"])
-        except (ValueError, KeyError, TypeError) as error:
+            return VerificationOutcome.from_message(self._ask(frame, deadline))
+        except (ValueError, RecursionError) as error:
             raise WorkerDiedError(f"the worker's output is not an outcome: {error}") from error
 
     def kill(self) -> None:
@@ -125,11 +125,18 @@ class WorkerProcess:
             except OSError as error:
                 raise WorkerDiedError(f"the worker no longer reads: {error}") from error
 
-    def _receive(self, deadline: float) -> Any:  # noqa: ANN401 - JSON values
-        header = self._read_exactly(HEADER.size, deadline)
-        (length,) = HEADER.unpack(header)
-        # A native library that prints to the pipe would otherwise make the parent wait for gigabytes.
-        if length > MAX_FRAME_BYTES:
+    def _ask(self, request: bytes, deadline: float) -> Any:  # noqa: ANN401 - JSON values
+        """Send a request with a fresh token and return the reply that has it."""
+        assert self._process.stdout is not None
+        if _is_ready(self._process.stdout.fileno(), select.POLLIN):
+            # Either it has ended, or something writes to the descriptor of its replies.
+            raise WorkerDiedError(f"the worker {self._exit_reason() or STRAY_BYTES}")
+        token = os.urandom(TOKEN_BYTES)
+        self._send(request + token, deadline)
+        if self._read_exactly(TOKEN_BYTES, deadline) != token:
+            raise WorkerDiedError(f"the worker {STRAY_BYTES}")
+        (length,) = HEADER.unpack(self._read_exactly(HEADER.size, deadline))
+        if length > MAX_REPLY_BYTES:
             raise WorkerDiedError(f"the worker announced {length} bytes: its output is not an outcome")
         return json.loads(self._read_exactly(length, deadline))
 
@@ -141,16 +148,17 @@ class WorkerProcess:
             _wait_for(descriptor, select.POLLIN, deadline)
             chunk = os.read(descriptor, num_bytes)
             if not chunk:
-                raise WorkerDiedError(f"the worker {self._exit_reason()}")
+                raise WorkerDiedError(f"the worker {self._exit_reason() or 'closed its output'}")
             chunks.append(chunk)
             num_bytes -= len(chunk)
         return b"".join(chunks)
 
     def _exit_reason(self) -> str:
+        """Return how the process ended, or "" if it runs."""
         try:
             code = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
-            return "closed its output"
+            return ""
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
@@ -311,10 +319,14 @@ class VerifierPool:
 
 def _wait_for(descriptor: int, event: int, deadline: float) -> None:
     """Wait until the pipe can be read or written, or was closed. Raises WorkerTimeoutError at the deadline."""
+    if not _is_ready(descriptor, event, max(0.0, deadline - time.monotonic())):
+        raise WorkerTimeoutError("no outcome by the deadline")
+
+
+def _is_ready(descriptor: int, event: int, seconds: float = 0.0) -> bool:
     poller = select.poll()  # select.select fails for descriptors above 1023
     poller.register(descriptor, event)
-    if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise WorkerTimeoutError("no outcome by the deadline")
+    return bool(poller.poll(seconds * 1000))
 
 
 def _worker_environment() -> dict[str, str]:

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
 from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.rewards.outcome import VerificationOutcome
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.user_function import FUNCTION
-from megatron_prime.rewards.verifier import VerificationOutcome
 
 CODE_MARGIN_S = 30.0
 """Seconds between the time limit that the code verifier keeps itself and the kill of its worker."""

@@ -1,15 +1,9 @@
 """The protocol of a verifier, and the registry in which a configuration finds one by name."""
 
-import logging
-import math
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-_LOG = logging.getLogger(__name__)
+from megatron_prime.rewards.outcome import VerificationOutcome, outcome_of_error, outcome_of_result
 
 
 @runtime_checkable
@@ -37,57 +31,22 @@ class WarmUp(Protocol):
         ...
 
 
-class VerificationStatus(StrEnum):
-    """The result status of a verification."""
+@runtime_checkable
+class Explains(Protocol):
+    """A verifier that also says why a response has its reward, for `megatron-prime verify` and messages."""
 
-    OK = "ok"
-    """The verifier gave a reward."""
-    TIMEOUT = "timeout"
-    """The verifier ran past the deadline and its process was killed. It is not retried: it would take as long again."""
-    ERROR = "error"
-    """The verifier raised, returned no number in [0, 1], or its process died twice."""
+    def explain(self, response_text: str, answer: str) -> tuple[float, str]:
+        """Return the reward that `verify` returns, and the reason in one line."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class VerificationOutcome:
-    """The outcome of verifying one response."""
+@runtime_checkable
+class ChecksAnswers(Protocol):
+    """A verifier that knows ground truths it can give no reward for, so that they are refused before sampling."""
 
-    reward: float
-    """Reward in [0, 1] if the status is ok, otherwise NaN: such a response is never trained on."""
-    status: VerificationStatus
-    detail: str = ""
-    """Description of the failure for the log; empty if the status is ok."""
-    is_away: bool = False
-    """Whether the verifier is a server that gives no reward to anyone now: it should be asked again later."""
-
-    def __post_init__(self) -> None:
-        assert math.isnan(self.reward) == (self.status is not VerificationStatus.OK)
-
-
-class OutcomeCounts:
-    """Counts the outcomes of a verifier by status, and logs those without a reward."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[VerificationStatus] = Counter()
-        self._num_restarts = 0
-        self._lock = threading.Lock()
-
-    def add(self, outcomes: Iterable[VerificationOutcome]) -> None:
-        """Count outcomes, with a warning for each that has no reward although its verifier is there."""
-        for outcome in outcomes:
-            self._counts[outcome.status] += 1
-            if outcome.status is not VerificationStatus.OK and not outcome.is_away:
-                _LOG.warning("verification ended with %s: %s", outcome.status.value, outcome.detail)
-
-    def add_restart(self) -> None:
-        """Count a restarted worker, or a repeated request. Threads of a pool call it at the same time."""
-        with self._lock:
-            self._num_restarts += 1
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the number of outcomes by status, and `restarts`."""
-        counts = {status.value: self._counts[status] for status in VerificationStatus}
-        return counts | {"restarts": self._num_restarts}
+    def check_answer(self, answer: str) -> None:
+        """Raise ValueError if the ground truth is not in the verifier's format. It must be fast."""
+        ...
 
 
 _FACTORIES: dict[str, Callable[..., Verifier]] = {}
@@ -126,11 +85,8 @@ def names() -> tuple[str, ...]:
 def run_verifier(verifier: Verifier, response_text: str, answer: str) -> VerificationOutcome:
     """Run a verifier in this process and convert its reward or exception to an outcome, without a time limit."""
     try:
-        reward = float(verifier.verify(response_text, answer))
-    except Exception as error:  # noqa: BLE001 - no failure of a single response may stop the run
-        return VerificationOutcome(
-            math.nan, VerificationStatus.ERROR, f"{type(error).__name__}: {error}"[:500]
-        )
-    if not 0.0 <= reward <= 1.0:  # also rejects NaN
-        return VerificationOutcome(math.nan, VerificationStatus.ERROR, f"reward {reward} is outside [0, 1]")
-    return VerificationOutcome(reward, VerificationStatus.OK)
+        if isinstance(verifier, Explains):
+            return outcome_of_result(*verifier.explain(response_text, answer))
+        return outcome_of_result(verifier.verify(response_text, answer))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - no failure of a single response may stop the run
+        return outcome_of_error(error)

@@ -2,25 +2,27 @@
 
     main() with arguments VERIFIER MODULE TIMEOUT_S SETTINGS (JSON)
 
-Requests arrive on stdin and outcomes leave on stdout as frames: a 4-byte big-endian length followed by that many bytes
-of JSON. The first frame on stdout reports that the verifier is loaded. The worker ends when stdin is closed. If one
-verification takes longer than TIMEOUT_S, an alarm of the kernel ends the worker, so that it does not outlive a pool
-that was itself killed.
+A request on stdin is a frame, a 4-byte big-endian length followed by that many bytes of JSON, and behind it a random
+token. A reply on stdout is the token of its request and a frame. The first reply, to a token alone, says that the
+verifier is loaded. The worker ends when stdin is closed. If one verification takes longer than TIMEOUT_S, an alarm of
+the kernel ends the worker, so that it does not outlive a pool that was itself killed.
+
+The token ties a verdict to its request: bytes that a verifier, a library or a forked process writes to the descriptor
+of the replies are no verdict. While the verifier runs, the token is not in this process but in the pipe, where code
+under test does not find it by looking at frames and objects.
 """
 
 import importlib
 import json
-import math
 import os
 import resource
 import signal
 import struct
 import sys
-import traceback
 from typing import IO, Any
 
 HEADER = struct.Struct(">I")
-MAX_FRAME_BYTES = 64 * 2**20
+TOKEN_BYTES = 16
 MAX_MEMORY_BYTES = 8 * 2**30
 """Limit on the address space of a worker, so that a verifier that needs more gets a MemoryError."""
 
@@ -33,56 +35,65 @@ def encode_frame(message: Any) -> bytes:  # noqa: ANN401 - JSON values
 
 def read_frame(stream: IO[bytes]) -> Any | None:  # noqa: ANN401 - JSON values
     """Return the next message, or None at the end of the stream."""
-    header = stream.read(HEADER.size)
+    header = _read(stream, HEADER.size)
     if len(header) < HEADER.size:
         return None
     (length,) = HEADER.unpack(header)
-    body = stream.read(length)
+    body = _read(stream, length)
     return json.loads(body) if len(body) == length else None
+
+
+def _read(stream: IO[bytes], num_bytes: int) -> bytes:
+    """Return the next bytes of a stream without a buffer, fewer at its end; never read any that follow."""
+    chunks = []
+    while num_bytes > 0 and (chunk := stream.read(num_bytes)):
+        chunks.append(chunk)
+        num_bytes -= len(chunk)
+    return b"".join(chunks)
 
 
 def main() -> None:
     """Verify requests until stdin is closed."""
     verifier_name, module, timeout_s, settings = sys.argv[1:5]
     _limit_memory()
-    requests = os.fdopen(os.dup(0), "rb")
-    replies = os.fdopen(os.dup(1), "wb")
+    # Without a buffer, which would hold the token that follows the request.
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)
+    replies = os.dup(1)
     # A verifier that prints would corrupt the frames, and one that reads stdin would consume them.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
+    def reply(message: Any) -> None:  # noqa: ANN401 - JSON values
+        # The function under test may have forked: the copy must not answer, and not read further requests.
+        if os.getpid() != pid:
+            os._exit(1)
+        rest = memoryview(_read(requests, TOKEN_BYTES) + encode_frame(message))
+        while rest:
+            rest = rest[os.write(replies, rest) :]
+
+    pid = os.getpid()
     # The import comes after the descriptors are replaced, because an imported module may print as well.
     from megatron_prime.rewards import verifier as registry
+    from megatron_prime.rewards.outcome import describe_error, outcome_of_error
 
     try:
         importlib.import_module(module)
         verifier = registry.get(verifier_name, json.loads(settings))
         if isinstance(verifier, registry.WarmUp):
             verifier.warm_up()
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything
-        replies.write(encode_frame({"failed": _description(error)}))
-        replies.flush()
+    except BaseException as error:  # noqa: BLE001 - a user's module may raise anything
+        reply({"failed": "\n".join(describe_error(error))})
         sys.exit(1)
-    replies.write(encode_frame({"ready": os.getpid()}))
-    replies.flush()
+    reply({"ready": True})
     while (request := read_frame(requests)) is not None:
         # The default action of SIGALRM ends the process even inside C code, where a Python handler would have to wait.
         signal.setitimer(signal.ITIMER_REAL, float(timeout_s))
-        outcome = registry.run_verifier(verifier, request["response_text"], request["answer"])
+        try:
+            outcome = registry.run_verifier(verifier, request["response_text"], request["answer"])
+        except BaseException as error:  # noqa: BLE001 - such as asyncio.CancelledError
+            outcome = outcome_of_error(error)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # JSON has no NaN; the receiver restores it from None.
-        reward = None if math.isnan(outcome.reward) else outcome.reward
-        replies.write(
-            encode_frame({"reward": reward, "status": outcome.status.value, "detail": outcome.detail})
-        )
-        replies.flush()
-
-
-def _description(error: Exception) -> str:
-    """Return an error in one line, with the last place in its traceback."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{text[:500]} ({place.filename}, line {place.lineno})"
+        reply(outcome.as_message())
 
 
 def _limit_memory() -> None:

@@ -1,11 +1,16 @@
 """A verifier that misbehaves on request, for the tests of the pool. `scripted_worker` registers it."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+from megatron_prime.rewards.worker import encode_frame
 
 
 class Scripted:
@@ -64,6 +69,51 @@ class Scripted:
 
     def _memory(self, argument, answer):
         return float(len(bytearray(2**36)) == 0)
+
+    def _forge(self, argument, answer):
+        """Write verdicts of one's own to every descriptor, with and without what looks like a token."""
+        frame = encode_frame({"reward": 1.0, "status": "ok", "detail": ""})
+        for descriptor in range(3, 64):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, {"frame": frame, "token": bytes(16) + frame, "byte": b"x"}[argument])
+        return 0.0
+
+    def _forge_later(self, argument, answer):
+        """Forge from a thread and a forked process, after the verdict."""
+        self._forked = os.fork() if argument == "fork" else 1
+        if self._forked == 0:
+            time.sleep(float(answer))
+            self._forge("frame", "")
+            os._exit(0)
+        if argument == "thread":
+            threading.Timer(float(answer), self._forge, ["frame", ""]).start()
+        return 0.25
+
+    def _look_around(self, argument, answer):
+        """Return 1 if a variable of a function that is running has what can be a token: 16 bytes."""
+        frame, values = sys._getframe(), []
+        while frame:
+            values += frame.f_locals.values()
+            frame = frame.f_back
+        values += [item for value in values if isinstance(value, dict) for item in value.values()]
+        return float(any(isinstance(value, bytes | bytearray) and len(value) >= 16 for value in values))
+
+    def _fork_and_return(self, argument, answer):
+        """Return twice, once in a copy of the process."""
+        return 0.5 if os.fork() else 1.0
+
+    def _exit(self, argument, answer):
+        sys.exit(0)
+
+    def _cancel(self, argument, answer):
+        raise asyncio.CancelledError
+
+    def _close_all(self, argument, answer):
+        os.closerange(3, 64)
+        return 1.0
+
+    def _detail(self, argument, answer):
+        raise ValueError("x" * 10**7)
 
     def _torch(self, argument, answer):
         return float("torch" in sys.modules)

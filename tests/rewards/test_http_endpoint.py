@@ -152,9 +152,9 @@ def test_the_number_of_retries_is_limited(server):
     [
         "status 400", "status 404", "redirect", "raw nonsense", 'raw {"error": "no"}', 'raw {"reward": 1.5}', "big",
         'raw {"reward": true}', 'raw {"reward": "1"}', 'raw {"reward": null}', 'raw {"reward": NaN}', "raw [1]",
-        'raw {"reward": -1}', 'raw {"reward": Infinity}', 'raw {"reward": 1e999}', 'raw {"reward": [1]}', "raw 1", "raw ",
+        'raw {"reward": -1}', 'raw {"reward": Infinity}', 'raw {"reward": 1e999}', 'raw {"reward": [1]}', "raw 1",
         'raw {"reward": 1.0, "error": "broken"}', 'raw {"error": ["a"], "reward": 0}', 'raw {"reward": 0, "reward": 1}',
-        'raw {"reward": 1' + "0" * 5000 + "}", "raw " + "[" * 60_000, "packed 0", "packed 64",
+        'raw {"reward": 1' + "0" * 5000 + "}", "raw " + "[" * 60_000, "packed 0", "packed 64", "raw ",
     ],
 )  # fmt: skip
 def test_an_invalid_reply_is_an_error_without_a_retry(server, text):

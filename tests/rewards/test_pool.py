@@ -134,6 +134,43 @@ def test_exceptions_output_and_memory_use_are_confined_to_the_worker():
         assert pool.counts["restarts"] == 0
 
 
+HOSTILE = {
+    # command -> its reward, or None for an error; the verdicts of other responses are always their own
+    "forge frame": None,
+    "forge token": None,
+    "forge byte": None,
+    "look_around": 0.0,
+    "fork_and_return": 0.5,
+    "exit": None,
+    "cancel": None,
+    "close_all": None,
+    "detail": None,
+}
+
+
+def test_a_hostile_verifier_forges_no_verdict_and_moves_none():
+    tasks = [
+        (text, "") for command in HOSTILE for text in ("reward 0.75", command, "reward 0.125", "reward 0")
+    ]
+    with scripted() as pool:
+        outcomes = pool.verify_all(tasks)
+    rewards = [None if math.isnan(outcome.reward) else outcome.reward for outcome in outcomes]
+    assert dict(zip(HOSTILE, rewards[1::4], strict=True)) == HOSTILE
+    assert rewards[0::4] == [0.75] * len(HOSTILE) and rewards[2::4] == [0.125] * len(HOSTILE)
+    assert rewards[3::4] == [0.0] * len(HOSTILE)
+    assert "a descriptor that it did not open" in outcomes[1].detail
+
+
+@pytest.mark.parametrize("way", ["thread", "fork"])
+def test_what_is_written_after_a_verdict_is_not_the_next(way):
+    with scripted() as pool:
+        first = pool.verify_all([(f"forge_later {way}", "0.2")])
+        time.sleep(0.4)  # idle when it is written
+        second = pool.verify_all([("reward 0", ""), (f"forge_later {way}", "0.05")])
+        third = pool.verify_all([("sleep 0.3", ""), ("reward 0", "")])  # busy when it is written
+    assert [outcome.reward for outcome in (*first, *second, *third)] == [0.25, 0.0, 0.25, 1.0, 0.0]
+
+
 def test_texts_of_any_size_and_characters_are_transmitted():
     text = "é\ud800\0\n" * 100_000
     with scripted() as pool:

@@ -48,6 +48,26 @@ def test_it_is_killed_at_the_deadline(my_rewards):
     assert outcome.status is VerificationStatus.TIMEOUT
 
 
+def test_an_error_is_shown_with_its_traceback_in_the_users_file(my_rewards, tmp_path):
+    with my_rewards("length") as pool:
+        (outcome,) = pool.verify_all([("abc", "zero")])
+    file = tmp_path / "my_rewards.py"
+    line = MODULE.splitlines().index("    return min(1.0, len(response_text) / float(answer))") + 1
+    assert outcome.detail == f"ValueError: could not convert string to float: 'zero' ({file}, line {line})"
+    assert outcome.traceback.startswith(
+        f'Traceback (most recent call last):\n  File "{file}", line {line}, in length\n'
+    )
+    assert "return min(1.0" in outcome.traceback and "megatron_prime" not in outcome.traceback
+
+
+def test_an_error_on_import_is_shown_with_its_traceback(my_rewards, tmp_path):
+    (tmp_path / "my_rewards.py").write_text("def f(): pass\nTABLE = open('no_such_file')\n")
+    with pytest.raises(
+        RuntimeError, match=r"does not start: FileNotFoundError.*my_rewards.py, line 2\)\nTraceback.*"
+    ):
+        my_rewards("f")
+
+
 @pytest.mark.parametrize("name", ["no_such_function"])
 def test_a_missing_function_is_an_error_at_start(my_rewards, name):
     with pytest.raises(RuntimeError, match="does not start"):

@@ -6,7 +6,8 @@ import pytest
 
 from megatron_prime.rewards import get, names, register
 from megatron_prime.rewards.exact_match import ExactMatch
-from megatron_prime.rewards.verifier import VerificationOutcome, VerificationStatus, Verifier, run_verifier
+from megatron_prime.rewards.outcome import VerificationOutcome, VerificationStatus
+from megatron_prime.rewards.verifier import Verifier, run_verifier
 
 
 class Fixed:
@@ -16,7 +17,7 @@ class Fixed:
         self.reward = reward
 
     def verify(self, response_text, answer):
-        if isinstance(self.reward, Exception):
+        if isinstance(self.reward, BaseException):
             raise self.reward
         return self.reward
 
@@ -45,13 +46,39 @@ def test_a_reward_is_passed_on(reward):
 
 
 @pytest.mark.parametrize(
-    "reward", [1.5, -0.1, math.nan, math.inf, None, "x", ValueError("broken"), RecursionError()]
+    "reward",
+    [
+        1.5,
+        -0.1,
+        math.nan,
+        math.inf,
+        None,
+        "x",
+        "1.0",
+        b"1",
+        [1.0],
+        1j,
+        ValueError("broken"),
+        RecursionError(),
+        SystemExit(0),
+    ],
+    ids=repr,
 )
 def test_an_invalid_reward_is_an_error_and_nan(reward):
     outcome = run_verifier(Fixed(reward), "r", "a")
     assert outcome.status is VerificationStatus.ERROR
     assert math.isnan(outcome.reward)
     assert outcome.detail
+
+
+def test_a_verifier_that_explains_is_asked_once():
+    class Explained(Fixed):
+        def explain(self, response_text, answer):
+            return self.reward, "because"
+
+    assert run_verifier(Explained(0.5), "r", "a") == VerificationOutcome(
+        0.5, VerificationStatus.OK, "because"
+    )
 
 
 def test_the_package_imports_no_torch():

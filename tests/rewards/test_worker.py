@@ -2,7 +2,7 @@ import io
 import subprocess
 import sys
 
-from megatron_prime.rewards.worker import HEADER, encode_frame, read_frame
+from megatron_prime.rewards.worker import HEADER, TOKEN_BYTES, encode_frame, read_frame
 from tests.support import deadlines
 
 
@@ -20,6 +20,7 @@ def test_a_truncated_frame_is_the_end_of_the_stream():
 
 def test_a_worker_answers_and_ends_when_its_input_closes():
     requests = [{"response_text": "1 2", "answer": "2"}, {"response_text": "", "answer": ""}]
+    tokens = [bytes([number]) * TOKEN_BYTES for number in range(3)]
     done = subprocess.run(
         [
             sys.executable,
@@ -30,15 +31,19 @@ def test_a_worker_answers_and_ends_when_its_input_closes():
             "5",
             "{}",
         ],
-        input=b"".join(encode_frame(request) for request in requests),
+        input=tokens[0]
+        + b"".join(encode_frame(each) + token for each, token in zip(requests, tokens[1:], strict=True)),
         capture_output=True,
         check=True,
         timeout=deadlines.seconds(60),
     )
     stream = io.BytesIO(done.stdout)
-    assert "ready" in read_frame(stream)
-    assert read_frame(stream) == {"reward": 1.0, "status": "ok", "detail": ""}
-    error = read_frame(stream)
+    replies = []
+    for token in tokens:
+        assert stream.read(TOKEN_BYTES) == token
+        replies.append(read_frame(stream))
+    assert replies[:2] == [{"ready": True}, {"reward": 1.0, "status": "ok", "detail": ""}]
+    error = replies[2]
     assert error["reward"] is None
     assert error["status"] == "error"
     assert stream.read() == b""
