@@ -9,7 +9,7 @@ import pytest
 from megatron_prime.data import code_tests
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
 from megatron_prime.rewards.code.comparison import outputs_equal, results_equal
-from megatron_prime.rewards.code.verifier import read_tests
+from megatron_prime.rewards.code.ground_truth import read_tests
 
 
 def packed(value):

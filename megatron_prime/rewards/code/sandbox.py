@@ -26,6 +26,8 @@ from pathlib import Path
 from megatron_prime.config.tables.reward import CodeConfig
 from megatron_prime.rewards.code import launcher
 from megatron_prime.rewards.code.cgroup import ControlGroup, remove_stale_groups
+from megatron_prime.rewards.code.orphans import adopted_orphans, reap_orphan
+from megatron_prime.rewards.code.prelude import prelude_for
 from megatron_prime.rewards.code.seccomp import program
 
 HOW_TO_INSTALL = (
@@ -122,6 +124,7 @@ class Sandbox:
             command, descriptors = self._command(stack, code, math.ceil(timeout_s) + 1, call)
             # A file and not a pipe: nobody has to read it while the program runs, and RLIMIT_FSIZE bounds it.
             errors = stack.enter_context(tempfile.TemporaryFile())
+            stack.enter_context(adopted_orphans())
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -134,6 +137,8 @@ class Sandbox:
                 # preexec_fn is unsafe with several threads, but a worker of the pool has only one.
                 preexec_fn=group.enter if group is not None else None,
             )
+            # Before the process is ended, which is the parent of those that are left.
+            stack.callback(self._reap_orphans, process, descriptors)
             stack.callback(self._end, process)
             stdout, detail = _communicate(process, stdin, timeout_s, self._config.max_output_mib << 20)
             if not detail:
@@ -165,11 +170,26 @@ class Sandbox:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
+    def _reap_orphans(self, process: subprocess.Popen[bytes], descriptors: list[int]) -> None:
+        """Wait for the processes whose parent has ended; a container's first process may never do it."""
+        if self._bwrap is None:
+            reap_orphan(-process.pid)  # all of the group
+            return
+        info = os.pread(descriptors[-1], 1 << 12, 0)
+        # bwrap ends before the sandbox's first process, and writes its id at the start.
+        if info:
+            reap_orphan(int(json.loads(info)["child-pid"]))
+
     def _command(
         self, stack: contextlib.ExitStack, code: str, cpu_seconds: int, call: str | None
     ) -> tuple[list[str], list[int]]:
         """Return the command and the file descriptors that it inherits."""
-        settings = {"rlimits": self._rlimits(cpu_seconds), "uid": None, "call": call}
+        settings = {
+            "rlimits": self._rlimits(cpu_seconds),
+            "uid": None,
+            "call": call,
+            "prelude": prelude_for(code),
+        }
         # Not -I, which would ignore PYTHONHASHSEED: runs must be repeatable.
         python = [str(self._python), "-s", "-P", "-B", "-X", "utf8", "-c", LAUNCHER]
         if self._bwrap is None:
@@ -181,7 +201,8 @@ class Sandbox:
         # bwrap reads filter and code from descriptors of memory files, so that nothing has to be cleaned up on disk.
         filter_fd = stack.enter_context(_readable(program()))
         code_fd = stack.enter_context(_readable(code.encode(errors="replace")))
-        box = [self._bwrap, *self._bwrap_arguments(), "--seccomp", str(filter_fd)]
+        info_fd = stack.enter_context(_readable(b""))
+        box = [self._bwrap, *self._bwrap_arguments(), "--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
         # The launcher reads the code after it has dropped its uid, so every user may read it. Remounting the root
         # makes everything but /tmp read-only, and has to come after the last file that bwrap creates.
         box += [
@@ -194,7 +215,7 @@ class Sandbox:
             "/",
             "--",
         ]
-        return [*box, *python, json.dumps(settings)], [filter_fd, code_fd]
+        return [*box, *python, json.dumps(settings)], [filter_fd, code_fd, info_fd]
 
     def _bwrap_arguments(self) -> list[str]:
         arguments = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]

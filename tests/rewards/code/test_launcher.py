@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.rewards.code import launcher
+from megatron_prime.rewards.code.prelude import prelude_for
 from tests.support import deadlines
 
 SOURCE = Path(launcher.__file__).read_text(encoding="utf-8")
@@ -17,6 +18,7 @@ def launch(tmp_path, code, stdin="", call=None, **rlimits):
         "rlimits": rlimits,
         "uid": None,
         "call": call,
+        "prelude": prelude_for(code),
         "code": str(tmp_path / "code.py"),
         "folder": str(tmp_path),
     }

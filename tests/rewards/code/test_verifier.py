@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ import pytest
 from megatron_prime.rewards import VerificationStatus, VerifierPool
 from megatron_prime.rewards.code.cgroup import parent_group
 from megatron_prime.rewards.code.sandbox import FIRST_UID
-from megatron_prime.rewards.code.verifier import CodeVerifier, evenly_spaced, last_program, read_tests
+from megatron_prime.rewards.code.verifier import CodeVerifier, last_program
 from tests.rewards.code import sandbox_attacks
 from tests.support import deadlines
 from tests.support.sandbox_probe import needs_sandbox
@@ -192,33 +193,95 @@ def test_a_response_without_a_program_gets_zero_without_a_sandbox():
     assert verifier.verify("print(42)", SUM) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("answer", "fault"),
-    [
-        ("42", "lists"),
-        ("not json", "must be JSON"),
-        ('{"inputs": ["1"], "outputs": []}', "of equal length"),
-        ('{"inputs": [], "outputs": []}', "non-empty"),
-        ('{"fn_name": "a b", "inputs": [[1]], "outputs": [1]}', "not a valid function name"),
-        ('{"fn_name": "f", "inputs": [1], "outputs": [1]}', "list of arguments"),
-    ],
+def test_a_ground_truth_is_checked_without_a_sandbox():
+    verifier = CodeVerifier(sandbox="none-i-accept-the-risk")
+    verifier.check_answer(SUM)
+    with pytest.raises(ValueError, match="of equal length"):
+        verifier.check_answer('{"inputs": ["1"], "outputs": []}')
+
+
+def called(given, expected):
+    return json.dumps({"fn_name": "f", "inputs": [given], "outputs": [expected]})
+
+
+def printed(given, expected):
+    return json.dumps({"inputs": [given], "outputs": [expected]})
+
+
+READ_ALL = "import sys\nprint(repr(sys.stdin.buffer.read().decode()))"
+LINKED = "class Solution:\n    def f(self, head: Optional[ListNode]) -> Optional[ListNode]:\n"
+REVERSED = (
+    f"{LINKED}        last = None\n"
+    "        while head: head.next, last, head = last, head, head.next\n        return last"
 )
-def test_an_invalid_ground_truth_is_an_error(answer, fault):
-    with pytest.raises(ValueError, match=fault):
-        read_tests(answer)
+LONG = '{"fn_name": "f", "inputs": [[5000]], "outputs": [1%s]}' % ("0" * 5000)
+MERGED = (
+    "class Solution:\n    def f(self, lists: List[Optional[ListNode]]) -> int:\n"
+    "        return sum(node.val + node.next.val for node in lists)"
+)
+MIRRORED = (
+    "class Solution:\n    def f(self, root: 'TreeNode') -> 'TreeNode':\n"
+    "        if root: root.left, root.right = self.f(root.right), self.f(root.left)\n        return root"
+)
+AS_RELEASED = {
+    # program, ground truth -> reward
+    "line ends of the input": (READ_ALL, printed("1\r\n2\r3\n", r"'1\n2\n3\n'"), 1),
+    "line ends of the expected output": ("print(1)\nprint(2)", printed("", "1\r\n2\r"), 1),
+    "line ends of the output": ("print(1, end='\\r\\n')\nprint(2, end='\\r')", printed("", "1\n2\n"), 1),
+    "integer keys": ("def f(d): return d[1] + d[20]", called([{"1": 2, "20": 3}], 5), 1),
+    "integer keys beside other arguments": ("def f(d, k): return d[k]", called([{"1": 2}, 1], 2), 1),
+    "other keys": ("def f(d): return d['1'] + d['a']", called([{"1": 2, "a": 3}], 5), 1),
+    "keys of an inner dictionary": ("def f(d): return d[0]['1']", called([[{"1": 2}]], 2), 1),
+    "integer keys of the result": ("def f(n): return {i: i * i for i in range(n)}", called([2], {"0": 0, "1": 1}), 1),
+    "wrong keys of the result": ("def f(n): return {i + 1: i * i for i in range(n)}", called([2], {"0": 0, "1": 1}), 0),
+    "calls as text": (
+        "def f(a, s): return [s] * len(a)",
+        '{"fn_name": "f", "inputs": ["[1, 2]\\n\\"x\\""], "outputs": ["[\\"x\\", \\"x\\"]"]}', 1,
+    ),
+    "a long integer, printed": ("print(10 ** 6000)", printed("", "1" + "0" * 6000), 1),
+    "a long integer, read": ("print(int(input()) + 1)", printed("9" * 5000, "1" + "0" * 5000), 1),
+    "a long integer, returned": ("def f(n): return 10 ** n", LONG, 1),
+    "another long integer": ("def f(n): return 10 ** n + 1", LONG, 0),
+    "no imports, printed": ("print(gcd(*map(int, sys.stdin.readline().split())))", printed("12 18", "6"), 1),
+    "built-in pow beside math": ("def f(a): return pow(a, 3, 7) + gcd(4, 6)", called([2], 3), 1),
+    "deep recursion": ("def f(n): return 0 if n == 0 else 1 + f(n - 1)", called([20000], 20000), 1),
+    "a linked list": (REVERSED, called([[1, 2, 3]], [3, 2, 1]), 1),
+    "another linked list": (REVERSED, called([[1, 2, 3]], [1, 2, 3]), 0),
+    "an empty linked list": (REVERSED, called([[]], []), 1),
+    "linked lists": (MERGED, called([[[1, 2], [3, 4]]], 10), 1),
+    "a tree": (MIRRORED, called([[1, 2, 3, None, 4]], [1, 3, 2, None, None, 4]), 1),
+    "a cycle": (f"{LINKED}        head.next = head\n        return head", called([[1]], [1]), 0),
+    "a decimal of two places": ("print(1234567.0)", printed("", "1234567.89"), 0),
+}  # fmt: skip
 
 
-def test_tests_are_read():
-    fn_name, (test,) = read_tests('{"inputs": [["1 2", "3"]], "outputs": [["4"]]}')
-    assert (fn_name, test.stdin, test.expected) == (None, "1 2\n3", "4")
-    fn_name, (test,) = read_tests(CALL)
-    assert (fn_name, json.loads(test.stdin), test.expected) == ("add", [13, 29], [42])
+@pytest.fixture(scope="module")
+def quick():
+    return CodeVerifier(test_timeout_s=5.0, total_timeout_s=60.0, memory_mib=512)
 
 
-def test_a_subset_of_the_tests_is_evenly_spaced():
-    assert evenly_spaced(list(range(10)), 4) == [0, 3, 6, 9]
-    assert evenly_spaced(list(range(3)), 4) == [0, 1, 2]
-    assert evenly_spaced(list(range(3)), 1) == [0]
+@needs_sandbox
+@pytest.mark.parametrize("case", AS_RELEASED)
+def test_programs_are_judged_as_the_released_grader_does(case, quick):
+    code, truth, reward = AS_RELEASED[case]
+    assert quick.explain(fenced(code), truth)[0] == reward, quick.explain(fenced(code), truth)
+
+
+REASONS = {
+    "right": ("print(42)", r"1 of 1 tests passed"),
+    "wrong": ("print(43)", r"0 of 1 tests passed; test 1 printed '43\\n' instead of '42\\n'"),
+    "raises": ("1 / 0", r"test 1 ended with exit code 1: ZeroDivisionError: division by zero"),
+    "exits": ("exit(3)", r"test 1 ended with exit code 3: it printed no error"),
+    "slow": ("while True: pass", r"test 1 (was ended: it ran past 0.7 s|ended with exit code -9.*)"),
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("case", REASONS)
+def test_the_reason_is_stated(case, strict):
+    code, reason = REASONS[case]
+    assert re.search(reason, strict.explain(fenced(code), SUM)[1])
+    assert strict.explain("print(42)", SUM) == (0.0, "the response has no closed ```python block")
 
 
 @needs_sandbox
