@@ -22,6 +22,7 @@ from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, note
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.rewards import answer_check
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
 from megatron_prime.rollout.weight_sync import WeightSync
@@ -219,7 +220,9 @@ def _trainer_context(
 
 def _prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[Prompt]:
     tokenizer = load_tokenizer(config.model.path)
-    dataset = PromptDataset.read(config.data.train, config.data, tokenizer, config.rollout.max_prompt_tokens)
+    longest = config.rollout.max_prompt_tokens
+    check = answer_check(config.reward)
+    dataset = PromptDataset.read(config.data.train, config.data, tokenizer, longest, check)
     for source, ability in sorted(dataset.prompts.kinds):
         config.reward.verifier_of(source, ability)  # Refuse now a prompt that no verifier can judge.
     for line in (f"{len(dataset)} training prompts", *dataset.notes):

@@ -4,7 +4,7 @@ files -> reading.py -> PromptTable (compact) -> PromptDataset -> stream (mixing.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,11 @@ class PromptDataset:
 
     @staticmethod
     def read(
-        paths: Sequence[Path], config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+        paths: Sequence[Path],
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt_tokens: int,
+        check_answer: Callable[[str, str, str], None] | None = None,
     ) -> "PromptDataset":
         """Read and tokenize jsonl, parquet or csv files.
 
@@ -90,6 +94,7 @@ class PromptDataset:
             config: Layout of the files, prompt format, and the policies for bad rows and duplicates.
             tokenizer: The policy's tokenizer.
             max_prompt_tokens: Longer prompts are dropped and counted.
+            check_answer: Raises ValueError if no verifier can use the data source, ability and answer of a row.
 
         Raises:
             ValueError: If no file is given, a file is missing, a row is invalid (the error names file and row; with
@@ -97,7 +102,8 @@ class PromptDataset:
         """
         if not paths:
             raise ValueError("no data files are given: set data.train (or data.evaluation)")
-        reader = ProblemReader(paths, config, layout(config.layout, config), tokenizer)
+        rows = layout(config.layout, config)
+        reader = ProblemReader(paths, config, rows, tokenizer, check_answer=check_answer)
         table, num_dropped, fingerprint = PromptTable(), 0, Fingerprint(config)
         for problem in reader:
             # A truncated prompt would be another problem than the one that the answer belongs to.

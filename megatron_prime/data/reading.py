@@ -89,6 +89,7 @@ class ProblemReader:
         tokenizer: The policy's tokenizer.
         read_target: Reads the response of a row, text or a message of the assistant, which takes the place of the
             layout's answer and will be tokenized, and raises ValueError naming the row.
+        check_answer: Raises ValueError if no verifier can use the data source, ability and answer of a row.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class ProblemReader:
         layout: Layout,
         tokenizer: PreTrainedTokenizerBase,
         read_target: Callable[[DataRow], str | Message] | None = None,
+        check_answer: Callable[[str, str, str], None] | None = None,
     ) -> None:
         self._paths = paths
         self._layout = layout
@@ -106,6 +108,7 @@ class ProblemReader:
         self._renderer = PromptRenderer(config, tokenizer)
         self._read_target = read_target or layout.answer
         self._has_responses = read_target is not None
+        self._check_answer = check_answer
         self._groups = WeightGroups(config.weights)
         self.bad_rows = BadRows(config.on_bad_row)
         self.duplicates = DuplicateFinder(config.dedup)
@@ -232,6 +235,12 @@ class ProblemReader:
             texts["response"] = prompt_text(parts.answer if isinstance(parts.answer, str) else [parts.answer])
         for name, text in texts.items():
             row.check_text(name, text)
+        if self._check_answer is not None:
+            assert isinstance(parts.answer, str), "ground truths are text"
+            try:
+                self._check_answer(parts.source, parts.ability, parts.answer)
+            except ValueError as error:
+                raise row.error(str(error)) from error
         return parts
 
     def _problem(self, index: int, row: DataRow) -> _Problem | None:

@@ -9,6 +9,7 @@ from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
 from megatron_prime.evaluation.accuracy import EvaluationReport, evaluate, evaluation_sampling
 from megatron_prime.evaluation.confidence import BootstrapSettings
+from megatron_prime.rewards import answer_check
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.stream_keys import evaluation_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
@@ -87,13 +88,16 @@ def _sets(config: PrimeConfig) -> Iterator[EvaluationSet]:
     stop_ids = stop_token_ids(tokenizer, config.model.path)
     settings, longest = config.evaluation, config.rollout.max_prompt_tokens
     base = evaluation_sampling(settings, config.rollout.max_response_tokens, stop_ids)
+    check = answer_check(config.reward)
     if config.data.evaluation:
-        dataset = PromptDataset.read(config.data.evaluation, held_out_data(config.data), tokenizer, longest)
+        held_out = held_out_data(config.data)
+        dataset = PromptDataset.read(config.data.evaluation, held_out, tokenizer, longest, check)
         prompts = dataset.prompts[: settings.max_prompts]
         yield EvaluationSet("", prompts, settings.samples_per_prompt, base, dataset.notes)
     for name, table in settings.benchmarks.items():
         benchmark = benchmark_of(name, table)
-        dataset = PromptDataset.read([table.path], benchmark_data(config.data, benchmark), tokenizer, longest)
+        data = benchmark_data(config.data, benchmark)
+        dataset = PromptDataset.read([table.path], data, tokenizer, longest, check)
         temperature = benchmark.temperature if table.temperature is None else table.temperature
         yield EvaluationSet(
             name,

@@ -22,7 +22,7 @@ from megatron_prime.data.reading import ProblemReader, TokenizedProblem
 from megatron_prime.data.sft import demonstration_data, demonstration_reader
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
 from megatron_prime.hf.shape import read_shape
-from megatron_prime.rewards import VerificationOutcome, VerificationStatus, get
+from megatron_prime.rewards import VerificationOutcome, VerificationStatus, answer_check, get
 from megatron_prime.rewards.selection import build_pool
 from megatron_prime.rewards.verifier import run_verifier
 
@@ -97,7 +97,13 @@ def _prompts(config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBa
         data = benchmark_data(config.data, benchmark_of(name, table))
         sets.append((f"evaluation.benchmarks.{name}", (table.path,), data))
     for key, paths, data in sets:
-        reader_of = partial(ProblemReader, config=data, layout=layout(data.layout, data), tokenizer=tokenizer)
+        reader_of = partial(
+            ProblemReader,
+            config=data,
+            layout=layout(data.layout, data),
+            tokenizer=tokenizer,
+            check_answer=answer_check(config.reward),
+        )
         yield _Source(key, paths, reader_of, config.rollout.max_prompt_tokens)
 
 

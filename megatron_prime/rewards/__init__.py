@@ -16,10 +16,11 @@ it.
 """
 
 from megatron_prime.rewards import exact_match, user_function
+from megatron_prime.rewards.code.ground_truth import read_tests
 from megatron_prime.rewards.code.verifier import CodeVerifier
 from megatron_prime.rewards.outcome import VerificationOutcome, VerificationStatus
 from megatron_prime.rewards.pool import VerifierPool
-from megatron_prime.rewards.selection import RewardPools
+from megatron_prime.rewards.selection import RewardPools, answer_check
 from megatron_prime.rewards.verifier import Verifier, get, names, register
 
 
@@ -30,9 +31,9 @@ def _math() -> Verifier:
     return MathVerifier()
 
 
-register("exact_match", exact_match.ExactMatch)
+register("exact_match", exact_match.ExactMatch, exact_match.words_of_answer)
 register("math", _math)
-register("code", CodeVerifier)
+register("code", CodeVerifier, read_tests)
 register("function", user_function.UserFunction)
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "VerificationStatus",
     "Verifier",
     "VerifierPool",
+    "answer_check",
     "get",
     "names",
     "register",

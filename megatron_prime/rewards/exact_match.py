@@ -24,11 +24,17 @@ class ExactMatch:
         Raises:
             ValueError: If the answer is blank, which every response would match.
         """
-        expected = words_of(answer)
-        if not expected:
-            raise ValueError("the ground truth is blank")
+        expected = words_of_answer(answer)
         # Whole words are compared, so that "17" does not end with the answer "7".
         return float(words_of(response_text)[-len(expected) :] == expected)
+
+
+def words_of_answer(answer: str) -> list[str]:
+    """Return the words of a ground truth. Raises ValueError if it is blank, which every response would match."""
+    words = words_of(answer)
+    if not words:
+        raise ValueError("the ground truth is blank")
+    return words
 
 
 def words_of(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Builds the verifiers that `[reward]` names, and routes each response to one by data source and ability."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
@@ -9,9 +9,29 @@ from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards.outcome import VerificationOutcome
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.user_function import FUNCTION
+from megatron_prime.rewards.verifier import check_answer
 
 CODE_MARGIN_S = 30.0
 """Seconds between the time limit that the code verifier keeps itself and the kill of its worker."""
+
+
+def answer_check(reward: RewardConfig) -> Callable[[str, str, str], None]:
+    """Return a function of (data source, ability, ground truth) that raises ValueError if no verifier can use that.
+
+    Whether the source or ability has a verifier at all is not its matter: that is no fault of a row.
+    """
+
+    def check(source: str, ability: str, answer: str) -> None:
+        try:
+            spec = reward.verifier_of(source, ability)
+        except ValueError:
+            return
+        try:
+            check_answer(spec, answer)
+        except ValueError as error:
+            raise ValueError(f"the verifier {spec!r} cannot use the answer: {error}") from error
+
+    return check
 
 
 class Pool(Protocol):

@@ -40,23 +40,23 @@ class Explains(Protocol):
         ...
 
 
-@runtime_checkable
-class ChecksAnswers(Protocol):
-    """A verifier that knows ground truths it can give no reward for, so that they are refused before sampling."""
-
-    def check_answer(self, answer: str) -> None:
-        """Raise ValueError if the ground truth is not in the verifier's format. It must be fast."""
-        ...
-
-
 _FACTORIES: dict[str, Callable[..., Verifier]] = {}
+_ANSWER_CHECKS: dict[str, Callable[[str], object]] = {}
 
 
-def register(name: str, factory: Callable[..., Verifier]) -> None:
+def register(
+    name: str, factory: Callable[..., Verifier], check_answer: Callable[[str], object] | None = None
+) -> None:
     """Register a factory, so that `reward.verifier = name` builds `factory(**settings)`.
 
     For a verifier that runs in worker processes, the registration must happen on importing a module that the workers
     can import too; see `VerifierPool`.
+
+    Args:
+        name: Name of the verifier.
+        factory: Builds it.
+        check_answer: Raises ValueError for a ground truth that the verifier could give no reward for. It is called for
+            every row before anything is sampled, and must be fast.
 
     Raises:
         ValueError: If another factory is registered under the name.
@@ -64,6 +64,8 @@ def register(name: str, factory: Callable[..., Verifier]) -> None:
     known = _FACTORIES.setdefault(name, factory)
     if known is not factory:
         raise ValueError(f"the verifier name {name!r} is taken by {known!r}: choose another name")
+    if check_answer is not None:
+        _ANSWER_CHECKS[name] = check_answer
 
 
 def get(name: str, settings: Mapping[str, Any] | None = None) -> Verifier:
@@ -75,6 +77,15 @@ def get(name: str, settings: Mapping[str, Any] | None = None) -> Verifier:
     if name not in _FACTORIES:
         raise ValueError(f"unknown verifier {name!r}: known are {', '.join(names())}")
     return _FACTORIES[name](**(settings or {}))
+
+
+def check_answer(name: str, answer: str) -> None:
+    """Raise ValueError if the verifier of that name could give no reward with this ground truth.
+
+    Names that are not registered, and verifiers that take any ground truth, raise nothing.
+    """
+    if name in _ANSWER_CHECKS:
+        _ANSWER_CHECKS[name](answer)
 
 
 def names() -> tuple[str, ...]:

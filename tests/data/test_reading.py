@@ -319,3 +319,28 @@ def test_a_message_that_the_template_leaves_out_is_a_bad_row(tmp_path):
     template = CHAT_TEMPLATE.replace("messages %}", "messages if message['role'] == 'user' %}")
     with pytest.raises(ValueError, match="row 1: the chat template leaves out the message of the developer"):
         list(ProblemReader([path], config, layout("columns", config), byte_tokenizer(template)))
+
+
+def test_an_answer_that_no_verifier_can_use_is_a_bad_row(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(f'{{"prompt": "p{row}", "answer": "{row}", "source": "s"}}\n' for row in range(3))
+    )
+
+    def check(source, ability, answer):
+        assert (source, ability) == ("s", "")
+        if answer == "1":
+            raise ValueError("no tests")
+
+    for policy in ("stop", "skip"):
+        config = DataConfig(on_bad_row=policy, source_field="source")
+        rows = layout("columns", config)
+        reader = ProblemReader([path], config, rows, byte_tokenizer(), check_answer=check)
+        if policy == "stop":
+            with pytest.raises(ValueError, match=r"a.jsonl, row 2: no tests"):
+                list(reader)
+            with pytest.raises(ValueError, match=r"a.jsonl, row 2: no tests"):
+                ProblemReader([path], config, rows, byte_tokenizer(), check_answer=check).scan(60.0)
+        else:
+            assert [problem.answer for problem in reader] == ["0", "2"]
+            assert reader.bad_rows.num_rows == 1

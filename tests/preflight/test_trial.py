@@ -141,7 +141,7 @@ FAULTS = {
     "held-out rows": (_held_out_rows_without_answer, "data.evaluation: h.jsonl, row 1: no field 'answer'"),
     "tests that are none": (
         _rows(ROW, overrides=("reward.verifier=code", "reward.code.sandbox=none-i-accept-the-risk")),
-        "reward.verifier = 'code' gives no reward (error) for 1 of 1 answers, such as '2': ",
+        "data.train: train.jsonl, row 1: the verifier 'code' cannot use the answer: the ground truth of code is a int ",
     ),
 }
 

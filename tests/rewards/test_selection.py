@@ -5,7 +5,7 @@ import pytest
 
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards.http_endpoint import HttpEndpoint
-from megatron_prime.rewards.selection import RewardPools, build_pool
+from megatron_prime.rewards.selection import RewardPools, answer_check, build_pool
 from tests.support.sandbox_probe import needs_sandbox
 
 SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
@@ -58,3 +58,32 @@ def test_the_package_that_workers_import_needs_no_torch():
 
     program = "import sys, megatron_prime.rewards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+CHECKED = {
+    # verifier, ability of the row, answer -> the reason why it is refused, or None
+    "tests": ("code", "", SUM, None),
+    "no tests": (
+        "code",
+        "",
+        "42",
+        "the verifier 'code' cannot use the answer: .*lists of inputs and outputs",
+    ),
+    "by ability": ("auto", "code", "42", "the verifier 'code' cannot use the answer"),
+    "mathematics": ("auto", "math", "42", None),
+    "no route": ("auto", "poetry", "42", None),
+    "blank": ("exact_match", "", " ", "is blank"),
+    "a function": ("operator:eq", "", "", None),
+    "a server": ("http://localhost:1/verify", "", "", None),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+def test_answers_that_no_verifier_can_use_are_refused(case):
+    verifier, ability, answer, reason = CHECKED[case]
+    check = answer_check(RewardConfig(verifier=verifier))
+    if reason is None:
+        check("", ability, answer)
+    else:
+        with pytest.raises(ValueError, match=reason):
+            check("", ability, answer)

@@ -49,10 +49,6 @@ class CodeVerifier:
         if completed.stdout != b"42\n":
             raise RuntimeError(f"a program that prints 42 fails in the sandbox: {completed}")
 
-    def check_answer(self, answer: str) -> None:
-        """Raise ValueError if the ground truth is not in the format of `ground_truth`."""
-        read_tests(answer)
-
     def verify(self, response_text: str, answer: str) -> float:
         """Return the fraction of tests passed; with reward.code.partial_credit = false, 1.0 for all tests or else 0.0.
 
