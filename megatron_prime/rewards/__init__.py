@@ -24,11 +24,11 @@ from megatron_prime.rewards.selection import RewardPools, answer_check
 from megatron_prime.rewards.verifier import Verifier, get, names, register
 
 
-def _math() -> Verifier:
+def _math(accept_unevaluated: bool = False) -> Verifier:
     # Its notations are slow to import, and the checks of a configuration need the names of verifiers alone.
     from megatron_prime.rewards.math.answer import MathVerifier
 
-    return MathVerifier()
+    return MathVerifier(accept_unevaluated)
 
 
 register("exact_match", exact_match.ExactMatch, exact_match.words_of_answer)

@@ -126,6 +126,8 @@ def build_pool(spec: str, reward: RewardConfig) -> Pool:
     name, timeout_s = spec, reward.timeout_s
     if ":" in spec:
         name, settings = FUNCTION, {"path": spec}
+    elif spec == "math":
+        settings = reward.math.model_dump(mode="json")
     elif spec == "code":
         settings = reward.code.model_dump(mode="json")
         # The code verifier checks its total before each test and leaves out the time that a sandbox takes to start,

@@ -36,6 +36,15 @@ class CodeConfig(Section):
     """Folders that the code may read besides the system's libraries, such as packages that it may import."""
 
 
+class MathConfig(Section):
+    """Comparison of mathematical answers (reward.verifier = "math", or "auto" with a route to it)."""
+
+    accept_unevaluated: bool = False
+    """true accepts an answer that leaves an operation to be done which the ground truth does not have: an integral, a
+    sum, a limit, a derivative, a common divisor, a binomial, or a function of numbers such as the logarithm of 8. The
+    question itself is then an answer to "compute ..."."""
+
+
 class HttpRewardConfig(Section):
     """Requests to a reward server (reward.verifier = "http://...")."""
 
@@ -62,6 +71,8 @@ class RewardConfig(Section):
     """Number of verifier processes per training process."""
     timeout_s: PositiveFloat = 2.0
     """Time limit of one verification in seconds; a longer one is killed and counted. Code has limits of its own."""
+    math: MathConfig = MathConfig()
+    """Settings of the verifier of mathematical answers."""
     code: CodeConfig = CodeConfig()
     """Settings of the code verifier."""
     http: HttpRewardConfig = HttpRewardConfig()

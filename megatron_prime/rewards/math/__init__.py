@@ -3,8 +3,14 @@
 - `answer`: the `math` verifier
 - `boxed`: finds the boxed answer in a response
 - `notation`: converts an answer to one notation
-- `structure`: splits lists, sets, tuples and units
-- `intervals`: parses intervals and inequalities
-- `equations`: splits equations and ratios
+- `structure`: splits lists, sets and tuples
+- `values`: compares values exactly
 - `cost`: recognizes answers that are too expensive to evaluate
+- `evaluated`: recognizes answers that leave an operation to be done
+- `units`: splits values and units, and converts units
+- `number_words`: reads numbers in words
+- `clock`: compares times of day
+- `intervals`: parses intervals, inequalities and sets without some points
+- `equations`: splits equations and ratios, and compares curves
+- `families`: compares residue classes and values with a whole parameter
 """

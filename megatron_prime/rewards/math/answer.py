@@ -1,77 +1,125 @@
 r"""The `math` verifier: compares the boxed answer of a response with the ground truth.
 
 The answer is the last complete `\boxed{}` or `\fbox{}` (see `boxed`); without one the reward is 0. Both sides are
-converted to one notation and split into alternatives, tuples, sets, intervals and units; single values are compared
-exactly by math-verify. Where math-verify alone would be wrong, this verifier is
+converted to one notation and split into alternatives, tuples, sets, intervals and units; single values are parsed
+by latex2sympy and compared exactly (see `values`). The form of the ground truth defines what is asked for:
 
-- stricter: an answer has as many alternatives as the ground truth ("41 or 42" is not 42); two units must agree
-  (`5 m` is not `5 cm`); decimals are exact (0.3333333333 is not 1/3, 1.41421356 is not the root of 2); words are
-  compared as words ("seat" is not "east");
-- more lenient: Unicode digits, fractions and powers, 3e8, thin spaces, `\varnothing`, inequalities against intervals,
-  boxes side by side as the parts of one answer.
+- strict: an answer has as many alternatives as the ground truth ("41 or 42" is not 42); two units must be convertible
+  (`5 m` is not `5 cm`, but 500 cm); decimals are exact (0.3333333333 is not 1/3); words are compared as words ("seat"
+  is not "east"), and a word after a number must be a unit; `2x = 5` is not 5; integrals and other unfinished operations
+  are no answers;
+- lenient: Unicode digits, fractions and powers, 3e8, thin spaces, `\varnothing`, inequalities against intervals,
+  numbers in words, boxes side by side as the parts of one answer, equations times a constant.
 
-math-verify's own time limits are switched off, because they use SIGALRM, which fails outside the main thread and
-replaces the caller's alarm. This verifier runs in a `VerifierPool`, which enforces the deadline by killing the worker.
+This verifier runs in a `VerifierPool`, which enforces the deadline by killing the worker.
 """
 
+import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from megatron_prime.rewards.math.boxed import last_boxed, unwrap_boxed
+from megatron_prime.rewards.math.clock import times_equal
 from megatron_prime.rewards.math.cost import is_expensive
 from megatron_prime.rewards.math.equations import (
-    difference_of,
+    curves_equal,
     names_a_quantity,
     ratio_terms,
+    regions_equal,
     sides_of,
     strip_assignment,
 )
-from megatron_prime.rewards.math.intervals import Interval, real_set
+from megatron_prime.rewards.math.evaluated import is_unevaluated
+from megatron_prime.rewards.math.families import progressions_equal, residues, residues_equal, split_parameter
+from megatron_prime.rewards.math.intervals import Interval, RealSet, merged, real_set
 from megatron_prime.rewards.math.notation import (
     chosen_letter,
-    exact_decimals,
+    chosen_letters,
     normalise,
     squeezed,
     unwrapped,
     words,
 )
 from megatron_prime.rewards.math.structure import (
-    Quantity,
+    matrix_vector,
     split_bracketed,
     split_items,
-    split_unit,
+    unit_vector_parts,
 )
+from megatron_prime.rewards.math.units import DEGREE, PERCENT, RADIAN, Quantity, split_unit
+from megatron_prime.rewards.math.values import (
+    evaluation_errors,
+    forms_equal,
+    has_operation,
+    parsed,
+    values_equal,
+)
+
+_LOG = logging.getLogger(__name__)
 
 MAX_NORMALISED_CHARS = 2000
 """Limit on the length of an answer; longer answers are compared as text."""
 MAX_ITEMS = 64
 """Limit on the number of alternatives or components; an answer with more is wrong."""
+MAX_SIDES = 8
+"""Limit on the number of sides of a chain of equations."""
+_UNIT_LETTERS = "msghLlJNWVK"
+"""Units of one letter that are taken as such after a number and a blank, where a unit is asked for."""
 
 
 class MathVerifier:
-    """Verifier of boxed answers; see the module's docstring."""
+    r"""Verifier of boxed answers; see the module's docstring.
+
+    Args:
+        accept_unevaluated: Whether an answer may leave an operation to be done, as in `\gcd(54,24)` for 6.
+    """
 
     in_process = False
+
+    def __init__(self, accept_unevaluated: bool = False) -> None:
+        self._accept_unevaluated = accept_unevaluated
 
     def warm_up(self) -> None:
         """Load sympy and the parser's grammar, which takes seconds on a cold file system."""
         values_equal("1", r"\frac{2}{2}")
 
     def verify(self, response_text: str, answer: str) -> float:
-        """Return 1.0 if the boxed answer equals the ground truth, else 0.0.
+        """Return 1.0 if the boxed answer equals the ground truth or one of its alternatives, else 0.0.
 
         Raises:
             ValueError: If the ground truth is blank.
         """
-        if not answer.strip():
-            raise ValueError("the ground truth is blank")
         boxed = last_boxed(response_text)
-        return 0.0 if boxed is None else float(answers_equal(unwrap_boxed(answer), boxed))
+        return float(
+            any(
+                boxed is not None
+                and answers_equal(unwrap_boxed(gold), boxed, accept_unevaluated=self._accept_unevaluated)
+                for gold in alternatives(answer)
+            )
+        )
 
 
-def answers_equal(gold: str, given: str) -> bool:
+def alternatives(answer: str) -> list[str]:
+    """Return the ground truths of which one is enough: the items of a JSON list of texts, else the text itself.
+
+    Raises:
+        ValueError: If the ground truth or one of the alternatives is blank.
+    """
+    items: list[str] = [answer]
+    if re.match(r'\s*\[\s*(?:"|\])', answer):
+        try:
+            parsed_items = json.loads(answer)
+        except ValueError:
+            parsed_items = None  # a text that only begins like a list
+        if isinstance(parsed_items, list) and all(isinstance(item, str) for item in parsed_items):
+            items = parsed_items
+    if not items or not all(item.strip() for item in items):
+        raise ValueError(f"the ground truth {answer!r} is blank or has a blank alternative")
+    return items
+
+
+def answers_equal(gold: str, given: str, *, accept_unevaluated: bool = False) -> bool:
     """Return True if `given` is the answer `gold`. Not symmetric: the form of `gold` defines what is asked for."""
     if max(len(gold), len(given)) > MAX_NORMALISED_CHARS:
         return squeezed(gold) == squeezed(given)
@@ -80,21 +128,24 @@ def answers_equal(gold: str, given: str) -> bool:
         return False
     if squeezed(gold) == squeezed(given) or unwrapped(gold) == unwrapped(given):
         return True
-    # An answer that is too expensive to evaluate is compared as text only, which has just failed.
-    return not (is_expensive(gold) or is_expensive(given)) and _equal(gold, given)
+    # An answer that is too expensive to parse is compared as text only, which has just failed.
+    if is_expensive(gold) or is_expensive(given):
+        return False
+    if not accept_unevaluated and is_unevaluated(gold, sides_of(given)[-1]):
+        return False
+    try:
+        return _equal(gold, given)
+    except evaluation_errors():
+        _LOG.debug("no comparison of %r and %r", gold, given, exc_info=True)
+        return False
 
 
 def _equal(gold: str, given: str) -> bool:
     if r"\ldots" in gold + given:
         return False  # an ellipsis can be compared as text only
-    # A single letter A-J as ground truth is a multiple-choice question.
-    if len(gold_letter := chosen_letter(gold) or "") == 1:
-        return gold_letter == chosen_letter(given)
-    gold_words, given_words = words(gold), words(given)
-    if gold_words is not None or given_words is not None:
-        return _words_equal(gold, given, gold_words, given_words)
-    if (as_sets := _real_sets_equal(gold, given)) is not None:
-        return as_sets
+    for compare in (times_equal, _choices_equal, _words_equal, _families_equal, _real_sets_equal):
+        if (verdict := compare(gold, given)) is not None:
+            return verdict
     # A tuple or an interval is not the answer where a set is asked for, although its parts may be equal.
     if _is_set(gold) and split_bracketed(given) is not None and not _is_set(given):
         return False
@@ -103,8 +154,46 @@ def _equal(gold: str, given: str) -> bool:
         return _single_equal(gold_items[0], given_items[0])
     if len(gold_items) > 1 and len(given_items) == 1 and (bracketed := split_bracketed(given)) is not None:
         # The ground truth is a list and the answer a tuple: then the order matters.
-        return _all_equal(gold_items, bracketed[1])
+        named = _named_coordinates(gold_items)
+        return _all_equal(gold_items if named is None else named, bracketed[1])
+    gold_tuple = split_bracketed(gold) if len(gold_items) == 1 else None
+    if gold_tuple is not None and (named := _named_coordinates(given_items)) is not None:
+        return gold_tuple[0] == "(" and _all_equal(gold_tuple[1], named)
     return _same_collection(gold_items, given_items, _single_equal)
+
+
+def _named_coordinates(items: Sequence[str]) -> list[str] | None:
+    """Return the values of `x=2, y=3` in the order of the names, or None unless every item names another variable."""
+    pairs = [strip_assignment(item) for item in items]
+    names = [name for name, _ in pairs]
+    if not all(names) or len(set(names)) < len(names) or len(names) < 2:
+        return None
+    if all(re.fullmatch("[A-Za-z]", name) for name in names):
+        pairs.sort()
+    return [value for _, value in pairs]
+
+
+def _families_equal(gold: str, given: str) -> bool | None:
+    """Compare residue classes, and lists of values with a whole parameter; None if the ground truth is neither."""
+    gold_residues, given_residues = residues(gold), residues(given)
+    if gold_residues is not None and given_residues is not None:
+        return residues_equal(gold_residues, given_residues)
+    # The modulus may be left out, or added to the number that is asked for.
+    if gold_residues is not None:
+        variable, value = strip_assignment(given)
+        same_name = not variable or not gold_residues.variable or variable == gold_residues.variable
+        return same_name and _same_collection(gold_residues.values, split_items(value), values_equal)
+    if given_residues is not None:
+        return len(given_residues.values) == 1 and _single_equal(gold, given_residues.values[0])
+    parameter, gold_body = split_parameter(gold)
+    if not parameter:
+        return None
+    other, given_body = split_parameter(given)
+    return _same_collection(
+        split_items(gold_body),
+        split_items(given_body),
+        lambda a, b: progressions_equal(a, b, parameter, other or parameter),
+    )
 
 
 def _items(text: str) -> list[str]:
@@ -125,19 +214,48 @@ def _bracketed_parts(text: str) -> list[str]:
     return [] if bracketed is None else bracketed[1]
 
 
-def _words_equal(gold: str, given: str, gold_words: str | None, given_words: str | None) -> bool:
-    r"""Compare words with words, or with one letter in any form: B, (B), `\text{B}`."""
+def _choices_equal(gold: str, given: str) -> bool | None:
+    """Compare the letters of multiple-choice options; None if the ground truth names none."""
+    # A single letter A-J as ground truth is a multiple-choice question.
+    if len(gold_letter := chosen_letter(gold) or "") == 1:
+        return gold_letter == chosen_letter(given)
+    gold_letters, given_letters = chosen_letters(gold), chosen_letters(given)
+    return None if gold_letters is None or given_letters is None else gold_letters == given_letters
+
+
+def _words_equal(gold: str, given: str) -> bool | None:
+    r"""Compare words with words, or with one letter in any form: B, (B), `\text{B}`; None if neither side is words."""
+    gold_words, given_words = words(gold), words(given)
+    if gold_words is None and given_words is None:
+        return None
     return (gold_words or squeezed(gold).lower()) == (given_words or squeezed(given).lower())
 
 
 def _real_sets_equal(gold: str, given: str) -> bool | None:
-    """Compare two unions of intervals; None if one side is not such a union."""
+    """Compare two subsets of the real line; None if one side is no such subset."""
     gold_set, given_set = real_set(gold), real_set(given)
     if gold_set is None or given_set is None:
         return None
-    if gold_set[0] and given_set[0] and gold_set[0] != given_set[0]:
+    if gold_set.variable and given_set.variable and gold_set.variable != given_set.variable:
         return False  # inequalities in different variables
-    return _same_collection(gold_set[1], given_set[1], _intervals_equal)
+    if _is_pair(gold_set) and _is_pair(given_set):
+        # One pair of brackets may as well be a point or a tuple, whose parts have any order.
+        return _intervals_equal(gold_set.intervals[0], given_set.intervals[0])
+    gold_parts, given_parts = merged(gold_set), merged(given_set)
+    if gold_parts is not None and given_parts is not None:
+        return len(gold_parts) == len(given_parts) and all(
+            (a[0], a[3]) == (b[0], b[3]) and forms_equal(a[1], b[1]) and forms_equal(a[2], b[2])
+            for a, b in zip(gold_parts, given_parts, strict=True)
+        )
+    return (
+        _same_collection(gold_set.intervals, given_set.intervals, _intervals_equal)
+        and _same_collection(gold_set.points, given_set.points, values_equal)
+        and _same_collection(gold_set.excluded, given_set.excluded, values_equal)
+    )
+
+
+def _is_pair(real: RealSet) -> bool:
+    return len(real.intervals) == 1 and not real.points and not real.excluded
 
 
 def _intervals_equal(gold: Interval, given: Interval) -> bool:
@@ -151,14 +269,26 @@ def _single_equal(gold: str, given: str) -> bool:
     """Compare single values, equations, ratios or tuples."""
     if squeezed(gold) == squeezed(given):
         return True
+    if (as_regions := regions_equal(gold, given)) is not None:
+        return as_regions
     if len(sides_of(gold)) + len(sides_of(given)) > 2:
         return _equations_equal(gold, given)
     if len(ratio_terms(gold)) + len(ratio_terms(given)) > 2:
         return _ratios_equal(ratio_terms(gold), ratio_terms(given))
-    gold_tuple, given_tuple = split_bracketed(gold), split_bracketed(given)
+    gold_tuple, given_tuple = _tuple_of(gold), _tuple_of(given)
     if any(part is not None and len(part[1]) > 1 for part in (gold_tuple, given_tuple)):
+        gold_vector, given_vector = matrix_vector(gold), matrix_vector(given)
+        if gold_tuple is None and gold_vector is not None:
+            gold_tuple = ("(", gold_vector, ")")
+        elif given_tuple is None and given_vector is not None:
+            given_tuple = ("(", given_vector, ")")
         return _tuples_equal(gold_tuple, given_tuple)
-    return _quantities_equal(split_unit(gold), split_unit(given))
+    return _quantities_equal(gold, given)
+
+
+def _tuple_of(text: str) -> tuple[str, list[str], str] | None:
+    parts = unit_vector_parts(text)
+    return split_bracketed(text) if parts is None else ("(", parts, ")")
 
 
 def _equations_equal(gold: str, given: str) -> bool:
@@ -168,23 +298,56 @@ def _equations_equal(gold: str, given: str) -> bool:
     """
     (gold_name, gold_value), (given_name, given_value) = strip_assignment(gold), strip_assignment(given)
     if gold_name and gold_name == given_name:
-        return _single_equal(gold_value, given_value)
+        return _single_equal(gold_value, given_value) or _curves_equal(gold, given)
     gold_sides, given_sides = sides_of(gold), sides_of(given)
     if len(gold_sides) == 1:
-        # Every side of a numeric chain must be right: "41 = 42" is not an answer of 42.
-        if not re.search("[A-Za-z]", given_sides[0]):
-            return all(_single_equal(gold, side) for side in given_sides)
-        claims = [given_value] if given_name else given_sides[1:]
-        return all(_single_equal(gold, claim) for claim in claims)
+        return _claims_equal(gold, given_sides)
     if len(given_sides) == 1:
         return names_a_quantity(gold_sides[0]) and _single_equal(
             gold_value if gold_name else gold_sides[-1], given
         )
-    if len(gold_sides) != 2 or len(given_sides) != 2:
+    if {gold_name, given_name} in ({"y", "f(x)"}, {"y", "g(x)"}):
+        return _single_equal(gold_value, given_value)
+    if (
+        gold_name
+        and given_name
+        and (renamed := _with_argument_of(gold_name, given_name, given_value)) is not None
+    ):
+        return _single_equal(gold_value, renamed)
+    return _curves_equal(gold, given)
+
+
+def _claims_equal(gold: str, sides: Sequence[str]) -> bool:
+    r"""Compare an equation with a value: every side must be the value, except for names and operations.
+
+    `2x = 5` is not the answer 5, since it says 2.5; `x = 5`, `f(2) = 5`, `6 \cdot 7 = 42` and `5 = x` say what they
+    mean, as does an operation that is worked out, such as `\gcd(54,24) = 6`.
+    """
+    claims = [side for side in sides if not names_a_quantity(side)]
+    if not all(sides) or not claims or len(sides) > MAX_SIDES:
         return False
-    # Two equations are equal if they set the same expression to zero, up to its sign.
-    difference, other = difference_of(gold_sides), difference_of(given_sides)
-    return values_equal(difference, other) or values_equal(difference, f"-({other})")
+    # The last claim is the result, unless the name stands behind it: 5 = x.
+    return _single_equal(gold, claims[-1]) and all(
+        has_operation(parsed(claim)) or _single_equal(gold, claim) for claim in claims[:-1]
+    )
+
+
+def _with_argument_of(gold_name: str, given_name: str, value: str) -> str | None:
+    """Rename the argument in `f(t) = 2t` as in `f(x)`; None unless both are functions of that form."""
+    ours, theirs = (re.fullmatch(r"([A-Za-z])\(([A-Za-z])\)", name) for name in (gold_name, given_name))
+    if (
+        ours is None
+        or theirs is None
+        or ours[1] != theirs[1]
+        or re.search(rf"(?<![A-Za-z\\]){ours[2]}(?![A-Za-z])", value)
+    ):
+        return None
+    return re.sub(rf"(?<![A-Za-z\\]){theirs[2]}(?![A-Za-z])", ours[2], value)
+
+
+def _curves_equal(gold: str, given: str) -> bool:
+    gold_sides, given_sides = sides_of(gold), sides_of(given)
+    return len(gold_sides) == len(given_sides) == 2 and curves_equal(gold_sides, given_sides)
 
 
 def _ratios_equal(gold: Sequence[str], given: Sequence[str]) -> bool:
@@ -211,64 +374,41 @@ def _tuples_equal(gold: tuple[str, list[str], str] | None, given: tuple[str, lis
     return _all_equal(gold[1], given[1])
 
 
-def _quantities_equal(gold: Quantity, given: Quantity) -> bool:
-    """Compare values, and units if both have one. 50% equals both 50 and 0.5."""
-    if gold.unit and given.unit and gold.unit != given.unit:
-        return False
-    if values_equal(gold.value, given.value):
-        return True
-    if "%" not in (gold.unit, given.unit) or gold.unit == given.unit:
-        return False
-    # One side is a percentage and the other a plain number: compare again with the percentage divided by 100.
-    gold_value, given_value = (
-        rf"\frac{{{quantity.value}}}{{100}}" if quantity.unit else quantity.value
-        for quantity in (gold, given)
+def _quantities_equal(gold_text: str, given_text: str) -> bool:
+    r"""Compare values, and units if both have one. 50% equals both 50 and 0.5, 180 degrees equal \pi."""
+    gold = split_unit(gold_text, any_word=True, letters=_UNIT_LETTERS)
+    has_unit = gold.unit is not None and bool(gold.unit.dimensions)
+    given = split_unit(given_text, any_word=has_unit, letters=_UNIT_LETTERS if has_unit else "")
+    if gold.unit is None or given.unit is None or not gold.unit.dimensions or not given.unit.dimensions:
+        return _partly_named_equal(gold, given)
+    if gold.unit == given.unit:
+        return values_equal(gold.value, given.value)
+    return (
+        {gold.unit, given.unit} != {PERCENT}
+        and (gold.unit.dimensions == given.unit.dimensions or {gold.unit, given.unit} == {DEGREE, RADIAN})
+        and values_equal(_in_base_units(gold), _in_base_units(given))
     )
-    return values_equal(gold_value, given_value)
 
 
-def values_equal(gold: str, given: str) -> bool:
-    """Return True if two expressions are exactly equal by math-verify."""
-    if squeezed(gold) == squeezed(given):
+def _partly_named_equal(gold: Quantity, given: Quantity) -> bool:
+    """Compare two quantities of which at most one has a unit."""
+    named = gold if gold.unit is not None else given
+    plain = given if named is gold else gold
+    in_radians = named.unit == DEGREE and r"\pi" in plain.value
+    if not in_radians and values_equal(gold.value, given.value):
         return True
-    if r"\text{" in gold + given:
-        return False  # math-verify ignores words
-    # Imported here because it loads slowly and the parent of the pool never needs it.
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # silences warnings that its time limits are off
-    parsed = [
-        parse(
-            f"${exact_decimals(text)}$",
-            extraction_config=[LatexExtractionConfig()],
-            # By default, math-verify also returns the unparsed text, and would compare texts where parsing failed.
-            fallback_mode="no_fallback",
-            parsing_timeout=None,  # type: ignore[arg-type]
-        )
-        for text in (gold, given)
-    ]
-    if not (parsed[0] and parsed[1]):
+    # Without a unit, an angle that contains \pi is in radians, and a percentage is a fraction.
+    if named.unit != PERCENT and not in_radians:
         return False
-    if verify(parsed[0], parsed[1], timeout_seconds=None):
-        return True
-    if not _has_imaginary_unit(gold + given):
-        return False
-    complex_gold, complex_given = ([_with_imaginary_unit(form) for form in forms] for forms in parsed)
-    return bool(verify(complex_gold, complex_given, timeout_seconds=None))
+    sides = [_in_base_units(quantity) if quantity is named else quantity.value for quantity in (gold, given)]
+    return values_equal(*sides)
 
 
-def _has_imaginary_unit(text: str) -> bool:
-    return re.search(r"(?<![A-Za-z\\])i(?![A-Za-z_])", text) is not None
-
-
-def _with_imaginary_unit(expression: Any) -> Any:  # noqa: ANN401 - a sympy expression or text
-    """Replace the variable `i` by the imaginary unit: math-verify parses it as an ordinary variable."""
-    import sympy
-
-    if not isinstance(expression, sympy.Basic):
-        return expression
-    units = [symbol for symbol in expression.free_symbols if str(symbol) == "i"]
-    return expression.subs(dict.fromkeys(units, sympy.I))
+def _in_base_units(quantity: Quantity) -> str:
+    if quantity.unit == DEGREE:
+        return rf"({quantity.value})\cdot \frac{{\pi}}{{180}}"
+    scale = quantity.unit.scale if quantity.unit is not None else 1
+    return rf"({quantity.value})\cdot \frac{{{scale.numerator}}}{{{scale.denominator}}}"
 
 
 def _all_equal(gold: Sequence[str], given: Sequence[str]) -> bool:

@@ -1,9 +1,8 @@
-"""Recognizes answers that are too expensive to evaluate, by a cheap inspection of their text."""
+"""Recognizes answers that are too expensive to parse or to evaluate, before either is tried."""
 
 import math
 import re
-
-from megatron_prime.rewards.math.boxed import closing_brace
+from typing import Any
 
 MAX_CHARS = 400
 """Limit on the number of characters."""
@@ -13,48 +12,77 @@ MAX_DEPTH = 24
 """Limit on the nesting of brackets; in some places the parser's time doubles with each level."""
 MAX_BARS = 20
 """Limit on the number of vertical bars, for the same reason."""
-MAX_EXPANDED_TERMS = 2000
-"""Limit on the number of terms of a sum to a power, after expansion."""
-MAX_EXPONENT_PRODUCT = 10**5
-"""Limit on the product of all numeric exponents, which bounds the digits of nested powers."""
-
-_POWER_OF_SUM = re.compile(r"\(([^()]*[-+][^()]*)\)\s*\^\s*\{?\s*(\d{1,4})")
+MAX_BITS = 2**18
+"""Limit on the number of binary digits of any intermediate result."""
+MAX_TERMS = 10_000
+"""Limit on the number of terms of a sum or product over an index."""
+POINT_BITS = 14.0
+"""Upper limit of the binary digits of a variable's value at a point of comparison."""
+MAX_POINT = 6.0
+"""Upper limit of a variable's value at a point of comparison."""
 
 
 def is_expensive(text: str) -> bool:
-    """Return True if evaluating `text` could take long: huge powers, power towers, factorials.
+    """Return True if parsing `text` could take long: nested brackets or bars, many powers, length.
 
-    This is a heuristic in front of the deadline, which also stops the evaluations that it misses.
+    This is a heuristic in front of the deadline, which also stops what it misses. See `num_bits` for the evaluation.
     """
-    if len(text) > MAX_CHARS or text.count("|") > MAX_BARS or _depth(text) > MAX_DEPTH:
+    if (
+        len(text) > MAX_CHARS
+        or text.count("|") > MAX_BARS
+        or text.count("^") > MAX_POWERS
+        or _depth(text) > MAX_DEPTH
+    ):
         return True
-    # (5!)! already has 199 digits, and every further level or digit multiplies the cost.
-    if re.search(r"!\s*!|!\s*[)}\]]*\s*!", text):
-        return True
-    # The factorial of a number of four digits has more than 2500 digits.
-    if any(len(digits) > 3 for digits in re.findall(r"(\d+)\s*[)}]*\s*!", text)):
-        return True
-    if any(len(digits) > 4 for digits in re.findall(r"\\binom\s*\{\s*(\d+)", text)):
-        return True
-    return _has_expensive_powers(text)
+    # The parser evaluates binomials.
+    return any(len(digits) > 4 for digits in re.findall(r"\\binom\s*\{\s*(\d+)", text))
 
 
-def _has_expensive_powers(text: str) -> bool:
-    if text.count("^") > MAX_POWERS:
-        return True
-    if any(_num_expanded_terms(*power) > MAX_EXPANDED_TERMS for power in _POWER_OF_SUM.findall(text)):
-        return True
-    product = 1
-    for exponent in _exponents(text):
-        # A power tower with numbers, such as 9^{9^9}, cannot be evaluated at all.
-        if "^" in exponent and re.search(r"\d", exponent):
-            return True
-        for digits in re.findall(r"\d+", exponent):
-            # Nine digits exceed the limit in any case, and int() of an unlimited number of digits is slow.
-            product *= max(1, int(digits[:9]))
-            if len(digits) > 4 or product > MAX_EXPONENT_PRODUCT:
-                return True
-    return False
+def num_bits(form: Any) -> float:  # noqa: ANN401 - a sympy expression
+    """Return an upper limit of the binary digits of any number in the evaluation of a parsed expression.
+
+    Variables count as the values that they get in a comparison at points.
+    """
+    if form.is_Rational:
+        return float(abs(form.p).bit_length() + form.q.bit_length())
+    if form.is_Symbol:
+        return POINT_BITS
+    name = type(form).__name__
+    if name == "exp" or form.is_Pow:
+        base = 2.0 if name == "exp" else num_bits(form.base)
+        return base * max(1.0, _largest(form.exp)) + num_bits(form.exp)
+    if name in ("Sum", "Product"):
+        num_terms = _largest(form.limits[0][2]) + _largest(form.limits[0][1])
+        return num_bits(form.function) * num_terms if num_terms <= MAX_TERMS else math.inf
+    bits = sum(num_bits(part) for part in form.args if hasattr(part, "is_Pow"))
+    if name in ("factorial", "gamma"):
+        size = _largest(form.args[0])
+        return bits + size * math.log2(size + 2) if size < math.inf else math.inf
+    return bits + 1
+
+
+def _largest(form: Any) -> float:  # noqa: ANN401
+    """Return an upper limit of the absolute value, for expressions in exponents; infinity if it is far too large."""
+    try:
+        if form.is_Rational:
+            # Of an integer and a fraction below 1 alike, since the sign of an exponent turns one into the other.
+            return max(abs(form.p) / form.q, 0.0)
+        if form.is_Symbol:
+            return MAX_POINT
+        sizes = [_largest(part) for part in form.args if hasattr(part, "is_Pow")]
+        if form.is_Mul:
+            return math.prod(sizes)
+        if form.is_Pow:
+            inverse = abs(form.base.q / form.base.p) if form.base.is_Rational and form.base.p else 1.0
+            return max(sizes[0], inverse, 1.0) ** sizes[1]
+        name = type(form).__name__
+        if name == "exp":
+            return math.exp(sizes[0])
+        if name in ("factorial", "gamma"):
+            return math.gamma(sizes[0] + 2)
+    except OverflowError:
+        return math.inf
+    return max(4.0, sum(sizes))  # sums; and functions and constants, all of which are smaller
 
 
 def _depth(text: str) -> int:
@@ -63,24 +91,3 @@ def _depth(text: str) -> int:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(deepest, depth)
     return deepest
-
-
-def _num_expanded_terms(base: str, exponent: str) -> int:
-    """Return the number of terms of a sum to a power after expansion, by the multinomial theorem."""
-    return math.comb(int(exponent) + len(re.findall(r"[-+]", base)), int(exponent))
-
-
-def _exponents(text: str) -> list[str]:
-    """Return the exponent after each ^; that of a power tower includes the next ^."""
-    exponents = []
-    for match in re.finditer(r"\^\s*", text):
-        start = match.end()
-        if text[start : start + 1] == "{":
-            end = closing_brace(text, start + 1)
-            end = len(text) if end is None else end + 1
-        else:
-            plain = re.compile(r"[({]?[-+]?\d*[A-Za-z]?").match(text, start)
-            end = start + (len(plain[0]) if plain else 1)
-        tower = re.compile(r"\s*\^").match(text, end)
-        exponents.append(text[start:end] + (tower[0] if tower else ""))
-    return exponents

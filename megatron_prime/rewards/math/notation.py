@@ -5,10 +5,17 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from megatron_prime.rewards.math.boxed import closing_brace
+from megatron_prime.rewards.math.number_words import expand_multipliers, number_in_words
+from megatron_prime.rewards.math.structure import split_top_level
+from megatron_prime.rewards.math.units import unit_named
+
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
     "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ",
     "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "°": r"^{\circ}",
+    "¢": r"\text{ cents}", "€": r"\text{€}", "£": r"\text{£}", "⟨": r"\langle ", "⟩": r"\rangle ", "∖": r"\setminus ",
+    "≡": r"\equiv ", "ℤ": r"\mathbb{Z}", "∠": r"\angle ", "μ": r"\mu ", "µ": r"\mu ", "∧": r"\land ", "∨": r"\lor ",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ℝ": r"\mathbb{R}", "′": "'", "∣": "|",
     "｛": r"\{", "｝": r"\}", "…": r"\ldots ",
 }  # fmt: skip
@@ -23,17 +30,36 @@ def _numeral_base(index: re.Match[str]) -> str:
     return index[0] if base is None else f"_{{{base}}}"
 
 
+def _upright_letters(match: re.Match[str]) -> str:
+    if "{" not in match[1]:
+        return match[0]
+    return re.sub(r"(?<![A-Za-z\\])[A-Za-z]+", lambda letters: rf"\text{{{letters[0]}}}", match[1])
+
+
+def _basis_vector(match: re.Match[str]) -> str:
+    return rf"\mathsf{{{match[1]}}}"
+
+
 # The order matters: commands for fonts and upright text are unified before the patterns that look into \text{},
 # spacing between groups of three digits is removed before other spacing becomes blanks, and money before the dollar
 # signs of math mode.
-_REWRITES = tuple(
+_ANSWER = "(?:[Tt]he )?(?:final |correct )?[Aa]nswer(?: is)?"
+_COMMANDS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|bf|rm|it)(?![A-Za-z])\.?", ""),
+        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|bf|rm|it|underline|uline)(?![A-Za-z])\.?", ""),
         (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+        (
+            r"\\(?:hat|vec)\s*\{?\s*(?:\\(?:mathbf|bm|boldsymbol|textbf)\s*\{\s*)?\\?([ijk])(?:math)?\s*\}?\s*\}?",
+            _basis_vector,
+        ),
+        (r"\\(?:mathbf|bm|boldsymbol|textbf)\s*\{\s*([ijk])\s*\}", _basis_vector),
+        (r"\\(langle|rangle)(?![A-Za-z])", lambda match: "(" if match[1] == "langle" else ")"),
+        (r"\\lg(?![A-Za-z])|\\operatorname\{lg\}", r"\\log_{10}"),
         # Euler's number and the imaginary unit in upright type.
         (r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:varnothing|empty)(?![A-Za-z])", r"\\emptyset"),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
@@ -44,14 +70,22 @@ _REWRITES = tuple(
         # A single character class between the braces, without \s* beside it: a blank that can be matched in three
         # ways would make the time cubic.
         (
-            r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol)\s*\{([^{}]*)\}",
-            lambda match: rf"\text{{{match[1].strip()}}}",
+            r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol|emph|mathit|textsf)\s*\{([^{}]*)\}",
+            lambda match: rf"\text{{{match[1].replace('~', ' ').strip()}}}",
         ),
+        # Upright type around more than words, as units have it: \mathrm{m\cdot s^{-1}}.
+        (r"\\(?:text|mathrm)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", _upright_letters),
         (
             r"_\s*\{?\s*\\text\{(\w+)\}\s*\}?",
             _numeral_base,
         ),
+        # "The answer is 7" and its kinds.
+        (rf"^\s*(?:{_ANSWER}\s*[:=]? (?=\S)|\\text\{{{_ANSWER}\s*[:=]?\}})", ""),
+        (rf"^\s*\\text\{{{_ANSWER}\s*:? ([^{{}}]*)\}}", r"\\text{\1}"),
+        (r"^\s*(?:\\text\{(?:[Mm]inus|[Nn]egative)\}|(?:[Mm]inus|[Nn]egative)(?= [\d\\]))\s*", "-"),
+        (r"^\s*(\d[\d.,]*)\s*(?:\\text\{)?\s*(?:\\degree|degrees?|°)?\s*below zero\s*\}?$", r"-\1"),
         (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
+        (r"\\mathbb\s*\{?\s*Z\s*\}?", r"\\mathbb{Z}"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"\\degree "),
         (r"\\degrees?(?![A-Za-z])\s*", r"\\degree "),
         (
@@ -59,8 +93,26 @@ _REWRITES = tuple(
             r"\1(\2\\cdot\\pi/180)",
         ),
         (r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)+(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)(?:\\!|\{)+:(?:\\!|\})+(?=\d)", ":"),
+    )
+)
+_MONEY = r"\s*(\d[\d,]*(?:\.\d+)?|\\frac\{\d+\}\{\d+\})(\\times (?:12|10\^\{\d+\}))?"
+_SPACING = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
         # An escaped dollar sign is money. Two backslashes end a row of a matrix and do not escape what follows.
-        (r"\\\$\s*(\d[\d,]*(?:\.\d+)?)", lambda match: match[1].replace(",", "") + r"\text{ dollars}"),
+        (
+            r"\\\$" + _MONEY + r"(?:\s*\\text\{(?:dollars|USD)\})?",
+            lambda match: match[1].replace(",", "") + (match[2] or "") + r"\text{ dollars}",
+        ),
+        (
+            r"\\text\{([€£])\}" + _MONEY,
+            lambda match: (
+                match[2].replace(",", "")
+                + (match[3] or "")
+                + rf"\text{{ {'euros' if match[1] == '€' else 'GBP'}}}"
+            ),
+        ),
         (r"(?<!\\)\\(?:[,!;: ]|quad|qquad)|~", " "),
         (r"\\\$|\$|\\\(|\\\)|\\\[|\\\]", " "),
         (r"\\[lr]brace(?![A-Za-z])", lambda match: "\\{" if match[0][1] == "l" else "\\}"),
@@ -76,31 +128,103 @@ _THOUSANDS = re.compile(r"-?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\w.]*\.)|(?<=[A-Za-z}])(\d+)\.(\d+)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?")
 _WORD = re.compile(r"\\text\{([^{}]*)\}|([A-Za-z][A-Za-z .'-]*[A-Za-z]|[A-Za-z])")
-_CHOICE = re.compile(r"\(?\s*(?P<closed>[A-J])\s*[).:](?P<rest>.*)|(?P<alone>[A-Ja-j])", flags=re.DOTALL)
+_CHOICE = re.compile(r"\(?\s*(?P<closed>[A-J])\s*[).:](?P<rest>.*)|(?P<alone>[A-Ja-dfghj])", flags=re.DOTALL)
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\w\w)")
 
-NO_SOLUTION = {
-    "no solution",
-    "no solutions",
-    "none",
-    "empty set",
-    "no real solution",
-    "no real solutions",
-    "null set",
+_SYNONYMS = {
+    phrase: canonical
+    for canonical, phrases in {
+        r"\emptyset": "no solution;no solutions;none;empty set;the empty set;no real solution;no real solutions;"
+        "null set;no real roots;there is no solution;there are no solutions",
+        r"\text{DNE}": "dne;d.n.e;does not exist;doesn't exist;limit does not exist;the limit does not exist",
+        r"\text{infinitely many}": "infinitely many;infinitely many solutions;infinite solutions",
+        r"\mathbb{Z}": "all integers;any integer;integers;set of all integers;the set of all integers;every integer",
+        r"\infty": "infinity;positive infinity",
+        r"-\infty": "negative infinity;minus infinity",
+    }.items()
+    for phrase in phrases.split(";")
 }
+_REALS = re.compile(
+    r"(?P<open>\\text\{)?\s*(?:[a-z] is )?(?:the set of )?(?:all|any|every)(?: the)? "
+    r"(?P<kind>positive |negative |non-?negative |non-?zero )?"
+    r"(?:real numbers?|reals|real values?(?: of)?|real)(?: [a-z]| \$?[a-z]\$?)?(?=[ },]|$)",
+    flags=re.IGNORECASE,
+)
+_REALS_OF_KIND = {
+    "": r"(-\infty,\infty)", "positive": r"(0,\infty)", "negative": r"(-\infty,0)", "nonnegative": r"[0,\infty)",
+    "nonzero": r"(-\infty,0)\cup(0,\infty)",
+}  # fmt: skip
+_BARE_BRACES = re.compile(r"(?:^|[=,(]|\\(?:cup|cap|in|setminus)(?![A-Za-z])|(?<=\))\s*-)\s*(?=\{)")
 
 
 def normalise(text: str) -> str:
     """Convert an answer to the notation that comparisons use. Idempotent up to spacing; never raises."""
-    text = _from_unicode(text)
-    for pattern, replacement in _REWRITES:
+    # Single blanks keep the patterns linear.
+    text = re.sub(r"\s+", " ", _from_unicode(text))
+    for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
-    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text).strip()
-    text = text.removesuffix(".").rstrip()
+    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
+    text = expand_multipliers(text)
+    for pattern, replacement in _SPACING:
+        text = pattern.sub(replacement, text)
+    text = re.sub(r"\s*(?:\.|\\text\{[.,;]\})?\s*$", "", text.strip())
     if _THOUSANDS.fullmatch(text):
         text = re.sub(r"[, ]", "", text)
-    if text.replace(" ", "") == r"\{\}" or words(text) in NO_SOLUTION:
+    if text.replace(" ", "") == r"\{\}":
         return r"\emptyset"
+    return _escaped_braces(_in_symbols(text))
+
+
+def _in_symbols(text: str) -> str:
+    """Replace numbers in words, and sets of numbers in words, by mathematics."""
+    if text.startswith(r"\text{") and re.fullmatch(r"\\text\{[^A-Za-z{}]*\d[^A-Za-z{}]*\}", text):
+        return text[6:-1].strip()
+    phrase = (
+        re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip().rstrip(".").lower()
+        if re.search("[A-Za-z]{3}", text)
+        else ""
+    )
+    phrase = re.sub(r"\s+", " ", phrase)
+    if (known := _SYNONYMS.get(phrase)) is not None:
+        return known
+    if re.fullmatch(r"[a-z]+(?:[ -]+[a-z]+)*", phrase) and (number := _counted_in_words(phrase)) is not None:
+        return number
+    if counted := re.fullmatch(r"\\text\{(-?\d[\d.,/]*) +([A-Za-z][^{}]*)\}", text):
+        return rf"{counted[1]}\text{{ {counted[2]}}}"
+    reals = _REALS.match(text)
+    if reals is None:
+        return text
+    rest = text[reals.end() :]
+    if reals["open"]:
+        # What follows in the same \text stays there: "all real numbers except".
+        rest = "" + rest[1:] if rest.startswith("}") else r"\text{" + rest.lstrip()
+    return (_REALS_OF_KIND[(reals["kind"] or "").strip().lower().replace("-", "")] + rest).strip()
+
+
+def _counted_in_words(phrase: str) -> str | None:
+    r"""Return the numeral of a number in words, with its unit as text if it has one: `5\text{ apples}`."""
+    tokens = phrase.split(" ")
+    for length in (len(tokens), len(tokens) - 1, len(tokens) - 2):
+        rest = " ".join(tokens[length:])
+        if length > 0 and (not rest or unit_named(rest) is not None):
+            number = number_in_words(" ".join(tokens[:length]))
+            if number is not None:
+                return rf"{number}\text{{ {rest}}}" if rest else number
+    return None
+
+
+def _escaped_braces(text: str) -> str:
+    r"""Escape the braces of a set that lack a backslash: `{1,2}`, `{x | x>3}`, but not the group `{7}`."""
+    for start in reversed([match.end() for match in _BARE_BRACES.finditer(text)]):
+        end = closing_brace(text, start + 1)
+        inner = "" if end is None else text[start + 1 : end]
+        is_set = (
+            len(split_top_level(inner, ",|")) > 1
+            or r"\mid" in inner
+            or re.search(r"\\(?:cup|cap|setminus)\s*$", text[:start])
+        )
+        if end is not None and is_set:
+            text = rf"{text[:start]}\{{{inner}\}}{text[end + 1 :]}"
     return text
 
 
@@ -146,6 +270,22 @@ def chosen_letter(text: str) -> str | None:
     if match is None or re.search(r"\b(?:[A-J]|or|and|not)\b", match["rest"] or ""):
         return None
     return (match["closed"] or match["alone"]).lower()
+
+
+def chosen_letters(text: str) -> frozenset[str] | None:
+    r"""Return the letters of several options, such as `A, C`, `\text{(A)}, \text{(C)}` or `AC`; None otherwise."""
+    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+    plain = re.sub(r"^(?:options?|choices?|answers?)\b:?\s*", "", plain, flags=re.IGNORECASE)
+    if re.fullmatch("[A-J]{2,10}", plain) and list(plain) == sorted(set(plain)):
+        return frozenset(plain)
+    parts = [
+        re.fullmatch(r"\(?\s*([A-J])\s*[).]?", part)
+        for part in re.split(r"\s*(?:,\s*and\b|,|;|\band\b|&)\s*", plain)
+    ]
+    letters = [part[1] for part in parts if part is not None]
+    return (
+        frozenset(letters) if len(letters) == len(parts) > 1 and len(set(letters)) == len(letters) else None
+    )
 
 
 def exact_decimals(text: str) -> str:

@@ -1,87 +1,8 @@
-"""Splits an answer into its parts: alternatives, sets, tuples, and values with units."""
+"""Splits an answer into its parts: alternatives, sets and tuples."""
 
 import re
-from dataclasses import dataclass
 
 _OR = re.compile(r"\\text\{\s*(?:or|and)\s*\}|\\lor(?![A-Za-z])|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
-
-_UNIT_NAMES = {
-    "cm": "cm centimeter centimeters centimetre centimetres",
-    "mm": "mm millimeter millimeters millimetre millimetres",
-    "km": "km kilometer kilometers kilometre kilometres",
-    "m": "m meter meters metre metres",
-    "in": "in inch inches",
-    "ft": "ft foot feet",
-    "mi": "mi mile miles",
-    "g": "g gram grams",
-    "kg": "kg kilogram kilograms",
-    "s": "s sec second seconds",
-    "min": "min minute minutes",
-    "h": "h hr hour hours",
-    "day": "day days",
-    "year": "year years",
-    "mph": "mph",
-    "usd": "dollar dollars usd",
-    "cent": "cent cents",
-    "%": "% percent",
-    "deg": "degree degrees deg",
-    "l": "l L liter liters litre litres",
-    "unit": "unit units",
-}
-_UNITS = {spelling: unit for unit, spellings in _UNIT_NAMES.items() for spelling in spellings.split()}
-_RATES = {"mi/h": "mph", "mi/hour": "mph"}
-_POWERS = {"square": "2", "sq": "2", "cubic": "3"}
-_UNIT = re.compile(
-    r"(?P<value>.*[\d})]|.*\\pi)\s*(?:\\text\{(?P<text>[^{}]*)\}(?P<power>\^\{?[23]\}?)?|(?P<percent>\\?%)|(?P<degree>\\degree)"
-    r"|(?<=\s)(?P<bare>[A-Za-z]+)(?P<bare_power>\^\{?[23]\}?)?|_\{?(?P<base>\d{1,2})\}?)\s*"
-)
-
-_UNIT_WORDS = re.compile(r"(?!.*\b(?:or|and|not)\b)[A-Za-z .°/'-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """A value and its unit; the unit is "" if there is none."""
-
-    value: str
-    unit: str
-
-
-def split_unit(text: str) -> Quantity:
-    r"""Split `5\text{ cm}`, `5 cm`, `50\%`, `90\degree` or `101_2` into value and unit.
-
-    Any other text is a value without a unit.
-    """
-    match = _UNIT.fullmatch(text)
-    if match is None:
-        return Quantity(text, "")
-    value = match["value"].strip()
-    if match["percent"]:
-        return Quantity(value, "%")
-    if match["degree"]:
-        return Quantity(value, "deg")
-    if match["base"]:
-        # x_1 is a variable with an index, 101_2 a numeral with a base.
-        return (
-            Quantity(value, f"base {match['base']}")
-            if re.fullmatch(r"-?[\dA-F]+", value)
-            else Quantity(text, "")
-        )
-    name = (match["text"] or match["bare"] or "").strip().rstrip(".")
-    if (match["bare"] and name not in _UNITS) or not _UNIT_WORDS.fullmatch(name):
-        return Quantity(text, "")
-    power = re.sub(r"\D", "", match["power"] or match["bare_power"] or "")
-    return Quantity(value, _unit_name(name) + power)
-
-
-def _unit_name(name: str) -> str:
-    """Return the short name of a unit: cm2 for `square centimeters`, mph for `miles per hour`."""
-    first, _, rest = name.partition(" ")
-    if first.rstrip(".").lower() in _POWERS and rest:
-        return _unit_name(rest) + _POWERS[first.rstrip(".").lower()]
-    rate = re.split(r"\s*/\s*|\s+per\s+", name)
-    joined = "/".join(_UNITS.get(part, part.lower()) for part in rate)
-    return _RATES.get(joined, joined)
 
 
 def split_items(text: str) -> list[str]:
@@ -138,3 +59,32 @@ def _depth_dips(text: str) -> bool:
         if depth < 0:
             return True
     return False
+
+
+def matrix_vector(text: str) -> list[str] | None:
+    r"""Return the entries of a matrix with one column or one row, such as `\begin{pmatrix}1\\2\end{pmatrix}`."""
+    matrix = re.fullmatch(
+        r"\[?\\begin\{(?:[pb]?matrix|array)\}(?:\{[a-z|]+\})?(.*)\\end\{(?:[pb]?matrix|array)\}\]?",
+        text.strip(),
+    )
+    if matrix is None:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\", matrix[1]) if row.strip()]
+    if len(rows) == 1:
+        return [entry.strip() for entry in rows[0]]
+    return [row[0].strip() for row in rows] if all(len(row) == 1 for row in rows) else None
+
+
+def unit_vector_parts(text: str) -> list[str] | None:
+    r"""Return the components of a sum of unit vectors, which `normalise` writes `\mathsf{i}`; None for other texts."""
+    found = set(re.findall(r"\\mathsf\{([ijk])\}", text))
+    if len(found) < 2:
+        return None
+    return [
+        re.sub(
+            r"(?<=[\w})])?\s*\\mathsf\{([ijk])\}",
+            lambda match: "(1)" if match[1] == axis else "(0)",  # noqa: B023 - used at once
+            text,
+        )
+        for axis in ("ijk" if "k" in found else "ij")
+    ]

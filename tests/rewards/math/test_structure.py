@@ -1,38 +1,11 @@
 import pytest
 
 from megatron_prime.rewards.math.structure import (
-    Quantity,
+    matrix_vector,
     split_bracketed,
     split_items,
-    split_unit,
+    unit_vector_parts,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "unit"),
-    [
-        (r"5\text{ cm}", "5", "cm"),
-        ("5 centimetres", "5", "cm"),
-        (r"5\text{ cm}^2", "5", "cm2"),
-        ("5 m^{3}", "5", "m3"),
-        (r"5\text{ square centimeters}", "5", "cm2"),
-        (r"5\text{ cubic feet}", "5", "ft3"),
-        (r"60\text{ miles per hour}", "60", "mph"),
-        (r"9\text{ m/s}^2", "9", "m/s2"),
-        (r"50\%", "50", "%"),
-        (r"90\degree", "90", "deg"),
-        ("101_{2}", "101", "base 2"),
-        (r"\frac{1}{2}\text{ hours}", r"\frac{1}{2}", "h"),
-        (r"7\text{ apples}", "7", "apples"),
-        ("5m", "5m", ""),
-        ("5 x", "5 x", ""),
-        ("x_1", "x_1", ""),
-        (r"42\text{ or so}", r"42\text{ or so}", ""),
-        ("42", "42", ""),
-    ],
-)
-def test_units_are_split_from_values(text, value, unit):
-    assert split_unit(text) == Quantity(value, unit)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +38,22 @@ def test_items_are_split(text, items):
 )
 def test_bracketed_parts_are_split(text, parts):
     assert split_bracketed(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", ["1", "2"]),
+        (r"\begin{bmatrix}1&2\end{bmatrix}", ["1", "2"]),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", None),
+        ("(1,2)", None),
+    ],
+)
+def test_matrices_of_one_row_or_column_are_vectors(text, entries):
+    assert matrix_vector(text) == entries
+
+
+def test_sums_of_unit_vectors_have_components():
+    assert unit_vector_parts(r"2\mathsf{i}-\mathsf{j}") == ["2(1)-(0)", "2(0)-(1)"]
+    assert len(unit_vector_parts(r"\mathsf{i}+\mathsf{k}") or ()) == 3
+    assert unit_vector_parts("i+j") is None
