@@ -62,7 +62,9 @@ def _columns(config: DataConfig) -> Layout:
 
 
 def answer_text(row: DataRow, field: str) -> str:
-    """Return the ground truth as text: numbers by str, objects and lists (unit tests of code) as JSON.
+    """Return the ground truth as text: numbers by str, objects and lists (unit tests of code, alternatives) as JSON.
+
+    A list of numbers becomes a JSON list of texts, which the math verifier takes as alternatives.
 
     Raises:
         ValueError: If the field is missing, null, blank, not finite, or of another type.
@@ -88,6 +90,9 @@ def _answer(row: DataRow, field: str, value: object) -> str:
         return value
     if isinstance(value, dict | list):
         _check_parts(row, field, value)
+        if isinstance(value, list) and all(isinstance(item, int | float | Decimal) for item in value):
+            # Alternatives; as JSON numbers they would be an interval or a vector to the math verifier.
+            value = [str(item) for item in value]
         return json.dumps(value, default=str)
     if isinstance(value, int | float | Decimal):
         if not math.isfinite(value):

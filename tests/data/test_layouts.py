@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from megatron_prime.config.tables.data import DataConfig, LayoutName
-from megatron_prime.data.layouts import LAYOUTS, layout
+from megatron_prime.data.layouts import LAYOUTS, answer_text, layout
 from megatron_prime.data.rows import DataRow, read_rows
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
@@ -96,3 +96,18 @@ def test_the_error_names_an_invalid_row(name, fields, reason):
         ValueError, match=rf"a\.jsonl, row 9: .*{reason}" if "row 9" not in reason else reason
     ):
         found.prompt(row), found.answer(row)
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        (5, "5"),
+        ("[1, 2]", "[1, 2]"),  # an interval
+        ([1, 2.5], '["1", "2.5"]'),
+        (["1", "one"], '["1", "one"]'),
+        ([[1, 2]], "[[1, 2]]"),
+        ({"inputs": [1]}, '{"inputs": [1]}'),
+    ],
+)
+def test_lists_of_numbers_are_alternatives(value, answer):
+    assert answer_text(DataRow({"answer": value}, Path("a.jsonl"), 9), "answer") == answer
