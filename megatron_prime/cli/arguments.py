@@ -22,7 +22,7 @@ FILE_OPTIONS = ("c", "config", "config_file", "config_name", "config_path", "f",
 COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("fit", "ppo", "resume", "rl", "run", "start"), "train"),
     **dict.fromkeys(("finetune", "fine-tune"), "sft"),
-    **dict.fromkeys(("test", "validate", "verify", "lint"), "check"),
+    **dict.fromkeys(("test", "validate", "lint"), "check"),
     **dict.fromkeys(("estimate", "memory", "layouts"), "plan"),
     **dict.fromkeys(("env", "info", "diagnose"), "doctor"),
     **dict.fromkeys(("export", "merge", "to-hf"), "convert"),
@@ -121,7 +121,7 @@ def _options(command: str, values: dict[str, Any]) -> Options:
         values["dry_run"] = "-"
     index = next((index for index, word in enumerate(words) if not _is_override(word)), None)
     file = None if index is None else Path(words.pop(index))
-    if file is None and command not in ("doctor", "from-megatron"):
+    if file is None and command not in ("doctor", "from-megatron", "verify"):
         raise click.UsageError("the configuration is missing: name a TOML file", click.get_current_context())
     if command == "from-megatron" and file is not None:
         words.insert(0, str(file))
@@ -203,6 +203,25 @@ _command(
     "doctor",
     "check environment, devices, file systems, engine and the ranks' network, and say how to fix faults",
     _option("--timeout-s", type=float, default=30.0, help="deadline for the ranks to connect"),
+    metavar="[CONFIG] [KEY=VALUE]...",
+)
+_command(
+    "verify",
+    "try the verifiers of a run on responses: the verdict and the reason of each",
+    _option(
+        "--file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="rows with response, answer and possibly the expected reward, source and ability; default data.train",
+    ),
+    _option("--response", metavar="TEXT", help="one response, to --answer"),
+    _option("--answer", metavar="TEXT", help="the ground truth of --response"),
+    _option("--source", default="", help="data source of --response, for reward.routes"),
+    _option("--ability", default="", help="ability of --response, for reward.routes"),
+    _option(
+        "--rows", type=click.IntRange(1), help="rows of each file; default all of --file, 100 of data.train"
+    ),
+    _option("--json", help="write the verdicts to this file too, one line each"),
     metavar="[CONFIG] [KEY=VALUE]...",
 )
 _command(

@@ -52,6 +52,8 @@ def run_command(options: Options) -> int:
         if options.command == "from-megatron":
             print("\n".join(_call("from_megatron.from_megatron", options)))  # noqa: T201
             return 0
+        if options.command == "verify":
+            return _call("verify.verify", options)
         config = load_config(options.config, options.overrides)
         run_here = {"doctor": _doctor, "plan": _plan, "convert": _convert}.get(options.command)
         if run_here is not None:

@@ -27,8 +27,8 @@ class ConfigError(ValueError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  - {fault}" for fault in self.faults)]))
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
-    """Read `path`, apply overrides such as `policy.lr=1e-6` in order, and validate the result.
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> PrimeConfig:
+    """Read `path` (None for an empty file), apply overrides such as `policy.lr=1e-6` in order, and validate the result.
 
     The right side of an override is a TOML value (`true`, `3`, `["a", "b"]`). Text that is not valid TOML is taken as a
     string, and so is a number given for a field that holds text or a path.
@@ -37,7 +37,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
         ConfigError: The configuration has faults, and the error lists all of them: unknown keys, wrong types, values
             out of range, options that contradict each other.
     """
-    data = _without_nones(_read_toml(path), PrimeConfig)
+    data = {} if path is None else _without_nones(_read_toml(path), PrimeConfig)
+    source = "the overrides" if path is None else str(path)
     faults: list[str] = []
     for override in overrides:
         try:
@@ -49,9 +50,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PrimeConfig:
         # TOML has dates, which JSON does not have: `default=str` passes them on as text.
         config = PrimeConfig.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(str(path), [*faults, *describe_faults(error, PrimeConfig)]) from None
+        raise ConfigError(source, [*faults, *describe_faults(error, PrimeConfig)]) from None
     if faults:
-        raise ConfigError(str(path), faults)
+        raise ConfigError(source, faults)
     return config
 
 

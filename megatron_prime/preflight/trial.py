@@ -23,7 +23,7 @@ from megatron_prime.data.sft import demonstration_data, demonstration_reader
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rewards import VerificationOutcome, VerificationStatus, answer_check, get
-from megatron_prime.rewards.selection import build_pool
+from megatron_prime.rewards.selection import CERTAIN_VERIFIERS, build_pool, sample_response
 from megatron_prime.rewards.verifier import run_verifier
 
 MAX_PROBLEMS = 512
@@ -36,8 +36,6 @@ NUM_VERIFIED = 8
 """Answers that a verifier is tried on; a reward server is asked for one."""
 MANY_EPOCHS = 100
 """Visits of each prompt during the run from which on the number of steps is questioned."""
-SAFE_VERIFIERS = ("exact_match", "math")
-"""Verifiers that are tried in this process: starting a worker for them would take longer."""
 
 
 @dataclass
@@ -213,8 +211,8 @@ def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardCo
 
 def _outcomes(spec: str, answers: Sequence[str], reward: RewardConfig) -> list[VerificationOutcome]:
     """Return the outcome of a right response for each answer; for code, of a program that does nothing."""
-    texts = [_response(spec, answer) for answer in answers]
-    if spec in SAFE_VERIFIERS:
+    texts = [sample_response(spec, answer) for answer in answers]
+    if spec in CERTAIN_VERIFIERS:
         verifier = get(spec)
         return [run_verifier(verifier, text, answer) for text, answer in zip(texts, answers, strict=True)]
     once = reward.http.model_copy(update={"num_retries": 0})
@@ -225,16 +223,6 @@ def _outcomes(spec: str, answers: Sequence[str], reward: RewardConfig) -> list[V
     finally:
         logging.disable(logging.NOTSET)
         pool.close()
-
-
-def _response(spec: str, answer: str) -> str:
-    if spec == "code":
-        return "```python\npass\n```"
-    if spec == "exact_match":
-        return answer
-    # A user's function may look for the tags of a reasoning model.
-    tags = f"<think>\n\n</think>\n\n<answer>{answer}</answer>\n" if ":" in spec else ""
-    return f"{tags}The answer is \\boxed{{{answer}}}"
 
 
 def _judge(trial: Trial, spec: str, answers: Sequence[str], outcomes: Sequence[VerificationOutcome]) -> None:
@@ -252,7 +240,7 @@ def _judge(trial: Trial, spec: str, answers: Sequence[str], outcomes: Sequence[V
         )
         (trial.faults if len(failed) == len(answers) else trial.warnings).append(line)
     wrong = [answer for answer, outcome in zip(answers, outcomes, strict=True) if outcome.reward < 1]
-    if spec in SAFE_VERIFIERS and wrong:
+    if spec in CERTAIN_VERIFIERS and wrong:
         trial.warnings.append(
             f"reward.verifier = {spec!r} does not accept {len(wrong)} of {len(answers)} answers of the data as right, "
             f"such as {wrong[0][:80]!r}"

@@ -24,9 +24,16 @@ class ExactMatch:
         Raises:
             ValueError: If the answer is blank, which every response would match.
         """
+        return self.explain(response_text, answer)[0]
+
+    def explain(self, response_text: str, answer: str) -> tuple[float, str]:
+        """Return the reward as `verify` does, and the words that were compared."""
         expected = words_of_answer(answer)
         # Whole words are compared, so that "17" does not end with the answer "7".
-        return float(words_of(response_text)[-len(expected) :] == expected)
+        last = words_of(response_text)[-len(expected) :]
+        return float(
+            last == expected
+        ), f"it ends with {' '.join(last)[:80]!r}, the answer is {' '.join(expected)[:80]!r}"
 
 
 def words_of_answer(answer: str) -> list[str]:

@@ -11,8 +11,21 @@ from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.user_function import FUNCTION
 from megatron_prime.rewards.verifier import check_answer
 
+CERTAIN_VERIFIERS = ("exact_match", "math")
+"""Verifiers that give the response of `sample_response` the reward 1. They run safely in any process."""
 CODE_MARGIN_S = 30.0
 """Seconds between the time limit that the code verifier keeps itself and the kill of its worker."""
+
+
+def sample_response(spec: str, answer: str) -> str:
+    """Return a right response for a ground truth; for code, a program that does nothing."""
+    if spec == "code":
+        return "```python\npass\n```"
+    if spec == "exact_match":
+        return answer
+    # A user's function may look for the tags of a reasoning model.
+    tags = f"<think>\n\n</think>\n\n<answer>{answer}</answer>\n" if ":" in spec else ""
+    return f"{tags}The answer is \\boxed{{{answer}}}"
 
 
 def answer_check(reward: RewardConfig) -> Callable[[str, str, str], None]:
