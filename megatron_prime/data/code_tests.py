@@ -25,22 +25,25 @@ def livecodebench_tests(public: object, private: object, metadata: object) -> st
         ValueError: If a column is not in the benchmark's format, or there are no tests or tests of both kinds.
     """
     tests = [*_cases(public, "public_test_cases"), *_cases(private, "private_test_cases")]
-    kinds = {test.get("testtype", "stdin") for test in tests}
+    kinds = {str(test.get("testtype", "stdin")) for test in tests}
     if not tests or len(kinds) > 1:
         raise ValueError(f"{len(tests)} tests of kinds {sorted(kinds)}; a problem needs tests of one kind")
     try:
         if kinds == {"functional"}:
             fn_name = _object(metadata, "metadata").get("func_name")
-            if not fn_name:
+            if not fn_name or not isinstance(fn_name, str):
                 raise ValueError("the tests call a function, but metadata has no func_name")
             # A functional test has one JSON value per line: the arguments in order.
-            inputs = [[json.loads(line) for line in test["input"].splitlines() if line] for test in tests]
+            # Not splitlines(), which splits at characters that JSON allows within a text.
+            inputs = [
+                [json.loads(line) for line in test["input"].split("\n") if line.strip()] for test in tests
+            ]
             outputs = [[json.loads(test["output"])] for test in tests]
             return json.dumps({"fn_name": fn_name, "inputs": inputs, "outputs": outputs})
         return json.dumps(
             {"inputs": [test["input"] for test in tests], "outputs": [test["output"] for test in tests]}
         )
-    except (KeyError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"a test is not in LiveCodeBench's format: {error!r}") from error
 
 
@@ -75,7 +78,10 @@ def leetcode_tests(source: str, entry_point: str | None = None) -> str:
         raise ValueError(f"the asserts call {sorted(names)}; the tests of a problem must call one function")
     inputs = [arguments for _, arguments, _ in calls]
     outputs = [[result] for _, _, result in calls]
-    return json.dumps({"fn_name": names.pop(), "inputs": inputs, "outputs": outputs})
+    try:
+        return json.dumps({"fn_name": names.pop(), "inputs": inputs, "outputs": outputs})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"an argument or result cannot be written as JSON: {error}") from error
 
 
 def _assignments_and_asserts(tree: ast.Module) -> list[ast.Assign | ast.Assert]:
@@ -115,6 +121,8 @@ def _cases(value: object, column: str) -> list[dict[str, Any]]:
             value = json.loads(value)
         except json.JSONDecodeError:
             value = _unpacked(value, column)
+        except RecursionError as error:
+            raise ValueError(f"{column!r} is nested too deeply") from error
     if not isinstance(value, list) or not all(isinstance(test, dict) for test in value):
         raise ValueError(f"{column!r} is not a list of tests")
     return value
@@ -127,12 +135,18 @@ def _unpacked(text: str, column: str) -> object:
         data = unzip.decompress(base64.b64decode(text, validate=True), MAX_TESTS_BYTES)
         if unzip.unconsumed_tail:
             raise ValueError(f"it unpacks to over {MAX_TESTS_BYTES >> 20} MiB")
+        if not unzip.eof:
+            raise ValueError("it is cut off")
         value = _PlainUnpickler(io.BytesIO(data)).load()
         return json.loads(value) if isinstance(value, str | bytes) else value
-    except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, ValueError, *_DAMAGED) as error:
         raise ValueError(
             f"{column!r} is neither JSON nor packed tests (base64, zlib, pickle): {error}"
         ) from error
+
+
+_DAMAGED = (AttributeError, IndexError, KeyError, MemoryError, OverflowError, RecursionError, TypeError)
+"""Errors of the unpickler on damaged data, besides its own."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -149,7 +163,7 @@ def _object(value: object, column: str) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{column!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{column!r} is not an object")

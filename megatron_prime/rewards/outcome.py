@@ -140,8 +140,9 @@ def _outside(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _plain(text: str) -> str:
-    """Return a text that every log can hold: without halves of characters."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return a text that every log can hold: without halves of characters, and what would move a terminal's cursor."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in whole)
 
 
 def _error(detail: str) -> VerificationOutcome:

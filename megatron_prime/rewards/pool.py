@@ -94,7 +94,7 @@ class WorkerProcess:
         frame = encode_frame({"response_text": response_text, "answer": answer})
         try:
             return VerificationOutcome.from_message(self._ask(frame, deadline))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise WorkerDiedError(f"the worker's output is not an outcome: {error}") from error
 
     def kill(self) -> None:
@@ -138,7 +138,10 @@ class WorkerProcess:
         (length,) = HEADER.unpack(self._read_exactly(HEADER.size, deadline))
         if length > MAX_REPLY_BYTES:
             raise WorkerDiedError(f"the worker announced {length} bytes: its output is not an outcome")
-        return json.loads(self._read_exactly(length, deadline))
+        try:
+            return json.loads(self._read_exactly(length, deadline))
+        except (ValueError, RecursionError) as error:
+            raise WorkerDiedError(f"the worker's output is not an outcome: {error}") from error
 
     def _read_exactly(self, num_bytes: int, deadline: float) -> bytes:
         assert self._process.stdout is not None

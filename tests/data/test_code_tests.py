@@ -121,3 +121,44 @@ def test_the_code_verifier_reads_the_ground_truths():
     name, (first, _) = read_tests(livecodebench_tests(CASES, "", "{}"))
     assert name is None and first.stdin == "1\n"
     assert outputs_equal(first.expected, "2\n") and not outputs_equal(first.expected, "3\n")
+
+
+def raw(pickled, end=None):
+    return base64.b64encode(zlib.compress(pickled)[:end]).decode()
+
+
+CALL = {"input": "1", "output": "1", "testtype": "functional"}
+DAMAGED = {
+    # public tests, private tests, metadata
+    "a list as kind": ([CALL | {"testtype": ["x"]}, CALL], None, "{}"),
+    "no kind": ([CALL | {"testtype": None}, CALL], None, "{}"),
+    "deep": ("[" * 100_000, None, "{}"),
+    "deep metadata": ([CALL], None, "[" * 100_000),
+    "deep arguments": ([CALL | {"input": "[" * 100_000}], None, {"func_name": "f"}),
+    "no output": ([CALL | {"output": None}], None, {"func_name": "f"}),
+    "a number as input": ([CALL | {"input": 1}], None, {"func_name": "f"}),
+    "a list as name": ([CALL], None, {"func_name": ["f"]}),
+    "bytes": (b"[]", None, "{}"),
+    "a pickle that appends to a number": (CASES, raw(b"K\x01K\x02a."), "{}"),
+    "a pickle with a list as key": (CASES, raw(b"}]K\x02s."), "{}"),
+    "a pickle of a terabyte": (CASES, raw(b"\x80\x05\x96\0\0\0\0\0\x01\0\0."), "{}"),
+    "a pickle that builds": (CASES, raw(b"}}b."), "{}"),
+    "cut off": (CASES, raw(pickle.dumps("[" + "1," * 9999 + "1]"), -9), "{}"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_columns_are_bad_rows(case):
+    with pytest.raises(ValueError):
+        livecodebench_tests(*DAMAGED[case])
+
+
+def test_an_argument_may_have_any_character():
+    calls = [CALL | {"input": '"a\u2028b\x85"\n2'}]
+    assert json.loads(livecodebench_tests(calls, None, {"func_name": "f"}))["inputs"] == [["a\u2028b\x85", 2]]
+
+
+@pytest.mark.parametrize("literal", ["{1, 2}", "b'x'", "1j", "{(1, 2): 3}", "..."])
+def test_literals_that_json_does_not_have_are_rejected(literal):
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        leetcode_tests(f"assert f({literal}) == 3")

@@ -95,13 +95,21 @@ def test_an_exception_has_its_place_and_traceback():
 
 @pytest.mark.parametrize(
     "error",
-    [HostileError(), ValueError("\ud800"), ValueError("x" * 10**6), RecursionError(), SystemExit(3)],
-    ids=["text", "half", "long", "deep", "exit"],
+    [
+        HostileError(),
+        ValueError("\ud800"),
+        ValueError("x" * 10**6),
+        RecursionError(),
+        SystemExit(3),
+        ValueError("\x1b[2J\r\nfake"),
+    ],
+    ids=["text", "half", "long", "deep", "exit", "cursor"],
 )
 def test_any_exception_can_be_described(error):
     outcome = outcome_of_error(error)
     assert type(error).__name__ in outcome.detail
     assert len((outcome.detail + outcome.traceback).encode()) < 50_000
+    assert (outcome.detail + outcome.traceback).replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(

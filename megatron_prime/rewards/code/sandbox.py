@@ -177,8 +177,9 @@ class Sandbox:
             return
         info = os.pread(descriptors[-1], 1 << 12, 0)
         # bwrap ends before the sandbox's first process, and writes its id at the start.
-        if info:
-            reap_orphan(int(json.loads(info)["child-pid"]))
+        pid = json.loads(info)["child-pid"] if info else 0
+        if pid > 1:
+            reap_orphan(pid)
 
     def _command(
         self, stack: contextlib.ExitStack, code: str, cpu_seconds: int, call: str | None
