@@ -217,8 +217,7 @@ def _summary(verdicts: Sequence[_Verdict], seconds: float) -> Iterator[str]:
     rewards = [verdict.reward for verdict in verdicts if not math.isnan(verdict.reward)]
     kinds = Counter(verdict.status for verdict in verdicts if verdict.status != VerificationStatus.OK)
     counts = [
-        f"{len(verdicts)} responses",
-        f"{sum(reward == 1 for reward in rewards)} with reward 1",
+        f"judged {len(verdicts)}: {sum(reward == 1 for reward in rewards)} with reward 1",
         f"{sum(reward == 0 for reward in rewards)} with reward 0",
         f"{sum(0 < reward < 1 for reward in rewards)} between",
         *(f"{count} without a reward ({status})" for status, count in sorted(kinds.items())),

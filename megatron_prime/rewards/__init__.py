@@ -31,8 +31,14 @@ def _math(accept_unevaluated: bool = False) -> Verifier:
     return MathVerifier(accept_unevaluated)
 
 
+def _check_math_answer(answer: str) -> None:
+    from megatron_prime.rewards.math.answer import alternatives
+
+    alternatives(answer)
+
+
 register("exact_match", exact_match.ExactMatch, exact_match.words_of_answer)
-register("math", _math)
+register("math", _math, _check_math_answer)
 register("code", CodeVerifier, read_tests)
 register("function", user_function.UserFunction)
 

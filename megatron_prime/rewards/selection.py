@@ -41,7 +41,7 @@ def answer_check(reward: RewardConfig) -> Callable[[str, str, str], None]:
             return
         try:
             check_answer(spec, answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the verifier {spec!r} cannot use the answer: {error}") from error
 
     return check

@@ -36,7 +36,7 @@ def write(name, *rows):
 def test_one_response_needs_no_configuration(run):
     code, text = run(*EXACT, "--response", "so 7", "--answer", "7")
     assert (code, text.splitlines()[0]) == (0, "the response: 1       it ends with '7', the answer is '7'")
-    assert re.search(r"1 responses, 1 with reward 1, 0 with reward 0, 0 between; [\d.e+-]+ ms each", text)
+    assert re.search(r"judged 1: 1 with reward 1, 0 with reward 0, 0 between; [\d.e+-]+ ms each", text)
     assert run(*EXACT, "--response", "17", "--answer", "7")[1].startswith("the response: 0 ")
 
 
@@ -54,7 +54,7 @@ def test_rows_of_a_file_are_judged_and_compared_with_what_is_expected(run):
     starts += [f"a.jsonl, row 4, response {number}: 1 " for number in (1, 2, 3)]
     assert [line.startswith(start) for line, start in zip(lines, starts, strict=False)] == [True] * 6, text
     assert "expected 1; it ends with '8'" in lines[1] and "expected 0" in lines[5]
-    assert "6 responses, 4 with reward 1, 2 with reward 0, 0 between, 2 other than expected" in lines[6]
+    assert "judged 6: 4 with reward 1, 2 with reward 0, 0 between, 2 other than expected" in lines[6]
     assert code == 3
     saved = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in saved] == [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
@@ -67,8 +67,8 @@ def test_rows_of_a_file_are_judged_and_compared_with_what_is_expected(run):
 def test_the_answers_of_the_runs_own_data_are_tried(run):
     write("train.jsonl", *({"prompt": "x", "answer": number} for number in range(150)))
     code, text = run("run.toml")
-    assert code == 0 and "100 responses, 100 with reward 1" in text
-    assert "3 responses, 3 with reward 1" in run("run.toml", "--rows", "3")[1]
+    assert code == 0 and "judged 100: 100 with reward 1" in text
+    assert "judged 3: 3 with reward 1" in run("run.toml", "--rows", "3")[1]
     write(
         "b.csv",
     )
@@ -121,7 +121,7 @@ def test_a_function_is_tried_in_workers_with_its_traceback_once(run, tmp_path, m
     assert "a.jsonl, row 1: 0.25" in text
     place = f"({tmp_path}/tried_rewards.py, line 2)"
     assert f"a.jsonl, row 2: error   ValueError: could not convert string to float: 'x' {place}" in text
-    assert "5 responses, 1 with reward 1, 0 with reward 0, 1 between, 3 without a reward (error); " in text
+    assert "judged 5: 1 with reward 1, 0 with reward 0, 1 between, 3 without a reward (error); " in text
     logged = [record.getMessage() for record in caplog.records]
     assert sum("Traceback" in line for line in logged) == 1
     assert any("2 more with error: ValueError" in line for line in logged)

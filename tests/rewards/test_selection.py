@@ -71,6 +71,8 @@ CHECKED = {
     ),
     "by ability": ("auto", "code", "42", "the verifier 'code' cannot use the answer"),
     "mathematics": ("auto", "math", "42", None),
+    "no mathematics": ("math", "", " ", "the verifier 'math' cannot use the answer: .*blank"),
+    "nested": ("math", "", '["1", ' + "[" * 100_000, "the verifier 'math' cannot use the answer"),
     "no route": ("auto", "poetry", "42", None),
     "blank": ("exact_match", "", " ", "is blank"),
     "a function": ("operator:eq", "", "", None),

@@ -90,14 +90,19 @@ class MathVerifier:
         Raises:
             ValueError: If the ground truth is blank.
         """
+        return self.explain(response_text, answer)[0]
+
+    def explain(self, response_text: str, answer: str) -> tuple[float, str]:
+        """Return the reward as `verify` does, and the two answers."""
         boxed = last_boxed(response_text)
-        return float(
-            any(
-                boxed is not None
-                and answers_equal(unwrap_boxed(gold), boxed, accept_unevaluated=self._accept_unevaluated)
-                for gold in alternatives(answer)
-            )
+        golds = alternatives(answer)
+        if boxed is None:
+            return 0.0, r"the response has no complete \boxed{}"
+        is_right = any(
+            answers_equal(unwrap_boxed(gold), boxed, accept_unevaluated=self._accept_unevaluated)
+            for gold in golds
         )
+        return float(is_right), f"the box has {boxed[:80]!r}, the ground truth is {answer[:80]!r}"
 
 
 def alternatives(answer: str) -> list[str]:
