@@ -1,6 +1,5 @@
 """Reading rows of HF tensors into existing memory, without memory mapping and without an extra copy."""
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_prime.hf.checkpoint import INDEX_NAME, SINGLE_NAME, HFCheckpointReader
+from megatron_prime.hf.checkpoint import HFCheckpointReader
 
 
 @dataclass(frozen=True)
@@ -31,21 +30,10 @@ class RowReader:
 
     def __init__(self, path: Path) -> None:
         reader = HFCheckpointReader(path)  # Checks the headers for missing and truncated files.
-        self._locations: dict[str, _Location] = {}
-        index = path / INDEX_NAME
-        if index.is_file():
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        else:
-            files = dict.fromkeys(reader.tensor_names, SINGLE_NAME)
-        for file_name in sorted(set(files.values())):
-            header, start = _read_header(path / file_name)
-            for name in (name for name, file in files.items() if file == file_name):
-                self._locations[name] = _Location(
-                    path / file_name,
-                    start + header[name]["data_offsets"][0],
-                    reader.shape_of(name),
-                    reader.dtype_of(name),
-                )
+        self._locations = {
+            name: _Location(*reader.location_of(name), reader.shape_of(name), reader.dtype_of(name))
+            for name in reader.tensor_names
+        }
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
@@ -84,10 +72,3 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a contiguous CPU tensor as bytes."""
     array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(array).cast("B")
-
-
-def _read_header(path: Path) -> tuple[dict, int]:
-    # A safetensors file starts with the size of its JSON header, in 8 bytes.
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(size)), 8 + size

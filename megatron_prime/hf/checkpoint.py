@@ -73,6 +73,11 @@ class HFCheckpointReader:
             raise ValueError(f"{name} in {self.path} has dtype {code}; only {', '.join(_DTYPES)} can be read")
         return _DTYPES[code]
 
+    def location_of(self, name: str) -> tuple[Path, int]:
+        """Return the file of a tensor and the position of its first byte there."""
+        header = self._header(name)
+        return self.path / header.file_name, header.start
+
     def read_slice(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
         """Return the slice [start, start + length) of a tensor along dim 0 or 1, in the file's dtype."""
         shape = self.shape_of(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ _REQUIRED_KEYS = (
 )
 """Keys that transformers would fill with the size of one concrete model: a silent default would be a wrong shape."""
 
+_HUB_NAME = re.compile(
+    r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/+|hf:/+)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/*"
+)
+"""The name of a model of the Hub, such as Qwen/Qwen2.5-7B, or its address, as `Path` writes it."""
+
 
 class ModelFolderError(ValueError):
     """A model folder without a usable config.json or weights, or with a model that is not supported."""
@@ -38,23 +44,41 @@ def read_config_json(folder: Path) -> dict[str, Any]:
         ModelFolderError: The folder or the file is missing, unreadable, or does not contain a JSON object.
     """
     if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise ModelFolderError(
-            folder, f"{what} (working directory: {Path.cwd()}); give the folder of a Hugging Face checkpoint"
-        )
+        raise ModelFolderError(folder, missing_folder_reason(folder))
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelFolderError(
-            folder, "no config.json; this must be the folder of a Hugging Face checkpoint"
+            folder, f"no config.json; this must be the folder of a Hugging Face checkpoint{_hint(folder)}"
         ) from None
     except OSError as error:
         raise ModelFolderError(folder, f"config.json cannot be read: {error.strerror}") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ModelFolderError(folder, f"config.json is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelFolderError(folder, "config.json does not hold an object")
     return content
+
+
+def missing_folder_reason(folder: Path) -> str:
+    """Return why a path that is no folder is no model, with the command for a download if it names one of the Hub."""
+    what = "not a folder" if folder.exists() else "no such folder"
+    name = _HUB_NAME.fullmatch(str(folder))
+    advice = (
+        f"a run downloads no model of the Hugging Face Hub: `hf download {name[1]} --local-dir {name[1]}` does it, and "
+        f"{name[1]} is then the folder"
+        if name and not folder.exists()
+        else "give the folder of a Hugging Face checkpoint"
+    )
+    return f"{what} (working directory: {Path.cwd()}); {advice}"
+
+
+def _hint(folder: Path) -> str:
+    """Return what the folder seems to be instead of a checkpoint."""
+    if (folder / "adapter_config.json").is_file():
+        return ", and it holds an adapter: merge it into its base model first"
+    inside = sorted((*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")))
+    return f", such as {inside[0].parent}" if inside else ""
 
 
 def shape_fields(config: ConfigJson) -> dict[str, Any]:

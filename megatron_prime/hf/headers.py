@@ -19,9 +19,8 @@ READABLE_DTYPES = ("F32", "F16", "BF16")
 """Dtypes of weights that can be loaded, by their codes in a header."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_NUM_PARTS = 256
-_PART_BYTES = 4096
-"""Number and size of the parts of two tensors that are compared: those that differ differ almost everywhere."""
+_PART_BYTES = 1 << 22
+"""Size of the parts of two tensors that are compared at a time."""
 _MAX_HEADER_BYTES = 100_000_000
 """Limit of the safetensors library."""
 
@@ -38,6 +37,25 @@ class TensorHeader:
     """Position of its first byte in the file."""
 
 
+def weight_file_names(folder: Path) -> list[str]:
+    """Return the names of the files with a checkpoint's weights: those that its index names, else model.safetensors.
+
+    Files of other formats in the folder, and older ones that the index does not name, are no part of the checkpoint.
+
+    Raises:
+        ValueError: If there is neither, or the index is damaged.
+    """
+    if (folder / INDEX_NAME).is_file():
+        return sorted(set(_weight_map(folder / INDEX_NAME).values()))
+    if (folder / SINGLE_NAME).is_file():
+        return [SINGLE_NAME]
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    raise ValueError(
+        f"{folder} has neither {INDEX_NAME} nor {SINGLE_NAME}"
+        + (f"; {', '.join(others[:3])} is in another format or a part of a checkpoint" if others else "")
+    )
+
+
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Return the header of each tensor of a checkpoint, in one file or in those that its index names.
 
@@ -46,13 +64,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a directory: give the directory of an HF checkpoint")
-    index_path, single_path = folder / INDEX_NAME, folder / SINGLE_NAME
+    headers = {name: _file_headers(folder / name) for name in weight_file_names(folder)}
+    index_path = folder / INDEX_NAME
     if not index_path.is_file():
-        if not single_path.is_file():
-            raise ValueError(f"{folder} has neither {INDEX_NAME} nor {SINGLE_NAME}")
-        return _file_headers(single_path)
+        return headers[SINGLE_NAME]
     file_of = _weight_map(index_path)
-    headers = {name: _file_headers(folder / name) for name in sorted(set(file_of.values()))}
     for tensor, file_name in file_of.items():
         if tensor not in headers[file_name]:
             raise ValueError(f"{folder / file_name} lacks {tensor}, which the index puts there")
@@ -94,26 +110,27 @@ def other_head(
 ) -> str | None:
     """Return why embeddings cannot be tied, as config.json says, if the output layer of the files is another one.
 
-    transformers uses that layer all the same. Parts of both tensors are compared, as far as they have one dtype.
+    transformers uses that layer all the same.
     """
     head, embedding = headers.get(_HEAD), headers.get(_EMBEDDING)
     if head is None or embedding is None or _HEAD in expected:
         return None
-    num_bytes = math.prod(head.shape) * _BYTES.get(head.dtype, 0)
-    is_other = head.shape != embedding.shape
-    if not is_other and head.dtype == embedding.dtype:
-        parts = range(0, num_bytes, max(_PART_BYTES, num_bytes // _NUM_PARTS))
+    what = "other values"
+    if head.dtype != embedding.dtype:
+        what = f"another dtype, {head.dtype} instead of {embedding.dtype}"
+    elif head.shape == embedding.shape:
+        num_bytes = math.prod(head.shape) * _BYTES.get(head.dtype, 0)
         with (folder / head.file_name).open("rb") as one, (folder / embedding.file_name).open("rb") as two:
-            is_other = any(
+            # All of it: a head may differ in the row of one token only.
+            if all(
                 _part(one, head.start + at, num_bytes - at)
-                != _part(two, embedding.start + at, num_bytes - at)
-                for at in parts
-            )
-    if not is_other:
-        return None
+                == _part(two, embedding.start + at, num_bytes - at)
+                for at in range(0, num_bytes, _PART_BYTES)
+            ):
+                return None
     return (
-        f"config.json ties the output layer to the embeddings, but {_HEAD} has other values: set tie_word_embeddings "
-        "to false in config.json to use them, or leave that tensor out"
+        f"config.json ties the output layer to the embeddings, but {_HEAD} has {what}: set tie_word_embeddings "
+        "to false in config.json to use it, or leave that tensor out"
     )
 
 
@@ -127,7 +144,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         return {
             str(tensor): str(name) for tensor, name in json.loads(path.read_bytes())["weight_map"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a safetensors index: {error!r}") from error
 
 

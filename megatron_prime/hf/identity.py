@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.headers import weight_file_names
 from megatron_prime.hf.weight_files import megatron_weights
 
 TOKENIZER_FILES = (
@@ -31,7 +32,7 @@ def model_identity(folder: Path) -> dict[str, str]:
     """
     try:
         megatron = megatron_weights(folder)
-        weights = sorted(folder.glob("*.safetensors") if megatron is None else megatron.rglob("*"))
+        weights = _safetensors(folder) if megatron is None else sorted(megatron.rglob("*"))
         return {
             "config.json": _hash_of([folder / "config.json"], whole=True),
             "tokenizer": _hash_of([folder / name for name in TOKENIZER_FILES], whole=True),
@@ -39,6 +40,13 @@ def model_identity(folder: Path) -> dict[str, str]:
         }
     except OSError as error:
         raise ModelFolderError(folder, f"it cannot be read: {error}") from error
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in weight_file_names(folder)]
+    except ValueError:  # a folder from which nothing is loaded, such as one that an engine alone knows
+        return sorted(folder.glob("*.safetensors"))
 
 
 def _hash_of(paths: Iterable[Path], whole: bool) -> str:

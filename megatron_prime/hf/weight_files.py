@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_prime.hf.config_json import ModelFolderError
-from megatron_prime.hf.headers import misfit, other_head, read_headers
+from megatron_prime.hf.headers import INDEX_NAME, SINGLE_NAME, misfit, other_head, read_headers
 from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.hf.shape import ModelShape
 
@@ -42,12 +42,28 @@ def megatron_weights(folder: Path) -> Path | None:
     return weights
 
 
+def loaded_megatron_weights(folder: Path) -> Path | None:
+    """Return the folder of weights that training loads in Megatron's format, or None if it loads safetensors.
+
+    Raises:
+        ModelFolderError: There are both, of which an engine would read the others; or as `megatron_weights`.
+    """
+    weights = megatron_weights(folder)
+    both = [name for name in (INDEX_NAME, SINGLE_NAME) if weights is not None and (folder / name).is_file()]
+    if weights is not None and both:
+        raise ModelFolderError(
+            folder,
+            f"it holds weights in two formats, {both[0]} and {weights.name} of {TRACKER}: remove one of them",
+        )
+    return weights
+
+
 def check_weights(folder: Path, shape: ModelShape | None) -> None:
     """Raise ModelFolderError unless the folder holds weights that training can load.
 
     Their names, shapes and dtypes are compared with a model of this shape, unless it is None because it is unknown.
     """
-    if megatron_weights(folder) is not None:
+    if loaded_megatron_weights(folder) is not None:
         return
     if not any(folder.glob("*.safetensors")):
         raise ModelFolderError(

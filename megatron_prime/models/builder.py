@@ -24,7 +24,7 @@ from megatron_prime.hf.convert import import_hf
 from megatron_prime.hf.mapping import ExpertShare, ParameterPieces, hf_tensors, parameters_of
 from megatron_prime.hf.shape import ModelShape, read_shape
 from megatron_prime.hf.training_limits import ModelSplit, check_training, stage_layers
-from megatron_prime.hf.weight_files import megatron_weights
+from megatron_prime.hf.weight_files import loaded_megatron_weights
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer, expert_settings
 from megatron_prime.models.gpt import ScoringGPTModel
 from megatron_prime.models.layers import PackedAttention, RMSNorm
@@ -91,7 +91,7 @@ def build_model(
     parameters, module_names = _parameters(shape, topology, layers)
     built = BuiltModel(chunks, shape, parameters, module_names)
     _mark_experts(built)
-    weights = megatron_weights(hf_path) if load_weights else None
+    weights = loaded_megatron_weights(hf_path) if load_weights else None
     if weights is not None:
         load_megatron_weights(chunks, weights, topology)
     elif load_weights:

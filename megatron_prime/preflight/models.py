@@ -7,7 +7,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.shape import ModelShape, read_shape
 from megatron_prime.hf.training_limits import ModelSplit, fp8_faults, training_faults
-from megatron_prime.hf.weight_files import check_weights
+from megatron_prime.hf.weight_files import check_weights, megatron_weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Any one of these makes a tokenizer that transformers can read."""
@@ -31,8 +31,27 @@ def model_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         sizes = ", ".join(f"{key}: {size}" for key, size in vocab_sizes.items())
         yield f"policy, PRM and reference need one vocabulary, but vocab_size differs ({sizes})"
     model = config.model.path
+    yield from _engine_faults(config, command)
     if model.is_dir() and not any((model / name).is_file() for name in TOKENIZER_FILES):
         yield f"model.path = {model}: no tokenizer ({', '.join(TOKENIZER_FILES)})"
+
+
+def _engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    """Yield why an engine that reads the weights from disk, and not from the trainer, cannot."""
+    reads_disk = command == "evaluate" or (
+        command == "train"
+        and config.rollout.starts_servers
+        and config.rollout.sglang.weight_transport == "disk"
+    )
+    try:
+        weights = megatron_weights(config.model.path) if reads_disk else None
+    except ModelFolderError:
+        return  # already reported by folder_faults
+    if weights is not None:
+        yield (
+            f"model.path = {config.model.path}: its weights are in Megatron's format, but the engine reads "
+            "safetensors: convert them with tools/megatron_to_hf.py"
+        )
 
 
 def folder_faults(key: str, folder: Path) -> Iterator[str]:

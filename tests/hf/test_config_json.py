@@ -1,6 +1,7 @@
 """The config.json of every family as transformers writes it, and the configs and folders that are refused."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import transformers
@@ -66,6 +67,44 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path):
     for name, reason in (("file", "not a folder"), ("nowhere", "no such folder")):
         with pytest.raises(ModelFolderError, match=reason):
             read_config_json(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B"),
+        ("meta-llama/Llama-3.1-8B-Instruct/", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("https://huggingface.co/PRIME-RL/Eurus-2-7B-SFT", "PRIME-RL/Eurus-2-7B-SFT"),
+        ("hf://Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B"),
+        ("./Qwen/../Qwen2.5-7B", None),
+        ("../models/a", None),
+        ("/models/Qwen", None),
+        ("models", None),
+        ("a/b/c", None),
+    ],
+)
+def test_a_name_of_the_hub_is_answered_with_how_to_download_it(path, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFolderError, match="no such folder") as caught:
+        read_config_json(Path(path))
+    assert ("hf download" in str(caught.value)) == (name is not None)
+    assert name is None or f"`hf download {name} --local-dir {name}`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [
+        ("adapter_config.json", ", and it holds an adapter: merge it"),
+        ("checkpoint-100/config.json", r", such as .*checkpoint-100$"),
+        ("snapshots/0123abcd/config.json", r", such as .*snapshots/0123abcd$"),
+        ("other/file.json", "checkpoint$"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_recognised(file, hint, tmp_path):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelFolderError, match=f"no config.json; this must be the folder of a .*{hint}"):
+        read_config_json(tmp_path)
 
 
 def test_the_content_is_returned(tmp_path):

@@ -6,7 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_prime.hf.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, misfit, read_headers
+from megatron_prime.hf.headers import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    TensorHeader,
+    misfit,
+    read_headers,
+    weight_file_names,
+)
 from tests.support.sparse_weights import write_file
 
 SHAPES = {"a": (2, 3), "b": (4,)}
@@ -36,6 +43,38 @@ def test_the_index_names_the_file_of_each_tensor(tmp_path):
     weight_map = {"a": "1.safetensors", "b": "2.safetensors"}
     (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
     assert {name: header.file_name for name, header in read_headers(tmp_path).items()} == weight_map
+
+
+def test_other_files_are_no_part_of_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=f"has neither {INDEX_NAME} nor {SINGLE_NAME}$"):
+        weight_file_names(tmp_path)
+    (tmp_path / "original").mkdir()
+    for other in (
+        "consolidated.safetensors",
+        "adapter_model.safetensors",
+        "pytorch_model.bin",
+        "original/model.safetensors",
+    ):
+        (tmp_path / other).write_bytes(b"other")
+    with pytest.raises(
+        ValueError, match=r"adapter_model.safetensors, consolidated.safetensors is in another format"
+    ):
+        read_headers(tmp_path)
+    write_file(tmp_path / SINGLE_NAME, {"a": (2,)})
+    assert weight_file_names(tmp_path) == [SINGLE_NAME]
+    assert set(read_headers(tmp_path)) == {"a"}
+    write_file(tmp_path / "1.safetensors", {"b": (2,)})
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"b": "1.safetensors"}}))
+    assert weight_file_names(tmp_path) == ["1.safetensors"]
+    assert set(read_headers(tmp_path)) == {"b"}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": [1]}', "{}", "version https://git-lfs"])
+def test_a_damaged_index_is_refused(content, tmp_path):
+    write_file(tmp_path / SINGLE_NAME, {"a": (2,)})
+    (tmp_path / INDEX_NAME).write_text(content)
+    with pytest.raises(ValueError, match=f"{INDEX_NAME} is not a safetensors index"):
+        read_headers(tmp_path)
 
 
 def _header(entries: object) -> bytes:

@@ -57,6 +57,15 @@ def test_a_copy_elsewhere_is_the_same_model(model, tmp_path):
     assert model_identity(tmp_path / "elsewhere") == model_identity(model)
 
 
+def test_files_that_the_index_does_not_name_are_no_part(model):
+    weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    before = model_identity(model)
+    for other in ("consolidated.safetensors", "model.safetensors"):
+        (model / other).write_bytes(b"other")
+    assert model_identity(model) == before
+
+
 def test_a_damaged_folder_is_named(model):
     (model / TRACKER).write_text("gone")
     with pytest.raises(ModelFolderError, match="gone"):

@@ -210,6 +210,22 @@ def test_a_damaged_checkpoint_folder_is_named(workspace, damage, fault):
     assert fault in line
 
 
+def test_an_engine_that_reads_files_needs_safetensors(workspace):
+    model = workspace / "model"
+    (model / "model.safetensors").unlink()
+    (model / "latest_checkpointed_iteration.txt").write_text("release")
+    (model / "release").mkdir()
+    (model / "release" / ".metadata").touch()
+    check()
+    (line,) = faults_of("data.evaluation=['train.jsonl']", command="evaluate")
+    assert "the engine reads safetensors: convert them with tools/megatron_to_hf.py" in line
+
+
+def test_a_name_of_the_hub_is_answered_with_how_to_download_it(workspace):
+    lines = faults_of("model.path=Qwen/Qwen2.5-7B")
+    assert any("`hf download Qwen/Qwen2.5-7B --local-dir Qwen/Qwen2.5-7B`" in line for line in lines), lines
+
+
 def test_each_distinct_model_that_training_loads_is_checked(workspace):
     write_model(workspace / "other", vocab_size=101)
     paths = ["prm.path=other", "reference.path=nowhere"]

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from megatron_prime.engines.local.decoding import Request, decode_batch
 from megatron_prime.engines.local.expert_views import checkpoint_views
 from megatron_prime.engines.requests import ModelLimits, StreamKey, check_request
-from megatron_prime.hf.headers import read_headers
+from megatron_prime.hf.checkpoint import HFCheckpointReader
+from megatron_prime.hf.mapping import hf_tensors
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.rollout.engine import WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import WeightIntake
@@ -100,13 +101,13 @@ class LocalEngine:
         return self._model
 
     def _blocks_of(self, folder: Path) -> Iterator[list[WeightBlock]]:
-        """Yield the tensors of a checkpoint, one at a time: those that its index names, as training reads them."""
-        headers = read_headers(folder)
-        for file_name in sorted({header.file_name for header in headers.values()}):
-            with safe_open(folder / file_name, framework="pt") as tensors:
-                for name, header in headers.items():
-                    if header.file_name == file_name and name not in self.weights.aliases:
-                        yield [WeightBlock(name, dim=0, start=0, tensor=tensors.get_tensor(name))]
+        """Yield the tensors of a checkpoint, one at a time, as training reads and checks them."""
+        reader = HFCheckpointReader(folder)
+        expected = hf_tensors(read_shape(folder))
+        reader.check_against(expected)
+        for name, dims in expected.items():
+            if name not in self.weights.aliases:
+                yield [WeightBlock(name, dim=0, start=0, tensor=reader.read_slice(name, 0, 0, dims[0]))]
 
     def _requests(self, prompts: Sequence[Prompt], group_size: int, stream_key: int) -> list[Request]:
         """Return the requests of all ranks, ordered by prompt and then by sample."""

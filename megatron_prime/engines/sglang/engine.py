@@ -31,6 +31,7 @@ from megatron_prime.engines.sglang.launch import (
     check_transport,
     install_quantized,
     install_receiver,
+    served_folder,
     with_cache_size,
     with_transport,
 )
@@ -179,6 +180,8 @@ class SGLangEngine:
         plan = replace(plan, loader_folder=install_receiver(self.folder / "loader"))
         if plan.settings.quantization == "fp8" and not plan.settings.urls:
             plan = replace(plan, model_path=install_quantized(self._model_path, self.folder / "quantized"))
+        elif plan.settings.weight_transport == "disk" and not plan.settings.urls:
+            plan = replace(plan, model_path=served_folder(self._model_path, self.folder / "model"))
         return plan
 
     @property
@@ -268,6 +271,8 @@ class SGLangEngine:
         self._policy_version = NO_WEIGHTS
         self._may_start.set()
         self.driver.run(lambda: self._server_memory().wake())
+        if self.driver.is_driver and path.is_dir():
+            path = served_folder(path, self.folder / "loaded")
         try:
             self.driver.run(lambda: load_everywhere(self.open_fleet(), path, policy_version))
         except WeightSyncError:

@@ -1,6 +1,7 @@
 """The command line, environment and files with which SGLang servers are started."""
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from megatron_prime.engines.sglang.loader.wire import BLOCK_SIZE
 from megatron_prime.engines.sglang.resources import visible_gpus
 from megatron_prime.engines.sglang.versions import launch_name
 from megatron_prime.hf.config_json import read_config_json
+from megatron_prime.hf.headers import INDEX_NAME, weight_file_names
 from megatron_prime.hf.serving import cache_tokens
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.observability.durable import make_private, replace_file
@@ -222,6 +224,32 @@ def install_quantized(model_path: Path, folder: Path) -> Path:
     }
     replace_file(folder / "config.json", json.dumps(config, indent=1))
     return folder
+
+
+def served_folder(model_path: Path, links: Path) -> Path:
+    """Return the folder from which servers load a checkpoint: its own, or one of links to the files that belong to it.
+
+    SGLang would also read weights of other formats beside model.safetensors, which the trainer ignores.
+    """
+    try:
+        names = weight_file_names(model_path)
+    except ValueError:
+        return model_path  # SGLang's own error says so
+    weights = {path.name for path in model_path.glob("*.safetensors")}
+    if weights <= set(names) or (model_path / INDEX_NAME).is_file():
+        return model_path
+    make_private(links)
+    sources = [
+        path for path in model_path.iterdir() if path.is_file() and path.name not in weights - set(names)
+    ]
+    for stale in {path.name for path in links.iterdir()} - {path.name for path in sources}:
+        (links / stale).unlink(missing_ok=True)
+    for source in sources:
+        # Several nodes may link the same files at once.
+        aside = links / f".{uuid.uuid4().hex}"
+        aside.symlink_to(source.absolute())
+        aside.replace(links / source.name)
+    return links
 
 
 def check_quantization(settings: SGLangConfig, device: str) -> None:

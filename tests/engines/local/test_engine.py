@@ -276,6 +276,22 @@ def test_a_closed_engine_refuses_to_generate(checkpoints):
         engine.generate(PROMPTS, SamplingParams(2), 1, 0)
 
 
+def test_a_head_that_the_config_ties_is_not_dropped_in_silence(checkpoints, tmp_path):
+    folder, _ = checkpoints("qwen3 tied")
+    shutil.copytree(folder, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    for change, is_refused in ((0.0, False), (1.0, True)):
+        head = weights["model.embed_tokens.weight"].clone()
+        head[7] += change  # the row of one token
+        save_file(weights | {"lm_head.weight": head}, tmp_path / "model/model.safetensors", {"format": "pt"})
+        engine = make_engine(folder)
+        if is_refused:
+            with pytest.raises(ValueError, match=r"lm_head\.weight has other values"):
+                engine.load_from_hf(tmp_path / "model", 1)
+        else:
+            engine.load_from_hf(tmp_path / "model", 1)
+
+
 @pytest.mark.parametrize("other", ["model.safetensors", "consolidated.safetensors"])
 def test_files_that_the_index_does_not_name_are_not_read(other, checkpoints, tmp_path):
     folder, _ = checkpoints("qwen2")

@@ -1,12 +1,14 @@
 """The engine on real servers: responses equal HF, and no failure of a server loses a response."""
 
 import os
+import shutil
 import signal
 import threading
 from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from megatron_prime.engines.sglang.engine import SGLangEngine
 from megatron_prime.hf.checkpoint import TensorSpec
@@ -123,6 +125,17 @@ def test_an_incomplete_sync_leaves_no_weights(live_engine, live_models):
         live_engine.generate(live_prompts(1), GREEDY, 1, 0)
     live_engine.load_from_hf(live_models[0].path, 4)
     assert live_engine.policy_version == 4
+
+
+def test_weights_of_other_formats_beside_the_model_are_not_read(live_engine, live_models, tmp_path):
+    shutil.copytree(live_models[1].path, tmp_path / "model")
+    for number in range(2):  # of a single other file SGLang leaves out one that is named consolidated
+        save_file(
+            live_models[0].hf.state_dict(), tmp_path / f"model/old-{number}.safetensors", {"format": "pt"}
+        )
+    live_engine.load_from_hf(tmp_path / "model", 2)
+    prompts = live_prompts(4)
+    assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[1], prompts)
 
 
 def test_weights_that_cant_be_loaded_leave_the_old_ones(live_engine, live_models, tmp_path):

@@ -17,6 +17,7 @@ from megatron_prime.engines.sglang.launch import (
     check_transport,
     install_quantized,
     install_receiver,
+    served_folder,
     with_cache_size,
     with_transport,
 )
@@ -166,6 +167,27 @@ def test_a_quantized_model_is_described_without_weights(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen3"
     assert config["quantization_config"]["weight_block_size"] == [128, 128]
+
+
+def test_weights_of_other_formats_are_not_served(tmp_path):
+    model, links = tmp_path / "model", tmp_path / "sglang" / "model"
+    model.mkdir()
+    assert served_folder(model, links) == model
+    names = {"config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin"}
+    for name in names:
+        (model / name).write_text(name)
+    assert served_folder(model, links) == model
+    (model / "adapter_model.safetensors").write_text("other")
+    (model / "original").mkdir()
+    for _ in range(2):
+        assert served_folder(model, links) == links
+        assert {path.name: path.read_text() for path in links.iterdir()} == {name: name for name in names}
+    (model / "tokenizer.json").unlink()
+    served_folder(model, links)
+    assert {path.name for path in links.iterdir()} == names - {"tokenizer.json"}
+    # SGLang itself reads only the files that an index names.
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
+    assert served_folder(model, links) == model
 
 
 def test_weights_are_read_from_the_checkpoint_only_where_no_sync_brings_them():
