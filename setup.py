@@ -35,6 +35,7 @@ setup(
         "numpy>=1.26",
         "datasets>=3.0",
         "pyarrow>=17.0",
+        "latex2sympy2_extended>=1.11",
         "math-verify>=0.9",
         "nltk>=3.9",
         "tensorboard>=2.18",

@@ -17,7 +17,7 @@ from megatron_prime.observability.durable import make_private, replace_file
 
 PACKAGES = (
     *("megatron-prime", "megatron-core", "torch", "transformers", "safetensors", "numpy", "pydantic"),
-    *("transformer-engine", "apex", "triton", "math-verify", "datasets", "pyarrow"),
+    *("transformer-engine", "apex", "triton", "latex2sympy2_extended", "sympy", "datasets", "pyarrow"),
 )
 """Packages whose versions are recorded if they are installed."""
 JOB_VARIABLES = (

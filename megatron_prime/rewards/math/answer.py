@@ -112,13 +112,15 @@ def alternatives(answer: str) -> list[str]:
         ValueError: If the ground truth or one of the alternatives is blank.
     """
     items: list[str] = [answer]
-    if re.match(r'\s*\[\s*(?:"|\])', answer):
+    if re.match(r'\s*\[(?=.*"|\s*\])', answer):
         try:
             parsed_items = json.loads(answer)
         except ValueError:
             parsed_items = None  # a text that only begins like a list
-        if isinstance(parsed_items, list) and all(isinstance(item, str) for item in parsed_items):
-            items = parsed_items
+        if isinstance(parsed_items, list) and all(
+            isinstance(item, str | int | float) for item in parsed_items
+        ):
+            items = [str(item) for item in parsed_items]
     if not items or not all(item.strip() for item in items):
         raise ValueError(f"the ground truth {answer!r} is blank or has a blank alternative")
     return items
@@ -129,6 +131,11 @@ def answers_equal(gold: str, given: str, *, accept_unevaluated: bool = False) ->
     if max(len(gold), len(given)) > MAX_NORMALISED_CHARS:
         return squeezed(gold) == squeezed(given)
     gold, given = normalise(gold), normalise(given)
+    if r"\approx" in gold:
+        # The ground truth is itself an approximation.
+        gold, given = (
+            re.sub(r"\\approx(?![A-Za-z])\s*", "=", text).removeprefix("=") for text in (gold, given)
+        )
     if not gold or not given:
         return False
     if squeezed(gold) == squeezed(given) or unwrapped(gold) == unwrapped(given):
@@ -154,6 +161,7 @@ def _equal(gold: str, given: str) -> bool:
     # A tuple or an interval is not the answer where a set is asked for, although its parts may be equal.
     if _is_set(gold) and split_bracketed(given) is not None and not _is_set(given):
         return False
+    gold, given = _without_names(gold), _without_names(given)
     gold_items, given_items = _items(gold), _items(given)
     if len(gold_items) == 1 and len(given_items) == 1:
         return _single_equal(gold_items[0], given_items[0])
@@ -165,6 +173,12 @@ def _equal(gold: str, given: str) -> bool:
     if gold_tuple is not None and (named := _named_coordinates(given_items)) is not None:
         return gold_tuple[0] == "(" and _all_equal(gold_tuple[1], named)
     return _same_collection(gold_items, given_items, _single_equal)
+
+
+def _without_names(text: str) -> str:
+    """Return the tuple in `(x, y) = (1, 2)`; any other text is returned unchanged."""
+    name, value = strip_assignment(text)
+    return value if name.startswith("(") else text
 
 
 def _named_coordinates(items: Sequence[str]) -> list[str] | None:
@@ -197,12 +211,13 @@ def _families_equal(gold: str, given: str) -> bool | None:
     return _same_collection(
         split_items(gold_body),
         split_items(given_body),
-        lambda a, b: progressions_equal(a, b, parameter, other or parameter),
+        lambda a, b: progressions_equal(a, b, parameter, other),
     )
 
 
 def _items(text: str) -> list[str]:
     r"""Return the parts of a list or of a `\{\}` set, whose order does not matter."""
+    text = re.sub(r"^[A-Za-z]\s*\\in\s*(?=\\\{)", "", text)
     if _is_set(text):
         text = ",".join(part for piece in text.split(r"\cup") for part in _bracketed_parts(piece))
     return split_items(text)
@@ -233,12 +248,19 @@ def _words_equal(gold: str, given: str) -> bool | None:
     gold_words, given_words = words(gold), words(given)
     if gold_words is None and given_words is None:
         return None
+    if gold_words is not None and given_words is not None and re.search(r",|\band\b", gold_words):
+        # A list of names in any order.
+        gold_list, given_list = (
+            sorted(re.split(r"\s*(?:,\s*and\b|,|\band\b)\s*", side)) for side in (gold_words, given_words)
+        )
+        return gold_list == given_list
     return (gold_words or squeezed(gold).lower()) == (given_words or squeezed(given).lower())
 
 
 def _real_sets_equal(gold: str, given: str) -> bool | None:
     """Compare two subsets of the real line; None if one side is no such subset."""
-    gold_set, given_set = real_set(gold), real_set(given)
+    # A name may stand before the set: D = (0, 1).
+    gold_set, given_set = (real_set(text) or real_set(strip_assignment(text)[1]) for text in (gold, given))
     if gold_set is None or given_set is None:
         return None
     if gold_set.variable and given_set.variable and gold_set.variable != given_set.variable:
@@ -293,6 +315,7 @@ def _single_equal(gold: str, given: str) -> bool:
 
 def _tuple_of(text: str) -> tuple[str, list[str], str] | None:
     parts = unit_vector_parts(text)
+    text = re.sub(r"(?<=\))\^\{?(?:T|\\top)\}?$", "", text)  # a column written as a row
     return split_bracketed(text) if parts is None else ("(", parts, ")")
 
 

@@ -4,7 +4,7 @@ import re
 
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d\d)(?:\s*:\s*(?P<second>\d\d))?)?"
-    r"\s*(?P<half>[ap]\.?\s?m\.?|noon|midnight)?\s*(?:o'?clock)?",
+    r"\s*(?P<half>[ap]\.?\s?m\.?|noon|midnight)?\s*(?P<whole>o'?clock)?",
     flags=re.IGNORECASE,
 )
 _NAMED = {"noon": "12:00 noon", "midnight": "12:00 midnight"}
@@ -42,7 +42,7 @@ def _parsed(text: str) -> tuple[int, tuple[int, int], str | None] | None:
     """Return hour, minute and second, and "a" or "p" for the half of the day if it is named."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1", text).strip()
     match = _TIME.fullmatch(_NAMED.get(plain.lower(), plain))
-    if match is None or (match["minute"] is None and match["half"] is None):
+    if match is None or (match["minute"] or match["half"] or match["whole"]) is None:
         return None
     hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
     if hour > 24 or minute > 59 or second > 59:

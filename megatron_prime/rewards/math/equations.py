@@ -11,7 +11,7 @@ _LETTER = (
     r"(?:[A-Za-z]|\\(?:theta|alpha|beta|gamma|delta|lambda|mu|phi|varphi|omega|rho|sigma|tau|Delta|ell))"
 )
 _NAME = re.compile(
-    rf"{_LETTER}(?:_\{{?[\w+-]+\}}?)?'?(?:\^\{{-1\}})?(?:\({_LETTER}(?:,{_LETTER})*\))?|\({_LETTER}(?:\s*,\s*{_LETTER})+\)"
+    rf"{_LETTER}(?:_\{{?[\w+-]+\}}?|_\{{\d,\s?\d\}})?'?(?:\^\{{-1\}})?(?:\({_LETTER}(?:,{_LETTER})*\))?|\({_LETTER}(?:\s*,\s*{_LETTER})+\)"
 )
 _GREEK = (
     r"\\(?:theta|alpha|beta|gamma|delta|lambda|mu|phi|varphi|omega|rho|sigma|tau|Delta|ell|pi)(?![A-Za-z])"
@@ -20,7 +20,7 @@ _INDEX = r"(?:_\{?(?:\\?\w|\\text\{[\w ]+\}|[ ,+-])+\}?|_\{\\triangle [A-Z]+\})"
 _QUANTITY = re.compile(
     # Segments, angles and areas; indexed letters and words; derivatives; functions at a point.
     r"(?:m?\s*\\(?:angle|triangle|measuredangle|overline|widehat|overrightarrow|vec|hat|bar)\s*)?"
-    rf"(?:\{{?[A-Z]{{1,5}}'?\}}?{_INDEX}?|\[[A-Z]{{3,6}}\]|\|[A-Z]{{2}}\||[a-z]{_INDEX}?'{{0,2}}|{_GREEK}{_INDEX}?)"
+    rf"(?:\{{?(?:[A-Z]{{1,5}}|[a-z])'?\}}?{_INDEX}?|\[[A-Z]{{3,6}}\]|\|[A-Z]{{2}}\||[a-z]{_INDEX}?'{{0,2}}|{_GREEK}{_INDEX}?)"
     r"|\\text\{[A-Za-z ]+\}|[A-Z]?[a-z]{3,}(?: [a-z]+)*|\\frac\{d[a-z]?\}\{d[a-z]\}"
     rf"|[fghFGH]{_INDEX}?'{{0,2}}(?:\^\{{-?\d+\}})?\([^()]*(?:\([^()]*\))?\)|\([fgh]\s*\\circ\s*[fgh]\)\([^()]*\)"
     r"|(?:P|E|Pr|Var|\\Pr)\s*[(\[][^()]*[)\]]|[A-Za-w]\(-?\d+\)|[A-Za-w]\([a-z](?:,\s*[a-z])*\)"

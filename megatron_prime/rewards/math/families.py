@@ -17,6 +17,8 @@ _PARAMETER = re.compile(
     r"([a-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*Z\s*\}?|(?:\\text\{\s*)?(?:is\s+)?(?:any|an)\s+integer\s*\}?)\s*\)?"
 )
 
+_BUILDER = re.compile(r"\\\{(.+?)(?:\\mid(?![A-Za-z])|\||:)\s*([a-z])\s*\\in\s*\\mathbb\{Z\}\s*\\\}")
+
 
 @dataclass(frozen=True, slots=True)
 class Residues:
@@ -58,6 +60,8 @@ def residues_equal(gold: Residues, given: Residues) -> bool:
 
 def split_parameter(text: str) -> tuple[str, str]:
     r"""Split `k\pi, k\in\mathbb{Z}` into the parameter and the rest; the parameter is "" if none is declared."""
+    if builder := _BUILDER.fullmatch(text.strip()):
+        return builder[2], builder[1].strip()
     matches = list(_PARAMETER.finditer(text))
     if len(matches) != 1 or matches[0].end() != len(text.rstrip()) or not text[: matches[0].start()].strip():
         return "", text
@@ -67,14 +71,15 @@ def split_parameter(text: str) -> tuple[str, str]:
 def progressions_equal(gold: str, given: str, parameter: str, other: str) -> bool:
     r"""Return True if two values have the same set as their whole parameter varies.
 
-    Both are a + kp: the periods are equal up to the sign, and the beginnings differ by a multiple of the period.
+    Both are a + kp, in the variable k that is named, or the only one if the name is "": the periods are equal up to
+    the sign, and the beginnings differ by a multiple of the period.
     """
     import sympy
 
     terms: list[tuple[Any, Any]] = []
     for text, name in ((gold, parameter), (given, other)):
         form = parsed(re.sub(rf"^\s*{LETTER}\s*=\s*", "", text))
-        symbols = [symbol for symbol in getattr(form, "free_symbols", ()) if symbol.name == name]
+        symbols = [symbol for symbol in getattr(form, "free_symbols", ()) if name in ("", symbol.name)]
         if not isinstance(form, sympy.Expr) or len(symbols) != 1 or len(form.free_symbols) != 1:
             return False
         values: list[Any] = [form.xreplace({symbols[0]: sympy.Integer(index)}).doit() for index in range(3)]

@@ -1,6 +1,7 @@
 """Reads subsets of the real line from interval notation, inequalities, or all numbers but some."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,12 @@ _BUILDER = re.compile(rf"\\\{{\s*({_LETTER})\s*(\\in[^|:]*?)?(?:\\mid(?![A-Za-z]
 _EXCEPTION = re.compile(rf"({_LETTER})\s*\\ne(?![A-Za-z])(.+)")
 _WITHOUT = re.compile(
     r"\\setminus(?![A-Za-z])|\\backslash(?![A-Za-z])|(?<=[)\]])\s*-\s*(?=\\\{)"
-    r"|\\text\{\s*,?\s*(?:except(?: for)?|excluding|but not)\s*"
+    r"|\\text\{\s*,?\s*(?:except(?: for)?|excluding|but not|but|other than|not equal to|not including)\s*"
     r"(?=[^{}]*\})(?P<inside>[^{}]*)\}"
+)
+_COMPARED = re.compile(
+    r"\(-\\infty,\\infty\)\s*\\text\{\s*(?:strictly )?(?P<word>greater|more|larger|less|smaller) than"
+    r"(?P<equal> or equal to)?\s*\}\s*(?P<bound>[^{}]+)"
 )
 _UNION = re.compile(r"\\text\{\s*or\s*\}|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|(?<![A-Za-z\\])or(?![A-Za-z])")
 _BOTH = re.compile(
@@ -60,6 +65,9 @@ def real_set(text: str) -> RealSet | None:
         ):
             return None
         return RealSet("", condition.intervals, condition.points, condition.excluded)
+    if compared := _COMPARED.fullmatch(text):
+        relation = {"g": ">", "m": ">", "l": "<", "s": "<"}[compared["word"][0]]
+        return real_set(f"x {relation}{'=' if compared['equal'] else ''} {compared['bound']}")
     without = _WITHOUT.split(text)
     if len(without) == 3:
         whole, taken = real_set(without[0].strip().rstrip(",")), _listed((without[1] or "") + without[2])
@@ -136,8 +144,13 @@ def _conditions(text: str) -> RealSet | None:
             found.excluded += _signed(ranges)  # x \ne 1, 2
             ranges = []
         parsed_ranges = [_inequality(part) or _two_sided(part) for part in ranges]
-        if any(part is None for part in parsed_ranges) or (len(ranges) > 1 and not is_listed):
+        if any(part is None for part in parsed_ranges):
             return None
+        if len(ranges) > 1 and not is_listed:
+            both = _intersection(parsed_ranges)
+            if both is None:
+                return None
+            parsed_ranges = [both]
         for part in parsed_ranges:
             assert part is not None
             variables.add(part[0])
@@ -147,6 +160,17 @@ def _conditions(text: str) -> RealSet | None:
     found.variable = variables.pop()
     found.intervals = found.intervals or [ALL]
     return found
+
+
+def _intersection(rays: Sequence[tuple[str, *tuple[Interval, ...]] | None]) -> tuple[str, Interval] | None:
+    """Return what `x > a and x < b` have in common; None for other conditions."""
+    found = [ray for ray in rays if ray is not None and len(ray) == 2]
+    if len(rays) != 2 or len(found) != 2 or found[0][0] != found[1][0]:
+        return None
+    lower, upper = sorted((ray[1] for ray in found), key=lambda ray: ray[1] == r"-\infty")
+    if lower[2] != r"\infty" or upper[1] != r"-\infty":
+        return None
+    return found[0][0], (lower[0], lower[1], upper[2], upper[3])
 
 
 def _bracket_interval(text: str) -> Interval | None:

@@ -43,11 +43,23 @@ def _basis_vector(match: re.Match[str]) -> str:
 # The order matters: commands for fonts and upright text are unified before the patterns that look into \text{},
 # spacing between groups of three digits is removed before other spacing becomes blanks, and money before the dollar
 # signs of math mode.
-_ANSWER = "(?:[Tt]he )?(?:final |correct )?[Aa]nswer(?: is)?"
+_ANSWER = (
+    "(?:(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Ff]inally),? )?(?:[Tt]he |[Oo]ur |[Mm]y )?"
+    "(?:final |correct |required |exact )?"
+    "(?:[Aa]nswer|[Rr]esult|[Vv]alue|[Ss]olution)(?: is)?"
+)
 _COMMANDS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|bf|rm|it|underline|uline)(?![A-Za-z])\.?", ""),
+        (
+            r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|bf|rm|it|underline|uline|tiny|small|normalsize|large|Large"
+            r"|LARGE|huge|Huge|therefore)(?![A-Za-z])\.?",
+            "",
+        ),
+        (r"^\s*\*\*([^*]+)\*\*\s*$", r"\1"),
+        # Of a deduction, the result: 2x=10 \implies x=5.
+        (r"^[^{}]*=[^{}]*(?:\\implies|\\Rightarrow|\\Longrightarrow)(?![A-Za-z])", ""),
+        (r"\\log_\{?e\}?(?![A-Za-z])", r"\\ln"),
         (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
         (
             r"\\(?:hat|vec)\s*\{?\s*(?:\\(?:mathbf|bm|boldsymbol|textbf)\s*\{\s*)?\\?([ijk])(?:math)?\s*\}?\s*\}?",
@@ -70,7 +82,7 @@ _COMMANDS = tuple(
         # A single character class between the braces, without \s* beside it: a blank that can be matched in three
         # ways would make the time cubic.
         (
-            r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol|emph|mathit|textsf)\s*\{([^{}]*)\}",
+            r"\\(?:text|mathrm|mathbf|textbf|mbox|textrm|textit|bm|boldsymbol|emph|mathit|textsf|texttt|hbox)\s*\{([^{}]*)\}",
             lambda match: rf"\text{{{match[1].replace('~', ' ').strip()}}}",
         ),
         # Upright type around more than words, as units have it: \mathrm{m\cdot s^{-1}}.
@@ -84,10 +96,15 @@ _COMMANDS = tuple(
         (rf"^\s*\\text\{{{_ANSWER}\s*:? ([^{{}}]*)\}}", r"\\text{\1}"),
         (r"^\s*(?:\\text\{(?:[Mm]inus|[Nn]egative)\}|(?:[Mm]inus|[Nn]egative)(?= [\d\\]))\s*", "-"),
         (r"^\s*(\d[\d.,]*)\s*(?:\\text\{)?\s*(?:\\degree|degrees?|°)?\s*below zero\s*\}?$", r"-\1"),
+        (
+            r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\s*\+\s*\}?|_\s*\{?\s*\+\s*\}?|_\s*\{\s*>\s*0\s*\})",
+            r"(0,\\infty)",
+        ),
         (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
         (r"\\mathbb\s*\{?\s*Z\s*\}?", r"\\mathbb{Z}"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"\\degree "),
         (r"\\degrees?(?![A-Za-z])\s*", r"\\degree "),
+        (r"(\d+)\\degree\s*(\d+)\s*(?:'|\^\{?\\prime\}?)(?![\d'])", r"\1\\frac{\2}{60}\\degree "),
         (
             r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+(?:\.\d+)?)\s*\\degree\s*",
             r"\1(\2\\cdot\\pi/180)",
@@ -104,6 +121,10 @@ _SPACING = tuple(
         (
             r"\\\$" + _MONEY + r"(?:\s*\\text\{(?:dollars|USD)\})?",
             lambda match: match[1].replace(",", "") + (match[2] or "") + r"\text{ dollars}",
+        ),
+        (
+            r"^\s*(?:\\text\{\s*)?(Rs|USD|EUR|INR|GBP)(?![A-Za-z])\.?\s*\}?\s*(\d[\d.,]*)$",
+            lambda match: match[2].replace(",", "") + rf"\text{{ {match[1]}}}",
         ),
         (
             r"\\text\{([€£])\}" + _MONEY,
@@ -135,7 +156,8 @@ _SYNONYMS = {
     phrase: canonical
     for canonical, phrases in {
         r"\emptyset": "no solution;no solutions;none;empty set;the empty set;no real solution;no real solutions;"
-        "null set;no real roots;there is no solution;there are no solutions",
+        "null set;no real roots;no solutions exist;no solution exists;it has no solution;has no solution;"
+        "there is no solution;there are no solutions",
         r"\text{DNE}": "dne;d.n.e;does not exist;doesn't exist;limit does not exist;the limit does not exist",
         r"\text{infinitely many}": "infinitely many;infinitely many solutions;infinite solutions",
         r"\mathbb{Z}": "all integers;any integer;integers;set of all integers;the set of all integers;every integer",
@@ -189,8 +211,8 @@ def _in_symbols(text: str) -> str:
         return known
     if re.fullmatch(r"[a-z]+(?:[ -]+[a-z]+)*", phrase) and (number := _counted_in_words(phrase)) is not None:
         return number
-    if counted := re.fullmatch(r"\\text\{(-?\d[\d.,/]*) +([A-Za-z][^{}]*)\}", text):
-        return rf"{counted[1]}\text{{ {counted[2]}}}"
+    if re.fullmatch(r"\\text\{(?:-?\d[\d.,/]* +[A-Za-z][^{}\d]*)+\}", text):
+        return re.sub(r"(-?\d[\d.,/]*) +([^{}\d]*[^{}\d ])", r"\1\\text{ \2}", text[6:-1])
     reals = _REALS.match(text)
     if reals is None:
         return text
@@ -206,7 +228,7 @@ def _counted_in_words(phrase: str) -> str | None:
     tokens = phrase.split(" ")
     for length in (len(tokens), len(tokens) - 1, len(tokens) - 2):
         rest = " ".join(tokens[length:])
-        if length > 0 and (not rest or unit_named(rest) is not None):
+        if length > 0 and (not rest or rest == "percent" or unit_named(rest) is not None):
             number = number_in_words(" ".join(tokens[:length]))
             if number is not None:
                 return rf"{number}\text{{ {rest}}}" if rest else number
@@ -229,8 +251,8 @@ def _escaped_braces(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Return the text without white space, for comparison as text."""
-    return re.sub(r"\s+", "", text)
+    """Return the text without white space that means nothing, for comparison as text: `4 2` is not 42."""
+    return re.sub(r"\s+(?!\d)|(?<!\d)\s+", "", text)
 
 
 def unwrapped(text: str) -> str:

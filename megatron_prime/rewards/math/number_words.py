@@ -33,16 +33,26 @@ def number_in_words(words: str) -> str | None:
     """Return the numeral of a number in words, or None for any other text."""
     tokens = re.split(r"[\s-]+", words.lower().strip())
     sign = "-" if tokens[0] in _SIGNS else ""
-    tokens = [token for token in tokens[bool(sign) :] if token != "and"]
-    if not tokens:
+    tokens = tokens[bool(sign) :] or [""]
+    if "point" in tokens:
+        place = tokens.index("point")
+        whole, digits = _whole(tokens[:place]), [_UNITS.get(token, 10) for token in tokens[place + 1 :]]
+        decimals = "".join(map(str, digits)) if digits and max(digits) < 10 else ""
+        return None if whole is None or not decimals else f"{sign}{whole}.{decimals}"
+    if tokens[-1] in _PARTS and "and" in tokens:
+        # "two and a half", as a mixed number.
+        place = len(tokens) - 1 - tokens[::-1].index("and")
+        whole, part = _whole(tokens[:place]), number_in_words(" ".join(tokens[place + 1 :]))
+        return None if whole is None or part is None else f"{sign}{whole}{part}"
+    tokens = ["one" if token in ("a", "an") else token for token in tokens if token != "and"]
+    if not tokens or words.strip().lower() in ("a", "an"):
         return None
     if tokens[-1] == "dozen":
-        dozens = _whole(["one" if token == "a" else token for token in tokens[:-1]] or ["one"])
+        dozens = _whole(tokens[:-1] or ["one"])
         return None if dozens is None else f"{sign}{12 * dozens}"
     if tokens[-1] in _PARTS:
         # "half" alone, "a half" and "one half" are the same; "third" alone is a place in an order.
-        counted = ["one" if token in ("a", "an") else token for token in tokens[:-1]]
-        numerator = _whole(counted) if counted else 1 if tokens[-1] == "half" else None
+        numerator = _whole(tokens[:-1]) if len(tokens) > 1 else 1 if tokens[-1] == "half" else None
         return None if numerator is None else rf"{sign}\frac{{{numerator}}}{{{_PARTS[tokens[-1]]}}}"
     number = _whole(tokens)
     return None if number is None else f"{sign}{number}"
@@ -50,6 +60,8 @@ def number_in_words(words: str) -> str | None:
 
 def _whole(tokens: list[str]) -> int | None:
     """Return the whole number of words such as `two million three hundred five`, largest scale first."""
+    if not tokens:
+        return None
     total, group, scale, previous = 0, 0, 10**15, 1000
     for token in tokens:
         if token in _UNITS and (value := _UNITS[token]) < previous and (previous != 100 or value):

@@ -52,18 +52,30 @@ _OTHER = {
     "deg degree °": (1, "degree"), "unit": (1, ""),
 }  # fmt: skip
 _COUNTED_NOUNS = (
-    "way student person people apple orange ball marble coin book card child children boy girl man men woman women "
-    "point side edge face vertex vertices triangle rectangle line angle diagonal arrangement outcome possibility "
-    "choice option combination permutation solution root number integer value digit term element subset pair group "
-    "team player game match ticket candy candies cookie pencil pen page car bus buse train box bag bottle glass "
-    "animal cow sheep dog cat bird fish chicken horse rabbit pig duck egg tree flower rose plant seed fruit banana "
-    "pear peach cherry cherries grape lemon pie cake pizza slice sandwich donut doughnut cupcake muffin brownie "
-    "loaf loaves chocolate toy sticker stamp doll block brick tile piece item object thing unit shirt shoe sock "
-    "hat dress worker employee member teacher friend guest customer visitor passenger soldier adult kid family "
-    "families house room chair table desk floor seat row column step lap trip mark vote call message word letter "
-    "question problem test class lesson shot goal win time round move turn path route function color flavor bead "
-    "button bulb battery batteries magazine newspaper photo picture video movie song bacteria cell "
-    "molecule atom electron proton particle bit byte pixel"
+    "adult angle animal ant apple arm arrangement asymptote athlete atom award bacteria bag ball balloon banana "
+    "barrel basket battery bead bean bear bed bee bell bicycle bike bill bird bit block boat book bottle bowl "
+    "box boy bracelet brick brother brownie bucket bulb burger bus butterfly button byte cake call can candidate "
+    "candy car card carrot cat cell chair chapter character cherry chicken child children chip chocolate choice "
+    "chord circle city class coin color column combination competitor consonant contestant cookie country cousin "
+    "cow crayon cube cupcake customer cycle dancer daughter desk diagonal dice die digit dinner dish divisor "
+    "doctor dog doll dolphin domino donut door doughnut dress drink driver duck edge egg electron element "
+    "elephant employee engineer envelope eraser eye face factor family farmer fence finger fish flavor floor "
+    "flower folder fork fraction friend frog fruit function game gift girl glass goal goat grape group guest "
+    "gumball hamburger hand handshake hat head hexagon horse house insect instrument integer intersection island "
+    "item jar jellybean key kid kite kitten knife lamp lap leg lemon lesson letter level light line lion loaf "
+    "lock lollipop lot lunch magazine man marble mark marker match matchstick meal medal member men message "
+    "molecule monkey motorcycle move movie muffin mug musician necklace neighbor newspaper note notebook number "
+    "nut object onion option orange outcome owner pack package packet page paragraph parcel parent participant "
+    "particle passenger path peach pear pebble pen pencil penguin pentagon people period permutation person "
+    "phase photo picture pie piece pig pixel pizza plane plant plate player point pole polygon possibility post "
+    "potato present prime prize problem proton pupil puppy puzzle quadrilateral question rabbit race rectangle "
+    "region resident revolution ribbon ring robot rock room root rope rose rotation round route row ruler runner "
+    "sandwich scientist seat sector seed sequence set sheep ship shirt shoe shot sibling side sign sister slice "
+    "snake sock soldier solution son song sphere spider spoon squares stage stair stamp state station step stick "
+    "sticker stone story strawberry street string student subset sweet symbol table teacher team term test thing "
+    "ticket tiger tile time token tomato toothpick tourist tournament town toy train tree triangle trip truck "
+    "turkey turn turtle unit value vehicle verse vertex video visitor volume vote voter vowel way wheel win "
+    "window woman women word worker zero"
 )
 _COUNTED = frozenset(_COUNTED_NOUNS.split())
 _ADJECTIVES = r"(?:different|distinct|possible|whole|full|ordered|unique|positive|real)\s+"
@@ -85,6 +97,7 @@ _PHRASES = (
     (re.compile(r"\\(?:Omega|ohm)(?![A-Za-z])"), " ohm "),
     (re.compile(r"\\mu\s*(?=[A-Za-z])|μ"), "µ"),
     (re.compile(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|\*|(?<=[A-Za-z])-(?=[A-Za-z])"), " * "),
+    (re.compile(r"\bordered\s+(?:pair|triple)s?\b"), "solutions"),
     (re.compile(r"\s+in\s+total\s*$|\s+(?:in\s+all|altogether)\s*$|^\s*" + _ADJECTIVES), " "),
     (re.compile(r"(?<=years)\s+old\s*$|(?<=year)\s+old\s*$"), ""),
     (re.compile(r"light[\s*]+years?"), "lightyear"),
@@ -176,7 +189,7 @@ def _sum_of_pieces(text: str) -> Quantity | None:
     r"""Return the sum of `1\text{ hour }20\text{ minutes}` or `5\text{ ft }6\text{ in}`, None for any other text."""
     pieces, end = [], 0
     while match := _PIECE.match(text, end):
-        pieces.append((match["number"], unit_named(match["unit"])))
+        pieces.append((match["number"], unit_named(re.sub(r",?(?: and)?\s*(?=\}?$)", "", match["unit"]))))
         end = match.end()
     if end != len(text) or len(pieces) < 2:
         return None
@@ -255,21 +268,27 @@ def _counted(word: str) -> Unit | None:
 
 
 def _singular(noun: str) -> str:
-    irregular = {
-        "people": "person",
-        "children": "child",
-        "men": "man",
-        "women": "woman",
-        "feet": "foot",
-        "inches": "inch",
-    }
-    if noun in irregular:
-        return irregular[noun]
-    if noun.endswith("ies"):
-        return noun[:-3] + "y" if noun[:-3] + "y" in ("possibility", "century", "penny") else noun
-    if noun.endswith(("ches", "shes", "xes", "sses")):
-        return noun[:-2]
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    for ending, singular in (
+        ("ies", "y"),
+        ("ves", "f"),
+        ("oes", "o"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("xes", "x"),
+        ("sses", "ss"),
+    ):
+        if noun.endswith(ending) and noun[: -len(ending)] + singular in _COUNTED:
+            return noun[: -len(ending)] + singular
     return noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun
+
+
+_IRREGULAR = {
+    "people": "person", "children": "child", "men": "man", "women": "woman", "vertices": "vertex", "mice": "mouse",
+    "cookies": "cookie", "pies": "pie", "ties": "tie", "movies": "movie", "knives": "knife", "dice": "die",
+    "geese": "goose", "teeth": "tooth", "brownies": "brownie",
+}  # fmt: skip
 
 
 def _table() -> Mapping[str, Unit]:

@@ -56,7 +56,11 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - a sympy expression, set, relatio
     numbers side by side, which it adds.
     """
     text = re.sub(r"([_^])\s*(\d)(?=\s)", r"\1{\2}", text)
-    if r"\text{" in text or "'" in text or not text.strip() or re.search(r"\d\s+\d", text):
+    if (
+        re.search(r"\\(?:text|approx|sim|simeq|cong|propto)(?![A-Za-z])|'", text)
+        or not text.strip()
+        or re.search(r"\d\s+\d", text)
+    ):
         return None
     # Imported here because it loads slowly and the parent of the pool never needs it.
     import sympy
@@ -67,6 +71,8 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - a sympy expression, set, relatio
     if plain := _PLAIN.fullmatch(text.strip()):
         terms = int(plain["numerator"] or plain["whole"]), int(plain["denominator"] or 1)
         return (-1 if plain["sign"] else 1) * sympy.Rational(*terms) if terms[1] else None
+    # The parser knows no degrees, which only remain within functions.
+    text = re.sub(r"\s*\\degree", r"\\cdot\\frac{\\pi}{180}", text)
     # The parser takes 2(3) for the mixed number 2 + 3.
     text = re.sub(r"(?<=\d)\s*\(", r"\\cdot (", text)
     syntax = NormalizationConfig(nits=False, boxed="none", malformed_operators=True)
@@ -105,6 +111,7 @@ def forms_equal(gold: Any, given: Any) -> bool:  # noqa: ANN401
     """Return True if two parsed expressions, matrices or sets are equal."""
     import sympy
 
+    gold, given = (form.doit() if isinstance(form, sympy.MatrixExpr) else form for form in (gold, given))
     if isinstance(gold, sympy.MatrixBase) or isinstance(given, sympy.MatrixBase):
         return (
             isinstance(gold, sympy.MatrixBase)
@@ -284,9 +291,16 @@ def _constant(form: Any) -> Any | None:  # noqa: ANN401
 
 
 def _powers_equal(gold: Any, given: Any) -> bool:  # noqa: ANN401
-    """Compare products of powers that are too large to evaluate, such as 3^(10^9), by their prime factors."""
-    left, right = _prime_powers(gold), _prime_powers(given)
-    return left is not None and left == right
+    """Compare sums of powers that are too large to evaluate, such as 3^(10^9) + 1, by the prime factors of terms."""
+    sides = [
+        [_prime_powers(term) for term in (form.args if form.is_Add else (form,))] for form in (gold, given)
+    ]
+    if any(factors is None for terms in sides for factors in terms):
+        return False
+    left, right = (
+        sorted(sorted(factors.items()) for factors in terms if factors is not None) for terms in sides
+    )
+    return left == right
 
 
 def _prime_powers(form: Any) -> dict[int, int] | None:  # noqa: ANN401

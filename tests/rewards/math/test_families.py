@@ -39,6 +39,7 @@ def test_residues_are_compared_by_class():
         (r"x=k\pi, k\in\mathbb{Z}", "k", r"x=k\pi"),
         (r"2n\pi \text{where} n\text{is an integer}", "n", r"2n\pi"),
         (r"k\pi", "", r"k\pi"),
+        (r"\{k\pi \mid k\in\mathbb{Z}\}", "k", r"k\pi"),
     ],
 )
 def test_parameters_are_split(text, parameter, rest):

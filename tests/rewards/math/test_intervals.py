@@ -18,6 +18,8 @@ from megatron_prime.rewards.math.intervals import ALL, RealSet, merged, real_set
         (r"[1,2)\cup(3,4]", "", [("[", "1", "2", ")"), ("(", "3", "4", "]")]),
         (r"x\in(1,2)", "", [("(", "1", "2", ")")]),
         (r"\{x\mid x<3\}", "", [("(", r"-\infty", "3", ")")]),
+        ("x>1 and x<3", "x", [("(", "1", "3", ")")]),
+        (r"(-\infty,\infty)\text{greater than or equal to}3", "x", [("[", "3", r"\infty", ")")]),
         (r"\{t \in (-\infty,\infty) | 1<t<2\}", "", [("(", "1", "2", ")")]),
     ],
 )
@@ -78,6 +80,7 @@ def test_sets_without_real_ends_are_not_merged():
         r"\{x\mid y<3\}",
         r"\{1,2\}",
         "x<1, y<2",
+        "x>1 and x>3",
         "<",
         "x<",
         "|x|",

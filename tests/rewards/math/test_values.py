@@ -20,6 +20,8 @@ from megatron_prime.rewards.math.values import number, parsed, values_equal
         ("(-1)^n", "(-1)^{n+2}"),
         (r"\begin{pmatrix}1/2\\0\end{pmatrix}", r"\begin{bmatrix}0.5\\0\end{bmatrix}"),
         ("8", "4(2)"),
+        ("2^{10^6}+1", "1+4^{500000}"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\frac{1}{2}\begin{pmatrix}2&4\\6&8\end{pmatrix}"),
     ],
 )
 def test_equal_values(gold, given):
@@ -43,6 +45,7 @@ def test_equal_values(gold, given):
         ("5", r"\frac{5}{0}"),
         ("10", r"10\text{ or more}"),
         ("x", "x'"),
+        ("5", r"x\approx 5"),
         (r"\frac{1}{0}", r"\frac{2}{0}"),
     ],
 )
