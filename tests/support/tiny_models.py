@@ -37,19 +37,23 @@ LLAMA3_ROPE = {
 EXPERTS = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
 
 
+SHALLOW = "shallow "
+"""Before a name: with two layers instead of four, for tests that need no more."""
+
+
 def _qwen3_moe(**changes) -> PreTrainedModel:
     sizes = SIZES | EXPERTS | {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes | {"norm_topk_prob": True} | changes))
 
 
 DENSE_BUILDERS = {
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)),
-    "qwen2 tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=12, tie_word_embeddings=False)),
-    "qwen3 tied": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)),
-    "llama rope": lambda: LlamaForCausalLM(
-        LlamaConfig(**SIZES, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE)
+    "qwen2": lambda **sizes: Qwen2ForCausalLM(Qwen2Config(**SIZES | sizes, tie_word_embeddings=False)),
+    "qwen2 tied": lambda **sizes: Qwen2ForCausalLM(Qwen2Config(**SIZES | sizes, tie_word_embeddings=True)),
+    "qwen3": lambda **sizes: Qwen3ForCausalLM(Qwen3Config(**SIZES | sizes, head_dim=12, tie_word_embeddings=False)),
+    "qwen3 tied": lambda **sizes: Qwen3ForCausalLM(Qwen3Config(**SIZES | sizes, head_dim=8, tie_word_embeddings=True)),
+    "llama": lambda **sizes: LlamaForCausalLM(LlamaConfig(**SIZES | sizes, tie_word_embeddings=False)),
+    "llama rope": lambda **sizes: LlamaForCausalLM(
+        LlamaConfig(**SIZES | sizes, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE)
     ),
 }
 
@@ -57,10 +61,10 @@ DENSE_BUILDERS = {
 MOE_BUILDERS = {
     "qwen3 moe": _qwen3_moe,
     # On a CPU SGLang pads expert shards that are smaller than this.
-    "qwen3 moe wide": lambda: _qwen3_moe(moe_intermediate_size=128),
-    "qwen3 moe mixed": lambda: _qwen3_moe(norm_topk_prob=False, mlp_only_layers=[1]),
-    "mixtral": lambda: MixtralForCausalLM(
-        MixtralConfig(**SIZES | EXPERTS, num_local_experts=4, sliding_window=None)
+    "qwen3 moe wide": lambda **sizes: _qwen3_moe(moe_intermediate_size=128, **sizes),
+    "qwen3 moe mixed": lambda **sizes: _qwen3_moe(norm_topk_prob=False, mlp_only_layers=[1], **sizes),
+    "mixtral": lambda **sizes: MixtralForCausalLM(
+        MixtralConfig(**SIZES | EXPERTS | sizes, num_local_experts=4, sliding_window=None)
     ),
 }
 BUILDERS = DENSE_BUILDERS | MOE_BUILDERS
@@ -95,7 +99,10 @@ def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     """Return an fp32 model in which all weights are random, norms and biases too, so that tests notice missing ones."""
     torch.manual_seed(seed)
-    model = BUILDERS[name]()
+    if name.startswith(SHALLOW):
+        model = BUILDERS[name.removeprefix(SHALLOW)](num_hidden_layers=2)
+    else:
+        model = BUILDERS[name]()
     for parameter_name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in parameter_name), std=0.1)
     return model.eval()

@@ -3,7 +3,7 @@
 import torch
 
 LENGTHS = [(3, 5), (7, 2), (1, 9), (4, 4), (6, 8), (2, 1), (5, 9)]
-"""(prompt, response) lengths in tokens, which fill more than two microbatches of 24 tokens."""
+"""(prompt, response) lengths in tokens, 66 tokens in all."""
 GROUPS = [0, 0, 0, 1, 1, 2, 2]
 LABELS = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
 POLICY_SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "entropy_coef": 0.02, "kl_coef": 0.1}

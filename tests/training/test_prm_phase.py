@@ -30,7 +30,7 @@ TRAINED = [name for name in CASES if name != "none"]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prm") / "model"
-    batch = ragged_batch(save_tiny_model("qwen2", folder))
+    batch = ragged_batch(save_tiny_model("shallow qwen2", folder))
     rollouts = [
         Rollout(
             prompt=Prompt(group, tuple(prompt), ""),

@@ -10,7 +10,7 @@ import torch
 from tests.support import layout_worker
 from tests.support.distributed_runner import run_distributed
 from tests.support.layout_worker import hf_weights, layouts_of, whole_tensors
-from tests.support.tiny_models import MOE_BUILDERS, save_tiny_model
+from tests.support.tiny_models import MOE_BUILDERS, SHALLOW, save_tiny_model
 from tests.support.training_batches import PLAIN_LOSSES, plain_load_balance_loss, ragged_batch, score_with_hf
 from tests.training import training_worker
 
@@ -42,13 +42,16 @@ MOE_LAYOUTS = (
     "pp2 ep2",
     "tp2+sp ep2 etp2",
 )
+DEEP_LAYOUTS = ("pp2", "pp2 vpp2", "pp2 ep2")
+"""Layouts with several layers in a stage or four parts, which train models of four layers instead of two."""
 OVERLAPPED_LAYOUTS = ("one", "tp2", "pp2 vpp2", "dp2", "cp2", "pp2", "tp2 dp2", "pp2 dp2")
 OVERLAPPED_MOE_LAYOUTS = ("dp2", "ep2", "tp2+sp ep2", "ep2 dp2")
+NAN_MODEL = "qwen2 tied"
 LAYOUTS_THAT_MEET_NAN = [name for name in DENSE_LAYOUTS if layout_worker.LAYOUTS[name][0] < 4]
 MINIBATCHES = [[0, 1, 2, 3, 4, 5, 6], [1, 3, 4], [0, 2, 5, 6]]
 NUM_STEPS = 4
 OPTIMIZER = {"lr": 1e-3, "adam_eps": 1e-6, "adam_beta2": 0.95, "lr_decay": "linear", "min_lr": 1e-4}
-JOBS = {
+JOBS_OF_FOUR_LAYERS = {
     "policy": {"model": "qwen2 tied", "weight_decay": 0.0, "grad_clip": 0.3},
     "prm": {"model": "qwen3", "weight_decay": 0.0, "grad_clip": 1.0},
     "prm with decay, without clipping": {"model": "llama", "weight_decay": 0.1, "grad_clip": 0.0},
@@ -68,13 +71,22 @@ JOBS = {
         "overlap": True,
     },
 }
+JOBS = JOBS_OF_FOUR_LAYERS | {
+    f"{name} of two layers": job | {"model": SHALLOW + job["model"]}
+    for name, job in JOBS_OF_FOUR_LAYERS.items()
+}
 
 
 def layouts_for(job):
-    is_overlapped, is_moe = job.get("overlap", False), job["model"] in MOE_BUILDERS
+    is_shallow = job["model"].startswith(SHALLOW)
+    is_overlapped, is_moe = job.get("overlap", False), job["model"].removeprefix(SHALLOW) in MOE_BUILDERS
     if is_overlapped:
-        return OVERLAPPED_MOE_LAYOUTS if is_moe else OVERLAPPED_LAYOUTS
-    return MOE_LAYOUTS if is_moe else DENSE_LAYOUTS
+        layouts = OVERLAPPED_MOE_LAYOUTS if is_moe else OVERLAPPED_LAYOUTS
+    else:
+        layouts = MOE_LAYOUTS if is_moe else DENSE_LAYOUTS
+    deep = [layout for layout in layouts if layout in DEEP_LAYOUTS]
+    # One process trains both, to compare the other layouts with it.
+    return [layout for layout in layouts if layout not in deep] if is_shallow else ["one", *deep] * bool(deep)
 
 
 CASES = [(layout, job) for job, settings in JOBS.items() for layout in layouts_for(settings)]
@@ -125,7 +137,6 @@ def results(models, batches, reports_folder):
         }
         for name, job in JOBS.items()
     }
-    tied = "qwen2 tied"
     reports = {"train": {}, "nan": {}}
     for num_processes, layouts in layouts_of(dict(CASES)).items():
         by_rank = run_distributed(
@@ -134,8 +145,8 @@ def results(models, batches, reports_folder):
             tuple(layouts),
             LAYOUTS_THAT_MEET_NAN,
             jobs,
-            models[tied][0],
-            batches[tied],
+            models[NAN_MODEL][0],
+            batches[NAN_MODEL],
             MINIBATCHES[0],
             SCHEDULES,
             SCHEDULE_STEPS,
@@ -240,10 +251,11 @@ def test_every_rank_reports_the_same(job, layout, results):
 
 @pytest.mark.parametrize("layout", DENSE_LAYOUTS)
 def test_an_update_returns_the_scores_of_its_rows_before_the_update(layout, results, models, batches):
-    batch = batches["qwen3"]
+    job = "prm" if layout in DEEP_LAYOUTS else "prm of two layers"
+    batch, model = batches[JOBS[job]["model"]], models[JOBS[job]["model"]][1]
     with torch.no_grad():
-        before_BT, _ = score_with_hf(models["qwen3"][1], batch["sequences"], batch["mask"].shape[1])
-    logprobs = results["train"][layout, "prm"][0]["logprobs"]
+        before_BT, _ = score_with_hf(model, batch["sequences"], batch["mask"].shape[1])
+    logprobs = results["train"][layout, job][0]["logprobs"]
     torch.testing.assert_close(logprobs[0], before_BT, rtol=0, atol=1e-5)
     for rows, scores_BT in zip(MINIBATCHES, logprobs, strict=True):
         others = [row for row in range(len(before_BT)) if row not in rows]

@@ -20,8 +20,8 @@ from megatron_prime.training.trainable import RoleSpec, Scorer, Trainable
 from tests.support.layout_worker import topology_of, weight_blocks
 from tests.support.training_batches import BETA
 
-SETTINGS = ScoringSettings(max_tokens_per_microbatch=24, chunk_tokens=5)
-"""Maximum tokens per microbatch, so small that the rows of the tests need several microbatches."""
+SETTINGS = ScoringSettings(max_tokens_per_microbatch=36, chunk_tokens=5)
+"""Maximum tokens per microbatch, so small that all rows of `ragged_batch` need two microbatches."""
 
 
 OVERLAP = ModelOptions(overlap=OverlapConfig(grad_reduce=True, param_gather=True))
