@@ -20,7 +20,7 @@ def test_sampling_follows_the_configuration_and_stops_at_the_models_eos(parts):
 def test_scoring_follows_the_configuration(parts):
     settings = parts["settings"]
     assert (settings.max_tokens_per_microbatch, settings.chunk_tokens, settings.temperature) == (
-        256,
+        512,
         1024,
         0.5,
     )

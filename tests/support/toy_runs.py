@@ -42,7 +42,7 @@ accuracy_min = 0.1
 [trainer]
 num_steps = {NUM_STEPS}
 prompts_per_step = 8
-max_tokens_per_microbatch = 256
+max_tokens_per_microbatch = 512
 eval_every = 2
 [checkpoint]
 save_every = {SAVE_EVERY}

@@ -41,7 +41,12 @@ def prepare(folder: str) -> dict[str, Any]:
     Path("task/benchmark.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     facts: dict[str, Any] = {
         "sft": run(
-            "sft", "run.toml", "model.path=task/model", "run_dir=sft_run", "checkpoint.save_every=auto"
+            "sft",
+            "run.toml",
+            "model.path=task/model",
+            "run_dir=sft_run",
+            "checkpoint.save_every=auto",
+            "trainer.max_tokens_per_microbatch=4096",
         ),
         "train": run("train", "run.toml", "run_dir=single"),
         "again": run("train", "run.toml", "run_dir=single"),

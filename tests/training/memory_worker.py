@@ -21,10 +21,10 @@ SETTINGS = ScoringSettings(max_tokens_per_microbatch=48, chunk_tokens=16)
 NUM_STEPS = 4
 
 
-def offload_and_recompute(layouts, folder, batch, root, recomputes):
+def offload_and_recompute(layouts, folder, shallow_folder, batch, root, recomputes):
     """Run all cases together, to start the processes once."""
     return {
-        "offload": {layout: offload(*layout, folder, batch, root) for layout in layouts},
+        "offload": {layout: offload(*layout, shallow_folder, batch, root) for layout in layouts},
         "recompute": {
             layout: {name: recompute(layout, folder, options) for name, options in recomputes.items()}
             for layout in dict.fromkeys(layout for layout, _ in layouts)

@@ -25,13 +25,15 @@ PLATFORM = Platform(torch.device("cpu"), "gloo", torch.float32, None)
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("offload")
-    model = save_tiny_model("qwen3", folder / "model")
+    save_tiny_model("qwen3", folder / "model")
+    shallow = save_tiny_model("shallow qwen3", folder / "shallow")
     return run_distributed(
         memory_worker.offload_and_recompute,
         2,
         LAYOUTS,
         folder / "model",
-        ragged_batch(model),
+        folder / "shallow",
+        ragged_batch(shallow),
         folder,
         RECOMPUTES,
     )

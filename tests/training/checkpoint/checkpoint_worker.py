@@ -24,7 +24,7 @@ from tests.training.training_worker import LOSSES, make_trainable, poisoned_loss
 
 BACKGROUND = ("one", "tp2")
 """Layouts that save in the background and continue training while files are written."""
-UPDATES = ([0, 2, 4, 6], [1, 3, 5], [0, 5])
+UPDATES = ([0, 2, 4, 6], [1, 3, 5])
 STREAM = {"epoch": 1, "position": 5}
 PACE = {"keep_rate": 0.30000000000000004, "num_short_steps": 2}
 
@@ -73,7 +73,7 @@ def make_roles(folders, topology, load_weights=True):
 
 
 def update(roles, batches):
-    """Run three updates of each role, with skipped updates of the policy before and after."""
+    """Run two updates of each role, with skipped updates of the policy before and after."""
     policy = roles["policy"]
     policy.update(batches["policy"]["sequences"], [0, 1], poisoned_loss)
     for rows in UPDATES:
@@ -121,7 +121,7 @@ def same(one, other):
 
 
 def save_and_resume(layouts, folders, batches, root):
-    """Save after three updates; go on, and beside it resume and go on, in the same layout."""
+    """Save after two updates; go on, and beside it resume and go on, in the same layout."""
     return {
         (layout, dtype): _save_and_resume(layout, dtype, folders, batches, root) for layout, dtype in layouts
     }
@@ -165,7 +165,7 @@ def _save_and_resume(layout, dtype, folders, batches, root):
 
 
 def load_elsewhere(pairs, folders, batches, root):
-    """Load what another layout saved: the weights right away, and after three more updates; the weights alone too."""
+    """Load what another layout saved: the weights right away, and after two more updates; the weights alone too."""
     report = {}
     for saved_by, layout in pairs:
         topology = topology_of(layout.removeprefix(EXPERTS))

@@ -73,7 +73,7 @@ def results(setting):
 
 
 @pytest.mark.parametrize(("layout", "dtype"), EVERY)
-def test_resuming_after_three_updates_equals_six_updates_bit_for_bit(layout, dtype, results):
+def test_resuming_after_two_updates_equals_four_updates_bit_for_bit(layout, dtype, results):
     for report in results["same"][layout, dtype]:
         assert report["loaded alike"]
         assert report["continued alike"]
@@ -95,7 +95,7 @@ def test_the_run_state_is_restored_on_every_rank(layout, dtype, results):
 def test_the_count_of_skipped_updates_continues_after_a_resume(layout, dtype, results):
     for report in results["same"][layout, dtype]:
         unbroken, resumed = report["guards"]
-        # Six updates of three rows each, and a skipped one of the policy before and after both halves.
+        # Four updates, and a skipped one of the policy before and after both halves.
         assert unbroken == resumed
         assert unbroken["num_skipped"] == 4
         assert unbroken["in_a_row"] == {"policy": 1, "prm": 0}
@@ -104,7 +104,7 @@ def test_the_count_of_skipped_updates_continues_after_a_resume(layout, dtype, re
 @pytest.mark.parametrize(("saved_by", "layout"), PAIRS)
 @pytest.mark.parametrize("role", MODELS)
 def test_another_layout_resumes_training(role, saved_by, layout, results, setting):
-    """Weights equal those in the first layout; so do they after three more updates, which need moments and schedule."""
+    """Weights equal those in the first layout; so do they after two more updates, which need moments and schedule."""
     like = hf_weights(checkpoint_worker.of_models(layout, setting[1])[role])
     home, away = results["same"][saved_by, "fp32"], results["elsewhere"][saved_by, layout]
     saved = whole_tensors([of_rank["saved"][role] for of_rank in home], like)
