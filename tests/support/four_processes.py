@@ -1,30 +1,26 @@
-"""A session fixture that starts four processes once for the tests of topology, collectives and context."""
+"""A session fixture that starts four processes once for the tests of topology, collectives and context.
+
+Every run of pytest imports this module, so the imports that take seconds are in the fixture.
+"""
 
 import pytest
 
-from tests.parallel import parallel_worker
-from tests.parallel.parallel_cases import (
-    CASES,
-    CONTEXT_CASES,
-    GRIDS,
-    NUM_RANKS,
-    RESOURCE_LAYOUTS,
-    SHARING_LAYOUTS,
-    TENSOR_SIZES,
-)
 from tests.support.distributed_runner import run_distributed
 
 
 @pytest.fixture(scope="session")
 def four_processes():
     """Return the reports of parallel_worker.four_processes, by rank."""
+    from tests.parallel import parallel_cases as cases
+    from tests.parallel import parallel_worker
+
     return run_distributed(
         parallel_worker.four_processes,
-        NUM_RANKS,
-        GRIDS,
-        TENSOR_SIZES,
-        CASES,
-        SHARING_LAYOUTS,
-        CONTEXT_CASES,
-        RESOURCE_LAYOUTS,
+        cases.NUM_RANKS,
+        cases.GRIDS,
+        cases.TENSOR_SIZES,
+        cases.CASES,
+        cases.SHARING_LAYOUTS,
+        cases.CONTEXT_CASES,
+        cases.RESOURCE_LAYOUTS,
     )

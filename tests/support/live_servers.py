@@ -1,17 +1,26 @@
-"""Two real SGLang servers for all tests of the session, with tiny random models to put into them."""
+"""Two real SGLang servers for all tests of the session, with tiny random models to put into them.
+
+Every run of pytest imports this module, so the imports that take seconds are in the fixtures.
+"""
+
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-import torch
 
-from megatron_prime.engines.sglang.engine import SGLangEngine
-from tests.support.sglang_live import LiveModel, sglang_settings
-from tests.support.tiny_models import save_tiny_model
+if TYPE_CHECKING:
+    from megatron_prime.engines.sglang.engine import SGLangEngine
+    from tests.support.sglang_live import LiveModel
 
 
 @pytest.fixture(scope="session")
-def live_models(tmp_path_factory) -> tuple[LiveModel, LiveModel]:
+def live_models(tmp_path_factory) -> "tuple[LiveModel, LiveModel]":
     """Return two models of one shape with different weights."""
+    import torch
+
+    from tests.support.sglang_live import LiveModel
+    from tests.support.tiny_models import save_tiny_model
+
     folder = tmp_path_factory.mktemp("models")
     with torch.no_grad():
         return tuple(
@@ -22,6 +31,9 @@ def live_models(tmp_path_factory) -> tuple[LiveModel, LiveModel]:
 
 @pytest.fixture(scope="session")
 def _live_engine(live_models, tmp_path_factory):
+    from megatron_prime.engines.sglang.engine import SGLangEngine
+    from tests.support.sglang_live import sglang_settings
+
     engine = SGLangEngine(
         live_models[0].path,
         device="cpu",
@@ -39,7 +51,7 @@ def _live_engine(live_models, tmp_path_factory):
 
 
 @pytest.fixture
-def live_engine(_live_engine, live_models) -> SGLangEngine:
+def live_engine(_live_engine, live_models) -> "SGLangEngine":
     """Return an engine with two servers that serve model 0 as version 1."""
     _live_engine.load_from_hf(live_models[0].path, policy_version=1)
     return _live_engine

@@ -49,8 +49,12 @@ def _qwen3_moe(**changes) -> PreTrainedModel:
 DENSE_BUILDERS = {
     "qwen2": lambda **sizes: Qwen2ForCausalLM(Qwen2Config(**SIZES | sizes, tie_word_embeddings=False)),
     "qwen2 tied": lambda **sizes: Qwen2ForCausalLM(Qwen2Config(**SIZES | sizes, tie_word_embeddings=True)),
-    "qwen3": lambda **sizes: Qwen3ForCausalLM(Qwen3Config(**SIZES | sizes, head_dim=12, tie_word_embeddings=False)),
-    "qwen3 tied": lambda **sizes: Qwen3ForCausalLM(Qwen3Config(**SIZES | sizes, head_dim=8, tie_word_embeddings=True)),
+    "qwen3": lambda **sizes: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES | sizes, head_dim=12, tie_word_embeddings=False)
+    ),
+    "qwen3 tied": lambda **sizes: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES | sizes, head_dim=8, tie_word_embeddings=True)
+    ),
     "llama": lambda **sizes: LlamaForCausalLM(LlamaConfig(**SIZES | sizes, tie_word_embeddings=False)),
     "llama rope": lambda **sizes: LlamaForCausalLM(
         LlamaConfig(**SIZES | sizes, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE)
@@ -99,10 +103,8 @@ def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     """Return an fp32 model in which all weights are random, norms and biases too, so that tests notice missing ones."""
     torch.manual_seed(seed)
-    if name.startswith(SHALLOW):
-        model = BUILDERS[name.removeprefix(SHALLOW)](num_hidden_layers=2)
-    else:
-        model = BUILDERS[name]()
+    sizes = {"num_hidden_layers": 2} if name.startswith(SHALLOW) else {}
+    model = BUILDERS[name.removeprefix(SHALLOW)](**sizes)
     for parameter_name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in parameter_name), std=0.1)
     return model.eval()
