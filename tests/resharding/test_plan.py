@@ -1,6 +1,7 @@
 """Executes the plan on arrays of element ids, and compares the result with slices of whole tensors."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ MIXTURES = {
 }
 
 
+@functools.cache
 def element_ids(shape):
     """HF tensors in which every element has a unique number."""
     ids, start = {}, 0
@@ -120,8 +122,10 @@ def megatron_layer(ids, shape, layer, training, rank):
     return params | megatron_mlp(ids, shape, layer, training, rank)
 
 
-def megatron_rank(ids, shape, training, rank):
+@functools.cache
+def megatron_rank(shape, training, rank):
     """All parameters of a Megatron rank, sliced from whole tensors."""
+    ids = element_ids(shape)
     tp, pp, vpp = training.tp, training.pp, training.vpp
     tp_rank, stage = rank % tp, rank // (training.num_ranks // pp)
     params = {}
@@ -147,12 +151,20 @@ def megatron_rank(ids, shape, training, rank):
     return params
 
 
-def engine_shard(name, array, shape, engines, tp_rank):
+@functools.cache
+def engine_shards(shape, tp, ep, tp_rank):
+    """All shards of an engine rank, by name."""
+    shards = {
+        name: engine_shard(name, array, shape, tp, ep, tp_rank) for name, array in element_ids(shape).items()
+    }
+    return {name: shard for name, shard in shards.items() if shard is not None}
+
+
+def engine_shard(name, array, shape, tp, ep, tp_rank):
     """The shard of a tensor on an engine rank; None for an expert of another rank."""
-    tp = engines.tp
     if ".experts." in name:
-        expert, expert_tp = int(name.split(".experts.")[1].split(".")[0]), tp // engines.ep
-        if expert not in np.split(np.arange(shape.num_experts), engines.ep)[tp_rank // expert_tp]:
+        expert, expert_tp = int(name.split(".experts.")[1].split(".")[0]), tp // ep
+        if expert not in np.split(np.arange(shape.num_experts), ep)[tp_rank // expert_tp]:
             return None
         return np.split(array, expert_tp, axis=int("down" in name or "w2" in name))[tp_rank % expert_tp]
     if "embed_tokens" in name or "lm_head" in name:
@@ -173,38 +185,45 @@ def engine_shard(name, array, shape, engines, tp_rank):
     return np.split(array, tp)[tp_rank]
 
 
+@functools.cache
+def held_by(shape, training, rank):
+    """Whether a rank of the job holds each element, by id; a rank outside of the job holds none."""
+    num_elements = sum(array.size for array in element_ids(shape).values())
+    is_held = np.zeros(num_elements, dtype=bool)
+    if rank < training.num_ranks:
+        for array in megatron_rank(shape, training, rank).values():
+            is_held[array[array != PADDING]] = True
+    return is_held
+
+
 def check(shape, training, engines, ranks_per_node=None):
     """Execute the plan, and check that every shard is right and written once, with the fewest possible bytes."""
-    ids = element_ids(shape)
     plan = plan_reshard(
         shape, training, engines, bytes_per_element=BYTES_PER_ELEMENT, ranks_per_node=ranks_per_node
     )
-    sources = {rank: megatron_rank(ids, shape, training, rank) for rank in range(training.num_ranks)}
+    sources = {rank: megatron_rank(shape, training, rank) for rank in range(training.num_ranks)}
     expected = {
         (engine, tp_rank, name): shard
         for engine in range(engines.num_engines)
         for tp_rank in range(engines.tp)
-        for name, array in ids.items()
-        if (shard := engine_shard(name, array, shape, engines, tp_rank)) is not None
+        for name, shard in engine_shards(shape, engines.tp, engines.ep, tp_rank).items()
     }
     targets = {key: np.full_like(array, UNSET) for key, array in expected.items()}
     for t in plan.transfers:
         block = sources[t.source_rank][t.source_param]
-        block = np.take(block, range(t.source_local_start, t.source_local_start + t.length), axis=t.dim)
+        before = (slice(None),) * t.dim
+        block = block[(*before, slice(t.source_local_start, t.source_local_start + t.length))]
         target = targets[t.engine, t.engine_tp_rank, t.hf_name]
-        window = (slice(None),) * t.dim + (slice(t.target_start, t.target_start + t.length),)
+        window = (*before, slice(t.target_start, t.target_start + t.length))
+        assert block.shape[t.dim] == t.length
         assert (target[window] == UNSET).all(), "written twice"
         target[window] = block
         assert block.size * BYTES_PER_ELEMENT == t.num_bytes > 0
         assert t.target_rank == engines.ranks[t.engine][t.engine_tp_rank]
     for key, array in expected.items():
-        np.testing.assert_array_equal(targets[key], array, err_msg=str(key))
-    held = {
-        rank: np.unique(np.concatenate([array.ravel() for array in params.values()]))
-        for rank, params in sources.items()
-    }
+        assert np.array_equal(targets[key], array), key
     fewest = sum(
-        array.size - np.isin(array, held.get(engines.ranks[engine][tp_rank], ())).sum()
+        array.size - held_by(shape, training, engines.ranks[engine][tp_rank])[array].sum()
         for (engine, tp_rank, _), array in expected.items()
     )
     counted = summary(plan)
