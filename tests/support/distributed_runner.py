@@ -1,11 +1,11 @@
 """Run a function on several real processes that are connected by gloo, and collect the results."""
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import random
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.deadlines import seconds
+from tests.support.forked_commands import FORKED
 
 ROOT = Path(__file__).parents[2]
-# Importing torch and Megatron takes seconds, so one process imports them and every rank is a fork of it.
-_FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(
-    ["tests.support.layout_worker", "megatron_prime.cli.train", "tests.support.frozen_imports"]
-)
+PROGRAM = "import sys; from tests.support.distributed_runner import run_rank; run_rank(sys.argv[1])"
 
 
 def _free_port() -> int:
@@ -60,37 +57,35 @@ def run_distributed(
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
             }
-            process = _FORKED.Process(target=_run_rank, args=(folder, os.environ | environment))
-            process.start()
+            with Path(folder, f"log{rank}").open("wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, *FORKED, "-c", PROGRAM, folder],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | environment,
+                )
             processes.append(process)
         deadline = time.monotonic() + seconds(timeout_s)
         try:
-            for process in processes:
-                process.join(max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                for process in processes:
+                    process.wait(max(0.0, deadline - time.monotonic()))
         finally:
-            codes = [process.exitcode for process in processes]
+            codes = [process.poll() for process in processes]
             for process in processes:
                 process.kill()
-                process.join()
+                process.wait()
         logs = "\n".join(
-            f"--- rank {rank}\n{_text_of(Path(folder, f'log{rank}'))}" for rank in range(num_processes)
+            f"--- rank {rank}\n{Path(folder, f'log{rank}').read_text()}" for rank in range(num_processes)
         )
         # The exit code of a rank that was still running at the deadline is None.
         assert codes == [0] * num_processes, f"exit codes {codes}\n{logs[-6000:]}"
         return [pickle.loads(Path(folder, f"result{rank}").read_bytes()) for rank in range(num_processes)]
 
 
-def _text_of(log: Path) -> str:
-    return log.read_text() if log.exists() else ""
-
-
-def _run_rank(folder: str, environment: dict[str, str]) -> None:
-    """Set the environment of a rank, call the function, and write its result and output to files."""
-    os.environ.clear()
-    os.environ.update(environment)
-    with Path(folder, f"log{environment['RANK']}").open("wb") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+def run_rank(folder: str) -> None:
+    """Call the function on this rank, and write its result to a file."""
     warnings.simplefilter("ignore")
     import torch
     import torch.distributed as dist

@@ -25,9 +25,9 @@ FRESH = ("-X", "fresh")
 """Options of the interpreter (which ignores them) with which a command is executed in any case."""
 FORKED = ("-X", "forked")
 """Options with which one is forked although it runs none of command_server.PROGRAMS."""
-MODULES = tuple(
-    f"megatron_prime.cli.{name}"
-    for name in ("main", "commands", "launch", "train", "sft", "evaluate", "convert")
+MODULES = (
+    *(f"megatron_prime.cli.{name}" for name in ("main", "commands", "launch", "train", "sft", "evaluate")),
+    *("megatron_prime.cli.convert", "tests.support.layout_worker"),
 )
 GUARDIAN = "/megatron_prime/engines/sglang/child.py"
 """End of the path of the program that starts a server; its arguments are a time and the server's command line."""

@@ -12,6 +12,8 @@ import pytest
 GROUPS = (
     # Starting SGLang servers takes all cores, so no two groups may do it at the same time.
     ("tests/engines/sglang/", "servers"),
+    ("tests/examples/test_quickstart.py::test_the_policy_learns", "learning"),
+    ("tests/cli/test_plan.py", "plan"),
     ("tests/cli/", "toy"),
     ("tests/evaluation/test_evaluator", "toy"),
     ("tests/preflight/test_doctor", "toy"),
@@ -32,7 +34,7 @@ GROUPS = (
     ("tests/logprobs/", "parallel"),
     ("tests/resharding/", "resharding"),
 )
-"""(path prefix, group) pairs, of which the first match applies. A file without a match is a separate group."""
+"""(start of a test's id, group) pairs, of which the first match applies. A file without a match is a separate group."""
 GROUP_OF_FIXTURE = {
     "_live_engine": "servers",
     "toy": "toy",
@@ -44,18 +46,25 @@ GROUP_OF_FIXTURE = {
 LONGEST = (
     "servers",
     "toy",
+    "learning",
     "tests/training/checkpoint/test_store.py",
     "tests/training/test_trainable.py",
     "tests/models/test_forward.py",
     "sandboxes",
+    "resharding",
+    "parallel",
+    "tests/gpu/test_pretend_gpu.py",
+    "tests/training/test_residency.py",
+    "tests/tools/test_gpu_check.py",
+    "tests/benchmarks/test_plan_accuracy.py",
+    "conversion",
 )
 """Groups that start first, in this order."""
 
 
 def group_of(nodeid: str) -> str:
     """Return the group of a test."""
-    path = nodeid.split("::")[0]
-    return next((group for start, group in GROUPS if path.startswith(start)), path)
+    return next((group for start, group in GROUPS if nodeid.startswith(start)), nodeid.split("::")[0])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
