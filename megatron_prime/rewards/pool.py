@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
 from megatron_prime.rewards.verifier import get, run_verifier
-from megatron_prime.rewards.worker import HEADER, TOKEN_BYTES, encode_frame
+from megatron_prime.rewards.worker import DONE, HEADER, TOKEN_BYTES, encode_frame
 
 WORKER_PROGRAM = "from megatron_prime.rewards.worker import main; main()"
 BACKSTOP_S = 10.0
@@ -126,13 +126,16 @@ class WorkerProcess:
                 raise WorkerDiedError(f"the worker no longer reads: {error}") from error
 
     def _ask(self, request: bytes, deadline: float) -> Any:  # noqa: ANN401 - JSON values
-        """Send a request with a fresh token and return the reply that has it."""
+        """Send a request, a fresh token when the worker is done, and return the reply that has it."""
         assert self._process.stdout is not None
         if _is_ready(self._process.stdout.fileno(), select.POLLIN):
             # Either it has ended, or something writes to the descriptor of its replies.
             raise WorkerDiedError(f"the worker {self._exit_reason() or STRAY_BYTES}")
+        self._send(request, deadline)
+        if self._read_exactly(len(DONE), deadline) != DONE:
+            raise WorkerDiedError(f"the worker {STRAY_BYTES}")
         token = os.urandom(TOKEN_BYTES)
-        self._send(request + token, deadline)
+        self._send(token, deadline)
         if self._read_exactly(TOKEN_BYTES, deadline) != token:
             raise WorkerDiedError(f"the worker {STRAY_BYTES}")
         (length,) = HEADER.unpack(self._read_exactly(HEADER.size, deadline))

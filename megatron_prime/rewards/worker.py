@@ -2,14 +2,17 @@
 
     main() with arguments VERIFIER MODULE TIMEOUT_S SETTINGS (JSON)
 
-A request on stdin is a frame, a 4-byte big-endian length followed by that many bytes of JSON, and behind it a random
-token. A reply on stdout is the token of its request and a frame. The first reply, to a token alone, says that the
-verifier is loaded. The worker ends when stdin is closed. If one verification takes longer than TIMEOUT_S, an alarm of
-the kernel ends the worker, so that it does not outlive a pool that was itself killed.
+    pool:    request                 token
+    worker:            verify, DONE         token, reply
 
-The token ties a verdict to its request: bytes that a verifier, a library or a forked process writes to the descriptor
-of the replies are no verdict. While the verifier runs, the token is not in this process but in the pipe, where code
-under test does not find it by looking at frames and objects.
+A request on stdin and a reply on stdout is a frame: a 4-byte big-endian length followed by that many bytes of JSON. The
+first reply, to no request, says that the verifier is loaded. The worker ends when stdin is closed. If one verification
+takes longer than TIMEOUT_S, an alarm of the kernel ends the worker, so that it does not outlive a pool that was itself
+killed.
+
+The random token ties a reply to its request: bytes that a verifier, a library or a forked process writes to the
+descriptor of the replies are no verdict. The pool draws it when the verifier has returned, so that code under test
+finds it neither in this process nor in a pipe.
 """
 
 import importlib
@@ -23,6 +26,7 @@ from typing import IO, Any
 
 HEADER = struct.Struct(">I")
 TOKEN_BYTES = 16
+DONE = b"\x06"
 MAX_MEMORY_BYTES = 8 * 2**30
 """Limit on the address space of a worker, so that a verifier that needs more gets a MemoryError."""
 
@@ -56,7 +60,6 @@ def main() -> None:
     """Verify requests until stdin is closed."""
     verifier_name, module, timeout_s, settings = sys.argv[1:5]
     _limit_memory()
-    # Without a buffer, which would hold the token that follows the request.
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     replies = os.dup(1)
     # A verifier that prints would corrupt the frames, and one that reads stdin would consume them.
@@ -67,6 +70,7 @@ def main() -> None:
         # The function under test may have forked: the copy must not answer, and not read further requests.
         if os.getpid() != pid:
             os._exit(1)
+        os.write(replies, DONE)
         rest = memoryview(_read(requests, TOKEN_BYTES) + encode_frame(message))
         while rest:
             rest = rest[os.write(replies, rest) :]

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,7 +12,16 @@ import threading
 import time
 from pathlib import Path
 
-from megatron_prime.rewards.worker import encode_frame
+from megatron_prime.rewards.worker import DONE, encode_frame
+
+FRAME = encode_frame({"reward": 1.0, "status": "ok", "detail": ""})
+FORGED = {
+    "frame": FRAME,
+    "token": bytes(16) + FRAME,
+    "byte": b"x",
+    "done": DONE,
+    "all": DONE + bytes(16) + FRAME,
+}
 
 
 class Scripted:
@@ -72,11 +83,25 @@ class Scripted:
 
     def _forge(self, argument, answer):
         """Write verdicts of one's own to every descriptor, with and without what looks like a token."""
-        frame = encode_frame({"reward": 1.0, "status": "ok", "detail": ""})
+        self._write_all(FORGED[argument])
+        return 0.0
+
+    def _steal(self, argument, answer):
+        """Read whatever waits in a pipe, and answer with it."""
         for descriptor in range(3, 64):
             with contextlib.suppress(OSError):
-                os.write(descriptor, {"frame": frame, "token": bytes(16) + frame, "byte": b"x"}[argument])
+                if (
+                    fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+                    and select.select([descriptor], [], [], 0)[0]
+                ):
+                    stolen = os.read(descriptor, 1024)
+                    self._write_all(DONE + stolen[:16] + FRAME)
         return 0.0
+
+    def _write_all(self, data):
+        for descriptor in range(3, 64):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, data)
 
     def _forge_later(self, argument, answer):
         """Forge from a thread and a forked process, after the verdict."""

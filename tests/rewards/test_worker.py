@@ -2,7 +2,7 @@ import io
 import subprocess
 import sys
 
-from megatron_prime.rewards.worker import HEADER, TOKEN_BYTES, encode_frame, read_frame
+from megatron_prime.rewards.worker import DONE, HEADER, TOKEN_BYTES, encode_frame, read_frame
 from tests.support import deadlines
 
 
@@ -40,9 +40,10 @@ def test_a_worker_answers_and_ends_when_its_input_closes():
     stream = io.BytesIO(done.stdout)
     replies = []
     for token in tokens:
-        assert stream.read(TOKEN_BYTES) == token
+        assert stream.read(len(DONE) + TOKEN_BYTES) == DONE + token
         replies.append(read_frame(stream))
-    assert replies[:2] == [{"ready": True}, {"reward": 1.0, "status": "ok", "detail": ""}]
+    reason = "it ends with '2', the answer is '2'"
+    assert replies[:2] == [{"ready": True}, {"reward": 1.0, "status": "ok", "detail": reason}]
     error = replies[2]
     assert error["reward"] is None
     assert error["status"] == "error"
