@@ -206,6 +206,8 @@ class VerifierPool:
         self._worker_arguments = (name, module, timeout_s, json.dumps(dict(settings or {})))
         self._counts = OutcomeCounts()
         self._is_closed = False
+        self._no_start = ""
+        """Why no worker could be started, twice in a row, since the begin of this batch."""
         self._workers: list[WorkerProcess | None] = []
         self._threads: ThreadPoolExecutor | None = None
         if self._in_process_verifier is None:
@@ -266,6 +268,7 @@ class VerifierPool:
 
     def _verify_in_workers(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
         assert self._threads is not None
+        self._no_start = ""
         # A shared queue instead of equal shares: some responses take a thousand times longer than others.
         indices: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(responses)):
@@ -289,11 +292,17 @@ class VerifierPool:
     def _verify_one(self, slot: int, response_text: str, answer: str) -> VerificationOutcome:
         """Verify one response by the worker in `slot`, which is replaced if it dies or has to be killed."""
         detail = ""
-        for _ in range(NUM_ATTEMPTS):
+        for attempt in range(NUM_ATTEMPTS):
+            if self._no_start and self._workers[slot] is None:
+                detail = self._no_start
+                break
             try:
                 worker = self._workers[slot] or self._restart_worker(slot)
             except (WorkerDiedError, WorkerTimeoutError, OSError) as error:
                 detail = f"no worker can be started: {error}"
+                if attempt == NUM_ATTEMPTS - 1:
+                    # A start may take minutes: the other responses of the batch do not wait for it one by one.
+                    self._no_start = detail
                 continue
             try:
                 return worker.verify(response_text, answer)

@@ -4,7 +4,7 @@ from megatron_prime.rewards import VerificationStatus, VerifierPool
 from megatron_prime.rewards.user_function import UserFunction
 
 MODULE = """
-import time
+import os, time
 NUM_CALLS = 0
 def length(response_text, answer):
     global NUM_CALLS
@@ -13,6 +13,7 @@ def length(response_text, answer):
 def calls(response_text, answer): return NUM_CALLS / 10
 def slow(response_text, answer): time.sleep(60)
 def wrong(response_text, answer): return 2.0
+def die(response_text, answer): os.kill(os.getpid(), 9)
 def nothing(response_text, answer): return None
 """
 
@@ -40,6 +41,16 @@ def test_an_invalid_reward_is_an_error(my_rewards, name, fault):
         (outcome,) = pool.verify_all([("a", "1")])
     assert outcome.status is VerificationStatus.ERROR
     assert fault in outcome.detail
+
+
+def test_a_module_that_no_longer_loads_is_not_tried_for_each_response(my_rewards, tmp_path):
+    with my_rewards("die") as pool:
+        (tmp_path / "my_rewards.py").write_text("raise RuntimeError('the tables are gone')")
+        outcomes = pool.verify_all([("a", "1")] * 40)
+        assert all("the tables are gone" in outcome.detail for outcome in outcomes)
+        assert pool.counts["error"] == 40
+        (tmp_path / "my_rewards.py").write_text(MODULE)
+        assert "killed by signal 9" in pool.verify_all([("a", "1")])[0].detail
 
 
 def test_it_is_killed_at_the_deadline(my_rewards):
