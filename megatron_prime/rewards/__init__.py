@@ -32,9 +32,9 @@ def _math(accept_unevaluated: bool = False) -> Verifier:
 
 
 def _check_math_answer(answer: str) -> None:
-    from megatron_prime.rewards.math.answer import alternatives
+    from megatron_prime.rewards.math.answer import check_ground_truth
 
-    alternatives(answer)
+    check_ground_truth(answer)
 
 
 register("exact_match", exact_match.ExactMatch, exact_match.words_of_answer)

@@ -194,7 +194,8 @@ def normalise(text: str) -> str:
         text = re.sub(r"[, ]", "", text)
     if text.replace(" ", "") == r"\{\}":
         return r"\emptyset"
-    return _escaped_braces(_in_symbols(text))
+    # The full stop of a sentence that stands in \text as a whole.
+    return _escaped_braces(_in_symbols(re.sub(r"(?<=\w)\.\s*\}$", "}", text)))
 
 
 def _in_symbols(text: str) -> str:

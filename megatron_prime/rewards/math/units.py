@@ -135,39 +135,54 @@ class Quantity:
     name: str = ""
 
 
+_BARE_LETTERS = "msghLlJNWVK"
+_UPRIGHT_LETTERS = "msghLlJNWV"
 PERCENT = Unit(Fraction(1, 100), (("percent", 1),))
 DEGREE = Unit(Fraction(1), (("degree", 1),))
 RADIAN = Unit(Fraction(1), (("radian", 1),))
 
 
-def split_unit(text: str, *, any_word: bool = False, letters: str = "") -> Quantity:
+def split_unit(text: str, *, is_asked_for: bool = False) -> Quantity:
     r"""Split `5\text{ cm}`, `5 cm`, `5\frac{\text{m}}{\text{s}}`, `50\%`, `90\degree` or `101_2` into value and unit.
 
-    Any other text is a value without a unit. `any_word` allows every word as a unit, for ground truths: their authors
-    mean a counted thing that this list does not have. `letters` are the units of one letter that need no upright type:
-    in `5 t`, the letter may also be a variable.
+    Any other text is a value without a unit. `is_asked_for` holds for ground truths, and for answers if the ground
+    truth has a unit: then every word is a unit, because authors count things that this list does not have, and so is a
+    letter after a blank. Otherwise `5 m` may be a product, and `5\text{K}` five thousand.
     """
     if percent := re.fullmatch(
         r"(.*[\d})])\s*(?:\\?%|\\text\{\s*(?:%|percent|per cent)\s*\}|\s+percent)", text
     ):
         return Quantity(percent[1].strip(), PERCENT, "%")
-    if numeral := re.fullmatch(r"(-?[\dA-F]+)_\{?(\d{1,2})\}?", text):
-        # x_1 is a variable with an index, 101_2 a numeral with a base.
-        return Quantity(numeral[1], Unit(Fraction(1), ((f"base {numeral[2]}", 1),)), numeral[2])
-    if (total := _sum_of_pieces(text)) is not None:
-        return total
+    if (whole := _numeral_with_base(text) or _sum_of_pieces(text)) is not None:
+        return whole
     for start in _starts(text):
         value, name = text[:start].strip(), text[start:].strip()
         value = re.sub(r"\\cdot$|\\times$", "", value).strip()
-        if not value or r"\text{" in value or value[-1] in "+-*/^_,(:=":
-            return Quantity(text, None)
-        if re.match(r"[A-Za-z](?![A-Za-z])", name) and name[0] not in letters:
+        if not value or r"\text{" in value or value[-1] in "+-*/^_,(:=" or _is_variable(name, is_asked_for):
             return Quantity(text, None)
         if (unit := unit_named(name)) is not None:
             return Quantity(value, unit, name)
-        if any_word and re.fullmatch(r"\\text\{(?!.*\b(?:or|and|not)\b)[A-Za-z .'-]*\}", name):
+        if is_asked_for and re.fullmatch(r"\\text\{(?!.*\b(?:or|and|not)\b)[A-Za-z .'-]*\}", name):
             return Quantity(value, Unit(Fraction(1), ((_singular(name[6:-1].strip().lower()), 1),)), name)
     return Quantity(text, None)
+
+
+def _numeral_with_base(text: str) -> Quantity | None:
+    """Parse 101_2; x_1 is a variable with an index, and 7_2 is neither."""
+    numeral = re.fullmatch(r"(-?[\dA-F]+)_\{?(\d{1,2})\}?", text)
+    if numeral is None or any(int(digit, 16) >= int(numeral[2]) for digit in numeral[1].lstrip("-")):
+        return None
+    return Quantity(numeral[1], Unit(Fraction(1), ((f"base {numeral[2]}", 1),)), numeral[2])
+
+
+def _is_variable(name: str, is_asked_for: bool) -> bool:
+    """Return True if a single letter after a number is to be taken as a variable or as a multiple."""
+    letter = re.fullmatch(r"(\\text\{\s*)?([A-Za-z])(?:\s*\})?(?:\^.*)?", name)
+    if letter is None:
+        return False
+    if letter[1]:
+        return not is_asked_for and letter[2] not in _UPRIGHT_LETTERS
+    return not is_asked_for or letter[2] not in _BARE_LETTERS
 
 
 def _starts(text: str) -> list[int]:
@@ -237,7 +252,11 @@ def _factors(tokens: list[tuple[str | None, str]]) -> list[tuple[Unit, int]] | N
     sign, is_open = 1, True  # whether a unit must follow
     for kind, token in tokens:
         if kind == "word":
-            unit = _UNITS.get(token) or _UNITS.get(token.lower()) or _counted(token)
+            unit = (
+                _UNITS.get(token)
+                or (_UNITS.get(token.lower()) if len(token) > 1 else None)
+                or _counted(token)
+            )
             if unit is None:
                 return None
             factors.append((unit, signs[-1] * sign))

@@ -53,13 +53,13 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - a sympy expression, set, relatio
     """Return the sympy form of an expression, unevaluated; None if it is no mathematics.
 
     Words and primes are refused, because the parser reads words as products of letters and drops primes. So are
-    numbers side by side, which it adds.
+    numbers side by side, which it adds, and numerals with a base.
     """
     text = re.sub(r"([_^])\s*(\d)(?=\s)", r"\1{\2}", text)
     if (
         re.search(r"\\(?:text|approx|sim|simeq|cong|propto)(?![A-Za-z])|'", text)
         or not text.strip()
-        or re.search(r"\d\s+\d", text)
+        or re.search(r"\d\s+\d|\d_", text)
     ):
         return None
     # Imported here because it loads slowly and the parent of the pool never needs it.

@@ -82,6 +82,8 @@ def test_other_words_are_no_units(name):
         ("5m", "5m", None),
         ("5 x", "5 x", None),
         ("5 t", "5 t", None),
+        ("7_2", "7_2", None),
+        ("5 m^{3}", "5 m^{3}", None),
         ("x_1", "x_1", None),
         (r"42\text{ or so}", r"42\text{ or so}", None),
         (r"5\text{ million}", r"5\text{ million}", None),
@@ -96,9 +98,11 @@ def test_units_are_split_from_values(text, value, unit):
     assert (quantity.value, quantity.unit) == (value, unit)
 
 
-def test_ground_truths_may_count_anything():
+def test_where_a_unit_is_asked_for_every_word_is_one():
     assert split_unit(r"7\text{ zorks}").unit is None
-    assert split_unit(r"7\text{ zorks}", any_word=True) == split_unit(r"7\text{ zorks}", any_word=True)
-    assert split_unit(r"7\text{ zorks}", any_word=True).unit == Unit(Fraction(1), (("zork", 1),))
-    assert split_unit(r"7\text{ or 8}", any_word=True).unit is None
-    assert split_unit("5 m", letters="m").unit == unit_named("m")
+    assert split_unit(r"7\text{ zorks}", is_asked_for=True).unit == Unit(Fraction(1), (("zork", 1),))
+    assert split_unit(r"7\text{ or 8}", is_asked_for=True).unit is None
+    assert split_unit("5 m", is_asked_for=True).unit == unit_named("m")
+    assert split_unit("5 t", is_asked_for=True).unit is None
+    assert split_unit(r"5\text{K}").unit is None
+    assert split_unit(r"5\text{K}", is_asked_for=True).unit == unit_named("K")
