@@ -204,13 +204,17 @@ def _judged(config: PrimeConfig, cases: Sequence[_Case]) -> tuple[list[_Verdict]
         except (RuntimeError, ValueError) as error:
             raise ConfigError("verify", [str(error)]) from error
         for index, outcome in zip(rest, outcomes, strict=True):
-            verdicts[index] = _verdict(cases[index], outcome)
+            case = cases[index]
+            spec = config.reward.verifier_of(case.source, case.ability)
+            verdicts[index] = _verdict(case, outcome, spec)
     return [verdicts[index] for index in range(len(cases))], seconds
 
 
-def _verdict(case: _Case, outcome: VerificationOutcome) -> _Verdict:
+def _verdict(case: _Case, outcome: VerificationOutcome, spec: str) -> _Verdict:
+    # Functions and servers give a number alone.
+    reason = outcome.detail or f"as {spec} says"
     status = "away" if outcome.is_away else outcome.status.value
-    return _Verdict(case, outcome.reward, status, outcome.detail)
+    return _Verdict(case, outcome.reward, status, reason)
 
 
 def _summary(verdicts: Sequence[_Verdict], seconds: float) -> Iterator[str]:

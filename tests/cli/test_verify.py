@@ -118,7 +118,7 @@ def test_a_function_is_tried_in_workers_with_its_traceback_once(run, tmp_path, m
     write("a.jsonl", *({"response": text, "answer": "1"} for text in ("0.25", "x", "1", "y", "z")))
     code, text = run("reward.verifier=tried_rewards:f", "reward.timeout_s=60.0", "--file", "a.jsonl")
     assert code == 3
-    assert "a.jsonl, row 1: 0.25" in text
+    assert "a.jsonl, row 1: 0.25    as tried_rewards:f says" in text
     place = f"({tmp_path}/tried_rewards.py, line 2)"
     assert f"a.jsonl, row 2: error   ValueError: could not convert string to float: 'x' {place}" in text
     assert "judged 5: 1 with reward 1, 0 with reward 0, 1 between, 3 without a reward (error); " in text
