@@ -66,6 +66,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"is not UTF-8 text: {error.reason} at byte {error.start}"]) from error
+    except RecursionError as error:
+        raise ConfigError(str(path), ["is not valid TOML: it is nested too deeply"]) from error
     except tomllib.TOMLDecodeError as error:
         kind = "YAML" if path.suffix in (".yaml", ".yml") else "JSON" if path.suffix == ".json" else None
         hint = f"; it looks like {kind}, and a configuration is a TOML file (examples/)" if kind else ""

@@ -16,7 +16,7 @@ from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
 from megatron_prime.data.final_answers import gsm8k_answer, last_boxed, plain_number, without_dollars
 from megatron_prime.data.messages import Message, checked_prompt, looks_like_messages
 from megatron_prime.data.rows import DataRow, MissingFieldError
-from megatron_prime.data.rows.json_text import shown
+from megatron_prime.data.rows.json_text import parse_json, shown
 from megatron_prime.data.rows.row import is_blank
 
 _QUESTIONS = ("problem", "question", "Problem", "Question")
@@ -25,6 +25,8 @@ _SOLUTIONS = ("solution", "Solution")
 _MISSING_AS_TEXT = ("nan", "-nan", "nat", "<na>", "#n/a", "null")
 """Texts that tables have for a missing value, as pandas writes and reads them. The word None may be an answer."""
 _GSM8K_SOLUTION = re.compile(r"\n\s*####\s*\S[^\n]*\s*\Z")
+_LIST_AS_TEXT = re.compile(r"""\s*\[\s*["']""")
+"""The begin of a list of texts that was written as text, as CSV files hold it. An interval has no quotation marks."""
 _MAX_ANSWER_DEPTH = 64
 """Levels of lists and objects in an answer; verifiers read it again with a limit of their own."""
 _CODE_PROMPTS = ("prompt_sft", "question", "problem_description", "content", "prompt")
@@ -213,13 +215,22 @@ def _olympiad_question(row: DataRow) -> str:
 def _olympiad_answer(row: DataRow) -> str:
     """Return all final answers, separated by commas: a problem with several requires all of them."""
     answers = row.fields.get("final_answer")
+    if isinstance(answers, str) and _LIST_AS_TEXT.match(answers):
+        try:
+            answers = parse_json(answers)
+        except ValueError as error:
+            raise row.error(
+                f"'final_answer' looks like a list, but is text that is not JSON ({error})"
+            ) from error
     if isinstance(answers, str):
         answers = [answers]
-    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+    is_list = isinstance(answers, list) and bool(answers)
+    if not is_list or not all(isinstance(answer, str) and not is_blank(answer) for answer in answers):
         raise row.error(
-            f"'final_answer' is {answers!r}; only problems with a list of answers can be verified (proofs have none)"
+            f"'final_answer' is {shown(answers)}; only problems with a list of answers can be verified (proofs have "
+            "none)"
         )
-    return ", ".join(without_dollars(answer) for answer in answers)
+    return ", ".join(without_dollars(_answer(row, "final_answer", answer)) for answer in answers)
 
 
 def _leetcode_answer(row: DataRow) -> str:

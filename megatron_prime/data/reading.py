@@ -21,7 +21,7 @@ from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, fitting_layout
 from megatron_prime.data.messages import Message, message_text
 from megatron_prime.data.rendering import PromptRenderer, Rendered
-from megatron_prime.data.rows import DataRow, MissingFieldError, read_rows
+from megatron_prime.data.rows import DataRow, MissingFieldError, RenderingError, read_rows
 from megatron_prime.data.tokenizer import response_token_ids
 
 BATCH_ROWS = 256
@@ -215,6 +215,8 @@ class ProblemReader:
 
     def _reject(self, row: DataRow, error: ValueError) -> None:
         advice = ADVICE
+        if isinstance(error, RenderingError) and not self._num_good:
+            advice = f"data.chat_template_file names another template; {ADVICE}"
         if isinstance(error, MissingFieldError) and not self._num_good:
             # Leaving out rows would leave out all of them.
             name = fitting_layout(row, needs_answer=not self._has_responses)

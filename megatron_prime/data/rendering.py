@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.messages import THOUGHTS, Message
-from megatron_prime.data.rows import SettingsError
+from megatron_prime.data.rows import RenderingError, SettingsError
 from megatron_prime.data.tokenizer import encode
 
 _DATE_FORMAT = re.compile(r"""(?=(['"])((?:(?!\1).)*%(?:(?!\1).)*)\1)""")
@@ -52,6 +52,8 @@ class PromptRenderer:
         self._config = config
         self._tokenizer = tokenizer
         default: Any = tokenizer.chat_template
+        if isinstance(default, dict):  # several templates by name
+            default = default.get("default")
         self._template = _read_template(config.chat_template_file) or default
         self._num_appended: int | None = None
         """Number of special tokens that the tokenizer puts behind a text; None before the first text."""
@@ -93,7 +95,7 @@ class PromptRenderer:
         text = self._apply(messages) if as_chat else "\n".join(message["content"] for message in messages)
         word = self._tokenizer.eos_token
         if word and text.rstrip().endswith(str(word)):
-            raise ValueError(
+            raise (RenderingError if as_chat else ValueError)(
                 f"the prompt ends with the end-of-sequence token {word}, behind which a response does not continue: "
                 + ("the chat template must begin the answer of the assistant" if as_chat else "leave it out")
             )
@@ -122,9 +124,9 @@ class PromptRenderer:
         text = whole.removeprefix(rendered.text)
         end = text.rfind(content.strip())
         if text == whole or end < 0 or thoughts[0].strip() not in text[:end]:
-            raise ValueError(
-                "the chat template does not write the thoughts of the last message behind the prompt: give another by "
-                "data.chat_template_file, or put the thoughts into its content"
+            raise RenderingError(
+                "the chat template does not write the thoughts of the last message behind the prompt; the thoughts may "
+                "also stand in its content"
             )
         return text[: end + len(content.strip())]
 
@@ -146,13 +148,12 @@ class PromptRenderer:
                 )
             )
         except Exception as error:  # a template is a program of the user's and may raise anything
-            raise ValueError(f"the chat template fails on this prompt: {error}") from error
+            raise RenderingError(f"the chat template fails on this prompt: {error}") from error
         for message in messages:
             # A template may leave out thoughts and results of tools of earlier turns, but nothing that was asked.
             if message["role"] not in ("assistant", "tool") and not _contains(text, message["content"]):
-                raise ValueError(
-                    f"the chat template leaves out the message of the {message['role']}: give another template by "
-                    "data.chat_template_file, or rename the role"
+                raise RenderingError(
+                    f"the chat template leaves out the message of the {message['role']}; the role may need another name"
                 )
         return text
 
@@ -234,9 +235,9 @@ def _continuing(prompt: str, response: str) -> str:
             )
         return response
     if thoughts and f"</{thoughts[2]}>" not in response:
-        raise ValueError(
-            f"the prompt opens {tag}, as its chat template does, but the response does not close it: give a template "
-            "without it by data.chat_template_file, or responses with thoughts"
+        raise RenderingError(
+            f"the prompt opens {tag}, as its chat template does, but the response does not close it: it needs "
+            "thoughts, or a template without them"
         )
     if not begin.startswith(tag):
         return response

@@ -143,6 +143,8 @@ def test_a_table_given_as_a_value_is_named(minimal_toml):
     [
         (b"run_dir = ", "is not valid TOML"),
         (b"\xff\xfe", "is not UTF-8 text"),
+        ("run_dir = 'a'".encode("utf-16"), "is not UTF-8 text"),
+        (b"x = " + b"[" * 20_000, "is not valid TOML: it is nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_toml_is_refused(tmp_path, content, fault):

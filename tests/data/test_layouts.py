@@ -83,6 +83,23 @@ def test_code_layouts_find_question_and_tests():
         ("math", {"problem": "p"}, "none of the columns solution"),
         ("olympiadbench", {"question": "q", "final_answer": None}, "proofs have none"),
         ("olympiadbench", {"question": "q", "final_answer": ["1", 2]}, r"\['1', 2\]"),
+        ("olympiadbench", {"question": "q", "final_answer": "['1', '2']"}, "text that is not JSON"),
+        ("olympiadbench", {"question": "q", "final_answer": '["1", 2]'}, r"\['1', 2\]"),
+        ("olympiadbench", {"question": "q", "final_answer": ["nan"]}, "the text 'nan'"),
+        ("olympiadbench", {"question": "q", "final_answer": {"a": "1"}}, "only problems with a list"),
+        (
+            "gsm8k",
+            {"question": '[{"role": "user", "content": "q"}]', "answer": "#### 7"},
+            "chat messages as text",
+        ),
+        ("gsm8k", {"question": ["q"], "answer": "#### 7"}, r"'question' is \['q'\]"),
+        ("math", {"question": "q", "answer": "so\n#### 7"}, "layout = 'gsm8k' reads it"),
+        ("math", {"problem": "p", "answer": "null"}, "the text 'null'"),
+        (
+            "eurus",
+            {"prompt": "q", "data_source": None, "ability": "math", "reward_model": {"ground_truth": "1"}},
+            "'data_source' is None",
+        ),
         ("leetcode", {"question": "q", "test": "x"}, r"row 9: the asserts call \[\]"),
         ("leetcode", {"question": "q"}, "row 9: none of the columns test"),
         ("livecodebench", {"question_content": "q"}, "row 9: 0 tests"),
@@ -95,7 +112,16 @@ def test_the_error_names_an_invalid_row(name, fields, reason):
     with pytest.raises(
         ValueError, match=rf"a\.jsonl, row 9: .*{reason}" if "row 9" not in reason else reason
     ):
-        found.prompt(row), found.answer(row)
+        found.prompt(row), found.answer(row), found.source(row), found.ability(row)
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [(["$1$", "2"], "1, 2"), ('["$1$", "2"]', "1, 2"), ("[0, 1]", "[0, 1]"), ("7", "7")],
+)
+def test_several_answers_may_be_json_text_and_an_interval_is_one_answer(value, answer):
+    row = DataRow({"question": "q", "final_answer": value}, Path("a.csv"), 9)
+    assert layout("olympiadbench", DataConfig()).answer(row) == answer
 
 
 @pytest.mark.parametrize(

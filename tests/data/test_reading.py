@@ -310,6 +310,18 @@ def test_a_prompt_that_ends_with_an_end_of_sequence_is_a_bad_row(template, promp
         list(ProblemReader([path], config, layout("columns", config), byte_tokenizer(template)))
 
 
+def test_another_template_is_advised_where_the_first_row_shows_that_it_is_needed(tmp_path):
+    template = CHAT_TEMPLATE + "{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}"
+    rows = [{**GOOD, "prompt": [{"role": "system", "content": "s"}, USER]}, {**GOOD, "prompt": [USER]}]
+    config = DataConfig()
+    for order, is_advised in ((rows, True), (rows[::-1], False)):
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in order))
+        with pytest.raises(ValueError, match="the chat template fails on this prompt: one only") as caught:
+            list(ProblemReader([path], config, layout("columns", config), byte_tokenizer(template)))
+        assert ("data.chat_template_file" in str(caught.value)) == is_advised
+
+
 def test_a_message_that_the_template_leaves_out_is_a_bad_row(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(

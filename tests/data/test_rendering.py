@@ -48,6 +48,18 @@ def test_a_template_file_replaces_the_tokenizers_template(tmp_path):
         render(USER, chat_template_file=path)
 
 
+def test_the_default_of_several_templates_is_used():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": "none"}
+    assert PromptRenderer(DataConfig(), tokenizer).render(USER, False).text == "<|user|>q<|assistant|>"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_bytes(b"\xef\xbb\xbf{{ messages[0]['content'] }}>")
+    assert render(USER, chat_template_file=path) == "q>"
+
+
 def test_messages_without_a_template_are_rejected():
     with pytest.raises(ValueError, match=r"no chat template .*data\.chat_template_file"):
         render(USER, template=None)

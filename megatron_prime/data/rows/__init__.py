@@ -10,6 +10,6 @@ would write at once, no hub is contacted, and an invalid row can be named by its
 """
 
 from megatron_prime.data.rows.reader import read_rows
-from megatron_prime.data.rows.row import DataRow, MissingFieldError, SettingsError
+from megatron_prime.data.rows.row import DataRow, MissingFieldError, RenderingError, SettingsError
 
-__all__ = ["DataRow", "MissingFieldError", "SettingsError", "read_rows"]
+__all__ = ["DataRow", "MissingFieldError", "RenderingError", "SettingsError", "read_rows"]

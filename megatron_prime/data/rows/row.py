@@ -19,6 +19,10 @@ class MissingFieldError(ValueError):
     """A row lacks a field that the layout asks for. If the first row of a file does, the layout is probably wrong."""
 
 
+class RenderingError(ValueError):
+    """The chat template makes no usable prompt of a row. If it does not of the first row, another one is needed."""
+
+
 class SettingsError(ValueError):
     """A row cannot be used because of the settings, so that leaving out rows would be no cure."""
 
