@@ -1,5 +1,6 @@
 """The types of data files. Standard library only, so that a configuration can be checked without any reader."""
 
+import re
 from pathlib import Path
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -19,6 +20,7 @@ _OTHER_STARTS = {
 }
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _HEAD_BYTES = 1024
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/(?![^/]*\.(?:jsonl|json|csv|parquet)$)[A-Za-z0-9][\w.-]*")
 
 
 def data_file_fault(path: Path) -> str | None:
@@ -28,7 +30,14 @@ def data_file_fault(path: Path) -> str | None:
         files = f": name its files one by one, such as {path / inside[0]}" if inside else ""
         return f"is a directory, not a file (working directory: {Path.cwd()}){files}"
     if not path.is_file():
-        return f"does not exist (working directory: {Path.cwd()})"
+        name = _HUB_NAME.fullmatch(str(path))
+        download = (
+            f": a data set of the Hub comes by `hf download --repo-type dataset {name[0]} --local-dir {name[0]}`; "
+            "then name its files"
+            if name
+            else ""
+        )
+        return f"does not exist (working directory: {Path.cwd()}){download}"
     if path.suffix not in SUFFIXES:
         unpack = "unpack it, and " if path.suffix in _COMPRESSED_SUFFIXES else ""
         return f"has unknown type {path.suffix!r}: {unpack}use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"

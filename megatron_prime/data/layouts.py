@@ -10,20 +10,19 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
 from megatron_prime.data.final_answers import gsm8k_answer, last_boxed, plain_number, without_dollars
-from megatron_prime.data.messages import Message, checked_prompt, looks_like_messages
+from megatron_prime.data.messages import Message, begins_as_messages, checked_prompt, looks_like_messages
 from megatron_prime.data.rows import DataRow, MissingFieldError
 from megatron_prime.data.rows.json_text import parse_json, shown
-from megatron_prime.data.rows.row import is_blank
+from megatron_prime.data.rows.row import is_blank, is_missing_text
 
 _QUESTIONS = ("problem", "question", "Problem", "Question")
 _ANSWERS = ("answer", "Answer", "expected_answer", "final_answer")
 _SOLUTIONS = ("solution", "Solution")
-_MISSING_AS_TEXT = ("nan", "-nan", "nat", "<na>", "#n/a", "null")
-"""Texts that tables have for a missing value, as pandas writes and reads them. The word None may be an answer."""
 _GSM8K_SOLUTION = re.compile(r"\n\s*####\s*\S[^\n]*\s*\Z")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*["']""")
 """The begin of a list of texts that was written as text, as CSV files hold it. An interval has no quotation marks."""
@@ -78,30 +77,43 @@ def _answer(row: DataRow, field: str, value: object) -> str:
     if value is None:
         raise row.error(f"{field!r} is null: the verifier needs a ground truth")
     if isinstance(value, str):
-        if is_blank(value):
-            raise row.error(f"{field!r} is empty: the verifier needs a ground truth")
-        if value.strip().casefold() in _MISSING_AS_TEXT:
-            raise row.error(
-                f"{field!r} is the text {value!r}, as a missing value is written: the verifier needs a ground truth"
-            )
-        if _GSM8K_SOLUTION.search(value):
-            raise row.error(
-                f"{field!r} is a worked solution that ends with '####' and the answer: data.layout = 'gsm8k' reads it"
-            )
+        fault = _text_fault(value)
+        if fault is not None:
+            raise row.error(f"{field!r} is {fault}")
         row.check_text("answer", value)
         return value
     if isinstance(value, dict | list):
-        _check_parts(row, field, value)
-        if isinstance(value, list) and all(isinstance(item, int | float | Decimal) for item in value):
-            # Alternatives; as JSON numbers they would be an interval or a vector to the math verifier.
-            value = [str(item) for item in value]
-        return json.dumps(value, default=str)
+        return _json_answer(row, field, value)
     if isinstance(value, int | float | Decimal):
-        if not math.isfinite(value):
+        if not isinstance(value, int) and not math.isfinite(value):
             # pandas writes a missing value so.
             raise row.error(f"{field!r} is {value}: the verifier needs a ground truth, which this is not")
         return str(value)
     raise row.error(f"{field!r} is of the type {type(value).__name__}; an answer must be text or a number")
+
+
+def _text_fault(text: str) -> str | None:
+    """Return what a text is instead of an answer; None if it may be one."""
+    if is_blank(text):
+        return "empty: the verifier needs a ground truth"
+    if is_missing_text(text):
+        return f"the text {text!r}, as a missing value is written: the verifier needs a ground truth"
+    if begins_as_messages(text):
+        return "chat messages as text: the verifier needs the answer alone"
+    if _GSM8K_SOLUTION.search(text):
+        return "a worked solution that ends with '####' and the answer: data.layout = 'gsm8k' reads it"
+    return None
+
+
+def _json_answer(row: DataRow, field: str, value: dict[str, Any] | list[Any]) -> str:
+    _check_parts(row, field, value)
+    if isinstance(value, list):
+        if all(isinstance(item, dict) and "role" in item for item in value):
+            raise row.error(f"{field!r} is a list of chat messages: the verifier needs the answer alone")
+        if all(isinstance(item, int | float | Decimal) for item in value):
+            # Alternatives; as JSON numbers they would be an interval or a vector to the math verifier.
+            value = [str(item) for item in value]
+    return json.dumps(value, default=str)
 
 
 def _check_parts(row: DataRow, field: str, value: object, depth: int = 0) -> None:
@@ -140,7 +152,7 @@ def _text(row: DataRow, names: Sequence[str]) -> str:
     for name in names:
         value = row.fields.get(name)
         if value is not None:
-            if not isinstance(value, str) or is_blank(value):
+            if not isinstance(value, str) or is_blank(value) or is_missing_text(value):
                 raise row.error(f"{name!r} is {shown(value)}; it must be text that is not empty")
             return value
     raise row.error(
@@ -214,7 +226,7 @@ def _olympiad_question(row: DataRow) -> str:
 
 def _olympiad_answer(row: DataRow) -> str:
     """Return all final answers, separated by commas: a problem with several requires all of them."""
-    answers = row.fields.get("final_answer")
+    answers: Any = row.fields.get("final_answer")
     if isinstance(answers, str) and _LIST_AS_TEXT.match(answers):
         try:
             answers = parse_json(answers)
@@ -300,5 +312,5 @@ def fitting_layout(row: DataRow, needs_answer: bool = True) -> str | None:
         except ValueError:
             return False
 
-    candidates = {**LAYOUTS, "columns": _columns(DataConfig())}
+    candidates = {"columns": _columns(DataConfig()), **LAYOUTS}
     return next((name for name, found in candidates.items() if fits(found)), None)

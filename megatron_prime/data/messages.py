@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_prime.data.rows import DataRow
 from megatron_prime.data.rows.json_text import parse_json, shown
-from megatron_prime.data.rows.row import is_blank
+from megatron_prime.data.rows.row import is_blank, is_missing_text
 
 Message = dict[str, str]
 """A chat message, {"role": ..., "content": ...}, with the thoughts of an assistant under a name of `THOUGHTS`."""
@@ -24,8 +24,10 @@ _OTHER_NAMES = {
 }
 _NOT_TAKEN = ("tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio")
 """Fields of a message that carry what the model should see, but that are not supported."""
+_FIRST_KEY = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content)["']\s*:""")
 _MESSAGES_AS_TEXT = re.compile(
-    r"""[\s"'\\]*(?:(?:np\.)?array\()?[\s\[(]*\{(?=.*?\\*["'](?:role|content|from|value|messages|conversations)\\*["']\s*:)""",
+    r"""[\s"'\\]*(?:(?:np\.)?array\()?[\s\[(]*\{\s*(?:\\*["'](?:role|content|messages|conversations)\\*["']\s*:"""
+    r"""|(?=.*?["'](?:role|from)\\*["']\s*:)(?=.*?["'](?:content|value)\\*["']\s*:))""",
     re.DOTALL,
 )
 """The begin of chat messages that were written as text, by JSON or as Python shows them."""
@@ -45,6 +47,8 @@ def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
     if isinstance(value, str):
         if is_blank(value):
             raise row.error(f"{field!r} is empty")
+        if is_missing_text(value):
+            raise row.error(f"{field!r} is the text {value!r}, as a missing value is written")
         return value
     if not isinstance(value, list):
         raise row.error(
@@ -105,6 +109,17 @@ def checked_messages(row: DataRow, field: str, messages: Sequence[Any]) -> list[
 def looks_like_messages(text: str) -> bool:
     """Return whether a text seems to be chat messages that were written as text."""
     return _MESSAGES_AS_TEXT.match(text) is not None
+
+
+def is_conversation(value: object) -> bool:
+    """Return whether a value seems to be a list of chat messages that ends with the assistant's."""
+    last = value[-1] if isinstance(value, list) and len(value) > 1 else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
+
+
+def begins_as_messages(text: str) -> bool:
+    """Return whether a text begins as JSON text of chat messages does; tests of code hold other objects."""
+    return _FIRST_KEY.match(text) is not None
 
 
 def message_text(message: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.bad_rows import ADVICE, BadRows
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, fitting_layout
-from megatron_prime.data.messages import Message, message_text
+from megatron_prime.data.messages import Message, is_conversation, message_text
 from megatron_prime.data.rendering import PromptRenderer, Rendered
 from megatron_prime.data.rows import DataRow, MissingFieldError, RenderingError, read_rows
 from megatron_prime.data.tokenizer import response_token_ids
@@ -219,14 +219,25 @@ class ProblemReader:
             advice = f"data.chat_template_file names another template; {ADVICE}"
         if isinstance(error, MissingFieldError) and not self._num_good:
             # Leaving out rows would leave out all of them.
-            name = fitting_layout(row, needs_answer=not self._has_responses)
-            key = "sft.layout" if self._has_responses else "data.layout"
-            advice = (
-                "name the columns of this file by data.prompt_field, data.answer_field and the like"
-                if name in (None, self._config.layout)
-                else f"{key} = {name!r} fits this row"
-            )
+            advice = self._layout_advice(row)
         self.bad_rows.reject(error, advice)
+
+    def _layout_advice(self, row: DataRow) -> str:
+        """Return the settings that fit a row which lacks a column."""
+        name = fitting_layout(row, needs_answer=not self._has_responses)
+        is_other = name not in (None, self._config.layout)
+        if not self._has_responses:
+            fields = "name the columns of this file by data.prompt_field, data.answer_field and the like"
+            return f"data.layout = {name!r} fits this row" if is_other else fields
+        conversations = [key for key, value in row.fields.items() if is_conversation(value)]
+        if conversations:
+            return f"sft.messages_field = {conversations[0]!r} fits this row"
+        fields = "name the columns of this file by sft.messages_field, or by data.prompt_field and sft.response_field"
+        return (
+            f"sft.layout = {name!r} fits this row, and sft.response_field names the response"
+            if is_other
+            else fields
+        )
 
     def _parts(self, row: DataRow) -> _Parts:
         """Return the fields of a row. Raises ValueError for an invalid row."""

@@ -15,7 +15,7 @@ from megatron_prime.data.mixing import ResumableStream, make_stream
 from megatron_prime.data.reading import Fingerprint, ProblemReader
 from megatron_prime.data.rows import DataRow
 from megatron_prime.data.rows.json_text import shown
-from megatron_prime.data.rows.row import is_blank
+from megatron_prime.data.rows.row import is_blank, is_missing_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def response_text(row: DataRow, field: str) -> str:
         ValueError: If the field is missing, not text, or blank.
     """
     response = row.field(field)
-    if not isinstance(response, str) or is_blank(response):
+    if not isinstance(response, str) or is_blank(response) or is_missing_text(response):
         raise row.error(f"{field!r} is {shown(response)}; a response must be text that is not empty")
     if looks_like_messages(response):
         raise row.error(f"{field!r} is chat messages as text: sft.messages_field reads whole conversations")

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,15 @@ def test_content_of_another_type_is_recognised(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     fault = data_file_fault(tmp_path / name)
     assert fault is None if reason is None else re.search(reason, fault or ""), fault
+
+
+def test_a_data_set_of_the_hub_is_answered_with_how_to_download_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "`hf download --repo-type dataset PRIME-RL/Eurus-2 --local-dir PRIME-RL/Eurus-2`" in (
+        data_file_fault(Path("PRIME-RL/Eurus-2")) or ""
+    )
+    for path in ("data/train.jsonl", "train.parquet", "/a/b", "a/b/c"):
+        assert "hf download" not in (data_file_fault(Path(path)) or "")
 
 
 def test_hints_fit_the_cause(tmp_path):

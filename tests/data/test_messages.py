@@ -18,6 +18,11 @@ def row_of(value) -> DataRow:
 PROMPTS = {
     "text": ("2+2?", "2+2?"),
     "text that begins as JSON": ("[1, 2] are {3}", "[1, 2] are {3}"),
+    "text of other objects": (
+        '{"from": "Paris", "to": "Rome"}: how far?',
+        '{"from": "Paris", "to": "Rome"}: how far?',
+    ),
+    "text of values": ('[{"name": "x", "value": 3}]', '[{"name": "x", "value": 3}]'),
     "text of a set": ("{x : x > 0} has which content?", "{x : x > 0} has which content?"),
     "messages": ([SYSTEM, USER], [SYSTEM, USER]),
     "a result of a tool": (
@@ -53,6 +58,7 @@ NO_PROMPTS = {
     "number": (5, "a int; a prompt must be"),
     "bytes": (b"2+2?", "a bytes; a prompt must be"),
     "blank": (" \n", "is empty"),
+    "a missing value as text": ("nan", "as a missing value is written"),
     "only zero-width characters": ("\u200b\ufeff", "is empty"),
     "no messages": ([], "an empty list"),
     "blank question": ([SYSTEM, {"role": "user", "content": " "}], "its last message has no text"),

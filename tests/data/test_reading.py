@@ -136,6 +136,10 @@ UNUSABLE = {
     "answer NaN as text": ({"answer": "NaN"}, "the text 'NaN'", None),
     "answer <NA>": ({"answer": "<NA>"}, "the text '<NA>'", None),
     "answer of nothing visible": ({"answer": "\u200b"}, "'answer' is empty", None),
+    "a message as answer": ({"answer": [ASSISTANT]}, "'answer' is a list of chat messages", None),
+    "a message as text as answer": ({"answer": json.dumps([ASSISTANT])}, "chat messages as text", None),
+    "a missing prompt as text": ({"prompt": "nan"}, "as a missing value is written", "as a missing value"),
+    "a missing response as text": ({"response": "nan"}, None, "'response' is 'nan'"),
     "no answer in a list": ({"answer": [None]}, "'answer' is null", None),
     "NaN in a list": ({"answer": ["4", math.nan]}, "'answer' is nan", None),
     "blank answer in a list": ({"answer": [""]}, "'answer' is empty", None),
@@ -249,6 +253,35 @@ def test_absent_columns_suggest_the_layout_that_fits(case, tmp_path):
             read(reader)
         assert advice in str(caught.value)
         assert "on_bad_row" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages_field", "advice"),
+    [
+        ({"messages": [USER, ASSISTANT]}, None, "sft.messages_field = 'messages' fits this row"),
+        (
+            {"conversation": [USER, ASSISTANT]},
+            "messages",
+            "sft.messages_field = 'conversation' fits this row",
+        ),
+        ({"problem": "p", "response": "r"}, None, "sft.layout = 'math' fits this row"),
+        ({"instruction": "p", "output": "r"}, None, "by data.prompt_field and sft.response_field"),
+        ({"prompt": "p", "output": "r"}, None, "by data.prompt_field and sft.response_field"),
+    ],
+)
+def test_absent_columns_of_demonstrations_suggest_settings(row, messages_field, advice, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    reader = demonstration_reader(
+        [tmp_path / "a.jsonl"], DataConfig(), "response", byte_tokenizer(CHAT_TEMPLATE), messages_field
+    )
+    with pytest.raises(ValueError, match="row 1: no field") as caught:
+        list(reader)
+    assert advice in str(caught.value)
+
+
+def test_integers_may_be_long(tmp_path):
+    row = DataRow({"answer": 10**4000}, tmp_path / "a.jsonl", 1)
+    assert answer_text(row, "answer") == "1" + "0" * 4000
 
 
 def test_a_missing_template_is_not_cured_by_skipping_rows(tmp_path):

@@ -45,4 +45,21 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition)
+class _WrittenFloat(float):
+    """A number whose `str` has the digits of the file, because a float cannot hold all of them."""
+
+    def __new__(cls, text: str) -> "_WrittenFloat":
+        number = super().__new__(cls, text)
+        number.text = text  # type: ignore[attr-defined]
+        return number
+
+    def __str__(self) -> str:
+        return self.text  # type: ignore[attr-defined]
+
+
+def _float(text: str) -> float:
+    # 15 digits, a point and a sign survive in a float.
+    return float(text) if len(text) <= 17 else _WrittenFloat(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition, parse_float=_float)

@@ -11,8 +11,9 @@ from megatron_prime.data.rows.json_text import parse_json
 OnBadRow = Callable[[ValueError], None]
 """Called with the error of a line that holds no record; an exception that it raises ends the reading."""
 _NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+_WITHOUT_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
 """Characters that Unicode does not count as white space although they show nothing."""
+_MISSING_AS_TEXT = ("nan", "-nan", "nat", "<na>", "#n/a", "null")
 
 
 class MissingFieldError(ValueError):
@@ -96,4 +97,9 @@ def is_blank(text: str) -> bool:
     return not text.strip() or (not text.isascii() and not text.translate(_WITHOUT_INVISIBLE).strip())
 
 
-_WITHOUT_INVISIBLE = dict.fromkeys(map(ord, _INVISIBLE))
+def is_missing_text(text: str) -> bool:
+    """Return whether a text is what tables have for a missing value, as pandas writes and reads it.
+
+    The word None is not among them: it may be an answer.
+    """
+    return len(text) < 16 and text.strip().casefold() in _MISSING_AS_TEXT

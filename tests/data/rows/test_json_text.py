@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -34,6 +35,20 @@ def test_values_are_those_of_json():
     assert parse_json_at('x {"a": 1} y', 2) == ({"a": 1}, 10)
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json_at(DEEP, 0)
+
+
+def test_a_number_keeps_its_digits():
+    for text in (
+        "12345678901234567890.5",
+        "0.12345678901234567890",
+        "-1.00000000000000000001e-30",
+        "0.1",
+        "27.0",
+    ):
+        number = parse_json(text)
+        assert str(number) == text
+        assert number == float(text) and isinstance(number, float)
+    assert json.dumps(parse_json("[12345678901234567890.5]")) == "[1.2345678901234567e+19]"
 
 
 def test_a_value_is_shown_shortly_however_large_or_deep_it_is():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from megatron_prime.data.rows import DataRow
-from megatron_prime.data.rows.row import is_blank
+from megatron_prime.data.rows.row import is_blank, is_missing_text
 
 
 def row(fields, tmp_path):
@@ -45,6 +45,11 @@ def test_text_with_what_is_no_character_is_damaged(tmp_path, text, reason):
     with pytest.raises(ValueError, match=f"a.jsonl, row 5: the prompt has {reason}|{reason}"):
         row({}, tmp_path).check_text("prompt", text)
     row({}, tmp_path).check_text("prompt", "é \U0001d435 \t")
+
+
+def test_texts_that_tables_have_for_missing_values():
+    assert all(map(is_missing_text, ("nan", "NaN ", "NaT", "<NA>", "#N/A", "null", "NULL")))
+    assert not any(map(is_missing_text, ("None", "0", "nano", "inf", "", "n" * 10**6)))
 
 
 def test_text_that_shows_nothing_is_blank():
