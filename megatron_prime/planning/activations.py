@@ -14,6 +14,7 @@ details. On top comes the largest transient of the backward pass (`_Sizes.backwa
 `benchmarks/plan_accuracy.py` compares the plan with measurements.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_prime.hf.shape import ModelShape
@@ -57,24 +58,29 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
     layout, recompute = run.layout, run.config.memory.recompute
     chunks = layout.stage_layers(sizes.shape.num_layers)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
+    kinds = _layer_of_each_kind(sizes.shape, layers)
     # A unit in flight is a model chunk, 1 / vpp of the stage's layers.
     num_in_flight = in_flight(layout.pp, layout.vpp, stage, microbatches) / layout.vpp
-    per_layer = [sizes.kept(layer, recompute.granularity, recompute.modules) for layer in layers]
+    kept = {
+        kind: sizes.kept(layer, recompute.granularity, recompute.modules) for kind, layer in kinds.items()
+    }
+    whole = {kind: sizes.kept(layer, "none", ()) for kind, layer in kinds.items()}
+    kind_of = sizes.shape.has_experts
+    per_layer = [kept[kind_of(layer)] for layer in layers]
     if recompute.granularity == "full" and recompute.method == "block":
         # The first num_layers are recomputed, the others keep everything.
-        whole = [sizes.kept(layer, "none", ()) for layer in layers]
-        per_layer = per_layer[: recompute.num_layers] + whole[recompute.num_layers :]
+        per_layer[recompute.num_layers :] = [
+            whole[kind_of(layer)] for layer in layers[recompute.num_layers :]
+        ]
     if recompute.granularity == "full" and recompute.method == "uniform":
         # One input is kept for each group of num_layers layers.
         per_layer = [total / recompute.num_layers for total in per_layer]
     # During the backward pass, one group of layers is recomputed and then holds all its activations.
-    recomputed = (
-        max(sizes.kept(layer, "none", ()) for layer in layers) if recompute.granularity == "full" else 0
-    )
+    recomputed = max(whole.values()) if recompute.granularity == "full" else 0
     recomputed *= recompute.num_layers if recompute.method == "uniform" else 1
     # Only the last stage has the output layer.
     output = sizes.output_backward() if stage == layout.pp - 1 else 0.0
-    peak = max(sizes.backward_peak(layer, recompute.granularity) for layer in layers)
+    peak = max(sizes.backward_peak(layer, recompute.granularity) for layer in kinds.values())
     return Activations(
         int(num_in_flight * sum(per_layer)),
         int(max(recomputed + peak, output)),
@@ -85,11 +91,16 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
 def scoring_activations(run: PlannedRun, role: str, stage: int) -> Activations:
     """Return the activations of a forward pass without gradients."""
     sizes = _Sizes.of(run, run.shapes[role])
-    layers = range(sizes.shape.num_layers)
+    layers = _layer_of_each_kind(sizes.shape, range(sizes.shape.num_layers)).values()
     peak = max(sizes.forward_peak(layer) for layer in layers)
     output = sizes.output_forward() if stage == run.layout.pp - 1 else 0.0
     # Without gradients nothing is kept from layer to layer.
     return Activations(0, int(max(peak, output)), int(output))
+
+
+def _layer_of_each_kind(shape: ModelShape, layers: Iterable[int]) -> dict[bool, int]:
+    """Return a layer with experts (True) and one without (False), as far as there are any; others equal these."""
+    return {shape.has_experts(layer): layer for layer in layers}
 
 
 def in_flight(pp: int, vpp: int, stage: int, microbatches: int) -> int:

@@ -46,8 +46,13 @@ def test_a_misfit_is_explained_by_its_largest_parts(tmp_path):
     assert best_layouts(bigger, max_results=1)
 
 
+@pytest.fixture(scope="module")
+def for_64_gpus(tmp_path_factory):
+    return best_layouts(make_run(tmp_path_factory.mktemp("search"), "Qwen2.5-32B", 64))
+
+
 @pytest.mark.parametrize("tensor", [1, 8])
-def test_overrides_name_the_layout(tensor, tmp_path):
-    for candidate in best_layouts(make_run(tmp_path, "Qwen2.5-32B", 64)):
+def test_overrides_name_the_layout(tensor, for_64_gpus):
+    for candidate in for_64_gpus:
         text = " ".join(candidate.overrides())
         assert (f"parallel.tensor={tensor}" in text) == (candidate.run.layout.tp == tensor and tensor > 1)
