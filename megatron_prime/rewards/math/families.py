@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_prime.rewards.math.structure import split_items
-from megatron_prime.rewards.math.values import number, parsed
+from megatron_prime.rewards.math.values import MIN_DIGITS, forms_equal, number, parsed
 
 _MODULUS = re.compile(
     r"(?:,?\s*\(?\s*\\pmod\s*\{?\s*(\d+)\s*\}?\s*\)?|\(\s*\\(?:bmod|mod)\s*\{?\s*(\d+)\s*\}?\s*\)|\\(?:bmod|mod)\s*\{?\s*(\d+)\s*\}?"
@@ -14,7 +14,7 @@ _MODULUS = re.compile(
 _CONGRUENT = re.compile(r"([A-Za-z])\s*(?:\\equiv(?![A-Za-z])|=)\s*(.+)")
 _PARAMETER = re.compile(
     r"[,;]?\s*(?:\\text\{\s*,?\s*(?:where|for|with|for (?:any|all|every|some)|for integers?)\s*\}|where|for)?\s*\(?\s*"
-    r"([a-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*Z\s*\}?|(?:\\text\{\s*)?(?:is\s+)?(?:any|an)\s+integer\s*\}?)\s*\)?"
+    r"([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*)?Z\s*\}?|(?:\\text\{\s*)?(?:is\s+)?(?:any|an)\s+integer\s*\}?)\s*\)?"
 )
 
 _BUILDER = re.compile(r"\\\{(.+?)(?:\\mid(?![A-Za-z])|\||:)\s*([a-z])\s*\\in\s*\\mathbb\{Z\}\s*\\\}")
@@ -83,14 +83,19 @@ def progressions_equal(gold: str, given: str, parameter: str, other: str) -> boo
         if not isinstance(form, sympy.Expr) or len(symbols) != 1 or len(form.free_symbols) != 1:
             return False
         values: list[Any] = [form.xreplace({symbols[0]: sympy.Integer(index)}).doit() for index in range(3)]
-        period = sympy.simplify(values[1] - values[0])
-        if sympy.simplify(values[2] - values[1] - period) != 0:
+        period = values[1] - values[0]
+        if not forms_equal(2 * values[1], values[0] + values[2]):
             return False
         terms.append((values[0], period))
     (start, period), (other_start, other_period) = terms
-    if period == 0 or sympy.simplify(abs(period) - abs(other_period)) != 0:
+    zero = sympy.Integer(0)
+    if forms_equal(period, zero) or not (
+        forms_equal(period, other_period) or forms_equal(period, -other_period)
+    ):
         return False
-    return bool(sympy.simplify((start - other_start) / period).is_Integer)
+    shift = (start - other_start) / period
+    nearest = sympy.Integer(round(float(shift.evalf(MIN_DIGITS)))) if shift.is_comparable else None
+    return nearest is not None and forms_equal(start - other_start, nearest * period)
 
 
 LETTER = r"(?:[A-Za-z]|\\(?:theta|alpha|beta|phi))"

@@ -46,7 +46,8 @@ def _basis_vector(match: re.Match[str]) -> str:
 _ANSWER = (
     "(?:(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Ff]inally),? )?(?:[Tt]he |[Oo]ur |[Mm]y )?"
     "(?:final |correct |required |exact )?"
-    "(?:[Aa]nswer|[Rr]esult|[Vv]alue|[Ss]olution)(?: is)?"
+    "(?:[Aa]nswer|[Rr]esult|[Vv]alue|[Ss]olution"
+    "|(?:area|volume|perimeter|length|distance|total|sum|probability|number)(?= is))(?: is)?"
 )
 _COMMANDS = tuple(
     (re.compile(pattern), replacement)

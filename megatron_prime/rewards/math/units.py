@@ -94,6 +94,7 @@ _PHRASES = (
     ),
     (re.compile(r"\\text\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\degree(?![A-Za-z])"), " deg "),
+    (re.compile(r"(?<=[kMmµ]) \s*\\Omega(?![A-Za-z])"), "ohm"),
     (re.compile(r"\\(?:Omega|ohm)(?![A-Za-z])"), " ohm "),
     (re.compile(r"\\mu\s*(?=[A-Za-z])|μ"), "µ"),
     (re.compile(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|\*|(?<=[A-Za-z])-(?=[A-Za-z])"), " * "),
@@ -109,7 +110,7 @@ _PHRASES = (
     (re.compile(r"\bcubed\b"), "^3"),
 )
 _TOKEN = re.compile(
-    r"\s*(?:(?P<word>[A-Za-zµ°]+)|(?P<power>\^\s*(?:\{\s*-?\d+\s*\}|-?\d))|(?P<sign>[/*()]))\s*"
+    r"\s*(?:(?P<word>[A-Za-zµ°]+)|(?P<power>\^\s*(?:\{\s*-?\d\s*\}|-?\d))|(?P<sign>[/*()]))\s*"
 )
 _FRACTION = re.compile(r"\\frac\{((?:[^{}]|\{[^{}]*\})*)\}\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NUMBER = r"[-+]?(?:\d[\d.,]*|\.\d+)(?:\\frac\{\d+\}\{\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}"
@@ -135,6 +136,8 @@ class Quantity:
     name: str = ""
 
 
+MAX_FACTORS = 8
+"""Limit on the number of units in a product; a longer one is none."""
 _BARE_LETTERS = "msghLlJNWVK"
 _UPRIGHT_LETTERS = "msghLlJNWV"
 PERCENT = Unit(Fraction(1, 100), (("percent", 1),))
@@ -235,7 +238,7 @@ def unit_named(name: str) -> Unit | None:
         tokens.append((match.lastgroup, match[match.lastgroup or 0]))
         end = match.end()
     factors = _factors(tokens)
-    if not factors:
+    if not factors or len(factors) > MAX_FACTORS:
         return None
     scale, dimensions = Fraction(1), {}
     for unit, power in factors:

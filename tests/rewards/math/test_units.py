@@ -62,6 +62,7 @@ def test_units_are_converted_exactly(name, scale, of):
         "",
         "x",
         "times ten",
+        "cm^{99999999999}",
         "()",
     ],
 )
