@@ -12,6 +12,7 @@ from megatron_prime.rewards import VerificationStatus, VerifierPool
 from megatron_prime.rewards.code.cgroup import parent_group
 from megatron_prime.rewards.code.sandbox import FIRST_UID
 from megatron_prime.rewards.code.verifier import CodeVerifier, last_program
+from megatron_prime.rewards.verifier import check_answer
 from tests.rewards.code import sandbox_attacks
 from tests.support import deadlines
 from tests.support.sandbox_probe import needs_sandbox
@@ -194,10 +195,9 @@ def test_a_response_without_a_program_gets_zero_without_a_sandbox():
 
 
 def test_a_ground_truth_is_checked_without_a_sandbox():
-    verifier = CodeVerifier(sandbox="none-i-accept-the-risk")
-    verifier.check_answer(SUM)
+    check_answer("code", SUM)
     with pytest.raises(ValueError, match="of equal length"):
-        verifier.check_answer('{"inputs": ["1"], "outputs": []}')
+        check_answer("code", '{"inputs": ["1"], "outputs": []}')
 
 
 def called(given, expected):
