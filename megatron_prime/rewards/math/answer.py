@@ -79,8 +79,10 @@ class MathVerifier:
         self._accept_unevaluated = accept_unevaluated
 
     def warm_up(self) -> None:
-        """Load sympy and the parser's grammar, which takes seconds on a cold file system."""
-        values_equal("1", r"\frac{2}{2}")
+        """Load sympy, the parser and its grammar, which takes seconds on a cold file system."""
+        # The grammar's tables grow with each construction that is parsed for the first time; plain numbers need none.
+        values_equal(r"\frac{x^2+1}{2}+\sqrt{3}\pi", r"\ln x-\sin(2x)")
+        values_equal(r"\begin{pmatrix}1\\2\end{pmatrix}", "(a,b)")
 
     def verify(self, response_text: str, answer: str) -> float:
         """Return 1.0 if the boxed answer equals the ground truth or one of its alternatives, else 0.0.
