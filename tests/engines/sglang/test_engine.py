@@ -75,7 +75,7 @@ def test_order_is_by_prompt_and_sample_and_both_servers_work(live_engine):
     ]
     after = live_engine.fleet.balancer.requests_taken
     shares = [late - early for early, late in zip(before, after, strict=True)]
-    assert sum(shares) == 84 and min(shares) > 25, shares
+    assert sum(shares) == 84 and min(shares) > 15, shares
 
 
 def test_a_stop_token_ends_the_response_and_is_part_of_it(live_engine, live_models):
