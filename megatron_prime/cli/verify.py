@@ -92,7 +92,10 @@ def verify(options: Options) -> int:
     lines = [verdict.line() for verdict in verdicts if not options.quiet or not verdict.is_expected]
     print("\n".join(redact(line) for line in [*lines, *_summary(verdicts, seconds)]))  # noqa: T201
     if options.json:
-        replace_file(Path(options.json), "".join(_as_json(verdict) for verdict in verdicts))
+        try:
+            replace_file(Path(options.json), "".join(_as_json(verdict) for verdict in verdicts))
+        except OSError as error:
+            raise ConfigError("verify", [f"--json: the verdicts cannot be written: {error}"]) from error
     return 0 if all(verdict.is_expected for verdict in verdicts) else NOT_AS_EXPECTED
 
 

@@ -29,6 +29,8 @@ class CodeTest:
     """Standard input, or one line with the JSON list of the function's arguments."""
     expected: Any
     """Expected standard output as text, or the expected result as a JSON value."""
+    is_blank: bool = False
+    """Whether a program that does nothing passes the test."""
 
 
 def read_tests(answer: str) -> tuple[str | None, list[CodeTest]]:
@@ -44,10 +46,10 @@ def read_tests(answer: str) -> tuple[str | None, list[CodeTest]]:
         fn_name = truth.get("fn_name")
         if fn_name is None:
             tests = [
-                CodeTest(_text("inputs", number, given), _text("outputs", number, out))
+                _printed(number, given, out)
                 for number, (given, out) in enumerate(zip(inputs, outputs, strict=True))
             ]
-            if not any(test.expected.strip() for test in tests):
+            if all(test.is_blank for test in tests):
                 raise ValueError(
                     "every one of `outputs` is blank: a program that prints nothing would be right"
                 )
@@ -57,7 +59,7 @@ def read_tests(answer: str) -> tuple[str | None, list[CodeTest]]:
         tests = [
             _call(number, given, out) for number, (given, out) in enumerate(zip(inputs, outputs, strict=True))
         ]
-    if all(test.expected in (None, [None]) for test in tests):
+    if all(test.is_blank for test in tests):
         raise ValueError("every one of `outputs` is null: a function that does nothing would be right")
     return fn_name, tests
 
@@ -114,6 +116,11 @@ def _lists(truth: object) -> tuple[list[Any], list[Any]]:
     return inputs, outputs
 
 
+def _printed(number: int, given: object, out: object) -> CodeTest:
+    expected = _text("outputs", number, out)
+    return CodeTest(_text("inputs", number, given), expected, not expected.strip())
+
+
 def _call(number: int, given: object, out: object) -> CodeTest:
     if isinstance(given, str):
         arguments = [
@@ -133,7 +140,7 @@ def _call(number: int, given: object, out: object) -> CodeTest:
             f"inputs[{number}] must be the list of arguments of one call, not a {type(given).__name__}"
         )
     # JSON escapes line breaks within text, so the arguments of a call are one line, as the launcher expects.
-    return CodeTest(json.dumps(arguments) + "\n", out)
+    return CodeTest(json.dumps(arguments) + "\n", out, out in (None, [None]))
 
 
 def _text(name: str, number: int, value: object) -> str:

@@ -7,7 +7,8 @@ standard output before any code under test runs, so that its absence means that 
 
 With `call` in the settings, a function of the code is called with the JSON arguments on standard input, and its result
 is written to standard output as JSON; the code's own output is discarded. Lists become linked lists or trees where an
-annotation names LeetCode's ListNode or TreeNode, and dictionaries whose keys are all integers get integer keys.
+annotation names LeetCode's ListNode or TreeNode, and dictionaries whose keys are all integers get integer keys. A
+function that is annotated to return None changes its first argument in place, which then is the result.
 The code could forge that result, but not usefully: the expected result never enters the sandbox.
 """
 
@@ -74,11 +75,14 @@ def call(source: str, function: str, prelude: str) -> None:
     names = run(source, "solution", prelude)
     owner = names.get("Solution")
     target = getattr(owner(), function) if callable(owner) and hasattr(owner, function) else names[function]
-    kinds = annotations_of(target)
+    kinds, result_kind = annotations_of(target)
     built = [build(argument, kind, names) for argument, kind in zip(arguments, kinds, strict=False)]
-    result = target(*built, *arguments[len(built) :])
-    if result is None and any(name in kinds[-1] for name in NODES):
-        result = []  # an empty list or tree
+    built += arguments[len(built) :]
+    result = target(*built)
+    if result is None and result_kind == "None" and built:
+        result = built[0]
+    if any(name in result_kind for name in NODES):
+        result = with_empty_nodes(result)
     with os.fdopen(result_fd, "w") as file:
         file.write(json.dumps(result, default=plain))
 
@@ -87,18 +91,26 @@ def with_integer_keys(value: Any) -> Any:  # noqa: ANN401 - JSON values
     """Return a dictionary whose keys are all integers with integers as keys, which JSON has made text."""
     if isinstance(value, dict):
         try:
-            return {int(key): item for key, item in value.items()}
+            # A text such as "007" was no integer.
+            if all(str(int(key)) == key for key in value):
+                return {int(key): item for key, item in value.items()}
         except ValueError:
             return value
     return value
 
 
-def annotations_of(target: Any) -> list[str]:  # noqa: ANN401 - any callable
-    """Return the annotations of the positional parameters of a function or method as text, and last of the result."""
-    function = getattr(target, "__func__", target)
-    code, annotations = getattr(function, "__code__", None), getattr(function, "__annotations__", {})
-    names = [] if code is None else code.co_varnames[: code.co_argcount]
-    return [str(annotations.get(name, "")) for name in (*names[function is not target :], "return")]
+def annotations_of(target: Any) -> tuple[list[str], str]:  # noqa: ANN401 - any callable
+    """Return the annotations of the positional parameters of a function or method as text, and that of its result."""
+    # It takes some milliseconds to import, which only calls need.
+    import inspect
+
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # a built-in function
+        return [], ""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = [str(each.annotation) for each in signature.parameters.values() if each.kind in positional]
+    return kinds, str(signature.return_annotation)
 
 
 def build(value: Any, kind: str, names: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON values
@@ -131,8 +143,23 @@ def tree(values: list[Any], node: Any) -> Any:  # noqa: ANN401 - a class of the 
     return nodes[0] if nodes else None
 
 
-def plain(value: Any) -> list[Any]:  # noqa: ANN401 - results of the code under test
-    """Return what JSON cannot hold as a list: linked lists and trees as LeetCode writes them, and other iterables."""
+def with_empty_nodes(result: Any) -> Any:  # noqa: ANN401 - results of the code under test
+    """Return a result with [] in place of None, as LeetCode writes a list or tree without nodes."""
+    if isinstance(result, list):
+        return [with_empty_nodes(item) for item in result]
+    return [] if result is None else result
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - results of the code under test
+    """Return what JSON cannot hold as what it can.
+
+    Numbers of other types become plain ones, linked lists and trees the lists that LeetCode writes, and other iterables
+    become lists.
+    """
+    if hasattr(value, "tolist"):  # values of numpy
+        return value.tolist()
+    if hasattr(value, "__float__"):  # fractions and decimal numbers
+        return float(value)
     if hasattr(value, "val") and hasattr(value, "next"):
         values = []
         while value is not None:

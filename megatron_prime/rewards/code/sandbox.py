@@ -50,6 +50,9 @@ MAX_ERROR_BYTES = 2000
 """Bytes of the end of standard error that are kept for messages."""
 STARTUP_TIMEOUT_S = 15.0
 """Deadline for the sandbox to start; the time limit of the code begins afterwards."""
+MAX_STACK_BYTES = 120 << 20
+"""Size to which the stack may grow, because recursion through a cache or a sort needs it; 8 MiB are usual. The kernel
+keeps 128 MiB free for it."""
 NUM_ATTEMPTS = 2
 """Attempts to start a sandbox: a start may fail for a moment, for example when the machine is out of processes."""
 
@@ -70,6 +73,8 @@ class Completed:
     """Standard output, at most reward.code.max_output_mib; empty if there is no exit code."""
     detail: str = ""
     """Reason why there is no exit code, otherwise the end of standard error."""
+    seconds: float = 0.0
+    """Time that the program took, without that of starting the sandbox."""
 
 
 class Sandbox:
@@ -140,7 +145,9 @@ class Sandbox:
             # Before the process is ended, which is the parent of those that are left.
             stack.callback(self._reap_orphans, process, descriptors)
             stack.callback(self._end, process)
-            stdout, detail = _communicate(process, stdin, timeout_s, self._config.max_output_mib << 20)
+            stdout, detail, started = _communicate(
+                process, stdin, timeout_s, self._config.max_output_mib << 20
+            )
             if not detail:
                 # A program may close its output and keep running.
                 try:
@@ -154,9 +161,10 @@ class Sandbox:
             # Without READY the launcher never ran the code, so that the failure says nothing about it.
             if not stdout.startswith(launcher.READY):
                 raise SandboxError(reason or detail or f"it ended with exit code {process.returncode}")
+            seconds = time.monotonic() - started
             if detail:
-                return Completed(None, b"", detail)
-            return Completed(process.returncode, stdout[len(launcher.READY) :], reason)
+                return Completed(None, b"", detail, seconds)
+            return Completed(process.returncode, stdout[len(launcher.READY) :], reason, seconds)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Kill all processes that are left; in a sandbox the kernel kills them with the first process."""
@@ -255,6 +263,7 @@ class Sandbox:
             "RLIMIT_AS": config.memory_mib << 20,
             "RLIMIT_FSIZE": config.max_disk_mib << 20,
             "RLIMIT_NOFILE": MAX_OPEN_FILES,
+            "RLIMIT_STACK": MAX_STACK_BYTES,
             "RLIMIT_CORE": 0,
         }
         if self._bwrap is not None:  # without a sandbox, the user's other processes would count too
@@ -264,15 +273,17 @@ class Sandbox:
 
 def _communicate(
     process: subprocess.Popen[bytes], stdin: bytes, timeout_s: float, max_bytes: int
-) -> tuple[bytes, str]:
+) -> tuple[bytes, str, float]:
     """Write the input and read the output of a process until the output ends.
 
     Returns:
-        The output and "", or the output so far and the reason for giving up (time or size).
+        The output and "", or the output so far and the reason for giving up (time or size); and the time at which the
+        code started.
     """
     assert process.stdin is not None
     assert process.stdout is not None
-    deadline = time.monotonic() + STARTUP_TIMEOUT_S
+    started = time.monotonic()
+    deadline = started + STARTUP_TIMEOUT_S
     output = bytearray()
     rest = memoryview(stdin)
     # A blocking write of a large input would deadlock with a program that waits for its output to be read.
@@ -283,7 +294,8 @@ def _communicate(
         while True:
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready or time.monotonic() > deadline:
-                return bytes(output), f"it ran past {timeout_s if output else STARTUP_TIMEOUT_S:g} s"
+                seconds = timeout_s if output else STARTUP_TIMEOUT_S
+                return bytes(output), f"it ran past {seconds:g} s", started
             for key, _ in ready:
                 if key.fileobj is process.stdin:
                     rest = _feed(process.stdin.fileno(), rest)
@@ -293,13 +305,14 @@ def _communicate(
                     continue
                 chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk:
-                    return bytes(output), ""
+                    return bytes(output), "", started
                 if not output:
                     # The first byte is the launcher's READY: from here on the time is the code's.
-                    deadline = time.monotonic() + timeout_s
+                    started = time.monotonic()
+                    deadline = started + timeout_s
                 output += chunk
                 if len(output) > max_bytes:
-                    return bytes(output), f"it printed more than {max_bytes >> 20} MiB"
+                    return bytes(output), f"it printed more than {max_bytes >> 20} MiB", started
 
 
 def _feed(descriptor: int, rest: memoryview) -> memoryview:

@@ -4,17 +4,17 @@ The program is the last closed ```python block of the response; without one the 
 see `ground_truth`.
 
 Each test is a separate run in a `Sandbox`. Expected outputs never enter the sandbox: outputs are compared outside, so
-that a program can only pass a test by computing its output. It must also exit with code 0.
+that a program can only pass a test by computing its output. It must also exit with code 0. Tests that expect nothing
+count only for a program that passes another test too, since a program that does nothing passes them.
 """
 
 import re
-import time
 from typing import Any
 
 from megatron_prime.config.tables.reward import CodeConfig
 from megatron_prime.rewards.code.comparison import outputs_equal, results_equal
 from megatron_prime.rewards.code.ground_truth import CodeTest, evenly_spaced, read_tests
-from megatron_prime.rewards.code.sandbox import Sandbox
+from megatron_prime.rewards.code.sandbox import Completed, Sandbox
 
 _OPENING = re.compile(r"[ \t]*```(?:python3?|py)[ \t]*", re.IGNORECASE)
 
@@ -64,41 +64,50 @@ class CodeVerifier:
         code = last_program(response_text)
         if code is None:
             return 0.0, "the response has no closed ```python block"
-        tests = evenly_spaced(tests, self._config.max_tests)
-        deadline = time.monotonic() + self._config.total_timeout_s
-        num_passed, first = 0, ""
+        if len(tests) > self._config.max_tests:
+            # The first is always taken, and must not be one that a program without output passes.
+            tests = evenly_spaced(sorted(tests, key=lambda test: test.is_blank), self._config.max_tests)
+        rest = self._config.total_timeout_s
+        num_passed, has_done_something, first = 0, False, ""
         for number, test in enumerate(tests, start=1):
-            seconds = min(self._config.test_timeout_s, deadline - time.monotonic())
-            if seconds <= 0:
+            if rest <= 0:
                 # The remaining tests count as failed.
                 first = first or f"; test {number} did not begin within {self._config.total_timeout_s:g} s"
                 break
-            failure = self._failure(code, test, fn_name, seconds)
+            # Every test has a new sandbox, so that nothing that one test leaves behind can help another (ADR 0014).
+            completed = self._sandbox.run(
+                code, test.stdin.encode(), min(self._config.test_timeout_s, rest), call=fn_name
+            )
+            # The time to start a sandbox is left out: a reward must not depend on the load of the machine.
+            rest -= completed.seconds
+            failure = _failure(completed, test, fn_name)
             num_passed += not failure
+            has_done_something |= not failure and not test.is_blank
             if failure:
                 first = first or f"; test {number} {failure}"
                 if not self._config.partial_credit:
                     break
         reason = f"{num_passed} of {len(tests)} tests passed{first}"
+        if not has_done_something:
+            return 0.0, f"{reason}; they expect nothing" if num_passed else reason
         if not self._config.partial_credit:
             return float(num_passed == len(tests)), reason
         return num_passed / len(tests), reason
 
-    def _failure(self, code: str, test: CodeTest, fn_name: str | None, timeout_s: float) -> str:
-        """Return how a program fails a test, or "" if it passes."""
-        # Every test has a new sandbox, so that nothing that one test leaves behind can help another (ADR 0014).
-        completed = self._sandbox.run(code, test.stdin.encode(), timeout_s, call=fn_name)
-        if completed.exit_code is None:
-            return f"was ended: {completed.detail}"
-        if completed.exit_code != 0:
-            last_line = completed.detail.splitlines()[-1] if completed.detail else "it printed no error"
-            return f"ended with exit code {completed.exit_code}: {last_line}"
-        printed = completed.stdout.decode(errors="replace")
-        equal = outputs_equal if fn_name is None else results_equal
-        if equal(test.expected, printed):
-            return ""
-        verb = "printed" if fn_name is None else "returned"
-        return f"{verb} {printed[:60]!r} instead of {_shown(test.expected)!r}"
+
+def _failure(completed: Completed, test: CodeTest, fn_name: str | None) -> str:
+    """Return how a program failed a test, or "" if it passed."""
+    if completed.exit_code is None:
+        return f"was ended: {completed.detail}"
+    if completed.exit_code != 0:
+        last_line = completed.detail.splitlines()[-1] if completed.detail else "it printed no error"
+        return f"ended with exit code {completed.exit_code}: {last_line}"
+    printed = completed.stdout.decode(errors="replace")
+    equal = outputs_equal if fn_name is None else results_equal
+    if equal(test.expected, printed):
+        return ""
+    verb = "printed" if fn_name is None else "returned"
+    return f"{verb} {printed[:60]!r} instead of {_shown(test.expected)!r}"
 
 
 def last_program(response_text: str) -> str | None:

@@ -12,6 +12,8 @@ from megatron_prime.rewards.code.comparison import numbers_equal, outputs_equal,
         ("1 0.333333333", "1 0.33333333333333"),
         ("yes 1e3", "yes 1000.0"),
         ("", "\n"),
+        ("\n\nYES\n1 2\n", "YES\n1 2"),
+        ("1", "\n1"),
         ("inf", "inf"),
     ],
 )

@@ -105,6 +105,13 @@ def test_a_wrong_shape_is_refused(case):
         read_tests(answer)
 
 
+def test_tests_that_nothing_passes_are_blank():
+    _, tests = read_tests('{"inputs": ["1", "2", "3"], "outputs": [" \\n", "0", [""]]}')
+    assert [test.is_blank for test in tests] == [True, False, True]
+    _, tests = read_tests('{"fn_name": "f", "inputs": [[], [], [], []], "outputs": [null, [null], "", []]}')
+    assert [test.is_blank for test in tests] == [True, True, False, False]
+
+
 def test_a_subset_of_the_tests_is_evenly_spaced():
     assert evenly_spaced(list(range(10)), 4) == [0, 3, 6, 9]
     assert evenly_spaced(list(range(3)), 4) == [0, 1, 2]

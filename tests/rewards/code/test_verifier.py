@@ -161,6 +161,28 @@ def test_tests_that_have_not_started_in_time_fail():
 
 
 @needs_sandbox
+def test_the_subset_of_the_tests_has_one_that_expects_something():
+    truth = json.dumps({"inputs": ["1"] * 9, "outputs": [*[""] * 4, "x", *[""] * 4]})
+    verifier = CodeVerifier(max_tests=1)
+    assert verifier.verify(fenced("pass"), truth) == 0.0
+    assert verifier.verify(fenced("print('x')"), truth) == 1.0
+
+
+@needs_sandbox
+def test_the_time_to_start_a_sandbox_is_not_the_programs(monkeypatch):
+    truth = json.dumps({"inputs": ["1"] * 3, "outputs": ["1"] * 3})
+    verifier = CodeVerifier(total_timeout_s=5.0)
+    started = verifier._sandbox._command
+
+    def slow(*arguments):
+        time.sleep(2.0)
+        return started(*arguments)
+
+    monkeypatch.setattr(verifier._sandbox, "_command", slow)
+    assert verifier.verify(fenced("print(input())"), truth) == 1.0
+
+
+@needs_sandbox
 def test_killing_a_worker_kills_its_sandbox():
     settings = {"test_timeout_s": 300.0, "total_timeout_s": 300.0}
     with VerifierPool("code", 1, 1.5, settings=settings) as pool:
@@ -252,6 +274,34 @@ AS_RELEASED = {
     "a tree": (MIRRORED, called([[1, 2, 3, None, 4]], [1, 3, 2, None, None, 4]), 1),
     "a cycle": (f"{LINKED}        head.next = head\n        return head", called([[1]], [1]), 0),
     "a decimal of two places": ("print(1234567.0)", printed("", "1234567.89"), 0),
+    "a blank line at the begin": ("print('YES')", printed("", "\nYES\n"), 1),
+    "a cached method": (
+        "class Solution:\n    @lru_cache(None)\n    def f(self, root: Optional[TreeNode]): return root.left.val",
+        called([[1, 2]], 2), 1,
+    ),
+    "any number of arguments": ("def f(*values) -> TreeNode: return TreeNode(sum(values[0]))", called([[1, 2]], [3]), 1),
+    "an object that is called": (
+        "class F:\n    def __call__(self, head: ListNode): return head.val\nf = F()", called([[7]], 7), 1,
+    ),
+    "a static method": ("class Solution:\n    @staticmethod\n    def f(a, b=2): return a + b", called([1], 3), 1),
+    "a class method": ("class Solution:\n    @classmethod\n    def f(cls, a: int): return a", called([1], 1), 1),
+    "a built-in function": ("f = sorted", called([[2, 1]], [1, 2]), 1),
+    "an async method": ("class Solution:\n    async def f(self, a): return a", called([1], 1), 0),
+    "empty lists among lists": ("def f(head: ListNode) -> List[Optional[ListNode]]: return [head, None]", called([[1]], [[1], []]), 1),
+    "an argument changed in place": ("def f(a: List[int]) -> None: a.reverse()", called([[1, 2]], [2, 1]), 1),
+    "an argument left as it was": ("def f(a: List[int]) -> None: pass", called([[1, 2]], [2, 1]), 0),
+    "nothing returned": ("def f(a: List[int]): a.reverse()", called([[1, 2]], [2, 1]), 0),
+    "keys that are no integers": ("def f(d): return sorted(d)", called([{"007": 1, "7": 2}], ["007", "7"]), 1),
+    "a fraction": ("from fractions import Fraction\ndef f(a): return [Fraction(a, 2)]", called([1], [0.5]), 1),
+    "a decimal number": ("from decimal import Decimal\ndef f(a): return Decimal('0.5')", called([1], 0.5), 1),
+    "an array": ("from array import array\ndef f(a): return array('q', [a])", called([1], [[1]]), 1),
+    "deep recursion through a cache": (
+        "@lru_cache(None)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)", called([100000], 100000), 1,
+    ),
+    "nothing, where most tests expect nothing": ("pass", json.dumps({"inputs": ["1"] * 3, "outputs": ["", "", "x"]}), 0),
+    "something, where most tests expect nothing": (
+        "if input() == '3': print('x')", json.dumps({"inputs": ["1", "2", "3"], "outputs": ["", "", "x"]}), 1,
+    ),
 }  # fmt: skip
 
 
