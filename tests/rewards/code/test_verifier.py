@@ -279,7 +279,7 @@ AS_RELEASED = {
         "class Solution:\n    @lru_cache(None)\n    def f(self, root: Optional[TreeNode]): return root.left.val",
         called([[1, 2]], 2), 1,
     ),
-    "any number of arguments": ("def f(*values) -> TreeNode: return TreeNode(sum(values[0]))", called([[1, 2]], [3]), 1),
+    "any number of arguments": ("def f(*all) -> TreeNode: return TreeNode(sum(all[0]))", called([[1, 2]], [3]), 1),
     "an object that is called": (
         "class F:\n    def __call__(self, head: ListNode): return head.val\nf = F()", called([[7]], 7), 1,
     ),
@@ -287,7 +287,9 @@ AS_RELEASED = {
     "a class method": ("class Solution:\n    @classmethod\n    def f(cls, a: int): return a", called([1], 1), 1),
     "a built-in function": ("f = sorted", called([[2, 1]], [1, 2]), 1),
     "an async method": ("class Solution:\n    async def f(self, a): return a", called([1], 1), 0),
-    "empty lists among lists": ("def f(head: ListNode) -> List[Optional[ListNode]]: return [head, None]", called([[1]], [[1], []]), 1),
+    "empty lists among lists": (
+        "def f(head: ListNode) -> List[Optional[ListNode]]: return [head, None]", called([[1]], [[1], []]), 1,
+    ),
     "an argument changed in place": ("def f(a: List[int]) -> None: a.reverse()", called([[1, 2]], [2, 1]), 1),
     "an argument left as it was": ("def f(a: List[int]) -> None: pass", called([[1, 2]], [2, 1]), 0),
     "nothing returned": ("def f(a: List[int]): a.reverse()", called([[1, 2]], [2, 1]), 0),
@@ -298,7 +300,9 @@ AS_RELEASED = {
     "deep recursion through a cache": (
         "@lru_cache(None)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)", called([100000], 100000), 1,
     ),
-    "nothing, where most tests expect nothing": ("pass", json.dumps({"inputs": ["1"] * 3, "outputs": ["", "", "x"]}), 0),
+    "nothing, where most tests expect nothing": (
+        "pass", json.dumps({"inputs": ["1"] * 3, "outputs": ["", "", "x"]}), 0,
+    ),
     "something, where most tests expect nothing": (
         "if input() == '3': print('x')", json.dumps({"inputs": ["1", "2", "3"], "outputs": ["", "", "x"]}), 1,
     ),
