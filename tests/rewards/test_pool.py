@@ -37,11 +37,8 @@ def is_gone(pid):
         return True
 
 
-def eventually(condition, seconds=10.0):
-    deadline = time.monotonic() + deadlines.seconds(seconds)
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+def eventually(condition, seconds=60.0):
+    deadlines.wait_until(condition, seconds)
 
 
 def test_rewards_come_in_order_from_several_workers(tmp_path):

@@ -4,7 +4,6 @@ import os
 import queue
 import signal
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -80,11 +79,7 @@ def started(tmp_path, monkeypatch):
 
 
 def until(condition, seconds=60):
-    deadline = time.monotonic() + deadlines.seconds(seconds)
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return result
+    return deadlines.wait_until(condition, seconds)
 
 
 def test_the_first_ranks_of_nodes_are_found(monkeypatch):

@@ -37,12 +37,8 @@ def start(tmp_path, monkeypatch):
         server.close()
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + deadlines.seconds(seconds)
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return result
+def wait_for(condition, seconds=300):
+    return deadlines.wait_until(condition, seconds)
 
 
 def test_a_server_starts_and_ends(start):
@@ -158,7 +154,7 @@ def test_a_real_server_leaves_no_orphan_when_the_trainer_is_killed(live_models, 
             assert trainer.stdout is not None
             server = psutil.Process(int(trainer.stdout.readline()))
             # Scheduler and detokenizer. While they load, nothing in them could answer a signal yet.
-            wait_for(lambda: len(server.children()) >= 2, 60)
+            wait_for(lambda: len(server.children()) >= 2)
             family = [*server.parents()[:1], server, *server.children(recursive=True)]
         finally:
             trainer.kill()
