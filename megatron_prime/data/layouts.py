@@ -23,7 +23,7 @@ from megatron_prime.data.rows.row import is_blank, is_missing_text
 _QUESTIONS = ("problem", "question", "Problem", "Question")
 _ANSWERS = ("answer", "Answer", "expected_answer", "final_answer")
 _SOLUTIONS = ("solution", "Solution")
-_GSM8K_SOLUTION = re.compile(r"\n\s*####\s*\S[^\n]*\s*\Z")
+_GSM8K_SOLUTION = re.compile(r"(?:\A|\n)\s*####\s*\S[^\n]*\s*\Z")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*["']""")
 """The begin of a list of texts that was written as text, as CSV files hold it. An interval has no quotation marks."""
 _MAX_ANSWER_DEPTH = 64
@@ -54,12 +54,22 @@ def _columns(config: DataConfig) -> Layout:
         return lambda row: "" if field is None else _label(row, field, row.field(field))
 
     return Layout(
-        prompt=lambda row: checked_prompt(row, config.prompt_field),
+        prompt=lambda row: _with_input(row, config.prompt_field, checked_prompt(row, config.prompt_field)),
         answer=lambda row: answer_text(row, config.answer_field),
         source=optional(config.source_field),
         ability=optional(config.ability_field),
         is_question=False,
     )
+
+
+def _with_input(row: DataRow, field: str, prompt: str | list[Message]) -> str | list[Message]:
+    """Return a prompt with the column that, in data in the format of Alpaca, holds a part of the question."""
+    text = row.fields.get("input")
+    if field != "instruction" or text is None or not isinstance(prompt, str):
+        return prompt
+    if not isinstance(text, str):
+        raise row.error(f"'input', which belongs to 'instruction', is {shown(text)}; it must be text")
+    return prompt if is_blank(text) else f"{prompt}\n\n{text}"
 
 
 def answer_text(row: DataRow, field: str) -> str:
@@ -108,7 +118,7 @@ def _text_fault(text: str) -> str | None:
 def _json_answer(row: DataRow, field: str, value: dict[str, Any] | list[Any]) -> str:
     _check_parts(row, field, value)
     if isinstance(value, list):
-        if all(isinstance(item, dict) and "role" in item for item in value):
+        if all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in value):
             raise row.error(f"{field!r} is a list of chat messages: the verifier needs the answer alone")
         if all(isinstance(item, int | float | Decimal) for item in value):
             # Alternatives; as JSON numbers they would be an interval or a vector to the math verifier.

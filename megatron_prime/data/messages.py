@@ -21,16 +21,23 @@ _OTHER_NAMES = {
     "model": "assistant",
     "bot": "assistant",
     "ai": "assistant",
+    "ipython": "tool",
+    "function": "tool",
+    "observation": "tool",
 }
 _NOT_TAKEN = ("tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio")
 """Fields of a message that carry what the model should see, but that are not supported."""
-_FIRST_KEY = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content)["']\s*:""")
+_ANY_ROLE = "|".join((*ROLES, *_OTHER_NAMES))
+_BEGIN = r"""[\s"'\\]*(?:(?:np\.)?array\()?[\s\[(]*\{"""
 _MESSAGES_AS_TEXT = re.compile(
-    r"""[\s"'\\]*(?:(?:np\.)?array\()?[\s\[(]*\{\s*(?:\\*["'](?:role|content|messages|conversations)\\*["']\s*:"""
-    r"""|(?=.*?["'](?:role|from)\\*["']\s*:)(?=.*?["'](?:content|value)\\*["']\s*:))""",
+    rf"""{_BEGIN}(?=.*?["'](?:role|from)\\*["']\s*:\s*\\*["'](?:{_ANY_ROLE})\\*["'])"""
+    r"""(?=.*?["'](?:content|value)\\*["']\s*:)""",
     re.DOTALL,
 )
-"""The begin of chat messages that were written as text, by JSON or as Python shows them."""
+"""Chat messages that were written as text, by JSON or as Python shows them. Other objects may have a role, a content
+or a value as well; the name of a role tells them apart."""
+_FIRST_KEY = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content)["']\s*:""")
+_LIST_OF_ROLES = re.compile(r"""\s*\[\s*\{\s*["']role["']\s*:""")
 _THOUGHT_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>")
 
 
@@ -108,7 +115,10 @@ def checked_messages(row: DataRow, field: str, messages: Sequence[Any]) -> list[
 
 def looks_like_messages(text: str) -> bool:
     """Return whether a text seems to be chat messages that were written as text."""
-    return _MESSAGES_AS_TEXT.match(text) is not None
+    if _MESSAGES_AS_TEXT.match(text) is not None:
+        return True
+    # Nothing but a list of objects with roles, whatever their names are.
+    return _LIST_OF_ROLES.match(text) is not None and text.rstrip().endswith("]")
 
 
 def is_conversation(value: object) -> bool:
@@ -119,7 +129,7 @@ def is_conversation(value: object) -> bool:
 
 def begins_as_messages(text: str) -> bool:
     """Return whether a text begins as JSON text of chat messages does; tests of code hold other objects."""
-    return _FIRST_KEY.match(text) is not None
+    return _FIRST_KEY.match(text) is not None and looks_like_messages(text)
 
 
 def message_text(message: Mapping[str, str]) -> str:
@@ -129,14 +139,9 @@ def message_text(message: Mapping[str, str]) -> str:
 
 def _checked_message(row: DataRow, name: str, value: object) -> Message:
     if not isinstance(value, dict) or not isinstance(value.get("content"), str) or "role" not in value:
-        other = isinstance(value, dict) and "from" in value and "value" in value
         raise row.error(
-            f"{name} is {shown(value)}; a message must look like "
-            '{"role": "user", "content": "text"}'
-            + (
-                "; rename 'from' to 'role' and 'value' to 'content', 'human' to 'user' and 'gpt' to 'assistant'"
-                * other
-            )
+            f'{name} is {shown(value)}; a message must look like {{"role": "user", "content": "text"}}'
+            + _message_advice(value)
         )
     role = value["role"]
     if role not in ROLES:
@@ -160,6 +165,28 @@ def _checked_message(row: DataRow, name: str, value: object) -> Message:
             f"{name} has its thoughts twice: leave them in one of {', '.join(('content', *THOUGHTS))}"
         )
     return message
+
+
+def _message_advice(value: object) -> str:
+    """Return how to make a message of a value that is none, as the end of a sentence; empty if that is plain."""
+    if not isinstance(value, dict):
+        return ""
+    if "from" in value and "value" in value:
+        return (
+            "; rename 'from' to 'role' and 'value' to 'content', 'human' to 'user' and 'gpt' to 'assistant'"
+        )
+    lost = [key for key in _NOT_TAKEN if value.get(key)]
+    if lost:
+        return f": {', '.join(lost)} would be lost, because only text is supported"
+    content = value.get("content")
+    if not isinstance(content, list):
+        return ""
+    if all(
+        isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
+        for part in content
+    ):
+        return ": its content is a list of parts; join their texts into one"
+    return ": its content is a list of parts, and some are no text, which is not supported"
 
 
 def _parsed_messages(row: DataRow, field: str, text: str) -> list[Any]:

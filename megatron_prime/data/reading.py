@@ -226,8 +226,11 @@ class ProblemReader:
         """Return the settings that fit a row which lacks a column."""
         name = fitting_layout(row, needs_answer=not self._has_responses)
         is_other = name not in (None, self._config.layout)
+        columns = "" if self._config.layout == "columns" else "with data.layout = 'columns', "
         if not self._has_responses:
-            fields = "name the columns of this file by data.prompt_field, data.answer_field and the like"
+            fields = (
+                f"{columns}name the columns of this file by data.prompt_field, data.answer_field and the like"
+            )
             return f"data.layout = {name!r} fits this row" if is_other else fields
         conversations = [key for key, value in row.fields.items() if is_conversation(value)]
         if conversations:

@@ -137,3 +137,12 @@ def test_several_answers_may_be_json_text_and_an_interval_is_one_answer(value, a
 )
 def test_lists_of_numbers_are_alternatives(value, answer):
     assert answer_text(DataRow({"answer": value}, Path("a.jsonl"), 9), "answer") == answer
+
+
+@pytest.mark.parametrize(("text", "prompt"), [("2, 3", "Add.\n\n2, 3"), (" ", "Add."), (None, "Add.")])
+def test_the_input_of_an_instruction_is_a_part_of_the_question(text, prompt):
+    found = layout("columns", DataConfig(prompt_field="instruction"))
+    row = DataRow({"instruction": "Add.", "input": text, "answer": "5"}, Path("a.json"), 9)
+    assert found.prompt(row) == prompt
+    with pytest.raises(ValueError, match="row 9: 'input', which belongs to 'instruction', is 5"):
+        found.prompt(DataRow({"instruction": "Add.", "input": 5}, Path("a.json"), 9))

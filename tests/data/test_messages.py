@@ -22,6 +22,15 @@ PROMPTS = {
         '{"from": "Paris", "to": "Rome"}: how far?',
         '{"from": "Paris", "to": "Rome"}: how far?',
     ),
+    "text of objects with roles": (
+        '[{"role": "nurse", "content": "x"}]: how many?',
+        '[{"role": "nurse", "content": "x"}]: how many?',
+    ),
+    "text of objects with values": (
+        '[{"from": "a", "to": "b", "value": 3}]\nFind the flow.',
+        '[{"from": "a", "to": "b", "value": 3}]\nFind the flow.',
+    ),
+    "text of an object with a content": ('{"content": "x"}: is it JSON?', '{"content": "x"}: is it JSON?'),
     "text of values": ('[{"name": "x", "value": 3}]', '[{"name": "x", "value": 3}]'),
     "text of a set": ("{x : x > 0} has which content?", "{x : x > 0} has which content?"),
     "messages": ([SYSTEM, USER], [SYSTEM, USER]),
@@ -65,11 +74,27 @@ NO_PROMPTS = {
     "texts": (["2+2?"], "message 0 of 'm' is '2"),
     "nested lists": ([[USER]], "message 0 of 'm' is"),
     "null content": ([{"role": "user", "content": None}], "must look like"),
-    "parts": ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "must look like"),
+    "parts": (
+        [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+        "its content is a list of parts; join",
+    ),
+    "parts of texts": ([{"role": "user", "content": ["a", "b"]}], "its content is a list of parts; join"),
+    "parts with images": (
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}],
+            }
+        ],
+        "some are no text",
+    ),
+    "a call without content": ([USER, {**CALL, "content": None}], "tool_calls would be lost"),
     "no role": ([{"content": "a"}], "must look like"),
     "role null": ([{"role": None, "content": "a"}], "has the role None"),
     "role human": ([{"role": "human", "content": "a"}], "role 'human', but .*; it should be 'user'"),
     "role User": ([{"role": "User", "content": "a"}], "it should be 'user'"),
+    "role ipython": ([USER, {"role": "ipython", "content": "a"}], "it should be 'tool'"),
+    "text of a role of its own": ('[{"role": "critic", "content": "a"}]', "has the role 'critic'"),
     "role gpt": ([USER, {"role": "gpt", "content": "a"}], "it should be 'assistant'"),
     "role of its own": (
         [{"role": "critic", "content": "a"}],

@@ -140,6 +140,7 @@ UNUSABLE = {
     "a message as text as answer": ({"answer": json.dumps([ASSISTANT])}, "chat messages as text", None),
     "a missing prompt as text": ({"prompt": "nan"}, "as a missing value is written", "as a missing value"),
     "a missing response as text": ({"response": "nan"}, None, "'response' is 'nan'"),
+    "only the mark of a solution": ({"answer": "#### 4"}, r"data\.layout = 'gsm8k' reads it", None),
     "no answer in a list": ({"answer": [None]}, "'answer' is null", None),
     "NaN in a list": ({"answer": ["4", math.nan]}, "'answer' is nan", None),
     "blank answer in a list": ({"answer": [""]}, "'answer' is empty", None),
@@ -234,6 +235,11 @@ ABSENT = {
         {"prompt": "p", "answer": "4"},
         {"answer_field": "a"},
         "name the columns of this file",
+    ),
+    "another layout without its column": (
+        {"prompt": "p", "reward_model": {"ground_truth": "4"}, "data_source": "s"},
+        {"layout": "eurus"},
+        "with data.layout = 'columns', name the columns",
     ),
     "nothing": ({"x": "p"}, {}, "name the columns of this file by data.prompt_field"),
 }

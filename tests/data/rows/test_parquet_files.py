@@ -50,3 +50,15 @@ def test_categories_are_their_texts(tmp_path):
     column = pyarrow.array(["x", "y", "x"]).dictionary_encode()
     rows = read_rows(write(tmp_path / "a.parquet", ["p"], [column]))
     assert [row.fields["p"] for row in rows] == ["x", "y", "x"]
+
+
+def test_numbers_of_32_bits_have_the_digits_that_were_written(tmp_path):
+    number = pyarrow.float32()
+    nested = pyarrow.array(
+        [{"a": [0.7], "b": "x"}, None], pyarrow.struct({"a": pyarrow.list_(number), "b": "string"})
+    )
+    path = write(tmp_path / "a.parquet", ["p", "q"], [pyarrow.array([0.1, None], number), nested])
+    assert [row.fields for row in read_rows(path)] == [
+        {"p": 0.1, "q": {"a": [0.7], "b": "x"}},
+        {"p": None, "q": None},
+    ]

@@ -151,6 +151,8 @@ def test_a_json_list_of_texts_names_alternatives(answer, items):
         ("[null]", "something else than texts"),
         ("[true]", "something else than texts"),
         ('{"answer": 5}', "JSON object"),
+        ("proof", "without an answer"),
+        ("notfound", "without an answer"),
         ("$$", "empty but for its notation"),
         (r"\boxed{}", "empty but for its notation"),
         ("['5', 'five']", "as Python prints it"),
