@@ -162,7 +162,7 @@ def _file_headers(path: Path) -> dict[str, TensorHeader]:
         text = file.read(length)
     try:
         return _parse_header(path.name, json.loads(text), 8 + length, num_bytes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else f"its header is not valid ({error!r})"
         raise ValueError(f"{path} is not a complete safetensors file: {reason}") from error
 

@@ -83,6 +83,7 @@ def _header(entries: object) -> bytes:
 
 
 DAMAGED = {
+    "deep header": (lambda data: (40_000).to_bytes(8, "little") + b"[" * 40_000, "its header is not valid"),
     "empty file": (lambda data: b"", "it ends within its header"),
     "cut in the length": (lambda data: data[:7], "it ends within its header"),
     "cut in the header": (lambda data: data[:40], "it ends within its header"),

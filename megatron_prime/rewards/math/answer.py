@@ -64,8 +64,6 @@ MAX_ITEMS = 64
 """Limit on the number of alternatives or components; an answer with more is wrong."""
 MAX_SIDES = 8
 """Limit on the number of sides of a chain of equations."""
-NO_ANSWERS = ("proof", "notfound")
-"""Marks of NuminaMath-1.5 in the place of an answer."""
 
 
 class MathVerifier:
@@ -119,8 +117,7 @@ def alternatives(answer: str) -> list[str]:
     value = _json_value(answer)
     if isinstance(value, dict) and value:
         raise ValueError(
-            "the ground truth is a JSON object, such as tests of code; the math verifier needs the answer as text "
-            "(reward.verifier = 'auto' chooses a verifier for each row)"
+            "the ground truth is a JSON object, no text; tests of code need reward.verifier = 'auto'"
         )
     if isinstance(value, list) and not _is_of_numbers(value):
         if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value):
@@ -158,7 +155,7 @@ def check_ground_truth(answer: str) -> None:
     for item in alternatives(answer):
         if not normalise(unwrap_boxed(item)):
             raise ValueError(f"the ground truth {item[:100]!r} is empty but for its notation")
-        if item.strip() in NO_ANSWERS:
+        if item.strip() in ("proof", "notfound"):  # as in NuminaMath-1.5
             raise ValueError(f"the ground truth {item!r} marks a problem without an answer to compare")
     if re.match(r"\s*\[\s*'", answer) and _json_value(answer.replace("'", '"')) is not None:
         raise ValueError(
