@@ -116,9 +116,7 @@ def alternatives(answer: str) -> list[str]:
     items: list[str] = [answer]
     value = _json_value(answer)
     if isinstance(value, dict) and value:
-        raise ValueError(
-            "the ground truth is a JSON object, no text; tests of code need reward.verifier = 'auto'"
-        )
+        raise ValueError("the ground truth is a JSON object; tests need reward.verifier = 'auto'")
     if isinstance(value, list) and not _is_of_numbers(value):
         if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value):
             raise ValueError(
@@ -156,7 +154,7 @@ def check_ground_truth(answer: str) -> None:
         if not normalise(unwrap_boxed(item)):
             raise ValueError(f"the ground truth {item[:100]!r} is empty but for its notation")
         if item.strip() in ("proof", "notfound"):  # as in NuminaMath-1.5
-            raise ValueError(f"the ground truth {item!r} marks a problem without an answer to compare")
+            raise ValueError(f"the ground truth {item!r} marks a problem without an answer")
     if re.match(r"\s*\[\s*'", answer) and _json_value(answer.replace("'", '"')) is not None:
         raise ValueError(
             f"the ground truth {answer[:100]!r} is a list as Python prints it: write it as JSON, as in "
