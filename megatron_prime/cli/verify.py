@@ -11,6 +11,8 @@ the answer. The verifiers are those that a run starts, and refuse the same answe
 
 import json
 import math
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -90,8 +92,14 @@ def verify(options: Options) -> int:
     cases = _cases(config, options)
     verdicts, seconds = _judged(config, cases)
     lines = [verdict.line() for verdict in verdicts if not options.quiet or not verdict.is_expected]
-    print("\n".join(redact(line) for line in [*lines, *_summary(verdicts, seconds)]))  # noqa: T201
+    try:
+        print("\n".join(redact(line) for line in [*lines, *_summary(verdicts, seconds)]), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` has. The interpreter would try to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if options.json:
+        if Path(options.json).is_dir():
+            raise ConfigError("verify", [f"--json {options.json} is a folder: name a file"])
         try:
             replace_file(Path(options.json), "".join(_as_json(verdict) for verdict in verdicts))
         except OSError as error:

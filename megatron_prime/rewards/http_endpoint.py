@@ -82,6 +82,7 @@ class HttpEndpoint:
         self._counts = OutcomeCounts()
         self._answered: tuple[str, str] | None = None
         """A pair that the server has given a reward for."""
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +112,8 @@ class HttpEndpoint:
         return outcomes
 
     def close(self) -> None:
-        """Do nothing: connections are closed after each batch."""
+        """Send no further request of a batch; connections are closed after each batch."""
+        self._is_closed = True
 
     async def _verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
         slots = asyncio.Semaphore(self._config.max_concurrency)
@@ -127,6 +129,8 @@ class HttpEndpoint:
             async def verify(response: tuple[str, str]) -> VerificationOutcome:
                 # The deadline begins when a slot is free: waiting for other requests does not count.
                 async with slots:
+                    if self._is_closed:
+                        raise RuntimeError("this HttpEndpoint was closed during a batch")
                     return await self._verify_one(client, *response)
 
             outcomes = list(await asyncio.gather(*map(verify, responses)))

@@ -259,7 +259,7 @@ class VerifierPool:
         """Kill the workers; a second call does nothing."""
         self._is_closed = True
         if self._threads is not None:
-            # This waits for verifications in progress, each of which ends by its deadline.
+            # This waits for verifications in progress, each of which ends by its deadline. The others do not begin.
             self._threads.shutdown()
         for slot, worker in enumerate(self._workers):
             if worker is not None:
@@ -278,6 +278,8 @@ class VerifierPool:
         def drain(slot: int) -> list[tuple[int, VerificationOutcome]]:
             done = []
             while True:
+                if self._is_closed:
+                    raise RuntimeError("this VerifierPool was closed during a batch")
                 try:
                     index = indices.get_nowait()
                 except queue.Empty:

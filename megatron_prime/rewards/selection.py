@@ -119,7 +119,12 @@ class RewardPools:
                 outcomes.update(zip(indices[spec], pool_outcomes, strict=True))
 
         with ThreadPoolExecutor(max(1, len(indices))) as threads:
-            list(threads.map(verify, indices))
+            try:
+                list(threads.map(verify, indices))
+            except KeyboardInterrupt:
+                # Leaving the block waits for the threads, which would judge the rest of the batch first.
+                self.close()
+                raise
         return [outcomes[index] for index in range(len(responses))]
 
     def close(self) -> None:

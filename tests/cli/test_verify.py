@@ -1,11 +1,17 @@
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from megatron_prime.cli.arguments import Options, parse
 from megatron_prime.cli.commands import run_command
+from tests.support import deadlines
 from tests.support.minimal_config import MINIMAL
 
 EXACT = ["reward.verifier=exact_match"]
@@ -145,3 +151,48 @@ def test_programs_are_judged_with_the_reason(run):
     )
     assert lines[2].startswith("a.jsonl, row 3: refused the verifier 'code' cannot use the answer: ")
     assert code == 3
+
+
+def start(*words):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)])}
+    # A runner in the background ignores SIGINT, which its children would inherit.
+    restored = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    command = [sys.executable, "-m", "megatron_prime", "verify", *words]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=restored
+    )
+
+
+def test_ctrl_c_does_not_wait_for_the_rest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("slow_reward.py").write_text(
+        "import pathlib, time\ndef f(response, answer):\n    pathlib.Path('begun').touch()\n    time.sleep(0.5)\n"
+    )
+    write("file.jsonl", *[{"response": "x", "answer": "x"}] * 10_000)
+    process = start("reward.verifier=slow_reward:f", "--file", "file.jsonl")
+    deadline = time.monotonic() + deadlines.seconds(120)
+    while not Path("begun").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=deadlines.seconds(60))
+    assert (process.returncode, errors) == (128 + signal.SIGINT, b"")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("file.jsonl", *[{"response": "x", "answer": "x"}] * 10_000)
+    process = start(*EXACT, "--file", "file.jsonl", "--json", "verdicts.jsonl")
+    assert process.stdout.readline().startswith(b"file.jsonl, row 1: 1 ")
+    process.stdout.close()
+    assert (process.wait(deadlines.seconds(120)), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+    assert len(Path("verdicts.jsonl").read_text().splitlines()) == 10_000
+
+
+@pytest.mark.parametrize(("name", "reason"), [(".", "is a folder"), ("none/verdicts", "cannot be written")])
+def test_an_output_that_cannot_be_written_is_a_fault(run, name, reason):
+    code, text = run(*EXACT, "--response", "7", "--answer", "7", "--json", name)
+    assert code == 2
+    assert reason in text

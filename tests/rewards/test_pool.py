@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -176,6 +177,16 @@ def test_texts_of_any_size_and_characters_are_transmitted():
     with scripted() as pool:
         outcomes = pool.verify_all([("length " + text, str(len(text)))])
     assert [outcome.reward for outcome in outcomes] == [1.0]
+
+
+def test_closing_ends_a_batch_after_the_responses_in_progress():
+    pool = scripted()
+    timer = threading.Timer(0.3, pool.close)
+    timer.start()
+    with pytest.raises(RuntimeError, match="closed during a batch"):
+        pool.verify_all([("sleep 0.2", "")] * 10_000)
+    timer.join()
+    assert pool.worker_pids == ()
 
 
 def test_closing_ends_the_workers_and_can_be_repeated():

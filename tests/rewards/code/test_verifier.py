@@ -171,11 +171,11 @@ def test_the_subset_of_the_tests_has_one_that_expects_something():
 @needs_sandbox
 def test_the_time_to_start_a_sandbox_is_not_the_programs(monkeypatch):
     truth = json.dumps({"inputs": ["1"] * 3, "outputs": ["1"] * 3})
-    verifier = CodeVerifier(total_timeout_s=5.0)
+    verifier = CodeVerifier(total_timeout_s=2.5)
     started = verifier._sandbox._command
 
     def slow(*arguments):
-        time.sleep(2.0)
+        time.sleep(1.0)
         return started(*arguments)
 
     monkeypatch.setattr(verifier._sandbox, "_command", slow)
