@@ -180,6 +180,9 @@ class HttpEndpoint:
                     except (_TryAgainError, httpx.TransportError) as error:
                         last_error = self._cut(f"{type(error).__name__}: {error}")
                         is_away = not isinstance(error, _TryAgainError) or error.is_away
+        except httpx.InvalidURL as error:
+            # httpx reads the address of a redirection even though it does not follow it.
+            return self._error(f"{self._shown} answered with a redirection to no address: {error}")
         except TimeoutError:
             detail = f"no reward from {self._shown} within {self._config.timeout_s:g} s; {last_error}"
             return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, self._cut(detail, 500), is_away)

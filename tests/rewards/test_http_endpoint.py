@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _redirect(self, argument, tries):
         self.send_response(302)
-        self.send_header("Location", "/elsewhere")
+        self.send_header("Location", argument or "/elsewhere")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -150,7 +150,8 @@ def test_the_number_of_retries_is_limited(server):
 @pytest.mark.parametrize(
     "text",
     [
-        "status 400", "status 404", "redirect", "raw nonsense", 'raw {"error": "no"}', 'raw {"reward": 1.5}', "big",
+        "status 400", "status 404", "redirect", "redirect foo:bar",
+        "raw nonsense", 'raw {"error": "no"}', 'raw {"reward": 1.5}', "big",
         'raw {"reward": true}', 'raw {"reward": "1"}', 'raw {"reward": null}', 'raw {"reward": NaN}', "raw [1]",
         'raw {"reward": -1}', 'raw {"reward": Infinity}', 'raw {"reward": 1e999}', 'raw {"reward": [1]}', "raw 1",
         'raw {"reward": 1.0, "error": "broken"}', 'raw {"error": ["a"], "reward": 0}', 'raw {"reward": 0, "reward": 1}',
