@@ -32,7 +32,7 @@ def _math(accept_unevaluated: bool = False) -> Verifier:
 
 
 def _check_math_answer(answer: str) -> None:
-    from megatron_prime.rewards.math.answer import check_ground_truth
+    from megatron_prime.rewards.math.ground_truths import check_ground_truth
 
     check_ground_truth(answer)
 

@@ -14,7 +14,6 @@ by latex2sympy and compared exactly (see `values`). The form of the ground truth
 This verifier runs in a `VerifierPool`, which enforces the deadline by killing the worker.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from megatron_prime.rewards.math.equations import (
 )
 from megatron_prime.rewards.math.evaluated import is_unevaluated
 from megatron_prime.rewards.math.families import progressions_equal, residues, residues_equal, split_parameter
+from megatron_prime.rewards.math.ground_truths import alternatives
 from megatron_prime.rewards.math.intervals import Interval, RealSet, merged, real_set
 from megatron_prime.rewards.math.notation import (
     chosen_letter,
@@ -41,13 +41,20 @@ from megatron_prime.rewards.math.notation import (
     unwrapped,
     words,
 )
+from megatron_prime.rewards.math.statements import (
+    both_signs_equal,
+    cases_equal,
+    chains_equal,
+    split_name,
+    without_approximation,
+)
 from megatron_prime.rewards.math.structure import (
     matrix_vector,
     split_bracketed,
     split_items,
     unit_vector_parts,
 )
-from megatron_prime.rewards.math.units import DEGREE, PERCENT, RADIAN, Quantity, split_unit
+from megatron_prime.rewards.math.units import DEGREE, PERCENT, RADIAN, Quantity, split_unit, sum_of_pieces
 from megatron_prime.rewards.math.values import (
     evaluation_errors,
     forms_equal,
@@ -105,63 +112,6 @@ class MathVerifier:
         return float(is_right), f"the box has {boxed[:80]!r}, the ground truth is {answer[:80]!r}"
 
 
-def alternatives(answer: str) -> list[str]:
-    """Return the ground truths of which one is enough: the items of a JSON list with texts, else the text itself.
-
-    A list of numbers alone is an interval or a vector.
-
-    Raises:
-        ValueError: If the ground truth or an alternative is blank, or if it is JSON of another form.
-    """
-    items: list[str] = [answer]
-    value = _json_value(answer)
-    if isinstance(value, dict) and value:
-        raise ValueError("the ground truth is a JSON object; tests need reward.verifier = 'auto'")
-    if isinstance(value, list) and not _is_of_numbers(value):
-        if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value):
-            raise ValueError(
-                f"the ground truth {answer[:100]!r} is a JSON list of something else than texts: list alternatives as "
-                'in ["5", "five"]'
-            )
-        items = [str(item) for item in value]
-    if not items or not all(item.strip() for item in items):
-        raise ValueError(f"the ground truth {answer[:100]!r} is blank or has a blank alternative")
-    return items
-
-
-def _json_value(text: str) -> object:
-    if not text.lstrip().startswith(("[", "{")):
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None  # an interval, a set or a group in braces
-
-
-def _is_of_numbers(value: list[object]) -> bool:
-    """Return True for a vector or matrix of numbers, which is mathematics as it stands."""
-    return bool(value) and all(
-        _is_of_numbers(item)
-        if isinstance(item, list)
-        else isinstance(item, int | float) and not isinstance(item, bool)
-        for item in value
-    )
-
-
-def check_ground_truth(answer: str) -> None:
-    """Raise ValueError for a ground truth that no response can match: blank, empty mathematics or no answer's form."""
-    for item in alternatives(answer):
-        if not normalise(unwrap_boxed(item)):
-            raise ValueError(f"the ground truth {item[:100]!r} is empty but for its notation")
-        if item.strip() in ("proof", "notfound"):  # as in NuminaMath-1.5
-            raise ValueError(f"the ground truth {item!r} marks a problem without an answer")
-    if re.match(r"\s*\[\s*'", answer) and _json_value(answer.replace("'", '"')) is not None:
-        raise ValueError(
-            f"the ground truth {answer[:100]!r} is a list as Python prints it: write it as JSON, as in "
-            '["5", "five"]'
-        )
-
-
 def answers_equal(gold: str, given: str, *, accept_unevaluated: bool = False) -> bool:
     """Return True if `given` is the answer `gold`. Not symmetric: the form of `gold` defines what is asked for."""
     if max(len(gold), len(given)) > MAX_NORMALISED_CHARS:
@@ -172,6 +122,8 @@ def answers_equal(gold: str, given: str, *, accept_unevaluated: bool = False) ->
         gold, given = (
             re.sub(r"\\approx(?![A-Za-z])\s*", "=", text).removeprefix("=") for text in (gold, given)
         )
+    else:
+        given = without_approximation(given)
     if not gold or not given:
         return False
     if squeezed(gold) == squeezed(given) or unwrapped(gold) == unwrapped(given):
@@ -191,13 +143,22 @@ def answers_equal(gold: str, given: str, *, accept_unevaluated: bool = False) ->
 def _equal(gold: str, given: str) -> bool:
     if r"\ldots" in gold + given:
         return False  # an ellipsis can be compared as text only
-    for compare in (times_equal, _choices_equal, _words_equal, _families_equal, _real_sets_equal):
+    if r"\emptyset" in (gold, given) and r"\{" in gold + given:
+        return False  # a set with an element
+    verdicts = (
+        *(times_equal, _choices_equal, _words_equal, chains_equal, _cases_equal, _families_equal),
+        *(_real_sets_equal, both_signs_equal),
+    )
+    for compare in verdicts:
         if (verdict := compare(gold, given)) is not None:
             return verdict
     # A tuple or an interval is not the answer where a set is asked for, although its parts may be equal.
     if _is_set(gold) and split_bracketed(given) is not None and not _is_set(given):
         return False
-    gold, given = _without_names(gold), _without_names(given)
+    (gold_name, gold_value), (given_name, given_value) = split_name(gold), split_name(given)
+    if gold_name and given_name and gold_name != given_name:
+        return False
+    gold, given = _without_names(gold_value), _without_names(given_value)
     gold_items, given_items = _items(gold), _items(given)
     if len(gold_items) == 1 and len(given_items) == 1:
         return _single_equal(gold_items[0], given_items[0])
@@ -217,6 +178,10 @@ def _without_names(text: str) -> str:
     return value if name.startswith("(") else text
 
 
+def _cases_equal(gold: str, given: str) -> bool | None:
+    return cases_equal(gold, given, _equal)
+
+
 def _named_coordinates(items: Sequence[str]) -> list[str] | None:
     """Return the values of `x=2, y=3` in the order of the names, or None unless every item names another variable."""
     pairs = [strip_assignment(item) for item in items]
@@ -234,11 +199,11 @@ def _families_equal(gold: str, given: str) -> bool | None:
     if gold_residues is not None and given_residues is not None:
         return residues_equal(gold_residues, given_residues)
     # The modulus may be left out, or added to the number that is asked for.
-    if gold_residues is not None:
+    if gold_residues is not None and "mod" in gold:
         variable, value = strip_assignment(given)
         same_name = not variable or not gold_residues.variable or variable == gold_residues.variable
         return same_name and _same_collection(gold_residues.values, split_items(value), values_equal)
-    if given_residues is not None:
+    if given_residues is not None and "mod" in given:
         # 10 mod 7 is not worked out.
         is_least = all(
             re.fullmatch(r"\d{1,9}", text) and int(text) < given_residues.modulus
@@ -261,6 +226,9 @@ def _items(text: str) -> list[str]:
     text = re.sub(r"^[A-Za-z]\s*\\in\s*(?=\\\{)", "", text)
     if _is_set(text):
         text = ",".join(part for piece in text.split(r"\cup") for part in _bracketed_parts(piece))
+    if sum_of_pieces(text) is None:
+        # Two things that are counted: 36 boys and 24 girls.
+        text = re.sub(r"(\\text\{[^{}]*[^{}\s])\s+and\s*\}(?=\s*\d)", r"\1},", text)
     return split_items(text)
 
 
@@ -337,6 +305,10 @@ def _single_equal(gold: str, given: str) -> bool:
     """Compare single values, equations, ratios or tuples."""
     if squeezed(gold) == squeezed(given):
         return True
+    (gold_point, gold_value), (given_point, given_value) = split_name(gold), split_name(given)
+    if gold_point or given_point:
+        same_name = not gold_point or not given_point or gold_point == given_point
+        return same_name and _single_equal(gold_value, given_value)
     if (as_regions := regions_equal(gold, given)) is not None:
         return as_regions
     if len(sides_of(gold)) + len(sides_of(given)) > 2:
@@ -357,7 +329,14 @@ def _single_equal(gold: str, given: str) -> bool:
 def _tuple_of(text: str) -> tuple[str, list[str], str] | None:
     parts = unit_vector_parts(text)
     text = re.sub(r"(?<=\))\^\{?(?:T|\\top)\}?$", "", text)  # a column written as a row
+    if parts is None and (scaled := _SCALED.fullmatch(text.strip())) is not None:
+        bracketed = split_bracketed(scaled[2])
+        parts = None if bracketed is None else [f"({scaled[1]})*({part})" for part in bracketed[1]]
     return split_bracketed(text) if parts is None else ("(", parts, ")")
+
+
+_SCALED = re.compile(r"(-?(?:\d+|\\frac\{\d+\}\{\d+\}))\s*(?:\\cdot\s*)?(\([^()]*,[^()]*\))")
+"""A number and a tuple that it multiplies."""
 
 
 def _equations_equal(gold: str, given: str) -> bool:

@@ -6,6 +6,8 @@ _OPENING = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$.,;:]|\\[,;:!() \[\]]|\\quad|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*"
 )
+_POWER = re.compile(r"\s*[\^_]\s*(?:\{[^{}]*\}|\\[A-Za-z]+|\w)")
+"""A power or an index behind a box, which changes the value: `\\boxed{18}^2`."""
 
 MAX_TAIL_CHARS = 20_000
 """Length of the end of a response that is searched; a box before it does not count as the final answer."""
@@ -25,6 +27,8 @@ def last_boxed(text: str) -> str | None:
     start, answer = boxes[-1][0], boxes[-1][2]
     if not answer.strip():
         return answer
+    if behind := _POWER.match(tail, boxes[-1][1]):
+        answer = f"{{{answer}}}{behind[0].strip()}"
     for previous_start, previous_end, content in reversed(boxes[:-1]):
         between = tail[previous_end:start]
         if _BETWEEN_BOXES.fullmatch(between) is None or "\n\n" in between:
@@ -44,9 +48,9 @@ def unwrap_boxed(text: str) -> str:
 
 
 def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
-    """Return (start, end, contents) of each complete outermost box, in one pass over `text`.
+    r"""Return (start, end, contents) of each complete outermost box, in one pass over `text`.
 
-    The contents of a box with boxes inside are those of the last inner box.
+    Boxes inside are replaced by their contents, as groups: `\boxed{\boxed{18}^2}` is `{18}^2`.
     """
     starts = {opening.end() - 1: opening.start() for opening in _OPENING.finditer(text)}
     open_braces: list[int] = []
@@ -58,15 +62,30 @@ def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
         elif text[index] == "}" and open_braces:
             brace = open_braces.pop()
             if brace in starts:
-                content = text[brace + 1 : index]
-                if boxes and boxes[-1][0] > brace:
-                    content = boxes[-1][2]
+                inner = []
                 while boxes and boxes[-1][0] > brace:
-                    boxes.pop()
-                boxes.append((starts[brace], index + 1, content))
+                    inner.append(boxes.pop())
+                boxes.append((starts[brace], index + 1, _contents(text, brace + 1, index, inner[::-1])))
         # A backslash escapes the next character: \{ and \} are not grouping braces.
         index += 2 if text[index] == "\\" else 1
     return boxes
+
+
+def _contents(text: str, start: int, end: int, inner: list[tuple[int, int, str]]) -> str:
+    """Return the text of a box, in which the boxes inside are replaced; boxes beside each other alone are a list."""
+    around = "".join(
+        text[previous:following]
+        for previous, following in zip(
+            [start, *(box[1] for box in inner)], [*(box[0] for box in inner), end], strict=True
+        )
+    )
+    if inner and _BETWEEN_BOXES.fullmatch(around):
+        return inner[-1][2] if len(inner) == 1 else ", ".join(box[2] for box in inner)
+    content = ""
+    for box_start, box_end, box_content in inner:
+        content += f"{text[start:box_start]}{{{box_content}}}"
+        start = box_end
+    return content + text[start:end]
 
 
 def closing_brace(text: str, start: int) -> int | None:

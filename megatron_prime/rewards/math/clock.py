@@ -22,7 +22,12 @@ def times_equal(gold: str, given: str) -> bool | None:
     if other is None:
         # 3:10 may also be a ratio, of which the same two terms are a fraction.
         ratio = re.fullmatch(r"(\d+):(\d+)", re.sub(r"\s", "", gold))
-        return ratio is not None and re.sub(r"\s", "", given) == rf"\frac{{{ratio[1]}}}{{{ratio[2]}}}"
+        if ratio is None:
+            return False
+        words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", given).split()
+        return words == [ratio[1], "to", ratio[2]] or (
+            re.sub(r"\s", "", given) == rf"\frac{{{ratio[1]}}}{{{ratio[2]}}}"
+        )
     (hour, rest, half), (other_hour, other_rest, other_half) = time, other
     if rest != other_rest:
         return False

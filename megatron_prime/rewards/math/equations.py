@@ -23,6 +23,10 @@ _QUANTITY = re.compile(
     rf"(?:\{{?(?:[A-Z]{{1,5}}|[a-z])'?\}}?{_INDEX}?|\[[A-Z]{{3,6}}\]|\|[A-Z]{{2}}\||[a-z]{_INDEX}?'{{0,2}}|{_GREEK}{_INDEX}?)"
     r"|\\text\{[A-Za-z ]+\}|[A-Z]?[a-z]{3,}(?: [a-z]+)*|\\frac\{d[a-z]?\}\{d[a-z]\}"
     rf"|[fghFGH]{_INDEX}?'{{0,2}}(?:\^\{{-?\d+\}})?\([^()]*(?:\([^()]*\))?\)|\([fgh]\s*\\circ\s*[fgh]\)\([^()]*\)"
+    # Numbers of elements, lengths of vectors; functions of a matrix.
+    r"|\\?#\s*[A-Z]|(?:n\s*\(|\|)\s*[A-Z](?:\s*\\(?:cap|cup|setminus)(?![A-Za-z])\s*[A-Z])*\s*[|)]"
+    r"|(?:\||\\\|)\s*\\(?:vec|overrightarrow|overline|text)\s*\{[A-Za-z]{1,2}\}\s*(?:\||\\\|)|\\\|\s*[a-w]\s*\\\|"
+    r"|(?:\\(?:det|deg|dim)|\\operatorname\{(?:rank|tr|det|dim|deg)\})\s*\(?\s*[A-Zfgp]\s*\)?"
     r"|(?:P|E|Pr|Var|\\Pr)\s*[(\[][^()]*[)\]]|[A-Za-w]\(-?\d+\)|[A-Za-w]\([a-z](?:,\s*[a-z])*\)"
 )
 _SUM_OF_NAMES = re.compile(r"[a-wA-W](?:[+-][a-wA-W])+")

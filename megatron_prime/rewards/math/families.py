@@ -20,6 +20,9 @@ _PARAMETER = re.compile(
 _BUILDER = re.compile(r"\\\{(.+?)(?:\\mid(?![A-Za-z])|\||:)\s*([a-z])\s*\\in\s*\\mathbb\{Z\}\s*\\\}")
 
 
+_DIVIDES = re.compile(r"(\d{1,9})\s*(?:\\mid(?![A-Za-z])|\|)\s*([A-Za-z])")
+
+
 @dataclass(frozen=True, slots=True)
 class Residues:
     r"""Residue classes, as `x \equiv 1, 3 \pmod 7` gives them."""
@@ -30,7 +33,9 @@ class Residues:
 
 
 def residues(text: str) -> Residues | None:
-    r"""Parse `3 \pmod 7` and `x\equiv 3 \pmod{7}`; None for any other text."""
+    r"""Parse `3 \pmod 7`, `x\equiv 3 \pmod{7}` and `7\mid x`; None for any other text."""
+    if divides := _DIVIDES.fullmatch(text.strip()):
+        return Residues(divides[2], ("0",), int(divides[1])) if int(divides[1]) > 0 else None
     found = list(_MODULUS.finditer(text))
     if len(found) != 1 or found[0].end() != len(text.rstrip()):
         return None

@@ -4,8 +4,16 @@ r"""Converts an answer to one notation: Unicode to LaTeX, no spacing or decorati
 import re
 import unicodedata
 from fractions import Fraction
+from itertools import groupby
 
 from megatron_prime.rewards.math.boxed import closing_brace
+from megatron_prime.rewards.math.dialects import (
+    canonical_phrase,
+    joined_thousands,
+    listed_rows,
+    rewritten,
+    round_brackets,
+)
 from megatron_prime.rewards.math.number_words import expand_multipliers, number_in_words
 from megatron_prime.rewards.math.structure import split_top_level
 from megatron_prime.rewards.math.units import unit_named
@@ -16,11 +24,12 @@ _SYMBOLS = {
     "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "°": r"^{\circ}",
     "¢": r"\text{ cents}", "€": r"\text{€}", "£": r"\text{£}", "⟨": r"\langle ", "⟩": r"\rangle ", "∖": r"\setminus ",
     "≡": r"\equiv ", "ℤ": r"\mathbb{Z}", "∠": r"\angle ", "μ": r"\mu ", "µ": r"\mu ", "∧": r"\land ", "∨": r"\lor ",
-    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ℝ": r"\mathbb{R}", "′": "'", "∣": "|",
-    "｛": r"\{", "｝": r"\}", "…": r"\ldots ",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ℝ": r"\mathbb{R}", "′": "'",
+    "｛": r"\{", "｝": r"\}", "…": r"\ldots ", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}", "ℂ": r"\mathbb{C}",
+    "•": r"\cdot ", "∥": r"\parallel ", "⊥": r"\perp ", "⟂": r"\perp ", "∫": r"\int ", "ℓ": r"\ell ", "″": "''",
+    "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "✓": r"\checkmark ", "✔": r"\checkmark ",
+    "✅": r"\checkmark ", "≈": r"\approx ", "→": r"\to ", "∣": "|",
 }  # fmt: skip
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
@@ -102,10 +111,17 @@ _COMMANDS = tuple(
             r"(0,\\infty)",
         ),
         (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
-        (r"\\mathbb\s*\{?\s*Z\s*\}?", r"\\mathbb{Z}"),
+        (r"\\mathbb\s*\{?\s*([ZQNC])\s*\}?", r"\\mathbb{\1}"),
+        (r"\\mathbb\{Z\}\s*(?:\^\s*\{?\s*\+\s*\}?|_\s*\{?\s*(?:\+|>\s*0)\s*\}?)", r"\\mathbb{Z}^{+}"),
+        (r"\\mathbb\{Z\}\s*_\s*\{?\s*(?:\\ge|\\geq)\s*0\s*\}?", r"\\mathbb{Z}_{\\ge 0}"),
+        (r"^\s*[a-z]\s*\\in\s*(?=\\mathbb\{[ZQNC]\}\s*(?:\^\{[+-]\}|_\{\\ge 0\})?\s*$)", ""),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", r"\\degree "),
         (r"\\degrees?(?![A-Za-z])\s*", r"\\degree "),
-        (r"(\d+)\\degree\s*(\d+)\s*(?:'|\^\{?\\prime\}?)(?![\d'])", r"\1\\frac{\2}{60}\\degree "),
+        (
+            r"(\d+)\\degree\s*([0-5]?\d)\s*(?:'|\^\{?\\prime\}?)(?!')(?:\s*([0-5]?\d)\s*(?:''|\"|\^\{?\\prime\s*\\prime\}?))?"
+            r"(?![\d'])",
+            lambda match: rf"{match[1]}\frac{{{60 * int(match[2]) + int(match[3] or 0)}}}{{3600}}\degree ",
+        ),
         (
             r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+(?:\.\d+)?)\s*\\degree\s*",
             r"\1(\2\\cdot\\pi/180)",
@@ -146,7 +162,6 @@ _SPACING = tuple(
     )
 )
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")
-_THOUSANDS = re.compile(r"-?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\w.]*\.)|(?<=[A-Za-z}])(\d+)\.(\d+)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?")
 _WORD = re.compile(r"\\text\{([^{}]*)\}|([A-Za-z][A-Za-z .'-]*[A-Za-z]|[A-Za-z])")
@@ -157,10 +172,12 @@ _SYNONYMS = {
     phrase: canonical
     for canonical, phrases in {
         r"\emptyset": "no solution;no solutions;none;empty set;the empty set;no real solution;no real solutions;"
-        "null set;no real roots;no solutions exist;no solution exists;it has no solution;has no solution;"
+        "null set;no real roots;no real root;no root;no roots;no real value;no real number;"
+        "no solutions exist;no solution exists;it has no solution;has no solution;"
         "there is no solution;there are no solutions",
         r"\text{DNE}": "dne;d.n.e;does not exist;doesn't exist;limit does not exist;the limit does not exist",
-        r"\text{infinitely many}": "infinitely many;infinitely many solutions;infinite solutions",
+        r"\text{infinitely many}": "infinitely many;infinitely many solutions;there are infinitely many solutions;"
+        "infinite solutions",
         r"\mathbb{Z}": "all integers;any integer;integers;set of all integers;the set of all integers;every integer",
         r"\infty": "infinity;positive infinity",
         r"-\infty": "negative infinity;minus infinity",
@@ -183,7 +200,7 @@ _BARE_BRACES = re.compile(r"(?:^|[=,(]|\\(?:cup|cap|in|setminus)(?![A-Za-z])|(?<
 def normalise(text: str) -> str:
     """Convert an answer to the notation that comparisons use. Idempotent up to spacing; never raises."""
     # Single blanks keep the patterns linear.
-    text = re.sub(r"\s+", " ", _from_unicode(text))
+    text = rewritten(re.sub(r"\s+", " ", _from_unicode(text)))
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
     text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
@@ -191,8 +208,7 @@ def normalise(text: str) -> str:
     for pattern, replacement in _SPACING:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\s*(?:\.|\\text\{[.,;]\})?\s*$", "", text.strip())
-    if _THOUSANDS.fullmatch(text):
-        text = re.sub(r"[, ]", "", text)
+    text = listed_rows(round_brackets(joined_thousands(text)))
     if text.replace(" ", "") == r"\{\}":
         return r"\emptyset"
     # The full stop of a sentence that stands in \text as a whole.
@@ -209,8 +225,11 @@ def _in_symbols(text: str) -> str:
         else ""
     )
     phrase = re.sub(r"\s+", " ", phrase)
-    if (known := _SYNONYMS.get(phrase)) is not None:
+    canonical = canonical_phrase(phrase) or ""
+    if (known := _SYNONYMS.get(phrase) or _SYNONYMS.get(canonical)) is not None:
         return known
+    if canonical:
+        return canonical if canonical.startswith("\\") else rf"\text{{{canonical}}}"
     if re.fullmatch(r"[a-z]+(?:[ -]+[a-z]+)*", phrase) and (number := _counted_in_words(phrase)) is not None:
         return number
     if re.fullmatch(r"\\text\{(?:-?\d[\d.,/]* +[A-Za-z][^{}\d]*)+\}", text):
@@ -277,7 +296,7 @@ def words(text: str) -> str | None:
     letters = match[2]
     return (
         _ARTICLE.sub("", re.sub(r"\s+", " ", letters).lower(), count=1)
-        if max(map(len, letters.split())) > 2
+        if max(map(len, re.split("[ .'-]+", letters))) > 2
         else None
     )
 
@@ -342,26 +361,32 @@ def _latex(value: Fraction) -> str:
 
 def _from_unicode(text: str) -> str:
     pieces = []
-    for run in re.findall(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+|[₀₁₂₃₄₅₆₇₈₉]+|√.?|.", text, flags=re.DOTALL):
-        first = run[0]
-        if first in "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ":
-            pieces.append(f"^{{{run.translate(_SUPERSCRIPTS)}}}")
-        elif first in "₀₁₂₃₄₅₆₇₈₉":
-            pieces.append(f"_{{{run.translate(_SUBSCRIPTS)}}}")
-        elif first == "√":
-            pieces.append(r"\sqrt " + run[1:])
-        elif unicodedata.decomposition(first).startswith("<fraction>") and "⁄" in (
-            form := unicodedata.normalize("NFKC", first)
-        ):
-            numerator, denominator = form.split("⁄")
-            pieces.append(rf"\frac{{{numerator}}}{{{denominator}}}")
+    for script, run in groupby(text, _script):
+        if script:
+            pieces.append(f"{script}{{{''.join(map(_plain, run))}}}")
         else:
-            # NFKC handles the rest: full-width characters, and thin and no-break spaces, which become blanks.
-            pieces.append(_SYMBOLS.get(first) or unicodedata.normalize("NFKC", first))
+            pieces += map(_plain, run)
     return _bracket_roots("".join(pieces))
+
+
+def _script(character: str) -> str:
+    """Return ^ for a raised character, _ for a lowered one."""
+    return {"<super>": "^", "<sub>": "_"}.get(unicodedata.decomposition(character).split(" ")[0], "")
+
+
+def _plain(character: str) -> str:
+    if character in _SYMBOLS:
+        return _SYMBOLS[character]
+    # NFKC handles the rest: letters of mathematics, full-width characters, and thin and no-break spaces, which become
+    # blanks.
+    form = unicodedata.normalize("NFKC", character)
+    if "⁄" in form and form != character:
+        numerator, denominator = form.split("⁄")
+        return rf"\frac{{{numerator}}}{{{denominator}}}"
+    return "".join(_SYMBOLS.get(part, part) for part in form)
 
 
 def _bracket_roots(text: str) -> str:
     r"""Add braces to roots that come from the root sign: `\sqrt 12` applies to 12, `\sqrt (x+1)` to the bracket."""
-    text = re.sub(r"\\sqrt (\d+|[A-Za-z])", r"\\sqrt{\1}", text)
-    return re.sub(r"\\sqrt \(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\sqrt((?:\[\d\])?) (\d+|[A-Za-z]|\\pi(?![A-Za-z]))", r"\\sqrt\1{\2}", text)
+    return re.sub(r"\\sqrt((?:\[\d\])?) \(([^()]*)\)", r"\\sqrt\1{\2}", text)

@@ -70,6 +70,7 @@ _COUNTED_NOUNS = (
     "phase photo picture pie piece pig pixel pizza plane plant plate player point pole polygon possibility post "
     "potato present prime prize problem proton pupil puppy puzzle quadrilateral question rabbit race rectangle "
     "region resident revolution ribbon ring robot rock room root rope rose rotation round route row ruler runner "
+    "committee password code school palindrome configuration quadruple quadrilateral digit assignment "
     "sandwich scientist seat sector seed sequence set sheep ship shirt shoe shot sibling side sign sister slice "
     "snake sock soldier solution son song sphere spider spoon squares stage stair stamp state station step stick "
     "sticker stone story strawberry street string student subset sweet symbol table teacher team term test thing "
@@ -78,7 +79,10 @@ _COUNTED_NOUNS = (
     "window woman women word worker zero"
 )
 _COUNTED = frozenset(_COUNTED_NOUNS.split())
-_ADJECTIVES = r"(?:different|distinct|possible|whole|full|ordered|unique|positive|real)\s+"
+_ADJECTIVES = (
+    r"(?:(?:different|distinct|possible|valid|whole|full|ordered|unique|positive|real|lattice"
+    r"|(?:two|three|four|five|six|\d)-(?:digit|letter|element|person))\s+)+"
+)
 _PHRASES = (
     (
         re.compile(
@@ -156,7 +160,7 @@ def split_unit(text: str, *, is_asked_for: bool = False) -> Quantity:
         r"(.*[\d})])\s*(?:\\?%|\\text\{\s*(?:%|percent|per cent)\s*\}|\s+percent)", text
     ):
         return Quantity(percent[1].strip(), PERCENT, "%")
-    if (whole := _numeral_with_base(text) or _sum_of_pieces(text)) is not None:
+    if (whole := _numeral_with_base(text) or sum_of_pieces(text)) is not None:
         return whole
     for start in _starts(text):
         value, name = text[:start].strip(), text[start:].strip()
@@ -203,7 +207,7 @@ def _starts(text: str) -> list[int]:
     return starts[:2]
 
 
-def _sum_of_pieces(text: str) -> Quantity | None:
+def sum_of_pieces(text: str) -> Quantity | None:
     r"""Return the sum of `1\text{ hour }20\text{ minutes}` or `5\text{ ft }6\text{ in}`, None for any other text."""
     pieces, end = [], 0
     while match := _PIECE.match(text, end):

@@ -85,7 +85,7 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - a sympy expression, set, relatio
         )
     except Exception:  # noqa: BLE001 - the parser raises bare exceptions for every text that it does not take
         return None
-    return _with_imaginary_unit(_unwrapped(form))
+    return _with_real_roots(_with_imaginary_unit(_unwrapped(form)), is_written_as_root=r"\sqrt[" in text)
 
 
 def _unwrapped(form: Any) -> Any:  # noqa: ANN401
@@ -105,6 +105,27 @@ def _with_imaginary_unit(form: Any) -> Any:  # noqa: ANN401
     import sympy
 
     return form.xreplace(dict.fromkeys(units, sympy.I))
+
+
+def _with_real_roots(form: Any, *, is_written_as_root: bool) -> Any:  # noqa: ANN401 - a sympy expression
+    r"""Take odd roots of negative numbers as real, as `\sqrt[3]{-8} = -2`; and of differences, for one form of both."""
+    if not hasattr(form, "replace") or not hasattr(form, "is_Pow"):
+        return form
+
+    def is_odd_root(part: Any) -> bool:  # noqa: ANN401
+        return bool(
+            part.is_Pow
+            and part.exp.is_Rational
+            and part.exp.q % 2 == 1
+            and part.exp.q > 1
+            and (
+                part.base.could_extract_minus_sign()
+                if part.free_symbols
+                else is_written_as_root and part.base.is_negative
+            )
+        )
+
+    return form.replace(is_odd_root, lambda part: (-1) ** part.exp.p * (-part.base) ** part.exp)
 
 
 def forms_equal(gold: Any, given: Any) -> bool:  # noqa: ANN401
