@@ -60,10 +60,11 @@ def without_approximation(text: str) -> str:
         return text
     bare = exact.removesuffix(unit).strip() if unit else re.sub(r"\\text\{[^{}]*\}$", "", exact)
     value = number(parsed(sides_of(bare)[-1]))
-    if value is None or value.is_infinite or value.is_Integer:
+    digits = number(parsed(rounded[1]))
+    if value is None or digits is None or value.is_infinite or value.is_Integer:
         return text
     # Rounded or cut off, in units of the last digit.
-    error = ((abs(value) - abs(number(parsed(rounded[1])))) * 10 ** len(rounded[2])).evalf(MIN_DIGITS)
+    error = ((abs(value) - abs(digits)) * 10 ** len(rounded[2])).evalf(MIN_DIGITS)
     has_sign = bool(value.is_negative) == rounded[1].startswith("-")
     return exact if has_sign and -0.5 <= error < 1 else text
 
