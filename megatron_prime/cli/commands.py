@@ -170,7 +170,7 @@ def _convert(config: PrimeConfig, options: Options) -> int:
 def _plan(config: PrimeConfig, options: Options) -> int:
     try:
         return _call("plan.plan", config, options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: the file of --json
         raise ConfigError("plan", str(error).splitlines()) from error
 
 

@@ -87,6 +87,7 @@ def test_a_plan_that_does_not_fit_exits_with_code_3(folder):
         (["--gpu-set", "memory_gib=much"], "--gpu-set memory_gib=much: the form is FIGURE=NUMBER"),
         (["--gpus", "6"], "6 processes are not a multiple of the 4"),
         (["model.path=nowhere"], "nowhere: no such folder"),
+        (["--json", "nowhere/plan.json"], "cannot be written"),
     ],
 )
 def test_an_invalid_argument_is_reported_in_one_line(arguments, fault, folder):
