@@ -4,6 +4,7 @@
 (tests/rewards/math/math_cases.toml) in the same run; math-verify is used as documented, with its own time limits.
 """
 
+import json
 import logging
 import statistics
 import time
@@ -19,6 +20,7 @@ from megatron_prime.rewards import VerifierPool
 from megatron_prime.rewards.code.comparison import outputs_equal, results_equal
 from megatron_prime.rewards.code.sandbox import Completed, Sandbox
 from megatron_prime.rewards.math.answer import MathVerifier
+from megatron_prime.rewards.math.ground_truths import alternatives
 from tests.rewards.code import sandbox_attacks
 from tests.rewards.math.pathological_answers import ANSWERS
 
@@ -46,10 +48,20 @@ def cases() -> dict[str, list[tuple[str, str, bool]]]:
     }
 
 
+def independent_cases() -> dict[str, list[tuple[str, str, bool]]]:
+    """Return the same tuples by set, of cases whose authors knew the kinds of answers but no verifier."""
+    by_set: dict[str, list[tuple[str, str, bool]]] = {}
+    for line in Path(__file__).with_name("math_independent.jsonl").read_text(encoding="utf-8").splitlines():
+        case = json.loads(line)
+        of_set = by_set.setdefault(f"set {case['set']}", [])
+        of_set.append((case["response"], case["ground_truth"], case["is_right"]))
+    return by_set
+
+
 def plain(response: str, answer: str) -> float:
-    """Judge with math-verify as documented; an exception counts as reward 0."""
+    """Judge with math-verify as documented, by one ground truth of several; an exception counts as reward 0."""
     try:
-        return float(verify(parse(f"${answer}$"), parse(response)))
+        return float(any(verify(parse(f"${gold}$"), parse(response)) for gold in alternatives(answer)))
     except Exception:  # noqa: BLE001 - it may raise anything
         return 0.0
 
@@ -71,6 +83,18 @@ def print_accuracy() -> None:
         totals = [a + b for a, b in zip(totals, row, strict=True)]
         print(accuracy_row(kind.replace("_", " "), row))
     print(accuracy_row("all", totals))
+
+
+def print_independent() -> None:
+    print("\n| cases | right | ours rejects | plain rejects | wrong | ours accepts | plain accepts |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, of_set in independent_cases().items():
+        (rejected, accepted), (plain_rejected, plain_accepted) = (
+            mistakes(judge, of_set) for judge in (MathVerifier().verify, plain)
+        )
+        num_right = sum(is_right for *_, is_right in of_set)
+        counts = (num_right, rejected, plain_rejected, len(of_set) - num_right, accepted, plain_accepted)
+        print(f"| {name} | {' | '.join(map(str, counts))} |")
 
 
 def accuracy_row(name: str, counts: list[int]) -> str:
@@ -150,6 +174,7 @@ def main() -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     logging.getLogger("megatron_prime").setLevel(logging.ERROR)
     print_accuracy()
+    print_independent()
     (one, one_cpu), (two, two_cpu) = speeds(1), speeds(2)
     print(f"\n{one:.0f} answers/s with one worker, {two:.0f} with two: {two / one:.2f}x")
     print(f"{one_cpu:.0f} answers per CPU second with one worker, {two_cpu:.0f} with two")
