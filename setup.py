@@ -53,6 +53,12 @@ setup(
         "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
         # SGLang pins its own torch: install it in an environment of its own, not beside the training one.
         "sglang": ["sglang"],
+        # Loggers beside TensorBoard ([logging] backends), and curves as png and svg (megatron-prime view --export).
+        "wandb": ["wandb>=0.20"],
+        "mlflow": ["mlflow-skinny>=3.0"],
+        "plots": ["matplotlib>=3.9"],
+        # The documentation as a site. mkdocs 2 is a different program without plugins.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
         "dev": [
             "pytest>=8.0",
             "hypothesis>=6.100",
@@ -63,6 +69,13 @@ setup(
             # The nodejs extra brings node as a wheel, so that pyright runs on a machine that has none.
             "pyright[nodejs]>=1.1.390",
             "vulture>=2.14",
+            # Drives the system's Chromium in the tests of the viewer.
+            "playwright>=1.50",
+            "wandb>=0.20",
+            "mlflow-skinny>=3.0",
+            "matplotlib>=3.9",
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.6",
             # A CUDA torch brings it; here its interpreter and compiler test the kernels on a machine without a GPU.
             'triton>=3.3; platform_system == "Linux"',
         ],
