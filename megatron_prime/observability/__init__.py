@@ -1,6 +1,7 @@
 """Metrics, their files, progress output, and the heartbeat of a process.
 
-- `metrics`: metrics of one step, their documented names, timers and memory
+- `metrics`: metrics of one step, timers and memory
+- `catalog`: the declaration of everything that is logged, with unit and description
 - `metrics_logger`: writes metrics to all destinations
 - `jsonl`: the file metrics.jsonl
 - `tensorboard`: TensorBoard event files

@@ -16,8 +16,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from megatron_prime.observability.catalog import description_of
 from megatron_prime.observability.durable import AppendedFile, make_private
-from megatron_prime.observability.metrics import description_of
 
 
 class TensorBoardWriter:

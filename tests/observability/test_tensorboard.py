@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.data_compat import migrate_value
 
-from megatron_prime.observability.metrics import NAMES
+from megatron_prime.observability.catalog import metric_of
 from megatron_prime.observability.tensorboard import TensorBoardWriter
 from tests.support import deadlines
 
@@ -69,10 +69,8 @@ def test_the_writer_imports_no_framework():
 def test_every_metric_has_its_description(tmp_path):
     writer = TensorBoardWriter(tmp_path)
     names = {
-        "rollout/accuracy_sampled": NAMES["rollout/accuracy_sampled"],
-        "policy/ref_kl": NAMES["policy/ref_kl"],
-        "policy/loss": NAMES["policy/*"],
-        "eval/aime/accuracy": NAMES["eval/*"],
+        name: metric_of(name).documentation
+        for name in ("rollout/accuracy_sampled", "policy/ref_kl", "prm/loss", "eval/aime/accuracy")
     }
     for step in range(2):
         writer.log(step, dict.fromkeys(names, 1.0))

@@ -1,14 +1,11 @@
-"""Checks that metrics are documented in `observability.metrics.NAMES`."""
+"""Checks that metrics are declared in `observability.catalog`."""
 
 from collections.abc import Iterable
 
-from megatron_prime.observability.metrics import NAMES
+from megatron_prime.observability.catalog import metric_of
 
 
-def undocumented(names: Iterable[str]) -> list[str]:
-    """Return the names that NAMES does not cover, sorted."""
-    return sorted(name for name in names if not any(_covers(pattern, name) for pattern in NAMES))
-
-
-def _covers(pattern: str, name: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+def undocumented(names: Iterable[str], kind: str = "scalar") -> list[str]:
+    """Return the names without a declaration (description and unit) of a kind, sorted."""
+    declared = {name: metric_of(name) for name in names}
+    return sorted(name for name, metric in declared.items() if metric is None or metric.kind != kind)
