@@ -101,8 +101,8 @@ def test_a_usage_error_is_one_line_that_says_what_was_meant(arguments, hint, cap
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("help", "Commands:"),
-        ("-h", "Commands:"),
+        ("help", "Prepare and check:"),
+        ("-h", "Prepare and check:"),
         ("help plan", "--gpu-set"),
         ("plan --help", "--gpu-set"),
         ("--version", "megatron-prime "),

@@ -1,0 +1,465 @@
+"""All commands with their options, examples and help; a command is described here and nowhere else."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from megatron_prime import __version__
+from megatron_prime.cli.arguments.help_style import (
+    NAME,
+    SETTINGS,
+    CommandsUnderHeadings,
+    CommandWithExamples,
+    Examples,
+)
+
+SHELLS = ("bash", "zsh", "fish")
+WITHOUT_CONFIG = ("doctor", "from-megatron", "verify")
+"""Commands that need no configuration file."""
+
+
+class Options(SimpleNamespace):
+    """The parsed arguments of one command: its name as `command`, and its options as further attributes."""
+
+    command: str
+    config: Path
+    overrides: list[str]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Satisfy type checkers, which cannot know the options of a command."""
+        raise AttributeError(name)
+
+
+def _complete_word(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Offer keys of the configuration, and files for everything else."""
+    from megatron_prime.config.faults import dotted_keys
+    from megatron_prime.config.run import PrimeConfig
+
+    keys = [
+        CompletionItem(f"{key}=") for key in dotted_keys(PrimeConfig) if word and f"{key}=".startswith(word)
+    ]
+    return keys or [CompletionItem(word, type="file")]
+
+
+def _complete_gpu(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
+    from megatron_prime.planning.gpus import KNOWN
+
+    return [name for name in KNOWN if name.lower().startswith(word.lower())]
+
+
+def is_override(word: str) -> bool:
+    """Return whether an argument sets a key of the configuration."""
+    return "=" in word and not Path(word).is_file()
+
+
+def _options(command: str, values: dict[str, Any]) -> Options:
+    """Separate the configuration file from overrides and return all arguments of a command."""
+    words = list(values.pop("words"))
+    # `--dry-run` takes an optional folder: a file or an override behind it was not meant as one.
+    folder = values.get("dry_run")
+    if folder and folder != "-" and (is_override(folder) or Path(folder).suffix == ".toml"):
+        words.insert(0, folder)
+        values["dry_run"] = "-"
+    index = next((index for index, word in enumerate(words) if not is_override(word)), None)
+    file = None if index is None else Path(words.pop(index))
+    if file is None and command not in WITHOUT_CONFIG:
+        raise click.UsageError("the configuration is missing: name a TOML file", click.get_current_context())
+    if command == "from-megatron" and file is not None:
+        words.insert(0, str(file))
+    return Options(command=command, config=file, overrides=words, **values)
+
+
+@click.group(
+    cls=CommandsUnderHeadings,
+    context_settings=SETTINGS,
+    help="PRIME (arXiv 2502.01456) on Megatron-core: reinforcement learning with process rewards that nobody labels.",
+    examples=(
+        ("find every fault of a configuration before it costs GPU time", "megatron-prime check run.toml"),
+        ("train; the same command continues a run that was stopped", "megatron-prime train run.toml"),
+        ("options and examples of one command", "megatron-prime help train"),
+    ),
+)
+@click.version_option(__version__, message=f"{NAME} %(version)s", help="show the version")
+def top() -> None:
+    """Hold all commands."""
+
+
+CONFIG_ROW = ("CONFIG", "TOML file of the run")
+OVERRIDE_ROW = ("KEY=VALUE", "a setting that replaces the file's, such as policy.lr=1e-6")
+
+
+def _command(
+    name: str,
+    heading: str,
+    text: str,
+    options: Mapping[str, Sequence[click.Option]],
+    examples: Examples,
+    metavar: str = "CONFIG [KEY=VALUE]...",
+) -> None:
+    """Add a command that takes a configuration, overrides and these options."""
+
+    def callback(**values: Any) -> Options:  # noqa: ANN401
+        return _options(name, values)
+
+    words = click.Argument(["words"], nargs=-1, metavar=metavar, shell_complete=_complete_word)
+    quiet = click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors alone")
+    top.add_command(
+        CommandWithExamples(
+            name,
+            heading,
+            options,
+            examples,
+            [CONFIG_ROW, OVERRIDE_ROW] if "CONFIG" in metavar else [OVERRIDE_ROW],
+            params=[words, quiet],
+            callback=callback,
+            help=f"{text[0].upper()}{text[1:]}.",
+            short_help=text,
+        )
+    )
+
+
+def _option(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
+    return click.Option(list(names), **settings)
+
+
+def _path(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
+    """Return an option that names a file or a folder, which shells complete."""
+    return click.Option(list(names), type=click.Path(path_type=Path), **settings)
+
+
+_command(
+    "train",
+    "Train",
+    "run PRIME; continues automatically from the newest checkpoint of run_dir",
+    {
+        "Instead of training": [
+            _option(
+                "--dry-run",
+                is_flag=False,
+                flag_value="-",
+                metavar="[FOLDER]",
+                help="start nothing: print the arithmetic, the process map and the commands (and write them to FOLDER)",
+            ),
+        ],
+    },
+    (
+        ("train, or continue a run that was stopped", "megatron-prime train run.toml"),
+        ("with two settings changed", "megatron-prime train run.toml policy.lr=1e-6 trainer.num_steps=400"),
+        ("see what would run where, and start nothing", "megatron-prime train run.toml --dry-run"),
+        ("the same on two nodes", "torchrun --nnodes=2 --nproc-per-node=8 -m megatron_prime train run.toml"),
+    ),
+)
+_command(
+    "sft",
+    "Train",
+    "fine-tune the policy on demonstrations and write an HF checkpoint",
+    {},
+    (
+        ("write the fine-tuned model to run_dir/sft", "megatron-prime sft run.toml"),
+        (
+            "other demonstrations, for 200 steps",
+            "megatron-prime sft run.toml 'sft.data=[\"demos.jsonl\"]' sft.num_steps=200",
+        ),
+    ),
+)
+_command(
+    "eval",
+    "Evaluate",
+    "sample on the held-out prompts and benchmarks from model.path and report accuracy",
+    {},
+    (
+        ("accuracy of the model that the configuration names", "megatron-prime eval run.toml"),
+        ("of a trained one", "megatron-prime eval run.toml model.path=runs/first/hf"),
+        ("on one more benchmark", "megatron-prime eval run.toml evaluation.benchmarks.amc.path=amc.csv"),
+    ),
+)
+_command(
+    "eval-prm",
+    "Evaluate",
+    "evaluate the PRM of prm.path against reference.path: best of N, ProcessBench, pairs",
+    {},
+    (
+        ("judge the PRM on the files of [prm_evaluation]", "megatron-prime eval-prm run.toml"),
+        ("a PRM that convert has written", "megatron-prime eval-prm run.toml prm.path=runs/first/prm"),
+    ),
+)
+_command(
+    "check",
+    "Prepare and check",
+    "find every fault of a configuration and of its data, and print the batch arithmetic",
+    {
+        "Subject": [
+            _option(
+                "--for",
+                "target",
+                type=click.Choice(("train", "sft", "eval", "eval-prm")),
+                help="the command to check; by default train, or without data.train the one whose data are named",
+            ),
+        ],
+    },
+    (
+        ("before a job is queued, on a login node", "megatron-prime check run.toml"),
+        ("what sft would refuse", "megatron-prime check run.toml --for sft"),
+    ),
+)
+_command(
+    "plan",
+    "Prepare and check",
+    "estimate a run without a GPU: memory, time, weight sync, layouts that fit",
+    {
+        "GPUs": [
+            _option(
+                "--gpu",
+                default="H100-80G",
+                shell_complete=_complete_gpu,
+                metavar="NAME",
+                help="H100-80G (default), H200, A100-80G, A100-40G or B200",
+            ),
+            _option(
+                "--gpus",
+                type=int,
+                metavar="NUMBER",
+                help="GPUs to train on; default parallel.num_processes",
+            ),
+            _option("--gpu-set", multiple=True, metavar="FIGURE=VALUE", help="change a property of the GPU"),
+        ],
+        "Assumptions": [
+            _option(f"--{name}", type=float, metavar="NUMBER", help=text)
+            for name, text in (
+                ("prompt-tokens", "mean length of a prompt; default half of the longest"),
+                ("response-tokens", "mean length of a response; default half of the longest"),
+                ("mfu", "fraction of the peak FLOPs that training reaches; default 0.4"),
+                (
+                    "decode-efficiency",
+                    "fraction of the memory bandwidth that decoding reaches; default 0.6",
+                ),
+                ("overhead-gib", "memory of a process outside of models, in GiB; default 3"),
+            )
+        ],
+        "Output": [
+            _option("--json", type=click.Path(), metavar="FILE", help="write the plan to this file too")
+        ],
+    },
+    (
+        ("does it fit, how long is a step, and which layout is faster", "megatron-prime plan run.toml"),
+        ("the same on 16 H200s", "megatron-prime plan run.toml --gpu H200 --gpus 16"),
+        (
+            "with the lengths and the speed that were measured",
+            "megatron-prime plan run.toml --response-tokens 900 --mfu 0.35",
+        ),
+    ),
+)
+_command(
+    "doctor",
+    "Prepare and check",
+    "check environment, devices, file systems, engine and the ranks' network, and say how to fix faults",
+    {
+        "Limits": [
+            _option(
+                "--timeout-s",
+                type=float,
+                default=30.0,
+                metavar="SECONDS",
+                help="deadline for the ranks to connect; default 30",
+            )
+        ],
+    },
+    (
+        ("this machine, without a configuration", "megatron-prime doctor"),
+        ("what a run needs, on every rank of a job", "srun ... megatron-prime doctor run.toml"),
+    ),
+    metavar="[CONFIG] [KEY=VALUE]...",
+)
+_command(
+    "verify",
+    "Prepare and check",
+    "try the verifiers of a run on responses: the verdict and the reason of each",
+    {
+        "Many responses": [
+            _path(
+                "--file",
+                metavar="FILE",
+                help="rows with response, answer and possibly the expected reward, source and ability; "
+                "default data.train",
+            ),
+            _option(
+                "--rows",
+                type=click.IntRange(1),
+                metavar="NUMBER",
+                help="rows of each file; default all of --file, 100 of data.train",
+            ),
+        ],
+        "One response": [
+            _option("--response", metavar="TEXT", help="one response, to --answer"),
+            _option("--answer", metavar="TEXT", help="the ground truth of --response"),
+            _option(
+                "--source", metavar="NAME", default="", help="data source of --response, for reward.routes"
+            ),
+            _option("--ability", metavar="NAME", default="", help="ability of --response, for reward.routes"),
+        ],
+        "Output": [
+            _option(
+                "--json",
+                type=click.Path(),
+                metavar="FILE",
+                help="write the verdicts to this file too, one line each",
+            )
+        ],
+    },
+    (
+        ("does every answer of the data earn its own reward?", "megatron-prime verify run.toml"),
+        ("responses that a model wrote", "megatron-prime verify run.toml --file responses.jsonl"),
+        ("one answer", "megatron-prime verify reward.verifier=math --response '0.5' --answer 1/2"),
+    ),
+    metavar="[CONFIG] [KEY=VALUE]...",
+)
+_command(
+    "convert",
+    "Convert",
+    "write a model of a training checkpoint as an HF checkpoint",
+    {
+        "Source": [
+            _option(
+                "--role",
+                type=click.Choice(("policy", "prm")),
+                default="policy",
+                help="the model to write; default policy",
+            ),
+            _path("--checkpoint", metavar="FOLDER", help="default: the newest complete one of run_dir"),
+        ],
+        "Output": [
+            _path("--output", metavar="FOLDER", required=True, help="folder to write; must not exist"),
+            _option(
+                "--dtype",
+                type=click.Choice(("keep", "fp32", "bf16", "fp16")),
+                default="keep",
+                help="number format of the weights; default keep",
+            ),
+            _option("--compare-logits", is_flag=True, help="run both models on a short sequence, in memory"),
+        ],
+        "Speed": [
+            _option(
+                "--workers",
+                type=int,
+                default=1,
+                metavar="NUMBER",
+                help="number of processes, each of which holds one tensor in memory; default 1",
+            )
+        ],
+    },
+    (
+        ("the newest policy of a run", "megatron-prime convert run.toml --output policy"),
+        ("its PRM, in bf16", "megatron-prime convert run.toml --role prm --dtype bf16 --output prm"),
+    ),
+)
+_command(
+    "from-megatron",
+    "Convert",
+    "write a configuration from the arguments of an existing Megatron-LM setup",
+    {
+        "Source": [
+            _option("--args", metavar="TEXT", help='the arguments as one string: --args="--lr 1e-6 ..."'),
+            _path("--args-file", metavar="FILE", help="a shell script (read, not run) or a YAML file"),
+            _path("--model", metavar="FOLDER", required=True, help="HF checkpoint of the model: model.path"),
+        ],
+        "Output": [
+            _path("-o", "--output", metavar="FILE", required=True, help="TOML file to write"),
+            _option(
+                "--skip-refused",
+                is_flag=True,
+                help="leave out arguments that are refused instead of stopping",
+            ),
+        ],
+    },
+    (
+        (
+            "from a training script",
+            "megatron-prime from-megatron --args-file pretrain.sh --model hf -o run.toml",
+        ),
+        (
+            "from arguments",
+            'megatron-prime from-megatron --args="--lr 1e-6 --bf16" --model hf -o run.toml',
+        ),
+    ),
+    metavar="[KEY=VALUE]...",
+)
+
+
+def _one_source(callback: Callable[..., Options]) -> Callable[..., Options]:
+    """Require exactly one of --args and --args-file."""
+
+    def checked(**values: Any) -> Options:  # noqa: ANN401
+        if (values["args"] is None) == (values["args_file"] is None):
+            raise click.UsageError("name one of --args and --args-file", click.get_current_context())
+        return callback(**values)
+
+    return checked
+
+
+_from_megatron = top.commands["from-megatron"]
+assert _from_megatron.callback is not None
+_from_megatron.callback = _one_source(_from_megatron.callback)
+
+
+@click.pass_context
+def _help(context: click.Context, name: str | None) -> None:
+    assert context.parent is not None
+    if name is None:
+        click.echo(context.parent.get_help())
+        return
+    _, command, _ = top.resolve_command(context.parent, [name])
+    assert command is not None
+    with click.Context(command, info_name=name, parent=context.parent) as inner:
+        click.echo(command.get_help(inner))
+
+
+def _completion(shell: str) -> None:
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(top, {}, NAME, "_MEGATRON_PRIME_COMPLETE")
+    # click's source() for bash starts bash to learn its version; the text alone needs no shell.
+    sys.stdout.write(script.source_template % script.source_vars() + "\n")
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
+    return [name for name in top.commands if name.startswith(word)]
+
+
+top.add_command(
+    CommandWithExamples(
+        "help",
+        "This program",
+        {},
+        (("all commands", "megatron-prime help"), ("one command", "megatron-prime help train")),
+        [("COMMAND", "name of a command; without one, all commands are listed")],
+        params=[click.Argument(["name"], required=False, metavar="[COMMAND]", shell_complete=_names)],
+        callback=_help,
+        help="Show the options and examples of a command, or all commands.",
+        short_help="show the options and examples of a command",
+    )
+)
+top.add_command(
+    CommandWithExamples(
+        "completion",
+        "This program",
+        {},
+        (
+            (
+                "bash, in this shell; in ~/.bashrc for all",
+                'eval "$(megatron-prime completion bash)"',
+            ),
+            ("zsh, in ~/.zshrc behind compinit", 'eval "$(megatron-prime completion zsh)"'),
+            ("fish, in ~/.config/fish/config.fish", "megatron-prime completion fish | source"),
+        ),
+        [("SHELL", "bash, zsh or fish")],
+        params=[click.Argument(["shell"], type=click.Choice(SHELLS), metavar="SHELL")],
+        callback=_completion,
+        help="Print a script that completes commands, options, files and configuration keys in a shell.",
+        short_help="print a script that completes commands, options and keys in a shell",
+    )
+)
