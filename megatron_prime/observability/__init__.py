@@ -8,6 +8,7 @@
 - `progress`: progress bars and log lines
 - `heartbeat`: step, phase and last event of this process
 - `provenance`: versions, git state and machine of each attempt of a run
+- `rollout_log/`: sampled responses with everything computed of their tokens, as Parquet files
 - `durable`: atomic replacement of files
 """
 

@@ -1,0 +1,14 @@
+"""Sampled responses on disk, with everything that was computed of each token: one Parquet file per logged step.
+
+Training writes `run_dir/rollouts/step-00000012.parquet`; `rollout`, `eval` and tools use the same format.
+
+- `schema`: the columns, their meaning and types, and the description that each file carries
+- `writer`: writes the file of one step, as a whole or not at all
+- `reader`: lists the steps of a run, and reads the columns of a step
+"""
+
+from megatron_prime.observability.rollout_log.reader import RolloutFile, logged_steps
+from megatron_prime.observability.rollout_log.schema import COLUMNS, FileInfo, step_path
+from megatron_prime.observability.rollout_log.writer import write_rollouts
+
+__all__ = ["COLUMNS", "FileInfo", "RolloutFile", "logged_steps", "step_path", "write_rollouts"]
