@@ -2,7 +2,7 @@
 
     python -m benchmarks.reward_hacking [--seeds 1 2 3] [--methods NAME ...]
 
-Each run takes 10 to 30 seconds on one core. Chain arithmetic as in `examples/arithmetic_task.py` with 12 operations;
+Each run takes 10 to 30 seconds on one core. Chain arithmetic as in `quickstart/arithmetic_task.py`, with 12 operations;
 the response is the value after each operation and then the answer in a box: `[ 7 ]`. The demonstrator writes a
 formatting token in one of ten boxes, `[ $ 7 ]`, and the verifier accepts any number of them. With the filter off, few
 right responses and a policy that learns as fast as the PRM, the PRM lowers the log-probs of the tokens that it sees,

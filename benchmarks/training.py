@@ -100,11 +100,12 @@ def overhead_table(records: list[dict[str, float]], inside: list[dict[str, float
 
 def _toy_run(folder: Path, num_steps: int) -> int:
     """Train on the arithmetic task in this process, and time the work inside the models."""
-    from examples.arithmetic_task import write_all
     from megatron_prime.cli import main as command_line
     from megatron_prime.engines.local.engine import LocalEngine
     from megatron_prime.models import forward
     from megatron_prime.observability import heartbeat
+    from megatron_prime.quickstart.arithmetic_task import write_all
+    from megatron_prime.quickstart.folder import CONFIG
     from megatron_prime.training.trainable import Trainable
     from megatron_prime.training.trainer import Trainer
 
@@ -145,7 +146,7 @@ def _toy_run(folder: Path, num_steps: int) -> int:
     code = command_line(
         [
             "train",
-            str(ROOT / "examples" / "quickstart.toml"),
+            str(CONFIG),
             f"run_dir={folder / 'run'}",
             f"model.path={folder / 'task' / 'model'}",
             f'data.train=["{folder / "task" / "train.jsonl"}"]',

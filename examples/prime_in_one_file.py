@@ -27,7 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
-from examples.arithmetic_task import (
+from megatron_prime.quickstart.arithmetic_task import (
     EOS_TOKEN,
     PAD_TOKEN,
     VOCABULARY,

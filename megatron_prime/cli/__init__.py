@@ -7,6 +7,7 @@
 - `assemble`: builds topology, engine, verifier and weight sync from the configuration
 - `attempt`: the lock, the store and the records of one attempt of a run that can be resumed
 - `train`, `sft`, `evaluate`, `evaluate_prm`, `convert`, `plan`, `verify`: one command each
+- `quickstart`: a complete run on a toy task
 - `dry_run`: what `train` would start
 - `from_megatron`: writes a configuration from Megatron-LM's arguments
 - `megatron_script`: reads the arguments out of commands, scripts and YAML files

@@ -49,11 +49,11 @@ def run_command(options: Options) -> int:
     try:
         if options.command == "doctor" and options.config is None:
             return _doctor(None, options)
-        if options.command == "from-megatron":
-            print("\n".join(_call("from_megatron.from_megatron", options)))  # noqa: T201
-            return 0
-        if options.command == "verify":
-            return _call("verify.verify", options)
+        run_alone = {"from-megatron": _from_megatron, "quickstart": _quickstart, "verify": _verify}.get(
+            options.command
+        )
+        if run_alone is not None:
+            return run_alone(options)
         config = load_config(options.config, options.overrides)
         run_here = {"doctor": _doctor, "plan": _plan, "convert": _convert}.get(options.command)
         if run_here is not None:
@@ -172,6 +172,22 @@ def _plan(config: PrimeConfig, options: Options) -> int:
         return _call("plan.plan", config, options)
     except (ValueError, OSError) as error:  # OSError: the file of --json
         raise ConfigError("plan", str(error).splitlines()) from error
+
+
+def _from_megatron(options: Options) -> int:
+    print("\n".join(_call("from_megatron.from_megatron", options)))  # noqa: T201
+    return 0
+
+
+def _verify(options: Options) -> int:
+    return _call("verify.verify", options)
+
+
+def _quickstart(options: Options) -> int:
+    try:
+        return _call("quickstart.quickstart", options)
+    except (ValueError, OSError) as error:  # the folder cannot be used
+        raise ConfigError("quickstart", [str(error)]) from error
 
 
 def _guarded(run: Callable[[], None]) -> int:

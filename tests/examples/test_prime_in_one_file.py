@@ -8,7 +8,6 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from examples import prime_in_one_file as example
-from examples.arithmetic_task import model_config, sample_problem
 from megatron_prime.algorithm.advantage import prime_advantages
 from megatron_prime.algorithm.filtering import accuracy_band_keep
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, sequence_scores_B
@@ -17,6 +16,7 @@ from megatron_prime.algorithm.prm_loss import prm_loss
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
+from megatron_prime.quickstart.arithmetic_task import model_config, sample_problem
 
 PAPER = AdvantageConfig(process_baseline="token_mean", process_normalization="none", whitening="none")
 PRM = PRMConfig(beta=example.BETA)

@@ -85,7 +85,7 @@ def prepare(folder: str) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    from examples import arithmetic_task as task
+    from megatron_prime.quickstart import arithmetic_task as task
 
     sizes = task.model_config().to_dict() | {"layer_types": None}
     deep = sizes | {"num_hidden_layers": 4}

@@ -31,7 +31,12 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = (
-    *("megatron_prime", "examples.quickstart", "tools.gpu_check", "tools.gpu_checks.ranks"),
+    *(
+        "megatron_prime",
+        "megatron_prime.quickstart.arithmetic_task",
+        "tools.gpu_check",
+        "tools.gpu_checks.ranks",
+    ),
     *("sglang.launch_server", "megatron_prime_receiver.serve"),
 )
 """Modules that `python -m` runs in a fork."""

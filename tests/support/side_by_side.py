@@ -12,12 +12,13 @@ import pytest
 GROUPS = (
     # Starting SGLang servers takes all cores, so no two groups may do it at the same time.
     ("tests/engines/sglang/", "servers"),
-    ("tests/examples/test_quickstart.py::test_the_policy_learns", "learning"),
+    ("tests/cli/test_quickstart.py::test_the_policy_learns", "learning"),
     ("tests/cli/test_plan.py", "plan"),
     ("tests/cli/", "toy"),
     ("tests/evaluation/test_evaluator", "toy"),
     ("tests/preflight/test_doctor", "toy"),
     ("tests/examples/", "toy"),
+    ("tests/quickstart/", "toy"),
     ("tests/slurm/", "toy"),
     ("tests/tools/test_chaos", "toy"),
     ("tests/models/test_passthrough", "toy"),

@@ -29,7 +29,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def prepare(folder: str) -> dict[str, Any]:
     """Create the task, warm up a model, run in one process, and evaluate the initial and final models."""
-    from examples.arithmetic_task import write_all
+    from megatron_prime.quickstart.arithmetic_task import write_all
 
     os.chdir(folder)
     write_all(Path("task"), seed=0)

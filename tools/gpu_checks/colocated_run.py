@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
+from megatron_prime.quickstart.folder import CONFIG
 from tools.gpu_checks.lines import ROOT, Line, Setting, info, judged
 
-EXAMPLES = ROOT / "examples"
 NUM_STEPS = 4
 KILLED_AFTER = 1
 """Step after which the server is killed, while the trainer computes."""
@@ -26,11 +26,11 @@ def colocated_run(setting: Setting) -> Iterator[Line]:
     """Train with a colocated server as a user would: built models first, then the server, a checkpoint each step."""
     assert setting.sglang_python is not None, "the check is skipped without it"
     task, run = setting.folder / "task", setting.folder / "run"
-    generate = [sys.executable, str(EXAMPLES / "arithmetic_task.py"), "--output", str(task)]
+    generate = [sys.executable, "-m", "megatron_prime.quickstart.arithmetic_task", "--output", str(task)]
     subprocess.run(generate, check=True, timeout=120, cwd=ROOT)
     # SGLang's memory saver refuses this setting, which users give the trainer: it must not reach the server.
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    command = [sys.executable, "-m", "megatron_prime", "train", str(EXAMPLES / "quickstart.toml")]
+    command = [sys.executable, "-m", "megatron_prime", "train", str(CONFIG)]
     command += _overrides(setting, task, run)
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, env=environment)

@@ -5,19 +5,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from megatron_prime.quickstart.folder import CONFIG
 from tools.gpu_checks.lines import ROOT, Line, Setting, info, judged
 
 MIN_GAIN = 0.2
 """Gain in held-out accuracy that PRIME must reach; on CPUs in fp32 it is about 0.7 (README)."""
-EXAMPLES = ROOT / "examples"
 
 
 def prime_run(setting: Setting) -> Iterator[Line]:
     """Run SFT and PRIME on the arithmetic task as a user would; held-out accuracy must rise."""
     task = setting.folder / "task"
-    subprocess.run(
-        [sys.executable, str(EXAMPLES / "arithmetic_task.py"), "--output", str(task)], check=True, timeout=120
-    )
+    generate = [sys.executable, "-m", "megatron_prime.quickstart.arithmetic_task", "--output", str(task)]
+    subprocess.run(generate, check=True, timeout=120)
     shared = [
         f"platform.device={setting.device}",
         "platform.dtype=bf16",
@@ -54,7 +53,7 @@ def prime_run(setting: Setting) -> Iterator[Line]:
 
 def _command(name: str, overrides: list[str]) -> Iterator[Line]:
     """Run a command; its output goes to the check's log. Raises CalledProcessError if it fails."""
-    command = [sys.executable, "-m", "megatron_prime", name, str(EXAMPLES / "quickstart.toml"), *overrides]
+    command = [sys.executable, "-m", "megatron_prime", name, str(CONFIG), *overrides]
     done = subprocess.run(command, check=False, cwd=ROOT)
     yield judged(f"exit code of {name}", done.returncode, "", "0", done.returncode == 0)
     done.check_returncode()

@@ -102,7 +102,7 @@ def _measured(case: Case, setting: Setting) -> Iterator[Line]:
 def _write_tokenizer(model: Path) -> None:
     """Add the toy task's tokenizer: a run needs a tokenizer with a stop token."""
     if not (model / "tokenizer.json").exists():
-        from examples.arithmetic_task import VOCABULARY, write_tokenizer
+        from megatron_prime.quickstart.arithmetic_task import VOCABULARY, write_tokenizer
 
         write_tokenizer(model)
         config = json.loads((model / "config.json").read_text())

@@ -3,6 +3,7 @@
 Options, the configuration file and overrides may stand in any order.
 
 - `table`: all commands, with their options, examples and help
+- `own_commands`: `help` and `completion`
 - `help_style`: the form of every help page
 - `parsing`: parses a command line, and explains errors in one line
 """

@@ -1,13 +1,12 @@
 """All commands with their options, examples and help; a command is described here and nowhere else."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import CompletionItem
 
 from megatron_prime import __version__
 from megatron_prime.cli.arguments.help_style import (
@@ -17,9 +16,9 @@ from megatron_prime.cli.arguments.help_style import (
     CommandWithExamples,
     Examples,
 )
+from megatron_prime.cli.arguments.own_commands import add_own_commands
 
-SHELLS = ("bash", "zsh", "fish")
-WITHOUT_CONFIG = ("doctor", "from-megatron", "verify")
+WITHOUT_CONFIG = ("doctor", "from-megatron", "quickstart", "verify")
 """Commands that need no configuration file."""
 
 
@@ -60,6 +59,11 @@ def is_override(word: str) -> bool:
 def _options(command: str, values: dict[str, Any]) -> Options:
     """Separate the configuration file from overrides and return all arguments of a command."""
     words = list(values.pop("words"))
+    if command == "quickstart" and not all(map(is_override, words)):
+        raise click.UsageError(
+            "quickstart writes its own configuration: name KEY=VALUE overrides alone",
+            click.get_current_context(),
+        )
     # `--dry-run` takes an optional folder: a file or an override behind it was not meant as one.
     folder = values.get("dry_run")
     if folder and folder != "-" and (is_override(folder) or Path(folder).suffix == ".toml"):
@@ -79,6 +83,7 @@ def _options(command: str, values: dict[str, Any]) -> Options:
     context_settings=SETTINGS,
     help="PRIME (arXiv 2502.01456) on Megatron-core: reinforcement learning with process rewards that nobody labels.",
     examples=(
+        ("see a toy model learn on this machine, in two minutes", "megatron-prime quickstart"),
         ("find every fault of a configuration before it costs GPU time", "megatron-prime check run.toml"),
         ("train; the same command continues a run that was stopped", "megatron-prime train run.toml"),
         ("options and examples of one command", "megatron-prime help train"),
@@ -132,6 +137,38 @@ def _path(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
     return click.Option(list(names), type=click.Path(path_type=Path), **settings)
 
 
+_command(
+    "quickstart",
+    "Train",
+    "train a toy model end to end on a CPU, in two minutes",
+    {
+        "Files and seed": [
+            _path(
+                "--root",
+                metavar="FOLDER",
+                default=Path("runs/quickstart"),
+                help="folder for all files; default runs/quickstart",
+            ),
+            _option(
+                "--seed",
+                type=int,
+                metavar="NUMBER",
+                default=0,
+                help="seed of the task, of the models and of the runs",
+            ),
+            _option("--fresh", is_flag=True, help="remove the files of an earlier quickstart first"),
+        ],
+    },
+    (
+        ("generate a task and a model, fine-tune it, then run PRIME", "megatron-prime quickstart"),
+        (
+            "for comparison, with outcome rewards alone",
+            "megatron-prime quickstart --root runs/outcome prm.enabled=false",
+        ),
+        ("another seed, from scratch", "megatron-prime quickstart --seed 1 --fresh"),
+    ),
+    metavar="[KEY=VALUE]...",
+)
 _command(
     "train",
     "Train",
@@ -406,60 +443,4 @@ assert _from_megatron.callback is not None
 _from_megatron.callback = _one_source(_from_megatron.callback)
 
 
-@click.pass_context
-def _help(context: click.Context, name: str | None) -> None:
-    assert context.parent is not None
-    if name is None:
-        click.echo(context.parent.get_help())
-        return
-    _, command, _ = top.resolve_command(context.parent, [name])
-    assert command is not None
-    with click.Context(command, info_name=name, parent=context.parent) as inner:
-        click.echo(command.get_help(inner))
-
-
-def _completion(shell: str) -> None:
-    kind = get_completion_class(shell)
-    assert kind is not None
-    script = kind(top, {}, NAME, "_MEGATRON_PRIME_COMPLETE")
-    # click's source() for bash starts bash to learn its version; the text alone needs no shell.
-    sys.stdout.write(script.source_template % script.source_vars() + "\n")
-
-
-def _names(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
-    return [name for name in top.commands if name.startswith(word)]
-
-
-top.add_command(
-    CommandWithExamples(
-        "help",
-        "This program",
-        {},
-        (("all commands", "megatron-prime help"), ("one command", "megatron-prime help train")),
-        [("COMMAND", "name of a command; without one, all commands are listed")],
-        params=[click.Argument(["name"], required=False, metavar="[COMMAND]", shell_complete=_names)],
-        callback=_help,
-        help="Show the options and examples of a command, or all commands.",
-        short_help="show the options and examples of a command",
-    )
-)
-top.add_command(
-    CommandWithExamples(
-        "completion",
-        "This program",
-        {},
-        (
-            (
-                "bash, in this shell; in ~/.bashrc for all",
-                'eval "$(megatron-prime completion bash)"',
-            ),
-            ("zsh, in ~/.zshrc behind compinit", 'eval "$(megatron-prime completion zsh)"'),
-            ("fish, in ~/.config/fish/config.fish", "megatron-prime completion fish | source"),
-        ),
-        [("SHELL", "bash, zsh or fish")],
-        params=[click.Argument(["shell"], type=click.Choice(SHELLS), metavar="SHELL")],
-        callback=_completion,
-        help="Print a script that completes commands, options, files and configuration keys in a shell.",
-        short_help="print a script that completes commands, options and keys in a shell",
-    )
-)
+add_own_commands(top)

@@ -59,7 +59,7 @@ def test_a_file_whose_name_has_an_equals_sign_is_no_override(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        ("", "name a command: train, sft, eval, "),
+        ("", "name a command: quickstart, train, sft, eval, "),
         ("fly run.toml", "no such command 'fly' (see megatron-prime --help)"),
         ("trian run.toml", "did you mean 'train'?"),
         ("chekc run.toml", "did you mean 'check'?"),
@@ -69,6 +69,7 @@ def test_a_file_whose_name_has_an_equals_sign_is_no_override(tmp_path):
         ("run.toml", "name a command before 'run.toml', such as megatron-prime train run.toml"),
         ("run.toml train", "name a command before 'run.toml'"),
         ("help trian", "did you mean 'train'?"),
+        ("quickstart run.toml", "writes its own configuration"),
         ("train", "the configuration is missing: name a TOML file"),
         ("train policy.lr=1", "the configuration is missing: name a TOML file"),
         ("train --config run.toml", "name the configuration file without an option"),

@@ -1,10 +1,7 @@
 """Every command explains itself alike, its examples are valid, and shells complete its words."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 
 import click
 import pytest
@@ -96,21 +93,3 @@ def test_a_shell_completes_commands_options_values_and_keys(words, expected):
     completer = click.shell_completion.ShellComplete(top, {}, "megatron-prime", "_UNUSED")
     found = {item.value for item in completer.get_completions(words[:-1], words[-1])}
     assert found == expected
-
-
-def test_bash_runs_the_printed_script_and_completes():
-    """A real bash evaluates the script, whose function asks the program for completions."""
-    script = f"""
-        megatron-prime() {{ {shlex.quote(sys.executable)} -m megatron_prime "$@"; }}
-        eval "$(megatron-prime completion bash)"
-        COMP_WORDS=(megatron-prime plan --gpu H) COMP_CWORD=3
-        _megatron_prime_completion megatron-prime
-        echo "${{COMPREPLY[@]}}"
-        complete -p megatron-prime
-    """
-    result = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=60, env={**os.environ}, check=True
-    )
-    completions, registered = result.stdout.splitlines()
-    assert completions.split() == ["H100-80G", "H200"]
-    assert registered.endswith("_megatron_prime_completion megatron-prime")

@@ -1,11 +1,9 @@
 """The arithmetic task has correct answers, deterministic files, and a tokenizer and model that transformers loads."""
 
-import importlib.util
 import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,28 +13,27 @@ from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.sft import SFTDataset
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
+from megatron_prime.quickstart import arithmetic_task as example
 from megatron_prime.rewards import get
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "arithmetic_task.py"
 FILES = ("sft.jsonl", "train.jsonl", "heldout.jsonl")
-
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("arithmetic_task", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module by name
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load_example()
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
     subprocess.run(
-        [sys.executable, str(SCRIPT), "--output", str(folder), "--seed", "3"], check=True, timeout=120
+        [
+            sys.executable,
+            "-m",
+            "megatron_prime.quickstart.arithmetic_task",
+            "--output",
+            str(folder),
+            "--seed",
+            "3",
+        ],
+        check=True,
+        timeout=120,
     )
     return folder
 

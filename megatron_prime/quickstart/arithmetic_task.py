@@ -9,7 +9,7 @@ The SFT traces come from a demonstrator with errors in its operation table. A mo
 procedure, with systematic mistakes that reinforcement learning then has to remove. The two arguments of `Demonstrator`
 set how often it is right.
 
-    python -m examples.arithmetic_task --output runs/arithmetic
+    python -m megatron_prime.quickstart.arithmetic_task --output runs/arithmetic
 
 writes `model/` (random weights, config and tokenizer as Hugging Face saves them), `sft.jsonl` (prompt, response),
 `train.jsonl` and `heldout.jsonl` (prompt, answer). The same seed writes the same bytes.
@@ -220,7 +220,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     write_all(arguments.output, arguments.seed)
-    print(f"wrote model/, sft.jsonl, train.jsonl and heldout.jsonl to {arguments.output}")
+    print(f"wrote model/, sft.jsonl, train.jsonl and heldout.jsonl to {arguments.output}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""The quickstart runs on a prepared task; a slow test checks that the policy learns."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
+from tests.support import deadlines
+from tests.support.metric_names import undocumented
+from tests.support.toy_runs import Toy, environment, records
+
+SMALL = [
+    "trainer.num_steps=2",
+    "trainer.prompts_per_step=8",
+    "evaluation.max_prompts=32",
+    "parallel.tensor=1",
+    "filter.accuracy_min=0.1",
+]
+LEARNING = ["trainer.num_steps=12", "parallel.tensor=1"]
+"""Overrides with which the policy learns within a minute after SFT. One process is faster than two on a few cores."""
+DOCUMENTED = (
+    "rollout/accuracy_batch",
+    "rollout/accuracy_sampled",
+    "rollout/mean_response_tokens",
+    "rollout/logprob_gap",
+    "rollout/logprob_gap_max",
+    "prm/loss",
+    "prm/sign_accuracy",
+    "policy/approx_kl",
+    "policy/entropy",
+    "policy/clip_fraction",
+    "time/step_s",
+    "time/rollout_s",
+    "throughput/response_tokens_per_s",
+    "memory/peak_rss_gib",
+)
+"""Scalars that TensorBoard must show."""
+
+
+def quickstart(root: Path, *arguments: str, timeout_s: float = 900) -> str:
+    """Run the quickstart to its end, and return its output."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "megatron_prime", "quickstart", "--root", str(root), *arguments],
+        cwd=root.parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=deadlines.seconds(timeout_s),
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:] + finished.stdout[-3000:]
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def prepared(toy: Toy, tmp_path_factory) -> Path:
+    """Return a quickstart folder that already has the task and the SFT checkpoint, as after an earlier start."""
+    root = tmp_path_factory.mktemp("quickstart") / "root"
+    for name in ("task", "sft"):
+        shutil.copytree(toy.folder / name, root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def printed(prepared: Path) -> str:
+    return quickstart(prepared, *SMALL)
+
+
+@pytest.fixture(scope="module")
+def scalars(prepared: Path, printed: str) -> EventAccumulator:
+    accumulator = EventAccumulator(str(prepared / "prime/tensorboard"))
+    accumulator.Reload()
+    return accumulator
+
+
+def row(printed: str, name: str) -> str:
+    """Return the value next to a name in the final table."""
+    (line,) = [line for line in printed.splitlines() if name in line and "│" in line]
+    return line.split("│")[2].strip()
+
+
+def test_the_quickstart_ends_with_a_table_of_its_metrics(prepared, printed):
+    history = records(prepared / "prime")
+    assert row(printed, "accuracy before PRIME") == f"{history[0]['eval/accuracy']:.3f}"
+    assert row(printed, "accuracy after PRIME") == f"{history[-1]['eval/accuracy']:.3f}"
+    assert row(printed, "steps") == "2"
+    assert float(row(printed, "rollouts")) == sum(
+        record.get("rollout/num_rollouts_sampled", 0) for record in history
+    )
+    assert re.fullmatch(r"\d+", row(printed, "seconds"))
+
+
+def test_tensorboard_shows_the_documented_scalars_of_every_step(prepared, scalars):
+    tags = scalars.Tags()["scalars"]
+    assert undocumented(tags) == []
+    assert set(DOCUMENTED) <= set(tags)
+    assert [event.step for event in scalars.Scalars("policy/entropy")] == [1, 2]
+    assert [event.step for event in scalars.Scalars("eval/accuracy")] == [0, 2]
+    for record in records(prepared / "prime")[1:]:
+        (event,) = [event for event in scalars.Scalars("policy/entropy") if event.step == record["step"]]
+        assert event.value == pytest.approx(record["policy/entropy"], rel=1e-6)
+
+
+def test_transformers_loads_the_export(prepared, printed):
+    model = AutoModelForCausalLM.from_pretrained(prepared / "prime/hf")
+    tokenizer = AutoTokenizer.from_pretrained(prepared / "prime/hf")
+    prompt = tokenizer("1 + 2 =", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=2, do_sample=False)[0])
+    assert text.startswith("1 + 2 =")
+
+
+def test_a_second_start_resumes_where_the_first_ended(prepared, printed):
+    before = (prepared / "sft/model.safetensors").stat().st_mtime_ns, records(prepared / "prime")
+    again = quickstart(prepared, *SMALL, "trainer.num_steps=3")
+    assert "resuming after step 2" in again
+    history = records(prepared / "prime")
+    assert (prepared / "sft/model.safetensors").stat().st_mtime_ns == before[0]
+    assert history[:3] == before[1]
+    assert row(again, "steps") == "3"
+    assert json.loads((prepared / "prime/config.json").read_text())["trainer"]["num_steps"] == 3
+
+
+def test_a_request_to_stop_reaches_the_run_which_saves(prepared, printed):
+    before = len(records(prepared / "prime"))
+    many = ("--root", str(prepared), *SMALL, "trainer.num_steps=1000")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "megatron_prime", "quickstart", *many],
+        cwd=prepared.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadlines.wait_until(lambda: len(records(prepared / "prime")) > before, 300)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=deadlines.seconds(300))
+    assert process.returncode == STOPPED
+    assert "resume" in output
+
+
+def test_a_folder_that_cannot_be_used_is_a_fault_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "megatron_prime", "quickstart", "--root", "file"]
+    finished = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 2
+    assert re.fullmatch(r"megatron-prime: .*file.*\n", finished.stderr.replace("\n  ", " "))
+
+
+@pytest.fixture(scope="module")
+def from_scratch(tmp_path_factory) -> tuple[Path, str]:
+    """Return the folder and the output of a complete quickstart, from the random model to the trained policy."""
+    root = tmp_path_factory.mktemp("learning") / "root"
+    return root, quickstart(root, *LEARNING)
+
+
+def assert_learned(printed: str) -> None:
+    before, after = (float(row(printed, f"accuracy {when} PRIME")) for when in ("before", "after"))
+    assert 0.2 < before < 0.5
+    assert after > before + 0.2
+
+
+@pytest.mark.slow
+def test_the_policy_learns_from_process_rewards(from_scratch):
+    assert_learned(from_scratch[1])
+
+
+@pytest.mark.slow
+def test_the_policy_learns_from_outcome_rewards_alone(from_scratch):
+    root, _ = from_scratch
+    shutil.rmtree(root / "prime")
+    assert_learned(quickstart(root, *LEARNING, "prm.enabled=false"))
