@@ -30,13 +30,13 @@ test check: export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart sglang test check clean
+.PHONY: help quickstart sglang test check wheel clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 quickstart: $(STAMP) ## Train a toy model end to end on this machine
-	$(BIN)/python -m examples.quickstart
+	$(BIN)/megatron-prime quickstart
 
 sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
 	$(BUILD_SGLANG)
@@ -59,6 +59,10 @@ check: $(STAMP) ## Lint, format, layers, types, dead code, test tree
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/vulture $(wildcard megatron_prime examples tools tests)
 	$(BIN)/python -m pytest --durations=0 tests/test_mirror.py tests/test_structure.py tests/test_docs.py
+
+wheel: $(STAMP) ## Build the source distribution and, from it, the wheel: dist/
+	rm -rf build dist
+	$(BIN)/python -m build --quiet
 
 clean: ## Remove the environments, caches and build leftovers (runs/ stays)
 	rm -rf $(VENV) $(SGLANG_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache

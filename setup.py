@@ -23,8 +23,13 @@ setup(
     description="PRIME (Process Reinforcement through Implicit Rewards, arXiv 2502.01456) on Megatron-core",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    author="The megatron_prime contributors",
+    keywords=["reinforcement learning", "process reward model", "large language models", "Megatron"],
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_prime", "megatron_prime.*"]),
+    include_package_data=True,  # MANIFEST.in: every file of the package
     install_requires=[
         "torch>=2.6",
         # Exact: the CPU shim and the checkpoint format rest on this release's internals (docs/adr/0002).
@@ -69,6 +74,9 @@ setup(
             # The nodejs extra brings node as a wheel, so that pyright runs on a machine that has none.
             "pyright[nodejs]>=1.1.390",
             "vulture>=2.14",
+            # `make wheel`; tests build with setuptools alone.
+            "build>=1.2",
+            "setuptools>=77",
             # Drives the system's Chromium in the tests of the viewer.
             "playwright>=1.50",
             "wandb>=0.20",
@@ -81,5 +89,16 @@ setup(
         ],
     },
     entry_points={"console_scripts": ["megatron-prime = megatron_prime.__main__:run"]},
-    classifiers=["Programming Language :: Python :: 3 :: Only", "Private :: Do Not Upload"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
 )
