@@ -7,6 +7,7 @@
 - `tensorboard`: TensorBoard event files
 - `progress`: progress bars and log lines
 - `heartbeat`: step, phase and last event of this process
+- `activity`: work of engines and verifiers, and the recording of a step
 - `provenance`: versions, git state and machine of each attempt of a run
 - `rollout_log/`: sampled responses with everything computed of their tokens, as Parquet files
 - `durable`: atomic replacement of files

@@ -390,6 +390,22 @@ _TIME: Sequence[_Row] = (
     ("advantage_s", "s", "Time of the advantages."),
     ("policy_s", "s", "Time of the policy's update."),
     ("evaluation_s", "s", "Time of the evaluation after the step."),
+    (
+        "<phase>_fraction",
+        "fraction",
+        "Share of a phase in the time of the step; `other` is what no phase covers.",
+    ),
+    (
+        "engine_idle_fraction",
+        "fraction",
+        "Share of the step in which an engine samples nothing: the mean over the SGLang servers, or that of rank 0's "
+        "embedded engine. Servers that share GPUs with training are idle while it uses them.",
+    ),
+    (
+        "verifier_idle_fraction",
+        "fraction",
+        "Share of the step in which a verifier judges no response: the mean over the verifiers, on rank 0.",
+    ),
 )
 _MEMORY: Sequence[_Row] = (
     ("rss_gib", "GiB", "Memory of the process on rank 0."),

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from megatron_prime.observability import activity
+
 WAITING_FILES = ("/torch/distributed/", "/megatron/core/pipeline_parallel/p2p_communication.py")
 """Source files whose code waits for other ranks when it is the innermost frame."""
 WAITING_CALLS = (".wait(",)
@@ -74,12 +76,16 @@ def phase(name: str) -> Iterator[None]:
     """Set the phase for the duration of a block; phases may be nested."""
     # The outer phase is restored at the end, even after an error, so that a report never names a phase that is over.
     outer, _own.phase = _own.phase, name
+    begin_ns = time.time_ns()
     beat(f"begin of {name}")
     try:
         yield
     finally:
         _own.phase = outer
         beat(f"end of {name}")
+        recording = activity.recording()
+        if recording is not None:
+            recording.spans.append(activity.Span(name, begin_ns, time.time_ns()))
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,16 @@ class Metrics(MutableMapping[str, float]):
             self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
+def phase_fractions(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return `time/<phase>_fraction`, the share of each phase in `time/step_s`, and that of the rest as `other`."""
+    step_s = metrics["time/step_s"]
+    if not step_s:
+        return {}
+    phases = [name for name in metrics if re.fullmatch(r"time/\w+_s", name) and name != "time/step_s"]
+    shares = {f"{name.removesuffix('_s')}_fraction": metrics[name] / step_s for name in phases}
+    return {**shares, "time/other_fraction": max(0.0, 1 - sum(shares.values()))}
+
+
 def peak_resident_bytes() -> int:
     """Return the peak resident memory of this program in bytes."""
     try:

@@ -79,6 +79,10 @@ class HttpEndpoint:
                 )
             self._headers["Authorization"] = f"Bearer {token}"
             self._secrets.add(token)
+        # Worker processes import this package, and have no use for the logs.
+        from megatron_prime.observability.activity import VERIFIER, worker
+
+        self._worker = worker(f"verifier {self._shown}", VERIFIER)
         self._counts = OutcomeCounts()
         self._answered: tuple[str, str] | None = None
         """A pair that the server has given a reward for."""
@@ -131,8 +135,13 @@ class HttpEndpoint:
                 async with slots:
                     if self._is_closed:
                         raise RuntimeError("this HttpEndpoint was closed during a batch")
-                    return await self._verify_one(client, *response)
+                    self._worker.begin()
+                    try:
+                        return await self._verify_one(client, *response)
+                    finally:
+                        self._worker.end()
 
+            self._worker.submit(len(responses))
             outcomes = list(await asyncio.gather(*map(verify, responses)))
             unanswered = [row for row, outcome in enumerate(outcomes) if outcome.is_away]
             # A server that gave any reply is slow with the responses that ran into the deadline, not away.

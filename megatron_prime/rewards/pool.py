@@ -200,11 +200,15 @@ class VerifierPool:
             raise ValueError(
                 f"reward.num_workers = {num_workers} and reward.timeout_s = {timeout_s} must both be positive"
             )
+        # Worker processes import this module, and have no use for the logs.
+        from megatron_prime.observability.activity import VERIFIER, worker
+
         # Built here as well, although workers build their own: invalid settings fail before any process starts.
         verifier = get(name, settings)
         self._in_process_verifier = verifier if verifier.in_process else None
         self._worker_arguments = (name, module, timeout_s, json.dumps(dict(settings or {})))
         self._counts = OutcomeCounts()
+        self._worker = worker(f"verifier {name}", VERIFIER)
         self._is_closed = False
         self._no_start = ""
         """Why no worker could be started, twice in a row, since the begin of this batch."""
@@ -249,7 +253,11 @@ class VerifierPool:
         if self._is_closed:
             raise RuntimeError("this VerifierPool is closed")
         if self._in_process_verifier is not None:
-            outcomes = [run_verifier(self._in_process_verifier, text, answer) for text, answer in responses]
+            outcomes = [
+                run_verifier(self._in_process_verifier, text, answer)
+                for batch in self._worker.each([responses])
+                for text, answer in batch
+            ]
         else:
             outcomes = self._verify_in_workers(responses)
         self._counts.add(outcomes)
@@ -284,11 +292,19 @@ class VerifierPool:
                     index = indices.get_nowait()
                 except queue.Empty:
                     return done
-                done.append((index, self._verify_one(slot, *responses[index])))
+                self._worker.begin()
+                try:
+                    done.append((index, self._verify_one(slot, *responses[index])))
+                finally:
+                    self._worker.end()
 
+        self._worker.submit(len(responses))
         outcomes: dict[int, VerificationOutcome] = {}
-        for done in self._threads.map(drain, range(len(self._workers))):
-            outcomes.update(done)
+        try:
+            for done in self._threads.map(drain, range(len(self._workers))):
+                outcomes.update(done)
+        finally:
+            self._worker.withdraw(len(responses) - len(outcomes))
         return [outcomes[index] for index in range(len(responses))]
 
     def _verify_one(self, slot: int, response_text: str, answer: str) -> VerificationOutcome:

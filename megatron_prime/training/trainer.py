@@ -12,7 +12,8 @@ from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, pr
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
-from megatron_prime.observability.metrics import Metrics, process_memory
+from megatron_prime.observability.activity import IdleTimes
+from megatron_prime.observability.metrics import Metrics, phase_fractions, process_memory
 from megatron_prime.rollout.collector import Collector, NoBatch
 from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
 from megatron_prime.rollout.weight_sync import WeightSync
@@ -82,7 +83,7 @@ class Trainer:
         Raises:
             VerifierAwayError: a reward server was away for too long; no weight has changed.
         """
-        metrics, context, memory = Metrics(), self._context, self._memory
+        metrics, context, memory, idle = Metrics(), self._context, self._memory, IdleTimes()
         trained: _Trained | None = None
         with metrics.timed("step"):
             with memory.phase(metrics, "weight_sync"):
@@ -95,6 +96,7 @@ class Trainer:
                 trained = self._train_on(self._on_device(batch), metrics)
         if trained is not None:
             self._describe(metrics, trained)
+        metrics.update(phase_fractions(metrics) | idle.fractions())
         metrics.update(process_memory() | self._memory.host_copies())
         self.step_index += 1
         return metrics

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from megatron_prime.observability.metrics import Metrics, process_memory
+from megatron_prime.observability.metrics import Metrics, phase_fractions, process_memory
+from tests.support.metric_names import undocumented
 
 
 def test_metrics_are_floats_in_insertion_order():
@@ -57,3 +58,15 @@ def test_memory_is_measured_in_gib():
 def test_device_memory_comes_from_the_caller():
     memory = process_memory(lambda: {"peak_allocated": 2.0**31})
     assert memory["memory/device_peak_allocated_gib"] == 2.0
+
+
+def test_the_shares_of_the_phases_and_of_the_rest_add_up_to_one():
+    metrics = Metrics(
+        {"time/rollout_s": 6.0, "time/prm_s": 1.0, "time/step_s": 10.0, "rollout/num_prompts": 4.0}
+    )
+    shares = phase_fractions(metrics)
+    assert shares == pytest.approx(
+        {"time/rollout_fraction": 0.6, "time/prm_fraction": 0.1, "time/other_fraction": 0.3}
+    )
+    assert undocumented(shares) == []
+    assert phase_fractions({"time/step_s": 0.0}) == {}

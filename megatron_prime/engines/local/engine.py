@@ -17,6 +17,7 @@ from megatron_prime.engines.requests import ModelLimits, StreamKey, check_reques
 from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.hf.shape import read_shape
+from megatron_prime.observability.activity import ENGINE, worker
 from megatron_prime.rollout.engine import WeightSyncError
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import WeightIntake
@@ -52,6 +53,7 @@ class LocalEngine:
         self._seed = seed
         self._max_batch_size = max_batch_size
         self._ranks = ranks or Ranks()
+        self._worker = worker("embedded engine", ENGINE)
         model = _build_model(model_path, device, dtype)
         self._model: PreTrainedModel | None = model
         self._limits = ModelLimits(
@@ -128,8 +130,8 @@ class LocalEngine:
         """Sample this rank's requests in batches of prompts of similar length; keep the given order."""
         order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt.token_ids))
         rollouts: dict[int, Rollout] = {}
-        for start in range(0, len(order), self._max_batch_size):
-            places = order[start : start + self._max_batch_size]
+        batches = range(0, len(order), self._max_batch_size)
+        for places in self._worker.each([order[start : start + self._max_batch_size] for start in batches]):
             responses = decode_batch(model, [requests[place] for place in places], params)
             for place, response in zip(places, responses, strict=True):
                 rollouts[place] = Rollout(

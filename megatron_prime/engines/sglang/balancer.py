@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_prime.observability.activity import ENGINE, QUEUE, worker
+
 
 @dataclass(slots=True)
 class _Load:
@@ -30,16 +32,26 @@ class Balancer:
         self.requests_taken = [0] * num_servers
         """Number of requests given to each server so far."""
         self._changed = asyncio.Condition()
+        self._queue = worker("SGLang queue", QUEUE)
+        self._workers = [worker(f"SGLang server {server}", ENGINE) for server in range(num_servers)]
 
     async def take(self, request_tokens: Sequence[int]) -> int:
         """Wait for a server with free capacity, give it requests of so many tokens each, and return its index."""
+        count = len(request_tokens)
+        self._queue.submit(count)
         async with self._changed:
-            while (server := self._best()) is None:
-                await self._changed.wait()
+            try:
+                while (server := self._best()) is None:
+                    await self._changed.wait()
+            except asyncio.CancelledError:
+                self._queue.withdraw(count)
+                raise
             load = self._loads[server]
-            load.num_requests += len(request_tokens)
-            self.requests_taken[server] += len(request_tokens)
+            load.num_requests += count
+            self.requests_taken[server] += count
             load.num_tokens += sum(request_tokens)
+            self._queue.begin(count)
+            self._workers[server].begin(count)
             return server
 
     async def give_back(self, server: int, num_tokens: int) -> None:
@@ -49,6 +61,8 @@ class Balancer:
             load.num_requests -= 1
             load.num_tokens -= num_tokens
             assert load.num_requests >= 0 and load.num_tokens >= 0
+            self._queue.end()
+            self._workers[server].end()
             # One waiter is enough: one request's capacity has become free.
             self._changed.notify()
 

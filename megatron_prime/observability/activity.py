@@ -1,0 +1,190 @@
+"""The work of rollout engines and verifiers: queues, busy times, and the recording of a step for its timeline.
+
+Every worker of a process has one `Worker` here: the embedded engine, each SGLang server, the queue of the engine, and
+the verifiers. Like the heartbeat, the records are global: what works and what shows the work share no other object.
+Recording a change costs about a microsecond.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+ENGINE = "engine"
+VERIFIER = "verifier"
+QUEUE = "queue"
+"""Kinds of workers: what samples, what verifies, and requests that wait for any server."""
+MAX_CHANGES = 500_000
+"""Largest number of changes in a recording, which bounds its memory to about 100 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The state of a worker from a moment on."""
+
+    at_ns: int
+    """Time since the epoch in nanoseconds."""
+    worker: str
+    kind: str
+    pending: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A phase that has ended."""
+
+    name: str
+    begin_ns: int
+    end_ns: int
+
+
+@dataclass
+class Recording:
+    """All that happened between two moments."""
+
+    begin_ns: int
+    end_ns: int = 0
+    spans: list[Span] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+
+class Worker:
+    """The queue and the busy time of something that works on items. Threads may share it."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.pending = 0
+        """Items that wait."""
+        self.running = 0
+        """Items in work."""
+        self.completed = 0
+        """Items completed since the queue was last empty."""
+        self._busy_s = 0.0
+        self._busy_since = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds with at least one item in work, so far."""
+        with _lock:
+            return self._busy_s + (time.perf_counter() - self._busy_since if self.running else 0.0)
+
+    def submit(self, count: int) -> None:
+        """Record new items."""
+        with _lock:
+            if not self.pending and not self.running:
+                self.completed = 0
+            self._set(self.pending + count, self.running)
+
+    def begin(self, count: int = 1) -> None:
+        """Record that waiting items are worked on."""
+        with _lock:
+            self._set(max(0, self.pending - count), self.running + count)
+
+    def end(self, count: int = 1) -> None:
+        """Record that items have left, completed or not."""
+        with _lock:
+            self.completed += count
+            self._set(self.pending, max(0, self.running - count))
+
+    def withdraw(self, count: int) -> None:
+        """Record that waiting items will not be worked on, as after an error."""
+        with _lock:
+            self._set(max(0, self.pending - count), self.running)
+
+    def each(self, batches: Sequence[Sequence[Item]]) -> Iterator[Sequence[Item]]:
+        """Yield batches of items one after the other, and record that they wait and are worked on."""
+        waiting = sum(map(len, batches))
+        self.submit(waiting)
+        try:
+            for items in batches:
+                waiting -= len(items)
+                self.begin(len(items))
+                try:
+                    yield items
+                finally:
+                    self.end(len(items))
+        finally:
+            self.withdraw(waiting)
+
+    def _set(self, pending: int, running: int) -> None:
+        now = time.perf_counter()
+        if running and not self.running:
+            self._busy_since = now
+        elif self.running and not running:
+            self._busy_s += now - self._busy_since
+        self.pending, self.running = pending, running
+        if _recording is not None and len(_recording.changes) < MAX_CHANGES:
+            _recording.changes.append(Change(time.time_ns(), self.name, self.kind, pending, running))
+
+
+_lock = threading.Lock()
+_workers: dict[str, Worker] = {}
+_recording: Recording | None = None
+
+
+def worker(name: str, kind: str) -> Worker:
+    """Return the worker of this name, which is created on the first call."""
+    with _lock:
+        return _workers.setdefault(name, Worker(name, kind))
+
+
+def workers(kind: str) -> list[Worker]:
+    """Return the workers of a kind in the order of their creation."""
+    with _lock:
+        return [each for each in _workers.values() if each.kind == kind]
+
+
+def recording() -> Recording | None:
+    """Return the recording in progress, or None."""
+    return _recording
+
+
+@contextmanager
+def recorded() -> Iterator[Recording]:
+    """Record phases and changes for the duration of a block, beginning with the state of each worker.
+
+    Recordings are not nested.
+    """
+    global _recording
+    assert _recording is None, "a recording is in progress"
+    now = time.time_ns()
+    with _lock:
+        changes = [
+            Change(now, each.name, each.kind, each.pending, each.running) for each in _workers.values()
+        ]
+        _recording = record = Recording(now, changes=changes)
+    try:
+        yield record
+    finally:
+        _recording = None
+        record.end_ns = time.time_ns()
+
+
+class IdleTimes:
+    """The idle times of this process's engines and verifiers since the construction."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._busy_s = self._busy_by_name()
+
+    def fractions(self) -> dict[str, float]:
+        """Return `time/engine_idle_fraction` (the mean over servers) and `time/verifier_idle_fraction`, where known."""
+        seconds = max(time.perf_counter() - self._begin, 1e-9)
+        result = {}
+        for kind in (ENGINE, VERIFIER):
+            idle = [
+                1 - min(1.0, (each.busy_s - self._busy_s.get(each.name, 0.0)) / seconds)
+                for each in workers(kind)
+            ]
+            if idle:
+                result[f"time/{kind}_idle_fraction"] = sum(idle) / len(idle)
+        return result
+
+    def _busy_by_name(self) -> dict[str, float]:
+        return {each.name: each.busy_s for kind in (ENGINE, VERIFIER) for each in workers(kind)}

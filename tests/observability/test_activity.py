@@ -1,0 +1,122 @@
+"""Workers count what waits and runs, measure their busy time, and are recorded while someone asks for it."""
+
+import threading
+import time
+
+import pytest
+
+from megatron_prime.observability import activity, heartbeat
+from megatron_prime.observability.activity import ENGINE, QUEUE, VERIFIER, IdleTimes, Worker, recorded, worker
+
+
+@pytest.fixture(autouse=True)
+def no_workers(monkeypatch):
+    monkeypatch.setattr(activity, "_workers", {})
+
+
+def state(each: Worker) -> tuple[int, int, int]:
+    return each.pending, each.running, each.completed
+
+
+def test_items_move_from_the_queue_to_work_and_are_completed():
+    each = worker("engine", ENGINE)
+    each.submit(5)
+    each.begin(2)
+    assert state(each) == (3, 2, 0)
+    each.end()
+    each.begin()
+    each.withdraw(2)
+    assert state(each) == (0, 2, 1)
+    each.end(2)
+    assert state(each) == (0, 0, 3)
+    each.submit(1)
+    assert state(each) == (1, 0, 0), "a new batch counts from 0"
+
+
+def test_batches_count_while_they_are_worked_on_also_when_one_fails():
+    each = worker("engine", ENGINE)
+    seen = []
+    with pytest.raises(ValueError, match="second"):
+        for batch in each.each([[1, 2], [3], [4, 5]]):
+            seen.append(state(each))
+            if batch == [3]:
+                raise ValueError("the second batch")
+    assert seen == [(3, 2, 0), (2, 1, 2)]
+
+
+def test_a_worker_is_busy_while_anything_runs():
+    each = worker("engine", ENGINE)
+    each.begin()
+    each.begin()
+    time.sleep(0.05)
+    each.end()
+    busy = each.busy_s
+    assert busy >= 0.05
+    each.end()
+    after = each.busy_s
+    time.sleep(0.02)
+    assert each.busy_s == after >= busy
+
+
+def test_idle_fractions_are_means_over_the_workers_of_a_kind():
+    one, _two, verifier = worker("one", ENGINE), worker("two", ENGINE), worker("verifier", VERIFIER)
+    worker("queue", QUEUE)
+    verifier.begin()
+    idle = IdleTimes()
+    one.begin()
+    time.sleep(0.05)
+    fractions = idle.fractions()
+    assert fractions["time/engine_idle_fraction"] == pytest.approx(0.5, abs=0.05)
+    assert fractions["time/verifier_idle_fraction"] == pytest.approx(0.0, abs=0.05)
+    assert set(fractions) == {"time/engine_idle_fraction", "time/verifier_idle_fraction"}
+
+
+def test_a_kind_without_workers_has_no_fraction():
+    assert IdleTimes().fractions() == {}
+
+
+def test_a_recording_holds_the_phases_and_changes_of_its_time():
+    each = worker("engine", ENGINE)
+    each.submit(2)
+    with heartbeat.phase("before"):
+        pass
+    with recorded() as record:
+        with heartbeat.phase("step"), heartbeat.phase("rollout"):
+            each.begin(2)
+        each.end(2)
+    each.submit(1)
+    assert [span.name for span in record.spans] == ["rollout", "step"]
+    inner, outer = record.spans
+    assert (
+        record.begin_ns <= outer.begin_ns <= inner.begin_ns <= inner.end_ns <= outer.end_ns <= record.end_ns
+    )
+    assert [(change.pending, change.running) for change in record.changes] == [(2, 0), (0, 2), (0, 0)]
+    assert activity.recording() is None
+
+
+def test_a_recording_is_bounded(monkeypatch):
+    monkeypatch.setattr(activity, "MAX_CHANGES", 3)
+    each = worker("engine", ENGINE)
+    with recorded() as record:
+        each.submit(9)
+        for _ in range(9):
+            each.begin()
+    assert len(record.changes) == 3 and each.running == 9
+
+
+def test_threads_share_a_worker():
+    each = worker("verifier", VERIFIER)
+    each.submit(4000)
+
+    def work() -> None:
+        for _ in range(1000):
+            each.begin()
+            each.end()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert state(each) == (0, 0, 4000)
+    assert worker("verifier", VERIFIER) is each
