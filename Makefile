@@ -30,7 +30,7 @@ test check: export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart sglang test check wheel clean
+.PHONY: help quickstart sglang test check docs wheel clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,13 +52,18 @@ test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some; SGLANG=
 	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(SIDE_BY_SIDE)) || status=$$?; \
 	exit $$status
 
-check: $(STAMP) ## Lint, format, layers, types, dead code, test tree
+check: $(STAMP) ## Lint, format, layers, types, dead code, test tree, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/vulture $(wildcard megatron_prime examples tools tests)
 	$(BIN)/python -m pytest --durations=0 tests/test_mirror.py tests/test_structure.py tests/test_docs.py
+	@$(MAKE) --no-print-directory docs
+
+# NO_MKDOCS_2_WARNING: a notice of the theme, which setup.py answers by its version range.
+docs: $(STAMP) ## Build the documentation as a site in build/site, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 wheel: $(STAMP) ## Build the source distribution and, from it, the wheel: dist/
 	rm -rf build dist

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.observability.catalog import described_metrics
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "megatron_prime"
@@ -148,21 +149,68 @@ def test_make_targets_in_the_documents_exist():
             assert set(words.split()) <= targets, f"{document.name}: make {words}"
 
 
-def test_the_errors_that_the_placement_page_explains_are_those_of_the_code():
-    sources = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")]
-    # A message is written as several literals: join them, and drop what is filled in.
-    code = re.sub(r"\{[^{}]*\}", "@", re.sub(r'"\s*\n\s*f?r?"', "", "\n".join(sources)))
-    page = (ROOT / "docs" / "placement.md").read_text(encoding="utf-8")
-    messages = re.findall(
-        r"^\| `([^`|]+)` \|", page.partition("\n## When a weight sync fails\n")[2], flags=re.MULTILINE
-    )
-    assert len(messages) > 15
+def joined_literals() -> str:
+    """Return the code of the package with every message in one piece, and @ for what is filled in."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
+    return re.sub(r"\{[^{}]*\}", "@", re.sub(r'"\s*\n\s*f?r?"', "", sources))
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "at_least"),
+    [
+        ("placement", "## When a weight sync fails", 15),
+        ("troubleshooting", "# Troubleshooting by message", 40),
+    ],
+)
+def test_the_messages_that_a_page_explains_are_those_of_the_code(page: str, heading: str, at_least: int):
+    code = joined_literals()
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").partition(f"{heading}\n")[2]
+    messages = re.findall(r"^\| `([^`|]+)` (?:\([^|]*\) )?\|", text, flags=re.MULTILINE)
+    assert len(messages) > at_least
     unknown = []
     for message in messages:
         parts = re.split(r"\.\.\.|\b[A-Z]\b|\b\d+\b", message)
         unknown += [
             part.strip() for part in parts if len(part.strip(" :'")) > 3 and part.strip(" :'") not in code
         ]
+    assert unknown == []
+
+
+def test_the_functions_that_compute_the_equations_exist():
+    text = (ROOT / "docs" / "prime-in-ten-minutes.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:algorithm|training)\.[\w.]+)`", text)
+    assert text.count("```math") < len(set(names))
+    assert [name for name in names if not is_defined(name)] == []
+
+
+def is_defined(name: str) -> bool:
+    """Return whether a dotted name, such as `algorithm.groups.group_mean`, is defined in a module of the package."""
+    path, words = PACKAGE, name.split(".")
+    while words and (path / words[0]).is_dir():
+        path /= words.pop(0)
+    if not words or not (path / f"{words[0]}.py").is_file():
+        return False
+    body: list[ast.stmt] = ast.parse((path / f"{words[0]}.py").read_text(encoding="utf-8")).body
+    for word in words[1:]:
+        found = [node for node in body if getattr(node, "name", None) == word]
+        if not found:
+            return False
+        body = getattr(found[0], "body", [])
+    return len(words) > 1
+
+
+def test_metrics_in_the_documents_exist():
+    """A backticked `group/name` of a group that is logged is a declared metric."""
+    metrics = described_metrics()
+    groups = "|".join(sorted({metric.group for metric in metrics}))
+    unknown = [
+        f"{document.relative_to(ROOT)}: {name}"
+        for document, name in documented(rf"(?:{groups})/[\w/<>]+")
+        if document.name != "CHANGELOG.md"  # which names what was renamed
+        and not any(name == metric.tag or metric.covers(name) for metric in metrics)
+        and not (ROOT / name).exists()
+        and not (PACKAGE / name).exists()
+    ]
     assert unknown == []
 
 
