@@ -63,7 +63,7 @@ check: $(STAMP) ## Lint, format, layers, types, dead code, test tree, documentat
 
 # NO_MKDOCS_2_WARNING: a notice of the theme, which setup.py answers by its version range.
 docs: $(STAMP) ## Build the documentation as a site in build/site, with warnings as errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(STAMP) ## Build the source distribution and, from it, the wheel: dist/
 	rm -rf build dist

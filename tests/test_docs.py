@@ -255,3 +255,10 @@ def test_no_document_or_script_names_a_machine():
     documents = [path for path in DOCUMENTS if path.parent.name != "results"]
     files = [*documents, ROOT / "setup.py", ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / "constraints.txt"]
     assert [path.name for path in files if pattern.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_configuration_of_the_first_run_is_one():
+    page = (ROOT / "docs" / "first-run.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"^```toml\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    config = PrimeConfig.model_validate(tomllib.loads(text))
+    assert config.data.train and config.data.evaluation

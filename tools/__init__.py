@@ -3,6 +3,7 @@
 - `chaos`: kills a training run at random moments and checks that its result does not change.
 - `compare_hf`: compares the weights of two Hugging Face checkpoints.
 - `convert_data`: converts data files into the schema of Eurus-2-RL-Data or into SFT demonstrations.
+- `docs_site`: the pages of the documentation that are generated, for `make docs`.
 - `gpu_check`: checks everything that GPUs can show.
 - `gpu_checks`: the checks of `gpu_check`.
 - `hf_to_megatron`: converts a Hugging Face checkpoint into Megatron's format.

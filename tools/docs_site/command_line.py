@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import click
 
-from megatron_prime.cli.arguments import NAME, top
+from megatron_prime.cli.arguments.help_style import NAME
+from megatron_prime.cli.arguments.table import top
 
-WIDTH = 96
-"""Characters of a line of help, which fit the page."""
+WIDTH = 100
+"""Characters of a line of help, which fit the page; examples may be longer."""
 
 INTRODUCTION = """# Command line
 

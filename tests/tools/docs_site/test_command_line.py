@@ -1,6 +1,6 @@
 """The page of the command line shows the help of every command."""
 
-from megatron_prime.cli.arguments import top
+from megatron_prime.cli.arguments.table import top
 from tools.docs_site.command_line import WIDTH, command_line_page, commands
 
 PAGE = command_line_page()
