@@ -17,7 +17,7 @@ from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnrea
 from megatron_prime.engines.sglang.disk_loading import confirm
 from megatron_prime.engines.sglang.fleet import Fleet, cancel
 from megatron_prime.engines.sglang.launch import LOADER
-from megatron_prime.engines.sglang.loader.signing import SignedStore
+from megatron_prime.engines.sglang.loader.signing import FORGED, SignedStore
 from megatron_prime.engines.sglang.loader.wire import PROTOCOL, UNKNOWN_LAYOUT, nccl_version
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, Target
 from megatron_prime.engines.sglang.weights.sender import Rendezvous, SendReport
@@ -136,8 +136,7 @@ class Coordinator:
         try:
             await self._each(servers, self._end_transfer, faults)
             if rendezvous is not None:
-                # A receiver that failed reports why; its senders only saw the connection close.
-                faults |= self._reported_faults(rendezvous)
+                faults = self._with_reported_faults(faults, rendezvous)
                 sound = [server for server in servers if server not in faults]
                 await self._each(sound, lambda server: self._prove(server, rendezvous, reports), faults)
         finally:
@@ -259,13 +258,17 @@ class Coordinator:
         where = (store.address, store.port)
         return Rendezvous(attempt, where, store.under(attempt).key, group, size, members, self._timeout_s)
 
-    def _reported_faults(self, rendezvous: Rendezvous) -> dict[int, Fault]:
-        faults: dict[int, Fault] = {}
+    def _with_reported_faults(self, faults: Mapping[int, Fault], rendezvous: Rendezvous) -> dict[int, Fault]:
+        """Return the faults with those that receivers report in place of what their senders saw."""
+        explained = dict(faults)
         for (server, tp_rank), _ in rendezvous.members:
             report = self._store.under(rendezvous.attempt).get(f"report/{self._index((server, tp_rank))}")
-            if report is not None and "error" in report:
-                faults[server] = Fault(f"TP rank {tp_rank}: {report['error']}")
-        return faults
+            # A receiver that failed knows why; its senders only saw the connection close. It is the other way round
+            # when a sender has read a forged value, which must end the sync.
+            is_forged = server in faults and FORGED in faults[server].message
+            if report is not None and "error" in report and not is_forged:
+                explained[server] = Fault(f"TP rank {tp_rank}: {report['error']}")
+        return explained
 
     async def _end_transfer(self, server: int) -> None:
         """Wait until the receivers are done, with success or not, and close the server's update session."""

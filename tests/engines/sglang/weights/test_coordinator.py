@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from megatron_prime.engines.sglang.client import ServerRefusedError, ServerUnreachableError
-from megatron_prime.engines.sglang.loader.signing import SignedStore
+from megatron_prime.engines.sglang.loader.signing import FORGED, SignedStore
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan
 from megatron_prime.engines.sglang.weights.coordinator import Coordinator, Fault
 from megatron_prime.engines.sglang.weights.sender import Rendezvous, SendReport
@@ -77,10 +77,14 @@ def test_a_server_must_report_the_sum_of_all_ranks_checksums(coordinator):
         coordinator._check_report((0, 1), "a", reports)
 
 
-def test_a_receivers_error_becomes_its_servers_fault(coordinator):
+def test_a_receivers_error_explains_what_senders_saw_unless_they_read_a_forged_value(coordinator):
     rendezvous = Rendezvous("a", ("h", 1), "key", "g", 4, (((0, 0), 2), ((1, 1), 3)), 5.0)
     coordinator._store.under("a").set("report/3", {"error": "a wrong checksum"})
-    assert coordinator._reported_faults(rendezvous) == {1: Fault("TP rank 1: a wrong checksum")}
+    explained = {1: Fault("TP rank 1: a wrong checksum")}
+    assert coordinator._with_reported_faults({}, rendezvous) == explained
+    assert coordinator._with_reported_faults({1: Fault("connection closed")}, rendezvous) == explained
+    seen = {0: Fault("connection closed"), 1: Fault(f"rank 0: the value of x {FORGED}")}
+    assert coordinator._with_reported_faults(seen, rendezvous) == seen
 
 
 @pytest.mark.parametrize("error", [ServerUnreachableError("no answer"), ServerRefusedError("no")])
