@@ -82,14 +82,16 @@ class Rollout:
     routed_experts: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """Integers [tokens - 1, layers, K]: the top-K experts that the engine chose for each token of prompt and response
     except the last; None unless rollout.sglang.routing_replay is enabled."""
+    reason: str = ""
+    """The verifier's reason for the outcome, or the description of its error; "" before verification."""
 
     def __post_init__(self) -> None:
         assert self.response_ids, "a response has at least one token"
         assert len(self.response_ids) == len(self.rollout_logprobs)
 
-    def with_outcome(self, outcome_reward: float) -> "Rollout":
-        """Return a copy with the given outcome."""
-        return replace(self, outcome_reward=outcome_reward)
+    def with_outcome(self, outcome_reward: float, reason: str = "") -> "Rollout":
+        """Return a copy with the given outcome and the reason for it."""
+        return replace(self, outcome_reward=outcome_reward, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)

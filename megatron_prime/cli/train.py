@@ -19,7 +19,10 @@ from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
+from megatron_prime.hf.identity import model_identity
 from megatron_prime.observability import MetricsLogger, Progress
+from megatron_prime.observability.rollout_log import ROLLOUTS, FileInfo
+from megatron_prime.observability.rollout_log.folder import RolloutLog
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.rewards import answer_check
@@ -35,6 +38,7 @@ from megatron_prime.training.loop import Loop, LoopContext, with_date
 from megatron_prime.training.phase_memory import free_memory_for_servers, release_after
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
+from megatron_prime.training.rollout_recorder import RolloutRecorder
 from megatron_prime.training.trainer import Trainer, TrainerContext
 from megatron_prime.types import Prompt
 
@@ -102,7 +106,8 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = run.rollout.sampler.make_weight_sync(roles.policy.built)
     _first_sync(sync, step_index, run.rollout.sampler.startup_note, progress)
-    context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress)
+    recorder = _recorder(config, topology, step_index, run.lock.attempt)
+    context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress, recorder)
     context.collector.load_state_dict(collector_state)
     trainer = Trainer(config, context, step_index)
     if topology.rank == 0:
@@ -120,6 +125,7 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
             fence=run.lock.fence,
             collector=context.collector,
             prompt_history=history,
+            recorder=recorder,
             is_stopping=lambda: any_rank(asked(), topology),
             agree=lambda flag: any_rank(flag, topology),
             owed_metrics=owed_metrics,
@@ -146,6 +152,19 @@ def _open_logs(
     # The record of a step whose evaluation is owed is written again, with its result.
     logger = MetricsLogger(config.run_dir, first_logged - is_owed)
     return logger, PromptHistory(config.run_dir / "prompts.jsonl", first_logged)
+
+
+def _recorder(
+    config: PrimeConfig, topology: Topology, step_index: int, attempt: int
+) -> RolloutRecorder | None:
+    """Return what writes the rollout log of this attempt, on rank 0."""
+    if topology.rank != 0:
+        return None
+    log = RolloutLog(config.run_dir / ROLLOUTS, step_index + 1, config.rollout_log.max_mib)
+    beta = config.prm.beta if config.prm.enabled else None
+    info = FileInfo(0, beta=beta, attempt=attempt, model=model_identity(config.model.path))
+    tokenizer: Any = load_tokenizer(config.model.path)
+    return RolloutRecorder(config.rollout_log, log, tokenizer, info)
 
 
 def _check_resumable(config: PrimeConfig, topology: Topology, stream: ResumableStream[Prompt]) -> None:
@@ -187,6 +206,7 @@ def _trainer_context(
     sync: WeightSync,
     rollout: RolloutParts,
     progress: Progress,
+    recorder: RolloutRecorder | None = None,
 ) -> TrainerContext:
     segmenter = None
     if config.prm.enabled and config.prm.granularity == "step":
@@ -207,6 +227,8 @@ def _trainer_context(
         step_segmenter=segmenter,
         allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
     )
+    if recorder is not None:
+        collector.observe = recorder.observe
     return TrainerContext(
         engine=rollout.engine,
         collector=collector,
@@ -215,6 +237,7 @@ def _trainer_context(
         reference=roles.reference,
         weight_sync=sync,
         warn=progress.warn,
+        recorder=recorder,
     )
 
 

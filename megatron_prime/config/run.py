@@ -23,6 +23,7 @@ from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.config.tables.model import ModelConfig
+from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
 from megatron_prime.config.tables.overlap import OverlapConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
 from megatron_prime.config.tables.platform import PlatformConfig
@@ -48,6 +49,7 @@ class PrimeConfig(Section):
     platform: PlatformConfig = PlatformConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
+    rollout_log: RolloutLogConfig = RolloutLogConfig()
     reward: RewardConfig = RewardConfig()
     filter: FilterConfig = FilterConfig()
     prm: PRMConfig = PRMConfig()

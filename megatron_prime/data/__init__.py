@@ -18,5 +18,7 @@
 - `prompts`: data set of prompts to sample rollouts from
 - `sft`: data set of demonstrations for supervised fine-tuning
 - `steps`: splits a response into reasoning steps
+- `token_ends`: the place of each token in the text of a response
+- `text_layout`: the text of a response with the places of its tokens and steps
 - `whole_spans`: finds the formulas and code blocks that a step boundary must not cut
 """

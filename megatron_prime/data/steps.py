@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
+from megatron_prime.data.token_ends import decoded_lengths
 from megatron_prime.data.whole_spans import whole_spans
 from megatron_prime.types import Decoder
 
@@ -41,9 +42,6 @@ _ABBREVIATIONS = (
     "mrs",
     "st",
 )
-_REPLACEMENT = "\ufffd"
-MAX_TOKENS_PER_CHARACTER = 4
-"""Limit on the tokens of one character: UTF-8 has at most four bytes, so after four tokens the bytes are invalid."""
 
 
 def step_spans(text: str) -> list[tuple[int, int]]:
@@ -99,8 +97,8 @@ def token_spans(
         response_ids: Tokens of the response.
         spans: (start, end) in characters, covering the text without gaps.
     """
-    ends = _decoded_lengths(tokenizer, response_ids)
     text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
+    ends = decoded_lengths(tokenizer, response_ids, text)
     owners: list[int] = []
     span = 0
     start = 0
@@ -115,31 +113,6 @@ def token_spans(
         owners.append(span)
         start = end
     return owners
-
-
-def _decoded_lengths(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
-    """Return the number of characters that are complete after each token.
-
-    Decodes a short sliding window, as streaming servers do, so that the cost is linear in the number of tokens. If the
-    text of the window ends in the replacement character, the window ends inside a multi-byte character, and its last
-    token adds no characters yet. A response that really contains the replacement character is resolved after
-    MAX_TOKENS_PER_CHARACTER tokens.
-    """
-    lengths: list[int] = []
-    complete = 0
-    prefix = 0
-    read = 0
-    for position in range(1, len(response_ids) + 1):
-        # The text of [prefix, read) is already counted. Decoding the longer window with the same prefix yields what
-        # the tokens since `read` add, including the spacing that depends on the tokens before them.
-        known = tokenizer.decode(list(response_ids[prefix:read]), skip_special_tokens=True)
-        window = tokenizer.decode(list(response_ids[prefix:position]), skip_special_tokens=True)
-        is_cut = window.endswith(_REPLACEMENT) and position - read < MAX_TOKENS_PER_CHARACTER
-        if len(window) > len(known) and not is_cut:
-            complete += len(window) - len(known)
-            prefix, read = read, position
-        lengths.append(complete)
-    return lengths
 
 
 @lru_cache(maxsize=1)

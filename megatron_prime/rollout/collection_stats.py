@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from megatron_prime.rollout.group_filter import FilterDecision, Group, accuracy_histogram, mean_accuracy
+from megatron_prime.rollout.sampled_groups import SURPLUS, TRIMMED, SampledGroup
 from megatron_prime.types import FinishReason, Rollout
 
 _ADVICE = {
@@ -55,9 +56,11 @@ class CollectionTally:
         """All sampled groups, kept or dropped."""
         self.decisions: Counter[FilterDecision] = Counter()
         self._decision_of_group: list[FilterDecision] = []
+        self._round_of_group: list[int] = []
 
     def add_round(self, groups: Sequence[Group], decisions: Sequence[FilterDecision]) -> None:
         """Add the groups of one sampling round and the decisions on them."""
+        self._round_of_group.extend([self.num_rounds] * len(groups))
         self.num_rounds += 1
         self.groups.extend(groups)
         self._decision_of_group.extend(decisions)
@@ -83,6 +86,27 @@ class CollectionTally:
             (group[0].prompt.index, mean_accuracy(group), decision.value)
             for group, decision in zip(self.groups, self._decision_of_group, strict=True)
         ]
+
+    def sampled(self, num_in_batch: int, num_trimmed: int) -> list[SampledGroup]:
+        """Return every sampled group with what became of it.
+
+        Args:
+            num_in_batch: groups in the batch, the first of those that passed the filter.
+            num_trimmed: groups after them that were left out to make the batch divisible.
+        """
+        sampled, num_passed = [], 0
+        for group, decision, number in zip(
+            self.groups, self._decision_of_group, self._round_of_group, strict=True
+        ):
+            verdict, batch_index = decision.value, None
+            if decision is FilterDecision.KEPT:
+                is_in_batch = num_passed < num_in_batch
+                batch_index = num_passed if is_in_batch else None
+                if not is_in_batch:
+                    verdict = TRIMMED if num_passed < num_in_batch + num_trimmed else SURPLUS
+                num_passed += 1
+            sampled.append(SampledGroup(group, verdict, number, batch_index))
+        return sampled
 
     @property
     def num_all_right(self) -> int:

@@ -19,6 +19,7 @@ from megatron_prime.rollout.collector_state import CollectorState
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups, split_groups
 from megatron_prime.rollout.prompt_history import PromptRecord
+from megatron_prime.rollout.sampled_groups import GroupObserver
 from megatron_prime.rollout.stream_keys import training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import FinishReason, Prompt, RolloutBatch, SamplingParams
@@ -101,6 +102,8 @@ class Collector:
         self._groups_multiple_of = rows_multiple_of // math.gcd(rows_multiple_of, group_size)
         self._step_segmenter = step_segmenter
         self._allow_mixed_versions = allow_mixed_versions
+        self.observe: GroupObserver | None = None
+        """Receives all groups of each step, once the batch is known."""
         self._state = CollectorState()
         self._records: list[PromptRecord] = []
 
@@ -148,6 +151,8 @@ class Collector:
         self._update_state(tally, step_index, is_empty=not batch_groups)
         num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
         stats = tally.stats(batch_groups, num_trimmed)
+        if self.observe is not None:
+            self.observe(step_index, tally.sampled(len(batch_groups), num_trimmed))
         if not batch_groups:
             return NoBatch(stats, f"{self._shortage(kept, step_index)}. {tally.explain()}")
         return self._to_batch(batch_groups, stats)

@@ -34,7 +34,7 @@ class Outcome(Protocol):
 
     @property
     def detail(self) -> str:
-        """Description of a failure."""
+        """The reason for the reward, or the description of a failure; may be empty."""
         ...
 
 
@@ -81,13 +81,13 @@ class RolloutVerifier:
         order = [row for first in range(num_ranks) for row in range(first, len(rollouts), num_ranks)]
         share = [rollouts[row] for row in self._ranks.share(order)]
         outcomes = self._outcomes([self._response(rollout) for rollout in share])
-        rewards = self._ranks.gather_all([float(outcome.reward) for outcome in outcomes])
-        outside = [reward for reward in rewards if reward < 0 or reward > 1]
+        verdicts = self._ranks.gather_all([(float(outcome.reward), outcome.detail) for outcome in outcomes])
+        outside = [reward for reward, _ in verdicts if reward < 0 or reward > 1]
         if outside:
             raise RuntimeError(f"the verifier returned rewards outside [0, 1]: {outside[:5]}")
-        # The gathered rewards are in the strided order; this maps them back to the rows.
-        reward_of_row = dict(zip(order, rewards, strict=True))
-        return [rollout.with_outcome(reward_of_row[row]) for row, rollout in enumerate(rollouts)]
+        # The gathered verdicts are in the strided order; this maps them back to the rows.
+        verdict_of_row = dict(zip(order, verdicts, strict=True))
+        return [rollout.with_outcome(*verdict_of_row[row]) for row, rollout in enumerate(rollouts)]
 
     def _outcomes(self, responses: Sequence[Response]) -> list[Outcome]:
         """Verify this rank's share, and wait as long as any rank finds its server away. Collective.

@@ -4,6 +4,8 @@
 - `loop`: steps with evaluations, checkpoints and logs around them.
 - `trainable`: a model in a role; `Scorer` scores, `Trainable` also learns.
 - `roles`: policy, PRM and reference of a run, built from its configuration.
+- `rollout_recorder`: takes what a step samples and computes, for the rollout log.
+- `rollout_rows`: sampled responses as rows of a rollout log.
 - `prm_phase`: the order of scoring and updating the PRM.
 - `minibatches`: the optimizer steps of one role on a batch.
 - `losses`: the algorithm's losses in the form of the packed backward pass.

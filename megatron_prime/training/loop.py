@@ -23,6 +23,7 @@ from megatron_prime.training.checkpoint.schedule import SaveSchedule
 from megatron_prime.training.checkpoint.store import RunState
 from megatron_prime.training.health.guards import GuardError, Guards
 from megatron_prime.training.health.stop import RunStopped
+from megatron_prime.training.rollout_recorder import RolloutRecorder
 from megatron_prime.training.trainable import Trainable
 
 SHOWN = {
@@ -114,6 +115,8 @@ class LoopContext:
     """Its state goes into checkpoints, its groups into the prompt history."""
     prompt_history: PromptHistory | None = None
     """None on every rank but rank 0."""
+    recorder: RolloutRecorder | None = None
+    """Writes the rollout log; None on every rank but rank 0."""
     is_stopping: Callable[[], bool] = lambda: False
     """Returns whether any rank was asked to stop; collective, called before the first step and after each."""
     agree: Callable[[bool], bool] = lambda flag: flag
@@ -196,6 +199,7 @@ class Loop:
             except VerifierAwayError as error:
                 outage = error
         self._log_prompts(metrics)
+        self._log_rollouts(metrics)
         if is_last or _is_due(done, self._context.output.steps_per_line):
             self._context.progress.step(done, num_steps, metrics, self._context.output.shown)
         self._log(metrics)
@@ -255,6 +259,12 @@ class Loop:
             self._write(lambda: history.log(self._trainer.step_index, collector.last_records))
             metrics.add("prompts", history.metrics())
 
+    def _log_rollouts(self, metrics: Metrics) -> None:
+        recorder = self._context.recorder
+        with metrics.timed("rollout_log"):
+            if recorder is not None:
+                self._write(recorder.write, "the rollout log lacks this step")
+
     def _evaluate(self, metrics: Metrics) -> None:
         assert self._context.evaluate is not None
         with metrics.timed("evaluation"):
@@ -269,8 +279,10 @@ class Loop:
         if logger is not None:
             self._write(lambda: logger.log(self._trainer.step_index, metrics))
 
-    def _write(self, write: Callable[[], None]) -> None:
-        """Write to a log, which keeps what it cannot write and tries again with the next record."""
+    def _write(
+        self, write: Callable[[], None], consequence: str = "the record will be written later"
+    ) -> None:
+        """Write to a log, and handle what it cannot write as configured; the consequence is a part of the warning."""
         try:
             with self._context.fence():
                 write()
@@ -278,7 +290,7 @@ class Loop:
             if self._config.checkpoint.on_write_error == "stop":
                 raise
             self._context.progress.warn(
-                f"{error}. Training continues (checkpoint.on_write_error); the record will be written later"
+                f"{error}. Training continues (checkpoint.on_write_error); {consequence}"
             )
 
 

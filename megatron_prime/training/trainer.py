@@ -22,6 +22,7 @@ from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers, release_after
 from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.rollout_recorder import RolloutRecorder
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
 
@@ -41,6 +42,8 @@ class TrainerContext:
     weight_sync: WeightSync
     warn: Callable[[str], None] = lambda _: None
     """Receives a warning in one line."""
+    recorder: RolloutRecorder | None = None
+    """Receives the values of every token for the rollout log; None on every rank but rank 0."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class _Trained:
 
     batch: RolloutBatch
     old: Scores
+    ref_logprobs_BT: torch.Tensor | None
+    prm_logprobs_BT: torch.Tensor | None
+    rewards_BT: torch.Tensor | None
     advantages_BT: torch.Tensor
 
 
@@ -98,6 +104,8 @@ class Trainer:
             self._describe(metrics, trained)
         metrics.update(phase_fractions(metrics) | idle.fractions())
         metrics.update(process_memory() | self._memory.host_copies())
+        if trained is not None:
+            self._record(metrics, trained)
         self.step_index += 1
         return metrics
 
@@ -131,7 +139,7 @@ class Trainer:
             old = context.policy.score(sequences, self._routing(batch))
             ref_logprobs_BT = self._ref_logprobs(sequences, old)
         with memory.phase(metrics, "prm"):
-            rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
+            prm_logprobs_BT, rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
         with memory.phase(metrics, "advantage"):
             advantages_BT = self._advantages(batch, rewards_BT, metrics)
         with memory.phase(metrics, "policy"):
@@ -143,7 +151,7 @@ class Trainer:
                 "because all are truncated. Raise rollout.max_response_tokens, or look whether the model ever ends a "
                 "response"
             )
-        return _Trained(batch, old, advantages_BT)
+        return _Trained(batch, old, ref_logprobs_BT, prm_logprobs_BT, rewards_BT, advantages_BT)
 
     def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
         return batch.to(self._context.policy.topology.platform.device)
@@ -167,10 +175,13 @@ class Trainer:
         sequences: Sequences,
         ref_logprobs_BT: torch.Tensor | None,
         metrics: Metrics,
-    ) -> torch.Tensor | None:
-        """Return the process rewards (Eq. 3), of the PRM before or after its update as configured; None without one."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the PRM's log-probs and the process rewards (Eq. 3), before or after its update as configured.
+
+        Without a PRM, both are None.
+        """
         if self._context.prm_phase is None:
-            return None
+            return None, None
         assert ref_logprobs_BT is not None
         result = self._context.prm_phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
         prm = self.config.prm
@@ -190,7 +201,7 @@ class Trainer:
                 "process_reward_max_abs": token_rewards.abs().max().item(),
             },
         )
-        return rewards_BT
+        return result.logprobs_BT, rewards_BT
 
     def _advantages(
         self, batch: RolloutBatch, rewards_BT: torch.Tensor | None, metrics: Metrics
@@ -251,3 +262,20 @@ class Trainer:
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
+
+    def _record(self, metrics: Metrics, trained: "_Trained") -> None:
+        """Keep the values of the logged responses; the tensors of the whole batch are freed with the step."""
+        with metrics.timed(
+            "rollout_log"
+        ):  # on all ranks, because the watchdog compares their numbers of phases
+            if self._context.recorder is None:
+                return
+            figures_BT = {
+                "policy_logprobs": trained.old.logprobs_BT,
+                "prm_logprobs": trained.prm_logprobs_BT,
+                "ref_logprobs": trained.ref_logprobs_BT,
+                "process_rewards": trained.rewards_BT,
+                "advantages": trained.advantages_BT,
+                "entropy": trained.old.entropy_BT,
+            }
+            self._context.recorder.note(trained.batch, figures_BT)

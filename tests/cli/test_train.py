@@ -30,6 +30,7 @@ from tests.support.toy_runs import (
     is_logged,
     is_saving,
     records,
+    rollouts,
     weights,
 )
 
@@ -102,6 +103,10 @@ def test_a_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(
     resumed_step = SCENARIOS[layout][-1][2]
     assert (f"resuming after step {resumed_step}" in finished.stdout) == bool(resumed_step)
     assert records(run_dir) == records(unbroken)
+    assert rollouts(run_dir) == rollouts(unbroken)
+    assert sorted(path.name for path in (run_dir / "rollouts").iterdir()) == [
+        f"step-{step:08d}.parquet" for step in range(1, NUM_STEPS + 1)
+    ]
     assert weights(run_dir / "hf") == weights(unbroken / "hf")
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == sorted(
         path.name for path in (unbroken / "checkpoints").iterdir()
@@ -142,6 +147,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_resumes_exactly(toy: Toy, layout_
     assert finished.returncode == 0, finished.stderr
     assert f"resuming after step {done}" in finished.stdout
     assert records(run_dir) == records(unbroken)
+    assert rollouts(run_dir) == rollouts(unbroken)
     assert weights(run_dir / "hf") == weights(unbroken / "hf")
 
 
@@ -217,6 +223,7 @@ def test_a_run_whose_reward_server_goes_away_resumes_with_the_numbers_of_an_undi
     assert found["back"][0] == 0, found["back"]
     assert "is finished: resuming after step 4 of 4 leaves nothing to do" in found["finished"][1]
     run_dir, unbroken = toy.run_dir("outages"), toy.run_dir("single")
+    assert not (run_dir / "rollouts").exists(), "its results are equal without a rollout log"
     assert records(run_dir) == records(unbroken)
     assert weights(run_dir / "hf") == weights(unbroken / "hf")
     history = (run_dir / "prompts.jsonl").read_bytes()

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from megatron_prime.observability.rollout_log import ROLLOUTS, RolloutFile, logged_steps
 from tests.support import deadlines, toy_worker
 from tests.support.distributed_runner import run_distributed
 from tests.support.forked_commands import FRESH
@@ -37,6 +38,8 @@ verifier = "exact_match"
 group_size = 4
 max_prompt_tokens = 32
 max_response_tokens = 12
+[rollout_log]
+groups_per_step = "all"
 [filter]
 accuracy_min = 0.1
 [trainer]
@@ -212,6 +215,15 @@ def records(run_dir: Path) -> list[dict[str, float]]:
         {name: value for name, value in json.loads(line).items() if name.split("/")[0] not in MEASURED}
         for line in lines
     ]
+
+
+def rollouts(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
+    """Return the rows of each logged step."""
+    logged = {}
+    for step, path in logged_steps(run_dir / ROLLOUTS).items():
+        with RolloutFile(path) as file:
+            logged[step] = [dict(row) for row in file.rows()]
+    return logged
 
 
 def weights(checkpoint: Path) -> dict[str, bytes]:

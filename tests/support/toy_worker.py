@@ -120,6 +120,7 @@ def outage_runs(folder: str) -> dict[str, Any]:
         with RewardServer(port, goes_away) as server:
             port = server.port
             settings = [f"reward.verifier={server.url}", "reward.http.max_outage_s=0.5"]
+            settings.append("rollout_log.groups_per_step=0")
             results[name] = run("train", "run.toml", "run_dir=outages", *settings)
     results["finished"] = run("train", "run.toml", "run_dir=outages", *settings)
     return results

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_prime.observability.rollout_log import COLUMNS
 from tests.support import toy_worker
 from tests.support.distributed_runner import run_distributed
-from tests.support.toy_runs import LAYOUTS, Toy, differences, records
+from tests.support.toy_runs import LAYOUTS, NUM_STEPS, Toy, differences, records, rollouts
 
+FLOATS = {column.name for column in COLUMNS if "float" in str(column.type)}
 ORDERS, LOSSES = ("after", "before", "none", "reverse"), ("ce", "dpo", "bon_acc", "bon_rm")
 GRANULARITIES = ("token", "step", "whole")
 PRM_VARIANTS = {
@@ -114,6 +116,59 @@ def test_a_whole_run_does_not_depend_on_the_layout(toy: Toy, layout_runs: dict[s
     # Random numbers are keyed by prompt, so rollouts of two layouts differ only at a near-tie; seed 0 has none here.
     found = differences(records(toy.run_dir("single")), records(layout_runs[layout]))
     assert {name: gap for name, gap in found.items() if gap > 1e-4} == {}
+    alone, shared = rollouts(toy.run_dir("single")), rollouts(layout_runs[layout])
+    assert list(alone) == list(shared) == list(range(1, NUM_STEPS + 1))
+    for step, rows in alone.items():
+        for mine, other in zip(rows, shared[step], strict=True):
+            for name, value in mine.items():
+                if name in FLOATS and value is not None:
+                    assert other[name] == pytest.approx(value, abs=1e-3), (step, name)
+                else:
+                    assert other[name] == value, (step, name)
+
+
+def test_the_rollout_log_agrees_with_the_metrics(toy: Toy):
+    run_dir = toy.run_dir("single")
+    for record in records(run_dir):
+        rows = rollouts(run_dir).get(int(record["step"]), [])
+        if not rows:
+            continue
+        batch = [row for row in rows if row["filter"] == "kept"]
+        pairs = list(itertools.chain.from_iterable(map(_tokens, batch)))
+        gaps = [abs(token["policy_logprobs"] - token["rollout_logprobs"]) for token in pairs]
+        ratios = [token["prm_logprobs"] - token["ref_logprobs"] for token in pairs]
+        expected = {
+            "rollout/accuracy_sampled": _mean([row["outcome_reward"] for row in rows]),
+            "rollout/accuracy_batch": _mean([row["outcome_reward"] for row in batch]),
+            "rollout/num_rollouts_sampled": len(rows),
+            "rollout/num_groups_dropped_too_easy": len(
+                {row["group"] for row in rows if row["filter"] == "dropped_too_easy"}
+            ),
+            "rollout/logprob_gap": _mean(gaps),
+            "advantage/mean": _mean([token["advantages"] for token in pairs]),
+            "prm/process_reward_mean": _mean([token["process_rewards"] for token in pairs]),
+        }
+        assert {name: record[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+        assert [token["process_rewards"] for token in pairs] == pytest.approx(
+            [0.05 * ratio for ratio in ratios], abs=1e-6
+        )
+        assert all(token["mask"] and token["entropy"] >= 0 for token in pairs)
+        for row in rows:
+            assert row["step_ends"][-1] == len(row["response_token_ids"]) == len(row["token_ends"])
+            assert row["token_ends"][-1] == len(row["response"])
+            assert row["policy_version"] == record["step"] - 1
+            assert (row["advantages"] is None) == (row["filter"] != "kept")
+
+
+def _tokens(row):
+    names = [name for name in FLOATS | {"mask"} if isinstance(row[name], list)]
+    return [
+        dict(zip(names, values, strict=True)) for values in zip(*(row[name] for name in names), strict=True)
+    ]
+
+
+def _mean(values):
+    return math.fsum(values) / len(values)
 
 
 def test_without_a_prm_advantages_are_leave_one_out_and_constant_along_a_response(outcome_only):

@@ -6,5 +6,6 @@
 - `advantage`: from rewards to advantages
 - `trainer`, `checkpoint`, `guards`: the training loop, saving, alarms
 - `parallel`, `platform`, `memory`, `fp8`, `overlap`: layout, device, offloading, precision, communication
+- `observability/`: what a run shows and writes besides its results
 - `evaluation`, `prm_evaluation`, `sft`: the other commands
 """

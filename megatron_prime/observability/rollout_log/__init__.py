@@ -4,11 +4,12 @@ Training writes `run_dir/rollouts/step-00000012.parquet`; `rollout`, `eval` and 
 
 - `schema`: the columns, their meaning and types, and the description that each file carries
 - `writer`: writes the file of one step, as a whole or not at all
+- `folder`: the files of a run, of limited size
 - `reader`: lists the steps of a run, and reads the columns of a step
 """
 
 from megatron_prime.observability.rollout_log.reader import RolloutFile, logged_steps
-from megatron_prime.observability.rollout_log.schema import COLUMNS, FileInfo, step_path
+from megatron_prime.observability.rollout_log.schema import COLUMNS, ROLLOUTS, FileInfo, step_path
 from megatron_prime.observability.rollout_log.writer import write_rollouts
 
-__all__ = ["COLUMNS", "FileInfo", "RolloutFile", "logged_steps", "step_path", "write_rollouts"]
+__all__ = ["COLUMNS", "ROLLOUTS", "FileInfo", "RolloutFile", "logged_steps", "step_path", "write_rollouts"]

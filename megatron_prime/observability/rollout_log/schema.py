@@ -5,7 +5,7 @@ docs/rollouts.md shows the same table to users; a test compares the two.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import pyarrow
 SCHEMA_VERSION = 1
 """A file with another version is refused. A new column that readers may ignore needs no new version."""
 METADATA_KEY = b"megatron_prime.rollout_log"
+ROLLOUTS = "rollouts"
+"""Name of the folder in run_dir."""
 KINDS = ("train", "rollout", "eval")
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
 
@@ -65,7 +67,12 @@ COLUMNS: tuple[Column, ...] = (
         _INTEGERS,
         "Number of tokens up to the end of each reasoning step; the last is the length.",
     ),
-    Column("mask", _per_token(pyarrow.bool_()), "Whether each token entered the losses.", True),
+    Column(
+        "mask",
+        _per_token(pyarrow.bool_()),
+        "Whether each token entered the losses; null outside the batch.",
+        True,
+    ),
     Column(
         "outcome_reward", pyarrow.float32(), "Verified outcome in [0, 1]; null after a verifier error.", True
     ),
@@ -114,6 +121,8 @@ class FileInfo:
     """Attempt of the run that wrote the file."""
     num_groups_sampled: int = 0
     """Number of groups that the step sampled; the file holds all of them or a part."""
+    num_groups_by_round: Sequence[int] = ()
+    """The same, for each sampling round of the step."""
     num_groups: int = 0
     """Number of groups in the file."""
     name: str = ""
@@ -135,6 +144,7 @@ class FileInfo:
         try:
             values: Any = json.loads(data)
             version = values.pop("schema")
+            values["num_groups_by_round"] = tuple(map(int, values.get("num_groups_by_round", ())))
             known = {field.name for field in fields(FileInfo)}
             info = FileInfo(**{name: value for name, value in values.items() if name in known})
         except (ValueError, AttributeError, KeyError, TypeError) as error:

@@ -1,0 +1,4 @@
+"""The tables about what a run shows and writes, besides its results.
+
+- `rollout_log`: sampled responses on disk
+"""

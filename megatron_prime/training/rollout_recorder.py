@@ -1,0 +1,110 @@
+"""Recording of sampled groups for the rollout log: which ones, and everything that a step computes of their tokens.
+
+Nothing is computed for the log alone: it gets the tensors that a step has anyway, of the chosen responses, in one copy
+from the device. It uses no random numbers, so that a run has equal results with and without it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
+from megatron_prime.observability.rollout_log.folder import RolloutLog
+from megatron_prime.observability.rollout_log.schema import FileInfo
+from megatron_prime.parallel.platform import move_together
+from megatron_prime.rollout.sampled_groups import SampledGroup, chosen_groups
+from megatron_prime.training.rollout_rows import Figures, rows_of_groups
+from megatron_prime.types import Decoder, RolloutBatch
+
+
+@dataclass
+class _Pending:
+    """A step that has not been written yet."""
+
+    info: FileInfo
+    groups: list[SampledGroup]
+    figures: dict[tuple[int, int], Figures] = field(default_factory=dict)
+
+
+class RolloutRecorder:
+    """Takes what a step samples and computes, and writes the file of the step. Only rank 0 has one.
+
+    Args:
+        settings: groups to log, and steps to log.
+        log: the files.
+        tokenizer: decodes prompts and responses.
+        info: description of all files; the recorder fills in the step, its groups and its policy version.
+    """
+
+    def __init__(
+        self, settings: RolloutLogConfig, log: RolloutLog, tokenizer: Decoder, info: FileInfo
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._tokenizer = tokenizer
+        self._info = info
+        self._pending: _Pending | None = None
+
+    def observe(self, step_index: int, groups: Sequence[SampledGroup]) -> None:
+        """Choose among the groups of a step, which is numbered from 0 here and from 1 in the log; a GroupObserver."""
+        settings, step = self._settings, step_index + 1
+        self._pending = None
+        if settings.groups_per_step == 0 or (step != 1 and step % settings.every_steps):
+            return
+        most = len(groups) if settings.groups_per_step == "all" else settings.groups_per_step
+        chosen = chosen_groups(groups, most)
+        num_rounds = 1 + max((group.round_index for group in groups), default=-1)
+        by_round = [sum(group.round_index == number for group in groups) for number in range(num_rounds)]
+        versions = [rollout.policy_version for group in groups for rollout in group.rollouts]
+        info = replace(
+            self._info,
+            step=step,
+            policy_version=min(versions, default=0),
+            num_groups_sampled=len(groups),
+            num_groups_by_round=by_round,
+            num_groups=len(chosen),
+        )
+        self._pending = _Pending(info, chosen)
+
+    def note(self, batch: RolloutBatch, figures_BT: Mapping[str, torch.Tensor | None]) -> None:
+        """Keep the values of the chosen responses.
+
+        Args:
+            batch: the batch that the step has trained on.
+            figures_BT: column of the log -> [B, T]; None for what the run does not compute.
+        """
+        if self._pending is None:
+            return
+        places = [
+            (group.batch_index * len(group.rollouts) + sample, (number, sample), len(rollout.response_ids))
+            for number, group in enumerate(self._pending.groups)
+            if group.batch_index is not None
+            for sample, rollout in enumerate(group.rollouts)
+        ]
+        if not places:
+            return
+        mask_BT = batch.response_mask_BT
+        (rows_R,) = move_together([torch.tensor([row for row, _, _ in places])], mask_BT.device)
+        longest = max(length for _, _, length in places)
+        mask_RT = mask_BT[rows_R, :longest]
+        if batch.is_trained_B is not None:
+            mask_RT = mask_RT & batch.is_trained_B[rows_R, None]
+        computed = {name: value_BT for name, value_BT in figures_BT.items() if value_BT is not None}
+        # One copy from the device, because each waits for it.
+        parts = [mask_RT.float(), *(value_BT[rows_R, :longest].float() for value_BT in computed.values())]
+        mask_RT, *values = torch.stack(parts).cpu().numpy()
+        for index, (_, place, length) in enumerate(places):
+            figures = {name: value[index, :length] for name, value in zip(computed, values, strict=True)}
+            self._pending.figures[place] = {"mask": mask_RT[index, :length] > 0, **figures}
+
+    def write(self) -> None:
+        """Write the file of the last step, if it is one to log; a step that could not be written is left out.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            rows = rows_of_groups(pending.groups, self._tokenizer, pending.figures)
+            self._log.log(pending.info, rows)

@@ -1,0 +1,56 @@
+import math
+
+from megatron_prime.observability.rollout_log.schema import COLUMNS
+from megatron_prime.rollout.sampled_groups import SampledGroup
+from megatron_prime.training.rollout_rows import rows_of_groups
+from megatron_prime.types import FinishReason, Prompt, Rollout
+from tests.support.tokenizers import word_tokenizer
+
+TOKENIZER = word_tokenizer(["two", "plus", "Four.", "Done."])
+EOS = TOKENIZER.eos_token_id
+
+
+def group(index, outcomes, verdict="kept"):
+    prompt = Prompt(index, (0, 1, 0, EOS), "4", "sums", "math")
+    rollouts = [
+        Rollout(prompt, sample, (2, 3, EOS), (-1.0, -2.0, -3.0), FinishReason.STOP, 5).with_outcome(
+            outcome, "ok"
+        )
+        for sample, outcome in enumerate(outcomes)
+    ]
+    return SampledGroup(rollouts, verdict, 1)
+
+
+def test_a_row_holds_everything_that_is_known_of_a_response():
+    figures = {(1, 0): {"advantages": [1.0, 2.0, 3.0]}}
+    rows = list(rows_of_groups([group(7, [1.0]), group(8, [0.0, math.nan])], TOKENIZER, figures))
+    assert [(row["group"], row["sample"], row["outcome_reward"]) for row in rows] == [
+        (0, 0, 1.0),
+        (1, 0, 0.0),
+        (1, 1, None),
+    ]
+    assert "advantages" not in rows[0]
+    assert rows[1] == {
+        "group": 1,
+        "sample": 0,
+        "round": 1,
+        "prompt_index": 8,
+        "source": "sums",
+        "ability": "math",
+        "ground_truth": "4",
+        "prompt": "two plus two <eos>",
+        "prompt_token_ids": (0, 1, 0, EOS),
+        "response": "Four. Done.",
+        "response_token_ids": (2, 3, EOS),
+        "token_ends": [5, 11, 11],
+        "step_ends": [1, 3],
+        "outcome_reward": 0.0,
+        "reason": "ok",
+        "finish_reason": "stop",
+        "policy_version": 5,
+        "filter": "kept",
+        "rollout_logprobs": (-1.0, -2.0, -3.0),
+        "advantages": [1.0, 2.0, 3.0],
+    }
+    required = {column.name for column in COLUMNS if not column.is_optional}
+    assert all(required <= row.keys() for row in rows)
