@@ -6,9 +6,7 @@
 - `docs_site`: the pages of the documentation that are generated, for `make docs`.
 - `gpu_check`: checks everything that GPUs can show.
 - `gpu_checks`: the checks of `gpu_check`.
-- `hf_to_megatron`: converts a Hugging Face checkpoint into Megatron's format.
 - `install_sglang`: builds the Python environment of the SGLang servers.
-- `megatron_to_hf`: converts a Megatron checkpoint into a Hugging Face folder.
 - `prompt_stats`: writes how often each prompt of a run was sampled, with its accuracy.
 - `run_summary`: explains why a job ended, from the logs of its ranks.
 - `shrink_te_wheel`: makes Transformer Engine's wheel of kernels small enough to carry.

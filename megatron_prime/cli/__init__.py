@@ -8,6 +8,7 @@
 - `attempt`: the lock, the store and the records of one attempt of a run that can be resumed
 - `train`, `sft`, `evaluate`, `evaluate_prm`, `convert`, `plan`, `verify`: one command each
 - `quickstart`: a complete run on a toy task
+- `formats`: changes the format of a whole checkpoint, HF to Megatron and back
 - `dry_run`: what `train` would start
 - `from_megatron`: writes a configuration from Megatron-LM's arguments
 - `megatron_script`: reads the arguments out of commands, scripts and YAML files

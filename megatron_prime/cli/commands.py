@@ -49,9 +49,13 @@ def run_command(options: Options) -> int:
     try:
         if options.command == "doctor" and options.config is None:
             return _doctor(None, options)
-        run_alone = {"from-megatron": _from_megatron, "quickstart": _quickstart, "verify": _verify}.get(
-            options.command
-        )
+        run_alone = {
+            "from-megatron": _from_megatron,
+            "hf-to-megatron": _change_format,
+            "megatron-to-hf": _change_format,
+            "quickstart": _quickstart,
+            "verify": _verify,
+        }.get(options.command)
         if run_alone is not None:
             return run_alone(options)
         config = load_config(options.config, options.overrides)
@@ -181,6 +185,15 @@ def _from_megatron(options: Options) -> int:
 
 def _verify(options: Options) -> int:
     return _call("verify.verify", options)
+
+
+def _change_format(options: Options) -> int:
+    try:
+        _call(f"formats.{options.command.replace('-', '_')}", options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"megatron-prime {options.command}: {redact(str(error))}", file=sys.stderr)  # noqa: T201
+        return USAGE_ERROR
+    return 0
 
 
 def _quickstart(options: Options) -> int:

@@ -3,7 +3,6 @@
 Whole checkpoints are converted file by file, in bounded memory and without a process group.
 
 - `cells`: the layout of a model in Megatron's distributed checkpoint format, in terms of HF tensors
-- `command_line`: the options and the frame that the conversion tools share
 - `dist_files`: reading and writing Megatron's distributed checkpoint files chunk by chunk
 - `export`: writing a model that is distributed over ranks as an HF checkpoint
 - `file_tasks`: conversions split into output files: parallel, resumable, published atomically

@@ -1,7 +1,7 @@
 """Find out in which format a model folder holds its weights. Standard library only.
 
 A folder holds them as safetensors, or in Megatron's own format beside config.json and the tokenizer, as
-`tools/hf_to_megatron.py` writes it:
+`megatron-prime hf-to-megatron` writes it:
 
     model/config.json, tokenizer ...
     model/latest_checkpointed_iteration.txt     the name that Megatron-LM looks for: "release" or an iteration

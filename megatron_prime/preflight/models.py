@@ -50,7 +50,7 @@ def _engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     if weights is not None:
         yield (
             f"model.path = {config.model.path}: its weights are in Megatron's format, but the engine reads "
-            "safetensors: convert them with tools/megatron_to_hf.py"
+            "safetensors: convert them with megatron-prime megatron-to-hf"
         )
 
 

@@ -218,7 +218,7 @@ def test_an_engine_that_reads_files_needs_safetensors(workspace):
     (model / "release" / ".metadata").touch()
     check()
     (line,) = faults_of("data.evaluation=['train.jsonl']", command="evaluate")
-    assert "the engine reads safetensors: convert them with tools/megatron_to_hf.py" in line
+    assert "the engine reads safetensors: convert them with megatron-prime megatron-to-hf" in line
 
 
 def test_a_name_of_the_hub_is_answered_with_how_to_download_it(workspace):

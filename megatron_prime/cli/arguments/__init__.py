@@ -3,12 +3,14 @@
 Options, the configuration file and overrides may stand in any order.
 
 - `table`: all commands, with their options, examples and help
+- `options`: the parsed arguments of a command
+- `formats`: the commands that change the format of a whole checkpoint
 - `own_commands`: `help` and `completion`
 - `help_style`: the form of every help page
 - `parsing`: parses a command line, and explains errors in one line
 """
 
+from megatron_prime.cli.arguments.options import Options
 from megatron_prime.cli.arguments.parsing import USAGE_ERROR, parse
-from megatron_prime.cli.arguments.table import Options
 
 __all__ = ["USAGE_ERROR", "Options", "parse"]

@@ -8,7 +8,8 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from megatron_prime.cli.arguments.help_style import NAME
-from megatron_prime.cli.arguments.table import Options, is_override, top
+from megatron_prime.cli.arguments.options import Options, is_override
+from megatron_prime.cli.arguments.table import top
 
 USAGE_ERROR = 2
 FILE_OPTIONS = ("c", "config", "config_file", "config_name", "config_path", "f", "file")

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from megatron_prime import __version__
+from megatron_prime.cli.arguments.formats import add_format_commands
 from megatron_prime.cli.arguments.help_style import (
     NAME,
     SETTINGS,
@@ -16,66 +15,14 @@ from megatron_prime.cli.arguments.help_style import (
     CommandWithExamples,
     Examples,
 )
+from megatron_prime.cli.arguments.options import Options, complete_word, options_of
 from megatron_prime.cli.arguments.own_commands import add_own_commands
-
-WITHOUT_CONFIG = ("doctor", "from-megatron", "quickstart", "verify")
-"""Commands that need no configuration file."""
-
-
-class Options(SimpleNamespace):
-    """The parsed arguments of one command: its name as `command`, and its options as further attributes."""
-
-    command: str
-    config: Path
-    overrides: list[str]
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        """Satisfy type checkers, which cannot know the options of a command."""
-        raise AttributeError(name)
-
-
-def _complete_word(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
-    """Offer keys of the configuration, and files for everything else."""
-    from megatron_prime.config.faults import dotted_keys
-    from megatron_prime.config.run import PrimeConfig
-
-    keys = [
-        CompletionItem(f"{key}=") for key in dotted_keys(PrimeConfig) if word and f"{key}=".startswith(word)
-    ]
-    return keys or [CompletionItem(word, type="file")]
 
 
 def _complete_gpu(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
     from megatron_prime.planning.gpus import KNOWN
 
     return [name for name in KNOWN if name.lower().startswith(word.lower())]
-
-
-def is_override(word: str) -> bool:
-    """Return whether an argument sets a key of the configuration."""
-    return "=" in word and not Path(word).is_file()
-
-
-def _options(command: str, values: dict[str, Any]) -> Options:
-    """Separate the configuration file from overrides and return all arguments of a command."""
-    words = list(values.pop("words"))
-    if command == "quickstart" and not all(map(is_override, words)):
-        raise click.UsageError(
-            "quickstart writes its own configuration: name KEY=VALUE overrides alone",
-            click.get_current_context(),
-        )
-    # `--dry-run` takes an optional folder: a file or an override behind it was not meant as one.
-    folder = values.get("dry_run")
-    if folder and folder != "-" and (is_override(folder) or Path(folder).suffix == ".toml"):
-        words.insert(0, folder)
-        values["dry_run"] = "-"
-    index = next((index for index, word in enumerate(words) if not is_override(word)), None)
-    file = None if index is None else Path(words.pop(index))
-    if file is None and command not in WITHOUT_CONFIG:
-        raise click.UsageError("the configuration is missing: name a TOML file", click.get_current_context())
-    if command == "from-megatron" and file is not None:
-        words.insert(0, str(file))
-    return Options(command=command, config=file, overrides=words, **values)
 
 
 @click.group(
@@ -109,9 +56,9 @@ def _command(
     """Add a command that takes a configuration, overrides and these options."""
 
     def callback(**values: Any) -> Options:  # noqa: ANN401
-        return _options(name, values)
+        return options_of(name, values)
 
-    words = click.Argument(["words"], nargs=-1, metavar=metavar, shell_complete=_complete_word)
+    words = click.Argument(["words"], nargs=-1, metavar=metavar, shell_complete=complete_word)
     quiet = click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors alone")
     top.add_command(
         CommandWithExamples(
@@ -394,6 +341,7 @@ _command(
         ("its PRM, in bf16", "megatron-prime convert run.toml --role prm --dtype bf16 --output prm"),
     ),
 )
+add_format_commands(top)
 _command(
     "from-megatron",
     "Convert",

@@ -112,7 +112,9 @@ def _map_argument(
     if name in LEFT_OUT:
         return MappedArgument(name, MappingKind.LEFT_OUT, LEFT_OUT[name])
     if name in LOADS:
-        text = f"convert its weights: python tools/megatron_to_hf.py {_joined(values)}/iter_N MODEL --hf HF_MODEL"
+        text = (
+            f"convert its weights: megatron-prime megatron-to-hf {_joined(values)}/iter_N MODEL --hf HF_MODEL"
+        )
         return MappedArgument(name, MappingKind.LEFT_OUT, text)
     return _passed(name, values)
 

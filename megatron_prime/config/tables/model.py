@@ -8,4 +8,4 @@ class ModelConfig(Section):
 
     path: UserPath
     """Folder of an HF checkpoint (config.json, safetensors, tokenizer). Training models also load a folder that
-    tools/hf_to_megatron.py wrote; an engine that reads weights from disk needs safetensors."""
+    `megatron-prime hf-to-megatron` wrote; an engine that reads weights from disk needs safetensors."""

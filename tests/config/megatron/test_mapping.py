@@ -98,7 +98,7 @@ def test_fields_of_megatron_core_are_passed_through(text, settings):
         ("--fp8-recipe tensorwise", MappingKind.LEFT_OUT, "no FP8 without"),
         ("--fp8-recipe tensorwise --fp8-format e4m3", MappingKind.MAPPED, "fp8.policy"),
         ("--data-path 0.5 a 0.5 b", MappingKind.LEFT_OUT, "[data]"),
-        ("--load /ckpt", MappingKind.LEFT_OUT, "megatron_to_hf.py /ckpt"),
+        ("--load /ckpt", MappingKind.LEFT_OUT, "megatron-to-hf /ckpt"),
         ("--micro-batch-size 2", MappingKind.LEFT_OUT, "tokens"),
         ("--fp16", MappingKind.REFUSED, "bf16"),
         ("--fp4-format e2m1", MappingKind.REFUSED, "FP4"),
