@@ -2,18 +2,19 @@
 
     python -m examples.prime_in_one_file
 
-A tiny transformer first imitates a demonstrator that makes habitual mistakes in a chain of arithmetic. PRIME then
-improves it from outcomes alone: only the last digit of a response is verified, but every token gets a reward. The
-trick is the implicit process reward. A second language model, the PRM, is trained so that
+The task is a chain of arithmetic modulo 10, answered by all intermediate results. A tiny transformer first imitates a
+demonstrator that makes habitual mistakes. PRIME then improves it from outcomes alone: only the last digit of a response
+is verified, but every token gets a reward. The trick is the implicit process reward. A second language model, the PRM,
+is trained so that
 
     beta * sum_t log PRM(y_t | y_<t) / reference(y_t | y_<t)
 
 is the logit that response y is correct. Its terms then say how much each token contributed, without any label of a
-step. Policy, PRM and reference all start from the same weights.
+step. Policy, PRM and reference all start from the same weights. At the end the file prints the rewards of some tokens.
 
 Read from `prime_step` down. The functions below it are the paper's equations, for responses to P prompts, G each:
 B = P * G rows in groups of G neighbours, T response tokens, right padded. megatron_prime.algorithm has the same
-functions for batches of any form, and tests/examples/test_prime_in_one_file.py holds the two to each other.
+functions for batches of any form, and tests/examples/test_prime_in_one_file.py holds a whole step to them.
 """
 
 import argparse
@@ -27,14 +28,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
-from megatron_prime.quickstart.arithmetic_task import (
-    EOS_TOKEN,
-    PAD_TOKEN,
-    VOCABULARY,
-    Demonstrator,
-    model_config,
-    sample_problem,
-)
+from megatron_prime.quickstart import arithmetic_task as task
 
 GROUP_SIZE = 8
 PROMPTS_PER_STEP = 32
@@ -42,7 +36,7 @@ BETA = 0.05
 CLIP = 0.2
 ACCURACY_BAND = (0.2, 0.8)
 MAX_RESPONSE_TOKENS = 10
-EOS, PAD = VOCABULARY.index(EOS_TOKEN), VOCABULARY.index(PAD_TOKEN)
+EOS, PAD = task.VOCABULARY.index(task.EOS_TOKEN), task.VOCABULARY.index(task.PAD_TOKEN)
 
 
 def prime_step(
@@ -55,7 +49,7 @@ def prime_step(
 ) -> dict[str, float]:
     """Run one iteration of Algorithm 1; return its metrics."""
     # Sample G responses to each prompt from the policy, and verify their outcomes.
-    problems = [sample_problem(rng) for _ in range(PROMPTS_PER_STEP)]
+    problems = [task.sample_problem(rng) for _ in range(PROMPTS_PER_STEP)]
     prompts = torch.tensor([encode(problem.text) for problem in problems])
     prompts = prompts.repeat_interleave(GROUP_SIZE, dim=0)
     responses, mask = sample(policy, prompts)
@@ -151,12 +145,9 @@ def sample(policy: PreTrainedModel, prompts: Tensor) -> tuple[Tensor, Tensor]:
 
 def verify(responses: Tensor, mask: Tensor, answers: list[int]) -> Tensor:
     """Return 1 for each response that ends with the right digit and the end-of-sequence token, and else 0."""
-    outcomes = []
-    for row, num_tokens, answer in zip(
-        responses.tolist(), mask.sum(dim=1).long().tolist(), answers, strict=True
-    ):
-        outcomes.append(float(row[:num_tokens][-2:] == [VOCABULARY.index(str(answer)), EOS]))
-    return torch.tensor(outcomes)
+    ends = [row[: int(kept.sum())][-2:] for row, kept in zip(responses.tolist(), mask, strict=True)]
+    right = [[task.VOCABULARY.index(str(answer)), EOS] for answer in answers]
+    return torch.tensor([float(end == wanted) for end, wanted in zip(ends, right, strict=True)])
 
 
 def response_logprobs(model: PreTrainedModel, prompts: Tensor, responses: Tensor) -> Tensor:
@@ -172,17 +163,31 @@ def optimize(optimizer: Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+@torch.no_grad()
+def show_process_rewards(prm: PreTrainedModel, reference: PreTrainedModel, rng: random.Random) -> None:
+    """Print responses of the model that training started from, with the process reward of every token."""
+    problems = [task.sample_problem(rng) for _ in range(4)]
+    prompts = torch.tensor([encode(problem.text) for problem in problems])
+    responses, mask = sample(reference, prompts)
+    logprobs = [response_logprobs(model, prompts, responses) for model in (prm, reference)]
+    for problem, row, rewards in zip(problems, responses, process_rewards(*logprobs, mask), strict=True):
+        right = [*map(str, problem.trace()), task.EOS_TOKEN]
+        print(f"\n{problem.text}\nright   " + "".join(f"{token:>8}" for token in right))
+        print("response" + "".join(f"{task.VOCABULARY[token]:>8}" for token in row))
+        print("reward  " + "".join(f"{reward:+8.3f}" for reward in rewards.tolist()))
+
+
 def encode(text: str) -> list[int]:
     """Return the token ids of words separated by spaces."""
-    return [VOCABULARY.index(word) for word in text.split()]
+    return [task.VOCABULARY.index(word) for word in text.split()]
 
 
 def warm_up(policy: PreTrainedModel, num_steps: int, rng: random.Random) -> None:
     """Imitate the demonstrator by supervised training, so that there is something to improve."""
-    demonstrator = Demonstrator(seed=0)
+    demonstrator = task.Demonstrator(seed=0)
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3, betas=(0.9, 0.98))
     for _ in range(num_steps):
-        problems = [sample_problem(rng) for _ in range(64)]
+        problems = [task.sample_problem(rng) for _ in range(64)]
         prompts = torch.tensor([encode(problem.text) for problem in problems])
         responses = torch.tensor([[*demonstrator.trace(problem), EOS] for problem in problems])
         optimize(optimizer, -response_logprobs(policy, prompts, responses).mean())
@@ -195,7 +200,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     rng, started = random.Random(0), time.monotonic()
-    policy = Qwen3ForCausalLM(model_config())
+    policy = Qwen3ForCausalLM(task.model_config())
     warm_up(policy, options.warm_up_steps, rng)
     print(f"warmed up in {time.monotonic() - started:.0f} s")
     prm, reference = copy.deepcopy(policy), copy.deepcopy(policy)
@@ -205,6 +210,7 @@ def main() -> None:
         metrics = prime_step(policy, prm, reference, policy_optimizer, prm_optimizer, rng)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         print(f"step {step}/{options.steps}  {shown}  {time.monotonic() - started:.0f} s", flush=True)
+    show_process_rewards(prm, reference, rng)
 
 
 if __name__ == "__main__":

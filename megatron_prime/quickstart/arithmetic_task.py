@@ -162,7 +162,9 @@ def model_config() -> Qwen3Config:
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=False,
         eos_token_id=VOCABULARY.index(EOS_TOKEN),
-        pad_token_id=VOCABULARY.index(PAD_TOKEN),
+        # A padding token gets a zero embedding. Where the policy samples it, the first norm would multiply the gradient
+        # by 1 / sqrt(rms_norm_eps), a thousand.
+        pad_token_id=None,
         bos_token_id=None,
     )
 

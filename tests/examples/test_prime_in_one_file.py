@@ -20,6 +20,7 @@ from megatron_prime.quickstart.arithmetic_task import model_config, sample_probl
 
 PAPER = AdvantageConfig(process_baseline="token_mean", process_normalization="none", whitening="none")
 PRM = PRMConfig(beta=example.BETA)
+CLIPPED = PolicyConfig(clip_low=example.CLIP, clip_high=example.CLIP)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_policy_losses_and_their_gradients_agree(step):
             step["old"],
             advantages_BT,
             aggregation_weights_BT(step["mask"], "token"),
-            PolicyConfig(clip_low=example.CLIP, clip_high=example.CLIP),
+            CLIPPED,
         )[0],
     ):
         logprobs = step["policy"].clone().requires_grad_()
@@ -88,6 +89,62 @@ def test_policy_losses_and_their_gradients_agree(step):
         gradients.append(torch.autograd.grad(losses[-1], logprobs)[0])
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*gradients)
+
+
+def models_and_optimizers() -> tuple[list[Qwen3ForCausalLM], list[torch.optim.Optimizer]]:
+    """Return policy, PRM and reference, equal at first, and the optimizers of policy and PRM, after 20 steps of SFT."""
+    torch.manual_seed(5)
+    policy = Qwen3ForCausalLM(model_config())
+    example.warm_up(policy, 20, random.Random(5))
+    models = [policy, copy.deepcopy(policy), copy.deepcopy(policy)]
+    return models, [torch.optim.SGD(model.parameters(), lr=0.1) for model in models[:2]]
+
+
+def package_step(models: list[Qwen3ForCausalLM], optimizers: list[torch.optim.Optimizer]) -> None:
+    """Take the step of `prime_step` with the package's functions; sampling and verification are the example's."""
+    policy, prm, reference = models
+    rng = random.Random(7)
+    problems = [sample_problem(rng) for _ in range(example.PROMPTS_PER_STEP)]
+    prompts = torch.tensor([example.encode(problem.text) for problem in problems])
+    prompts = prompts.repeat_interleave(example.GROUP_SIZE, dim=0)
+    responses, mask = example.sample(policy, prompts)
+    answers = [problem.trace()[-1] for problem in problems for _ in range(example.GROUP_SIZE)]
+    outcomes_B, group_ids_B = example.verify(responses, mask, answers), torch.arange(len(responses))
+    group_ids_B //= example.GROUP_SIZE
+    keep_B = accuracy_band_keep(outcomes_B, group_ids_B, *example.ACCURACY_BAND)
+    assert 0 < keep_B.sum() < len(keep_B)
+    outcomes_B, group_ids_B, mask_BT = outcomes_B[keep_B], group_ids_B[keep_B], mask[keep_B]
+
+    def logprobs(model: Qwen3ForCausalLM) -> torch.Tensor:
+        return example.response_logprobs(model, prompts[keep_B], responses[keep_B])
+
+    with torch.no_grad():
+        old_BT, ref_BT = logprobs(policy), logprobs(reference)
+    scores_B = sequence_scores_B(logprobs(prm), ref_BT, mask_BT, PRM.beta)
+    prm_loss(scores_B, outcomes_B, torch.full_like(scores_B, 1 / len(scores_B)), PRM).backward()
+    optimizers[1].step()
+    rewards_BT = process_rewards_BT(logprobs(prm), ref_BT, mask_BT, PRM)
+    advantages_BT = prime_advantages(outcomes_B, rewards_BT, mask_BT, group_ids_B, PAPER)
+    weights_BT = aggregation_weights_BT(mask_BT, "token")
+    policy_loss(logprobs(policy), old_BT, advantages_BT, weights_BT, CLIPPED)[0].backward()
+    optimizers[0].step()
+
+
+def test_a_whole_step_changes_policy_and_prm_alike(monkeypatch):
+    monkeypatch.setattr(example, "verify", lambda responses, *_: (responses[:, 0] < 5).float())
+    results = []
+    for take_step in (
+        lambda models, optimizers: example.prime_step(*models, *optimizers, random.Random(7)),
+        package_step,
+    ):
+        models, optimizers = models_and_optimizers()
+        torch.manual_seed(11)
+        take_step(models, optimizers)
+        results.append([[*model.state_dict().values()] for model in models])
+    for role in range(3):
+        torch.testing.assert_close(results[0][role], results[1][role])
+    policy, prm, reference = results[0]
+    assert all(not torch.equal(a, b) for a, b in ((policy[0], reference[0]), (prm[0], reference[0])))
 
 
 def test_the_accuracy_filters_agree(step):
@@ -110,3 +167,4 @@ def test_the_example_runs(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "step 1/1  accuracy " in printed
     assert "prm loss 0.693" in printed, "the PRM starts as the reference"
+    assert printed.count("\nreward   ") == 4, "the process rewards of four responses"

@@ -141,6 +141,12 @@ def test_the_model_fits_two_tensor_parallel_ranks_and_is_untrained(task):
     assert entropy > 0.9 * torch.tensor(16.0).log()
 
 
+def test_no_token_has_an_empty_embedding(task):
+    """The first norm would multiply its gradient by a thousand where the policy samples it."""
+    model = AutoModelForCausalLM.from_pretrained(task / "model")
+    assert model.get_input_embeddings().weight.norm(dim=1).min() > 0.1
+
+
 def test_the_data_files_load_and_correct_traces_verify(task):
     tokenizer = load_tokenizer(task / "model")
     config = DataConfig(train=(task / "train.jsonl",))
