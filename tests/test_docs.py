@@ -262,3 +262,13 @@ def test_the_configuration_of_the_first_run_is_one():
     [text] = re.findall(r"^```toml\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
     config = PrimeConfig.model_validate(tomllib.loads(text))
     assert config.data.train and config.data.evaluation
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    """`make docs` refuses a page that is not; this finds it in a moment."""
+    listed = re.findall(
+        r"^ +- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages - set(listed) == set(), "add them below `nav` in mkdocs.yml"
+    assert len(listed) == len(set(listed))
