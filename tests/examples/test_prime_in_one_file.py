@@ -92,12 +92,13 @@ def test_policy_losses_and_their_gradients_agree(step):
 
 
 def models_and_optimizers() -> tuple[list[Qwen3ForCausalLM], list[torch.optim.Optimizer]]:
-    """Return policy, PRM and reference, equal at first, and the optimizers of policy and PRM, after 20 steps of SFT."""
+    """Return policy, PRM and reference, equal at first, and optimizers of policy and PRM whose updates are large."""
     torch.manual_seed(5)
     policy = Qwen3ForCausalLM(model_config())
-    example.warm_up(policy, 20, random.Random(5))
     models = [policy, copy.deepcopy(policy), copy.deepcopy(policy)]
-    return models, [torch.optim.SGD(model.parameters(), lr=0.1) for model in models[:2]]
+    return models, [
+        torch.optim.SGD(model.parameters(), lr=lr) for model, lr in zip(models, (0.1, 20.0), strict=False)
+    ]
 
 
 def package_step(models: list[Qwen3ForCausalLM], optimizers: list[torch.optim.Optimizer]) -> None:
@@ -124,6 +125,7 @@ def package_step(models: list[Qwen3ForCausalLM], optimizers: list[torch.optim.Op
     prm_loss(scores_B, outcomes_B, torch.full_like(scores_B, 1 / len(scores_B)), PRM).backward()
     optimizers[1].step()
     rewards_BT = process_rewards_BT(logprobs(prm), ref_BT, mask_BT, PRM)
+    assert rewards_BT.abs().max() > 0.01
     advantages_BT = prime_advantages(outcomes_B, rewards_BT, mask_BT, group_ids_B, PAPER)
     weights_BT = aggregation_weights_BT(mask_BT, "token")
     policy_loss(logprobs(policy), old_BT, advantages_BT, weights_BT, CLIPPED)[0].backward()
@@ -131,6 +133,7 @@ def package_step(models: list[Qwen3ForCausalLM], optimizers: list[torch.optim.Op
 
 
 def test_a_whole_step_changes_policy_and_prm_alike(monkeypatch):
+    monkeypatch.setattr(example, "PROMPTS_PER_STEP", 8)
     monkeypatch.setattr(example, "verify", lambda responses, *_: (responses[:, 0] < 5).float())
     results = []
     for take_step in (
