@@ -43,7 +43,7 @@ sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
 
 # If the engine environment cannot be built, its tests are skipped, the others run, and the target fails.
 test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some; SGLANG=no without servers)
-	@command -v bwrap >/dev/null || sh tools/install_bubblewrap.sh
+	@sh tools/install_test_programs.sh
 	@status=0; \
 	if [ "$(SGLANG)" = yes ] && [ -z "$$MEGATRON_PRIME_SGLANG_PYTHON" ]; then \
 	    $(BUILD_SGLANG) || { status=1; echo "ERROR: no SGLang environment: its tests" \

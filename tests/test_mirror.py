@@ -24,6 +24,7 @@ TESTS_WITHOUT_MODULE: dict[str, str] = {
     "test_release": "licence, distributions, citation",
     "test_containers": "docker/",
     "test_structure": "sizes, names and prose of all code",
+    "viewer/test_in_browser": "the viewer's pages in a real Chromium",
     "slurm/test_prime_70b": "examples/prime_70b.sh",
     "gpu/test_te_on_gpu": "layers, FP8 and checkpoints as a GPU has them",
     "gpu/test_pretend_gpu": "whole runs as a GPU would see them",

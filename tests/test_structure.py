@@ -31,6 +31,7 @@ CALLED_BY_OTHERS = {
     "forward": "autograd functions and modules",
     "backward": "autograd functions",
     "log_message": "http.server",
+    "send_head": "http.server",
     "do_POST": "http.server",
     "emit": "logging",
     **dict.fromkeys(("format_arguments", "format_epilog", "format_options"), "click's help pages"),

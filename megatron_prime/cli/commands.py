@@ -55,6 +55,7 @@ def run_command(options: Options) -> int:
             "megatron-to-hf": _change_format,
             "quickstart": _quickstart,
             "verify": _verify,
+            "view": _view,
         }.get(options.command)
         if run_alone is not None:
             return run_alone(options)
@@ -194,6 +195,10 @@ def _change_format(options: Options) -> int:
         print(f"megatron-prime {options.command}: {redact(str(error))}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
     return 0
+
+
+def _view(options: Options) -> int:
+    return _call("view.view", options)
 
 
 def _quickstart(options: Options) -> int:

@@ -21,6 +21,9 @@ GROUPS = (
     ("tests/quickstart/", "toy"),
     ("tests/slurm/", "toy"),
     ("tests/tools/test_chaos", "toy"),
+    # One browser at a time: its pages are slow to open while another one works.
+    ("tests/viewer/test_in_browser", "browser"),
+    ("tests/benchmarks/test_viewer", "browser"),
     ("tests/models/test_passthrough", "toy"),
     ("tests/parallel/test_watchdog", "toy"),
     ("tests/training/health/", "toy"),

@@ -21,6 +21,7 @@ COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("estimate", "memory", "layouts"), "plan"),
     **dict.fromkeys(("env", "info", "diagnose"), "doctor"),
     **dict.fromkeys(("export", "merge", "to-hf"), "convert"),
+    **dict.fromkeys(("show", "inspect", "plot", "dashboard"), "view"),
 }
 """Names that other systems give to commands, with ours."""
 

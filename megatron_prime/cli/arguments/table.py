@@ -172,6 +172,55 @@ _command(
         ("a PRM that convert has written", "megatron-prime eval-prm run.toml prm.path=runs/first/prm"),
     ),
 )
+
+
+def _view(**values: Any) -> Options:  # noqa: ANN401
+    return Options(command="view", config=None, overrides=[], **values)
+
+
+top.add_command(
+    CommandWithExamples(
+        "view",
+        "Evaluate",
+        {
+            "Output": [
+                _path("-o", "--output", metavar="FOLDER", help="default view/ or figures/ in the first run"),
+                _option(
+                    "--export",
+                    type=click.Choice(("png", "svg")),
+                    help="instead of pages, write each chart as a figure for a paper (needs matplotlib)",
+                ),
+            ],
+            "Browser": [
+                _option(
+                    "--serve",
+                    is_flag=False,
+                    flag_value=0,
+                    type=click.IntRange(0, 65535),
+                    metavar="[PORT]",
+                    help="serve the pages on 127.0.0.1 and follow a run that goes on; default any free port",
+                ),
+                _option("--no-open", is_flag=True, help="open no browser"),
+            ],
+        },
+        (
+            ("read what the model wrote and why it was rewarded", "megatron-prime view runs/first"),
+            ("compare runs", "megatron-prime view runs/first runs/second -o compared"),
+            ("follow a run, through a port that ssh forwards", "megatron-prime view runs/first --serve 6007"),
+            ("figures for a paper", "megatron-prime view runs/first --export svg"),
+        ),
+        [("RUN", "folder of a run: its run_dir; several are overlaid")],
+        params=[
+            click.Argument(
+                ["runs"], nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
+            ),
+            click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors alone"),
+        ],
+        callback=_view,
+        help="Show runs in a browser: curves, each token with its credit, and problems that changed.",
+        short_help="show runs in a browser: curves, each token with its credit, and problems that changed",
+    )
+)
 _command(
     "check",
     "Prepare and check",

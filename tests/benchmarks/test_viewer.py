@@ -1,0 +1,19 @@
+"""The viewer's benchmark opens a page and measures every action on it."""
+
+import pytest
+
+from benchmarks.viewer import measure, write_large_step
+from megatron_prime.viewer.logged_step import LoggedStep
+
+
+def test_the_step_has_as_many_tokens_as_it_says(tmp_path):
+    step = LoggedStep(write_large_step(tmp_path, 2, 512))
+    assert step.num_rows == 8
+    assert all(abs(length - 512) < 26 for length in step.index()["rows"]["tokens"])
+
+
+def test_every_measure_is_positive(tmp_path):
+    pytest.importorskip("playwright")
+    result = measure(tmp_path, num_groups=6, tokens=256)
+    assert len(result) == 10
+    assert all(value > 0 for value in result.values()), result
