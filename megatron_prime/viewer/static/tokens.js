@@ -27,7 +27,7 @@ const COLOURINGS = {
   entropy: {
     label: "entropy", isDiverging: false,
     plus: "undecided", minus: "certain",
-    caption: "The darker a token, the less sure the policy was what to write there: these are the places where responses branch.",
+    caption: "The stronger the violet of a token, the less sure the policy was what to write there: these are the places where responses branch.",
     zero: "Every entropy is 0: the policy was certain of each token.",
   },
   gap: {
