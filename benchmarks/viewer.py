@@ -16,7 +16,7 @@ import numpy as np
 
 from megatron_prime.viewer.site import Site
 from tests.support.chromium import browser, folder_address
-from tests.support.viewed_runs import SENTENCES, row, write_step
+from tests.support.viewed_runs import SENTENCES, row, tokens_of, write_step
 
 TOKENS = 4096
 OPENINGS = 5
@@ -26,8 +26,8 @@ def write_large_step(folder: Path, num_groups: int, tokens: int) -> Path:
     """Write a run with one logged step, and return the file of the log."""
     generator = np.random.default_rng(0)
     text = "".join(SENTENCES) + "\n"
-    words = len(text.split())
-    long = " ".join((text * (tokens // words + 1)).split(" ")[: tokens - 1])
+    words = tokens_of(text * (tokens // len(tokens_of(text)) + 1))
+    long = "".join(words[: tokens - 1])
     rows = [
         row(long.replace("Ada", f"Ada{group}"), generator, group, sample, float((group + sample) % 2))
         for group in range(num_groups)

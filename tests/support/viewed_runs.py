@@ -61,6 +61,11 @@ def metrics_of(step: int, generator: np.random.Generator, num_steps: int) -> dic
     return metrics
 
 
+def tokens_of(text: str) -> list[str]:
+    """Return words with the space before them and the line breaks after them, as tokens of models often are."""
+    return re.findall(r"[^\S\n]*\S+\n*|\s+", text)
+
+
 def row(
     text: str,
     generator: np.random.Generator,
@@ -70,7 +75,7 @@ def row(
     **changes: Any,
 ) -> dict[str, Any]:
     """Return one response of the log: its tokens are the words of the text, and a last one without text."""
-    tokens = re.findall(r"[^\S\n]*\S+\n*|\s+", text)
+    tokens = tokens_of(text)
     ends = [*np.cumsum([len(token) for token in tokens]).tolist(), len(text)]
     count = len(ends)
     # Like the tokens of most models, these end with a line break where the text has one.
