@@ -1,30 +1,40 @@
 """Builds the parts of a run from its configuration. The platform and the engine are chosen here and nowhere else."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
+from megatron_prime.data.mixing import ResumableStream
+from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
 from megatron_prime.engines.local.build import build_local_engine
 from megatron_prime.engines.parts import EngineBuilder, EngineParts
+from megatron_prime.engines.replay import replay_parts
 from megatron_prime.engines.sglang.build import build_sglang_engine
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.logprobs.output_layer import select_kernel
 from megatron_prime.models.te_layers import check_acceleration, lost_without
 from megatron_prime.observability import Progress
 from megatron_prime.observability.progress import route_warnings
+from megatron_prime.observability.rollout_log import log_folder
 from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
 from megatron_prime.parallel.pipeline_messages import connect_stages
 from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology
 from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.rewards import RewardPools
+from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.engine import CheckpointEngine
 from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.rollout.replay import LoggedGroups, ReplayCollector
 from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import SamplingParams
+from megatron_prime.types import Prompt, SamplingParams
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,8 +87,11 @@ class RolloutParts:
 
     sampler: EngineParts
     verifier: RolloutVerifier
-    pool: RewardPools
+    pool: RewardPools | None
+    """None in a replay, which verifies nothing."""
     sampling: SamplingParams
+    replay: LoggedGroups | None = None
+    """The rollout log that a replay trains on, instead of sampling."""
 
     @property
     def engine(self) -> CheckpointEngine:
@@ -87,7 +100,8 @@ class RolloutParts:
 
     def close(self) -> None:
         """End the engine and the verifier's processes."""
-        self.pool.close()
+        if self.pool is not None:
+            self.pool.close()
         self.engine.close()
 
 
@@ -114,12 +128,51 @@ def build_rollout(
         raise ValueError(f"model.path = {config.model.path}: {fault}")
     sampler = ENGINES[config.rollout.engine](config, topology, ranks)
     pool = RewardPools(config.reward)
-    sampling = SamplingParams(
-        max_response_tokens=config.rollout.max_response_tokens,
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        stop_token_ids=stop_ids,
-    )
+    sampling = _sampling(config, stop_ids)
     outage_s = config.reward.http.max_outage_s
     verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks, outage_s, is_stopping)  # type: ignore[arg-type]
     return RolloutParts(sampler, verifier, pool, sampling)
+
+
+def build_replay(config: PrimeConfig, source: Path) -> RolloutParts:
+    """Return what takes the place of engine and verifier in a run that replays the rollout log of `source`."""
+    tokenizer: Any = load_tokenizer(config.model.path)
+    most_tokens = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
+    logged = LoggedGroups(log_folder(source), most_tokens)
+    sampling = _sampling(config, stop_token_ids(tokenizer, config.model.path))
+    return RolloutParts(replay_parts(), RolloutVerifier(lambda _: [], tokenizer), None, sampling, logged)
+
+
+def build_collector(config: PrimeConfig, stream: ResumableStream[Prompt], rollout: RolloutParts) -> Collector:
+    """Return the collector of training batches, from the engine or from a rollout log."""
+    segmenter = None
+    if config.prm.enabled and config.prm.granularity == "step":
+        tokenizer: Any = load_tokenizer(config.model.path)
+        segmenter = partial(step_ids, tokenizer)
+    minibatch_counts = [config.policy.num_minibatches]
+    if config.prm.is_trained:
+        minibatch_counts.append(config.prm.num_minibatches)
+    collector = (Collector if rollout.replay is None else ReplayCollector)(
+        rollout.engine,
+        stream,
+        rollout.verifier,
+        rollout.sampling,
+        config.filter,
+        prompts_per_step=config.trainer.prompts_per_step,
+        group_size=config.rollout.group_size,
+        rows_multiple_of=math.lcm(*minibatch_counts),
+        step_segmenter=segmenter,
+        allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
+    )
+    if isinstance(collector, ReplayCollector) and rollout.replay is not None:
+        collector.logged = rollout.replay
+    return collector
+
+
+def _sampling(config: PrimeConfig, stop_ids: Sequence[int]) -> SamplingParams:
+    return SamplingParams(
+        max_response_tokens=config.rollout.max_response_tokens,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        stop_token_ids=tuple(stop_ids),
+    )

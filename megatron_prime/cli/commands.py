@@ -33,6 +33,7 @@ CHECKED_AS = {
     "sft": "sft",
     "eval": "evaluate",
     "eval-prm": "evaluate_prm",
+    "rollout": "rollout",
 }
 """Command -> the name by which preflight.checks knows it."""
 RANK_FUNCTIONS = {
@@ -40,6 +41,7 @@ RANK_FUNCTIONS = {
     "sft": "sft.sft",
     "eval": "evaluate.evaluate_checkpoint",
     "eval-prm": "evaluate_prm.evaluate_prm",
+    "rollout": "rollout.sample_rollouts",
 }
 """Command that runs on every rank -> its module and function."""
 
@@ -68,7 +70,7 @@ def run_command(options: Options) -> int:
             return 0
         num_processes = _num_processes(config)
         command = CHECKED_AS.get(options.command) or _checked_command(config, options)
-        arithmetic = check_run(config, num_processes, command)
+        arithmetic = check_run(config, num_processes, command, getattr(options, "replay_rollouts", None))
         if options.command == "check":
             return _check(config, arithmetic, command, options.quiet)
     except ConfigError as error:
@@ -147,11 +149,20 @@ def _run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> 
         _warn(doubts(config, arithmetic))
     is_resumable = options.command in RESUMABLE
     if not is_rank() and arithmetic.num_processes > 1:
-        words = [options.command, str(options.config), *options.overrides]
+        words = [options.command, str(options.config), *options.overrides, *_own_options(options)]
         return launch(words, arithmetic.num_processes, is_resumable)
     if is_resumable:
         listen()
-    return _guarded(lambda: _call(RANK_FUNCTIONS[options.command], config, arithmetic))
+    own = {"train": ["replay_rollouts"], "rollout": ["steps"]}.get(options.command, [])
+    values = [getattr(options, name) for name in own]
+    return _guarded(lambda: _call(RANK_FUNCTIONS[options.command], config, arithmetic, *values))
+
+
+def _own_options(options: Options) -> list[str]:
+    """Return the options that the ranks of a command need."""
+    if options.command == "train" and options.replay_rollouts is not None:
+        return ["--replay-rollouts", str(options.replay_rollouts)]
+    return ["--steps", str(options.steps)] if options.command == "rollout" else []
 
 
 def _is_finished(config: PrimeConfig, options: Options) -> bool:

@@ -1,21 +1,24 @@
 """`megatron-prime train`."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_prime.cli.assemble import RolloutParts, build_rollout, start_topology
+from megatron_prime.cli.assemble import (
+    RolloutParts,
+    build_collector,
+    build_replay,
+    build_rollout,
+    start_topology,
+)
 from megatron_prime.cli.attempt import hold_run, open_store, record_start
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.mixing import ResumableStream
 from megatron_prime.data.prompts import PromptDataset
-from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
@@ -26,7 +29,6 @@ from megatron_prime.observability.rollout_log.folder import RolloutLog
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.rewards import answer_check
-from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.prompt_history import PromptHistory
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.checkpoint.folder import complete, read_run, require_roles
@@ -43,8 +45,11 @@ from megatron_prime.training.trainer import Trainer, TrainerContext
 from megatron_prime.types import Prompt
 
 
-def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
+def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None = None) -> None:
     """Train from the start, or from the newest complete checkpoint of run_dir, to the last step.
+
+    With `replay`, the folder of a rollout log or its run, the run trains on what is logged there: it samples and
+    verifies nothing, and does not evaluate.
 
     A run that is asked to stop (training/health/stop.py) saves after the current step and ends with exit code 75.
     """
@@ -55,8 +60,10 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         progress.line(line)
     config = with_date(config, config.run_dir, topology)
     # What may be refused is looked at first: a start that is refused changes no file.
-    stream = _prompt_stream(config, progress)
-    held_out = evaluation_sets(config)
+    stream = prompt_stream(config, progress)
+    held_out = evaluation_sets(config) if replay is None else []
+    if replay is not None:
+        progress.line(f"replaying the rollouts of {replay}: nothing is sampled, verified or evaluated")
     for note in notes_of(held_out):
         progress.line(note)
     _check_resumable(config, topology, stream)
@@ -70,7 +77,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
         state = None if checkpoint is None else store.load(checkpoint, roles.trained)
         # Servers may share the GPUs, and size their memory by what is free when they start.
         free_memory_for_servers(topology)
-        rollout = build_rollout(config, topology, asked)
+        rollout = build_rollout(config, topology, asked) if replay is None else build_replay(config, replay)
         evaluator = Evaluator(config, held_out, rollout.engine, rollout.verifier) if held_out else None
         try:
             run = _Run(config, topology, progress, stream, store, lock, roles, guards, rollout, evaluator)
@@ -208,25 +215,7 @@ def _trainer_context(
     progress: Progress,
     recorder: RolloutRecorder | None = None,
 ) -> TrainerContext:
-    segmenter = None
-    if config.prm.enabled and config.prm.granularity == "step":
-        tokenizer: Any = load_tokenizer(config.model.path)
-        segmenter = partial(step_ids, tokenizer)
-    minibatch_counts = [config.policy.num_minibatches]
-    if config.prm.is_trained:
-        minibatch_counts.append(config.prm.num_minibatches)
-    collector = Collector(
-        rollout.engine,
-        stream,
-        rollout.verifier,
-        rollout.sampling,
-        config.filter,
-        prompts_per_step=config.trainer.prompts_per_step,
-        group_size=config.rollout.group_size,
-        rows_multiple_of=math.lcm(*minibatch_counts),
-        step_segmenter=segmenter,
-        allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
-    )
+    collector = build_collector(config, stream, rollout)
     if recorder is not None:
         collector.observe = recorder.observe
     return TrainerContext(
@@ -241,7 +230,8 @@ def _trainer_context(
     )
 
 
-def _prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[Prompt]:
+def prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[Prompt]:
+    """Return the training prompts in the order of the run."""
     tokenizer = load_tokenizer(config.model.path)
     longest = config.rollout.max_prompt_tokens
     check = answer_check(config.reward)

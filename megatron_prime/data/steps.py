@@ -78,7 +78,12 @@ def step_ids(tokenizer: Decoder, response_ids: Sequence[int]) -> list[int]:
     0, 1, 2, ... without gaps.
     """
     text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
-    spans = token_spans(tokenizer, response_ids, step_spans(text))
+    return step_ids_of(text, decoded_lengths(tokenizer, response_ids, text))
+
+
+def step_ids_of(text: str, lengths: Sequence[int]) -> list[int]:
+    """Return `step_ids` of a text whose tokens complete these numbers of characters."""
+    spans = _spans_of(text, lengths, step_spans(text))
     numbers = {span: number for number, span in enumerate(sorted(set(spans)))}
     return [numbers[span] for span in spans]
 
@@ -98,7 +103,10 @@ def token_spans(
         spans: (start, end) in characters, covering the text without gaps.
     """
     text = tokenizer.decode(list(response_ids), skip_special_tokens=True)
-    ends = decoded_lengths(tokenizer, response_ids, text)
+    return _spans_of(text, decoded_lengths(tokenizer, response_ids, text), spans)
+
+
+def _spans_of(text: str, ends: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
     owners: list[int] = []
     span = 0
     start = 0

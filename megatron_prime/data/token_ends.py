@@ -15,18 +15,6 @@ MAX_TOKENS_PER_CHARACTER = 4
 """Limit on the tokens of one character: UTF-8 has at most four bytes, so after four tokens the bytes are invalid."""
 
 
-def token_ends(tokenizer: Decoder, response_ids: Sequence[int], text: str) -> list[int]:
-    """Return the end of each token's text, as an offset into the text of the response in characters.
-
-    A token that completes no character (part of one, or a special token) repeats the end before it. The last end is the
-    length of the text, also where the response ends within a character.
-    """
-    ends = decoded_lengths(tokenizer, response_ids, text)
-    if ends:
-        ends[-1] = len(text)
-    return ends
-
-
 def decoded_lengths(tokenizer: Decoder, response_ids: Sequence[int], text: str) -> list[int]:
     """Return the number of characters that are complete after each token; `text` is that of all tokens."""
     lengths = _lengths_by_token(tokenizer, response_ids, text)
@@ -91,6 +79,12 @@ def _lengths_by_token(tokenizer: Decoder, response_ids: Sequence[int], text: str
     first = 0
     while first < len(response_ids):
         end = first + 1
+        known = added.texts.get(response_ids[first]) if complete else None
+        if known and not known.endswith(_REPLACEMENT) and text.startswith(known, complete):
+            complete += len(known)  # the usual case, in as few operations as possible
+            lengths.append(complete)
+            first = end
+            continue
         piece = text_of(response_ids[first:end])
         while (
             piece.endswith(_REPLACEMENT)

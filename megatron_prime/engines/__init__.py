@@ -4,6 +4,7 @@ Each kind of engine has a folder with a `build` module; `cli.assemble` maps the 
 
 - `local`: the embedded engine, a transformers model in every training process
 - `parts`: the parts that every kind of engine provides to a run
+- `replay`: takes the place of an engine where logged rollouts are trained on
 - `requests`: random streams of responses, and checks of requests
 - `sglang`: SGLang servers beside or apart from the training processes
 """

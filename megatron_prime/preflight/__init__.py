@@ -13,6 +13,7 @@ Megatron. What the start of a run refuses comes from the same functions (`hf.sha
 - `rewards`: verifiers, their imports and their sandbox
 - `outputs`: folders that a command writes
 - `resume`: models and verifiers of a resumed run against those of its first start
+- `replay`: a rollout log that a run is to train on
 - `plausibility`: sizes that are possible but hardly meant
 - `trial`: tokenizer, rows and verifiers of a run, tried on a sample (this one imports transformers)
 - `doctor`: the machine: packages, devices, file systems, network (this one imports torch)

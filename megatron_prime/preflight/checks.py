@@ -16,10 +16,11 @@ from megatron_prime.preflight.engines import engine_faults
 from megatron_prime.preflight.models import folder_faults, model_faults
 from megatron_prime.preflight.outputs import output_faults
 from megatron_prime.preflight.processes import process_faults
+from megatron_prime.preflight.replay import replay_faults
 from megatron_prime.preflight.resume import resume_faults
 from megatron_prime.preflight.rewards import reward_faults
 
-COMMANDS = ("train", "evaluate", "sft", "evaluate_prm")
+COMMANDS = ("train", "evaluate", "sft", "evaluate_prm", "rollout")
 """Commands that run a model; each needs other files."""
 
 
@@ -32,8 +33,12 @@ def command_of(config: PrimeConfig) -> str:
     return "evaluate" if config.has_evaluation else "train"
 
 
-def check_run(config: PrimeConfig, num_processes: int, command: str) -> BatchArithmetic:
+def check_run(
+    config: PrimeConfig, num_processes: int, command: str, replay: Path | None = None
+) -> BatchArithmetic:
     """Check that `command` (one of COMMANDS) can start on `num_processes`, and return its batch arithmetic.
+
+    With `replay`, the rollout log to train on, neither engine nor verifiers are needed.
 
     Raises:
         ConfigError: At least one check failed; the error lists every fault.
@@ -44,10 +49,12 @@ def check_run(config: PrimeConfig, num_processes: int, command: str) -> BatchAri
         *model_faults(config, command),
         *data_faults(config, command),
         *process_faults(config, arithmetic, command),
-        *engine_faults(config, command),
         *output_faults(config, command),
-        *reward_faults(config, command),
     ]
+    if replay is None:
+        faults += [*engine_faults(config, command), *reward_faults(config, command)]
+    elif command == "train":
+        faults += replay_faults(config, replay)
     if command == "train":
         faults += [*algorithm_faults(config), *resume_faults(config)]
     if command == "sft":

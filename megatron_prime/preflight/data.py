@@ -21,7 +21,12 @@ def data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     if command == "evaluate_prm":
         yield from _prm_evaluation_faults(config)
         return
-    needed = {"train": "data.train", "evaluate": "data.evaluation", "sft": "sft.data"}[command]
+    needed = {
+        "train": "data.train",
+        "evaluate": "data.evaluation",
+        "sft": "sft.data",
+        "rollout": "data.train",
+    }[command]
     files = {
         "data.train": config.data.train,
         "data.evaluation": config.data.evaluation,

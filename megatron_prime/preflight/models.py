@@ -38,7 +38,7 @@ def model_faults(config: PrimeConfig, command: str) -> Iterator[str]:
 
 def _engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     """Yield why an engine that reads the weights from disk, and not from the trainer, cannot."""
-    reads_disk = command == "evaluate" or (
+    reads_disk = command in ("evaluate", "rollout") or (
         command == "train"
         and config.rollout.starts_servers
         and config.rollout.sglang.weight_transport == "disk"

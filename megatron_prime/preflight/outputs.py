@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.observability.rollout_log import ROLLOUTS
 
 
 def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
@@ -12,6 +13,10 @@ def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     yield from _run_dir_faults(config.run_dir)
     if command == "sft" and config.sft_output.exists():
         yield f"{config.sft_output} exists already: remove it, or set sft.output to another folder"
+    if command == "train":
+        yield from _rollout_log_faults(config)
+    if command == "rollout":
+        yield from _sampling_faults(config.run_dir)
     if command in ("train", "sft") and config.checkpoint.resume == "never":
         yield from _checkpoint_faults(config.run_dir if command == "train" else config.sft_log)
 
@@ -25,6 +30,27 @@ def _run_dir_faults(run_dir: Path) -> Iterator[str]:
         yield f"run_dir = {run_dir}: {existing} is not a folder"
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield f"run_dir = {run_dir}: {existing} is not writable"
+
+
+def _rollout_log_faults(config: PrimeConfig) -> Iterator[str]:
+    folder = config.run_dir / ROLLOUTS
+    if config.rollout_log.groups_per_step == 0 or not (folder.exists() or folder.is_symlink()):
+        return
+    if not folder.is_dir():
+        yield f"{folder}, for the rollout log, is not a folder: remove it, or set rollout_log.groups_per_step = 0"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield (
+            f"{folder}, for the rollout log, is not writable: change its permissions, or set "
+            "rollout_log.groups_per_step = 0"
+        )
+
+
+def _sampling_faults(run_dir: Path) -> Iterator[str]:
+    # A log of sampling alone beside the metrics of a training run would look like a part of that run.
+    for name in ("metrics.jsonl", "checkpoints", ROLLOUTS):
+        if (run_dir / name).exists():
+            yield f"run_dir = {run_dir} holds {name} of an earlier command: choose another run_dir for the rollouts"
+            return
 
 
 def _checkpoint_faults(run_dir: Path) -> Iterator[str]:

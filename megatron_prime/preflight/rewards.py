@@ -17,7 +17,7 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 def reward_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     """Yield each fault of the verifiers that a command may use."""
-    if command in ("train", "evaluate"):
+    if command in ("train", "evaluate", "rollout"):
         yield from verifier_faults(config.reward)
 
 

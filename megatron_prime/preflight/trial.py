@@ -62,7 +62,7 @@ class _Source:
 
 
 def try_run(config: PrimeConfig, command: str = "train") -> Trial:
-    """Return the faults and doubts that the data of a run of "train", "evaluate" or "sft" meet."""
+    """Return the faults and doubts that the data of a run of "train", "rollout", "evaluate" or "sft" meet."""
     trial = Trial()
     path = config.model.path
     try:
@@ -88,7 +88,7 @@ def try_run(config: PrimeConfig, command: str = "train") -> Trial:
 
 
 def _prompts(config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Source]:
-    sets = [("data.train", config.data.train, config.data)] if command == "train" else []
+    sets = [("data.train", config.data.train, config.data)] if command in ("train", "rollout") else []
     if config.data.evaluation:
         sets.append(("data.evaluation", config.data.evaluation, held_out_data(config.data)))
     for name, table in config.evaluation.benchmarks.items():

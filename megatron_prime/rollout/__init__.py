@@ -9,6 +9,7 @@ Import the modules, not this package: the collector does not depend on any concr
 - `group_filter`: decides which groups of responses enter a batch
 - `prompt_history`: a record of every prompt sampled in a run
 - `ranks`: distribution of rollout work over the training ranks
+- `replay`: batches from a rollout log instead of an engine
 - `sampled_groups`: what became of each sampled group, and the choice of some to log
 - `stream_keys`: keys that select the random numbers of each sampling round
 - `verification`: verification of rollouts, distributed over the ranks

@@ -135,6 +135,8 @@ class Collector:
         kept: list[Group] = []
         for round_index in range(self._filter.max_rounds):
             groups = self._sample_groups(self._round_size(len(kept), tally), step_index, round_index)
+            if not groups:  # a replay has no more rounds
+                break
             decisions = decide_groups(groups, self._filter)
             tally.add_round(groups, decisions)
             kept += [

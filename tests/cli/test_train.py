@@ -194,6 +194,24 @@ def test_a_finished_run_that_is_started_again_changes_nothing(toy: Toy):
     assert [record["step"] for record in records(toy.run_dir("single"))] == list(range(NUM_STEPS + 1))
 
 
+def test_a_replay_of_all_groups_ends_with_the_same_weights_and_checkpoint(toy: Toy):
+    code, output = toy.facts["replay"]
+    assert code == 0, output
+    assert "replaying the rollouts of single: nothing is sampled, verified or evaluated" in output
+    original, replayed = toy.run_dir("single"), toy.run_dir("replayed")
+    assert weights(replayed / "hf") == weights(original / "hf")
+    assert rollouts(replayed) == rollouts(original)
+    kept = [record for record in records(original) if record["step"]]
+    for record, other in zip(kept, records(replayed), strict=True):
+        assert {name: record[name] for name in other} == pytest.approx(other, abs=1e-6)
+        assert all(name.startswith("eval/") for name in record.keys() - other.keys())
+    states = [
+        json.loads((checkpoint_of(folder, NUM_STEPS) / "run.json").read_text())
+        for folder in (original, replayed)
+    ]
+    assert states[0]["prompt_stream"] == states[1]["prompt_stream"], "a run without replay continues alike"
+
+
 def test_every_metric_is_documented_and_transformers_loads_the_export(toy: Toy):
     for record in records(toy.run_dir("single")):
         assert undocumented(record.keys() - {"step"}) == []

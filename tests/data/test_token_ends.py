@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from megatron_prime.data import token_ends as module
-from megatron_prime.data.token_ends import decoded_lengths, token_ends
+from megatron_prime.data.text_layout import text_layout
+from megatron_prime.data.token_ends import decoded_lengths
 from tests.support.tokenizers import byte_tokenizer, word_tokenizer
 
 BYTES = byte_tokenizer()
@@ -25,6 +26,12 @@ def blank_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False
     )
+
+
+def token_ends(tokenizer, ids, text):
+    layout = text_layout(tokenizer, ids)
+    assert layout.text == text
+    return layout.token_ends
 
 
 def text_of(tokenizer, ids):
@@ -77,7 +84,8 @@ def test_adding_up_tokens_agrees_with_decoding_windows(tokenizer, data):
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
     text = text_of(tokenizer, ids)
     lengths = module._lengths_by_token(tokenizer, ids, text)
-    assert lengths is None or lengths == module._lengths_by_windows(tokenizer, ids)
+    if "\ufffd" not in text:  # of bytes that are no text, the end is a matter of taste
+        assert lengths is None or lengths == module._lengths_by_windows(tokenizer, ids)
     ends = token_ends(tokenizer, ids, text)
     assert len(ends) == len(ids)
     assert ends == sorted(ends)

@@ -17,6 +17,7 @@ GROUPS = (
     ("tests/cli/", "toy"),
     ("tests/evaluation/test_evaluator", "toy"),
     ("tests/preflight/test_doctor", "toy"),
+    ("tests/preflight/test_replay", "toy"),
     ("tests/examples/", "toy"),
     ("tests/quickstart/", "toy"),
     ("tests/slurm/", "toy"),

@@ -55,6 +55,8 @@ def prepare(folder: str) -> dict[str, Any]:
     }
     failed = {name: output for name, (code, output) in facts.items() if code}
     assert not failed, failed
+    facts["replay"] = run("train", "run.toml", "run_dir=replayed", "--replay-rollouts", "single")
+    facts["rollout"] = run("rollout", "run.toml", "run_dir=sampled")
     facts["never"] = run("train", "run.toml", "run_dir=single", "checkpoint.resume=never")
     facts["parts"] = parts_of()
     return facts
@@ -313,7 +315,7 @@ def _trainer(overrides: Sequence[str]):
     topology, rollout = _rollout_parts(config)
     progress = Progress(enabled=False)
     roles = build_roles(config, topology, load_weights=True)
-    stream = train._prompt_stream(config, progress)
+    stream = train.prompt_stream(config, progress)
     sync = rollout.sampler.make_weight_sync(roles.policy.built)
     sync.push(0)
     context = train._trainer_context(config, roles, stream, sync, rollout, progress)

@@ -84,6 +84,14 @@ def _path(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
     return click.Option(list(names), type=click.Path(path_type=Path), **settings)
 
 
+def _replay_option() -> click.Option:
+    return _path(
+        "--replay-rollouts",
+        metavar="RUN",
+        help="train on the rollout log of RUN (a run_dir or its folder rollouts) and sample nothing",
+    )
+
+
 _command(
     "quickstart",
     "Train",
@@ -130,11 +138,16 @@ _command(
                 help="start nothing: print the arithmetic, the process map and the commands (and write them to FOLDER)",
             ),
         ],
+        "Debugging": [_replay_option()],
     },
     (
         ("train, or continue a run that was stopped", "megatron-prime train run.toml"),
         ("with two settings changed", "megatron-prime train run.toml policy.lr=1e-6 trainer.num_steps=400"),
         ("see what would run where, and start nothing", "megatron-prime train run.toml --dry-run"),
+        (
+            "train on what another run has sampled",
+            "megatron-prime train run.toml --replay-rollouts runs/first",
+        ),
         ("the same on two nodes", "torchrun --nnodes=2 --nproc-per-node=8 -m megatron_prime train run.toml"),
     ),
 )
@@ -222,6 +235,29 @@ top.add_command(
     )
 )
 _command(
+    "rollout",
+    "Evaluate",
+    "sample and verify the prompts of training steps from model.path, without training",
+    {
+        "Amount": [
+            _option(
+                "--steps",
+                type=click.IntRange(1),
+                default=1,
+                metavar="NUMBER",
+                help="training steps whose prompts are sampled; default 1",
+            ),
+        ],
+    },
+    (
+        (
+            "see what the model writes in the first step",
+            "megatron-prime rollout run.toml run_dir=runs/sampled",
+        ),
+        ("sample 20 steps", "megatron-prime rollout run.toml run_dir=runs/sampled --steps 20"),
+    ),
+)
+_command(
     "check",
     "Prepare and check",
     "find every fault of a configuration and of its data, and print the batch arithmetic",
@@ -230,9 +266,10 @@ _command(
             _option(
                 "--for",
                 "target",
-                type=click.Choice(("train", "sft", "eval", "eval-prm")),
+                type=click.Choice(("train", "sft", "eval", "eval-prm", "rollout")),
                 help="the command to check; by default train, or without data.train the one whose data are named",
             ),
+            _replay_option(),
         ],
     },
     (

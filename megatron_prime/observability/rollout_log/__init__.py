@@ -8,8 +8,17 @@ Training writes `run_dir/rollouts/step-00000012.parquet`; `rollout`, `eval` and 
 - `reader`: lists the steps of a run, and reads the columns of a step
 """
 
-from megatron_prime.observability.rollout_log.reader import RolloutFile, logged_steps
+from megatron_prime.observability.rollout_log.reader import RolloutFile, log_folder, logged_steps
 from megatron_prime.observability.rollout_log.schema import COLUMNS, ROLLOUTS, FileInfo, step_path
 from megatron_prime.observability.rollout_log.writer import write_rollouts
 
-__all__ = ["COLUMNS", "ROLLOUTS", "FileInfo", "RolloutFile", "logged_steps", "step_path", "write_rollouts"]
+__all__ = [
+    "COLUMNS",
+    "ROLLOUTS",
+    "FileInfo",
+    "RolloutFile",
+    "log_folder",
+    "logged_steps",
+    "step_path",
+    "write_rollouts",
+]

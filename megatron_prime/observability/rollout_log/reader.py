@@ -8,7 +8,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from megatron_prime.observability.rollout_log.schema import COLUMNS, METADATA_KEY, FileInfo, step_of
+from megatron_prime.observability.rollout_log.schema import COLUMNS, METADATA_KEY, ROLLOUTS, FileInfo, step_of
+
+
+def log_folder(source: Path) -> Path:
+    """Return the folder of a rollout log, named itself or by its run_dir."""
+    inside = source / ROLLOUTS
+    return inside if inside.is_dir() else source
 
 
 def logged_steps(folder: Path) -> dict[int, Path]:

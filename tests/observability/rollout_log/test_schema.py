@@ -1,8 +1,10 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from megatron_prime.observability.rollout_log.schema import FileInfo, step_of, step_path
+from megatron_prime.observability.rollout_log.schema import COLUMNS, FileInfo, step_of, step_path
 
 
 def test_a_description_survives_its_encoding():
@@ -39,3 +41,15 @@ def test_file_names_sort_as_steps_and_name_them(tmp_path):
     assert sorted(paths[:2]) == paths[:2]
     for name in ("step-1.parquet", ".step-00000001.parquet.tmp", "step-00000001.parquet.old", "x.parquet"):
         assert step_of(tmp_path / name) is None
+
+
+def test_the_documentation_shows_every_column():
+    page = (Path(__file__).parents[3] / "docs" / "rollouts.md").read_text()
+    shown = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (.+) \|$", page, flags=re.MULTILINE)
+    expected = [(column.name, _type(column), column.text) for column in COLUMNS]
+    assert shown == expected
+
+
+def _type(column):
+    kind = str(column.type).replace("element: ", "").replace("float", "float32")
+    return kind + (" or null" if column.is_optional else "")

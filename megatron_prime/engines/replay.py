@@ -1,0 +1,59 @@
+"""The engine of a run that replays logged rollouts: it takes every weight sync and samples nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from megatron_prime.engines.parts import EngineParts
+from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
+from megatron_prime.types import Prompt, Rollout, SamplingParams
+
+
+class ReplayEngine:
+    """An engine without a model."""
+
+    policy_version = NO_WEIGHTS
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int
+    ) -> list[Rollout]:
+        """Raise an EngineError."""
+        del prompts, params, group_size, stream_key
+        _refuse()
+
+    def load_from_hf(self, model_path: Path, policy_version: int = 0) -> None:
+        """Raise an EngineError."""
+        del model_path, policy_version
+        _refuse()
+
+    def release_memory(self) -> None:
+        """Do nothing: there is no memory."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class _ReplaySync:
+    """A weight sync that transfers nothing."""
+
+    def __init__(self, engine: ReplayEngine) -> None:
+        self._engine = engine
+
+    def push(self, policy_version: int) -> None:
+        self._engine.policy_version = policy_version
+
+    def resync(self, server: int) -> None:
+        del server
+        _refuse()
+
+    def close(self) -> None: ...
+
+
+def replay_parts() -> EngineParts:
+    """Return the engine of a replay and its weight sync."""
+    engine = ReplayEngine()
+    return EngineParts(engine, lambda _: _ReplaySync(engine))
+
+
+def _refuse() -> NoReturn:
+    raise EngineError("a run that replays logged rollouts cannot sample")

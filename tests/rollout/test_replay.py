@@ -1,0 +1,73 @@
+import math
+
+import pytest
+
+from megatron_prime.config.tables.filter import FilterConfig
+from megatron_prime.observability.rollout_log import FileInfo, step_path, write_rollouts
+from megatron_prime.rollout.collector import NoBatch
+from megatron_prime.rollout.replay import LoggedGroups, ReplayCollector
+from megatron_prime.types import FinishReason, SamplingParams
+from tests.support.logged_rollouts import logged_response
+from tests.support.rollout_doubles import CountingStream
+
+
+def write(folder, step, outcomes, rounds, sampled):
+    """Write a log whose group i has these outcomes and was sampled in round rounds[i]."""
+    rows = [
+        logged_response(group, sample, outcome_reward=outcome, round=rounds[group])
+        for group, pair in enumerate(outcomes)
+        for sample, outcome in enumerate(pair)
+    ]
+    info = FileInfo(
+        step, num_groups=len(outcomes), num_groups_sampled=sum(sampled), num_groups_by_round=sampled
+    )
+    write_rollouts(step_path(folder, step), info, rows)
+
+
+def collector(folder, most_tokens=(3, 3), **filters):
+    stream = CountingStream()
+    made = ReplayCollector(
+        None, stream, None, SamplingParams(3), FilterConfig(**filters), prompts_per_step=2, group_size=2
+    )
+    made.logged = LoggedGroups(folder, most_tokens)
+    return made, stream
+
+
+def test_a_batch_is_made_of_the_logged_groups_with_their_outcomes(tmp_path):
+    write(tmp_path, 1, [(0, 1), (1, 1), (1, 0), (0, 1)], [0, 0, 1, 1], (2, 2))
+    replay, stream = collector(tmp_path)
+    batch = replay.collect(0)
+    assert [rollout.prompt.index for rollout in batch.rollouts] == [7, 7, 9, 9]
+    assert batch.outcome_rewards_B.tolist() == [0, 1, 1, 0]
+    assert stream.requests == [2, 2], "the stream moves as in the run that sampled"
+    assert batch.stats["num_groups_surplus"] == 1
+    first = batch.rollouts[1]
+    expected = logged_response(0, 1)
+    assert first.response_ids == tuple(expected["response_token_ids"])
+    assert first.rollout_logprobs == pytest.approx(expected["rollout_logprobs"].tolist())
+    assert first.finish_reason is FinishReason.STOP
+
+
+def test_a_log_of_some_groups_ends_without_asking_for_more(tmp_path):
+    write(tmp_path, 1, [(1, 0)], [0], (6,))
+    replay, stream = collector(tmp_path)
+    assert len(replay.collect(0).rollouts) == 2
+    assert stream.num_taken == 6
+
+
+def test_another_filter_decides_anew(tmp_path):
+    write(tmp_path, 1, [(1, 1), (None, 0)], [0, 0], (2,))
+    replay, _ = collector(tmp_path)
+    assert isinstance(replay.collect(0), NoBatch)
+    assert math.isnan(replay.logged.sampled(0, 0)[0][1][0].outcome_reward)
+    replay, _ = collector(tmp_path, enabled=False)
+    assert [rollout.prompt.index for rollout in replay.collect(0).rollouts] == [7, 7]
+
+
+def test_a_missing_step_and_too_long_sequences_are_refused(tmp_path):
+    write(tmp_path, 1, [(1, 0)], [0], (1,))
+    with pytest.raises(ValueError, match=r"step-00000002\.parquet does not exist"):
+        collector(tmp_path)[0].collect(1)
+    for most in ((2, 3), (3, 2)):
+        with pytest.raises(ValueError, match=r"prompt of 3 and a response of 3 tokens.*raise them"):
+            collector(tmp_path, most)[0].collect(0)
