@@ -7,7 +7,7 @@ import click
 from megatron_prime.cli.arguments.help_style import NAME
 from megatron_prime.cli.arguments.table import top
 
-WIDTH = 100
+WIDTH = 84
 """Characters of a line of help, which fit the page; examples may be longer."""
 
 INTRODUCTION = """# Command line

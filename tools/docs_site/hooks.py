@@ -26,7 +26,8 @@ LOADED_FROM_ELSEWHERE = re.compile(
 """An element that a browser would fetch from another host; links that a reader clicks on are none."""
 CONFIGURATION = "reference/configuration"
 METRICS = "reference/metrics"
-INLINE_CODE = re.compile(r"(?<!>)<code>([\w./]+)((?: = [^<]*)?)</code>(?!</a>)")
+INLINE_CODE = re.compile(r"(<a\b[^>]*>|<pre>|<span></span>)?<code>([\w./]+)(?: = [^<]*)?</code>")
+"""Inline code, and what stands before it in links and code blocks, where it stays as it is."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -64,7 +65,7 @@ def with_reference_links(html: str, url_of: Callable[[str], str]) -> str:
     """Link inline code that is a key, a key with a value, or a metric; `url_of` gets `page.html#entry`."""
 
     def linked(match: re.Match[str]) -> str:
-        entry = entries().get(match[1])
+        entry = None if match[1] else entries().get(match[2])
         return f'<a href="{url_of(entry)}">{match[0]}</a>' if entry else match[0]
 
     return INLINE_CODE.sub(linked, html)

@@ -36,12 +36,12 @@ def test_links_to_other_hosts_are_allowed():
 
 def test_keys_of_the_configuration_and_metrics_become_links():
     linked = hooks.with_reference_links(
-        '<code>policy.lr</code>, <code>prm.loss = "dpo"</code>, <code>policy/entropy</code>, '
+        '<td><code>policy.lr</code></td>, <code>prm.loss = "dpo"</code>, <code>policy/entropy</code>, '
         "<code>algorithm.groups</code>, <a href=x><code>policy.lr</code></a><pre><code>policy.lr\n</code></pre>",
         lambda entry: f"../{entry}",
     )
     assert linked == (
-        '<a href="../reference/configuration.html#policy.lr"><code>policy.lr</code></a>, '
+        '<td><a href="../reference/configuration.html#policy.lr"><code>policy.lr</code></a></td>, '
         '<a href="../reference/configuration.html#prm.loss"><code>prm.loss = "dpo"</code></a>, '
         '<a href="../reference/metrics.html#policy/entropy"><code>policy/entropy</code></a>, '
         "<code>algorithm.groups</code>, <a href=x><code>policy.lr</code></a><pre><code>policy.lr\n</code></pre>"
