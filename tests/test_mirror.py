@@ -8,8 +8,8 @@ TESTS = ROOT / "tests"
 
 TABLES_TESTED_TOGETHER = (
     "model_options", "optimizer", "tables/advantage", "tables/checkpoint", "tables/evaluation", "tables/filter",
-    "tables/guards", "tables/model", "tables/observability/rollout_log", "tables/overlap", "tables/parallel",
-    "tables/platform", "tables/policy",
+    "tables/guards", "tables/model", "tables/observability/profile", "tables/observability/rollout_log",
+    "tables/overlap", "tables/parallel", "tables/platform", "tables/policy",
     "tables/prm", "tables/prm_evaluation", "tables/reference", "tables/sft", "tables/trainer",
 )  # fmt: skip
 MODULES_WITHOUT_TESTS: dict[str, str] = {

@@ -25,7 +25,7 @@ def evaluate_prm(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     inputs = PRMInputs(config)
     for line in inputs.summary():
         progress.line(line)
-    report = judge_prm(config, inputs, _build_scorer(config, topology))
+    report = judge_prm(config, inputs, _build_scorer(config, topology, progress))
     if topology.rank == 0:
         tables = ("evaluation", "prm_evaluation", "prm", "reference", "data")
         report.write(config.run_dir, describe(config, config.prm_path, *tables))
@@ -37,10 +37,10 @@ def evaluate_prm(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     topology.close()
 
 
-def _build_scorer(config: PrimeConfig, topology: Topology) -> StepScorer:
+def _build_scorer(config: PrimeConfig, topology: Topology, progress: Progress) -> StepScorer:
     """Load the PRM and the reference and keep both off the device until they score."""
     prm = Scorer(role_spec(config, "prm", config.prm_path), topology)
     reference = Scorer(role_spec(config, "reference", config.evaluated_reference_path), topology)
     for role in (prm, reference):
         role.residency.park()
-    return StepScorer(prm, reference, config.prm.beta, config.trainer.max_tokens_per_microbatch)
+    return StepScorer(prm, reference, config.prm.beta, config.trainer.max_tokens_per_microbatch, progress)

@@ -82,6 +82,9 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
     finally:
         _send(ranks, signal.SIGKILL)
         _wait_for_all(ranks, REAP_S)  # A rank keeps its lock, port and memory until it is gone.
+        if sys.stdout.isatty():
+            # A killed rank leaves its status below the cursor (observability/status_area.py).
+            print("\x1b[J", end="", flush=True)  # noqa: T201
         asked.close()
 
 

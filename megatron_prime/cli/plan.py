@@ -37,8 +37,8 @@ def plan(config: PrimeConfig, options: Options) -> int:
     """
     run = _planned_run(config, options)
     memory, times = plan_memory(run), plan_times(run)
-    best = best_layouts(run)
     progress = Progress()
+    best = best_layouts(run, progress=progress)
     for line in summary_lines(run, memory, times):
         progress.line(line)
     for table in (memory_table(memory), time_table(times)):

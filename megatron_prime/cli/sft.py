@@ -26,9 +26,11 @@ from megatron_prime.training.loop import (
 )
 from megatron_prime.training.roles import scoring_settings
 from megatron_prime.training.sft import SFTTrainer, held_out_loss
+from megatron_prime.training.step_profiler import StepProfiler
 from megatron_prime.training.trainable import RoleSpec, Trainable
 
 NUM_PROGRESS_LINES = 10
+STATUS = {"sft/loss": "loss"}
 SHOWN = {"sft/loss": "loss", "eval/loss": "held_out_loss", "time/step_s": "s"}
 
 
@@ -92,7 +94,10 @@ def _train(
         fence=lock.fence,
         is_stopping=lambda: any_rank(asked(), topology),
         agree=lambda flag: any_rank(flag, topology),
-        output=LoopOutput("sft", SHOWN, "loss", max(1, config.sft.num_steps // NUM_PROGRESS_LINES)),
+        capture=StepProfiler(
+            config.profile, config.sft_log / "profile", topology.rank, topology.platform, progress.warn
+        ).step,
+        output=LoopOutput("sft", SHOWN, STATUS, "loss", max(1, config.sft.num_steps // NUM_PROGRESS_LINES)),
     )
     try:
         asked.defer()

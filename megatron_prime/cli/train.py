@@ -41,6 +41,7 @@ from megatron_prime.training.phase_memory import free_memory_for_servers, releas
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
 from megatron_prime.training.rollout_recorder import RolloutRecorder
+from megatron_prime.training.step_profiler import StepProfiler
 from megatron_prime.training.trainer import Trainer, TrainerContext
 from megatron_prime.types import Prompt
 
@@ -78,7 +79,9 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None 
         # Servers may share the GPUs, and size their memory by what is free when they start.
         free_memory_for_servers(topology)
         rollout = build_rollout(config, topology, asked) if replay is None else build_replay(config, replay)
-        evaluator = Evaluator(config, held_out, rollout.engine, rollout.verifier) if held_out else None
+        evaluator = (
+            Evaluator(config, held_out, rollout.engine, rollout.verifier, progress) if held_out else None
+        )
         try:
             run = _Run(config, topology, progress, stream, store, lock, roles, guards, rollout, evaluator)
             _train(run, checkpoint, state, asked)
@@ -135,6 +138,9 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
             recorder=recorder,
             is_stopping=lambda: any_rank(asked(), topology),
             agree=lambda flag: any_rank(flag, topology),
+            capture=StepProfiler(
+                config.profile, config.run_dir / "profile", topology.rank, topology.platform, progress.warn
+            ).step,
             owed_metrics=owed_metrics,
         )
         asked.defer()

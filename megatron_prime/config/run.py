@@ -23,6 +23,7 @@ from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.config.tables.model import ModelConfig
+from megatron_prime.config.tables.observability.profile import ProfileConfig
 from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
 from megatron_prime.config.tables.overlap import OverlapConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
@@ -65,6 +66,7 @@ class PrimeConfig(Section):
     prm_evaluation: PRMEvaluationConfig = PRMEvaluationConfig()
     fp8: Fp8Config = Fp8Config()
     overlap: OverlapConfig = OverlapConfig()
+    profile: ProfileConfig = ProfileConfig()
     megatron: MegatronConfig = MegatronConfig()
 
     @property

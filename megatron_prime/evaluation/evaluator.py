@@ -7,8 +7,14 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
-from megatron_prime.evaluation.accuracy import EvaluationReport, evaluate, evaluation_sampling
+from megatron_prime.evaluation.accuracy import (
+    EvaluationReport,
+    EvaluationResult,
+    evaluate,
+    evaluation_sampling,
+)
 from megatron_prime.evaluation.confidence import BootstrapSettings
+from megatron_prime.observability.progress import SILENT, Progress
 from megatron_prime.rewards import answer_check
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.stream_keys import evaluation_stream_key
@@ -38,7 +44,9 @@ class Evaluator:
         sets: Sequence[EvaluationSet],
         engine: Engine,
         verifier: RolloutVerifier,
+        progress: Progress = SILENT,
     ) -> None:
+        self._progress = progress
         self._engine = engine
         self._verifier = verifier
         settings = config.evaluation
@@ -47,23 +55,26 @@ class Evaluator:
 
     def __call__(self, step_index: int) -> EvaluationReport:
         """Sample and verify all prompt sets after `step_index` training steps. Collective over all ranks."""
-        results = {
-            prompts.name: evaluate(
-                self._engine,
-                prompts.prompts,
-                self._verifier,
-                prompts.sampling,
-                samples_per_prompt=prompts.samples_per_prompt,
-                # Each prompt set has its own random numbers, so adding a benchmark does not change the others.
-                stream_key=evaluation_stream_key(step_index, number),
-                bootstrap=self._bootstrap,
-                # Benchmarks count a program as right only if it passes all tests; held-out prompts are scored like
-                # training.
-                whole_only=bool(prompts.name),
-            )
-            for number, prompts in enumerate(self._sets)
-        }
+        results = {}
+        for number, prompts in enumerate(self._sets):
+            with self._progress.sampling(f"evaluation of {prompts.name or 'the held-out prompts'}"):
+                results[prompts.name] = self._evaluate(prompts, step_index, number)
         return EvaluationReport(results)
+
+    def _evaluate(self, prompts: "EvaluationSet", step_index: int, number: int) -> EvaluationResult:
+        return evaluate(
+            self._engine,
+            prompts.prompts,
+            self._verifier,
+            prompts.sampling,
+            samples_per_prompt=prompts.samples_per_prompt,
+            # Each prompt set has its own random numbers, so adding a benchmark does not change the others.
+            stream_key=evaluation_stream_key(step_index, number),
+            bootstrap=self._bootstrap,
+            # Benchmarks count a program as right only if it passes all tests; held-out prompts are scored like
+            # training.
+            whole_only=bool(prompts.name),
+        )
 
 
 def evaluation_sets(config: PrimeConfig) -> list[EvaluationSet]:

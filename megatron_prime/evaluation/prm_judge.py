@@ -16,6 +16,7 @@ from megatron_prime.evaluation.first_errors import (
 )
 from megatron_prime.evaluation.reranking import best_of_n, pair_accuracy, sigmoid, vote
 from megatron_prime.evaluation.step_scores import AGGREGATIONS, response_score, step_scores
+from megatron_prime.observability.progress import SILENT, Progress
 from megatron_prime.training.trainable import Scorer
 
 ROWS_AT_ONCE = 256
@@ -42,9 +43,13 @@ class StepScorer:
         reference: the model in the denominator of the log-ratio.
         beta: scale of the log-ratio.
         max_tokens: longest sequence, prompt and response, that fits into a microbatch.
+        progress: shows how many responses are scored.
     """
 
-    def __init__(self, prm: Scorer, reference: Scorer, beta: float, max_tokens: int) -> None:
+    def __init__(
+        self, prm: Scorer, reference: Scorer, beta: float, max_tokens: int, progress: Progress = SILENT
+    ) -> None:
+        self._progress = progress
         self._prm = prm
         self._reference = reference
         self._beta = beta
@@ -66,8 +71,10 @@ class StepScorer:
             if not text.response_ids:
                 raise ValueError(f"{text.where}: the response has no tokens")
         scores: list[list[float]] = []
-        for start in range(0, len(texts), ROWS_AT_ONCE):
-            scores += self._score(texts[start : start + ROWS_AT_ONCE])
+        with self._progress.phase("responses scored", len(texts)) as advance:
+            for start in range(0, len(texts), ROWS_AT_ONCE):
+                scores += self._score(texts[start : start + ROWS_AT_ONCE])
+                advance(min(ROWS_AT_ONCE, len(texts) - start))
         return scores
 
     def _score(self, texts: Sequence[JudgedText]) -> list[list[float]]:

@@ -5,9 +5,12 @@
 - `metrics_logger`: writes metrics to all destinations
 - `jsonl`: the file metrics.jsonl
 - `tensorboard`: TensorBoard event files
-- `progress`: progress bars and log lines
+- `progress`: log lines, progress and the status of a run
+- `status_area`: lines that stay at the bottom of a terminal
+- `run_status`: the status of a run in two lines
 - `heartbeat`: step, phase and last event of this process
 - `activity`: work of engines and verifiers, and the recording of a step
+- `timeline`: writes the recording of a step as a trace for Perfetto
 - `provenance`: versions, git state and machine of each attempt of a run
 - `rollout_log/`: sampled responses with everything computed of their tokens, as Parquet files
 - `durable`: atomic replacement of files

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -23,6 +24,8 @@ MEGATRONS_OWN_WARNINGS = (
     # the distributed optimizer keeps fp32 shards as views of their parameters
     r".*\.grad attribute of a Tensor that is not a leaf Tensor",
 )
+MEMORY_HISTORY_ENTRIES = 200_000
+"""Largest number of allocations and releases in a snapshot: those of a whole step of a small model, about 100 MB."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -148,6 +151,25 @@ class Platform:
             # A block that a pending copy still reads is not free yet, and would stay in the cache.
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
+
+    def start_memory_history(self) -> None:
+        """Record the GPU's allocations, with their stacks, for `stop_memory_history`. On a CPU nothing happens."""
+        if self.is_cuda:
+            torch.cuda.memory._record_memory_history(max_entries=MEMORY_HISTORY_ENTRIES)
+
+    def stop_memory_history(self, file: Path | None) -> None:
+        """End the recording, and write it to a file for pytorch.org/memory_viz unless that is None.
+
+        Raises:
+            OSError: the file cannot be written. The recording has ended nevertheless.
+        """
+        if not self.is_cuda:
+            return
+        try:
+            if file is not None:
+                torch.cuda.memory._dump_snapshot(str(file))
+        finally:
+            torch.cuda.memory._record_memory_history(enabled=None)
 
     def start_process_group(self) -> None:
         """Join the job that the environment of torchrun or Slurm describes, or start a job of one process without one.

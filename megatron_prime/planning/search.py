@@ -10,6 +10,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.section import Section
 from megatron_prime.config.tables.memory import MemoryConfig, RecomputeConfig
 from megatron_prime.hf.training_limits import ModelSplit, check_training
+from megatron_prime.observability.progress import SILENT, Progress
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.memory import MemoryPlan, plan_memory
 from megatron_prime.planning.planned_run import PlannedRun
@@ -55,15 +56,20 @@ def _overrides(table: str, section: Section, configured: Section, named: Sequenc
             yield f"{table}.{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def best_layouts(run: PlannedRun, max_results: int = 5) -> list[Candidate]:
+def best_layouts(run: PlannedRun, max_results: int = 5, progress: Progress = SILENT) -> list[Candidate]:
     """Return the fastest layouts that fit on the run's GPUs, fastest first; empty if none fits."""
     fitting = []
-    for candidate in _candidates(run):
-        memory = plan_memory(candidate)
-        if memory.fits:
-            fitting.append(
-                Candidate(candidate, memory, plan_times(candidate, with_sync=False), configured=run.config)
-            )
+    candidates = list(_candidates(run))
+    with progress.phase("layouts tried", len(candidates)) as advance:
+        for candidate in candidates:
+            memory = plan_memory(candidate)
+            if memory.fits:
+                fitting.append(
+                    Candidate(
+                        candidate, memory, plan_times(candidate, with_sync=False), configured=run.config
+                    )
+                )
+            advance(1)
     # Among layouts of equal time, prefer the one that splits the model least, which is the simplest to run.
     fitting.sort(key=_rank)
     valid = islice((candidate for candidate in fitting if _is_valid(candidate.run)), max_results)

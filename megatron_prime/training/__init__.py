@@ -12,6 +12,7 @@
 - `residency`: offloading of weights, gradients and optimizer states to host memory.
 - `same_alignment`: weights of two models aligned alike, so that the same kernels multiply them.
 - `phase_memory`: time and memory of each phase of a step.
+- `step_profiler`: timelines of chosen steps.
 - `sft`: supervised warm-up of the policy.
 - `checkpoint`: checkpoints, exact resume, one job per run_dir.
 - `health`: updates that are not finite, alarms, stopping on request.

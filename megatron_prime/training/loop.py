@@ -40,6 +40,9 @@ SHOWN = {
 }
 """The metrics on the line of each step, with their labels: their names, without the groups that say nothing."""
 
+STATUS = {"rollout/accuracy_sampled": "accuracy", "prm/sign_accuracy": "PRM accuracy"}
+"""The metrics of the status on a terminal, with their labels."""
+
 
 class ResumableStream(Protocol):
     """A stream whose position a checkpoint holds."""
@@ -89,6 +92,8 @@ class LoopOutput:
     """Name of the progress bar."""
     shown: Mapping[str, str] = field(default_factory=lambda: SHOWN)
     """The metrics on the line of a step, with their labels."""
+    status: Mapping[str, str] = field(default_factory=lambda: STATUS)
+    """The metrics of the status on a terminal, with their labels; the first has a trend."""
     evaluated: str = "accuracy"
     """The quantity that an evaluation measures."""
     steps_per_line: int = 1
@@ -121,6 +126,8 @@ class LoopContext:
     """Returns whether any rank was asked to stop; collective, called before the first step and after each."""
     agree: Callable[[bool], bool] = lambda flag: flag
     """Returns whether its argument is true on any rank; collective."""
+    capture: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
+    """Entered around each step, whose number it gets, for a timeline."""
     output: LoopOutput = LoopOutput()
     owed_metrics: Mapping[str, float] | None = None
     """The metrics of the last step done if an outage has prevented its evaluation, which is then done first."""
@@ -161,13 +168,16 @@ class Loop:
                 self._evaluate_first(metrics, f"after step {self._trainer.step_index}")
                 self._saver.note_evaluation(metrics.get("eval/accuracy"))
         try:
-            with self._context.progress.phase(self._context.output.name, num_steps) as advance:
-                advance(self._trainer.step_index)
+            output = self._context.output
+            with self._context.progress.run(
+                output.name, num_steps, self._trainer.step_index, output.status
+            ) as step_done:
                 if self._trainer.step_index < num_steps and self._context.is_stopping():
                     self._stop(f"before step {self._trainer.step_index + 1}")
                 while self._trainer.step_index < num_steps:
-                    self._step()
-                    advance(1)
+                    with self._context.capture(self._trainer.step_index + 1):
+                        metrics = self._step()
+                    step_done(metrics)
         except (FloatingPointError, GuardError):
             # Every rank raises these alike, so a collective is safe; a save in progress holds an earlier, good step.
             self._saver.finish()
@@ -181,7 +191,7 @@ class Loop:
             self._stop(where, str(error))
         self._log(metrics)
 
-    def _step(self) -> None:
+    def _step(self) -> Metrics:
         begin_step(self._trainer.step_index + 1)
         self._context.guards.begin_step(self._trainer.step_index + 1)
         position = self._context.prompt_stream.state_dict()
@@ -216,6 +226,7 @@ class Loop:
             self._stop(f"after step {done}", str(outage))
         if is_stopping:
             self._stop(f"after step {done}")
+        return metrics
 
     def _stop_within_step(self, error: VerifierAwayError, position: dict[str, Any]) -> NoReturn:
         """Stop at the begin of a step that got no rewards: no weight has changed, and its prompts are taken again."""

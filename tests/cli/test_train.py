@@ -33,6 +33,7 @@ from tests.support.toy_runs import (
     rollouts,
     weights,
 )
+from tests.support.trace_files import read_trace
 
 Moment = Callable[[Path], bool]
 Ending = Callable[[Started], int]
@@ -210,6 +211,31 @@ def test_a_replay_of_all_groups_ends_with_the_same_weights_and_checkpoint(toy: T
         for folder in (original, replayed)
     ]
     assert states[0]["prompt_stream"] == states[1]["prompt_stream"], "a run without replay continues alike"
+
+
+def test_a_captured_step_has_a_timeline_that_agrees_with_its_metrics(toy: Toy):
+    (path,) = (toy.run_dir("single") / "profile").iterdir()
+    assert path.name == "step-00000002-rank-0.json.gz"
+    trace = read_trace(path)
+    lines = (toy.run_dir("single") / "metrics.jsonl").read_text().splitlines()
+    (record,) = [record for record in map(json.loads, lines) if record["step"] == 2]
+    phases = {event["name"]: event for event in trace.track("phases")}
+    times = {name[5:-2]: record[name] for name in record if name.startswith("time/") and name.endswith("_s")}
+    assert {"step", "weight_sync", "rollout", "logprobs", "prm", "advantage", "policy"} <= times.keys()
+    for phase, seconds in times.items():
+        assert phases[phase]["dur"] / 1e6 == pytest.approx(seconds, abs=0.02), phase
+    step = phases["step"]
+    # The evaluation after the step samples too.
+    sampled = [
+        event
+        for event in trace.track("embedded engine")
+        if event["name"] == "sampling" and event["ts"] < step["ts"] + step["dur"]
+    ]
+    idle_us = step["dur"] - sum(event["dur"] for event in sampled)
+    assert idle_us / step["dur"] == pytest.approx(record["time/engine_idle_fraction"], abs=0.05)
+    (verifier,) = [name for name in trace.threads.values() if name.startswith("verifier ")]
+    assert {event["name"] for event in trace.track(verifier)} == {"idle", "verifying"}
+    assert any(event["name"] == "aten::mm" for event in trace.events), "torch's operators are missing"
 
 
 def test_every_metric_is_documented_and_transformers_loads_the_export(toy: Toy):

@@ -48,8 +48,8 @@ def prepare(folder: str) -> dict[str, Any]:
             "checkpoint.save_every=auto",
             "trainer.max_tokens_per_microbatch=4096",
         ),
-        "train": run("train", "run.toml", "run_dir=single"),
-        "again": run("train", "run.toml", "run_dir=single"),
+        "train": run("train", "run.toml", "run_dir=single", "profile.steps=[2]"),
+        "again": run("train", "run.toml", "run_dir=single", "profile.steps=[2]"),
         "eval start": run("eval", "run.toml", "run_dir=eval_start"),
         "eval end": run("eval", "run.toml", "run_dir=eval_end", "model.path=single/hf"),
     }

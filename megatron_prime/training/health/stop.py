@@ -110,7 +110,9 @@ class StopRequest:
         if self._speaks:
             with contextlib.suppress(OSError):
                 # Not by sys.stderr: its lock, held by a thread while the interpreter ends, would abort the process.
-                os.write(2, f"megatron-prime: {text}\n".encode())
+                # A status on the terminal would show through; it is drawn again below the message.
+                erase = "\r\x1b[J" if os.isatty(2) else ""
+                os.write(2, f"{erase}megatron-prime: {text}\n".encode())
 
 
 _request: StopRequest | None = None

@@ -1,4 +1,5 @@
 """The tables about what a run shows and writes, besides its results.
 
 - `rollout_log`: sampled responses on disk
+- `profile`: timelines of chosen steps
 """
