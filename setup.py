@@ -59,7 +59,7 @@ setup(
         # SGLang pins its own torch: install it in an environment of its own, not beside the training one.
         "sglang": ["sglang"],
         # Loggers beside TensorBoard ([logging] backends), and curves as png and svg (megatron-prime view --export).
-        "wandb": ["wandb>=0.20"],
+        "wandb": ["wandb>=0.31"],
         "mlflow": ["mlflow-skinny>=3.0"],
         "plots": ["matplotlib>=3.9"],
         # The documentation as a site. mkdocs 2 is a different program without plugins.
@@ -79,7 +79,7 @@ setup(
             "setuptools>=77",
             # Drives the system's Chromium in the tests of the viewer.
             "playwright>=1.50",
-            "wandb>=0.20",
+            "wandb>=0.31",
             "mlflow-skinny>=3.0",
             "matplotlib>=3.9",
             "mkdocs>=1.6,<2",

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_prime.config.redaction import redact_all
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability import Progress
 from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.loggers.protocol import RunInfo
 from megatron_prime.observability.provenance import save_provenance
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
@@ -52,9 +54,24 @@ def open_store(
     return store, checkpoint
 
 
-def record_start(config: PrimeConfig, folder: Path, command: str, attempt: int, is_first: bool) -> None:
-    """Write what an attempt was started with, now that nothing refuses it any more. Call it on rank 0."""
+def record_start(config: PrimeConfig, folder: Path, command: str, attempt: int, is_first: bool) -> RunInfo:
+    """Write what an attempt was started with, now that nothing refuses it any more. Call it on rank 0.
+
+    Returns:
+        What loggers show of the run whose metrics are in `folder`.
+    """
     save_resolved_config(config, folder)
-    save_provenance(config.run_dir, attempt)
+    provenance = save_provenance(config.run_dir, attempt)
     if is_first or not has_identity(folder):
         replace_file(folder / IDENTITY, json.dumps(identity_of(config, command), indent=1) + "\n")
+    is_sft = command == "sft"
+    return RunInfo(
+        run_dir=folder,
+        name=config.run_dir.absolute().name + ("-sft" if is_sft else ""),
+        project=config.logging.project,
+        config=redact_all(config.model_dump(mode="json")),
+        provenance=json.loads(provenance.read_text(encoding="utf-8")),
+        benchmarks=tuple(config.evaluation.benchmarks),
+        num_steps=config.sft.num_steps if is_sft else config.trainer.num_steps,
+        is_sft=is_sft,
+    )

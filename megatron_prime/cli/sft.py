@@ -78,9 +78,11 @@ def _train(
         guards.load_state_dict(state.guards)
         step_index = state.step_index
         progress.line(f"resuming after step {step_index} from {checkpoint}")
+    logger = None
     if topology.rank == 0:
-        record_start(config, config.sft_log, "sft", lock.attempt, is_first=checkpoint is None)
-    logger = MetricsLogger(config.sft_log, step_index + bool(step_index)) if topology.rank == 0 else None
+        info = record_start(config, config.sft_log, "sft", lock.attempt, is_first=checkpoint is None)
+        resume_step, backends = step_index + bool(step_index), config.logging.backends
+        logger = MetricsLogger(config.sft_log, resume_step, backends=backends, info=info)
     context = LoopContext(
         store=store,
         roles={"policy": policy},

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.hf.identity import model_identity
 from megatron_prime.observability import MetricsLogger, Progress
+from megatron_prime.observability.loggers.protocol import RunInfo
 from megatron_prime.observability.rollout_log import ROLLOUTS, FileInfo
 from megatron_prime.observability.rollout_log.folder import RolloutLog
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
@@ -41,6 +42,7 @@ from megatron_prime.training.phase_memory import free_memory_for_servers, releas
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.roles import Roles, build_roles
 from megatron_prime.training.rollout_recorder import RolloutRecorder
+from megatron_prime.training.step_details import StepDetails
 from megatron_prime.training.step_profiler import StepProfiler
 from megatron_prime.training.trainer import Trainer, TrainerContext
 from megatron_prime.types import Prompt
@@ -118,11 +120,15 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
     _first_sync(sync, step_index, run.rollout.sampler.startup_note, progress)
     recorder = _recorder(config, topology, step_index, run.lock.attempt)
     context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress, recorder)
+    details = StepDetails(load_tokenizer(config.model.path), config.logging.details_every, config.seed)
+    if topology.rank == 0 and config.logging.backends:
+        context = replace(context, observers=(*context.observers, details))
     context.collector.load_state_dict(collector_state)
     trainer = Trainer(config, context, step_index)
+    logger, history = None, None
     if topology.rank == 0:
-        record_start(config, config.run_dir, "train", run.lock.attempt, is_first=checkpoint is None)
-    logger, history = _open_logs(config, topology, step_index, is_owed=owed_metrics is not None)
+        info = record_start(config, config.run_dir, "train", run.lock.attempt, is_first=checkpoint is None)
+        logger, history = _open_logs(config, info, step_index, owed_metrics is not None, details)
     try:
         loop_context = LoopContext(
             store=run.store,
@@ -152,18 +158,18 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
         destination = config.run_dir / "hf"
         export_hf(roles.policy.built, topology, config.model.path, destination, replace=True)
         progress.line(f"HF checkpoint of the policy: {destination}")
-    progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
+    if "tensorboard" in config.logging.backends:
+        progress.line(f"TensorBoard: tensorboard --logdir {config.run_dir / 'tensorboard'}")
 
 
 def _open_logs(
-    config: PrimeConfig, topology: Topology, step_index: int, is_owed: bool
-) -> tuple[MetricsLogger | None, PromptHistory | None]:
-    """Return the metrics and the prompt history of this attempt, on rank 0."""
-    if topology.rank != 0:
-        return None, None
+    config: PrimeConfig, info: RunInfo, step_index: int, is_owed: bool, details: StepDetails
+) -> tuple[MetricsLogger, PromptHistory]:
+    """Return the metrics and the prompt history of this attempt. Call it on rank 0."""
     first_logged = step_index + bool(step_index)
     # The record of a step whose evaluation is owed is written again, with its result.
-    logger = MetricsLogger(config.run_dir, first_logged - is_owed)
+    backends, resume_step = config.logging.backends, first_logged - is_owed
+    logger = MetricsLogger(config.run_dir, resume_step, backends=backends, info=info, details=details.of)
     return logger, PromptHistory(config.run_dir / "prompts.jsonl", first_logged)
 
 

@@ -23,6 +23,7 @@ from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.config.tables.model import ModelConfig
+from megatron_prime.config.tables.observability.logging import LoggingConfig
 from megatron_prime.config.tables.observability.profile import ProfileConfig
 from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
 from megatron_prime.config.tables.overlap import OverlapConfig
@@ -60,6 +61,7 @@ class PrimeConfig(Section):
     trainer: TrainerConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     guards: GuardsConfig = GuardsConfig()
+    logging: LoggingConfig = LoggingConfig()
     memory: MemoryConfig = MemoryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()

@@ -10,8 +10,8 @@ from typing import Any
 from megatron_prime import __version__
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.durable import exclusive, replace_file
+from megatron_prime.observability.loggers.tensorboard import TensorBoardWriter
 from megatron_prime.observability.provenance import git_state
-from megatron_prime.observability.tensorboard import TensorBoardWriter
 
 
 def describe(config: PrimeConfig, model: Path, *tables: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 - `catalog`: the declaration of everything that is logged, with unit and description
 - `metrics_logger`: writes metrics to all destinations
 - `jsonl`: the file metrics.jsonl
-- `tensorboard`: TensorBoard event files
+- `loggers/`: TensorBoard, Weights & Biases and MLflow
 - `progress`: log lines, progress and the status of a run
 - `status_area`: lines that stay at the bottom of a terminal
 - `run_status`: the status of a run in two lines

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.observability.loggers.backends import backend_faults
 from megatron_prime.observability.rollout_log import ROLLOUTS
 
 
@@ -13,6 +14,8 @@ def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     yield from _run_dir_faults(config.run_dir)
     if command == "sft" and config.sft_output.exists():
         yield f"{config.sft_output} exists already: remove it, or set sft.output to another folder"
+    if command in ("train", "sft"):
+        yield from backend_faults(config.logging.backends)
     if command == "train":
         yield from _rollout_log_faults(config)
     if command == "rollout":

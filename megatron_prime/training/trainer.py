@@ -44,17 +44,24 @@ class TrainerContext:
     """Receives a warning in one line."""
     recorder: RolloutRecorder | None = None
     """Receives the values of every token for the rollout log; None on every rank but rank 0."""
+    observers: Sequence[Callable[[int, "TrainedBatch"], None]] = ()
+    """Each gets the number of the step, counted from 1, and its batch, after the updates. Not collective: an observer
+    may be on one rank alone."""
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """A batch, and what a step computed of it before its updates."""
+class TrainedBatch:
+    """A batch, and what a step computed of it before the policy's update."""
 
     batch: RolloutBatch
     old: Scores
+    """Scores of the policy."""
     ref_logprobs_BT: torch.Tensor | None
+    """None without a reference."""
     prm_logprobs_BT: torch.Tensor | None
-    rewards_BT: torch.Tensor | None
+    """Log-probs of the PRM that gave the process rewards; None without one."""
+    process_rewards_BT: torch.Tensor | None
+    """None without a PRM."""
     advantages_BT: torch.Tensor
 
 
@@ -90,7 +97,7 @@ class Trainer:
             VerifierAwayError: a reward server was away for too long; no weight has changed.
         """
         metrics, context, memory, idle = Metrics(), self._context, self._memory, IdleTimes()
-        trained: _Trained | None = None
+        trained: TrainedBatch | None = None
         with metrics.timed("step"):
             with memory.phase(metrics, "weight_sync"):
                 self.sync_weights()
@@ -107,6 +114,9 @@ class Trainer:
         if trained is not None:
             self._record(metrics, trained)
         self.step_index += 1
+        if trained is not None:
+            for observe in context.observers:
+                observe(self.step_index, trained)
         return metrics
 
     def sync_weights(self) -> None:
@@ -131,7 +141,7 @@ class Trainer:
         if isinstance(prm, Trainable):
             prm.advance_schedule()
 
-    def _train_on(self, batch: RolloutBatch, metrics: Metrics) -> "_Trained":
+    def _train_on(self, batch: RolloutBatch, metrics: Metrics) -> TrainedBatch:
         """Update PRM and policy on a batch."""
         context, memory = self._context, self._memory
         sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
@@ -151,7 +161,7 @@ class Trainer:
                 "because all are truncated. Raise rollout.max_response_tokens, or look whether the model ever ends a "
                 "response"
             )
-        return _Trained(batch, old, ref_logprobs_BT, prm_logprobs_BT, rewards_BT, advantages_BT)
+        return TrainedBatch(batch, old, ref_logprobs_BT, prm_logprobs_BT, rewards_BT, advantages_BT)
 
     def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
         return batch.to(self._context.policy.topology.platform.device)
@@ -251,7 +261,7 @@ class Trainer:
         )
         return metrics
 
-    def _describe(self, metrics: Metrics, trained: "_Trained") -> None:
+    def _describe(self, metrics: Metrics, trained: TrainedBatch) -> None:
         """Add the metrics of the batch as a whole."""
         batch, old, advantages_BT = trained.batch, trained.old, trained.advantages_BT
         mask_BT = batch.response_mask_BT
@@ -263,7 +273,7 @@ class Trainer:
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
 
-    def _record(self, metrics: Metrics, trained: "_Trained") -> None:
+    def _record(self, metrics: Metrics, trained: TrainedBatch) -> None:
         """Keep the values of the logged responses; the tensors of the whole batch are freed with the step."""
         with metrics.timed(
             "rollout_log"
@@ -274,7 +284,7 @@ class Trainer:
                 "policy_logprobs": trained.old.logprobs_BT,
                 "prm_logprobs": trained.prm_logprobs_BT,
                 "ref_logprobs": trained.ref_logprobs_BT,
-                "process_rewards": trained.rewards_BT,
+                "process_rewards": trained.process_rewards_BT,
                 "advantages": trained.advantages_BT,
                 "entropy": trained.old.entropy_BT,
             }

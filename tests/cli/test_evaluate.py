@@ -2,9 +2,9 @@ import json
 import time
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_prime import __version__
+from tests.support.event_files import EventFiles
 from tests.support.toy_runs import NUM_STEPS, Toy, records
 
 
@@ -63,8 +63,7 @@ def test_the_written_responses_have_the_reported_accuracies(toy: Toy):
 
 def test_tensorboard_has_every_metric(toy: Toy):
     written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())[-1]["metrics"]
-    events = EventAccumulator(str(toy.run_dir("eval_end") / "eval_tensorboard"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == {f"eval/{name}" for name in written}
-    (event,) = events.Scalars("eval/toy/accuracy")
+    events = EventFiles(toy.run_dir("eval_end") / "eval_tensorboard")
+    assert set(events.tags()) == {f"eval/{name}" for name in written}
+    (event,) = events.scalars("eval/toy/accuracy")
     assert event.value == pytest.approx(written["toy/accuracy"])

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
 from tests.support import deadlines
+from tests.support.event_files import EventFiles
 from tests.support.metric_names import undocumented
 from tests.support.toy_runs import Toy, environment, records
 
@@ -75,10 +75,8 @@ def printed(prepared: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def scalars(prepared: Path, printed: str) -> EventAccumulator:
-    accumulator = EventAccumulator(str(prepared / "prime/tensorboard"))
-    accumulator.Reload()
-    return accumulator
+def scalars(prepared: Path, printed: str) -> EventFiles:
+    return EventFiles(prepared / "prime/tensorboard")
 
 
 def row(printed: str, name: str) -> str:
@@ -99,13 +97,13 @@ def test_the_quickstart_ends_with_a_table_of_its_metrics(prepared, printed):
 
 
 def test_tensorboard_shows_the_documented_scalars_of_every_step(prepared, scalars):
-    tags = scalars.Tags()["scalars"]
+    tags = scalars.tags()
     assert undocumented(tags) == []
     assert set(DOCUMENTED) <= set(tags)
-    assert [event.step for event in scalars.Scalars("policy/entropy")] == [1, 2]
-    assert [event.step for event in scalars.Scalars("eval/accuracy")] == [0, 2]
+    assert [event.step for event in scalars.scalars("policy/entropy")] == [1, 2]
+    assert [event.step for event in scalars.scalars("eval/accuracy")] == [0, 2]
     for record in records(prepared / "prime")[1:]:
-        (event,) = [event for event in scalars.Scalars("policy/entropy") if event.step == record["step"]]
+        (event,) = [event for event in scalars.scalars("policy/entropy") if event.step == record["step"]]
         assert event.value == pytest.approx(record["policy/entropy"], rel=1e-6)
 
 

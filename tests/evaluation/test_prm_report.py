@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation.confidence import bootstrap_interval
 from megatron_prime.evaluation.prm_inputs import PRMInputs
 from megatron_prime.evaluation.prm_report import PRMReport, judge_prm
+from tests.support.event_files import EventFiles
 from tests.support.hf_shapes import SIZES
 from tests.support.tokenizers import byte_tokenizer
 
@@ -72,6 +72,5 @@ def test_the_files_hold_metrics_intervals_and_step_scores(tmp_path):
     assert written["model"] == "prm"
     assert written["metrics"] == {"a": 0.5, "b": None, "a_ci_low": 0.25, "a_ci_high": 0.75}
     assert json.loads((tmp_path / "run" / "step_scores.jsonl").read_text()) == report.step_scores[0]
-    events = EventAccumulator(str(tmp_path / "run" / "prm_tensorboard"))
-    events.Reload()
-    assert "prm_eval/a_ci_low" in events.Tags()["scalars"]
+    events = EventFiles(tmp_path / "run" / "prm_tensorboard")
+    assert "prm_eval/a_ci_low" in events.tags()

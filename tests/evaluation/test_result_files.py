@@ -3,10 +3,10 @@ import math
 import multiprocessing
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_prime.evaluation.result_files import add_evaluation, read_evaluations
 from tests.support.deadlines import seconds
+from tests.support.event_files import EventFiles
 
 NUM_PROCESSES = 8
 
@@ -22,9 +22,8 @@ def test_results_of_earlier_evaluations_stay(tmp_path):
     assert add(tmp_path, "m", x=0.5, y=math.nan) == [first]
     assert add(tmp_path, "n", x=0.25) == [first, second]
     assert read_evaluations(tmp_path / "a.json") == [first, second]
-    events = EventAccumulator(str(tmp_path / "events"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("eval/x")] == [(0, 0.5), (1, 0.25)]
+    events = EventFiles(tmp_path / "events")
+    assert [(event.step, event.value) for event in events.scalars("eval/x")] == [(0, 0.5), (1, 0.25)]
 
 
 def test_evaluations_that_end_at_the_same_time_lose_no_result(tmp_path):
@@ -43,9 +42,8 @@ def test_evaluations_that_end_at_the_same_time_lose_no_result(tmp_path):
     assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
     added = read_evaluations(tmp_path / "a.json")
     assert sorted(record["metrics"]["x"] for record in added) == [*range(NUM_PROCESSES)]
-    events = EventAccumulator(str(tmp_path / "events"))
-    events.Reload()
-    assert [event.value for event in events.Scalars("eval/x")] == [r["metrics"]["x"] for r in added]
+    events = EventFiles(tmp_path / "events")
+    assert [event.value for event in events.scalars("eval/x")] == [r["metrics"]["x"] for r in added]
 
 
 def test_a_file_of_an_earlier_version_becomes_the_first_record(tmp_path):

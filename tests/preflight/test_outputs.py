@@ -1,8 +1,12 @@
 """Folders that cannot be written, or that hold results already."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import pytest
+
 from megatron_prime.config import load_config
+from megatron_prime.config.loading import ConfigError
 from tests.preflight.workspace import check, faults_of
 
 
@@ -25,3 +29,20 @@ def test_an_sft_output_that_exists_is_refused_and_nothing_else_minds_it(workspac
     assert load_config(Path("run.toml")).sft_output == Path("runs/a/sft")
     assert faults_of(data, command="sft")[0].startswith("runs/a/sft exists already")
     check("sft.output=model")
+
+
+def test_a_logger_whose_package_is_missing_is_refused(workspace, monkeypatch):
+    check("logging.backends=['tensorboard', 'wandb', 'mlflow']")
+
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("megatron_prime.observability.loggers.backends.version", version)
+    (fault,) = faults_of("logging.backends=['wandb']")
+    assert fault.endswith("pip install 'megatron-prime[wandb]', or leave the backend out")
+    assert faults_of("logging.backends=['wandb']", "sft.data=['train.jsonl']", command="sft") == (fault,)
+
+
+def test_an_unknown_logger_is_refused(workspace):
+    with pytest.raises(ConfigError, match="tensorboard"):
+        check("logging.backends=['tensorbord']")

@@ -2,4 +2,5 @@
 
 - `rollout_log`: sampled responses on disk
 - `profile`: timelines of chosen steps
+- `logging`: services that show metrics
 """
