@@ -389,7 +389,7 @@ _TIME: Sequence[_Row] = (
     ("prm_s", "s", "Time of scoring and updating the PRM."),
     ("advantage_s", "s", "Time of the advantages."),
     ("policy_s", "s", "Time of the policy's update."),
-    ("rollout_log_s", "s", "Time of recording sampled responses for run_dir/rollouts and of writing them."),
+    ("rollout_log_s", "s", "Time of writing sampled responses to run_dir/rollouts."),
     ("evaluation_s", "s", "Time of the evaluation after the step."),
     (
         "<phase>_fraction",

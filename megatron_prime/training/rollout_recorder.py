@@ -5,7 +5,7 @@ from the device. It uses no random numbers, so that a run has equal results with
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,7 +24,27 @@ class _Pending:
 
     info: FileInfo
     groups: list[SampledGroup]
-    figures: dict[tuple[int, int], Figures] = field(default_factory=dict)
+    values: "_Values | None" = None
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Values of the tokens of some responses, as a step has computed them."""
+
+    names: list[str]
+    """The columns, of which the first is the mask."""
+    values_NRT: torch.Tensor
+    """On the host; the copy from the device may not have ended yet."""
+    places: list[tuple[tuple[int, int], int]]
+    """Position of the group in the log and sample, and number of tokens, of each response."""
+
+    def by_place(self) -> dict[tuple[int, int], Figures]:
+        """Return the values of each response; the copy must have ended."""
+        figures: dict[tuple[int, int], Figures] = {}
+        for index, (place, length) in enumerate(self.places):
+            values = self.values_NRT[:, index, :length].numpy()
+            figures[place] = dict(zip(self.names, values, strict=True)) | {"mask": values[0] > 0}
+        return figures
 
 
 class RolloutRecorder:
@@ -68,7 +88,7 @@ class RolloutRecorder:
         self._pending = _Pending(info, chosen)
 
     def note(self, batch: RolloutBatch, figures_BT: Mapping[str, torch.Tensor | None]) -> None:
-        """Keep the values of the chosen responses.
+        """Keep the values of the chosen responses. The host must wait for the device between this and `write`.
 
         Args:
             batch: the batch that the step has trained on.
@@ -91,12 +111,10 @@ class RolloutRecorder:
         if batch.is_trained_B is not None:
             mask_RT = mask_RT & batch.is_trained_B[rows_R, None]
         computed = {name: value_BT for name, value_BT in figures_BT.items() if value_BT is not None}
-        # One copy from the device, because each waits for it.
         parts = [mask_RT.float(), *(value_BT[rows_R, :longest].float() for value_BT in computed.values())]
-        mask_RT, *values = torch.stack(parts).cpu().numpy()
-        for index, (_, place, length) in enumerate(places):
-            figures = {name: value[index, :length] for name, value in zip(computed, values, strict=True)}
-            self._pending.figures[place] = {"mask": mask_RT[index, :length] > 0, **figures}
+        # One copy, for which the host does not wait here: it will have ended when the file is written.
+        values_NRT = torch.stack(parts).to("cpu", non_blocking=True)
+        self._pending.values = _Values(["mask", *computed], values_NRT, [place[1:] for place in places])
 
     def write(self) -> None:
         """Write the file of the last step, if it is one to log; a step that could not be written is left out.
@@ -106,5 +124,6 @@ class RolloutRecorder:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            rows = rows_of_groups(pending.groups, self._tokenizer, pending.figures)
+            figures = {} if pending.values is None else pending.values.by_place()
+            rows = rows_of_groups(pending.groups, self._tokenizer, figures)
             self._log.log(pending.info, rows)

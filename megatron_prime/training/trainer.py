@@ -108,11 +108,10 @@ class Trainer:
             else:
                 trained = self._train_on(self._on_device(batch), metrics)
         if trained is not None:
+            self._record(trained)
             self._describe(metrics, trained)
         metrics.update(phase_fractions(metrics) | idle.fractions())
         metrics.update(process_memory() | self._memory.host_copies())
-        if trained is not None:
-            self._record(metrics, trained)
         self.step_index += 1
         if trained is not None:
             for observe in context.observers:
@@ -273,19 +272,16 @@ class Trainer:
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
 
-    def _record(self, metrics: Metrics, trained: TrainedBatch) -> None:
-        """Keep the values of the logged responses; the tensors of the whole batch are freed with the step."""
-        with metrics.timed(
-            "rollout_log"
-        ):  # on all ranks, because the watchdog compares their numbers of phases
-            if self._context.recorder is None:
-                return
-            figures_BT = {
-                "policy_logprobs": trained.old.logprobs_BT,
-                "prm_logprobs": trained.prm_logprobs_BT,
-                "ref_logprobs": trained.ref_logprobs_BT,
-                "process_rewards": trained.process_rewards_BT,
-                "advantages": trained.advantages_BT,
-                "entropy": trained.old.entropy_BT,
-            }
-            self._context.recorder.note(trained.batch, figures_BT)
+    def _record(self, trained: TrainedBatch) -> None:
+        """Start copying the values of the logged responses to the host; reading metrics then waits for the copy."""
+        if self._context.recorder is None:
+            return
+        figures_BT = {
+            "policy_logprobs": trained.old.logprobs_BT,
+            "prm_logprobs": trained.prm_logprobs_BT,
+            "ref_logprobs": trained.ref_logprobs_BT,
+            "process_rewards": trained.process_rewards_BT,
+            "advantages": trained.advantages_BT,
+            "entropy": trained.old.entropy_BT,
+        }
+        self._context.recorder.note(trained.batch, figures_BT)
