@@ -12,6 +12,7 @@ Megatron. What the start of a run refuses comes from the same functions (`hf.sha
 - `engines`: the environment of SGLang servers
 - `rewards`: verifiers, their imports and their sandbox
 - `outputs`: folders that a command writes
+- `loggers`: the packages of the loggers that a run names
 - `resume`: models and verifiers of a resumed run against those of its first start
 - `replay`: a rollout log that a run is to train on
 - `plausibility`: sizes that are possible but hardly meant

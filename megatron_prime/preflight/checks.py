@@ -16,7 +16,6 @@ from megatron_prime.preflight.engines import engine_faults
 from megatron_prime.preflight.models import folder_faults, model_faults
 from megatron_prime.preflight.outputs import output_faults
 from megatron_prime.preflight.processes import process_faults
-from megatron_prime.preflight.replay import replay_faults
 from megatron_prime.preflight.resume import resume_faults
 from megatron_prime.preflight.rewards import reward_faults
 
@@ -54,6 +53,8 @@ def check_run(
     if replay is None:
         faults += [*engine_faults(config, command), *reward_faults(config, command)]
     elif command == "train":
+        from megatron_prime.preflight.replay import replay_faults  # pyarrow takes a while to import.
+
         faults += replay_faults(config, replay)
     if command == "train":
         faults += [*algorithm_faults(config), *resume_faults(config)]

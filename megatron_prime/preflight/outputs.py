@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.observability.loggers.backends import backend_faults
-from megatron_prime.observability.rollout_log import ROLLOUTS
+from megatron_prime.config.tables.observability.rollout_log import ROLLOUTS
+from megatron_prime.preflight.loggers import backend_faults
 
 
 def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:

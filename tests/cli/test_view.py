@@ -80,7 +80,9 @@ def test_a_server_runs_until_it_is_interrupted(tmp_path):
     write_metrics(tmp_path / "run", num_steps=2)
     words = ["view", str(tmp_path / "run"), "--serve", "--no-open", "-q"]
     command = [sys.executable, *FRESH, "-m", "megatron_prime", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # A shell that starts the tests in the background lets their processes ignore interrupts.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         try:
             line = process.stdout.readline()
             url = re.fullmatch(r"serving (http://127\.0\.0\.1:\d+/[\w-]+/index\.html)\n", line)[1]

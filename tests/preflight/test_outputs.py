@@ -37,7 +37,7 @@ def test_a_logger_whose_package_is_missing_is_refused(workspace, monkeypatch):
     def version(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("megatron_prime.observability.loggers.backends.version", version)
+    monkeypatch.setattr("megatron_prime.preflight.loggers.version", version)
     (fault,) = faults_of("logging.backends=['wandb']")
     assert fault.endswith("pip install 'megatron-prime[wandb]', or leave the backend out")
     assert faults_of("logging.backends=['wandb']", "sft.data=['train.jsonl']", command="sft") == (fault,)

@@ -1,30 +1,11 @@
-"""The loggers by their names in logging.backends. The packages of services are imported only where they are used."""
+"""The loggers by their names in logging.backends. Their packages are imported only where they are used."""
 
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 
 from megatron_prime.config.tables.observability.logging import Backend
 from megatron_prime.observability.jsonl import Record
 from megatron_prime.observability.loggers.background import BackgroundLogger
 from megatron_prime.observability.loggers.protocol import Logger, RunInfo
-from megatron_prime.observability.loggers.tensorboard import TensorBoardLogger
-
-PACKAGES: dict[Backend, tuple[str, ...]] = {
-    "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
-    "mlflow": ("mlflow-skinny", "mlflow"),
-}
-"""Backend -> names of packages of which one must be installed."""
-
-
-def backend_faults(backends: Sequence[Backend]) -> Iterator[str]:
-    """Yield each backend whose package is not installed, with what to do."""
-    for name in backends:
-        if not any(_is_installed(package) for package in PACKAGES[name]):
-            yield (
-                f"logging.backends names {name!r}, but the package {PACKAGES[name][0]} is not installed: "
-                f"pip install 'megatron-prime[{name}]', or leave the backend out"
-            )
 
 
 def open_loggers(
@@ -60,17 +41,10 @@ def open_loggers(
         if name != "tensorboard":
             loggers.append(BackgroundLogger(name, services[name], warn))
             continue
+        from megatron_prime.observability.loggers.tensorboard import TensorBoardLogger
+
         try:
             loggers.append(TensorBoardLogger(info, resume_step))
         except OSError as error:
             warn(f"logging.backends: tensorboard is left out: {error}")
     return loggers
-
-
-def _is_installed(package: str) -> bool:
-    # The package's metadata decides: a folder of the same name, as wandb leaves one, can be imported too.
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+if TYPE_CHECKING:  # A command line is checked without numpy.
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Sample:
 class Details:
     """Values of a step that are logged now and then only."""
 
-    distributions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    distributions: Mapping[str, "np.ndarray"] = field(default_factory=dict)
     """Declared tag of a histogram -> a bounded number of its values."""
     samples: Sequence[Sample] = ()
 

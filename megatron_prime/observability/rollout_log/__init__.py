@@ -8,8 +8,9 @@ Training writes `run_dir/rollouts/step-00000012.parquet`; `rollout`, `eval` and 
 - `reader`: lists the steps of a run, and reads the columns of a step
 """
 
+from megatron_prime.config.tables.observability.rollout_log import ROLLOUTS
 from megatron_prime.observability.rollout_log.reader import RolloutFile, log_folder, logged_steps
-from megatron_prime.observability.rollout_log.schema import COLUMNS, ROLLOUTS, FileInfo, step_path
+from megatron_prime.observability.rollout_log.schema import COLUMNS, FileInfo, step_path
 from megatron_prime.observability.rollout_log.writer import write_rollouts
 
 __all__ = [

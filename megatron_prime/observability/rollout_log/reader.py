@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from megatron_prime.observability.rollout_log.schema import COLUMNS, METADATA_KEY, ROLLOUTS, FileInfo, step_of
+from megatron_prime.config.tables.observability.rollout_log import ROLLOUTS
+from megatron_prime.observability.rollout_log.schema import COLUMNS, METADATA_KEY, FileInfo, step_of
 
 
 def log_folder(source: Path) -> Path:

@@ -15,8 +15,6 @@ import pyarrow
 SCHEMA_VERSION = 1
 """A file with another version is refused. A new column that readers may ignore needs no new version."""
 METADATA_KEY = b"megatron_prime.rollout_log"
-ROLLOUTS = "rollouts"
-"""Name of the folder in run_dir."""
 KINDS = ("train", "rollout", "eval")
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
 

@@ -1,28 +1,9 @@
-from importlib.metadata import PackageNotFoundError
-
 import pytest
 
-from megatron_prime.observability.loggers import backends
-from megatron_prime.observability.loggers.backends import PACKAGES, backend_faults, open_loggers
+from megatron_prime.observability.loggers.backends import open_loggers
 from megatron_prime.observability.loggers.background import BackgroundLogger
 from megatron_prime.observability.loggers.protocol import RunInfo, StepRecord
 from megatron_prime.observability.loggers.tensorboard import TensorBoardLogger
-
-
-def test_installed_backends_have_no_faults():
-    assert list(backend_faults(list(PACKAGES))) == []
-
-
-def test_a_backend_without_its_package_says_how_to_install_it(monkeypatch):
-    def version(package):
-        raise PackageNotFoundError(package)
-
-    monkeypatch.setattr(backends, "version", version)
-    (fault,) = backend_faults(["mlflow"])
-    assert fault == (
-        "logging.backends names 'mlflow', but the package mlflow-skinny is not installed: "
-        "pip install 'megatron-prime[mlflow]', or leave the backend out"
-    )
 
 
 def test_only_services_run_in_the_background(tmp_path, monkeypatch):

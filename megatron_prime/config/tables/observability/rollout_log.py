@@ -4,6 +4,9 @@ from typing import Literal
 
 from megatron_prime.config.section import NonNegative, Positive, Section
 
+ROLLOUTS = "rollouts"
+"""The folder of the rollout log in run_dir."""
+
 
 class RolloutLogConfig(Section):
     """The sampled responses in run_dir/rollouts, with all figures of each token: one Parquet file per logged step.
