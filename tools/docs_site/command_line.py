@@ -42,6 +42,6 @@ def _block(command: click.Command, parent: click.Context | None) -> str:
 
 def _context(command: click.Command, parent: click.Context | None) -> click.Context:
     name = command.name if parent else NAME
-    return click.Context(
-        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
-    )
+    # A command remembers the names of its help option from its first context, so this one needs its settings, too.
+    settings = command.context_settings | {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    return click.Context(command, info_name=name, parent=parent, **settings)
