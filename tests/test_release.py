@@ -3,9 +3,9 @@
 import datetime
 import email
 import re
+import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,8 +106,7 @@ def release(tmp_path_factory) -> SimpleNamespace:
     for name in files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((ROOT / name).read_bytes())
-    with tarfile.open(built("build_sdist", copy, folder)) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(built("build_sdist", copy, folder), folder)
     [source] = [path for path in folder.iterdir() if path.is_dir()]
     in_source = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     with zipfile.ZipFile(built("build_wheel", source, folder)) as wheel:

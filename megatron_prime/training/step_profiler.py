@@ -97,8 +97,9 @@ class StepProfiler:
                     profiler.export_chrome_trace(str(torch_trace))
                     write_timeline(path, record, self._rank, torch_trace)
             finally:
-                if self._folder.is_dir():
-                    torch_trace.unlink(missing_ok=True)
+                # torch writes another temporary file first, and leaves it behind when the disk is full.
+                for left in self._folder.glob(f"{torch_trace.name}*"):
+                    left.unlink()
         except (OSError, RuntimeError, ValueError) as error:
             self._warn(f"no timeline of this step (training continues): {_first_line(error)}")
 
