@@ -2,7 +2,8 @@
 
 The step has 200 groups of 4 responses with 4,096 tokens each. A headless Chromium opens its page as a file; the result
 says how much the pages take on disk, how long until the first group can be read, and how long the page stands still
-while it scrolls, changes its colours and searches every response.
+while it scrolls, changes its colours and searches every response. Other jobs of the machine lengthen these times, but
+not the CPU seconds of the page's process, which stand beside them.
 """
 
 import argparse
@@ -46,21 +47,37 @@ def measure(folder: Path, num_groups: int = 200, tokens: int = TOKENS) -> dict[s
     result["pages, MB"] = sum(path.stat().st_size for path in files) / 1e6
     with browser() as chromium:
         page = chromium.new_page(viewport={"width": 1500, "height": 1000})
-        times = []
+        cpu = _CpuSeconds(chromium)
+        times, cpu_times = [], []
         for _ in range(OPENINGS):
-            started = time.monotonic()
+            page.goto("about:blank")
+            started, cpu_started = time.monotonic(), cpu()
             page.goto(f"{folder_address(folder / 'view')}run0/step-00000001.html")
             page.wait_for_selector("#g0 .response .text span")
             times.append(time.monotonic() - started)
+            page.wait_for_timeout(500)
+            cpu_times.append(cpu() - cpu_started)
         result["open until the first group is drawn, s: the first time"] = times[0]
         result["open until the first group is drawn, s: median"] = statistics.median(times)
-        result |= _stalls(page)
+        result["open: CPU seconds of the page, median"] = statistics.median(cpu_times)
+        result |= _stalls(page, cpu)
         result["largest JavaScript heap, MB"] = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
         page.close()
     return result
 
 
-def _stalls(page: Any) -> dict[str, float]:
+class _CpuSeconds:
+    """CPU seconds that the processes of pages have used so far; a page that is opened anew may get another one."""
+
+    def __init__(self, chromium: Any) -> None:
+        self._session = chromium.new_browser_cdp_session()
+
+    def __call__(self) -> float:
+        processes = self._session.send("SystemInfo.getProcessInfo")["processInfo"]
+        return sum(process["cpuTime"] for process in processes if process["type"] == "renderer")
+
+
+def _stalls(page: Any, cpu: _CpuSeconds) -> dict[str, float]:
     """Return how long the page does not answer, at most, in each of the things that readers do."""
     page.evaluate(
         "() => { window.longest = 0; let last = performance.now(); const tick = () => { const now = performance.now(); "
@@ -74,12 +91,13 @@ def _stalls(page: Any) -> dict[str, float]:
     result = {}
     for name, act in actions.items():
         page.evaluate("window.longest = 0")
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), cpu()
         act()
         page.wait_for_timeout(100)
         while "searching" in page.locator("#count").inner_text() or page.locator("#count").inner_text() == "":
             page.wait_for_timeout(50)
         page.wait_for_timeout(500)
+        result[f"{name}: CPU seconds of the page"] = cpu() - cpu_started
         result[f"{name}: longest pause, s"] = page.evaluate("window.longest") / 1e3
         if "search" in name:
             result[f"{name}: until the result, s"] = time.monotonic() - started - 0.5

@@ -34,8 +34,14 @@ def view(options: Options) -> int:
             print(f"WARNING: {notice}", file=sys.stderr)  # noqa: T201
         if options.serve is not None:
             return _serve(site, options)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ConfigError("view", str(error).splitlines()) from error
+    except OSError as error:
+        # Of reading, the errors name a file of the run.
+        advice = (
+            "" if options.output else f" (if {output} cannot be written, name another folder with --output)"
+        )
+        raise ConfigError("view", [f"{error}{advice}"]) from error
     page = output.resolve() / "index.html"
     _say(f"wrote {page}", options.quiet)
     if not options.no_open:

@@ -111,5 +111,18 @@ def _time_shares(run: Run) -> Iterator[tuple[str, float]]:
             yield name.removeprefix("time/").removesuffix("_s").replace("_", " "), _sum(table[name]) / whole
 
 
+def idle_shares(run: Run) -> list[tuple[str, float]]:
+    """Return (engines or verifiers, share of the time of all steps in which they had nothing to do), where known."""
+    table = columns(run.records)
+    found = []
+    for name in ("engine", "verifier"):
+        pairs = zip(table.get(f"time/{name}_idle_fraction", []), table.get("time/step_s", []), strict=False)
+        known = [(share, seconds) for share, seconds in pairs if share is not None and seconds]
+        if known:
+            whole = sum(seconds for _, seconds in known)
+            found.append((f"{name}s", sum(share * seconds for share, seconds in known) / whole))
+    return found
+
+
 def _sum(values: Sequence[float | None]) -> float:
     return float(np.sum([value for value in values if value is not None]))

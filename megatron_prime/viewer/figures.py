@@ -44,6 +44,8 @@ def export_figures(runs: Sequence[Run], folder: Path, kind: str) -> list[Path]:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "megatron_prime", "font.size": 9}):
         for panel in panels:
             for index, group in enumerate([[run] for run in runs] if panel.kind == "stack" else [list(runs)]):
+                if not any(_has(run, panel) for run in group):
+                    continue
                 figure = Figure(figsize=SIZE, layout="constrained")
                 _draw(figure.subplots(), panel, group)
                 end = f"_{index + 1}" if panel.kind == "stack" and len(runs) > 1 else ""
@@ -54,6 +56,11 @@ def export_figures(runs: Sequence[Run], folder: Path, kind: str) -> list[Path]:
                 )
                 temporary.replace(files[-1])
     return files
+
+
+def _has(run: Run, panel: Panel) -> bool:
+    table = columns(run.records)
+    return any(value is not None for series in panel.series for value in table.get(series.metric, ()))
 
 
 def _draw(axes: Any, panel: Panel, runs: Sequence[Run]) -> None:  # noqa: ANN401

@@ -180,6 +180,17 @@ PANELS: tuple[Panel, ...] = (
         kind="stack",
     ),
     Panel(
+        "idle",
+        "Idle time",
+        "Do the engines and the verifiers wait? Engines with GPUs of their own wait while the policy trains.",
+        "of a step",
+        (
+            Series("time/engine_idle_fraction", "engines"),
+            Series("time/verifier_idle_fraction", "verifiers"),
+        ),
+        is_share=True,
+    ),
+    Panel(
         "throughput",
         "Throughput",
         "Response tokens per second of the whole job.",

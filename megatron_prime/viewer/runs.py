@@ -77,5 +77,5 @@ def _short_end(folder: Path, folders: Sequence[Path]) -> tuple[str, ...]:
 
 
 def finite(value: float | None) -> float | None:
-    """Return the value, or None if it is missing or not finite."""
-    return None if value is None or not math.isfinite(value) else float(value)
+    """Return the value, or None if it is missing, not a number, or not finite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

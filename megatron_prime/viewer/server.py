@@ -1,6 +1,7 @@
 """Serves the pages on this machine alone, and writes them again when a page is opened and the run has gone on."""
 
 import secrets
+import sys
 import threading
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -31,12 +32,20 @@ class ViewServer(ThreadingHTTPServer):
     Args:
         site: The pages.
         port: Port to listen on; 0 for any free one.
+
+    Raises:
+        ValueError: The port is in use or not allowed.
     """
 
     daemon_threads = True
 
     def __init__(self, site: Site, port: int = 0) -> None:
-        super().__init__((HOST, port), _Handler)
+        try:
+            super().__init__((HOST, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"cannot serve on port {port} of {HOST} ({error}): name another port, or 0 for any free one"
+            ) from error
         self.site = site
         self.secret = secrets.token_urlsafe(16)
         self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
@@ -46,6 +55,11 @@ class ViewServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Address of the first page."""
         return f"http://{HOST}:{self.server_port}/{self.secret}/index.html"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Say nothing when a browser has closed the connection, as it does when the reader leaves a page."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def refresh(self) -> None:
         """Write the pages again if a run has gone on; one that cannot be read at the moment keeps its pages."""

@@ -11,11 +11,12 @@ from typing import Any
 import jinja2
 
 from megatron_prime.observability.durable import make_private
+from megatron_prime.observability.rollout_log import logged_steps
 from megatron_prime.viewer import encoding
-from megatron_prime.viewer.curves import curve_data, final_values, time_shares
+from megatron_prime.viewer.curves import curve_data, final_values, idle_shares, time_shares
 from megatron_prime.viewer.logged_step import LoggedStep
 from megatron_prime.viewer.problems import CHANGES, Problem, ProblemHistory, by_change
-from megatron_prime.viewer.runs import Run, open_runs
+from megatron_prime.viewer.runs import METRICS_FILE, ROLLOUTS_FOLDER, Run, finite, open_runs
 
 POLICY = (
     "default-src 'none'; script-src 'self' file:; style-src 'self' file:; img-src 'self' file:; base-uri 'none'; "
@@ -44,7 +45,7 @@ _CHANGE_TEXTS = {
         "They changed more than once, as problems do that the policy answers by chance.",
     ),
 }
-_STATIC = ("view.css", "page.js", "curves.js", "tokens.js", "step.js", "icon.svg")
+_STATIC = ("view.css", "page.js", "curves.js", "tokens.js", "response.js", "step.js", "icon.svg")
 _MARKER = "view.json"
 FORMAT = 1
 """Version of the data files; those of another version are written again."""
@@ -69,6 +70,7 @@ class _RunPages:
     name: str
     summary: str
     time_shares: list[tuple[str, float]]
+    idle_shares: list[tuple[str, float]]
     steps: list[_StepPage] = field(default_factory=list)
     history: ProblemHistory = field(default_factory=ProblemHistory)
     shown_steps: list[_StepPage | None] = field(default_factory=list)
@@ -125,6 +127,7 @@ class Site:
         self.notices = []
         self._prepare()
         pages = [self._write_run(run, f"run{number}") for number, run in enumerate(runs)]
+        self._remove_other_runs(len(runs))
         shared = {"runs": pages, "policy": POLICY}
         for page in pages:
             self._write_step_pages(page, shared)
@@ -149,8 +152,15 @@ class Site:
         for name in _STATIC:
             self._replace(f"static/{name}", static.joinpath(name).read_bytes())
 
+    def _remove_other_runs(self, number: int) -> None:
+        """Remove the pages of runs that an earlier call with more of them has written."""
+        for folder in (self.output, self.output / "data"):
+            for path in folder.glob("run*"):
+                if path.name[3:].isdecimal() and int(path.name[3:]) >= number:
+                    shutil.rmtree(path)
+
     def _write_run(self, run: Run, key: str) -> _RunPages:
-        page = _RunPages(key, run.name, _summary(run), time_shares(run))
+        page = _RunPages(key, run.name, _summary(run), time_shares(run), idle_shares(run))
         data = self.output / "data" / key
         data.mkdir(exist_ok=True)
         for step, file in run.step_files.items():
@@ -172,15 +182,14 @@ class Site:
         try:
             stat = file.stat()
             step = LoggedStep(file)
-            page.history.add(step)
-            source = {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "file": str(file)}
-            if _read_json(folder / "source.json") != source:
-                _write_data(step, folder, source)
-        except FileNotFoundError:
-            return False  # the log has dropped it in the meantime
-        except ValueError as error:
-            self.notices.append(f"{run.name}: {error}")
+        except (ValueError, OSError) as error:
+            if file.exists():  # otherwise the log has dropped it in the meantime
+                self.notices.append(f"{run.name}: {error}")
             return False
+        page.history.add(step)
+        source = {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "file": str(file)}
+        if _read_json(folder / "source.json") != source:
+            _write_data(step, folder, source)
         return True
 
     def _write_step_pages(self, page: _RunPages, shared: dict[str, Any]) -> None:
@@ -252,24 +261,31 @@ def _remove_others(folder: Path, names: set[str]) -> None:
 
 def _state(folder: Path) -> object:
     """Return something that changes when the run writes."""
-    files = [folder / "metrics.jsonl", *sorted((folder / "rollouts").glob("step-*.parquet"))]
-    return [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists()]
+    return [
+        _state_of(path) for path in (folder / METRICS_FILE, *logged_steps(folder / ROLLOUTS_FOLDER).values())
+    ]
+
+
+def _state_of(path: Path) -> object:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return path.name, None  # there is none yet, or the log has just dropped it
+    return path.name, stat.st_mtime_ns, stat.st_size
 
 
 def _summary(run: Run) -> str:
     if not run.records:
         return "No metrics yet."
     last = run.records[-1]
-    words = [f"{len(run.records)} records, up to step {last['step']}"]
+    words = [f"{len(run.records):,} record{'' if len(run.records) == 1 else 's'}, up to step {last['step']}"]
     for name, text in (
         ("eval/accuracy", "held-out accuracy"),
         ("rollout/accuracy_sampled", "training accuracy"),
     ):
-        values = [record[name] for record in run.records if record.get(name) is not None]
+        values = [value for record in run.records if (value := finite(record.get(name))) is not None]
         if len(values) > 1:
-            words.append(
-                f"{text} {100 * (values[0] or 0):.1f} % at first, {100 * (values[-1] or 0):.1f} % at last"
-            )
+            words.append(f"{text} {100 * values[0]:.1f} % at first, {100 * values[-1]:.1f} % at last")
     return "; ".join(words) + "."
 
 

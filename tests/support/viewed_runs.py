@@ -34,6 +34,8 @@ def metrics_of(step: int, generator: np.random.Generator, num_steps: int) -> dic
         "time/advantage_s": 0.1,
         "time/policy_s": 2.2,
         "time/step_s": 9.4,
+        "time/engine_idle_fraction": 0.55,
+        "time/verifier_idle_fraction": 0.9,
         "prm/ce": 0.69 - 0.3 * share,
         "prm/pair_accuracy": min(0.5 + 0.4 * share + generator.normal(0, 0.02), 1.0),
         "policy/ref_kl": 0.2 * share,

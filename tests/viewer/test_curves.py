@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from megatron_prime.viewer.curves import columns, curve_data, final_values, shown_panels, time_shares
+from megatron_prime.viewer.curves import (
+    columns,
+    curve_data,
+    final_values,
+    idle_shares,
+    shown_panels,
+    time_shares,
+)
 from megatron_prime.viewer.runs import Run, open_runs
 from tests.support.viewed_runs import write_metrics
 
@@ -26,6 +33,25 @@ def test_missing_values_are_none_and_what_phases_leave_is_other(tmp_path):
     shares = dict(time_shares(run(tmp_path, records)))
     assert shares == pytest.approx({"rollout": 5.25 / 11, "prm": 1.5 / 11, "other": 4.5 / 11})
     assert time_shares(run(tmp_path, [{"step": 0}])) == []
+
+
+def test_idle_time_is_a_share_of_the_time_of_all_steps(tmp_path):
+    records = [
+        {"step": 1, "time/step_s": 10.0, "time/engine_idle_fraction": 0.5},
+        {
+            "step": 2,
+            "time/step_s": 30.0,
+            "time/engine_idle_fraction": 0.1,
+            "time/verifier_idle_fraction": 0.9,
+        },
+        {"step": 3, "time/engine_idle_fraction": 1.0},
+    ]
+    assert idle_shares(run(tmp_path, records)) == [
+        ("engines", pytest.approx(0.2)),
+        ("verifiers", pytest.approx(0.9)),
+    ]
+    assert idle_shares(run(tmp_path, [])) == []
+    assert [panel.key for panel in shown_panels([run(tmp_path, records[2:])])] == ["idle"]
 
 
 def test_panels_without_values_are_left_out_and_prefixes_are_filled_in(tmp_path):

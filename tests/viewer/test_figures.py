@@ -1,5 +1,6 @@
 """The charts become png and svg files, one each, and text stays text."""
 
+import math
 import sys
 
 import pytest
@@ -42,6 +43,14 @@ def test_png_and_gaps(tmp_path):
     files = export_figures([Run(tmp_path, "a", records, {})], tmp_path, "png")
     assert [path.name for path in files] == ["prm_loss.png", "time.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
+def test_a_run_without_the_values_of_a_chart_has_no_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = [Run(tmp_path, "a", [{"step": 1, "prm/ce": 0.5}], {}), Run(tmp_path, "b", RECORDS, {})]
+    runs.append(Run(tmp_path, "c", [{"step": 1, "policy/entropy": math.nan}], {}))
+    files = export_figures(runs, tmp_path, "svg")
+    assert [path.name for path in files] == ["accuracy.svg", "prm_loss.svg", "time_2.svg"]
 
 
 def test_a_run_without_metrics_and_a_missing_matplotlib_are_errors(tmp_path, monkeypatch):

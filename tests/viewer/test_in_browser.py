@@ -11,7 +11,7 @@ from megatron_prime.viewer.server import ViewServer
 from megatron_prime.viewer.site import Site
 from tests.support import deadlines
 from tests.support.chromium import browser, folder_address, watched_page
-from tests.support.viewed_runs import row, write_metrics, write_run, write_step
+from tests.support.viewed_runs import REJECTED, row, write_metrics, write_run, write_step
 
 ATTACKS = (
     "</script><script>document.title='owned'</script>",
@@ -295,6 +295,7 @@ def test_texts_of_a_run_are_never_code(chromium, tmp_path, is_served):
                     assert "owned" not in page.title()
                     assert page.locator("img, body script, iframe, object, svg[onload]").count() == 0
                 for group, attack in enumerate(ATTACKS):
+                    page.locator(f"#g{group}").scroll_into_view_if_needed()
                     page.locator(f"#g{group} .response .text span").first.wait_for(state="attached")
                     shown = page.locator(f"#g{group} .response .text").evaluate_all(
                         "all => all.map(each => each.textContent).join('')"
@@ -359,6 +360,48 @@ def test_a_long_response_is_drawn_as_the_reader_scrolls_in_it(chromium, tmp_path
             page.keyboard.press("ArrowRight")
         page.keyboard.press("Shift+ArrowRight")
         until(page, "/reasoning step\\s+2 of 400/.test(document.querySelector('#tip').innerText)")
+
+
+def test_a_long_reasoning_step_is_drawn_in_pieces_and_empty_responses_are_shown(chromium, tmp_path):
+    generator = np.random.default_rng(0)
+    lists = ("response_token_ids", "token_ends", "step_ends", "rollout_logprobs", *REJECTED)
+    empty = row("", generator, sample=2, reward=None) | {name: [] for name in lists} | {"filter": None}
+    rows = [row("word " * 20_000, generator), row("x" * 9000, generator, sample=1) | REJECTED, empty]
+    write_step(tmp_path / "run", 1, rows)
+    write_step(tmp_path / "run", 2, [])
+    Site([tmp_path / "run"], tmp_path / "out").update()
+    base = folder_address(tmp_path / "out")
+    with watched_page(chromium, base) as page:
+        page.goto(base + "run0/step-00000001.html")
+        step_page(page)
+        assert page.locator("#g0 .text span").count() < 1500
+        assert "an empty response" in page.locator("#g0 .response").nth(2).inner_text()
+        assert page.locator("#g0 .response").first.locator(".bar-cell small").count() == 1
+        page.locator("#g0 .steps").first.evaluate("each => { each.scrollTop = each.scrollHeight; }")
+        # The token without text that ends the response.
+        page.wait_for_selector("#g0 .response:first-child span[data-mark='■']", state="attached")
+        until(page, "document.querySelectorAll('#g0 .text span').length < 1500")
+        page.keyboard.press("2")
+        page.fill("#search", "word w")
+        until(page, "document.querySelectorAll('#g0 .hit').length > 100")
+        page.goto(base + "run0/step-00000002.html")
+        until(page, "document.querySelector('#summary').textContent.startsWith('0 groups')")
+
+
+def test_thousands_of_records_are_drawn_with_their_extremes(chromium, tmp_path):
+    values = [0.5] * 10_000
+    values[7_777] = 40.0
+    lines = (f'{{"step": {step}, "prm/ce": {value}}}\n' for step, value in enumerate(values))
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    Site([tmp_path], tmp_path / "out").update()
+    base = folder_address(tmp_path / "out")
+    with watched_page(chromium, base) as page:
+        page.goto(base + "index.html")
+        page.wait_for_selector("figure[data-panel=prm_loss] path.raw", state="attached")
+        line = page.locator("figure[data-panel=prm_loss] path.raw").get_attribute("d")
+        assert line.count("L") < 3000
+        heights = [float(point.split(" ")[1]) for point in re.split("[ML]", line)[1:]]
+        assert min(heights) < max(heights) - 150
 
 
 def test_groups_far_from_the_window_are_not_drawn(chromium, tmp_path):

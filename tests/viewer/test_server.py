@@ -76,6 +76,23 @@ def test_opening_a_page_shows_what_the_run_has_logged_since(server, tmp_path, ca
     assert "the pages were not updated: " in capfd.readouterr().out
 
 
+def test_a_port_in_use_is_an_error_that_names_it(server):
+    for port in (server.server_port, 70000):
+        with pytest.raises(ValueError, match=rf"cannot serve on port {port} .*name another port, or 0"):
+            ViewServer(server.site, port)
+
+
+def test_a_browser_that_closes_its_connection_leaves_no_traceback(server, capfd):
+    for error in (BrokenPipeError(), KeyError("a fault")):
+        try:
+            raise error
+        except type(error):
+            server.handle_error(None, ("127.0.0.1", 1))
+    printed = capfd.readouterr().err
+    assert "BrokenPipe" not in printed
+    assert "a fault" in printed
+
+
 def test_every_server_has_a_secret_of_its_own_and_listens_on_this_machine_alone(server, tmp_path):
     with ViewServer(server.site) as other:
         assert other.secret != server.secret

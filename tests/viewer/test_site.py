@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_prime.viewer.site import COLOURS, Site
-from tests.support.viewed_runs import row, write_metrics, write_run, write_step
+from tests.support.viewed_runs import REJECTED, row, write_metrics, write_run, write_step
 
 
 def written(folder):
@@ -122,6 +122,42 @@ def test_curves_without_responses_and_responses_without_curves(tmp_path):
         "rows: no step has been logged in metrics.jsonl yet",
     ]
     assert "run1/step-00000001.html" in written(tmp_path / "out")
+
+
+def test_values_that_are_no_numbers_and_files_that_vanish_are_no_errors(tmp_path):
+    """Training writes and removes files while the pages are written, and older versions wrote NaN."""
+    line = '{"step": %d, "eval/accuracy": %s, "rollout/accuracy_sampled": %s, "prm/<b>": "x", "time/step_s": %s}\n'
+    values = (("NaN", "Infinity", "null"), ("0.5", "-Infinity", "1.0"), ("0.75", "0.25", "1e999"))
+    (tmp_path / "metrics.jsonl").write_text("".join(line % (step, *row) for step, row in enumerate(values)))
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "step-00000001.parquet").symlink_to(tmp_path / "removed.parquet")
+    site = Site([tmp_path], tmp_path / "out")
+    assert site.update()
+    assert not site.update()
+    index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "held-out accuracy 50.0 % at first, 75.0 % at last" in index
+    assert "nan" not in index.lower()
+    assert data_of(tmp_path / "out", "data/curves.js")["runs"][0]["values"]["prm/<b>"] == [None] * 3
+
+
+def test_pages_of_runs_that_are_no_longer_named_are_removed(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    Site(runs, tmp_path / "out").update()
+    assert "run1/problems.html" in written(tmp_path / "out")
+    Site(runs[:1], tmp_path / "out").update()
+    assert not any("run1" in name for name in written(tmp_path / "out"))
+
+
+def test_a_step_without_responses_and_one_of_empty_responses(tmp_path):
+    generator = np.random.default_rng(0)
+    lists = ("response_token_ids", "token_ends", "step_ends", "rollout_logprobs", *REJECTED)
+    empty = row("", generator) | {name: [] for name in lists} | {"filter": None}
+    write_step(tmp_path, 1, [])
+    write_step(tmp_path, 2, [empty, row("", generator, sample=1, reward=None) | REJECTED])
+    site = Site([tmp_path], tmp_path / "out")
+    site.update()
+    assert data_of(tmp_path / "out", "data/run0/step-00000001/index.js")["groups"] == []
+    assert data_of(tmp_path / "out", "data/run0/step-00000002/index.js")["rows"]["tokens"] == [0, 1]
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

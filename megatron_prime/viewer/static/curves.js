@@ -30,7 +30,7 @@ function start() {
   document.querySelectorAll(".run-name").forEach((name) => {
     if (data.runs.length > 1) name.classList.add(`line-${Number(name.dataset.run) % COLOURS}`);
   });
-  const observer = new ResizeObserver(() => requestAnimationFrame(() => charts.forEach((chart) => chart.draw())));
+  const observer = new ResizeObserver(() => requestAnimationFrame(drawAll));
   observer.observe(place);
   setSmoothing(smoothing);
 }
@@ -39,6 +39,12 @@ function setSmoothing(value) {
   smoothing = value;
   document.getElementById("smoothing").value = value;
   document.getElementById("smoothing-value").textContent = value.toFixed(2);
+  drawAll();
+}
+
+/** Draw all charts. They are measured before the first is drawn: each later measurement would lay out the page again. */
+function drawAll() {
+  charts.forEach((chart) => chart.measure());
   charts.forEach((chart) => chart.draw());
 }
 
@@ -94,8 +100,11 @@ class Chart {
     return found;
   }
 
-  draw() {
+  measure() {
     this.width = Math.max(240, this.box.clientWidth || 360);
+  }
+
+  draw() {
     const lines = this.lines();
     this.shown = this.panel.kind === "stack" ? stacked(lines) : lines.map((line) => ({ ...line, smooth: smoothed(line.values) }));
     this.scaleX(lines);
@@ -188,15 +197,31 @@ class Chart {
 
   /** A line through the values that exist: metrics such as held-out accuracy have one every few steps. */
   path(steps, values) {
-    const points = [];
-    steps.forEach((step, index) => {
-      if (values[index] !== null) points.push([this.x(step).toFixed(1), this.y(values[index]).toFixed(1)]);
-    });
+    const known = steps.map((_, index) => index).filter((index) => values[index] !== null);
+    const points = this.thinned(known, steps, values).map((index) => [this.x(steps[index]).toFixed(1), this.y(values[index]).toFixed(1)]);
     return { points, d: points.map(([x, y], index) => `${index ? "L" : "M"}${x} ${y}`).join("") };
   }
 
+  /** Keep the first, the least, the largest and the last of the values of each pixel: more cannot be seen. */
+  thinned(known, steps, values) {
+    if (known.length < 4 * this.width) return known;
+    const columns = new Map();
+    for (const index of known) {
+      const column = Math.round(this.x(steps[index]));
+      const kept = columns.get(column);
+      if (!kept) columns.set(column, [index, index, index, index]);
+      else {
+        if (values[index] < values[kept[1]]) kept[1] = index;
+        if (values[index] > values[kept[2]]) kept[2] = index;
+        kept[3] = index;
+      }
+    }
+    return [...columns.values()].flatMap((kept) => [...new Set(kept)].sort((left, right) => left - right));
+  }
+
   area(steps, low, high) {
-    const known = steps.map((_, index) => index).filter((index) => low[index] !== null && high[index] !== null);
+    const all = steps.map((_, index) => index).filter((index) => low[index] !== null && high[index] !== null);
+    const known = [...new Set([...this.thinned(all, steps, low), ...this.thinned(all, steps, high)])].sort((left, right) => left - right);
     const point = (index, values) => `${this.x(steps[index]).toFixed(1)} ${this.y(values[index]).toFixed(1)}`;
     if (!known.length) return "";
     return `M${known.map((index) => point(index, high)).join("L")}L${known.reverse().map((index) => point(index, low)).join("L")}Z`;

@@ -72,17 +72,20 @@ function buildArticle(group, number) {
   const body = h("div", { class: "responses" });
   node.append(body);
   // Until the group is drawn, an estimate of its height keeps the scroll bar right.
-  body.style.minHeight = `${Math.min(460, 90 + Math.max(...rows.map((row) => index.rows.tokens[row])) * 2)}px`;
-  return { group, number, rows, node, body, isNear: false, isDrawn: false, cards: [] };
+  const estimate = 120 + Math.min(460, 90 + Math.max(...rows.map((row) => index.rows.tokens[row])) * 2);
+  node.style.minHeight = `${estimate}px`;
+  node.style.containIntrinsicBlockSize = `auto ${estimate}px`;
+  return { group, number, rows, node, body, estimate, part: partOf(group.first), isNear: false, isDrawn: false, cards: [] };
 }
 
 function watch(entries) {
-  for (const entry of entries) {
-    const article = articles[Number(entry.target.id.slice(1))];
-    article.isNear = entry.isIntersecting;
-    if (article.isNear) draw(article);
+  for (const { target, isIntersecting, boundingClientRect } of entries) {
+    const article = articles[Number(target.id.slice(1))];
+    article.isNear = isIntersecting;
+    if (isIntersecting) draw(article);
     else if (article.isDrawn) {
-      article.body.style.minHeight = `${article.body.offsetHeight}px`;
+      // A filter hides a group: then it has no height of its own.
+      article.node.style.minHeight = `${boundingClientRect.height || article.estimate}px`;
       article.body.replaceChildren();
       article.cards = [];
       article.isDrawn = false;
@@ -93,7 +96,7 @@ function watch(entries) {
 
 async function draw(article) {
   if (article.isDrawn) return;
-  const part = partOf(article.group.first);
+  const { part } = article;
   let rows;
   try {
     rows = await decoded(part);
@@ -105,8 +108,7 @@ async function draw(article) {
   article.isDrawn = true;
   article.cards = article.rows.map((row) => buildCard(row, rows[row - index.parts[part][0]]));
   article.body.replaceChildren(...article.cards.map((card) => card.node));
-  article.body.style.minHeight = "";
-  article.cards.forEach(paint);
+  article.node.style.minHeight = "";
   dimCards(article);
 }
 
@@ -127,119 +129,11 @@ function decoded(part) {
 /** Keep the numbers of parts near the window alone: those of a whole step may take hundreds of megabytes. */
 function forgetParts() {
   if (parts.size <= 8) return;
-  const needed = new Set(articles.filter((article) => article.isNear).map((article) => partOf(article.group.first)));
+  const needed = new Set(articles.filter((article) => article.isNear).map((article) => article.part));
   for (const part of parts.keys()) if (!needed.has(part) && parts.size > 8) parts.delete(part);
 }
 
-// Responses
-
-function buildCard(row, values) {
-  const reward = index.rows.reward[row];
-  const outcome = reward === null ? ["none", "not verified"] : isRight(reward) ? ["right", "✓ right"] : ["wrong", "✗ wrong"];
-  const finish = index.rows.finish[row];
-  const isPartial = reward !== null && reward !== 0 && reward !== 1;
-  const head = h("header", {},
-    h("span", { class: `outcome ${outcome[0]}`, title: index.rows.reason[row] }, outcome[1] + (isPartial ? ` ${number(reward)}` : "")),
-    h("span", { class: "muted" }, `${index.rows.tokens[row].toLocaleString("en-US")} tokens`),
-    finish === "stop" ? null : h("span", { class: "badge rejected" }, finish === "length" ? "truncated" : finish),
-    index.rows.credit[row] === null ? null : h("span", { class: "credit", title: "Sum of the process rewards: the PRM's belief that the response is right" }, "credit ", h("b", {}, number(index.rows.credit[row], true))),
-    values.process_rewards ? creditLine(values.process_rewards) : null);
-  const steps = h("div", { class: "steps" });
-  const reason = index.rows.reason[row];
-  const node = h("section", { class: `response ${outcome[0]}`, tabindex: "0", "aria-label": `response, ${outcome[1]}` }, head, steps,
-    reason ? h("p", { class: "reason muted" }, "verifier: ", h("bdi", {}, reason)) : null);
-  const card = { row, values, node, finish, spans: [], steps: [] };
-  let start = 0;
-  for (const end of values.steps.length ? values.steps : [values.ids.length]) {
-    const [bar, text] = [h("div", { class: "bar-cell" }), h("div", { class: "text", dir: "auto" })];
-    const step = { number: card.steps.length, bar, text, start, end, isDrawn: false, node: h("div", { class: "rstep" }, bar, text) };
-    card.steps.push(step);
-    steps.append(step.node);
-    if (end <= TOKENS_AT_ONCE || start === 0) drawStep(card, step);
-    else {
-      step.node.later = () => { drawStep(card, step); paint(card); };
-      const length = values.ends[end - 1] - (start ? values.ends[start - 1] : 0);
-      step.node.style.minHeight = `${24 * Math.ceil(length / 30)}px`;
-      stepObserver.observe(step.node);
-    }
-    start = end;
-  }
-  node.card = card;
-  return card;
-}
-
-// A long response shows its first tokens at once, and each later reasoning step when the reader scrolls to it.
-const TOKENS_AT_ONCE = 300;
-const stepObserver = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) entry.target.later?.();
-}, { scrollMargin: "400px" });
-
-function drawStep(card, step) {
-  if (step.isDrawn) return;
-  step.isDrawn = true;
-  step.node.later = null;
-  step.node.style.minHeight = "";
-  stepObserver.unobserve(step.node);
-  for (let token = step.start; token < step.end; token++) step.text.append(buildToken(card, token, card.finish));
-}
-
-function buildToken(card, token, finish) {
-  const { values } = card;
-  const text = values.text.slice(token ? values.ends[token - 1] : 0, values.ends[token]);
-  const span = document.createElement("span");
-  span.textContent = text;
-  span.token = token;
-  card.spans[token] = span;
-  if (!text) span.dataset.mark = finish === "stop" && token === values.ids.length - 1 ? "■" : "▯";
-  else if (text.includes("\n")) span.dataset.mark = "↵";
-  return span;
-}
-
-/** The running sum of the process rewards over the response, as a small line. */
-function creditLine(rewards) {
-  const [width, height, most] = [96, 22, 96];
-  const sums = [0];
-  rewards.forEach((reward) => sums.push(sums[sums.length - 1] + (reward || 0)));
-  const points = sums.length <= most ? sums : Array.from({ length: most }, (_, at) => sums[Math.round((at * (sums.length - 1)) / (most - 1))]);
-  const size = Math.max(...points.map(Math.abs), 1e-9);
-  const path = points.map((sum, at) => `${((at * width) / (points.length - 1)).toFixed(1)} ${(height / 2 - (sum / size) * (height / 2 - 2)).toFixed(1)}`);
-  return svg("svg", { class: "credit-line", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "running sum of the process rewards" },
-    svg("title", {}, "Running sum of the process rewards, from the first token to the last"),
-    svg("line", { class: "axis", x1: 0, x2: width, y1: height / 2, y2: height / 2 }),
-    svg("path", { class: sums[sums.length - 1] >= 0 ? "up" : "down", d: `M${path.join("L")}` }));
-}
-
-/** Colour the tokens of a card and draw the bars of its reasoning steps. */
-function paint(card) {
-  const colouring = COLOURINGS[colour];
-  const values = card.values[colour];
-  const [from, to] = hits(card.values.text);
-  card.spans.forEach((span, token) => {
-    let name = values ? colourClass(values[token], index.scales[colour], colouring.isDiverging) : "";
-    if (card.values.left_out.has(token)) name += " left-out";
-    const start = token ? card.values.ends[token - 1] : 0;
-    if (from.length && from.some((at, number) => at < card.values.ends[token] && to[number] > start)) name += " hit";
-    if (span.className !== name) span.className = name;
-  });
-  const figures = card.steps.map(({ start, end }) => {
-    if (!values || end === start) return NaN;
-    let sum = 0;
-    for (let token = start; token < end; token++) sum += values[token];
-    return colouring.isSum ? sum : sum / (end - start);
-  });
-  const size = Math.max(...figures.map(Math.abs).filter((figure) => !Number.isNaN(figure)), index.scales[colour] || 0, 1e-9);
-  card.steps.forEach(({ bar, isDrawn }, at) => {
-    const figure = figures[at];
-    if (!isDrawn) return undefined;
-    if (Number.isNaN(figure)) return bar.replaceChildren();
-    const fill = h("i", { class: colouring.isDiverging ? (figure >= 0 ? "up" : "down") : "plain" });
-    const share = (50 * Math.abs(figure)) / size;
-    fill.style.width = `${colouring.isDiverging ? share : 2 * share}%`;
-    fill.style.left = `${colouring.isDiverging ? (figure >= 0 ? 50 : 50 - share) : 0}%`;
-    bar.title = `reasoning step ${at + 1}: ${colouring.isSum ? "sum" : "mean"} of ${colouring.label} ${number(figure, true)}`;
-    return bar.replaceChildren(h("span", { class: "track" }, fill), h("small", {}, number(figure, colouring.isDiverging)));
-  });
-}
+// Colours and filters
 
 function setColour(name) {
   colour = name;
@@ -252,10 +146,8 @@ function setColour(name) {
   element("caption").textContent = scale === undefined ? "This step was logged without figures of tokens."
     : scale === 0 ? colouring.zero
     : `${colouring.caption.replace("{beta}", beta)} The bar beside a reasoning step is the ${colouring.isSum ? "sum" : "mean"} of its tokens.`;
-  articles.forEach((article) => article.cards.forEach(paint));
+  repaint();
 }
-
-// Filters
 
 function matches(row) {
   const reward = index.rows.reward[row];
@@ -298,7 +190,8 @@ function applyFilters() {
     shown += article.isShown;
     dimCards(article);
   }
-  element("groups").append(...keyed.map(([, article]) => article.node));
+  const nodes = keyed.map(([, article]) => article.node);
+  if (nodes.some((node, at) => node !== element("groups").children[at])) element("groups").append(...nodes);
   element("count").textContent = `${shown} of ${articles.length} groups`;
 }
 
@@ -315,25 +208,14 @@ async function search() {
     const [found, first] = [await loadTexts(part), index.parts[part][0]];
     if (needle !== wanted) return; // the reader has typed on
     for (const article of articles) {
-      if (partOf(article.group.first) !== part) continue;
+      if (article.part !== part) continue;
       const { prompt, truth, source, problem } = article.group;
       article.hasNeedle = [prompt, truth, `${source} ${problem}`, ...article.rows.map((row) => index.rows.reason[row])].some(contains) ||
         article.rows.some((row) => contains(found[row - first]));
     }
   }
   applyFilters();
-  articles.forEach((article) => article.cards.forEach(paint));
-}
-
-/** Return the starts and the ends of the searched text. */
-function hits(text) {
-  const [from, to] = [[], []];
-  const lower = needle ? text.toLowerCase() : "";
-  for (let at = needle ? lower.indexOf(needle) : -1; at >= 0 && from.length < 200; at = lower.indexOf(needle, at + needle.length)) {
-    from.push(at);
-    to.push(at + needle.length);
-  }
-  return [from, to];
+  repaint();
 }
 
 function debounced(action, milliseconds) {
@@ -401,15 +283,18 @@ function currentCard() {
   return at < 0 ? null : articles[Number(shown[at].id.slice(1))].cards[0] || null;
 }
 
+/** Return the element of a token, or undefined where its piece is not drawn. */
+function spanOf(card, token) {
+  const piece = card.pieces.find(({ end }) => token < end);
+  return piece?.spans[token - piece.start];
+}
+
 function setCursor(card, token) {
-  if (cursor) cursor.card.spans[cursor.token]?.classList.remove("at");
-  const step = card.steps.find(({ end }) => token < end);
-  if (!step) return;
-  if (!step.isDrawn) {
-    drawStep(card, step);
-    paint(card);
-  }
-  const span = card.spans[token];
+  if (cursor) spanOf(cursor.card, cursor.token)?.classList.remove("at");
+  const piece = card.pieces.find(({ end }) => token < end);
+  if (!piece) return;
+  drawPiece(piece);
+  const span = spanOf(card, token);
   cursor = { card, token };
   card.node.focus({ preventScroll: true });
   span.scrollIntoView({ block: "nearest" });
@@ -424,7 +309,7 @@ function moveToken(by, isByStep) {
   if (cursor?.card !== card) return setCursor(card, 0);
   let next = cursor.token + by;
   if (isByStep) {
-    const starts = card.steps.map(({ start }) => start);
+    const starts = card.steps.map(([start]) => start);
     next = by > 0 ? starts.find((start) => start > cursor.token) : starts.findLast((start) => start < cursor.token);
   }
   return setCursor(card, Math.max(0, Math.min(card.values.ids.length - 1, next ?? cursor.token)));

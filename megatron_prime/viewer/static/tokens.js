@@ -73,7 +73,7 @@ function decodePart(texts, numbers, tokens) {
   let start = 0;
   return texts.map((text, row) => {
     const end = start + tokens[row];
-    const values = { text, ids: ids.subarray(start, end), steps: numbers.steps[row], left_out: new Set(numbers.left_out[row]),
+    const values = { text, ids: ids.subarray(start, end), steps: numbers.steps[row] || [], left_out: new Set(numbers.left_out[row]),
       ends: new Uint32Array(tokens[row]) };
     for (let index = 0, sum = 0; index < tokens[row]; index++) values.ends[index] = sum += lengths[start + index];
     for (const name of Object.keys(floats)) {
