@@ -1,7 +1,8 @@
 """Measure the cost of the rollout log: `python -m benchmarks.rollout_log`, half a minute.
 
 The default log of a step (8 groups) is taken from a batch and written, with a byte-level tokenizer of 4,000 merges and
-responses of mathematical prose. The cost is that of rank 0, for which the other ranks wait.
+responses of mathematical prose. It is the time of the whole file, which a thread of rank 0 writes while the next step
+samples: training waits for it only if that takes less time than the file.
 """
 
 import statistics
@@ -67,6 +68,7 @@ def seconds(group_size: int, num_tokens: int, text: str, folder: Path) -> tuple[
         recorder.observe(step_index, groups)
         recorder.note(batch, figures)
         recorder.write()
+        recorder.finish()
         times.append(time.perf_counter() - start)
     return times[1:], logged_steps(folder)[1].stat().st_size / (1 << 20)
 

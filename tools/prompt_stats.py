@@ -3,18 +3,25 @@
     python tools/prompt_stats.py runs/first
     python tools/prompt_stats.py runs/first --output prompts.csv
 
-Reads run_dir/prompts.jsonl, also while the job is running. The prompt index is the row in the data set, counted from 0
+    python tools/prompt_stats.py runs/sampled/rollouts
+
+Reads run_dir/prompts.jsonl, also while the job is running. Without that file, as after `megatron-prime rollout`, it
+reads the rollout log, which may hold a part of the groups. The prompt index is the row in the data set, counted from 0
 over all its files.
 """
 
 import argparse
 import csv
+import itertools
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from megatron_prime.observability.rollout_log import RolloutFile, log_folder, logged_steps
 from megatron_prime.rollout.prompt_history import PromptStats, read_prompt_stats
 
 NUM_BINS = 5
@@ -26,14 +33,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", type=Path, help="folder of a run, or of a rollout log")
     parser.add_argument("--output", type=Path, help="csv file to write, with one line per prompt")
     options = parser.parse_args(arguments)
-    path = options.run_dir / "prompts.jsonl"
-    if not path.is_file():
-        print(f"prompt_stats: {path} does not exist: is {options.run_dir} a run_dir?", file=sys.stderr)
+    path, logged = options.run_dir / "prompts.jsonl", logged_steps(log_folder(options.run_dir))
+    if not path.is_file() and not logged:
+        print(
+            f"prompt_stats: {path} does not exist, nor a rollout log: is {options.run_dir} a run_dir?",
+            file=sys.stderr,
+        )
         return 1
-    prompts = read_prompt_stats(path)
+    prompts = read_prompt_stats(path) if path.is_file() else logged_prompt_stats(logged)
     console = Console()
     console.print(accuracy_table(prompts))
     stuck = sorted(
@@ -47,6 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
         write_csv(options.output, prompts)
         console.print(f"written to {options.output}")
     return 0
+
+
+def logged_prompt_stats(files: Mapping[int, Path]) -> dict[int, PromptStats]:
+    """Return the statistics of each prompt, by index, from the files of the logged steps."""
+    prompts: dict[int, PromptStats] = {}
+    for step, path in files.items():
+        with RolloutFile(path) as file:
+            rows = file.rows(("group", "prompt_index", "outcome_reward"))
+            for (_, index), group in itertools.groupby(rows, lambda row: (row["group"], row["prompt_index"])):
+                outcomes = [row["outcome_reward"] for row in group]
+                mean = math.nan if None in outcomes else math.fsum(outcomes) / len(outcomes)
+                prompts.setdefault(index, PromptStats()).add(step, mean)
+    return prompts
 
 
 def accuracy_table(prompts: dict[int, PromptStats]) -> Table:

@@ -72,7 +72,7 @@ def run_command(options: Options) -> int:
         command = CHECKED_AS.get(options.command) or _checked_command(config, options)
         arithmetic = check_run(config, num_processes, command, getattr(options, "replay_rollouts", None))
         if options.command == "check":
-            return _check(config, arithmetic, command, options.quiet)
+            return _check(config, arithmetic, command, options)
     except ConfigError as error:
         # Under torchrun every rank gets here. One rank per node reports: a file may be missing on one node only.
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -94,12 +94,12 @@ def _checked_command(config: PrimeConfig, options: Options) -> str:
     return CHECKED_AS[options.target] if options.target else command_of(config)
 
 
-def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, quiet: bool) -> int:
+def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, options: Options) -> int:
     """Try the run on its data, after everything that needs no import of seconds."""
     if command == "train":
-        if not quiet:
+        if not options.quiet:
             print("\n".join(arithmetic.lines()), flush=True)  # noqa: T201
-        _warn(doubts(config, arithmetic))
+        _warn([*doubts(config, arithmetic), *_replay_doubts(config, options.replay_rollouts)])
     if command != "evaluate_prm":
         from megatron_prime.preflight.trial import try_run  # it imports transformers
 
@@ -108,10 +108,18 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, quiet
         _warn([*trial.warnings, *waits])
         if trial.faults or faults:
             raise ConfigError("check", [*trial.faults, *faults])
-    if not quiet:
+    if not options.quiet:
         name = next(name for name, checked in CHECKED_AS.items() if checked == command)
         print("the configuration is sound" + (f" for {name}" if name != "train" else ""))  # noqa: T201
     return 0
+
+
+def _replay_doubts(config: PrimeConfig, replay: Path | None) -> Iterable[str]:
+    if replay is None:
+        return ()
+    from megatron_prime.preflight.replay import replay_doubts  # pyarrow takes a while to import.
+
+    return replay_doubts(config, replay)
 
 
 def _ask_servers(config: PrimeConfig) -> tuple[list[str], list[str]]:
@@ -146,7 +154,7 @@ def _run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> 
         return 0
     # Our own launcher has warned before it started the ranks.
     if options.command == "train" and os.environ.get("RANK", "0") == "0" and LAUNCHER not in os.environ:
-        _warn(doubts(config, arithmetic))
+        _warn([*doubts(config, arithmetic), *_replay_doubts(config, options.replay_rollouts)])
     is_resumable = options.command in RESUMABLE
     if not is_rank() and arithmetic.num_processes > 1:
         words = [options.command, str(options.config), *options.overrides, *_own_options(options)]

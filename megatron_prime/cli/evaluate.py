@@ -9,6 +9,7 @@ from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, note
 from megatron_prime.evaluation.result_files import add_evaluation, describe
 from megatron_prime.evaluation.saved_responses import write_response_files
 from megatron_prime.evaluation.tables import metrics_table, summary_table
+from megatron_prime.hf.identity import model_identity
 from megatron_prime.observability import Progress
 from megatron_prime.observability.durable import make_private
 from megatron_prime.parallel.watchdog import stop_watchdog
@@ -51,6 +52,7 @@ def _write(config: PrimeConfig, report: EvaluationReport, progress: Progress) ->
     add_evaluation(config.run_dir / METRICS_FILE, tensorboard_folder, "eval/", description, report.metrics())
     if config.evaluation.save_responses:
         tokenizer = load_tokenizer(config.model.path)
-        paths = write_response_files(config.run_dir / "responses", report.results, tokenizer)  # type: ignore[arg-type]
+        model = model_identity(config.model.path)
+        paths = write_response_files(config.run_dir / "responses", report.results, tokenizer, model)  # type: ignore[arg-type]
         for path in paths:
             progress.line(f"responses: {path}")

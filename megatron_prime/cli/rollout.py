@@ -42,8 +42,12 @@ def sample_rollouts(config: PrimeConfig, arithmetic: BatchArithmetic, num_steps:
                 f"{stats['accuracy_sampled']:.3f}, {stats['num_groups_kept']:.0f} of "
                 f"{stats['num_prompts_sampled']:.0f} groups kept"
             )
+        if recorder is not None:
+            recorder.finish()
     finally:
         rollout.close()
+        if recorder is not None:
+            recorder.close()
     progress.line(f"written to {config.run_dir / ROLLOUTS}")
     stop_watchdog()
     topology.close()

@@ -118,7 +118,7 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = run.rollout.sampler.make_weight_sync(roles.policy.built)
     _first_sync(sync, step_index, run.rollout.sampler.startup_note, progress)
-    recorder = _recorder(config, topology, step_index, run.lock.attempt)
+    recorder = _recorder(config, topology, step_index, run.lock)
     context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress, recorder)
     details = StepDetails(load_tokenizer(config.model.path), config.logging.details_every, config.seed)
     if topology.rank == 0 and config.logging.backends:
@@ -152,7 +152,7 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
         asked.defer()
         Loop(config, trainer, loop_context).run()
     finally:
-        for file in filter(None, (logger, history)):
+        for file in filter(None, (recorder, logger, history)):
             file.close()
     if config.checkpoint.export_hf:
         destination = config.run_dir / "hf"
@@ -174,14 +174,14 @@ def _open_logs(
 
 
 def _recorder(
-    config: PrimeConfig, topology: Topology, step_index: int, attempt: int
+    config: PrimeConfig, topology: Topology, step_index: int, lock: RunLock
 ) -> RolloutRecorder | None:
     """Return what writes the rollout log of this attempt, on rank 0."""
     if topology.rank != 0:
         return None
-    log = RolloutLog(config.run_dir / ROLLOUTS, step_index + 1, config.rollout_log.max_mib)
+    log = RolloutLog(config.run_dir / ROLLOUTS, step_index + 1, config.rollout_log.max_mib, lock.fence)
     beta = config.prm.beta if config.prm.enabled else None
-    info = FileInfo(0, beta=beta, attempt=attempt, model=model_identity(config.model.path))
+    info = FileInfo(0, beta=beta, attempt=lock.attempt, model=model_identity(config.model.path))
     tokenizer: Any = load_tokenizer(config.model.path)
     return RolloutRecorder(config.rollout_log, log, tokenizer, info)
 

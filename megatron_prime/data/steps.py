@@ -7,9 +7,10 @@ mathematical prose, enumerators ("Step 3.", "2)", "Case (b):"), formulas and cod
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
@@ -107,20 +108,19 @@ def token_spans(
 
 
 def _spans_of(text: str, ends: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
-    owners: list[int] = []
-    span = 0
-    start = 0
-    for end in ends:
-        # The leading blank of a token such as " Then" belongs to the step before: use its first visible character.
-        visible = start
-        while visible < end and visible < len(text) and text[visible].isspace():
-            visible += 1
-        position = visible if visible < end else start
-        while span + 1 < len(spans) and position >= spans[span][1]:
-            span += 1
-        owners.append(span)
-        start = end
-    return owners
+    if not ends:
+        return []
+    # Spans are far fewer than tokens, so the first token of each is searched for.
+    starts = [0, *ends[:-1]]
+    firsts = [0]
+    for begin, _ in spans[1:]:
+        first = bisect_left(starts, begin)
+        # The leading blank of a token such as " Then" belongs to the step before: its first visible character counts.
+        if first and begin < ends[first - 1] and text[starts[first - 1] : begin].isspace():
+            first -= bool(text[begin : ends[first - 1]].strip())
+        firsts.append(first)
+    numbers = [end - first for first, end in pairwise([*firsts, len(ends)])]
+    return [span for span, number in enumerate(numbers) for _ in range(number)]
 
 
 @lru_cache(maxsize=1)

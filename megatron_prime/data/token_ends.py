@@ -6,6 +6,8 @@ first. The text that a token adds is that of a few tokens minus that of all but 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from megatron_prime.types import Decoder
@@ -28,15 +30,19 @@ class _Added:
     before: int
     text_before: str
     texts: dict[int, str] = field(default_factory=dict)
+    """Without the tokens that end within a character."""
 
     def by(self, tokenizer: Decoder, token_ids: Sequence[int]) -> str:
         """Return the text that some tokens add."""
         if len(token_ids) > 1:
             return self._decoded(tokenizer, token_ids)
         token = token_ids[0]
-        if token not in self.texts:
-            self.texts[token] = self._decoded(tokenizer, token_ids)
-        return self.texts[token]
+        text = self.texts.get(token)
+        if text is None:
+            text = self._decoded(tokenizer, token_ids)
+            if not text.endswith(_REPLACEMENT):
+                self.texts[token] = text
+        return text
 
     def _decoded(self, tokenizer: Decoder, token_ids: Sequence[int]) -> str:
         text = tokenizer.decode([self.before, *token_ids], skip_special_tokens=True)
@@ -74,15 +80,19 @@ def _lengths_by_token(tokenizer: Decoder, response_ids: Sequence[int], text: str
             list(token_ids), skip_special_tokens=True
         )  # nothing stands before the first text
 
+    known = [*map(added.texts.get, response_ids), None]
     lengths: list[int] = []
     complete = 0
     first = 0
     while first < len(response_ids):
         end = first + 1
-        known = added.texts.get(response_ids[first]) if complete else None
-        if known and not known.endswith(_REPLACEMENT) and text.startswith(known, complete):
-            complete += len(known)  # the usual case, in as few operations as possible
-            lengths.append(complete)
+        if complete and known[first] is not None:  # the usual case: many known tokens, in few operations
+            end = known.index(None, first)
+            run = cast("list[str]", known[first:end])
+            if not text.startswith("".join(run), complete):
+                return None
+            lengths += list(accumulate(map(len, run), initial=complete))[1:]
+            complete = lengths[-1]
             first = end
             continue
         piece = text_of(response_ids[first:end])

@@ -10,7 +10,7 @@
 - `process_labels`: ProcessBench files and files of preference pairs
 - `reranking`: best-of-N, voting and pair accuracy
 - `result_files`: metrics as JSON and TensorBoard files
-- `saved_responses`: sampled responses with their outcomes as JSON lines files
+- `saved_responses`: sampled responses with their outcomes, as files of the rollout log's format
 - `step_scores`: scores of reasoning steps and their aggregation over a response
 - `tables`: tables that the evaluation commands print
 """

@@ -1,20 +1,26 @@
-"""Sampled responses with their outcomes as JSON lines files, written by `eval` and read by `eval-prm`.
+"""Sampled responses with their outcomes, written by `eval` and read by `eval-prm`.
 
-Each line is one problem: index, prompt and its tokens, answer, source, ability, and a list of responses with text,
-tokens, outcome (null after a verifier error) and finish_reason.
+The files have the format of rollout logs. Files of earlier versions are read too, which are JSON lines: each line is
+one problem, with its prompt_ids and a list of responses with text, token_ids and outcome (null after a verifier error).
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from megatron_prime.data.rows import DataRow, read_rows
 from megatron_prime.evaluation.accuracy import EvaluationResult
-from megatron_prime.observability.durable import replace_file
+from megatron_prime.observability.rollout_log import FileInfo, RolloutFile, write_rollouts
+from megatron_prime.rollout.group_filter import split_groups
+from megatron_prime.rollout.sampled_groups import SampledGroup
+from megatron_prime.training.rollout_rows import rows_of_groups
 from megatron_prime.types import Decoder, Rollout
+
+_COLUMNS = ("group", "prompt_token_ids", "response", "response_token_ids", "outcome_reward")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,57 +44,46 @@ class SavedProblem:
 
 
 def write_responses(
-    path: Path, rollouts: Sequence[Rollout], samples_per_prompt: int, tokenizer: Decoder
+    path: Path, info: FileInfo, rollouts: Sequence[Rollout], samples_per_prompt: int, tokenizer: Decoder
 ) -> None:
     """Write verified rollouts, ordered by prompt and sample, to `path`; the file is replaced atomically."""
-    lines = []
-    for start in range(0, len(rollouts), samples_per_prompt):
-        group = rollouts[start : start + samples_per_prompt]
-        # The prompt is decoded with the special tokens of its chat template, the response as the verifier saw it.
-        prompt = group[0].prompt
-        record = {
-            "index": prompt.index,
-            "prompt": tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False),
-            "prompt_ids": prompt.token_ids,
-            "answer": prompt.answer,
-            "source": prompt.source,
-            "ability": prompt.ability,
-            "responses": [
-                {
-                    "text": tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True),
-                    "token_ids": rollout.response_ids,
-                    "outcome": None if math.isnan(rollout.outcome_reward) else rollout.outcome_reward,
-                    "finish_reason": rollout.finish_reason.value,
-                }
-                for rollout in group
-            ],
-        }
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    replace_file(path, "".join(lines))
+    groups = [SampledGroup(group, None) for group in split_groups(rollouts, samples_per_prompt)]
+    info = replace(
+        info,
+        policy_version=min((rollout.policy_version for rollout in rollouts), default=0),
+        num_groups_sampled=len(groups),
+        num_groups_by_round=(len(groups),),
+        num_groups=len(groups),
+    )
+    write_rollouts(path, info, rows_of_groups(groups, tokenizer))
 
 
 def write_response_files(
-    folder: Path, results: Mapping[str, EvaluationResult], tokenizer: Decoder
+    folder: Path, results: Mapping[str, EvaluationResult], tokenizer: Decoder, model: Mapping[str, str]
 ) -> list[Path]:
-    """Write the responses of each prompt set to `<name>.jsonl` in `folder`, and return the paths.
+    """Write the responses of each prompt set to `<name>.parquet` in `folder`, and return the paths.
 
-    The held-out prompts, whose name is "", go to evaluation.jsonl.
+    The held-out prompts, whose name is "", go to evaluation.parquet. `model` is the identity of the evaluated model.
     """
     folder.mkdir(exist_ok=True)
     paths = []
     for name, result in results.items():
-        path = folder / f"{name or 'evaluation'}.jsonl"
-        write_responses(path, result.rollouts, result.samples_per_prompt, tokenizer)
+        path = folder / f"{name or 'evaluation'}.parquet"
+        info = FileInfo(0, "eval", name=name, model=model)
+        write_responses(path, info, result.rollouts, result.samples_per_prompt, tokenizer)
         paths.append(path)
     return paths
 
 
 def read_responses(path: Path) -> Iterator[SavedProblem]:
-    """Yield the problems of a file written by `write_responses`.
+    """Yield the problems of a file of the rollout log's format, or of JSON lines.
 
     Raises:
-        ValueError: the file is missing, or a row is malformed.
+        ValueError: the file is missing or damaged, or a row is malformed.
     """
+    if path.suffix == ".parquet":
+        yield from _logged(path)
+        return
     for row in read_rows(path):
         prompt_ids = _token_ids(row, row.field("prompt_ids"))
         responses = row.field("responses")
@@ -101,6 +96,25 @@ def read_responses(path: Path) -> Iterator[SavedProblem]:
         )
 
 
+def _logged(path: Path) -> Iterator[SavedProblem]:
+    with RolloutFile(path) as file:
+        for group, rows_of_group in groupby(file.rows(_COLUMNS), itemgetter("group")):
+            where, rows = f"{path}, group {group}", list(rows_of_group)
+            if not all(row["prompt_token_ids"] and row["response_token_ids"] for row in rows):
+                raise ValueError(f"{where}: its prompt or a response has no tokens")
+            responses = [
+                SavedResponse(
+                    row["response"], tuple(row["response_token_ids"]), _outcome(row["outcome_reward"])
+                )
+                for row in rows
+            ]
+            yield SavedProblem(where, tuple(rows[0]["prompt_token_ids"]), tuple(responses))
+
+
+def _outcome(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
 def _response(row: DataRow, value: Any) -> SavedResponse:  # noqa: ANN401 - JSON values
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise row.error("a response has no 'text'")
@@ -109,7 +123,7 @@ def _response(row: DataRow, value: Any) -> SavedResponse:  # noqa: ANN401 - JSON
         raise row.error(f"the outcome {outcome!r} of a response is not a number in [0, 1]")
     # The tokens are read and not recomputed from the text, because tokenizing a decoded text may give other tokens.
     token_ids = _token_ids(row, value.get("token_ids"))
-    return SavedResponse(value["text"], token_ids, math.nan if outcome is None else float(outcome))
+    return SavedResponse(value["text"], token_ids, _outcome(outcome))
 
 
 def _token_ids(row: DataRow, value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON values

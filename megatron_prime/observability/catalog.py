@@ -389,7 +389,11 @@ _TIME: Sequence[_Row] = (
     ("prm_s", "s", "Time of scoring and updating the PRM."),
     ("advantage_s", "s", "Time of the advantages."),
     ("policy_s", "s", "Time of the policy's update."),
-    ("rollout_log_s", "s", "Time of writing sampled responses to run_dir/rollouts."),
+    (
+        "rollout_log_s",
+        "s",
+        "Time that training waits for sampled responses to be written to run_dir/rollouts.",
+    ),
     ("evaluation_s", "s", "Time of the evaluation after the step."),
     (
         "<phase>_fraction",

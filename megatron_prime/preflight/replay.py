@@ -1,4 +1,4 @@
-"""Check a rollout log that a run is to replay: every step is there, and belongs to the run's tokenizer and batch."""
+"""Check a rollout log that a run is to replay: every step is there, and belongs to the run's model and batch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +32,24 @@ def replay_faults(config: PrimeConfig, source: Path) -> Iterator[str]:
         yield f"{where}: {len(faults) - MOST_FAULTS} more files have faults"
 
 
+def replay_doubts(config: PrimeConfig, source: Path) -> Iterator[str]:
+    """Yield a warning if a log to replay was sampled from other weights than those that the run starts with.
+
+    It may be meant, as to train the model of a later run; but then the updates are further off-policy.
+    """
+    first = next(iter(logged_steps(log_folder(source)).values()), None)
+    if first is None:
+        return
+    with RolloutFile(first) as file:
+        model = file.info.model
+    weights = model_identity(config.model.path)["weights"]
+    if model is not None and model.get("weights") != weights:
+        yield (
+            f"--replay-rollouts {source}: sampled from other weights than those of model.path = {config.model.path}: "
+            "look at rollout/logprob_gap"
+        )
+
+
 def _num_done(run_dir: Path) -> int:
     """Return the number of steps of the newest checkpoint, from which a run resumes."""
     done = [path.parent.name for path in (run_dir / "checkpoints").glob("step_*/run.json")]
@@ -42,14 +60,16 @@ def _file_faults(config: PrimeConfig, path: Path) -> Iterator[str]:
     try:
         with RolloutFile(path) as file:
             info, num_rows = file.info, file.num_rows
-        tokenizer = model_identity(config.model.path)["tokenizer"]
+        model = model_identity(config.model.path)
     except ModelFolderError:
         return  # preflight.models reports it.
     except ValueError as error:
         yield str(error)
         return
-    if info.model is not None and info.model.get("tokenizer") != tokenizer:
-        yield f"{path} was sampled with another tokenizer than that of model.path = {config.model.path}"
+    other = [part for part in ("tokenizer", "config.json") if (info.model or model).get(part) != model[part]]
+    if other:
+        what = "tokenizer" if "tokenizer" in other else "architecture (config.json)"
+        yield f"{path} was sampled with another {what} than that of model.path = {config.model.path}"
         return
     group_size, most = config.rollout.group_size, config.trainer.prompts_per_step
     if info.num_groups * group_size != num_rows:

@@ -253,6 +253,8 @@ class Loop:
         owes_evaluation: bool = False,
     ) -> None:
         context = self._context
+        if context.recorder is not None:  # A resumed run keeps the files up to its checkpoint.
+            self._write_rollouts(context.recorder.finish)
         state = RunState(
             self._trainer.step_index,
             context.prompt_stream.state_dict() if position is None else position,
@@ -274,7 +276,11 @@ class Loop:
         recorder = self._context.recorder
         with metrics.timed("rollout_log"):
             if recorder is not None:
-                self._write(recorder.write, "the rollout log lacks this step")
+                self._write_rollouts(recorder.write)
+
+    def _write_rollouts(self, write: Callable[[], None]) -> None:
+        # The thread of the recorder enters the fence itself, and must not find it taken by who waits for it.
+        self._write(write, "the rollout log lacks this step", fence=nullcontext)
 
     def _evaluate(self, metrics: Metrics) -> None:
         assert self._context.evaluate is not None
@@ -291,11 +297,14 @@ class Loop:
             self._write(lambda: logger.log(self._trainer.step_index, metrics))
 
     def _write(
-        self, write: Callable[[], None], consequence: str = "the record will be written later"
+        self,
+        write: Callable[[], None],
+        consequence: str = "the record will be written later",
+        fence: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         """Write to a log, and handle what it cannot write as configured; the consequence is a part of the warning."""
         try:
-            with self._context.fence():
+            with (fence or self._context.fence)():
                 write()
         except OSError as error:
             if self._config.checkpoint.on_write_error == "stop":

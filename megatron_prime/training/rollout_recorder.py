@@ -5,6 +5,7 @@ from the device. It uses no random numbers, so that a run has equal results with
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,10 +51,12 @@ class _Values:
 class RolloutRecorder:
     """Takes what a step samples and computes, and writes the file of the step. Only rank 0 has one.
 
+    A thread writes, while the next step samples: at most one file is on its way.
+
     Args:
         settings: groups to log, and steps to log.
         log: the files.
-        tokenizer: decodes prompts and responses.
+        tokenizer: decodes prompts and responses; for the recorder alone, because it is used from its thread.
         info: description of all files; the recorder fills in the step, its groups and its policy version.
     """
 
@@ -65,6 +68,8 @@ class RolloutRecorder:
         self._tokenizer = tokenizer
         self._info = info
         self._pending: _Pending | None = None
+        self._thread = ThreadPoolExecutor(1, "rollout-log")
+        self._writing: Future[None] | None = None
 
     def observe(self, step_index: int, groups: Sequence[SampledGroup]) -> None:
         """Choose among the groups of a step, which is numbered from 0 here and from 1 in the log; a GroupObserver."""
@@ -117,13 +122,35 @@ class RolloutRecorder:
         self._pending.values = _Values(["mask", *computed], values_NRT, [place[1:] for place in places])
 
     def write(self) -> None:
-        """Write the file of the last step, if it is one to log; a step that could not be written is left out.
+        """Begin to write the file of the last step, if it is one to log, after that of the step before is written.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file before cannot be written, and is left out.
         """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            figures = {} if pending.values is None else pending.values.by_place()
-            rows = rows_of_groups(pending.groups, self._tokenizer, figures)
-            self._log.log(pending.info, rows)
+        if pending is None:
+            return
+        before = self._writing
+        if before is not None:
+            wait([before])
+        self._writing = self._thread.submit(self._write, pending)
+        if before is not None:
+            before.result()
+
+    def finish(self) -> None:
+        """Wait until the file that is being written is on disk.
+
+        Raises:
+            OSError: it cannot be written, and is left out.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Let the file that is being written be completed, and end the thread. `finish` alone reports its errors."""
+        self._thread.shutdown()
+
+    def _write(self, pending: _Pending) -> None:
+        figures = {} if pending.values is None else pending.values.by_place()
+        self._log.log(pending.info, rows_of_groups(pending.groups, self._tokenizer, figures))

@@ -4,6 +4,7 @@ import time
 import pytest
 
 from megatron_prime import __version__
+from megatron_prime.evaluation.saved_responses import read_responses
 from tests.support.event_files import EventFiles
 from tests.support.toy_runs import NUM_STEPS, Toy, records
 
@@ -46,14 +47,14 @@ def test_eval_prints_tables_and_the_path_of_its_output(toy: Toy):
     assert "sft, temperature 0" in output
     for name in ("accuracy", "pass_at_2", "mean_response_tokens", "eval_start/evaluation.json"):
         assert name in output
-    for words in ("95% intervals", "avg@k, %", "held-out", "8 x 4", "responses/toy.jsonl"):
+    for words in ("95% intervals", "avg@k, %", "held-out", "8 x 4", "responses/toy.parquet"):
         assert words in output
 
 
 def test_the_written_responses_have_the_reported_accuracies(toy: Toy):
     written = json.loads((toy.run_dir("eval_end") / "evaluation.json").read_text())[-1]["metrics"]
-    lines = (toy.run_dir("eval_end") / "responses" / "toy.jsonl").read_text().splitlines()
-    outcomes = [[response["outcome"] for response in json.loads(line)["responses"]] for line in lines]
+    problems = read_responses(toy.run_dir("eval_end") / "responses" / "toy.parquet")
+    outcomes = [[response.outcome for response in problem.responses] for problem in problems]
     assert [len(group) for group in outcomes] == [4] * 8
     assert written["toy/accuracy"] == pytest.approx(sum(map(sum, outcomes)) / 32)
     assert written["toy/pass_at_4"] == pytest.approx(sum(map(max, outcomes)) / 8)

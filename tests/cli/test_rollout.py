@@ -1,7 +1,9 @@
 """Sampling without training writes what the first training step would have sampled."""
 
+import signal
+
 from megatron_prime.observability.rollout_log import RolloutFile, logged_steps
-from tests.support.toy_runs import Toy, finish, rollouts
+from tests.support.toy_runs import Started, Toy, finish, rollouts
 
 SAMPLED = (
     "prompt_index",
@@ -34,3 +36,17 @@ def test_a_run_dir_of_another_command_is_refused(toy: Toy):
     refused = finish(toy.folder, "rollout", "run.toml", "run_dir=single")
     assert refused.returncode == 2
     assert "run_dir = single holds metrics.jsonl of an earlier command" in refused.stderr
+
+
+def test_ctrl_c_leaves_whole_files(toy: Toy, tmp_path):
+    with Started(toy.folder, "rollout", "run.toml", f"run_dir={tmp_path}", "--steps", "500") as started:
+        started.wait_until(lambda: len(logged_steps(tmp_path / "rollouts")) >= 2)
+        started.process.send_signal(signal.SIGINT)
+        assert started.all_gone(), started.output()
+        assert started.process.returncode == 128 + signal.SIGINT, started.output()
+    steps = logged_steps(tmp_path / "rollouts")
+    assert list(steps) == list(range(1, len(steps) + 1))
+    assert set(steps.values()) == set((tmp_path / "rollouts").iterdir())
+    for path in steps.values():
+        with RolloutFile(path) as file:
+            assert file.info.num_groups == file.info.num_groups_sampled

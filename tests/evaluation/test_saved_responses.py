@@ -10,7 +10,9 @@ from megatron_prime.evaluation.saved_responses import (
     write_response_files,
     write_responses,
 )
+from megatron_prime.observability.rollout_log import FileInfo, RolloutFile, write_rollouts
 from megatron_prime.types import FinishReason, Prompt, Rollout
+from tests.support.logged_rollouts import logged_response
 
 
 class Words:
@@ -35,8 +37,8 @@ def rollouts():
 
 
 def test_written_responses_are_read_back(tmp_path):
-    path = tmp_path / "a.jsonl"
-    write_responses(path, rollouts(), 2, Words())
+    path = tmp_path / "a.parquet"
+    write_responses(path, FileInfo(0, "eval"), rollouts(), 2, Words())
     first, second = read_responses(path)
     assert (first.prompt_ids, second.prompt_ids) == ((5, 4), (9, 4))
     assert second.responses == (
@@ -44,10 +46,31 @@ def test_written_responses_are_read_back(tmp_path):
         SavedResponse("1 1", (1, 1), 0.5),
     )
     assert math.isnan(first.responses[1].outcome)
-    assert second.where.endswith("a.jsonl, row 2")
-    record = json.loads(path.read_text().splitlines()[0])
+    assert second.where.endswith("a.parquet, group 1")
+    with RolloutFile(path) as file:
+        record = next(iter(file.rows()))
+        assert (file.info.policy_version, file.info.num_groups) == (3, 2)
     assert record["prompt"] == "5 4 raw"
-    assert (record["answer"], record["source"], record["ability"]) == ("7", "src", "math")
+    assert (record["ground_truth"], record["source"], record["ability"]) == ("7", "src", "math")
+    assert (record["finish_reason"], record["filter"]) == ("stop", None)
+
+
+def test_files_of_json_lines_are_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    responses = [{"text": "x", "token_ids": [1, 2], "outcome": None}]
+    path.write_text(json.dumps({"prompt_ids": [5, 4], "responses": responses}) + "\n")
+    (problem,) = read_responses(path)
+    assert problem.prompt_ids == (5, 4)
+    assert problem.where.endswith("a.jsonl, row 1")
+    assert problem.responses[0].token_ids == (1, 2)
+    assert math.isnan(problem.responses[0].outcome)
+
+
+def test_a_logged_response_without_tokens_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_rollouts(path, FileInfo(3), [logged_response(), logged_response(group=1, num_tokens=0)])
+    with pytest.raises(ValueError, match=r"a\.parquet, group 1: its prompt or a response has no tokens"):
+        list(read_responses(path))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +98,10 @@ def test_malformed_rows_are_refused(tmp_path, changes, reason):
 
 def test_every_prompt_set_has_a_file(tmp_path):
     result = EvaluationResult(2, 2, 0.5, {1: 0.5, 2: 1.0}, 1, 1, 0.0, 2.0, rollouts=tuple(rollouts()))
-    paths = write_response_files(tmp_path / "responses", {"": result, "amc": result}, Words())
-    assert [path.name for path in paths] == ["evaluation.jsonl", "amc.jsonl"]
+    paths = write_response_files(
+        tmp_path / "responses", {"": result, "amc": result}, Words(), {"weights": "x"}
+    )
+    assert [path.name for path in paths] == ["evaluation.parquet", "amc.parquet"]
+    with RolloutFile(paths[1]) as file:
+        assert (file.info.kind, file.info.name, file.info.model) == ("eval", "amc", {"weights": "x"})
     assert [len(list(read_responses(path))) for path in paths] == [2, 2]

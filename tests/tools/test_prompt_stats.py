@@ -4,7 +4,9 @@ import math
 import sys
 from pathlib import Path
 
+from megatron_prime.observability.rollout_log import FileInfo, step_path, write_rollouts
 from megatron_prime.rollout.prompt_history import PromptHistory
+from tests.support.logged_rollouts import logged_response
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("prompt_stats", ROOT / "tools" / "prompt_stats.py")
@@ -45,3 +47,17 @@ def test_tables_and_csv(tmp_path, capsys):
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert prompt_stats.main([str(tmp_path)]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_rollout_log_is_read_without_a_history(tmp_path, capsys):
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    rows = [logged_response(group, sample) for group in range(2) for sample in range(2)]
+    rows[3]["outcome_reward"] = None
+    for step in (1, 2):
+        write_rollouts(step_path(folder, step), FileInfo(step), rows)
+    output = tmp_path / "prompts.csv"
+    for source in (tmp_path, folder):
+        assert prompt_stats.main([str(source), "--output", str(output)]) == 0
+        with output.open() as file:
+            assert list(csv.reader(file))[1:] == [["7", "2", "0.5", "2"], ["8", "2", "", "2"]]

@@ -60,6 +60,19 @@ class Recorder:
         self.calls.append(f"log {step}{' with eval' if 'eval/accuracy' in metrics else ''}")
 
 
+class Rollouts:
+    """A rollout log, which a thread may be writing."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    def write(self) -> None:
+        self._calls.append("rollouts")
+
+    def finish(self) -> None:
+        self._calls.append("all rollouts")
+
+
 def quiet_guards() -> Guards:
     return Guards(GuardsConfig(), Path("unused"), False, lambda _: None)
 
@@ -389,3 +402,16 @@ def test_the_date_of_a_run_is_that_of_its_first_start(content, tmp_path):
     save_resolved_config(config, config.run_dir)
     assert first_date(tmp_path) == config.data.date == datetime.date(2026, 1, 31)
     assert changed_settings(config, config.run_dir) == []
+
+
+def test_the_rollout_log_is_complete_before_each_checkpoint():
+    recorder = Recorder()
+    context = LoopContext(
+        recorder, {}, recorder, None, recorder, Progress(enabled=False), quiet_guards(),
+        recorder=Rollouts(recorder.calls),
+    )  # fmt: skip
+    Loop(configured(checkpoint={"save_every": 2}), recorder, context).run()
+    steps = [[f"step {step}", "rollouts", f"log {step}"] for step in (1, 2, 3)]
+    assert recorder.calls == [
+        *steps[0], *steps[1], "all rollouts", "save 2", *steps[2], "all rollouts", "save 3"
+    ]  # fmt: skip

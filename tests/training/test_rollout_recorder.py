@@ -1,3 +1,7 @@
+import threading
+from concurrent.futures import wait
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +68,7 @@ def test_each_token_has_the_values_of_its_place_in_the_batch(tmp_path, most):
     log.observe(11, groups)
     log.note(batch, figures)
     log.write()
+    log.finish()
     info, rows = read(tmp_path, 12)
     assert (info.step, info.policy_version, info.beta) == (12, 4, 0.5)
     assert (info.num_groups_sampled, list(info.num_groups_by_round)) == (6, [3, 3])
@@ -90,6 +95,7 @@ def test_responses_left_out_of_the_losses_are_masked(tmp_path):
     log.observe(0, groups)
     log.note(batch, figures_of(batch) | {"prm_logprobs": None})
     log.write()
+    log.finish()
     _, rows = read(tmp_path, 1)
     assert [row["mask"] for row in rows] == [[True], [False, False], [True] * 3, [True] * 4]
     assert all(row["prm_logprobs"] is None for row in rows)
@@ -99,6 +105,7 @@ def test_a_step_without_a_batch_is_logged_without_values(tmp_path):
     log = recorder(tmp_path)
     log.observe(0, sampled(["dropped_too_hard"] * 2))
     log.write()
+    log.finish()
     _, rows = read(tmp_path, 1)
     assert [(row["filter"], row["advantages"]) for row in rows] == [("dropped_too_hard", None)] * 4
 
@@ -110,6 +117,7 @@ def test_the_first_step_and_every_nth_are_logged(tmp_path):
         log.observe(step_index, groups)
         log.note(batch_of(groups), figures_of(batch_of(groups)))
         log.write()
+    log.finish()
     assert list(logged_steps(tmp_path)) == [1, 3, 6]
 
 
@@ -117,18 +125,64 @@ def test_nothing_is_logged_without_groups(tmp_path):
     log = recorder(tmp_path / "rollouts", groups_per_step=0)
     log.observe(0, sampled(["kept"]))
     log.write()
+    log.finish()
     assert not (tmp_path / "rollouts").exists()
 
 
-def test_a_step_that_cannot_be_written_is_left_out(tmp_path):
+@pytest.mark.parametrize("reported_by", ["write", "finish"])
+def test_a_step_that_cannot_be_written_is_left_out(tmp_path, reported_by):
     folder = tmp_path / "rollouts"
     log = recorder(folder)
     folder.touch()
     log.observe(0, sampled(["kept"]))
-    with pytest.raises(OSError, match="rollouts"):
+    log.write()
+    if reported_by == "finish":
+        with pytest.raises(OSError, match="rollouts"):
+            log.finish()
+    wait([log._thread.submit(folder.unlink)])  # behind the write that fails
+    log.observe(1, sampled(["kept"]))
+    if reported_by == "write":
+        with pytest.raises(OSError, match="rollouts"):
+            log.write()
+    else:
         log.write()
-    folder.unlink()
+    log.finish()
+    assert list(logged_steps(folder)) == [2]
+
+
+def test_a_step_is_written_while_training_goes_on_and_the_next_one_after_it(tmp_path):
+    may_end = threading.Event()
+
+    @contextmanager
+    def fence():
+        assert may_end.wait(60)
+        yield
+
+    log = RolloutRecorder(
+        RolloutLogConfig(), RolloutLog(tmp_path, fence=fence), TOKENIZER, FileInfo(0, beta=0.5)
+    )
+    log.observe(0, sampled(["kept"]))
     log.write()
     log.observe(1, sampled(["kept"]))
+    assert not logged_steps(tmp_path)
+    timer = threading.Timer(0.1, may_end.set)
+    timer.start()
     log.write()
-    assert list(logged_steps(folder)) == [2]
+    assert 1 in logged_steps(tmp_path)
+    log.close()
+    assert list(logged_steps(tmp_path)) == [1, 2]
+
+
+def test_a_run_that_another_attempt_has_taken_over_writes_nothing(tmp_path):
+    @contextmanager
+    def fence():
+        raise ValueError("attempt 2 has it now")
+        yield
+
+    folder = tmp_path / "rollouts"
+    log = RolloutRecorder(RolloutLogConfig(), RolloutLog(folder, fence=fence), TOKENIZER, FileInfo(0))
+    log.observe(0, sampled(["kept"]))
+    log.write()
+    with pytest.raises(ValueError, match="attempt 2 has it now"):
+        log.finish()
+    assert not folder.exists()
