@@ -16,10 +16,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
+from megatron_prime.models.forward import Scores
 from megatron_prime.observability.rollout_log import FileInfo, logged_steps
 from megatron_prime.observability.rollout_log.folder import RolloutLog
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.training.rollout_recorder import RolloutRecorder
+from megatron_prime.training.trainer import TrainedBatch
 from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
 
 CASES = ((4, 512), (8, 2048), (16, 4096))
@@ -27,7 +29,6 @@ CASES = ((4, 512), (8, 2048), (16, 4096))
 NUM_GROUPS = 16
 """Groups of the batch; the log takes 8 of them."""
 NUM_REPEATS = 5
-FIGURES = ("policy_logprobs", "prm_logprobs", "ref_logprobs", "process_rewards", "advantages", "entropy")
 
 
 def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -56,17 +57,22 @@ def batch_of(group_size: int, num_tokens: int, ids: list[int]) -> tuple[list[Sam
     return groups, RolloutBatch.from_rollouts(flat, [row // group_size for row in range(len(flat))])
 
 
+def trained_on(batch: RolloutBatch) -> TrainedBatch:
+    scores = Scores(*torch.rand(2, *batch.response_mask_BT.shape))
+    return TrainedBatch(batch, scores, *torch.rand(4, *batch.response_mask_BT.shape))
+
+
 def seconds(group_size: int, num_tokens: int, text: str, folder: Path) -> tuple[list[float], float]:
     """Return the times of all repeats after a first one, and the MiB of a file."""
     tokenizer = tokenizer_of([text])
     groups, batch = batch_of(group_size, num_tokens, tokenizer.encode(text))
-    figures = {name: torch.rand(batch.response_mask_BT.shape) for name in FIGURES}
+    trained = trained_on(batch)
     recorder = RolloutRecorder(RolloutLogConfig(), RolloutLog(folder), tokenizer, FileInfo(0))
     times = []
     for step_index in range(NUM_REPEATS + 1):
         start = time.perf_counter()
         recorder.observe(step_index, groups)
-        recorder.note(batch, figures)
+        recorder.note(step_index + 1, trained)
         recorder.write()
         recorder.finish()
         times.append(time.perf_counter() - start)

@@ -92,4 +92,4 @@ def _report(run: Path, config: Path, seconds: float) -> None:
     table.add_row("TensorBoard", f"tensorboard --logdir {run / 'tensorboard'}")
     table.add_row("HF checkpoint", f"{run / 'hf'} (loaded by transformers)")
     table.add_row("configuration, to change", str(config))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

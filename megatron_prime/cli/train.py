@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.hf.identity import model_identity
 from megatron_prime.observability import MetricsLogger, Progress
-from megatron_prime.observability.loggers.protocol import RunInfo
+from megatron_prime.observability.loggers.protocol import Details, RunInfo
 from megatron_prime.observability.rollout_log import ROLLOUTS, FileInfo
 from megatron_prime.observability.rollout_log.folder import RolloutLog
 from megatron_prime.parallel.collectives import any_rank, on_first_rank
@@ -119,10 +119,8 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
     sync = run.rollout.sampler.make_weight_sync(roles.policy.built)
     _first_sync(sync, step_index, run.rollout.sampler.startup_note, progress)
     recorder = _recorder(config, topology, step_index, run.lock)
-    context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress, recorder)
-    details = StepDetails(load_tokenizer(config.model.path), config.logging.details_every, config.seed)
-    if topology.rank == 0 and config.logging.backends:
-        context = replace(context, observers=(*context.observers, details))
+    details = _details(config, topology)
+    context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress, recorder, details)
     context.collector.load_state_dict(collector_state)
     trainer = Trainer(config, context, step_index)
     logger, history = None, None
@@ -163,13 +161,14 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
 
 
 def _open_logs(
-    config: PrimeConfig, info: RunInfo, step_index: int, is_owed: bool, details: StepDetails
+    config: PrimeConfig, info: RunInfo, step_index: int, is_owed: bool, details: StepDetails | None
 ) -> tuple[MetricsLogger, PromptHistory]:
     """Return the metrics and the prompt history of this attempt. Call it on rank 0."""
     first_logged = step_index + bool(step_index)
     # The record of a step whose evaluation is owed is written again, with its result.
     backends, resume_step = config.logging.backends, first_logged - is_owed
-    logger = MetricsLogger(config.run_dir, resume_step, backends=backends, info=info, details=details.of)
+    details_of = (lambda _: Details()) if details is None else details.of
+    logger = MetricsLogger(config.run_dir, resume_step, backends=backends, info=info, details=details_of)
     return logger, PromptHistory(config.run_dir / "prompts.jsonl", first_logged)
 
 
@@ -184,6 +183,14 @@ def _recorder(
     info = FileInfo(0, beta=beta, attempt=lock.attempt, model=model_identity(config.model.path))
     tokenizer: Any = load_tokenizer(config.model.path)
     return RolloutRecorder(config.rollout_log, log, tokenizer, info)
+
+
+def _details(config: PrimeConfig, topology: Topology) -> StepDetails | None:
+    """Return what takes histograms and samples for the loggers, on rank 0."""
+    if topology.rank != 0 or not config.logging.backends:
+        return None
+    tokenizer: Any = load_tokenizer(config.model.path)
+    return StepDetails(tokenizer, config.logging.details_every, config.seed)
 
 
 def _check_resumable(config: PrimeConfig, topology: Topology, stream: ResumableStream[Prompt]) -> None:
@@ -226,6 +233,7 @@ def _trainer_context(
     rollout: RolloutParts,
     progress: Progress,
     recorder: RolloutRecorder | None = None,
+    details: StepDetails | None = None,
 ) -> TrainerContext:
     collector = build_collector(config, stream, rollout)
     if recorder is not None:
@@ -238,7 +246,7 @@ def _trainer_context(
         reference=roles.reference,
         weight_sync=sync,
         warn=progress.warn,
-        recorder=recorder,
+        observers=[observer.note for observer in (recorder, details) if observer is not None],
     )
 
 

@@ -22,8 +22,11 @@ Advance = Callable[[int], None]
 PLAIN_INTERVAL_S = 30.0
 """Minimum time between two plain lines of one phase, which keeps the log of a batch job short."""
 
-_CONSOLE = Console(soft_wrap=True, highlight=False)
-"""Standard output. Plain output is never wrapped, so that tools can parse a log line by line."""
+_CONSOLE = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+"""Standard output. Plain output is never wrapped, so that tools can parse a log line by line.
+
+Names of users such as `[red]` or `:key:` are shown as they are, in lines and in the cells and titles of tables.
+"""
 _AREA = StatusArea(lambda: sys.stdout)
 """The status of this process. All Progress objects share it, so that a line of one goes above the bar of another."""
 
@@ -156,7 +159,7 @@ class Progress:
         if self._area.is_shown:
             self._area.print(redact(text))
         else:
-            self._console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(redact(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 SILENT = Progress(enabled=False)

@@ -28,5 +28,11 @@ def process_faults(config: PrimeConfig, arithmetic: BatchArithmetic, command: st
                     f"{role.responses_per_minibatch} responses a minibatch for {arithmetic.data} "
                     "data-parallel ranks: lower it, or raise the batch"
                 )
+    absent = sorted({rank for rank in config.profile.ranks if rank >= arithmetic.num_processes})
+    if command in ("train", "sft") and config.profile.steps and absent:
+        yield (
+            f"profile.ranks names {', '.join(map(str, absent))}, but the ranks of {arithmetic.num_processes} "
+            f"processes are 0 to {arithmetic.num_processes - 1}: name some of these"
+        )
     if command == "sft" and config.sft.batch_size < arithmetic.data:
         yield f"sft.batch_size = {config.sft.batch_size} is less than {arithmetic.data} data-parallel ranks"

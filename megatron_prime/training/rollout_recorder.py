@@ -4,7 +4,7 @@ Nothing is computed for the log alone: it gets the tensors that a step has anywa
 from the device. It uses no random numbers, so that a run has equal results with and without it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,8 @@ from megatron_prime.observability.rollout_log.schema import FileInfo
 from megatron_prime.parallel.platform import move_together
 from megatron_prime.rollout.sampled_groups import SampledGroup, chosen_groups
 from megatron_prime.training.rollout_rows import Figures, rows_of_groups
-from megatron_prime.types import Decoder, RolloutBatch
+from megatron_prime.training.trainer import TrainedBatch
+from megatron_prime.types import Decoder
 
 
 @dataclass
@@ -46,6 +47,18 @@ class _Values:
             values = self.values_NRT[:, index, :length].numpy()
             figures[place] = dict(zip(self.names, values, strict=True)) | {"mask": values[0] > 0}
         return figures
+
+
+def _columns_of(trained: TrainedBatch) -> dict[str, torch.Tensor | None]:
+    """Return the columns of the log with a value for each token; None for what the run does not compute."""
+    return {
+        "policy_logprobs": trained.old.logprobs_BT,
+        "prm_logprobs": trained.prm_logprobs_BT,
+        "ref_logprobs": trained.ref_logprobs_BT,
+        "process_rewards": trained.process_rewards_BT,
+        "advantages": trained.advantages_BT,
+        "entropy": trained.old.entropy_BT,
+    }
 
 
 class RolloutRecorder:
@@ -92,15 +105,11 @@ class RolloutRecorder:
         )
         self._pending = _Pending(info, chosen)
 
-    def note(self, batch: RolloutBatch, figures_BT: Mapping[str, torch.Tensor | None]) -> None:
-        """Keep the values of the chosen responses. The host must wait for the device between this and `write`.
-
-        Args:
-            batch: the batch that the step has trained on.
-            figures_BT: column of the log -> [B, T]; None for what the run does not compute.
-        """
-        if self._pending is None:
+    def note(self, step: int, trained: TrainedBatch) -> None:
+        """Start copying the values of the chosen responses to the host; a BatchObserver."""
+        if self._pending is None or self._pending.info.step != step:
             return
+        batch = trained.batch
         places = [
             (group.batch_index * len(group.rollouts) + sample, (number, sample), len(rollout.response_ids))
             for number, group in enumerate(self._pending.groups)
@@ -115,7 +124,7 @@ class RolloutRecorder:
         mask_RT = mask_BT[rows_R, :longest]
         if batch.is_trained_B is not None:
             mask_RT = mask_RT & batch.is_trained_B[rows_R, None]
-        computed = {name: value_BT for name, value_BT in figures_BT.items() if value_BT is not None}
+        computed = {name: value_BT for name, value_BT in _columns_of(trained).items() if value_BT is not None}
         parts = [mask_RT.float(), *(value_BT[rows_R, :longest].float() for value_BT in computed.values())]
         # One copy, for which the host does not wait here: it will have ended when the file is written.
         values_NRT = torch.stack(parts).to("cpu", non_blocking=True)

@@ -1,7 +1,7 @@
 """Histograms and sample responses of a step, from tensors that the trainer has anyway."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,11 +9,27 @@ import torch
 from megatron_prime.observability.loggers.protocol import Details, Sample
 from megatron_prime.parallel.platform import move_together
 from megatron_prime.training.trainer import TrainedBatch
+from megatron_prime.types import Decoder, Rollout
 
 MAX_VALUES = 4096
 """Values of a histogram: with this many tokens, a bucket that holds 1 % of them is known to a tenth of itself or so."""
 NUM_SAMPLES = 4
 """Responses that are shown as text."""
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """Values of a step that may still be on their way from the device."""
+
+    lengths: list[int]
+    """Tokens of each response."""
+    tags: list[str]
+    """The histograms of tokens."""
+    num_tokens: int
+    """Values of each of them."""
+    values: torch.Tensor
+    """On the host: those of all histograms, and then the sum of the process rewards of each shown response."""
+    shown: list[Rollout]
 
 
 class StepDetails:
@@ -25,69 +41,68 @@ class StepDetails:
         seed: of the choice of tokens and responses.
     """
 
-    def __init__(self, tokenizer: Any, every: int, seed: int) -> None:  # noqa: ANN401 - transformers has no public type
+    def __init__(self, tokenizer: Decoder, every: int, seed: int) -> None:
         self._tokenizer = tokenizer
         self._every = every
         self._seed = seed
         self._step = -1
-        self._details = Details()
+        self._taken: _Taken | None = None
 
-    def __call__(self, step: int, trained: TrainedBatch) -> None:
-        """Take the details of a step if they are due. Steps count from 1."""
+    def note(self, step: int, trained: TrainedBatch) -> None:
+        """Take the details of a step if they are due; a BatchObserver. Steps count from 1."""
+        self._taken = None
         if self._every and (step - 1) % self._every == 0:
-            rng = np.random.default_rng([self._seed, step])
             self._step = step
-            self._details = Details(distributions(trained, rng), self._samples(trained, rng))
+            self._taken = _taken(trained, np.random.default_rng([self._seed, step]))
 
     def of(self, step: int) -> Details:
-        """Return the details of a step; empty if none were due."""
-        return self._details if step == self._step else Details()
+        """Return the details of a step; empty if none were due. The host must have waited for the device."""
+        if self._taken is None or step != self._step:
+            return Details()
+        taken = self._taken
+        num_values = len(taken.tags) * taken.num_tokens
+        tokens, rewards = taken.values[:num_values], taken.values[num_values:]
+        found = dict(zip(taken.tags, tokens.view(-1, taken.num_tokens).numpy(), strict=True))
+        lengths = np.asarray(taken.lengths[:MAX_VALUES], dtype=np.float64)
+        sums = rewards.tolist() or [None] * len(taken.shown)
+        samples = [self._sample(rollout, reward) for rollout, reward in zip(taken.shown, sums, strict=True)]
+        return Details({"rollout/response_tokens": lengths, **found}, samples)
 
-    def _samples(self, trained: TrainedBatch, rng: np.random.Generator) -> list[Sample]:
-        rollouts = trained.batch.rollouts
-        rows = sorted(rng.choice(len(rollouts), size=min(NUM_SAMPLES, len(rollouts)), replace=False).tolist())
-        rewards_BT = trained.process_rewards_BT
-        sums = None
-        if rewards_BT is not None:
-            sums = (
-                rewards_BT[rows].masked_fill(~trained.batch.response_mask_BT[rows], 0.0).sum(dim=1).tolist()
-            )
-        return [
-            Sample(
-                prompt=self._tokenizer.decode(
-                    list(rollouts[row].prompt.token_ids), skip_special_tokens=False
-                ),
-                response=self._tokenizer.decode(list(rollouts[row].response_ids), skip_special_tokens=True),
-                outcome=rollouts[row].outcome_reward,
-                source=rollouts[row].prompt.source,
-                num_tokens=len(rollouts[row].response_ids),
-                finish_reason=rollouts[row].finish_reason.value,
-                process_reward=None if sums is None else sums[number],
-            )
-            for number, row in enumerate(rows)
-        ]
+    def _sample(self, rollout: Rollout, process_reward: float | None) -> Sample:
+        return Sample(
+            prompt=self._tokenizer.decode(list(rollout.prompt.token_ids), skip_special_tokens=False),
+            response=self._tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True),
+            outcome=rollout.outcome_reward,
+            source=rollout.prompt.source,
+            num_tokens=len(rollout.response_ids),
+            finish_reason=rollout.finish_reason.value,
+            process_reward=process_reward,
+        )
 
 
-def distributions(trained: TrainedBatch, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return a bounded number of values of each histogram: all lengths, and the same tokens of everything else."""
+def _taken(trained: TrainedBatch, rng: np.random.Generator) -> _Taken:
+    """Start copying a bounded number of values: the same tokens for each histogram, and rewards of some responses."""
     batch = trained.batch
     lengths = [len(rollout.response_ids) for rollout in batch.rollouts]
     rows, columns = chosen_tokens(lengths, rng)
+    shown = np.sort(rng.choice(len(lengths), size=min(NUM_SAMPLES, len(lengths)), replace=False))
     old_BT, ref_BT, rewards_BT = trained.old.logprobs_BT, trained.ref_logprobs_BT, trained.process_rewards_BT
-    device = old_BT.device
-    at = tuple(move_together([torch.from_numpy(rows), torch.from_numpy(columns)], device))
+    indices = [torch.from_numpy(index) for index in (rows, columns, shown)]
+    rows_N, columns_N, shown_S = move_together(indices, old_BT.device)
+    at = rows_N, columns_N
     values = {
         "advantage/tokens": trained.advantages_BT[at],
         "rollout/logprob_difference": old_BT[at] - batch.rollout_logprobs_BT[at],
     }
-    if rewards_BT is not None:
-        values["prm/process_rewards"] = rewards_BT[at]
     if ref_BT is not None:
         values["policy/ref_log_ratio"] = old_BT[at] - ref_BT[at]
-    # One copy from the device for all of them.
-    stacked = torch.stack([value.float() for value in values.values()]).cpu().numpy()
-    found = dict(zip(values, stacked, strict=True))
-    return {"rollout/response_tokens": np.asarray(lengths[:MAX_VALUES], dtype=np.float64), **found}
+    sums = []
+    if rewards_BT is not None:
+        values["prm/process_rewards"] = rewards_BT[at]
+        sums = [rewards_BT[shown_S].masked_fill(~batch.response_mask_BT[shown_S], 0.0).sum(dim=1)]
+    # One copy, for which the host does not wait here: it will have ended when the details are read.
+    flat = torch.cat([part.float() for part in (*values.values(), *sums)]).to("cpu", non_blocking=True)
+    return _Taken(lengths, [*values], len(rows), flat, [batch.rollouts[row] for row in shown])
 
 
 def chosen_tokens(lengths: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

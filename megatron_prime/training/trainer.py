@@ -22,9 +22,32 @@ from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers, release_after
 from megatron_prime.training.prm_phase import PRMPhase
-from megatron_prime.training.rollout_recorder import RolloutRecorder
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.types import RolloutBatch
+
+
+@dataclass(frozen=True)
+class TrainedBatch:
+    """A batch, and what a step computed of it before the policy's update."""
+
+    batch: RolloutBatch
+    old: Scores
+    """Scores of the policy."""
+    ref_logprobs_BT: torch.Tensor | None
+    """None without a reference."""
+    prm_logprobs_BT: torch.Tensor | None
+    """Log-probs of the PRM that gave the process rewards; None without one."""
+    process_rewards_BT: torch.Tensor | None
+    """None without a PRM."""
+    advantages_BT: torch.Tensor
+
+
+BatchObserver = Callable[[int, TrainedBatch], None]
+"""Gets the number of each step that trained, counted from 1, and its batch.
+
+Not collective: an observer may be on one rank alone. It must not wait for the device: what it copies from there will
+have arrived when the step returns, because the metrics are read after the observers were called.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,27 +65,7 @@ class TrainerContext:
     weight_sync: WeightSync
     warn: Callable[[str], None] = lambda _: None
     """Receives a warning in one line."""
-    recorder: RolloutRecorder | None = None
-    """Receives the values of every token for the rollout log; None on every rank but rank 0."""
-    observers: Sequence[Callable[[int, "TrainedBatch"], None]] = ()
-    """Each gets the number of the step, counted from 1, and its batch, after the updates. Not collective: an observer
-    may be on one rank alone."""
-
-
-@dataclass(frozen=True)
-class TrainedBatch:
-    """A batch, and what a step computed of it before the policy's update."""
-
-    batch: RolloutBatch
-    old: Scores
-    """Scores of the policy."""
-    ref_logprobs_BT: torch.Tensor | None
-    """None without a reference."""
-    prm_logprobs_BT: torch.Tensor | None
-    """Log-probs of the PRM that gave the process rewards; None without one."""
-    process_rewards_BT: torch.Tensor | None
-    """None without a PRM."""
-    advantages_BT: torch.Tensor
+    observers: Sequence[BatchObserver] = ()
 
 
 class Trainer:
@@ -108,14 +111,12 @@ class Trainer:
             else:
                 trained = self._train_on(self._on_device(batch), metrics)
         if trained is not None:
-            self._record(trained)
+            for observe in context.observers:
+                observe(self.step_index + 1, trained)
             self._describe(metrics, trained)
         metrics.update(phase_fractions(metrics) | idle.fractions())
         metrics.update(process_memory() | self._memory.host_copies())
         self.step_index += 1
-        if trained is not None:
-            for observe in context.observers:
-                observe(self.step_index, trained)
         return metrics
 
     def sync_weights(self) -> None:
@@ -271,17 +272,3 @@ class Trainer:
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
-
-    def _record(self, trained: TrainedBatch) -> None:
-        """Start copying the values of the logged responses to the host; reading metrics then waits for the copy."""
-        if self._context.recorder is None:
-            return
-        figures_BT = {
-            "policy_logprobs": trained.old.logprobs_BT,
-            "prm_logprobs": trained.prm_logprobs_BT,
-            "ref_logprobs": trained.ref_logprobs_BT,
-            "process_rewards": trained.process_rewards_BT,
-            "advantages": trained.advantages_BT,
-            "entropy": trained.old.entropy_BT,
-        }
-        self._context.recorder.note(trained.batch, figures_BT)

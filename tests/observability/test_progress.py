@@ -31,6 +31,15 @@ def test_a_log_file_gets_unwrapped_plain_lines(output):
     assert output.getvalue() == "x" * 100 + "\n[red]as it stands[/red] 3.5\n"
 
 
+def test_names_are_shown_as_they_stand(capsys):
+    names = "[red]x[/red] [/y] :key: [bold]"
+    table = Table("set", title=names)
+    table.add_row(names)
+    Progress().table(table)
+    Progress().line(names)
+    assert capsys.readouterr().out.count(names) == 3
+
+
 def test_a_step_line_shows_the_metrics_that_exist(output):
     labels = {"rollout/accuracy_batch": "reward", "eval/accuracy": "eval", "time/step_s": "s"}
     plain(output).step(3, 20, {"rollout/accuracy_batch": 0.41666, "time/step_s": 12.3456}, labels)

@@ -17,3 +17,12 @@ def test_a_minibatch_must_reach_every_data_parallel_rank(workspace):
         "sft.batch_size = 2 is less than 4 data-parallel ranks",
     )
     check(*sft, processes=2, command="sft")
+
+
+def test_ranks_to_profile_must_exist(workspace):
+    profile = ["profile.steps=[2]", "profile.ranks=[0,1,4]"]
+    (fault,) = faults_of(*profile, processes=2)
+    assert fault == "profile.ranks names 4, but the ranks of 2 processes are 0 to 1: name some of these"
+    assert faults_of(*profile, "sft.data=['train.jsonl']", processes=2, command="sft") == (fault,)
+    check(*profile, processes=8)
+    check("profile.ranks=[4]")  # captures nothing, so that no rank is missed

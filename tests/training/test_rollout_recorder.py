@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
+from megatron_prime.models.forward import Scores
 from megatron_prime.observability.rollout_log import FileInfo, RolloutFile, logged_steps
 from megatron_prime.observability.rollout_log.folder import RolloutLog
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.training.rollout_recorder import RolloutRecorder
+from megatron_prime.training.trainer import TrainedBatch
 from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
 from tests.support.tokenizers import word_tokenizer
 
 GROUP_SIZE = 2
 TOKENIZER = word_tokenizer(["a", "b", "c"])
-NAMES = ("policy_logprobs", "prm_logprobs", "ref_logprobs", "process_rewards", "advantages", "entropy")
 
 
 def sampled(verdicts):
@@ -49,9 +50,12 @@ def batch_of(groups):
     )
 
 
-def figures_of(batch):
-    shape = batch.response_mask_BT.shape
-    return {name: torch.rand(shape) * batch.response_mask_BT for name in NAMES}
+def trained_of(batch, with_prm=True):
+    def figure():
+        return torch.rand(batch.response_mask_BT.shape) * batch.response_mask_BT
+
+    prm = (figure(), figure()) if with_prm else (None, None)
+    return TrainedBatch(batch, Scores(figure(), figure()), figure(), *prm, figure())
 
 
 def read(folder, step):
@@ -63,10 +67,18 @@ def read(folder, step):
 def test_each_token_has_the_values_of_its_place_in_the_batch(tmp_path, most):
     groups = sampled(["dropped_too_hard", "kept", "surplus", "kept", "kept", "dropped_too_easy"])
     batch = batch_of(groups)
-    figures = figures_of(batch)
+    trained = trained_of(batch)
+    figures = {
+        "policy_logprobs": trained.old.logprobs_BT,
+        "prm_logprobs": trained.prm_logprobs_BT,
+        "ref_logprobs": trained.ref_logprobs_BT,
+        "process_rewards": trained.process_rewards_BT,
+        "advantages": trained.advantages_BT,
+        "entropy": trained.old.entropy_BT,
+    }
     log = recorder(tmp_path, groups_per_step=most)
     log.observe(11, groups)
-    log.note(batch, figures)
+    log.note(12, trained)
     log.write()
     log.finish()
     info, rows = read(tmp_path, 12)
@@ -78,7 +90,7 @@ def test_each_token_has_the_values_of_its_place_in_the_batch(tmp_path, most):
         line = lines.get((row["prompt_index"], row["sample"]))
         length = len(row["response_token_ids"])
         assert (row["mask"] is None) == (line is None)
-        for name in NAMES:
+        for name in figures:
             if line is None:
                 assert row[name] is None
             else:
@@ -93,7 +105,7 @@ def test_responses_left_out_of_the_losses_are_masked(tmp_path):
     batch = replace(batch_of(groups), is_trained_B=torch.tensor([True, False, True, True]))
     log = recorder(tmp_path)
     log.observe(0, groups)
-    log.note(batch, figures_of(batch) | {"prm_logprobs": None})
+    log.note(1, trained_of(batch, with_prm=False))
     log.write()
     log.finish()
     _, rows = read(tmp_path, 1)
@@ -115,7 +127,7 @@ def test_the_first_step_and_every_nth_are_logged(tmp_path):
     groups = sampled(["kept"])
     for step_index in range(7):
         log.observe(step_index, groups)
-        log.note(batch_of(groups), figures_of(batch_of(groups)))
+        log.note(step_index + 1, trained_of(batch_of(groups)))
         log.write()
     log.finish()
     assert list(logged_steps(tmp_path)) == [1, 3, 6]
@@ -174,10 +186,8 @@ def test_a_step_is_written_while_training_goes_on_and_the_next_one_after_it(tmp_
 
 
 def test_a_run_that_another_attempt_has_taken_over_writes_nothing(tmp_path):
-    @contextmanager
     def fence():
         raise ValueError("attempt 2 has it now")
-        yield
 
     folder = tmp_path / "rollouts"
     log = RolloutRecorder(RolloutLogConfig(), RolloutLog(folder, fence=fence), TOKENIZER, FileInfo(0))

@@ -11,7 +11,6 @@ from megatron_prime.training.step_details import (
     NUM_SAMPLES,
     StepDetails,
     chosen_tokens,
-    distributions,
 )
 from megatron_prime.training.trainer import TrainedBatch
 from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
@@ -56,12 +55,18 @@ def trained(lengths=LENGTHS, with_prm=True) -> TrainedBatch:
     )
 
 
+def distributions(batch):
+    details = StepDetails(Words(), every=1, seed=0)
+    details.note(1, batch)
+    return details.of(1).distributions
+
+
 def codes(lengths=LENGTHS):
     return sorted(1000 * row + column for row, length in enumerate(lengths) for column in range(length))
 
 
 def test_a_small_batch_is_taken_whole():
-    found = distributions(trained(), np.random.default_rng(0))
+    found = distributions(trained())
     assert undocumented(found, "histogram") == []
     assert sorted(found["advantage/tokens"]) == codes()
     assert sorted(found["prm/process_rewards"]) == [2 * code for code in codes()]
@@ -71,7 +76,7 @@ def test_a_small_batch_is_taken_whole():
 
 
 def test_without_a_prm_its_histograms_are_left_out():
-    found = distributions(trained(with_prm=False), np.random.default_rng(0))
+    found = distributions(trained(with_prm=False))
     assert set(found) == {"rollout/response_tokens", "advantage/tokens", "rollout/logprob_difference"}
 
 
@@ -88,21 +93,21 @@ def test_details_are_taken_when_they_are_due_and_the_same_ones_again():
     details = StepDetails(Words(), every=3, seed=5)
     due = []
     for step in range(1, 8):
-        details(step, trained())
+        details.note(step, trained())
         due.append(bool(details.of(step).samples))
     assert due == [True, False, False, True, False, False, True]
     assert details.of(4) == step_details.Details()
     again = StepDetails(Words(), every=3, seed=5)
-    again(7, trained())
+    again.note(7, trained())
     assert again.of(7).samples == details.of(7).samples
     never = StepDetails(Words(), every=0, seed=5)
-    never(1, trained())
+    never.note(1, trained())
     assert not never.of(1).samples
 
 
 def test_a_sample_has_text_and_verdict():
     details = StepDetails(Words(), every=1, seed=0)
-    details(1, trained())
+    details.note(1, trained())
     samples = details.of(1).samples
     assert len(samples) == NUM_SAMPLES
     for sample in samples:

@@ -4,10 +4,6 @@ import html
 import io
 import re
 
-from matplotlib import rc_context
-from matplotlib.font_manager import FontProperties
-from matplotlib.mathtext import math_to_image
-
 POINTS = 12
 FENCE = re.compile(r"^```math\n(.*?)\n```$", flags=re.DOTALL | re.MULTILINE)
 
@@ -27,6 +23,11 @@ def formula(tex: str) -> str:
     Raises:
         ValueError: the formula is not what matplotlib's mathtext understands.
     """
+    # The package takes seconds to import, and most pages have no formula.
+    from matplotlib import rc_context
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.mathtext import math_to_image
+
     file = io.StringIO()
     # A fixed salt gives the same names of glyphs, and so the same page, in every build.
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": tex, "mathtext.fontset": "cm"}):

@@ -4,8 +4,6 @@ import json
 import struct
 import time
 
-from wandb.proto.wandb_internal_pb2 import Record
-
 from tests.support import deadlines
 
 BLOCK = 32768
@@ -13,6 +11,8 @@ HEADER = 7
 
 
 def records(path):
+    from wandb.proto.wandb_internal_pb2 import Record  # takes seconds, and most tests do not need it
+
     data, parts = path.read_bytes(), []
     assert data.startswith(b":W&B")
     position = HEADER
