@@ -15,5 +15,6 @@ def test_the_step_has_as_many_tokens_as_it_says(tmp_path):
 def test_every_measure_is_positive(tmp_path):
     pytest.importorskip("playwright")
     result = measure(tmp_path, num_groups=6, tokens=256)
-    assert len(result) == 10
-    assert all(value > 0 for value in result.values()), result
+    assert len(result) == 14
+    # The system counts CPU time in steps, of which so small a page may use none.
+    assert all(value > 0 or ("CPU" in name and value == 0) for name, value in result.items()), result
