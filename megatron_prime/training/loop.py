@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.observability.heartbeat import begin_step
+from megatron_prime.observability.loggers.protocol import flat_settings
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
@@ -353,22 +354,12 @@ def changed_settings(config: PrimeConfig, folder: Path) -> list[str]:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    old, new = _flat(before), _flat(config.model_dump(mode="json"))
+    old, new = flat_settings(before), flat_settings(config.model_dump(mode="json"))
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _is_due(done: int, every: int) -> bool:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_prime.observability.jsonl import Record, read_history
-from megatron_prime.observability.rollout_log import logged_steps
+from megatron_prime.observability.rollout_log import ROLLOUTS, logged_steps
 
 METRICS_FILE = "metrics.jsonl"
-ROLLOUTS_FOLDER = "rollouts"
 _SHOWN = 5
 
 
@@ -40,9 +39,9 @@ def open_runs(folders: Sequence[Path]) -> list[Run]:
 def _open(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name the run_dir of a run")
-    step_files = logged_steps(folder / ROLLOUTS_FOLDER)
+    step_files = logged_steps(folder / ROLLOUTS)
     if not (folder / METRICS_FILE).exists() and not step_files:
-        raise ValueError(f"{folder} has no {METRICS_FILE} and no {ROLLOUTS_FOLDER}/: {_advice(folder)}")
+        raise ValueError(f"{folder} has no {METRICS_FILE} and no {ROLLOUTS}/: {_advice(folder)}")
     return Run(folder, name, in_order(read_history(folder / METRICS_FILE)), step_files)
 
 

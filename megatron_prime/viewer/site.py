@@ -11,12 +11,12 @@ from typing import Any
 import jinja2
 
 from megatron_prime.observability.durable import make_private
-from megatron_prime.observability.rollout_log import logged_steps
+from megatron_prime.observability.rollout_log import ROLLOUTS, logged_steps
 from megatron_prime.viewer import encoding
 from megatron_prime.viewer.curves import curve_data, final_values, idle_shares, time_shares
 from megatron_prime.viewer.logged_step import LoggedStep
 from megatron_prime.viewer.problems import CHANGES, Problem, ProblemHistory, by_change
-from megatron_prime.viewer.runs import METRICS_FILE, ROLLOUTS_FOLDER, Run, finite, open_runs
+from megatron_prime.viewer.runs import METRICS_FILE, Run, finite, open_runs
 
 POLICY = (
     "default-src 'none'; script-src 'self' file:; style-src 'self' file:; img-src 'self' file:; base-uri 'none'; "
@@ -261,9 +261,7 @@ def _remove_others(folder: Path, names: set[str]) -> None:
 
 def _state(folder: Path) -> object:
     """Return something that changes when the run writes."""
-    return [
-        _state_of(path) for path in (folder / METRICS_FILE, *logged_steps(folder / ROLLOUTS_FOLDER).values())
-    ]
+    return [_state_of(path) for path in (folder / METRICS_FILE, *logged_steps(folder / ROLLOUTS).values())]
 
 
 def _state_of(path: Path) -> object:
