@@ -228,6 +228,8 @@ function debounced(action, milliseconds) {
 
 // Tooltips and keys
 
+let explained = null; // the token under the tooltip, and where it was when the tooltip was placed
+
 function showTip(card, span) {
   const tip = element("tip");
   const text = span.textContent;
@@ -235,14 +237,27 @@ function showTip(card, span) {
     h("bdi", { class: "token" }, text ? text.replaceAll("\n", "↵").replaceAll(" ", "␣").replaceAll("\t", "⇥") : "(no text of its own)"),
     h("table", {}, ...tokenFigures(card.values, span.token).map(([name, figure]) => h("tr", {}, h("th", {}, name), h("td", {}, figure)))));
   tip.hidden = false;
-  const place = span.getClientRects()[0] || span.getBoundingClientRect();
+  const place = placeOf(span);
+  explained = { span, place };
   const [width, height] = [tip.offsetWidth, tip.offsetHeight];
   tip.style.left = `${Math.max(8, Math.min(place.left, innerWidth - width - 8))}px`;
   tip.style.top = `${place.bottom + height + 12 > innerHeight ? Math.max(8, place.top - height - 6) : place.bottom + 6}px`;
 }
 
+function placeOf(span) {
+  return span.getClientRects()[0] || span.getBoundingClientRect();
+}
+
 function hideTip() {
   element("tip").hidden = true;
+  explained = null;
+}
+
+/** Hide the tooltip if its token has moved: the event of a scroll may arrive after the tooltip was placed behind it. */
+function hideTipOfMovedToken() {
+  if (!explained) return;
+  const { left, top } = placeOf(explained.span);
+  if (left !== explained.place.left || top !== explained.place.top) hideTip();
 }
 
 element("groups").addEventListener("pointerover", (event) => {
@@ -255,7 +270,7 @@ element("groups").addEventListener("click", (event) => {
   const card = event.target.closest(".response")?.card;
   if (card && event.target.token !== undefined) setCursor(card, event.target.token);
 });
-document.addEventListener("scroll", hideTip, { capture: true, passive: true });
+document.addEventListener("scroll", hideTipOfMovedToken, { capture: true, passive: true });
 
 function currentArticle() {
   const focused = document.activeElement.closest?.("article.group");
@@ -299,8 +314,7 @@ function setCursor(card, token) {
   card.node.focus({ preventScroll: true });
   span.scrollIntoView({ block: "nearest" });
   span.classList.add("at");
-  // After the scroll event, which hides tooltips.
-  requestAnimationFrame(() => requestAnimationFrame(() => { if (cursor?.card === card && cursor.token === token) showTip(card, span); }));
+  showTip(card, span);
 }
 
 function moveToken(by, isByStep) {

@@ -18,18 +18,21 @@ def test_help_shows_the_page_of_a_command(name, capsys):
     assert capsys.readouterr().out == page
 
 
-def test_bash_runs_the_printed_script_and_completes():
-    """A real bash evaluates the script, whose function asks the program for completions."""
-    script = f"""
-        megatron-prime() {{ {shlex.quote(sys.executable)} -m megatron_prime "$@"; }}
+def test_bash_runs_the_printed_script_and_completes(tmp_path):
+    """A real bash evaluates the script, whose function asks the program on PATH for completions."""
+    program = tmp_path / "megatron-prime"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m megatron_prime "$@"\n')
+    program.chmod(0o755)
+    script = """
         eval "$(megatron-prime completion bash)"
         COMP_WORDS=(megatron-prime plan --gpu H) COMP_CWORD=3
         _megatron_prime_completion megatron-prime
-        echo "${{COMPREPLY[@]}}"
+        echo "${COMPREPLY[@]}"
         complete -p megatron-prime
     """
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     result = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=60, env={**os.environ}, check=True
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, env=environment, check=True
     )
     completions, registered = result.stdout.splitlines()
     assert completions.split() == ["H100-80G", "H200"]
