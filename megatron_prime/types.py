@@ -6,7 +6,7 @@ policy version; a *batch* is all rollouts that one step trains on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -46,6 +46,10 @@ class Prompt:
     """Name of the data source, for metrics per source; "" if unknown."""
     ability: str = ""
     """Kind of problem as named in the data ("math", "code"), which may select the verifier; "" if unknown."""
+    messages: str = field(default="", repr=False)
+    """Chat messages behind token_ids as a JSON list; "" where no verifier or environment of the run reads them."""
+    metadata: str = field(default="", repr=False)
+    """The row's other columns as a JSON object; "" as above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,30 @@ class SamplingParams:
     """Sampling options of an engine; temperature 0 decodes greedily."""
 
     max_response_tokens: int
+    """Most tokens of a response, an environment's replies included."""
     temperature: float = 1.0
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a turn."""
+    max_turns: int = 1
+    """Most turns of the policy, where an environment replies."""
+    max_turn_tokens: int | None = None
+    """Most tokens of one turn; None for what max_response_tokens leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A part of a response of several turns: tokens that the policy wrote, then those of the environment's reply.
+
+    Positions count the tokens of the response from 0. A turn begins where the one before it ends.
+    """
+
+    policy_end: int
+    """End of the policy's tokens, of which there is at least one."""
+    end: int
+    """End of the reply: at least policy_end, and equal to it where the environment did not reply."""
+    reward: float = 0.0
+    """Reward that the environment gave for the turn, besides the outcome of the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +91,10 @@ class Rollout:
     sample_index: int
     """Index of the response in its group, 0 .. group_size - 1."""
     response_ids: tuple[int, ...]
-    """Sampled token ids, at least one, including the end-of-sequence token."""
+    """Sampled token ids, at least one, including the end-of-sequence token; with an environment, its replies too."""
     rollout_logprobs: tuple[float, ...]
-    """Log-probability of each response token under the engine, at the sampling temperature, in nats."""
+    """Log-probability of each response token under the engine, at the sampling temperature, in nats; 0 for tokens of an
+    environment."""
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights, counted in weight syncs, that sampled the response (its first token, if version_spans
@@ -84,10 +110,34 @@ class Rollout:
     except the last; None unless rollout.sglang.routing_replay is enabled."""
     reason: str = ""
     """The verifier's reason for the outcome, or the description of its error; "" before verification."""
+    turns: tuple[Turn, ...] = ()
+    """The turns of a response to an environment, in order and covering all tokens; empty if the policy wrote all of it
+    in one turn."""
+    is_judged: bool = False
+    """Whether the environment gave the outcome, so that no verifier is asked."""
 
     def __post_init__(self) -> None:
         assert self.response_ids, "a response has at least one token"
         assert len(self.response_ids) == len(self.rollout_logprobs)
+        start = 0
+        for turn in self.turns:
+            assert start < turn.policy_end <= turn.end, (
+                "the policy writes in each turn, before the environment"
+            )
+            start = turn.end
+        assert start in (0, len(self.response_ids)), "turns cover all tokens"
+
+    @property
+    def policy_mask(self) -> list[bool]:
+        """Whether the policy wrote each token."""
+        if not self.turns:
+            return [True] * len(self.response_ids)
+        starts = (0, *(turn.end for turn in self.turns[:-1]))
+        return [
+            position < turn.policy_end
+            for start, turn in zip(starts, self.turns, strict=True)
+            for position in range(start, turn.end)
+        ]
 
     def with_outcome(self, outcome_reward: float, reason: str = "") -> "Rollout":
         """Return a copy with the given outcome and the reason for it."""
@@ -100,7 +150,10 @@ class RolloutBatch:
 
     rollouts: tuple[Rollout, ...]
     response_mask_BT: torch.Tensor
-    """bool [B, T]; True on response tokens, False on the padding at the right."""
+    """bool [B, T]; True on response tokens, those of an environment included, False on the padding at the right."""
+    policy_mask_BT: torch.Tensor
+    """bool [B, T]; True on the response tokens that the policy wrote: the ones that its loss trains. The first token of
+    a response is one."""
     rollout_logprobs_BT: torch.Tensor
     """float32 [B, T], in nats; 0 on padding."""
     outcome_rewards_B: torch.Tensor
@@ -109,6 +162,12 @@ class RolloutBatch:
     """int64 [B]; rows with equal ids form one group."""
     step_ids_BT: torch.Tensor | None = None
     """int64 [B, T]; reasoning step of each token, nondecreasing along T. None unless rewards have step granularity."""
+    turn_ids_BT: torch.Tensor | None = None
+    """int64 [B, T]; turn of each token, from 0 and nondecreasing along T; a reply belongs to the turn before it. None
+    if every response has one turn."""
+    turn_rewards_BT: torch.Tensor | None = None
+    """float32 [B, T]; an environment's reward for a turn on the last token that the policy wrote in it, else 0. None if
+    there is none."""
     stats: dict[str, float] = field(default_factory=dict)
     """Statistics of the collection; see `CollectionTally.stats`."""
     outcome_penalties_B: torch.Tensor | None = None
@@ -128,17 +187,10 @@ class RolloutBatch:
 
     def to(self, device: torch.device) -> "RolloutBatch":
         """Return a copy of the batch with its tensors on `device`."""
+        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(
             self,
-            response_mask_BT=self.response_mask_BT.to(device),
-            rollout_logprobs_BT=self.rollout_logprobs_BT.to(device),
-            outcome_rewards_B=self.outcome_rewards_B.to(device),
-            group_ids_B=self.group_ids_B.to(device),
-            step_ids_BT=None if self.step_ids_BT is None else self.step_ids_BT.to(device),
-            outcome_penalties_B=None
-            if self.outcome_penalties_B is None
-            else self.outcome_penalties_B.to(device),
-            is_trained_B=None if self.is_trained_B is None else self.is_trained_B.to(device),
+            **{name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)},
         )
 
     def trained_rows(self, rows: Sequence[int]) -> list[int]:
@@ -168,27 +220,50 @@ class RolloutBatch:
         """
         if not rollouts:
             raise ValueError("a batch needs at least one rollout")
-        longest = max(len(rollout.response_ids) for rollout in rollouts)
-        mask_BT = torch.zeros(len(rollouts), longest, dtype=torch.bool)
-        logprobs_BT = torch.zeros(len(rollouts), longest)
-        steps_BT = None if step_ids is None else torch.zeros(len(rollouts), longest, dtype=torch.int64)
+        shape = len(rollouts), max(len(rollout.response_ids) for rollout in rollouts)
+        mask_BT = torch.zeros(shape, dtype=torch.bool)
+        policy_BT = torch.zeros(shape, dtype=torch.bool)
+        logprobs_BT = torch.zeros(shape)
+        steps_BT = None if step_ids is None else torch.zeros(shape, dtype=torch.int64)
         for row, rollout in enumerate(rollouts):
             length = len(rollout.response_ids)
             mask_BT[row, :length] = True
+            policy_BT[row, :length] = torch.tensor(rollout.policy_mask)
             logprobs_BT[row, :length] = torch.tensor(rollout.rollout_logprobs)
             if steps_BT is not None and step_ids is not None:
                 steps_BT[row, :length] = torch.tensor(step_ids[row])
                 # The padding repeats the last step, so that the ids do not decrease along T.
                 steps_BT[row, length:] = steps_BT[row, length - 1]
+        turn_ids_BT, turn_rewards_BT = _turns(rollouts, shape)
         return RolloutBatch(
             rollouts=tuple(rollouts),
             response_mask_BT=mask_BT,
+            policy_mask_BT=policy_BT,
             rollout_logprobs_BT=logprobs_BT,
             outcome_rewards_B=torch.tensor([rollout.outcome_reward for rollout in rollouts]),
             group_ids_B=torch.tensor(list(group_ids), dtype=torch.int64),
             step_ids_BT=steps_BT,
+            turn_ids_BT=turn_ids_BT,
+            turn_rewards_BT=turn_rewards_BT,
             stats=dict(stats or {}),
         )
+
+
+def _turns(
+    rollouts: Sequence[Rollout], shape: tuple[int, int]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return turn_ids_BT and turn_rewards_BT of a batch; None where they say nothing."""
+    turns = [(row, *each) for row, rollout in enumerate(rollouts) for each in enumerate(rollout.turns)]
+    ids_BT = torch.zeros(shape, dtype=torch.int64)
+    rewards_BT = torch.zeros(shape)
+    for row, number, turn in turns:
+        # The padding belongs to the last turn, so that the ids do not decrease along T.
+        ids_BT[row, turn.end :] = number + 1
+        if number + 1 == len(rollouts[row].turns):
+            ids_BT[row, turn.end :] = number
+        rewards_BT[row, turn.policy_end - 1] = turn.reward
+    has_rewards = any(turn.reward for _, _, turn in turns)
+    return ids_BT if turns else None, rewards_BT if has_rewards else None
 
 
 @dataclass(frozen=True, slots=True)

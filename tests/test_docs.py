@@ -49,7 +49,7 @@ def test_the_architecture_lists_every_package():
     section = ARCHITECTURE.partition("\n## Packages\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
     actual = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
-    assert sorted(listed) == sorted([*actual, "types"])
+    assert sorted(listed) == sorted([*actual, "types", "sample"])
 
 
 def test_the_layers_of_the_architecture_are_those_of_the_import_contract():

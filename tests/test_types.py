@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
+from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch, Turn
 
 PROMPT = Prompt(index=7, token_ids=(1, 2), answer="3", source="toy")
 
@@ -79,7 +79,7 @@ def test_to_moves_every_tensor(batch):
         for field in dataclasses.fields(moved)
         if isinstance(value := getattr(moved, field.name), torch.Tensor)
     ]
-    assert len(tensors) == 5
+    assert len(tensors) == 6
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.rollouts == batch.rollouts
     assert moved.stats == batch.stats
@@ -109,3 +109,26 @@ def test_trained_rows_excludes_masked_rows(batch):
     assert masked.trained_rows([1, 0]) == [1]
     moved = masked.to(torch.device("meta"))
     assert moved.is_trained_B.device.type == moved.outcome_penalties_B.device.type == "meta"
+
+
+def test_turns_tell_the_tokens_of_the_policy_from_the_replies():
+    """Two turns with a reply of two tokens between them, and one beside it of a single turn."""
+    turns = (Turn(policy_end=2, end=4, reward=-0.5), Turn(policy_end=5, end=5))
+    several = dataclasses.replace(rollout(1, 2, 3, 4, 5), turns=turns)
+    assert several.policy_mask == [True, True, False, False, True]
+    batch = RolloutBatch.from_rollouts([several, rollout(8, 9)], [0, 0])
+    assert batch.policy_mask_BT.tolist() == [several.policy_mask, [True, True, False, False, False]]
+    assert batch.turn_ids_BT is not None and batch.turn_rewards_BT is not None
+    assert batch.turn_ids_BT.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+    assert batch.turn_rewards_BT.tolist() == [[0, -0.5, 0, 0, 0], [0, 0, 0, 0, 0]]
+
+
+def test_without_an_environment_the_policy_writes_everything(batch):
+    assert batch.policy_mask_BT.equal(batch.response_mask_BT)
+    assert batch.turn_ids_BT is None and batch.turn_rewards_BT is None
+
+
+@pytest.mark.parametrize("turns", [(Turn(0, 2),), (Turn(2, 1), Turn(2, 2)), (Turn(1, 1),)])
+def test_turns_cover_a_response_and_begin_with_the_policy(turns):
+    with pytest.raises(AssertionError):
+        dataclasses.replace(rollout(1, 2), turns=turns)

@@ -7,7 +7,7 @@ from megatron_prime.cli.assemble import start_topology
 from megatron_prime.cli.attempt import hold_run, open_store, record_start
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.config.tables.memory import MemoryConfig
+from megatron_prime.config.tables.performance.memory import MemoryConfig
 from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.sft import SFTDataset, demonstration_data
 from megatron_prime.data.tokenizer import load_tokenizer

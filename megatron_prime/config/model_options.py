@@ -2,8 +2,8 @@
 
 from megatron_prime.config.megatron.schema import MegatronConfig
 from megatron_prime.config.section import Section
-from megatron_prime.config.tables.fp8 import Fp8Config
-from megatron_prime.config.tables.overlap import OverlapConfig
+from megatron_prime.config.tables.performance.fp8 import Fp8Config
+from megatron_prime.config.tables.performance.overlap import OverlapConfig
 
 
 class ModelOptions(Section):

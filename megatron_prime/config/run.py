@@ -17,17 +17,18 @@ from megatron_prime.config.section import NonNegative, Section, UserPath
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.checkpoint import CheckpointConfig
 from megatron_prime.config.tables.data import DataConfig
+from megatron_prime.config.tables.environment import EnvironmentConfig
 from megatron_prime.config.tables.evaluation import EvaluationConfig
 from megatron_prime.config.tables.filter import FilterConfig
-from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.guards import GuardsConfig
-from megatron_prime.config.tables.memory import MemoryConfig
 from megatron_prime.config.tables.model import ModelConfig
 from megatron_prime.config.tables.observability.logging import LoggingConfig
 from megatron_prime.config.tables.observability.profile import ProfileConfig
 from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
-from megatron_prime.config.tables.overlap import OverlapConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
+from megatron_prime.config.tables.performance.fp8 import Fp8Config
+from megatron_prime.config.tables.performance.memory import MemoryConfig
+from megatron_prime.config.tables.performance.overlap import OverlapConfig
 from megatron_prime.config.tables.platform import PlatformConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
@@ -53,6 +54,7 @@ class PrimeConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     rollout_log: RolloutLogConfig = RolloutLogConfig()
     reward: RewardConfig = RewardConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
     filter: FilterConfig = FilterConfig()
     prm: PRMConfig = PRMConfig()
     reference: ReferenceConfig = ReferenceConfig()
@@ -135,6 +137,7 @@ class PrimeConfig(Section):
             *self._faults_of_the_batch(),
             *self._faults_of_the_filter(),
             *self._faults_of_the_memory(),
+            *self._faults_of_the_environment(),
             *self._faults_of_the_machine(),
             *self._faults_of_the_acceleration(),
         ]
@@ -155,6 +158,13 @@ class PrimeConfig(Section):
                 f"policy.kl_coef = {self.policy.kl_coef} compares the policy, whose log-probs are taken at "
                 f"rollout.temperature = {self.rollout.temperature}, with a reference at 1: "
                 "set the temperature to 1, or the coefficient to 0"
+            )
+
+    def _faults_of_the_environment(self) -> Iterator[str]:
+        if self.environment.is_multi_turn and self.rollout.replays_routing:
+            yield (
+                "rollout.sglang.routing_replay records the experts of one request, but each turn of an environment is "
+                "a request of its own: leave one out"
             )
 
     def _faults_of_the_memory(self) -> Iterator[str]:

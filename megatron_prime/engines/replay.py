@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from megatron_prime.engines.parts import EngineParts
 from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
+from megatron_prime.rollout.episode import Environments
 from megatron_prime.types import Prompt, Rollout, SamplingParams
 
 
@@ -15,10 +16,15 @@ class ReplayEngine:
     policy_version = NO_WEIGHTS
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        group_size: int,
+        stream_key: int,
+        environments: Environments | None = None,
     ) -> list[Rollout]:
         """Raise an EngineError."""
-        del prompts, params, group_size, stream_key
+        del prompts, params, group_size, stream_key, environments
         _refuse()
 
     def load_from_hf(self, model_path: Path, policy_version: int = 0) -> None:

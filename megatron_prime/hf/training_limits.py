@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.parallel import ParallelConfig
+from megatron_prime.config.tables.performance.fp8 import Fp8Config
 from megatron_prime.hf.shape import ModelShape
 
 

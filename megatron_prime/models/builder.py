@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_prime.config.model_options import ModelOptions
-from megatron_prime.config.tables.memory import RecomputeConfig
+from megatron_prime.config.tables.performance.memory import RecomputeConfig
 from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.convert import import_hf
 from megatron_prime.hf.mapping import ExpertShare, ParameterPieces, hf_tensors, parameters_of

@@ -12,7 +12,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transfor
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_prime.config.model_options import ModelOptions
-from megatron_prime.config.tables.fp8 import Fp8Recipe
+from megatron_prime.config.tables.performance.fp8 import Fp8Recipe
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.hf.training_limits import fp8_faults
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer

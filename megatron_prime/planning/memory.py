@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from megatron_prime.config.tables.memory import MemoryConfig
+from megatron_prime.config.tables.performance.memory import MemoryConfig
 from megatron_prime.hf.serving import SERVED_BYTES, kv_bytes_per_token, num_parameters
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.activations import scoring_activations, training_activations

@@ -8,7 +8,7 @@ from itertools import islice
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.section import Section
-from megatron_prime.config.tables.memory import MemoryConfig, RecomputeConfig
+from megatron_prime.config.tables.performance.memory import MemoryConfig, RecomputeConfig
 from megatron_prime.hf.training_limits import ModelSplit, check_training
 from megatron_prime.observability.progress import SILENT, Progress
 from megatron_prime.planning.gpus import GIB

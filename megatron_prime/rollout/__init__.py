@@ -5,6 +5,7 @@ Import the modules, not this package: the collector does not depend on any concr
 - `collection_stats`: counts and statistics of one step's collection
 - `collector`: builds training batches by sampling, verifying and filtering until a batch is full
 - `collector_state`: the collector's state that later steps depend on, saved in checkpoints
+- `episode`: the protocol of environments, as an engine sees them
 - `engine`: the protocol of rollout engines and their errors
 - `group_filter`: decides which groups of responses enter a batch
 - `prompt_history`: a record of every prompt sampled in a run

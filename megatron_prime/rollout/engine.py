@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from megatron_prime.rollout.episode import Environments
 from megatron_prime.types import Prompt, Rollout, SamplingParams
 
 NO_WEIGHTS = -1
@@ -33,7 +34,12 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        group_size: int,
+        stream_key: int,
+        environments: Environments | None = None,
     ) -> list[Rollout]:
         """Sample `group_size` responses to each prompt.
 
@@ -46,6 +52,7 @@ class Engine(Protocol):
             params: sampling parameters.
             group_size: number of responses per prompt.
             stream_key: selects the random numbers; equal keys repeat the responses. In [0, 2**64).
+            environments: reply to the turns of each response; None for responses of one turn.
 
         Returns:
             The complete list on every rank, ordered by prompt and then by sample_index, unverified.

@@ -22,7 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.optimizer import OptimizerConfig
-from megatron_prime.config.tables.memory import MemoryConfig
+from megatron_prime.config.tables.performance.memory import MemoryConfig
 from megatron_prime.models.builder import BuiltModel, build_model
 from megatron_prime.models.costs import row_costs
 from megatron_prime.models.forward import PackedPass, Routing, RowLoss, Scores, ScoringSettings, Sequences

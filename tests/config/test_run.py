@@ -96,6 +96,13 @@ def build(**sections: dict) -> PrimeConfig:
             {"overlap": {"grad_reduce": True, "param_gather": True}, "memory": {"offload_prm": True}},
             "memory.offload_prm frees them before",
         ),
+        (
+            {
+                "environment": {"name": "guess_number"},
+                "rollout": {"engine": "sglang", "sglang": {"routing_replay": True}},
+            },
+            "records the experts of one request",
+        ),
         ({"overlap": {"tensor_parallel": True}}, "needs parallel.tensor > 1 and parallel.sequence_parallel"),
         (
             {"memory": {"offload_reference": True}, "reference": {"mode": "policy"}},

@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_prime.config.tables.fp8 import Fp8Config
 from megatron_prime.config.tables.parallel import ParallelConfig
+from megatron_prime.config.tables.performance.fp8 import Fp8Config
 from megatron_prime.hf.training_limits import (
     ModelSplit,
     check_training,

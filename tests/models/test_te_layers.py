@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megatron_prime.config.model_options import ModelOptions
-from megatron_prime.config.tables.fp8 import Fp8Config
-from megatron_prime.config.tables.overlap import OverlapConfig
+from megatron_prime.config.tables.performance.fp8 import Fp8Config
+from megatron_prime.config.tables.performance.overlap import OverlapConfig
 from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.models.te_layers import (
     check_acceleration,

@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.config.tables.memory import MemoryConfig
+from megatron_prime.config.tables.performance.memory import MemoryConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.observability.metrics import Metrics

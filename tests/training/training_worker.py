@@ -7,7 +7,7 @@ from megatron_prime.algorithm.implicit_reward import process_rewards_BT
 from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.tables.guards import GuardsConfig
-from megatron_prime.config.tables.overlap import OverlapConfig
+from megatron_prime.config.tables.performance.overlap import OverlapConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.conversion.export import export_hf

@@ -2,10 +2,11 @@
 
 - `model`, `prm`, `reference`, `policy`: the models and their updates
 - `data`, `filter`, `reward`: prompts, their selection, and outcome rewards
-- `rollout`: sampling and SGLang servers
+- `rollout`, `environment`: sampling, SGLang servers, and what replies between turns
 - `advantage`: from rewards to advantages
 - `trainer`, `checkpoint`, `guards`: the training loop, saving, alarms
-- `parallel`, `platform`, `memory`, `fp8`, `overlap`: layout, device, offloading, precision, communication
+- `parallel`, `platform`: layout and device
+- `performance/`: offloading, precision, communication
 - `observability/`: what a run shows and writes besides its results
 - `evaluation`, `prm_evaluation`, `sft`: the other commands
 """

@@ -19,6 +19,7 @@ from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.observability.activity import ENGINE, worker
 from megatron_prime.rollout.engine import WeightSyncError
+from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import WeightIntake
 from megatron_prime.types import Prompt, Rollout, SamplingParams, WeightBlock
@@ -69,7 +70,12 @@ class LocalEngine:
         return self.weights.policy_version
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        group_size: int,
+        stream_key: int,
+        environments: Environments | None = None,
     ) -> list[Rollout]:
         """See `Engine.generate`."""
         model = self._open_model()

@@ -42,6 +42,7 @@ from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.engines.sglang.sampling import check_stop_tokens
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
+from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.types import Prompt, Rollout, SamplingParams
@@ -200,7 +201,12 @@ class SGLangEngine:
         return self._policy_version
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        group_size: int,
+        stream_key: int,
+        environments: Environments | None = None,
     ) -> list[Rollout]:
         """See `Engine.generate`, and the class for the meaning of stream_key."""
         self._require_open()

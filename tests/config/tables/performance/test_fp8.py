@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_prime.config.tables.fp8 import Fp8Config
-from megatron_prime.config.tables.overlap import OverlapConfig
+from megatron_prime.config.tables.performance.fp8 import Fp8Config
+from megatron_prime.config.tables.performance.overlap import OverlapConfig
 
 
 def test_the_reference_uses_the_recipe_of_the_prm():

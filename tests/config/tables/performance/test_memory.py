@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_prime.config.tables.memory import MemoryConfig, RecomputeConfig
+from megatron_prime.config.tables.performance.memory import MemoryConfig, RecomputeConfig
 
 
 def test_only_selective_recomputes_single_modules():
