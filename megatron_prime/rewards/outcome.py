@@ -5,21 +5,15 @@ import logging
 import math
 import re
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from megatron_prime.workers.errors import MAX_DETAIL, describe_error, plain
+
 _LOG = logging.getLogger(__name__)
-_PACKAGE = str(Path(__file__).parents[1])
-MAX_DETAIL = 500
-"""Characters of a description."""
-MAX_TRACEBACK = 20_000
-"""Characters of a traceback; of a longer one the middle is left out."""
 MAX_KINDS = 20
 """Kinds of failures that are shown in full; later ones are counted together."""
 
@@ -98,51 +92,13 @@ def outcome_of_result(result: object, reason: str = "") -> VerificationOutcome:
         return outcome_of_error(error)
     if not 0.0 <= reward <= 1.0:  # also rejects NaN
         return _error(f"reward {reward} is outside [0, 1]")
-    return VerificationOutcome(reward + 0.0, VerificationStatus.OK, _plain(reason)[:MAX_DETAIL])
+    return VerificationOutcome(reward + 0.0, VerificationStatus.OK, plain(reason)[:MAX_DETAIL])
 
 
 def outcome_of_error(error: BaseException) -> VerificationOutcome:
     """Return the outcome of a verifier that raised, with the place in its own code and the traceback."""
     shown = describe_error(error)
     return VerificationOutcome(math.nan, VerificationStatus.ERROR, shown[0], traceback=shown[1])
-
-
-def describe_error(error: BaseException) -> tuple[str, str]:
-    """Return an exception in one line, with the last place in the code of the verifier, and its traceback.
-
-    Both begin where this package calls other code, if it does.
-    """
-    trace = _outside(error.__traceback__)
-    # The exception's own __str__ may raise, which this function handles.
-    text = " ".join("".join(traceback.format_exception_only(error)).split())[:MAX_DETAIL]
-    places = traceback.extract_tb(trace)
-    if places:
-        # A library that the verifier calls is not where its author looks first.
-        place = [each for each in places if each.filename == places[0].filename][-1]
-        text = f"{text} ({place.filename}, line {place.lineno})"
-    lines = _plain("".join(traceback.format_exception(type(error), error, trace)))
-    if len(lines) > MAX_TRACEBACK:
-        lines = f"{lines[: MAX_TRACEBACK // 2]}\n...\n{lines[-MAX_TRACEBACK // 2 :]}"
-    return _plain(text), lines.rstrip()
-
-
-def _outside(trace: TracebackType | None) -> TracebackType | None:
-    """Return the part of a traceback behind this package and the import system, or the whole if nothing is behind."""
-    inner = trace
-    while inner is not None:
-        file = inner.tb_frame.f_code.co_filename
-        if not file.startswith((_PACKAGE, "<frozen importlib")) and not file.endswith(
-            "importlib/__init__.py"
-        ):
-            return inner
-        inner = inner.tb_next
-    return trace
-
-
-def _plain(text: str) -> str:
-    """Return a text that every log can hold: without halves of characters, and what would move a terminal's cursor."""
-    whole = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in whole)
 
 
 def _error(detail: str) -> VerificationOutcome:

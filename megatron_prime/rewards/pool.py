@@ -2,170 +2,22 @@
 
     verify_all -> one thread per worker -> frames over pipes -> worker process -> frames -> outcomes in order
 
-Workers are started as new programs and not forked, because the parent has torch's threads and a GPU context. Each
-worker leads its own process group, so that killing the group also kills every process that the verifier started.
+The processes are those of `workers.process`.
 """
 
-import contextlib
 import json
 import math
-import os
 import queue
-import select
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
 from megatron_prime.rewards.verifier import get, run_verifier
-from megatron_prime.rewards.worker import DONE, HEADER, TOKEN_BYTES, encode_frame
+from megatron_prime.workers.process import WorkerDiedError, WorkerProcess, WorkerTimeoutError
 
-WORKER_PROGRAM = "from megatron_prime.rewards.worker import main; main()"
-BACKSTOP_S = 10.0
-"""Seconds after the deadline at which a worker ends itself, in case its pool was killed and cannot kill it."""
-STARTUP_TIMEOUT_S = 120.0
-"""Deadline for a worker to import its verifier; long, because a cold shared file system is slow."""
 NUM_ATTEMPTS = 2
 """Attempts per response. A worker may die for an unrelated reason, such as the machine's memory, so one retry."""
-MAX_REPLY_BYTES = 1 << 18
-"""Size of the longest reply, several times that of the longest traceback."""
-
-STRAY_BYTES = (
-    "wrote what is no reply: the verifier, or what it calls, writes to a descriptor that it did not open"
-)
-
-
-class WorkerDiedError(Exception):
-    """The worker process ended, or its output is not an outcome."""
-
-
-class WorkerTimeoutError(Exception):
-    """The worker gave no outcome by the deadline."""
-
-
-class WorkerProcess:
-    """A handle of one worker process, used by one thread at a time."""
-
-    def __init__(self, verifier_name: str, module: str, timeout_s: float, settings: str = "{}") -> None:
-        """Start the process and wait until its verifier is loaded.
-
-        Raises:
-            WorkerDiedError: If the process could not load the verifier, or ended before that.
-            WorkerTimeoutError: If STARTUP_TIMEOUT_S passed.
-        """
-        self._timeout_s = timeout_s
-        # -P: the working directory is on the import path only if it is on the parent's, see _worker_environment.
-        program = [sys.executable, "-P", "-c", WORKER_PROGRAM]
-        self._process = subprocess.Popen(
-            [*program, verifier_name, module, str(timeout_s + BACKSTOP_S), settings],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_worker_environment(),
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + STARTUP_TIMEOUT_S
-            reply = self._ask(b"", deadline)
-            if reply != {"ready": True}:
-                raise WorkerDiedError(reply.get("failed") if isinstance(reply, dict) else "it is not ready")
-        except (WorkerDiedError, WorkerTimeoutError):
-            self.kill()
-            raise
-
-    @property
-    def pid(self) -> int:
-        """Process id, which is also the id of its process group."""
-        return self._process.pid
-
-    def verify(self, response_text: str, answer: str) -> VerificationOutcome:
-        """Verify one response.
-
-        Raises:
-            WorkerDiedError: If the process ended or its output is invalid.
-            WorkerTimeoutError: If there is no outcome by the deadline.
-
-        After either error only `kill` may be called.
-        """
-        deadline = time.monotonic() + self._timeout_s
-        frame = encode_frame({"response_text": response_text, "answer": answer})
-        try:
-            return VerificationOutcome.from_message(self._ask(frame, deadline))
-        except ValueError as error:
-            raise WorkerDiedError(f"the worker's output is not an outcome: {error}") from error
-
-    def kill(self) -> None:
-        """Kill the whole process group and wait for the worker to end."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # The worker is not waited for yet, so its pid, which is the group's id, cannot belong to another process.
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._process.wait()
-
-    def _send(self, frame: bytes, deadline: float) -> None:
-        """Write without blocking past the deadline: a worker that hangs never reads from its pipe."""
-        assert self._process.stdin is not None
-        descriptor = self._process.stdin.fileno()
-        os.set_blocking(
-            descriptor, False
-        )  # a blocking write of more than the pipe's buffer would ignore the deadline
-        view = memoryview(frame)
-        while view:
-            _wait_for(descriptor, select.POLLOUT, deadline)
-            try:
-                view = view[os.write(descriptor, view) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise WorkerDiedError(f"the worker no longer reads: {error}") from error
-
-    def _ask(self, request: bytes, deadline: float) -> Any:  # noqa: ANN401 - JSON values
-        """Send a request, a fresh token when the worker is done, and return the reply that has it."""
-        assert self._process.stdout is not None
-        if _is_ready(self._process.stdout.fileno(), select.POLLIN):
-            # Either it has ended, or something writes to the descriptor of its replies.
-            raise WorkerDiedError(f"the worker {self._exit_reason() or STRAY_BYTES}")
-        self._send(request, deadline)
-        if self._read_exactly(len(DONE), deadline) != DONE:
-            raise WorkerDiedError(f"the worker {STRAY_BYTES}")
-        token = os.urandom(TOKEN_BYTES)
-        self._send(token, deadline)
-        if self._read_exactly(TOKEN_BYTES, deadline) != token:
-            raise WorkerDiedError(f"the worker {STRAY_BYTES}")
-        (length,) = HEADER.unpack(self._read_exactly(HEADER.size, deadline))
-        if length > MAX_REPLY_BYTES:
-            raise WorkerDiedError(f"the worker announced {length} bytes: its output is not an outcome")
-        try:
-            return json.loads(self._read_exactly(length, deadline))
-        except (ValueError, RecursionError) as error:
-            raise WorkerDiedError(f"the worker's output is not an outcome: {error}") from error
-
-    def _read_exactly(self, num_bytes: int, deadline: float) -> bytes:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        chunks: list[bytes] = []
-        while num_bytes > 0:
-            _wait_for(descriptor, select.POLLIN, deadline)
-            chunk = os.read(descriptor, num_bytes)
-            if not chunk:
-                raise WorkerDiedError(f"the worker {self._exit_reason() or 'closed its output'}")
-            chunks.append(chunk)
-            num_bytes -= len(chunk)
-        return b"".join(chunks)
-
-    def _exit_reason(self) -> str:
-        """Return how the process ended, or "" if it runs."""
-        try:
-            code = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            return ""
-        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 class VerifierPool:
@@ -206,7 +58,8 @@ class VerifierPool:
         # Built here as well, although workers build their own: invalid settings fail before any process starts.
         verifier = get(name, settings)
         self._in_process_verifier = verifier if verifier.in_process else None
-        self._worker_arguments = (name, module, timeout_s, json.dumps(dict(settings or {})))
+        self._worker_arguments = (name, module, json.dumps(dict(settings or {})))
+        self._timeout_s = timeout_s
         self._counts = OutcomeCounts()
         self._worker = worker(f"verifier {name}", VERIFIER)
         self._is_closed = False
@@ -323,18 +176,20 @@ class VerifierPool:
                     self._no_start = detail
                 continue
             try:
-                return worker.verify(response_text, answer)
+                reply = worker.ask({"response_text": response_text, "answer": answer})
+                return VerificationOutcome.from_message(reply)
             except WorkerTimeoutError as error:
                 # Not retried: a deterministic verifier would run out of time again.
                 self._discard_worker(slot)
                 return VerificationOutcome(math.nan, VerificationStatus.TIMEOUT, str(error))
-            except WorkerDiedError as error:
+            except (WorkerDiedError, ValueError) as error:
+                # A ValueError means that the reply is not an outcome.
                 self._discard_worker(slot)
                 detail = str(error)
         return VerificationOutcome(math.nan, VerificationStatus.ERROR, detail)
 
     def _start_worker(self, slot: int) -> WorkerProcess:
-        worker = WorkerProcess(*self._worker_arguments)
+        worker = WorkerProcess("megatron_prime.rewards.worker", self._worker_arguments, self._timeout_s)
         self._workers[slot] = worker
         return worker
 
@@ -348,20 +203,3 @@ class VerifierPool:
         assert worker is not None
         self._workers[slot] = None
         worker.kill()
-
-
-def _wait_for(descriptor: int, event: int, deadline: float) -> None:
-    """Wait until the pipe can be read or written, or was closed. Raises WorkerTimeoutError at the deadline."""
-    if not _is_ready(descriptor, event, max(0.0, deadline - time.monotonic())):
-        raise WorkerTimeoutError("no outcome by the deadline")
-
-
-def _is_ready(descriptor: int, event: int, seconds: float = 0.0) -> bool:
-    poller = select.poll()  # select.select fails for descriptors above 1023
-    poller.register(descriptor, event)
-    return bool(poller.poll(seconds * 1000))
-
-
-def _worker_environment() -> dict[str, str]:
-    """Return the parent's environment with its import path, so that a worker can import what the parent can."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}

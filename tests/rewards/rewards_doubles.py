@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from megatron_prime.rewards.worker import DONE, encode_frame
+from megatron_prime.workers.frames import DONE, encode_frame
 
 FRAME = encode_frame({"reward": 1.0, "status": "ok", "detail": ""})
 FORGED = {

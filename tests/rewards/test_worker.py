@@ -2,20 +2,8 @@ import io
 import subprocess
 import sys
 
-from megatron_prime.rewards.worker import DONE, HEADER, TOKEN_BYTES, encode_frame, read_frame
+from megatron_prime.workers.frames import DONE, TOKEN_BYTES, encode_frame, read_frame
 from tests.support import deadlines
-
-
-def test_frames_are_encoded_and_decoded():
-    messages = [{"a": "é\n\0"}, [], "x" * 70_000, None]
-    stream = io.BytesIO(b"".join(encode_frame(message) for message in messages))
-    assert [read_frame(stream) for _ in range(3)] == messages[:3]
-
-
-def test_a_truncated_frame_is_the_end_of_the_stream():
-    frame = encode_frame({"a": 1})
-    for length in range(len(frame)):
-        assert read_frame(io.BytesIO(frame[:length])) is None
 
 
 def test_a_worker_answers_and_ends_when_its_input_closes():
@@ -26,9 +14,9 @@ def test_a_worker_answers_and_ends_when_its_input_closes():
             sys.executable,
             "-c",
             "from megatron_prime.rewards.worker import main; main()",
+            "5",
             "exact_match",
             "megatron_prime.rewards",
-            "5",
             "{}",
         ],
         input=tokens[0]
@@ -48,4 +36,3 @@ def test_a_worker_answers_and_ends_when_its_input_closes():
     assert error["reward"] is None
     assert error["status"] == "error"
     assert stream.read() == b""
-    assert HEADER.size == 4

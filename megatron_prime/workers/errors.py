@@ -1,0 +1,49 @@
+"""Describes an exception of a user's code in one line and by its traceback, both with the place in that code."""
+
+import asyncio
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+MAX_DETAIL = 500
+"""Characters of a description."""
+MAX_TRACEBACK = 20_000
+"""Characters of a traceback; of a longer one the middle is left out."""
+_CALLERS = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent), "<frozen importlib")
+"""Begins of the files that call a user's code: this package, the loop of async functions, and the import system."""
+
+
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """Return an exception in one line, with the last place in the user's code, and its traceback.
+
+    Both begin where this package calls other code, if it does.
+    """
+    trace = _outside(error.__traceback__)
+    # The exception's own __str__ may raise, which this function handles.
+    text = " ".join("".join(traceback.format_exception_only(error)).split())[:MAX_DETAIL]
+    places = traceback.extract_tb(trace)
+    if places:
+        # A library that the code calls is not where its author looks first.
+        place = [each for each in places if each.filename == places[0].filename][-1]
+        text = f"{text} ({place.filename}, line {place.lineno})"
+    lines = plain("".join(traceback.format_exception(type(error), error, trace)))
+    if len(lines) > MAX_TRACEBACK:
+        lines = f"{lines[: MAX_TRACEBACK // 2]}\n...\n{lines[-MAX_TRACEBACK // 2 :]}"
+    return plain(text), lines.rstrip()
+
+
+def plain(text: str) -> str:
+    """Return a text that every log can hold: without halves of characters, and what would move a terminal's cursor."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in whole)
+
+
+def _outside(trace: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback behind all callers, or the whole if nothing is behind."""
+    inner = trace
+    while inner is not None:
+        file = inner.tb_frame.f_code.co_filename
+        if not file.startswith(_CALLERS) and not file.endswith("importlib/__init__.py"):
+            return inner
+        inner = inner.tb_next
+    return trace

@@ -1,0 +1,75 @@
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from megatron_prime.workers.process import BACKSTOP_S, WorkerDiedError, WorkerProcess, WorkerTimeoutError
+from tests.support import deadlines
+
+MODULE = "tests.workers.toy_program"
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(greeting="hello", timeout_s=60.0, **options):
+        started.append(WorkerProcess(MODULE, [greeting], timeout_s, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.kill()
+        assert not psutil.pid_exists(process.pid)
+
+
+def test_requests_are_answered_in_one_process_after_another_alike(start):
+    first, second = start(), start()
+    assert first.ask(["echo", {"é": [1, None]}])[:2] == ["hello", {"é": [1, None]}]
+    # Hashes of texts, which order sets, are equal in all workers.
+    assert first.ask(["echo", 1]) == second.ask(["echo", 1])
+    assert first.ask(["echo", 1])[3] == 60.0 + BACKSTOP_S
+    assert first.ask(["read", 0]) == "", "stdin is empty"
+
+
+FAILURES = {
+    "exit": (["exit", 3], WorkerDiedError, "ended with exit code 3"),
+    "sleep": (["sleep", 60], WorkerTimeoutError, "no reply by the deadline"),
+    "long": (["long", 2000], WorkerDiedError, "announced 2002 bytes"),
+}
+
+
+@pytest.mark.parametrize(("request_", "error", "match"), FAILURES.values(), ids=FAILURES)
+def test_failures_of_a_request(start, request_, error, match):
+    process = start(timeout_s=0.5, max_reply_bytes=1000)
+    with pytest.raises(error, match=match):
+        process.ask(request_)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "match"),
+    [("fail", "KeyError: 'no such tool'.*toy_program.py, line"), ("die", "exit code 4")],
+)
+def test_a_start_that_fails_says_why_and_leaves_nothing(greeting, match):
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(WorkerDiedError, match=match):
+        WorkerProcess(MODULE, [greeting], 60.0)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not [child for child in psutil.Process().children() if MODULE in " ".join(child.cmdline())]
+
+
+def test_another_thread_interrupts_a_request(start):
+    process = start()
+    timer = threading.Timer(0.2, process.interrupt)
+    timer.start()
+    begin = time.monotonic()
+    with pytest.raises(WorkerDiedError, match=f"killed by signal {int(signal.SIGKILL)}"):
+        process.ask(["sleep", 50])
+    assert time.monotonic() - begin < deadlines.seconds(10)
+    timer.join()
+    process.kill()
+    process.interrupt()  # does nothing: another process may have the pid by now

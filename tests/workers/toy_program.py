@@ -1,0 +1,33 @@
+"""A worker program for tests: it executes the commands that it is sent."""
+
+import os
+import sys
+import time
+
+from megatron_prime.workers.program import serve
+
+
+def main():
+    timeout_s, greeting = sys.argv[1:3]
+
+    def load():
+        print("noise on stdout")
+        if greeting == "fail":
+            raise KeyError("no such tool")
+        if greeting == "die":
+            os._exit(4)
+        return answer
+
+    def answer(request):
+        command, value = request
+        if command == "sleep":
+            time.sleep(value)
+        if command == "exit":
+            os._exit(value)
+        if command == "read":
+            return sys.stdin.read()
+        if command == "long":
+            return "x" * value
+        return [greeting, value, hash("text"), float(timeout_s)]
+
+    serve(load, float(timeout_s))
