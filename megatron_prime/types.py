@@ -115,6 +115,10 @@ class Rollout:
     in one turn."""
     is_judged: bool = False
     """Whether the environment gave the outcome, so that no verifier is asked."""
+    num_failed_episodes: int = 0
+    """Number of environments that failed under this response; it was begun again after each, if not too many failed."""
+    environment_s: float = field(default=0.0, compare=False)
+    """Time that the response waited for its environment, in seconds."""
 
     def __post_init__(self) -> None:
         assert self.response_ids, "a response has at least one token"

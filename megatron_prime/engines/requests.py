@@ -3,13 +3,16 @@
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.types import Prompt, SamplingParams
+
+_ATTEMPT = 1 << 32
+"""Distance of the draw indices of two attempts: no call samples so many responses to a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,18 @@ class StreamKey:
     stream_key: int
     prompt_index: int
     draw_index: int
-    """sample_index, plus group_size for every earlier occurrence of the prompt in the call."""
+    """sample_index, plus group_size for every earlier occurrence of the prompt in the call; plus _ATTEMPT for every
+    attempt at the response whose environment failed."""
 
     def uniforms(self, num_tokens: int) -> np.ndarray:
         """Return float64 [num_tokens] in [0, 1). A longer request starts with the numbers of a shorter one."""
         # Philox is counter-based: its 128-bit key names a stream, and streams of different keys are independent.
         key = int.from_bytes(self.digest(16), "little")
         return np.random.Generator(np.random.Philox(key=key)).random(num_tokens)
+
+    def next_attempt(self) -> "StreamKey":
+        """Return the key of another attempt at the same response."""
+        return replace(self, draw_index=self.draw_index + _ATTEMPT)
 
     def digest(self, num_bytes: int) -> bytes:
         """Return a hash of the key."""
@@ -61,14 +69,19 @@ def check_request(
     """Raise ValueError for arguments of `Engine.generate` that are invalid or exceed the model's limits."""
     _check_sampling(params, group_size, stream_key)
     for prompt in prompts:
-        if not prompt.token_ids:
-            raise ValueError(f"prompt {prompt.index} has no tokens")
-        if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < limits.vocab_size:
-            raise ValueError(
-                f"prompt {prompt.index} has tokens outside the model's vocabulary of {limits.vocab_size}: are "
-                "tokenizer and model from one checkpoint?"
-            )
-        _check_length(prompt, params, limits)
+        check_prompt(prompt, params, limits)
+
+
+def check_prompt(prompt: Prompt, params: SamplingParams, limits: ModelLimits) -> None:
+    """Raise ValueError for a prompt that the model cannot respond to."""
+    if not prompt.token_ids:
+        raise ValueError(f"prompt {prompt.index} has no tokens")
+    if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < limits.vocab_size:
+        raise ValueError(
+            f"prompt {prompt.index} has tokens outside the model's vocabulary of {limits.vocab_size}: are "
+            "tokenizer and model from one checkpoint?"
+        )
+    _check_length(prompt, params, limits)
 
 
 def _check_sampling(params: SamplingParams, group_size: int, stream_key: int) -> None:
@@ -76,6 +89,10 @@ def _check_sampling(params: SamplingParams, group_size: int, stream_key: int) ->
         raise ValueError(f"max_response_tokens = {params.max_response_tokens} must be at least 1")
     if not 0 <= params.temperature < float("inf"):
         raise ValueError(f"temperature = {params.temperature} must be finite and not negative")
+    if params.max_turns < 1:
+        raise ValueError(f"max_turns = {params.max_turns} must be at least 1")
+    if params.max_turn_tokens is not None and params.max_turn_tokens < 1:
+        raise ValueError(f"max_turn_tokens = {params.max_turn_tokens} must be at least 1")
     if not 0 < params.top_p <= 1:
         raise ValueError(f"top_p = {params.top_p} must be in (0, 1]")
     if group_size < 1:

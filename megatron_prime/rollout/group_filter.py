@@ -47,7 +47,8 @@ def split_groups(
     groups = [list(rollouts[start : start + group_size]) for start in range(0, len(rollouts), group_size)]
     for group in groups:
         index = group[0].prompt.index
-        if any(rollout.prompt != group[0].prompt for rollout in group) or [
+        # The index and not the tokens: an environment that failed to start has not written its prompt.
+        if any(rollout.prompt.index != index for rollout in group) or [
             rollout.sample_index for rollout in group
         ] != list(range(group_size)):
             raise RuntimeError(

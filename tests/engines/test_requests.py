@@ -19,6 +19,7 @@ def test_streams_are_keyed_and_a_longer_one_extends_a_shorter():
     assert np.array_equal(key.uniforms(5), key.uniforms(300)[:5])
     others = [StreamKey(0, 2, 3, 4), StreamKey(1, 0, 3, 4), StreamKey(1, 2, 0, 4), StreamKey(1, 2, 3, 0)]
     # Keys whose words join to the same sequence are still different streams.
+    others += [key.next_attempt(), key.next_attempt().next_attempt(), StreamKey(1, 2, 3, 4 + 4096)]
     others += [StreamKey(1, 2, 4, 3), StreamKey(0, 1 << 32, 5, 0), StreamKey(0, 0, 1 + (5 << 32), 0)]
     streams = {tuple(each.uniforms(4)) for each in [key, *others]}
     assert len(streams) == 1 + len(others)
@@ -34,6 +35,8 @@ def test_streams_are_keyed_and_a_longer_one_extends_a_shorter():
         (SamplingParams(1, temperature=-1), 1, 0, "temperature"),
         (SamplingParams(1, temperature=math.nan), 1, 0, "temperature"),
         (SamplingParams(1, top_p=0), 1, 0, "top_p"),
+        (SamplingParams(1, max_turns=0), 1, 0, "max_turns"),
+        (SamplingParams(1, max_turn_tokens=0), 1, 0, "max_turn_tokens"),
         (SamplingParams(1), 0, 0, "group_size"),
         (SamplingParams(1), 1, -1, "stream_key"),
     ],

@@ -1,10 +1,10 @@
 """Autoregressive decoding of one batch of requests with an HF causal language model.
 
-Prompts are left-padded, and each distinct prompt is prefilled once; its row of the cache is then copied to all of its
+Inputs are left-padded, and each distinct input is prefilled once; its row of the cache is then copied to all of its
 requests. When a quarter of the rows have finished they are removed from the batch, so that the last tokens of long
 responses do not cost a full batch.
 
-Shapes: U distinct prompts, B requests still in the batch, L tokens so far, V vocab.
+Shapes: U distinct inputs, B requests still in the batch, L tokens so far, V vocab.
 """
 
 import math
@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from megatron_prime.engines.local.sampling import sample_tokens
 from megatron_prime.engines.requests import StreamKey
-from megatron_prime.types import FinishReason, Prompt, SamplingParams
+from megatron_prime.types import FinishReason, SamplingParams
 
 _COMPACT_BELOW = 0.75
 """Finished rows are removed when a smaller share of the batch is unfinished: O(log B) copies of the cache."""
@@ -28,17 +28,22 @@ _PADDING_ID = 0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A response to be sampled."""
+    """A turn to be sampled."""
 
-    prompt: Prompt
-    sample_index: int
+    input_ids: tuple[int, ...]
+    """The prompt, and the turns and replies so far; not empty."""
     key: StreamKey
+    max_tokens: int
+    """Most tokens of the turn, at least 1."""
+    offset: int = 0
+    """Number of the response's tokens in input_ids, whose random numbers are skipped."""
 
 
 @dataclass(slots=True)
-class Response:
-    """A response while it is sampled."""
+class DecodedTurn:
+    """A turn while it is sampled."""
 
+    max_tokens: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = FinishReason.LENGTH
@@ -56,8 +61,8 @@ class _Batch:
     """Logits of the next token."""
     last_tokens_B: Tensor
     """Tokens that were sampled but are not in the cache yet."""
-    responses: list[Response]
-    """The response of each row, shared with the caller."""
+    turns: list[DecodedTurn]
+    """The turn of each row, shared with the caller."""
     uniforms_BT: Tensor
     unfinished: list[bool]
 
@@ -76,7 +81,7 @@ class _Batch:
         if not rows or len(rows) >= _COMPACT_BELOW * len(self.unfinished):
             return
         self.select(rows)
-        self.responses = [self.responses[row] for row in rows]
+        self.turns = [self.turns[row] for row in rows]
         self.uniforms_BT = self.uniforms_BT[torch.tensor(rows, device=self.uniforms_BT.device)]
         self.unfinished = [True] * len(rows)
 
@@ -84,43 +89,43 @@ class _Batch:
 @torch.inference_mode()
 def decode_batch(
     model: PreTrainedModel, requests: Sequence[Request], params: SamplingParams
-) -> list[Response]:
+) -> list[DecodedTurn]:
     """Sample all requests at once.
 
-    Memory: the KV cache of len(requests) sequences as long as the longest prompt plus the longest response, about twice
+    Memory: the KV cache of len(requests) sequences as long as the longest input plus the longest turn, about twice
     that for one layer while it grows, and a few [B, V] tensors.
 
     Args:
         model: an HF causal LM in eval mode, whole on one device.
-        requests: at least one; equal prompts share their prefill.
-        params: sampling parameters.
+        requests: at least one; equal inputs share their prefill.
+        params: sampling parameters; the limits are those of the requests.
 
     Returns:
-        The response to each request, in order.
+        The turn of each request, in order.
 
     Raises:
         RuntimeError: the model's log-probs are not finite.
     """
-    batch = _prefill(model, requests, params)
-    responses = list(batch.responses)
-    for position in range(params.max_response_tokens):
+    batch = _prefill(model, requests)
+    turns = list(batch.turns)
+    for position in range(max(request.max_tokens for request in requests)):
         _pick(batch, position, params)
-        if position + 1 == params.max_response_tokens or not any(batch.unfinished):
+        if not any(batch.unfinished):
             break
         batch.compact()
         _forward(model, batch)
-    return responses
+    return turns
 
 
-def _prefill(model: PreTrainedModel, requests: Sequence[Request], params: SamplingParams) -> _Batch:
-    """Compute the distinct prompts, and copy their rows of the cache to the requests."""
+def _prefill(model: PreTrainedModel, requests: Sequence[Request]) -> _Batch:
+    """Compute the distinct inputs, and copy their rows of the cache to the requests."""
     device = model.device
-    row_of_prompt: dict[tuple[int, ...], int] = {}
-    rows = [row_of_prompt.setdefault(request.prompt.token_ids, len(row_of_prompt)) for request in requests]
-    lengths = [len(token_ids) for token_ids in row_of_prompt]
+    row_of_input: dict[tuple[int, ...], int] = {}
+    rows = [row_of_input.setdefault(request.input_ids, len(row_of_input)) for request in requests]
+    lengths = [len(token_ids) for token_ids in row_of_input]
     input_ids_UL = torch.full((len(lengths), max(lengths)), _PADDING_ID)
     mask_UL = torch.zeros_like(input_ids_UL)
-    for row, token_ids in enumerate(row_of_prompt):
+    for row, token_ids in enumerate(row_of_input):
         input_ids_UL[row, -len(token_ids) :] = torch.tensor(token_ids)
         mask_UL[row, -len(token_ids) :] = 1
     mask_UL = mask_UL.to(device)
@@ -134,18 +139,21 @@ def _prefill(model: PreTrainedModel, requests: Sequence[Request], params: Sampli
         use_cache=True,
         logits_to_keep=1,
     )
-    uniforms_BT = np.stack([request.key.uniforms(params.max_response_tokens) for request in requests])
+    uniforms_BT = np.zeros((len(requests), max(request.max_tokens for request in requests)))
+    for row, request in enumerate(requests):
+        numbers = request.key.uniforms(request.offset + request.max_tokens)
+        uniforms_BT[row, : request.max_tokens] = numbers[request.offset :]
     batch = _Batch(
         cache=cache,
         attention_mask_BL=mask_UL,
         positions_B=torch.tensor(lengths, device=device),
         logits_BV=output.logits[:, -1],
         last_tokens_B=input_ids_UL[:, -1].to(device),
-        responses=[Response() for _ in requests],
+        turns=[DecodedTurn(request.max_tokens) for request in requests],
         uniforms_BT=torch.from_numpy(uniforms_BT).to(device),
         unfinished=[True] * len(requests),
     )
-    # Only now the batch grows from U prompts to B requests: the prompts were computed once each.
+    # Only now the batch grows from U inputs to B requests: the inputs were computed once each.
     batch.select(rows)
     return batch
 
@@ -168,7 +176,7 @@ def _forward(model: PreTrainedModel, batch: _Batch) -> None:
 
 
 def _pick(batch: _Batch, position: int, params: SamplingParams) -> None:
-    """Sample one token per row and append it to the unfinished responses."""
+    """Sample one token per row and append it to the unfinished turns."""
     # Finished rows are sampled as well: leaving them out would cost a copy of the cache at every token.
     tokens_B, logprobs_B = sample_tokens(
         batch.logits_BV, batch.uniforms_BT[:, position], params.temperature, params.top_p
@@ -178,10 +186,12 @@ def _pick(batch: _Batch, position: int, params: SamplingParams) -> None:
             continue
         if not math.isfinite(logprob):
             raise RuntimeError("the rollout model's log-probs are not finite: its weights have diverged")
-        response = batch.responses[row]
-        response.token_ids.append(token)
-        response.logprobs.append(logprob)
+        turn = batch.turns[row]
+        turn.token_ids.append(token)
+        turn.logprobs.append(logprob)
         if token in params.stop_token_ids:
-            response.finish_reason = FinishReason.STOP
+            turn.finish_reason = FinishReason.STOP
+            batch.unfinished[row] = False
+        elif len(turn.token_ids) == turn.max_tokens:
             batch.unfinished[row] = False
     batch.last_tokens_B = tokens_B

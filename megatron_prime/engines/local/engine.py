@@ -3,14 +3,17 @@
 Every rank holds a whole copy of the model and samples its share of the requests; the shares are then gathered.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from megatron_prime.engines.conversation import SampledTurn
+from megatron_prime.engines.dialogue import Dialogue, DialogueSettings, close_all
 from megatron_prime.engines.local.decoding import Request, decode_batch
 from megatron_prime.engines.local.expert_views import checkpoint_views
 from megatron_prime.engines.requests import ModelLimits, StreamKey, check_request
@@ -81,13 +84,18 @@ class LocalEngine:
         model = self._open_model()
         self.weights.require_weights()
         check_request(prompts, params, group_size, stream_key, self._limits)
+        settings = DialogueSettings(params, self._limits, environments)
         requests = self._requests(prompts, group_size, stream_key)
         # Every rank computes the whole order and takes its share of it, so that nothing has to be communicated before.
         order = _dealt_order(
             [len(prompt.token_ids) for prompt in prompts], self._ranks.world_size, group_size
         )
-        sampled = self._sample(model, [requests[place] for place in self._ranks.share(order)], params)
-        rollouts = self._ranks.gather_all(sampled)
+        share = [Dialogue(*requests[place], settings) for place in self._ranks.share(order)]
+        try:
+            self._sample(model, share, settings)
+        finally:
+            close_all(share)
+        rollouts = self._ranks.gather_all([dialogue.rollout(self.policy_version) for dialogue in share])
         by_place = dict(zip(order, rollouts, strict=True))
         return [by_place[place] for place in range(len(requests))]
 
@@ -117,8 +125,10 @@ class LocalEngine:
             if name not in self.weights.aliases:
                 yield [WeightBlock(name, dim=0, start=0, tensor=reader.read_slice(name, 0, 0, dims[0]))]
 
-    def _requests(self, prompts: Sequence[Prompt], group_size: int, stream_key: int) -> list[Request]:
-        """Return the requests of all ranks, ordered by prompt and then by sample."""
+    def _requests(
+        self, prompts: Sequence[Prompt], group_size: int, stream_key: int
+    ) -> list[tuple[Prompt, int, StreamKey]]:
+        """Return (prompt, sample index, key) of all ranks' responses, ordered by prompt and then by sample."""
         num_seen: Counter[int] = Counter()
         requests = []
         for prompt in prompts:
@@ -127,28 +137,56 @@ class LocalEngine:
             for sample in range(group_size):
                 # A repeated prompt continues to count: its responses must not repeat those of its first occurrence.
                 key = StreamKey(self._seed, stream_key, prompt.index, first_draw + sample)
-                requests.append(Request(prompt, sample, key))
+                requests.append((prompt, sample, key))
         return requests
 
     def _sample(
-        self, model: PreTrainedModel, requests: list[Request], params: SamplingParams
-    ) -> list[Rollout]:
-        """Sample this rank's requests in batches of prompts of similar length; keep the given order."""
-        order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt.token_ids))
-        rollouts: dict[int, Rollout] = {}
-        batches = range(0, len(order), self._max_batch_size)
-        for places in self._worker.each([order[start : start + self._max_batch_size] for start in batches]):
-            responses = decode_batch(model, [requests[place] for place in places], params)
-            for place, response in zip(places, responses, strict=True):
-                rollouts[place] = Rollout(
-                    prompt=requests[place].prompt,
-                    sample_index=requests[place].sample_index,
-                    response_ids=tuple(response.token_ids),
-                    rollout_logprobs=tuple(response.logprobs),
-                    finish_reason=response.finish_reason,
-                    policy_version=self.policy_version,
-                )
-        return [rollouts[place] for place in range(len(requests))]
+        self, model: PreTrainedModel, dialogues: Sequence[Dialogue], settings: DialogueSettings
+    ) -> None:
+        """Sample this rank's responses, at most max_batch_size at a time, those to prompts of similar length together.
+
+        All of them take a turn together, and then wait for the slowest environment; others take the place of those that
+        are over.
+        """
+        waiting = deque(sorted(dialogues, key=lambda dialogue: len(dialogue.conversation.input_ids)))
+        live: list[Dialogue] = []
+        self._worker.submit(len(waiting))
+        try:
+            with asyncio.Runner() as runner:
+                while waiting or live:
+                    joining = [waiting.popleft() for _ in range(self._max_batch_size - len(live)) if waiting]
+                    self._worker.begin(len(joining))
+                    live += joining
+                    if settings.environments is not None:
+                        runner.run(_together(dialogue.begin() for dialogue in joining))
+                    self._take_turn(model, [dialogue for dialogue in live if not dialogue.is_over], settings)
+                    if settings.environments is not None:
+                        runner.run(_together(dialogue.reply() for dialogue in live))
+                    self._worker.end(sum(dialogue.is_over for dialogue in live))
+                    live = [dialogue for dialogue in live if not dialogue.is_over]
+        finally:
+            self._worker.end(len(live))
+            self._worker.withdraw(len(waiting))
+
+    def _take_turn(
+        self, model: PreTrainedModel, dialogues: Sequence[Dialogue], settings: DialogueSettings
+    ) -> None:
+        """Sample the next turn of each dialogue."""
+        conversations = [dialogue.conversation for dialogue in dialogues]
+        requests = [
+            Request(each.input_ids, dialogue.key, each.turn_budget, each.num_tokens)
+            for dialogue, each in zip(dialogues, conversations, strict=True)
+        ]
+        if not requests:
+            return
+        for dialogue, turn in zip(dialogues, decode_batch(model, requests, settings.params), strict=True):
+            spans = ((self.policy_version, 0, len(turn.token_ids)),)
+            dialogue.add_turn(SampledTurn(turn.token_ids, turn.logprobs, turn.finish_reason, spans))
+
+
+async def _together(work: Iterable[Coroutine[None, None, None]]) -> None:
+    """Await all of the work at the same time."""
+    await asyncio.gather(*work)
 
 
 def _build_model(model_path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,10 +1,12 @@
 """The embedded engine against HF's own generate and forward, and its independence of batching and ranks."""
 
+import asyncio
 import hashlib
 import json
 import math
 import shutil
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.engines.local.engine import LocalEngine
+from megatron_prime.engines.requests import StreamKey
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
+from megatron_prime.rollout.episode import EpisodeError
+from megatron_prime.rollout.group_filter import FilterDecision, decide_groups, split_groups
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import tensor_checksum
 from megatron_prime.types import FinishReason, Prompt, SamplingParams, WeightBlock
+from tests.support.episodes import ScriptedEnvironments, echo, told
 from tests.support.rollout_doubles import BUILDING, run_on_ranks
 from tests.support.tiny_models import BUILDERS, ragged_sequences, save_tiny_model
 
@@ -180,6 +187,124 @@ def test_keys_select_the_random_numbers(checkpoints):
     assert tokens_of(twice[:2]) == tokens_of(first[:2])
     assert len(set(tokens_of(twice))) == 4
     assert [rollout.sample_index for rollout in twice] == [0, 1, 0, 1]
+
+
+TURNS = SamplingParams(40, max_turns=6, max_turn_tokens=9, stop_token_ids=tuple(range(0, 300, 12)))
+"""One token in twelve ends a turn."""
+
+
+def test_turns_continue_from_the_replies_with_the_random_numbers_of_their_places(checkpoints):
+    folder, model = checkpoints("qwen2")
+    environments = ScriptedEnvironments(echo(4), prompt_of=told)
+    rollouts = make_engine(folder, seed=3).generate(PROMPTS, TURNS, 4, 17, environments)
+    assert {len(rollout.turns) for rollout in rollouts} >= {2, 4}
+    assert {rollout.finish_reason for rollout in rollouts} == {FinishReason.STOP, FinishReason.LENGTH}
+    for rollout in rollouts:
+        assert rollout.prompt.token_ids[-2:] == (5, 6) and len(rollout.response_ids) <= 40
+        start = 0
+        for turn in rollout.turns:
+            policy, reply = (
+                rollout.response_ids[start : turn.policy_end],
+                rollout.response_ids[turn.policy_end : turn.end],
+            )
+            assert len(policy) <= 9 and not set(policy[:-1]) & set(TURNS.stop_token_ids)
+            assert reply in ((), (sum(policy) % 300, len(policy)))
+            start = turn.end
+        mask = np.array(rollout.policy_mask)
+        logprobs = hf_logprobs(model, rollout)
+        chosen = logprobs[torch.arange(len(mask)), list(rollout.response_ids)].numpy()
+        np.testing.assert_allclose(rollout.rollout_logprobs, np.where(mask, chosen, 0), atol=1e-5)
+        draws = StreamKey(3, 17, rollout.prompt.index, rollout.sample_index).uniforms(len(mask))
+        above = logprobs.exp().numpy().cumsum(-1)[np.arange(len(mask)), rollout.response_ids]
+        is_drawn = (above - np.exp(chosen) - 1e-6 <= draws) & (draws <= above + 1e-6)
+        assert is_drawn[mask].all()
+    assert not environments.live and len(environments.episodes) == 20
+
+
+def test_an_environment_that_ends_after_one_turn_changes_nothing(checkpoints):
+    engine = make_engine(checkpoints("qwen3")[0])
+    params, _ = stopping_params(engine)
+    alone = engine.generate(PROMPTS, params, 4, 5)
+    rollouts = engine.generate(PROMPTS, params, 4, 5, ScriptedEnvironments(echo(1)))
+    assert [replace(rollout, reason="") for rollout in rollouts] == alone
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama rope"])
+def test_turns_do_not_depend_on_batching_ranks_or_order(checkpoints, name):
+    folder, _ = checkpoints(name)
+
+    def script(episode):
+        number = sum(episode.seen[-1][0])
+        return echo(1 + number % 5)(episode)
+
+    def generate(prompts=PROMPTS, ranks=None, **changes):
+        engine = make_engine(folder, ranks=ranks, **changes)
+        return engine.generate(prompts, TURNS, 4, 5, ScriptedEnvironments(script))
+
+    wanted = generate()
+    records = [(each.response_ids, each.turns, each.finish_reason) for each in wanted]
+    for max_batch_size in (1, 3, 7):
+        got = generate(max_batch_size=max_batch_size)
+        assert [(each.response_ids, each.turns, each.finish_reason) for each in got] == records
+    by_rank = run_on_ranks(3, lambda ranks: generate(ranks=ranks))
+    assert by_rank[0] == by_rank[2] and tokens_of(by_rank[0]) == tokens_of(wanted)
+    assert tokens_of(generate(PROMPTS[::-1]))[-4:] == tokens_of(wanted[:4])
+
+
+def test_environments_work_at_the_same_time_and_no_more_than_fit(checkpoints):
+    async def script(episode):
+        await asyncio.sleep(0)
+        return echo(2)(episode)
+
+    for max_batch_size, most in ((64, 20), (6, 6)):
+        environments = ScriptedEnvironments(script)
+        engine = make_engine(checkpoints("qwen2")[0], max_batch_size=max_batch_size)
+        engine.generate(PROMPTS, TURNS, 4, 5, environments)
+        assert environments.most_stepping == most
+
+
+def test_a_failed_environment_costs_one_response_an_attempt(checkpoints):
+    engine = make_engine(checkpoints("qwen2")[0])
+    alone = engine.generate(PROMPTS, TURNS, 2, 5, ScriptedEnvironments(echo(3)))
+
+    def script(episode):
+        if episode is episode.owner.episodes[4] and len(episode.seen) == 2:
+            raise EpisodeError("it hangs")
+        if episode.prompt.index == PROMPTS[1].index:
+            raise EpisodeError("always")
+        return echo(3)(episode)
+
+    rollouts = engine.generate(PROMPTS, TURNS, 2, 5, environments := ScriptedEnvironments(script))
+    changed = [
+        place for place, tokens in enumerate(tokens_of(rollouts)) if tokens != alone[place].response_ids
+    ]
+    failed = [place for place, rollout in enumerate(rollouts) if rollout.finish_reason is FinishReason.ABORT]
+    again = [place for place, rollout in enumerate(rollouts) if rollout.num_failed_episodes == 1]
+    assert failed == [2, 3] and len(again) == 1 and changed == sorted(failed + again)
+    assert not environments.live
+    groups = split_groups(rollouts, 2)
+    assert decide_groups(groups, FilterConfig(enabled=False))[1] is FilterDecision.ABORTED
+
+
+def test_an_error_in_the_middle_closes_all_environments(checkpoints):
+    folder, model = checkpoints("qwen2")
+    engine = make_engine(folder)
+
+    def script(episode):
+        if len(episode.seen) == 2:
+            engine.weights.receive(1, [broken])
+        return echo(3)(episode)
+
+    broken = [
+        WeightBlock(name, 0, 0, torch.full_like(each, math.nan)) for name, each in model.state_dict().items()
+    ]
+    for environments in (
+        ScriptedEnvironments(script),
+        ScriptedEnvironments(echo(1), open_fault=lambda number: 1 // (number - 3) > 9),
+    ):
+        with pytest.raises((RuntimeError, ZeroDivisionError)):
+            engine.generate(PROMPTS, TURNS, 2, 5, environments)
+        assert environments.episodes and not environments.live
 
 
 def sliced_buckets(model, tied):
