@@ -1,7 +1,7 @@
 """A response and the environment that replies to it. When the environment fails, the response is begun again.
 
-An engine calls `begin`, samples a turn, calls `add_turn` and `reply`, and so on until the dialogue is over; each dialogue
-at its own pace. Without environments, `add_turn` ends the response.
+An engine calls `begin`, samples a turn, calls `add_turn` and `reply`, and so on until the dialogue is over. Dialogues
+share nothing, so that each has its own pace. Without environments, `add_turn` ends the response.
 """
 
 import time
