@@ -27,8 +27,6 @@ RANGES: tuple[tuple[str, float, float, str], ...] = (
         1e-2,
         "AdamW changes each weight by about this much in every update; usual are 1e-7 to 1e-5",
     ),
-    ("policy.clip_high", 0.01, 1.0, "usual are 0.1 to 0.3"),
-    ("policy.clip_low", 0.01, 0.9, "usual are 0.1 to 0.3"),
     ("policy.kl_coef", 0, 1.0, "the KL term outweighs the rewards; usual are 0 to 0.1"),
     ("policy.entropy_coef", 0, 0.1, "the entropy bonus outweighs the rewards; usual are 0 to 0.01"),
     ("policy.weight_decay", 0, 1.0, "usual are 0 to 0.1"),
@@ -49,6 +47,17 @@ RANGES: tuple[tuple[str, float, float, str], ...] = (
 )
 """Option, the smallest and the largest value that is not questioned, and a reason or what is usual."""
 
+CLIP_RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], str]] = {
+    "ppo_clip": ((0.01, 0.9), (0.01, 1.0), "usual are 0.1 to 0.3"),
+    "gspo": (
+        (1e-5, 0.02),
+        (1e-5, 0.02),
+        "the ratio of a whole response is rarely that far from 1; usual are 3e-4 and 4e-4",
+    ),
+    "cispo": ((0.01, 1.0), (0.01, 10.0), "usual is a clip_low near 1 and a clip_high of 0.2 to 4"),
+}
+"""policy.loss -> the smallest and largest clip_low and clip_high that are not questioned, and what is usual."""
+
 
 def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
     """Yield a line for each option of a `train` run that is possible but hardly meant."""
@@ -59,10 +68,22 @@ def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
             continue
         if not low <= value <= high:
             yield f"{key} = {value:g}: {reason}"
+    yield from _clipping(config)
     yield from _learning_rates(config)
     yield from _steps(config, arithmetic)
     yield from _filter(config)
     yield from _process_rewards(config)
+
+
+def _clipping(config: PrimeConfig) -> Iterator[str]:
+    policy = config.policy
+    if policy.loss not in CLIP_RANGES:  # a user's own
+        return
+    *ranges, reason = CLIP_RANGES[policy.loss]
+    for name, (low, high) in zip(("clip_low", "clip_high"), ranges, strict=True):
+        value = getattr(policy, name)
+        if not low <= value <= high:
+            yield f"policy.{name} = {value:g} with policy.loss = {policy.loss!r}: {reason}"
 
 
 def _learning_rates(config: PrimeConfig) -> Iterator[str]:

@@ -81,3 +81,19 @@ def test_a_run_without_the_filter_is_not_questioned_where_process_rewards_cannot
     override, workspace
 ):
     assert doubts_of(workspace, "filter.enabled=false", override) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "questioned"),
+    [
+        (["policy.clip_high=2.0"], ["clip_high"]),
+        (["policy.loss=gspo"], ["clip_low", "clip_high"]),
+        (["policy.loss=gspo", "policy.clip_low=3e-4", "policy.clip_high=4e-4"], []),
+        (["policy.loss=cispo", "policy.clip_low=0.99", "policy.clip_high=4.0"], []),
+        (["policy.loss=examples.mine:Loss", "policy.clip_high=50.0"], []),
+    ],
+)
+def test_what_is_a_usual_clip_depends_on_the_loss(overrides, questioned, workspace):
+    """A ratio of a whole response differs from 1 a thousand times less than that of a token."""
+    lines = [line for line in doubts_of(workspace, *overrides) if "clip" in line]
+    assert [line.split(" = ")[0] for line in lines] == [f"policy.{name}" for name in questioned]

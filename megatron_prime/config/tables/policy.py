@@ -17,7 +17,7 @@ class PolicyConfig(OptimizerConfig):
     lr: NonNegativeFloat = 5e-7
     weight_decay: NonNegativeFloat = 0.01
     loss: NameOrPath = "ppo_clip"
-    """A module of algorithm/policy_losses (ppo_clip), or a class as "package.module:Class"."""
+    """A module of algorithm/policy_losses (ppo_clip, gspo, cispo), or a class as "package.module:Class"."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: PositiveFloat = 0.2
