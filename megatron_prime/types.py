@@ -134,14 +134,17 @@ class Rollout:
     @property
     def policy_mask(self) -> list[bool]:
         """Whether the policy wrote each token."""
-        if not self.turns:
-            return [True] * len(self.response_ids)
+        mask = [False] * len(self.response_ids)
+        for start, end in self.policy_spans:
+            mask[start:end] = [True] * (end - start)
+        return mask
+
+    @property
+    def policy_spans(self) -> list[tuple[int, int]]:
+        """First position and end of each stretch of tokens that the policy wrote."""
         starts = (0, *(turn.end for turn in self.turns[:-1]))
-        return [
-            position < turn.policy_end
-            for start, turn in zip(starts, self.turns, strict=True)
-            for position in range(start, turn.end)
-        ]
+        ends = [turn.policy_end for turn in self.turns] or [len(self.response_ids)]
+        return list(zip(starts, ends, strict=True))
 
     def with_outcome(self, outcome_reward: float, reason: str = "") -> "Rollout":
         """Return a copy with the given outcome and the reason for it."""
@@ -191,10 +194,25 @@ class RolloutBatch:
 
     def to(self, device: torch.device) -> "RolloutBatch":
         """Return a copy of the batch with its tensors on `device`."""
-        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(
-            self,
-            **{name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)},
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        distinct = {id(tensor): tensor for tensor in tensors.values()}
+        moved = {key: tensor.to(device) for key, tensor in distinct.items()}
+        return replace(self, **{name: moved[id(tensor)] for name, tensor in tensors.items()})
+
+    def scored_mask_BT(self, score_environment: bool) -> torch.Tensor:  # noqa: N802
+        """Return the tokens that a PRM scores, bool [B, T]: all response tokens, or those that the policy wrote."""
+        return self.response_mask_BT if score_environment else self.policy_mask_BT
+
+    def unit_ids_BT(self, granularity: str) -> torch.Tensor | None:  # noqa: N802
+        """Return the unit of each token whose process rewards are summed at a granularity; None if it has no units."""
+        if granularity != "turn":
+            return self.step_ids_BT
+        # Without ids every response has one turn.
+        return (
+            torch.zeros_like(self.response_mask_BT, dtype=torch.int64)
+            if self.turn_ids_BT is None
+            else self.turn_ids_BT
         )
 
     def trained_rows(self, rows: Sequence[int]) -> list[int]:
@@ -226,19 +244,19 @@ class RolloutBatch:
             raise ValueError("a batch needs at least one rollout")
         shape = len(rollouts), max(len(rollout.response_ids) for rollout in rollouts)
         mask_BT = torch.zeros(shape, dtype=torch.bool)
-        policy_BT = torch.zeros(shape, dtype=torch.bool)
         logprobs_BT = torch.zeros(shape)
         steps_BT = None if step_ids is None else torch.zeros(shape, dtype=torch.int64)
         for row, rollout in enumerate(rollouts):
             length = len(rollout.response_ids)
             mask_BT[row, :length] = True
-            policy_BT[row, :length] = torch.tensor(rollout.policy_mask)
             logprobs_BT[row, :length] = torch.tensor(rollout.rollout_logprobs)
             if steps_BT is not None and step_ids is not None:
                 steps_BT[row, :length] = torch.tensor(step_ids[row])
                 # The padding repeats the last step, so that the ids do not decrease along T.
                 steps_BT[row, length:] = steps_BT[row, length - 1]
         turn_ids_BT, turn_rewards_BT = _turns(rollouts, shape)
+        # Without turns both masks are one tensor, which is moved to the device once.
+        policy_BT = mask_BT if turn_ids_BT is None else _policy_mask(rollouts, mask_BT)
         return RolloutBatch(
             rollouts=tuple(rollouts),
             response_mask_BT=mask_BT,
@@ -251,6 +269,15 @@ class RolloutBatch:
             turn_rewards_BT=turn_rewards_BT,
             stats=dict(stats or {}),
         )
+
+
+def _policy_mask(rollouts: Sequence[Rollout], mask_BT: torch.Tensor) -> torch.Tensor:
+    """Return the response mask without the replies."""
+    policy_BT = mask_BT.clone()
+    for row, rollout in enumerate(rollouts):
+        for turn in rollout.turns:
+            policy_BT[row, turn.policy_end : turn.end] = False
+    return policy_BT
 
 
 def _turns(

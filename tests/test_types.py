@@ -121,11 +121,21 @@ def test_turns_tell_the_tokens_of_the_policy_from_the_replies():
     assert batch.turn_ids_BT is not None and batch.turn_rewards_BT is not None
     assert batch.turn_ids_BT.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
     assert batch.turn_rewards_BT.tolist() == [[0, -0.5, 0, 0, 0], [0, 0, 0, 0, 0]]
+    assert several.policy_spans == [(0, 2), (4, 5)] and rollout(8, 9).policy_spans == [(0, 2)]
+    assert batch.scored_mask_BT(True).equal(batch.response_mask_BT)
+    assert batch.scored_mask_BT(False).equal(batch.policy_mask_BT)
+    assert batch.unit_ids_BT("turn") is batch.turn_ids_BT and batch.unit_ids_BT("step") is None
 
 
 def test_without_an_environment_the_policy_writes_everything(batch):
     assert batch.policy_mask_BT.equal(batch.response_mask_BT)
     assert batch.turn_ids_BT is None and batch.turn_rewards_BT is None
+    ids_BT = batch.unit_ids_BT("turn")
+    assert ids_BT is not None and not ids_BT.any()
+    # One tensor, so that it is moved to the device once.
+    assert batch.policy_mask_BT is batch.response_mask_BT
+    moved = batch.to(torch.device("meta"))
+    assert moved.policy_mask_BT is moved.response_mask_BT
 
 
 @pytest.mark.parametrize("turns", [(Turn(0, 2),), (Turn(2, 1), Turn(2, 2)), (Turn(1, 1),)])

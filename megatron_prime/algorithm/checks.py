@@ -50,6 +50,37 @@ def check_response_mask(response_mask_BT: Tensor) -> Tensor:
     return mask_BT
 
 
+def check_policy_mask(policy_mask_BT: Tensor | None, response_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both masks as bool, checked: that of the responses, and that of the tokens which the policy wrote.
+
+    Args:
+        policy_mask_BT: bool or 0/1; its holes are the replies of an environment. None: the policy wrote all tokens.
+        response_mask_BT: see `check_response_mask`.
+
+    Raises:
+        ValueError: the response mask is wrong, shapes differ, or the policy's tokens are not part of a response that
+            begins with one of them.
+    """
+    if policy_mask_BT is None:
+        mask_BT = check_response_mask(response_mask_BT)
+        return mask_BT, mask_BT
+    check_shapes(response_mask_BT.shape, policy_mask_BT=policy_mask_BT)
+    if response_mask_BT.dim() != 2 or response_mask_BT.numel() == 0:
+        check_response_mask(response_mask_BT)
+    mask_BT, policy_BT = response_mask_BT.bool(), policy_mask_BT.bool()
+    is_wrong_BT = policy_BT & ~mask_BT
+    is_wrong_BT[:, :1] |= mask_BT[:, :1] & ~policy_BT[:, :1]
+    is_wrong_BT[:, 1:] |= mask_BT[:, 1:] & ~mask_BT[:, :-1]
+    # One look for all reasons: each waits for the GPU.
+    if bool(is_wrong_BT.any()):
+        check_response_mask(response_mask_BT)
+        raise ValueError(
+            "policy_mask_BT marks padding, or leaves out the first token of a response; the policy writes first, and "
+            "its tokens are some of those in response_mask_BT"
+        )
+    return mask_BT, policy_BT
+
+
 def check_outcomes(outcome_rewards_B: Tensor, *, allow_nan: bool = False) -> None:
     """Raise ValueError unless every outcome lies in [0, 1]; NaN, a verifier error, passes if `allow_nan`."""
     is_nan_B = outcome_rewards_B.isnan()

@@ -4,6 +4,10 @@ The reward is q_t = log pi_phi(y_t | y_<t) - log pi_ref(y_t | y_<t). At the firs
 must be exactly 0, which it is only if both models run the same kernels on the same packing: rounding noise is
 information to whatever normalizes it later.
 
+Where an environment replies to the policy, a response has tokens of both, one after another, and the PRM reads all of
+them. `prm.score_environment` says whether the environment's are scored too. They are in the sum of the response and
+have rewards, since their surprise is the evidence for or against the decisions before them. Otherwise their q is 0.
+
 Shapes: B responses, T response tokens (right padded).
 """
 
@@ -12,28 +16,29 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from megatron_prime.algorithm.checks import check_choice, check_response_mask, check_shapes
-from megatron_prime.algorithm.tensor_ops import as_float, last_token_onehot, zero_padding
+from megatron_prime.algorithm.checks import check_choice, check_policy_mask, check_shapes
+from megatron_prime.algorithm.tensor_ops import as_float, next_columns_BT, zero_padding
+from megatron_prime.config.tables.advantage import ProcessCredit
 from megatron_prime.config.tables.prm import Granularity, PRMConfig
 
 
 def log_ratio_BT(  # noqa: N802
-    prm_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, response_mask_BT: Tensor
+    prm_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, scored_mask_BT: Tensor
 ) -> Tensor:
-    """Return q_t in nats, zero in the padding, differentiable in the PRM's log-probs alone.
+    """Return q_t in nats, zero outside the scored tokens, differentiable in the PRM's log-probs alone.
 
     Raises:
         ValueError: shapes differ.
     """
-    check_shapes(response_mask_BT.shape, prm_logprobs_BT=prm_logprobs_BT, ref_logprobs_BT=ref_logprobs_BT)
+    check_shapes(scored_mask_BT.shape, prm_logprobs_BT=prm_logprobs_BT, ref_logprobs_BT=ref_logprobs_BT)
     # Both terms are masked before the difference: -inf - -inf in the padding would poison the gradient.
-    prm_BT = zero_padding(as_float(prm_logprobs_BT), response_mask_BT)
-    ref_BT = zero_padding(as_float(ref_logprobs_BT), response_mask_BT).detach()
+    prm_BT = zero_padding(as_float(prm_logprobs_BT), scored_mask_BT)
+    ref_BT = zero_padding(as_float(ref_logprobs_BT), scored_mask_BT).detach()
     return prm_BT - ref_BT
 
 
 def sequence_scores_B(  # noqa: N802
-    prm_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, response_mask_BT: Tensor, beta: float
+    prm_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, scored_mask_BT: Tensor, beta: float
 ) -> Tensor:
     """Return beta * sum_t q_t, the logit that the response is correct, differentiable in the PRM's log-probs.
 
@@ -42,43 +47,54 @@ def sequence_scores_B(  # noqa: N802
     """
     if not beta > 0:
         raise ValueError(f"beta is {beta}; it must be positive (the paper's is 0.05)")
-    return beta * log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, response_mask_BT).sum(dim=1)
+    return beta * log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_mask_BT).sum(dim=1)
 
 
 def reward_positions(
-    response_mask_BT: Tensor, granularity: Granularity, step_ids_BT: Tensor | None = None
+    response_mask_BT: Tensor,
+    granularity: Granularity,
+    unit_ids_BT: Tensor | None = None,
+    policy_mask_BT: Tensor | None = None,
+    *,
+    score_environment: bool = True,
 ) -> Tensor:
     """Return a bool tensor, true on the tokens that carry a process reward at this granularity.
 
-    token: every response token; step: the last token of each step; whole: the last token of the response.
+    token: every scored token; step, turn: the last token that the policy wrote in each step or turn; whole: the last
+    token that the policy wrote.
 
     Args:
         response_mask_BT: bool or 0/1, right padded.
         granularity: the tokens to mark.
-        step_ids_BT: int, the step of each token, nondecreasing along a response; read for `step` only,
-            ignored in the padding.
+        unit_ids_BT: int, the step or turn of each token, nondecreasing along a response; read for `step` and `turn`
+            only, and on the policy's tokens only. A reply belongs to the unit before it.
+        policy_mask_BT: bool or 0/1, the tokens that the policy wrote; None for all of the response.
+        score_environment: whether tokens that the policy did not write carry rewards at `token`.
 
     Raises:
-        ValueError: unknown granularity, a mask with holes, step ids missing or decreasing.
+        ValueError: unknown granularity, a wrong mask, ids missing or decreasing.
     """
     check_choice("granularity", granularity, get_args(Granularity))
-    mask_BT = check_response_mask(response_mask_BT)
+    mask_BT, policy_BT = check_policy_mask(policy_mask_BT, response_mask_BT)
     if granularity == "token":
-        return mask_BT
-    last_BT = last_token_onehot(mask_BT)
+        return mask_BT if score_environment else policy_BT
+    num_columns = mask_BT.shape[1]
+    following_BT = _following_columns(policy_BT)
     if granularity == "whole":
-        return last_BT
-    if step_ids_BT is None:
+        return policy_BT & (following_BT == num_columns)
+    if unit_ids_BT is None:
         raise ValueError(
-            "granularity 'step' needs step_ids_BT: segment the responses, or use 'token' or 'whole'"
+            f"granularity {granularity!r} needs unit_ids_BT, the {granularity} of each token: segment the responses, "
+            "or use 'token' or 'whole'"
         )
-    check_shapes(mask_BT.shape, step_ids_BT=step_ids_BT)
-    both_real_BT = mask_BT[:, 1:]
-    step_change_BT = step_ids_BT[:, 1:] - step_ids_BT[:, :-1]
-    if bool(((step_change_BT < 0) & both_real_BT).any()):
-        raise ValueError("step_ids_BT decreases along a response; number the steps from left to right")
-    ends_step_BT = torch.nn.functional.pad((step_change_BT != 0) & both_real_BT, (0, 1), value=False)
-    return ends_step_BT | last_BT
+    check_shapes(mask_BT.shape, unit_ids_BT=unit_ids_BT)
+    change_BT = unit_ids_BT.gather(1, following_BT.clamp(max=num_columns - 1)) - unit_ids_BT
+    has_following_BT = policy_BT & (following_BT < num_columns)
+    if bool(((change_BT < 0) & has_following_BT).any()):
+        raise ValueError(
+            f"unit_ids_BT decreases along a response; number each {granularity} from left to right"
+        )
+    return policy_BT & ((change_BT != 0) | (following_BT == num_columns))
 
 
 @torch.no_grad()
@@ -87,40 +103,86 @@ def process_rewards_BT(  # noqa: N802
     ref_logprobs_BT: Tensor,
     response_mask_BT: Tensor,
     config: PRMConfig,
-    step_ids_BT: Tensor | None = None,
+    unit_ids_BT: Tensor | None = None,
+    policy_mask_BT: Tensor | None = None,
+    credit: ProcessCredit = "own",
 ) -> Tensor:
     """Return the process rewards r_t = beta * q_t (Eq. 3), or q_t by reward_scale, detached, zero in the padding.
 
-    Every token counts, the last one of the response included. A granularity coarser than `token` sums the
-    token rewards up to each position of `reward_positions`, so that a response's total is the same at every
-    granularity.
+    Every scored token counts, the last one of the response included. A granularity coarser than `token` sums the
+    token rewards of each unit on its position of `reward_positions`: those from the first token that the policy wrote
+    in it up to the next unit, with the replies between, so that a response's total is the same at every granularity.
+
+    Credit `hindsight` gives each position what follows it instead: the sum of the token rewards after it, up to and
+    with the next position, or to the end. At `token` that is r_{t+1}, and 0 at the end; at `turn` it is the reply to
+    the turn and the policy's next turn. The opinion of the PRM about a decision is left out, and what the response
+    shows of it afterwards counts.
 
     Args:
         prm_logprobs_BT: nats.
         ref_logprobs_BT: nats.
         response_mask_BT: bool or 0/1, right padded.
-        config: the [prm] section; reads beta, granularity and reward_scale.
-        step_ids_BT: int, nondecreasing; needed for granularity `step`.
+        config: the [prm] section; reads beta, granularity, reward_scale and score_environment.
+        unit_ids_BT: int, nondecreasing; needed for granularity `step` and `turn`.
+        policy_mask_BT: bool or 0/1; None for all tokens of the response.
+        credit: `advantage.process_credit`.
 
     Raises:
-        ValueError: shapes differ, a mask with holes, bad step ids.
+        ValueError: shapes differ, a wrong mask, bad ids.
     """
-    positions_BT = reward_positions(response_mask_BT, config.granularity, step_ids_BT)
-    rewards_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, response_mask_BT)
+    positions_BT = reward_positions(
+        response_mask_BT,
+        config.granularity,
+        unit_ids_BT,
+        policy_mask_BT,
+        score_environment=config.score_environment,
+    )
+    policy_BT = (response_mask_BT if policy_mask_BT is None else policy_mask_BT).bool()
+    scored_BT = response_mask_BT.bool() if config.score_environment else policy_BT
+    rewards_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_BT)
     if config.reward_scale == "beta":
         rewards_BT = config.beta * rewards_BT
     if config.granularity == "token":
-        return rewards_BT
-    return _sum_between(rewards_BT, positions_BT)
+        return rewards_BT if credit == "own" else _of_the_next_position(rewards_BT, positions_BT)
+    if credit == "own":
+        return _sums_of_units(rewards_BT, positions_BT, policy_BT)
+    return _sums_after(rewards_BT, positions_BT)
 
 
-def _sum_between(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Return, on each position, the sum of the rewards since the position before it."""
-    # In float64, because the difference of two running sums loses the digits of the smaller one.
-    running_BT = rewards_BT.double().cumsum(dim=1)
+def _of_the_next_position(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:
+    """Return, on each position, the value of the one after it, and 0 on the last."""
+    with_end_BT = torch.nn.functional.pad(rewards_BT, (0, 1))
+    return zero_padding(with_end_BT.gather(1, _following_columns(positions_BT)), positions_BT)
+
+
+def _sums_of_units(rewards_BT: Tensor, positions_BT: Tensor, policy_BT: Tensor) -> Tensor:
+    """Return, on each position, the sum of the rewards of its unit, which ends where the policy writes the next one."""
+    running_BT = _running_sums(rewards_BT)
+    at_end_BT = running_BT.gather(1, _following_columns(policy_BT))
     columns_T = torch.arange(rewards_BT.shape[1], device=rewards_BT.device)
     latest_BT = torch.where(positions_BT, columns_T, -1).cummax(dim=1).values
     before_BT = torch.nn.functional.pad(latest_BT[:, :-1], (1, 0), value=-1)
-    running_before_BT = running_BT.gather(1, before_BT.clamp(min=0))
-    sums_BT = running_BT - torch.where(before_BT >= 0, running_before_BT, 0.0)
+    at_start_BT = torch.where(before_BT >= 0, at_end_BT.gather(1, before_BT.clamp(min=0)), 0.0)
+    return zero_padding(at_end_BT - at_start_BT, positions_BT).to(rewards_BT.dtype)
+
+
+def _sums_after(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:
+    """Return, on each position, the sum of the rewards after it up to and with the next position, or to the end."""
+    running_BT = _running_sums(rewards_BT)
+    ends_BT = (_following_columns(positions_BT) + 1).clamp(max=rewards_BT.shape[1])
+    sums_BT = running_BT.gather(1, ends_BT) - running_BT[:, 1:]
     return zero_padding(sums_BT, positions_BT).to(rewards_BT.dtype)
+
+
+def _running_sums(rewards_BT: Tensor) -> Tensor:
+    """Return the sum of the rewards before each column, and of all at T.
+
+    In float64, because the difference of two running sums loses the digits of the smaller one.
+    """
+    return torch.nn.functional.pad(rewards_BT.double().cumsum(dim=1), (1, 0))
+
+
+def _following_columns(positions_BT: Tensor) -> Tensor:
+    """Return the column of the first position after each column, T where there is none."""
+    columns_BT = next_columns_BT(positions_BT)
+    return torch.nn.functional.pad(columns_BT[:, 1:], (0, 1), value=positions_BT.shape[1])

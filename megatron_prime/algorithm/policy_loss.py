@@ -40,17 +40,21 @@ class PolicyLoss(Protocol):
         ...
 
 
-def aggregation_weights_BT(response_mask_BT: Tensor, mode: Aggregation) -> Tensor:  # noqa: N802
-    """Return float32 weights of the tokens of one global minibatch; they sum to 1 and are 0 in the padding.
+def aggregation_weights_BT(trained_mask_BT: Tensor, mode: Aggregation) -> Tensor:  # noqa: N802
+    """Return float32 weights of the tokens of one global minibatch; they sum to 1 and are 0 outside the mask.
 
-    token: 1 / number of response tokens. sequence: 1 / (number of non-empty responses * length of the
+    token: 1 / number of trained tokens. sequence: 1 / (number of responses with any * number of those of the
     response).
 
+    Args:
+        trained_mask_BT: bool or 0/1, the tokens that the policy wrote; replies of an environment are holes.
+        mode: the average.
+
     Raises:
-        ValueError: an unknown mode, or a minibatch without a response token.
+        ValueError: an unknown mode, or a minibatch without a trained token.
     """
     check_choice("mode", mode, get_args(Aggregation))
-    mask_BT = response_mask_BT.bool()
+    mask_BT = trained_mask_BT.bool()
     length_B1 = mask_BT.sum(dim=1, keepdim=True)
     if not bool(length_B1.any()):
         raise ValueError("the minibatch has no response token, so its loss has no weights; drop it")

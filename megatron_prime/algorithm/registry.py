@@ -28,6 +28,10 @@ class Requirements:
     """A PRM (prm.enabled)."""
     undiscounted_process: bool = False
     """advantage.gamma_process = 1."""
+    own_credit: bool = False
+    """advantage.process_credit = "own"."""
+    turns: bool = False
+    """Process rewards of turns (prm.granularity = "turn"), and so an environment."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Masked sums, whitening and discounted returns on right-padded responses.
 
-Values in the padding, NaN and infinities included, never reach a result: they are replaced, not multiplied
-by zero.
+Values outside a mask, NaN and infinities included, never reach a result: they are replaced, not multiplied by zero. A
+mask may have holes, the replies of an environment, except where a function speaks of responses.
 
 Shapes: B responses, T response tokens (right padded).
 """
@@ -64,6 +64,8 @@ def masked_whiten_BT(values_BT: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: N80
 def discounted_return_BT(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:  # noqa: N802
     """Return R_t = sum_{s >= t} gamma^(s - t) * r_s within each response, zero in the padding.
 
+    Every token of the response is a step in time, an environment's included.
+
     gamma < 1 uses log2(T) doubling steps, R <- R + gamma^(2^k) * shift(R, 2^k), which never divides by a
     power of gamma: the quotient form of a discounted sum underflows on long responses.
 
@@ -81,6 +83,14 @@ def discounted_return_BT(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> T
             returns_BT = returns_BT + gamma**span * shifted_BT
             span *= 2
     return zero_padding(returns_BT, mask_BT)
+
+
+def next_columns_BT(positions_BT: Tensor) -> Tensor:  # noqa: N802
+    """Return the column of the first position at or after each column, T where there is none."""
+    num_columns = positions_BT.shape[1]
+    columns_T = torch.arange(num_columns, device=positions_BT.device)
+    columns_BT = torch.where(positions_BT.bool(), columns_T, num_columns)
+    return columns_BT.flip(dims=[1]).cummin(dim=1).values.flip(dims=[1])
 
 
 def last_token_onehot(mask_BT: Tensor) -> Tensor:

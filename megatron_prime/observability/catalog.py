@@ -223,12 +223,16 @@ _PRM: Sequence[_Row] = (
     ("loss", "nats", "Loss of the PRM's update (prm.loss), averaged over its minibatches."),
     ("grad_norm", "1", "Norm of the PRM's gradient before clipping, averaged over its minibatches."),
     ("lr", "1", "Learning rate of the PRM's update."),
-    ("process_reward_mean", "nats/token", "Mean process reward of the response tokens of the batch."),
+    (
+        "process_reward_mean",
+        "nats/token",
+        "Mean process reward of the tokens of the batch that the PRM scores.",
+    ),
     ("process_reward_max_abs", "nats/token", "Largest magnitude of a process reward of the batch."),
     (
         "process_rewards",
         "nats/token",
-        "Process rewards of sampled response tokens: beta times the log-ratio of PRM and reference.",
+        "Process rewards of sampled tokens of the policy: beta times the log-ratio of PRM and reference.",
         "histogram",
     ),
 )
@@ -251,15 +255,15 @@ _POLICY: Sequence[_Row] = (
     (
         "entropy",
         "nats/token",
-        "Entropy of the policy's next-token distribution, averaged over response tokens.",
+        "Entropy of the policy's next-token distribution, averaged over the tokens that it wrote.",
     ),
     ("policy_loss", "1", "Surrogate loss of the update (policy.loss), averaged over the minibatches."),
     ("ratio_mean", "1", "Mean probability ratio of the updated policy to the weights that began the step."),
-    ("clip_fraction", "fraction", "Fraction of the response tokens whose ratio the surrogate clipped."),
+    ("clip_fraction", "fraction", "Fraction of the policy's tokens whose ratio the surrogate clipped."),
     (
         "dual_clip_fraction",
         "fraction",
-        "Fraction of the response tokens whose loss policy.dual_clip bounded.",
+        "Fraction of the policy's tokens whose loss policy.dual_clip bounded.",
     ),
     (
         "tis_mean",
@@ -269,27 +273,27 @@ _POLICY: Sequence[_Row] = (
     (
         "tis_clip_fraction",
         "fraction",
-        "Fraction of the response tokens whose weight policy.tis_cap truncated.",
+        "Fraction of the policy's tokens whose weight policy.tis_cap truncated.",
     ),
     ("grad_norm", "1", "Norm of the policy's gradient before clipping, averaged over the minibatches."),
     ("lr", "1", "Learning rate of the policy's update."),
     (
         "ref_log_ratio",
         "nats/token",
-        "Log-prob of the policy before the update minus that of the reference, of sampled response tokens.",
+        "Log-prob of the policy before the update minus that of the reference, of sampled tokens that it wrote.",
         "histogram",
     ),
 )
 _ADVANTAGE: Sequence[_Row] = (
-    ("mean", "1", "Mean advantage of the response tokens of the batch."),
-    ("std", "1", "Standard deviation of the advantages of the response tokens of the batch."),
+    ("mean", "1", "Mean advantage of the policy's tokens of the batch."),
+    ("std", "1", "Standard deviation of the advantages of the policy's tokens of the batch."),
     (
         "process_share",
         "fraction",
         "Share of the process rewards in the advantages: the standard deviation of their part over the sum of the "
         "standard deviations of both parts.",
     ),
-    ("tokens", "1", "Advantages of sampled response tokens.", "histogram"),
+    ("tokens", "1", "Advantages of sampled tokens of the policy.", "histogram"),
 )
 _EVALUATION: Sequence[_Row] = (
     (
@@ -379,7 +383,11 @@ _SFT: Sequence[_Row] = (
     ("num_tokens", "tokens", "Response tokens of the step's demonstrations."),
 )
 _THROUGHPUT: Sequence[_Row] = (
-    ("response_tokens_per_s", "tokens/s", "Response tokens of the training batch over the time of the step."),
+    (
+        "response_tokens_per_s",
+        "tokens/s",
+        "Response tokens of the training batch, an environment's included, over the time of the step.",
+    ),
 )
 _TIME: Sequence[_Row] = (
     ("step_s", "s", "Time of the whole step, without evaluation and checkpoints."),

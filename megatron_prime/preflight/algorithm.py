@@ -10,6 +10,7 @@ from megatron_prime.algorithm.registry import (
     Requirements,
 )
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.advantage import AdvantageConfig
 
 
 def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
@@ -22,6 +23,8 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
         named.append((PRM_OBJECTIVES, config.prm.loss))
     faults = [fault for registry, spec in named for fault in registry.faults(spec)]
     yield from faults
+    if config.prm.enabled:
+        yield from _granularity_faults(config)
     if faults or _fulfils_everything(config):
         return
     for registry, spec in named:
@@ -31,7 +34,11 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
 
 def _fulfils_everything(config: PrimeConfig) -> bool:
     """Return whether no requirement can fail: loading the classes would then import torch for nothing."""
-    everything = Requirements(group=True, prm=True, undiscounted_process=True)
+    # The default estimator is known not to need turns, which most runs do not have.
+    is_default = config.advantage.estimator == AdvantageConfig().estimator
+    everything = Requirements(
+        group=True, prm=True, undiscounted_process=True, own_credit=True, turns=not is_default
+    )
     return not any(_unfulfilled(everything, config))
 
 
@@ -45,3 +52,24 @@ def _unfulfilled(requires: Requirements, config: PrimeConfig) -> Iterator[str]:
         yield "needs the PRM: set prm.enabled = true"
     if requires.undiscounted_process and config.advantage.gamma_process != 1.0:
         yield f"needs advantage.gamma_process = 1, not {config.advantage.gamma_process}: its value is a plain sum"
+    if requires.own_credit and config.advantage.process_credit != "own":
+        yield (
+            "needs advantage.process_credit = 'own': its value of a token would contain the reward of that very token"
+        )
+    if requires.turns and config.prm.enabled and config.prm.granularity != "turn":
+        yield "normalizes the rewards of turns: set prm.granularity = 'turn', with an environment"
+
+
+def _granularity_faults(config: PrimeConfig) -> Iterator[str]:
+    """Yield why process rewards cannot have the granularity of the run."""
+    granularity = config.prm.granularity
+    if granularity == "turn" and not config.environment.is_multi_turn:
+        yield (
+            "prm.granularity = 'turn': with environment.name = 'single_turn' a response is one turn. Name an "
+            "environment, or take 'step' or 'whole'"
+        )
+    if granularity == "whole" and config.advantage.process_credit == "hindsight":
+        yield (
+            "advantage.process_credit = 'hindsight' credits a unit with what follows it, and nothing follows the one "
+            "of prm.granularity = 'whole': take 'token', 'step' or 'turn', or process_credit = 'own'"
+        )

@@ -22,13 +22,13 @@ from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.sampled_groups import GroupObserver
 from megatron_prime.rollout.stream_keys import training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import FinishReason, Prompt, RolloutBatch, SamplingParams
+from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch, SamplingParams
 
 MAX_ROUND_FACTOR = 2
 """Upper limit of the prompts in a round, as a multiple of prompts_per_step, if the filter keeps few groups."""
 
 StepSegmenter = Callable[[Sequence[int]], Sequence[int]]
-"""Maps response token ids to the reasoning step of each token, nondecreasing."""
+"""Maps the token ids of a text to the reasoning step of each token, from 0 and nondecreasing."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Collector:
             # Groups are numbered by position, not by prompt index: a prompt that was sampled twice has two groups, each
             # with its own baseline.
             group_ids=[number for number, group in enumerate(groups) for _ in group],
-            step_ids=None if segmenter is None else [segmenter(rollout.response_ids) for rollout in rollouts],
+            step_ids=None if segmenter is None else [step_ids_of(segmenter, rollout) for rollout in rollouts],
             stats=stats,
         )
         return self._with_overlong(batch)
@@ -243,3 +243,19 @@ class Collector:
             stats = batch.stats | {"mean_overlong_penalty": float(penalties_B.mean())}
             return replace(batch, outcome_penalties_B=penalties_B, stats=stats)
         return batch
+
+
+def step_ids_of(segmenter: StepSegmenter, rollout: Rollout) -> list[int]:
+    """Return the reasoning step of each token of a response, nondecreasing.
+
+    Each turn of the policy is divided on its own, so that no step crosses a reply, which belongs to the step before it.
+    """
+    if not rollout.turns:
+        return list(segmenter(rollout.response_ids))
+    steps: list[int] = []
+    start, first = 0, 0
+    for turn in rollout.turns:
+        own = [first + step for step in segmenter(rollout.response_ids[start : turn.policy_end])]
+        steps += own + own[-1:] * (turn.end - turn.policy_end)
+        start, first = turn.end, steps[-1] + 1
+    return steps

@@ -51,7 +51,8 @@ class PRMRowLoss:
     config: PRMConfig
     num_rows: int
     ref_logprobs_BT: torch.Tensor
-    response_mask_BT: torch.Tensor
+    scored_mask_BT: torch.Tensor
+    """The tokens that the PRM's score sums over."""
     outcome_rewards_B: torch.Tensor
     targets: PairTargets | None = None
     """Targets of the whole batch, for objectives that compare within a group."""
@@ -67,7 +68,7 @@ class PRMRowLoss:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See RowLoss."""
         scores_b = sequence_scores_B(
-            logprobs_bT, self.ref_logprobs_BT[rows_b], self.response_mask_BT[rows_b], self.config.beta
+            logprobs_bT, self.ref_logprobs_BT[rows_b], self.scored_mask_BT[rows_b], self.config.beta
         )
         loss = prm_loss(
             scores_b,
@@ -99,9 +100,9 @@ class SFTRowLoss:
 
 
 def minibatch_weights_BT(  # noqa: N802
-    response_mask_BT: torch.Tensor, rows: list[int], aggregation: Aggregation
+    trained_mask_BT: torch.Tensor, rows: list[int], aggregation: Aggregation
 ) -> torch.Tensor:
-    """Return the token weights of one minibatch in the shape of the whole batch, 0 outside the minibatch."""
-    weights_BT = torch.zeros(response_mask_BT.shape, device=response_mask_BT.device)
-    weights_BT[rows] = aggregation_weights_BT(response_mask_BT[rows], aggregation)
+    """Return the token weights of one minibatch in the shape of the whole batch, 0 outside the minibatch and mask."""
+    weights_BT = torch.zeros(trained_mask_BT.shape, device=trained_mask_BT.device)
+    weights_BT[rows] = aggregation_weights_BT(trained_mask_BT[rows], aggregation)
     return weights_BT

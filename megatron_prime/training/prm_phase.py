@@ -108,7 +108,7 @@ class PRMPhase:
                 config=self._config,
                 num_rows=len(batch.trained_rows(rows)),
                 ref_logprobs_BT=ref_logprobs_BT,
-                response_mask_BT=batch.response_mask_BT,
+                scored_mask_BT=batch.scored_mask_BT(self._config.score_environment),
                 outcome_rewards_B=batch.outcome_rewards_B,
                 targets=targets,
                 is_trained_B=batch.is_trained_B,
@@ -119,6 +119,5 @@ class PRMPhase:
     def _sequence_scores(
         self, scores: Scores, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch
     ) -> torch.Tensor:
-        return sequence_scores_B(
-            scores.logprobs_BT, ref_logprobs_BT, batch.response_mask_BT, self._config.beta
-        )
+        scored_BT = batch.scored_mask_BT(self._config.score_environment)
+        return sequence_scores_B(scores.logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta)

@@ -118,7 +118,7 @@ class RolloutRecorder:
         ]
         if not places:
             return
-        mask_BT = batch.response_mask_BT
+        mask_BT = batch.policy_mask_BT
         (rows_R,) = move_together([torch.tensor([row for row, _, _ in places])], mask_BT.device)
         longest = max(length for _, _, length in places)
         mask_RT = mask_BT[rows_R, :longest]

@@ -84,7 +84,7 @@ def _taken(trained: TrainedBatch, rng: np.random.Generator) -> _Taken:
     """Start copying a bounded number of values: the same tokens for each histogram, and rewards of some responses."""
     batch = trained.batch
     lengths = [len(rollout.response_ids) for rollout in batch.rollouts]
-    rows, columns = chosen_tokens(lengths, rng)
+    rows, columns = chosen_tokens(batch.rollouts, rng)
     shown = np.sort(rng.choice(len(lengths), size=min(NUM_SAMPLES, len(lengths)), replace=False))
     old_BT, ref_BT, rewards_BT = trained.old.logprobs_BT, trained.ref_logprobs_BT, trained.process_rewards_BT
     indices = [torch.from_numpy(index) for index in (rows, columns, shown)]
@@ -105,14 +105,18 @@ def _taken(trained: TrainedBatch, rng: np.random.Generator) -> _Taken:
     return _Taken(lengths, [*values], len(rows), flat, [batch.rollouts[row] for row in shown])
 
 
-def chosen_tokens(lengths: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and columns of at most MAX_VALUES response tokens, evenly chosen with replacement if there are more.
+def chosen_tokens(rollouts: Sequence[Rollout], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns of at most MAX_VALUES tokens of the policy, evenly chosen with replacement if of more.
 
-    The lengths are known on the host, so that no mask has to come from the device.
+    The turns are known on the host, so that no mask has to come from the device.
     """
+    # Every stretch of tokens that the policy wrote, as its row, first column and end.
+    stretches = np.array(
+        [(row, *ends) for row, rollout in enumerate(rollouts) for ends in rollout.policy_spans]
+    )
+    lengths = stretches[:, 2] - stretches[:, 1]
     ends = np.cumsum(lengths)
     total = int(ends[-1])
     flat = np.arange(total) if total <= MAX_VALUES else np.sort(rng.integers(total, size=MAX_VALUES))
-    rows = np.searchsorted(ends, flat, side="right")
-    starts = ends - np.asarray(lengths)
-    return rows, flat - starts[rows]
+    numbers = np.searchsorted(ends, flat, side="right")
+    return stretches[numbers, 0], stretches[numbers, 1] + flat - (ends - lengths)[numbers]

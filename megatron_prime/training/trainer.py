@@ -5,6 +5,7 @@ sync -> prompts -> collector (rollout, verify, filter) -> old and reference log-
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -40,6 +41,18 @@ class TrainedBatch:
     process_rewards_BT: torch.Tensor | None
     """None without a PRM."""
     advantages_BT: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _ProcessRewards:
+    """Process rewards of a batch; all None without a PRM."""
+
+    prm_logprobs_BT: torch.Tensor | None = None
+    """Log-probs of the PRM that the rewards are made of."""
+    rewards_BT: torch.Tensor | None = None
+    """The reward of each token, step or turn."""
+    credited_BT: torch.Tensor | None = None
+    """The rewards that each of them is credited with."""
 
 
 BatchObserver = Callable[[int, TrainedBatch], None]
@@ -149,9 +162,9 @@ class Trainer:
             old = context.policy.score(sequences, self._routing(batch))
             ref_logprobs_BT = self._ref_logprobs(sequences, old)
         with memory.phase(metrics, "prm"):
-            prm_logprobs_BT, rewards_BT = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
+            process = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
         with memory.phase(metrics, "advantage"):
-            advantages_BT = self._advantages(batch, rewards_BT, metrics)
+            advantages_BT = self._advantages(batch, process.credited_BT, metrics)
         with memory.phase(metrics, "policy"):
             update = self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
         metrics.add("policy", update)
@@ -161,7 +174,9 @@ class Trainer:
                 "because all are truncated. Raise rollout.max_response_tokens, or look whether the model ever ends a "
                 "response"
             )
-        return TrainedBatch(batch, old, ref_logprobs_BT, prm_logprobs_BT, rewards_BT, advantages_BT)
+        return TrainedBatch(
+            batch, old, ref_logprobs_BT, process.prm_logprobs_BT, process.rewards_BT, advantages_BT
+        )
 
     def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
         return batch.to(self._context.policy.topology.platform.device)
@@ -185,25 +200,26 @@ class Trainer:
         sequences: Sequences,
         ref_logprobs_BT: torch.Tensor | None,
         metrics: Metrics,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return the PRM's log-probs and the process rewards (Eq. 3), before or after its update as configured.
-
-        Without a PRM, both are None.
-        """
+    ) -> "_ProcessRewards":
+        """Return the process rewards (Eq. 3) of the PRM before or after its update, as configured."""
         if self._context.prm_phase is None:
-            return None, None
+            return _ProcessRewards()
         assert ref_logprobs_BT is not None
         result = self._context.prm_phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
-        prm = self.config.prm
-        rewards_BT = process_rewards_BT(
+        prm, credit = self.config.prm, self.config.advantage.process_credit
+        rewards_of = partial(
+            process_rewards_BT,
             result.logprobs_BT,
             ref_logprobs_BT,
             batch.response_mask_BT,
             prm,
-            batch.step_ids_BT,
+            batch.unit_ids_BT(prm.granularity),
+            batch.policy_mask_BT,
         )
+        rewards_BT = rewards_of("own")
+        credited_BT = rewards_BT if credit == "own" else rewards_of(credit)
         metrics.add("prm", result.metrics)
-        token_rewards = rewards_BT[batch.response_mask_BT]
+        token_rewards = rewards_BT[batch.scored_mask_BT(self.config.prm.score_environment)]
         metrics.add(
             "prm",
             {
@@ -211,26 +227,34 @@ class Trainer:
                 "process_reward_max_abs": token_rewards.abs().max().item(),
             },
         )
-        return result.logprobs_BT, rewards_BT
+        return _ProcessRewards(result.logprobs_BT, rewards_BT, credited_BT)
 
     def _advantages(
-        self, batch: RolloutBatch, rewards_BT: torch.Tensor | None, metrics: Metrics
+        self, batch: RolloutBatch, credited_BT: torch.Tensor | None, metrics: Metrics
     ) -> torch.Tensor:
-        config, mask_BT = self.config.advantage, batch.response_mask_BT
+        config, prm, policy_BT = self.config.advantage, self.config.prm, batch.policy_mask_BT
         positions_BT = None
-        if rewards_BT is not None:
-            positions_BT = reward_positions(mask_BT, self.config.prm.granularity, batch.step_ids_BT)
+        if credited_BT is not None:
+            positions_BT = reward_positions(
+                batch.response_mask_BT,
+                prm.granularity,
+                batch.unit_ids_BT(prm.granularity),
+                policy_BT,
+                score_environment=prm.score_environment,
+            )
         parts_BT = advantage_parts(
             batch.outcome_rewards_B,
-            rewards_BT,
-            mask_BT,
+            credited_BT,
+            batch.response_mask_BT,
             batch.group_ids_B,
             config,
             positions_BT,
             batch.outcome_penalties_B,
+            policy_BT,
+            batch.turn_rewards_BT,
         )
-        metrics["advantage/process_share"] = process_share(parts_BT, mask_BT)
-        return joined_parts(parts_BT, mask_BT, config)
+        metrics["advantage/process_share"] = process_share(parts_BT, policy_BT)
+        return joined_parts(parts_BT, policy_BT, config)
 
     def _update_policy(
         self,
@@ -247,7 +271,7 @@ class Trainer:
             return PolicyRowLoss(
                 config=config,
                 weights_BT=minibatch_weights_BT(
-                    batch.response_mask_BT, batch.trained_rows(rows), config.aggregation
+                    batch.policy_mask_BT, batch.trained_rows(rows), config.aggregation
                 ),
                 old_logprobs_BT=old.logprobs_BT,
                 advantages_BT=advantages_BT,
@@ -264,7 +288,7 @@ class Trainer:
     def _describe(self, metrics: Metrics, trained: TrainedBatch) -> None:
         """Add the metrics of the batch as a whole."""
         batch, old, advantages_BT = trained.batch, trained.old, trained.advantages_BT
-        mask_BT = batch.response_mask_BT
+        mask_BT = batch.policy_mask_BT
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
         metrics.add("rollout", batch.stats)
         metrics["rollout/logprob_gap"] = mismatch.mean

@@ -10,8 +10,9 @@ from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, pr
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.prm import PRMConfig
-from tests.algorithm import oracle
+from tests.algorithm import dialogues, oracle
 from tests.algorithm.advantages import PLAIN, RAGGED, RELEASED, advantages_of
+from tests.algorithm.dialogues import Dialogues, random_order
 from tests.algorithm.oracle import Batch, replace
 
 ESTIMATORS = ["rloo", "grpo", "reinforce", "prm_value"]
@@ -331,3 +332,97 @@ def test_process_rewards_are_not_trusted_where_no_two_outcomes_differ():
     batch = Batch(18)
     batch.outcomes = [1.0] * len(batch.ids)
     assert not advantages_of(batch, replace(PLAIN, process_trust="pair_accuracy")).any()
+
+
+def advantages_around_replies(batch, options, prm, credit, order=slice(None), with_turn_rewards=False):
+    """Advantages of rows in some order, with the rewards of the batch as log-ratios."""
+    ids_BT = batch.unit_ids_BT(prm.granularity)
+    ids_BT = None if ids_BT is None else ids_BT[order]
+    mask_BT, policy_BT = batch.mask_BT[order], batch.policy_mask_BT[order]
+    silent_BT = torch.zeros_like(batch.rewards_BT)
+    arguments = (batch.rewards_BT[order], silent_BT, mask_BT, prm, ids_BT, policy_BT, credit)
+    positions_BT = reward_positions(
+        mask_BT, prm.granularity, ids_BT, policy_BT, score_environment=prm.score_environment
+    )
+    return prime_advantages(
+        batch.outcome_rewards_B[order],
+        process_rewards_BT(*arguments),
+        mask_BT,
+        batch.group_ids_B[order],
+        options,
+        positions_BT,
+        policy_mask_BT=policy_BT,
+        turn_rewards_BT=batch.padded(batch.turn_rewards)[order] if with_turn_rewards else None,
+    )
+
+
+around_replies = {
+    "seed": st.integers(0, 10**6),
+    "options": st.builds(
+        AdvantageConfig,
+        estimator=st.sampled_from([*ESTIMATORS, "istar"]),
+        process_baseline=st.sampled_from(BASELINES),
+        process_normalization=st.sampled_from(NORMALIZATIONS),
+        whitening=st.sampled_from(WHITENINGS),
+        process_trust=st.sampled_from(["full", "pair_accuracy"]),
+        gamma_outcome=st.floats(0.5, 1),
+        gamma_process=st.floats(0, 1),
+    ),
+    "prm": st.builds(
+        PRMConfig,
+        beta=st.just(1.0),
+        granularity=st.sampled_from(["token", "step", "turn", "whole"]),
+        score_environment=st.booleans(),
+    ),
+    "credit": st.sampled_from(["own", "hindsight"]),
+    "with_turn_rewards": st.booleans(),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(**around_replies)
+def test_advantages_around_replies_match_the_loops(seed, options, prm, credit, with_turn_rewards):
+    """In any order of the rows and with poison in the padding, in every combination of the options."""
+    batch = Dialogues(seed, extra_padding=seed % 3)
+    marks = [batch.positions(i, prm.granularity, prm.score_environment) for i in range(len(batch.ids))]
+    credited = [
+        batch.process_rewards(i, row, prm.granularity, prm.score_environment, credit)
+        for i, row in enumerate(batch.rewards)
+    ]
+    order = random_order(len(batch.ids), seed)
+    result_BT = advantages_around_replies(batch, options, prm, credit, order, with_turn_rewards)
+    expected = dialogues.advantages(batch, options, credited, marks, with_turn_rewards)
+    torch.testing.assert_close(result_BT, batch.padded(expected, padding=0.0)[order], rtol=1e-6, atol=1e-7)
+    assert not result_BT[~batch.policy_mask_BT[order]].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), options=every_form)
+def test_a_policy_mask_without_holes_changes_no_bit(seed, options):
+    batch = Batch(seed, sizes=RAGGED, dtype=torch.float32)
+    arguments = (batch.outcome_rewards_B, batch.rewards_BT, batch.mask_BT, batch.group_ids_B, options)
+    without_BT = prime_advantages(*arguments)
+    for mask_BT in (batch.mask_BT, batch.mask_BT.float()):
+        assert torch.equal(prime_advantages(*arguments, policy_mask_BT=mask_BT), without_BT)
+
+
+def test_rewards_of_turns_are_added_to_the_outcomes():
+    """Two turns with a reply between: the first turn gets both rewards, the second its own."""
+    policy_BT = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    mask_BT = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    rewards_BT = torch.tensor([[0.25, 0.0, 0.5], [0.0, 1.0, math.nan]])
+    outcomes_B, groups_B = torch.tensor([1.0, 0.0]), torch.zeros(2).long()
+    for estimator, expected in (
+        ("rloo", [[0.75, 0.0, 0.5], [-0.75, -0.75, 0.0]]),
+        ("reinforce", [[1.75, 0.0, 1.5], [1.0, 1.0, 0.0]]),
+    ):
+        result_BT = prime_advantages(
+            outcomes_B,
+            None,
+            mask_BT,
+            groups_B,
+            replace(PLAIN, estimator=estimator),
+            policy_mask_BT=policy_BT,
+            turn_rewards_BT=rewards_BT,
+        )
+        assert result_BT.tolist() == expected

@@ -6,6 +6,7 @@ import torch
 from megatron_prime.algorithm.checks import (
     check_choice,
     check_outcomes,
+    check_policy_mask,
     check_response_mask,
     check_rows,
     check_shapes,
@@ -46,6 +47,28 @@ def test_empty_and_flat_masks_are_refused():
         check_response_mask(torch.zeros(0, 4))
     with pytest.raises(ValueError, match=r"expected \[B, T\]"):
         check_response_mask(torch.ones(4))
+
+
+def test_a_policy_mask_may_have_holes_but_starts_each_response():
+    mask_BT = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0]])
+    policy_BT = torch.tensor([[1, 0, 1], [1, 0, 0], [0, 0, 0]])
+    both = check_policy_mask(policy_BT, mask_BT.float())
+    assert all(
+        torch.equal(found, given.bool()) for found, given in zip(both, (mask_BT, policy_BT), strict=True)
+    )
+    alone = check_policy_mask(None, mask_BT)
+    assert torch.equal(alone[0], mask_BT.bool()) and torch.equal(*alone)
+    cases = (
+        (torch.tensor([[0, 1, 1], [1, 1, 0], [0, 0, 0]]), mask_BT, "leaves out the first token"),
+        (torch.tensor([[1, 1, 1], [1, 1, 1], [0, 0, 0]]), mask_BT, "marks padding"),
+        (policy_BT[:, :2], mask_BT, "policy_mask_BT has shape"),
+        (policy_BT, policy_BT, "padded on the right"),
+        (torch.ones(4), torch.ones(4), r"expected \[B, T\]"),
+        (torch.zeros(0, 4), torch.zeros(0, 4), "filtered out"),
+    )
+    for policy, response, message in cases:
+        with pytest.raises(ValueError, match=message):
+            check_policy_mask(policy, response)
 
 
 def test_outcomes_outside_the_unit_interval_or_nan():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
 from megatron_prime.config.tables.policy import PolicyConfig
 from tests.algorithm import oracle
+from tests.algorithm.dialogues import Dialogues
 from tests.algorithm.oracle import Batch, replace
 
 EVERYTHING = PolicyConfig(
@@ -240,3 +241,29 @@ def test_microbatches_of_shuffled_padded_rows_add_up(seed, mode, num_shards, num
     torch.testing.assert_close(sum(loss for loss, _ in shards), whole)
     for name, value in whole_metrics.items():
         torch.testing.assert_close(sum(metrics[name] for _, metrics in shards), value)
+
+
+@pytest.mark.parametrize("mode", ["token", "sequence"])
+def test_replies_of_an_environment_have_no_part_in_the_loss(mode):
+    """It is that of responses without the replies, whatever stands there."""
+    batch, alone = Dialogues(5, extra_padding=1), Dialogues(5)
+    rows = rows_of(batch)
+    for i, writers in enumerate(batch.writers):
+        own = [t for t, is_policy in enumerate(writers) if is_policy]
+        alone.lengths[i] = len(own)
+    only = {
+        name: [
+            [value for value, is_policy in zip(row, writers, strict=True) if is_policy]
+            for row, writers in zip(values, batch.writers, strict=True)
+        ]
+        for name, values in rows.items()
+    }
+    for values in rows.values():
+        for row, writers in zip(values, batch.writers, strict=True):
+            row[:] = [v if is_policy else math.nan for v, is_policy in zip(row, writers, strict=True)]
+    weights_BT = aggregation_weights_BT(batch.policy_mask_BT, mode)
+    loss, metrics = loss_of(batch, rows, EVERYTHING, weights_BT=weights_BT)
+    expected, expected_metrics = loss_of(alone, only, EVERYTHING, mode)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-7)
+    for name, value in metrics.items():
+        torch.testing.assert_close(value, expected_metrics[name], rtol=1e-6, atol=1e-7)

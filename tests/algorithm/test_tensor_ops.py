@@ -11,6 +11,7 @@ from megatron_prime.algorithm.tensor_ops import (
     masked_mean,
     masked_sum,
     masked_whiten_BT,
+    next_columns_BT,
     zero_padding,
 )
 from tests.algorithm import oracle
@@ -96,6 +97,12 @@ def test_long_responses_do_not_underflow():
 def test_gamma_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match="gamma is"):
         discounted_return_BT(torch.ones(1, 2), torch.ones(1, 2), 1.1)
+
+
+def test_next_columns_are_those_of_the_first_position_from_each_on():
+    positions_BT = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    expected = [[1, 1, 4, 4, 4, 6], [0, 6, 6, 6, 6, 6], [6] * 6]
+    assert next_columns_BT(positions_BT).tolist() == expected
 
 
 def test_last_token():

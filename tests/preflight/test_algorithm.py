@@ -26,6 +26,9 @@ a_number = 3
 """
 
 
+GAME = {"name": "guess_number"}
+
+
 @pytest.fixture(autouse=True)
 def my_module(tmp_path, monkeypatch):
     (tmp_path / "my_estimators.py").write_text(MODULE)
@@ -85,6 +88,19 @@ def build(**sections) -> PrimeConfig:
             {"advantage": {"estimator": "my_estimators:Unfinished"}},
             "missing: outcome_advantages_B, process_advantages_BT",
         ),
+        (
+            {"advantage": {"estimator": "prm_value", "process_credit": "hindsight"}},
+            "advantage.estimator = 'prm_value' needs advantage.process_credit = 'own'",
+        ),
+        (
+            {"advantage": {"process_credit": "hindsight"}, "prm": {"granularity": "whole"}},
+            "advantage.process_credit = 'hindsight' credits a unit with what follows it",
+        ),
+        ({"prm": {"granularity": "turn"}}, "prm.granularity = 'turn': with environment.name = 'single_turn'"),
+        (
+            {"advantage": {"estimator": "istar"}, "environment": GAME},
+            "advantage.estimator = 'istar' normalizes the rewards of turns: set prm.granularity = 'turn'",
+        ),
         ({"policy": {"loss": "my_estimators:a_number"}}, "must name a class with token_losses_BT"),
     ],
 )
@@ -102,6 +118,9 @@ def test_what_cannot_train_is_refused(sections, fault):
         # Without a PRM nobody reads its loss.
         {"prm": {"enabled": False, "loss": "mse"}},
         {"advantage": {"gamma_process": 0.9}},
+        {"advantage": {"estimator": "istar"}, "environment": GAME, "prm": {"granularity": "turn"}},
+        {"advantage": {"process_credit": "hindsight", "gamma_process": 0.0}, "prm": {"granularity": "step"}},
+        {"prm": {"enabled": False, "granularity": "turn"}},
     ],
 )
 def test_what_can_train_passes(sections):

@@ -4,6 +4,8 @@ import torch
 
 LENGTHS = [(3, 5), (7, 2), (1, 9), (4, 4), (6, 8), (2, 1), (5, 9)]
 """(prompt, response) lengths in tokens, 66 tokens in all."""
+TURNS = {0: ((2, 4), (5, 5)), 2: ((3, 5), (7, 9)), 4: ((1, 6), (8, 8))}
+"""(end of the policy's tokens, end of the reply) of each turn of some rows, counted in response tokens."""
 GROUPS = [0, 0, 0, 1, 1, 2, 2]
 LABELS = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
 POLICY_SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "entropy_coef": 0.02, "kl_coef": 0.1}
@@ -17,10 +19,9 @@ def ragged_batch(model, vocab_size=300, seed=5):
         tuple(torch.randint(0, vocab_size, (length,), generator=generator).tolist() for length in pair)
         for pair in LENGTHS
     ]
-    num_columns = max(response for _, response in LENGTHS)
-    mask_BT = torch.arange(num_columns) < torch.tensor([[response] for _, response in LENGTHS])
+    mask_BT, policy_BT = masks()
     with torch.no_grad():
-        logprobs_BT, _ = score_with_hf(model, sequences, num_columns)
+        logprobs_BT, _ = score_with_hf(model, sequences, mask_BT.shape[1])
 
     def near(spread):
         noise_BT = spread * torch.randn(mask_BT.shape, generator=generator)
@@ -29,6 +30,7 @@ def ragged_batch(model, vocab_size=300, seed=5):
     return {
         "sequences": sequences,
         "mask": mask_BT,
+        "policy_mask": policy_BT,
         "old": near(0.2),
         "ref": near(0.5),
         "advantages": torch.where(mask_BT, torch.randn(mask_BT.shape, generator=generator), 0.0),
@@ -36,6 +38,17 @@ def ragged_batch(model, vocab_size=300, seed=5):
         "settings": POLICY_SETTINGS,
         "beta": BETA,
     }
+
+
+def masks():
+    """Return the mask of the responses and that of the policy's tokens, [B, T]."""
+    num_columns = max(response for _, response in LENGTHS)
+    mask_BT = torch.arange(num_columns) < torch.tensor([[response] for _, response in LENGTHS])
+    policy_BT = mask_BT.clone()
+    for row, turns in TURNS.items():
+        for start, end in turns:
+            policy_BT[row, start:end] = False
+    return mask_BT, policy_BT
 
 
 def score_with_hf(model, sequences, num_columns):
@@ -52,8 +65,8 @@ def score_with_hf(model, sequences, num_columns):
 
 
 def plain_policy_loss(batch, rows, logprobs_BT, entropy_BT):
-    """Return PPO clip, entropy bonus and k3 as printed in the papers, averaged over the minibatch's tokens."""
-    mask = batch["mask"][rows]
+    """Return PPO clip, entropy bonus and k3 as printed in the papers, averaged over the policy's tokens."""
+    mask = batch["policy_mask"][rows]
     logprobs, old = logprobs_BT[rows][mask], batch["old"][rows][mask]
     advantages = batch["advantages"][rows][mask]
     ratio = (logprobs - old).exp()

@@ -71,7 +71,7 @@ def test_metrics_add_up_over_microbatches(batch):
 
 def test_policy_metrics_are_minibatch_means(batch):
     metrics = run_split(policy_loss(batch, ROWS), batch, SPLITS[1])[2]
-    mask = batch["mask"][ROWS]
+    mask = batch["policy_mask"][ROWS]
     gap = (batch["logprobs"] - batch["old"])[ROWS][mask]
     assert metrics["approx_kl"] == pytest.approx(-gap.mean().item(), abs=1e-6)
     assert metrics["ratio_mean"] == pytest.approx(gap.exp().mean().item(), abs=1e-6)
@@ -115,13 +115,13 @@ def test_pairwise_prm_losses_take_their_targets_from_before_the_update(batch):
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
 def test_minibatch_weights_sum_to_one_and_are_zero_outside_the_minibatch(aggregation, batch):
-    weights_BT = minibatch_weights_BT(batch["mask"], ROWS, aggregation)
+    weights_BT = minibatch_weights_BT(batch["policy_mask"], ROWS, aggregation)
     assert weights_BT.shape == batch["mask"].shape
     assert weights_BT.sum().item() == pytest.approx(1, abs=1e-6)
     assert not weights_BT[[1, 4]].any()
-    assert not weights_BT[~batch["mask"]].any()
+    assert not weights_BT[~batch["policy_mask"]].any()
     by_row = weights_BT[ROWS].sum(dim=1)
-    lengths = batch["mask"][ROWS].sum(dim=1).float()
+    lengths = batch["policy_mask"][ROWS].sum(dim=1).float()
     expected = lengths / lengths.sum() if aggregation == "token" else torch.full((5,), 0.2)
     torch.testing.assert_close(by_row, expected)
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
+from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch, Turn
 from tests.support.distributed_runner import run_distributed
 from tests.support.tiny_models import save_tiny_model
-from tests.support.training_batches import GROUPS, LABELS, ragged_batch
+from tests.support.training_batches import GROUPS, LABELS, TURNS, masks, ragged_batch
 from tests.training import training_worker
 
 LAYOUTS = {1: ("one",), 2: ("tp2", "pp2", "dp2")}
@@ -21,6 +21,7 @@ CASES = {
     "reverse, bon": {"update_order": "reverse", "loss": "bon_rm"},
     "before": {"update_order": "before"},
     "before, dpo": {"update_order": "before", "loss": "dpo"},
+    "after, without replies": {"score_environment": False},
     "none": {"update_order": "none"},
 }
 SCORED_FIRST = [name for name in CASES if not name.startswith("before")]
@@ -40,6 +41,7 @@ def results(tmp_path_factory):
             finish_reason=FinishReason.STOP,
             policy_version=0,
             outcome_reward=label,
+            turns=tuple(Turn(*ends) for ends in TURNS.get(row, ())),
         )
         for row, ((prompt, response), group, label) in enumerate(
             zip(batch["sequences"], GROUPS, LABELS, strict=True)
@@ -112,3 +114,17 @@ def test_layouts_train_the_same_prm(name, results):
 def test_cross_entropy_falls(name, results):
     first, second = results["one", name][0]
     assert second["metrics"]["ce"] < first["metrics"]["ce"]
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_replies_are_scored_unless_configured_otherwise(layout, results):
+    mask_BT, own_BT = masks()
+    for name, scores_replies in (("after", True), ("after, without replies", False)):
+        for _, second in results[layout, name]:
+            assert bool(second["rewards"][mask_BT & ~own_BT].all()) == scores_replies
+            assert not second["rewards"][~(mask_BT if scores_replies else own_BT)].any()
+            assert second["rewards"][own_BT].any()
+    for with_replies, without in zip(
+        results[layout, "after"], results[layout, "after, without replies"], strict=True
+    ):
+        assert not torch.equal(with_replies[0]["after"], without[0]["after"]), "the PRM's loss differs"

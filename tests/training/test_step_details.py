@@ -1,5 +1,7 @@
 """Histograms and samples come from the tensors of a step, bounded in number."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from megatron_prime.training.step_details import (
     chosen_tokens,
 )
 from megatron_prime.training.trainer import TrainedBatch
-from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch
+from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch, Turn
 from tests.support.metric_names import undocumented
 
 LENGTHS = (3, 1, 5, 2, 4, 6)
@@ -82,11 +84,21 @@ def test_without_a_prm_its_histograms_are_left_out():
 
 def test_a_large_batch_is_sampled_evenly():
     lengths = [1000] * 9 + [9000]
-    rows, columns = chosen_tokens(lengths, np.random.default_rng(0))
+    rows, columns = chosen_tokens(trained(lengths).batch.rollouts, np.random.default_rng(0))
     assert len(rows) == len(columns) == MAX_VALUES
     assert all(column < lengths[row] for row, column in zip(rows, columns, strict=True))
     assert np.mean(rows == 9) == pytest.approx(0.5, abs=0.03)
     assert columns[rows == 9].max() > 8500
+
+
+def test_only_tokens_of_the_policy_are_chosen():
+    rollouts = [
+        replace(trained((length,)).batch.rollouts[0], turns=turns)
+        for length, turns in ((3, ()), (9, (Turn(2, 4), Turn(5, 8), Turn(9, 9))), (4, (Turn(1, 4),)))
+    ]
+    rows, columns = chosen_tokens(rollouts, np.random.default_rng(0))
+    expected = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 4), (1, 8), (2, 0)]
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
 
 
 def test_details_are_taken_when_they_are_due_and_the_same_ones_again():

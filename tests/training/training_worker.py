@@ -41,7 +41,7 @@ def policy_loss(batch, rows):
     """Return a PPO-clip loss with entropy bonus and KL penalty over the rows of a minibatch."""
     return PolicyRowLoss(
         config=PolicyConfig(**batch["settings"]),
-        weights_BT=minibatch_weights_BT(batch["mask"], rows, "token"),
+        weights_BT=minibatch_weights_BT(batch["policy_mask"], rows, "token"),
         old_logprobs_BT=batch["old"],
         advantages_BT=batch["advantages"],
         rollout_logprobs_BT=batch["old"],
@@ -55,7 +55,7 @@ def prm_loss(batch, rows):
         config=PRMConfig(beta=batch["beta"]),
         num_rows=len(rows),
         ref_logprobs_BT=batch["ref"],
-        response_mask_BT=batch["mask"],
+        scored_mask_BT=batch["mask"],
         outcome_rewards_B=batch["labels"],
     )
 
@@ -207,22 +207,25 @@ def run_prm_phases(layouts, folder, batch, rollout_batch, cases, num_steps):
                 prm = Trainable(spec, topology, config, num_steps=10)
             phase = PRMPhase(prm, config, seed=3)
             report[layout, name] = [
-                _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step)
+                _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, options, step)
                 for step in range(num_steps)
             ]
     return report
 
 
-def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, step):
+def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, options, step):
     before_BT = prm.score(batch["sequences"]).logprobs_BT
     result = phase.run(rollout_batch, batch["sequences"], ref_logprobs_BT, step)
-    mask_BT = rollout_batch.response_mask_BT
+    masks = rollout_batch.response_mask_BT, rollout_batch.policy_mask_BT
+    config = PRMConfig(beta=BETA, score_environment=options.get("score_environment", True))
     return {
         "before": before_BT,
         "result": result.logprobs_BT,
         "after": prm.score(batch["sequences"]).logprobs_BT,
         "metrics": result.metrics,
-        "rewards": process_rewards_BT(result.logprobs_BT, ref_logprobs_BT, mask_BT, PRMConfig(beta=BETA)),
+        "rewards": process_rewards_BT(
+            result.logprobs_BT, ref_logprobs_BT, masks[0], config, policy_mask_BT=masks[1]
+        ),
     }
 
 

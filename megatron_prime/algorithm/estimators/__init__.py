@@ -6,4 +6,5 @@ A module holds a class `Estimator` that fulfils `algorithm.advantage.AdvantageEs
 - `grpo`: group mean and standard deviation (Eq. 7).
 - `reinforce`: no baseline (Eq. 8).
 - `prm_value`: the PRM as value model (Sec. 5.4).
+- `istar`: outcomes as in grpo, and rewards of turns by the mean and standard deviation of all turns of the group.
 """

@@ -22,7 +22,7 @@ class Estimator:
     """
 
     config: AdvantageConfig
-    requires: ClassVar[Requirements] = Requirements(prm=True, undiscounted_process=True)
+    requires: ClassVar[Requirements] = Requirements(prm=True, undiscounted_process=True, own_credit=True)
 
     def outcome_advantages_B(self, outcome_rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802
         """Return the outcomes unchanged."""

@@ -6,6 +6,7 @@ from megatron_prime.config.section import NameOrPath, NonNegativeFloat, Section,
 
 ProcessBaseline = Literal["sequence_sum", "sequence_spread", "token_mean", "released"]
 ProcessNormalization = Literal["none", "batch_max"]
+ProcessCredit = Literal["own", "hindsight"]
 ProcessTrust = Literal["full", "pair_accuracy"]
 Whitening = Literal["none", "joint", "per_source"]
 
@@ -17,7 +18,8 @@ class AdvantageConfig(Section):
     """
 
     estimator: NameOrPath = "rloo"
-    """A module of algorithm/estimators (rloo, grpo, reinforce, prm_value), or a class as "package.module:Class"."""
+    """A module of algorithm/estimators (rloo, grpo, reinforce, prm_value, istar), or a class as
+    "package.module:Class"."""
     process_baseline: ProcessBaseline = "released"
     """The baseline that rloo subtracts from process rewards: Eq. 5 as printed (sequence_sum), the same total taken once
     per response (sequence_spread), Eq. 5 as its text says (token_mean), or the released code's."""
@@ -34,6 +36,10 @@ class AdvantageConfig(Section):
     """Weight of the outcome part."""
     process_coef: NonNegativeFloat = 1.0
     """Weight of the process part; 0 trains on outcomes alone."""
+    process_credit: ProcessCredit = "own"
+    """own credits a token, step or turn with its process reward, as the paper does; hindsight with the rewards after
+    it, up to those of the next one, and so leaves out what the PRM thinks of the decision itself. It pays where text
+    that the policy did not write follows a decision, with a gamma_process well below 1."""
     process_trust: ProcessTrust = "full"
     """full takes process_coef as it is; pair_accuracy multiplies it by max(0, 2 * a - 1), with a the fraction of the
     pairs of a right and a wrong response to one prompt that the process rewards of the batch order correctly. A PRM

@@ -5,7 +5,7 @@ from typing import Literal
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.section import NameOrPath, NonNegativeFloat, PositiveFloat, UserPath
 
-Granularity = Literal["token", "step", "whole"]
+Granularity = Literal["token", "step", "turn", "whole"]
 RewardScale = Literal["beta", "raw"]
 
 
@@ -25,7 +25,11 @@ class PRMConfig(OptimizerConfig):
     update_order: Literal["after", "before", "none", "reverse"] = "after"
     """after and reverse score with the PRM before this step's update, before with the updated one; none: no update."""
     granularity: Granularity = "token"
-    """Tokens that carry a process reward: every token, the last token of each step, or the last of the response."""
+    """Tokens that carry a process reward: every token, or the last one that the policy wrote in each step, in each turn
+    (needs an environment) or in the whole response, which then carry the sum. Replies belong to what precedes them."""
+    score_environment: bool = True
+    """Whether the PRM's score of a response, and process rewards, include the tokens of an environment's replies. They
+    are the evidence on the decisions before them. false leaves both to the policy's own tokens."""
     reward_scale: RewardScale = "beta"
     """beta multiplies the log-ratio by prm.beta (Eq. 3); raw uses beta in the loss alone, as the released code does."""
 

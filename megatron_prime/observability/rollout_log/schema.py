@@ -68,7 +68,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "mask",
         _per_token(pyarrow.bool_()),
-        "Whether each token entered the losses; null outside the batch.",
+        "Whether each token entered the policy's loss; null outside the batch.",
         True,
     ),
     Column(

@@ -11,15 +11,15 @@ import torch
 
 @dataclass(frozen=True)
 class Mismatch:
-    """|old - rollout| log-prob over the response tokens of a batch, in nats."""
+    """|old - rollout| log-prob over the tokens of a batch that the policy wrote, in nats."""
 
     mean: float
     max: float
 
     @staticmethod
     def of(
-        old_logprobs_BT: torch.Tensor, rollout_logprobs_BT: torch.Tensor, response_mask_BT: torch.Tensor
+        old_logprobs_BT: torch.Tensor, rollout_logprobs_BT: torch.Tensor, policy_mask_BT: torch.Tensor
     ) -> "Mismatch":
-        """Return the mismatch of a batch with at least one response token; values that are not finite propagate."""
-        gap = (old_logprobs_BT - rollout_logprobs_BT)[response_mask_BT].abs()
+        """Return the mismatch of a batch with at least one such token; values that are not finite propagate."""
+        gap = (old_logprobs_BT - rollout_logprobs_BT)[policy_mask_BT].abs()
         return Mismatch(gap.mean().item(), gap.max().item())

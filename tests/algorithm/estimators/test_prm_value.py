@@ -7,7 +7,7 @@ from tests.algorithm.oracle import Batch, replace
 
 
 def test_it_needs_a_prm_whose_rewards_are_not_discounted():
-    assert prm_value.Estimator.requires == Requirements(prm=True, undiscounted_process=True)
+    assert prm_value.Estimator.requires == Requirements(prm=True, undiscounted_process=True, own_credit=True)
 
 
 def test_prm_value_starts_from_the_bare_outcome():
