@@ -221,7 +221,9 @@ class Collector:
             # Groups are numbered by position, not by prompt index: a prompt that was sampled twice has two groups, each
             # with its own baseline.
             group_ids=[number for number, group in enumerate(groups) for _ in group],
-            step_ids=None if segmenter is None else [step_ids_of(segmenter, rollout) for rollout in rollouts],
+            step_ids=None
+            if segmenter is None
+            else [step_ids_of_response(segmenter, rollout) for rollout in rollouts],
             stats=stats,
         )
         return self._with_overlong(batch)
@@ -245,7 +247,7 @@ class Collector:
         return batch
 
 
-def step_ids_of(segmenter: StepSegmenter, rollout: Rollout) -> list[int]:
+def step_ids_of_response(segmenter: StepSegmenter, rollout: Rollout) -> list[int]:
     """Return the reasoning step of each token of a response, nondecreasing.
 
     Each turn of the policy is divided on its own, so that no step crosses a reply, which belongs to the step before it.

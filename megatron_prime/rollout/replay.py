@@ -7,7 +7,7 @@ from typing import Any
 from megatron_prime.observability.rollout_log import RolloutFile, step_path
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.group_filter import Group
-from megatron_prime.types import FinishReason, Prompt, Rollout
+from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
 
 COLUMNS = (
     *("group", "sample", "round", "prompt_index", "source", "ability", "ground_truth", "prompt_token_ids"),
@@ -19,6 +19,7 @@ COLUMNS = (
         "finish_reason",
         "policy_version",
     ),
+    *("policy_mask", "turn_ends", "turn_rewards"),
 )
 """Columns that a replay reads."""
 
@@ -86,6 +87,18 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         row["policy_version"],
         float("nan") if outcome is None else outcome,
         reason=row["reason"],
+        turns=_turns(row),
+    )
+
+
+def _turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Return the turns of a logged response; in each, the policy's tokens come first."""
+    if row["turn_ends"] is None:
+        return ()
+    starts = (0, *row["turn_ends"][:-1])
+    return tuple(
+        Turn(start + sum(row["policy_mask"][start:end]), end, reward)
+        for start, end, reward in zip(starts, row["turn_ends"], row["turn_rewards"], strict=True)
     )
 
 

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from megatron_prime.data.steps import step_ids
 from megatron_prime.data.text_layout import text_layout
+from megatron_prime.rollout.collector import step_ids_of_response
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.types import Decoder, Rollout
 
@@ -47,6 +50,7 @@ def rows_of_groups(
 def _row(rollout: Rollout, tokenizer: Decoder) -> dict[str, Any]:
     layout = text_layout(tokenizer, rollout.response_ids)
     outcome = rollout.outcome_reward
+    of_turns = _of_turns(rollout, tokenizer) if rollout.turns else {}
     return {
         "sample": rollout.sample_index,
         "response": layout.text,
@@ -58,4 +62,16 @@ def _row(rollout: Rollout, tokenizer: Decoder) -> dict[str, Any]:
         "finish_reason": rollout.finish_reason.value,
         "policy_version": rollout.policy_version,
         "rollout_logprobs": rollout.rollout_logprobs,
+        **of_turns,
+    }
+
+
+def _of_turns(rollout: Rollout, tokenizer: Decoder) -> dict[str, Any]:
+    """Return the columns of a response of several turns, and its steps, none of which crosses a reply."""
+    steps = step_ids_of_response(partial(step_ids, tokenizer), rollout)
+    return {
+        "step_ends": [end for end in range(1, len(steps)) if steps[end] != steps[end - 1]] + [len(steps)],
+        "policy_mask": rollout.policy_mask,
+        "turn_ends": [turn.end for turn in rollout.turns],
+        "turn_rewards": [turn.reward for turn in rollout.turns],
     }

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.engines.local.engine import LocalEngine
-from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector, NoBatch, step_ids_of
+from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector, NoBatch, step_ids_of_response
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
@@ -213,10 +213,10 @@ def test_each_turn_is_divided_into_steps_on_its_own():
     ids = tuple(range(10))
     turns = (Turn(3, 5), Turn(6, 6), Turn(8, 10))
     rollout = Rollout(Prompt(0, (1,), ""), 0, ids, (-1.0,) * 10, FinishReason.STOP, 0, turns=turns)
-    assert step_ids_of(segmenter, rollout) == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3]
+    assert step_ids_of_response(segmenter, rollout) == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3]
     assert given == [(0, 1, 2), (5,), (6, 7)]
     alone = replace(rollout, turns=())
-    assert step_ids_of(segmenter, alone) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert step_ids_of_response(segmenter, alone) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_oversampling_follows_the_keep_rate_of_previous_steps_also_after_a_resume():

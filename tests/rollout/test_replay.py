@@ -6,7 +6,7 @@ from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.observability.rollout_log import FileInfo, step_path, write_rollouts
 from megatron_prime.rollout.collector import NoBatch
 from megatron_prime.rollout.replay import LoggedGroups, ReplayCollector
-from megatron_prime.types import FinishReason, SamplingParams
+from megatron_prime.types import FinishReason, SamplingParams, Turn
 from tests.support.logged_rollouts import logged_response
 from tests.support.rollout_doubles import CountingStream
 
@@ -46,6 +46,21 @@ def test_a_batch_is_made_of_the_logged_groups_with_their_outcomes(tmp_path):
     assert first.response_ids == tuple(expected["response_token_ids"])
     assert first.rollout_logprobs == pytest.approx(expected["rollout_logprobs"].tolist())
     assert first.finish_reason is FinishReason.STOP
+
+
+def test_turns_of_a_logged_response_are_read_back(tmp_path):
+    """Two tokens of the policy and a reply; and two turns of a token each, of which the second has a reward."""
+    mine, theirs = [True, True, False], [True, False, True]
+    rows = [
+        logged_response(0, 0, policy_mask=mine, turn_ends=[3], turn_rewards=[0.0]),
+        logged_response(0, 1, policy_mask=theirs, turn_ends=[2, 3], turn_rewards=[0.0, -0.5]),
+    ]
+    info = FileInfo(1, num_groups=1, num_groups_sampled=1, num_groups_by_round=(1,))
+    write_rollouts(step_path(tmp_path, 1), info, rows)
+    batch = collector(tmp_path)[0].collect(0)
+    assert batch.policy_mask_BT.tolist() == [mine, theirs]
+    assert batch.turn_rewards_BT.tolist() == [[0, 0, 0], [0, 0, -0.5]]
+    assert [rollout.turns for rollout in batch.rollouts] == [(Turn(2, 3),), (Turn(1, 2), Turn(3, 3, -0.5))]
 
 
 def test_a_log_of_some_groups_ends_without_asking_for_more(tmp_path):

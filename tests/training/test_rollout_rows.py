@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 from megatron_prime.observability.rollout_log.schema import COLUMNS
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.training.rollout_rows import rows_of_groups
-from megatron_prime.types import FinishReason, Prompt, Rollout
+from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
 from tests.support.tokenizers import word_tokenizer
 
 TOKENIZER = word_tokenizer(["two", "plus", "Four.", "Done."])
@@ -54,3 +55,18 @@ def test_a_row_holds_everything_that_is_known_of_a_response():
     }
     required = {column.name for column in COLUMNS if not column.is_optional}
     assert all(required <= row.keys() for row in rows)
+
+
+def test_a_row_of_several_turns_says_who_wrote_what():
+    """The reply "Done." and the turn after it are no step of the turn before."""
+    turns = (Turn(2, 4, reward=0.5), Turn(6, 6))
+    rollout = replace(
+        group(7, [1.0]).rollouts[0],
+        response_ids=(2, EOS, 3, 3, 2, EOS),
+        rollout_logprobs=(-1.0, -1.0, 0.0, 0.0, -1.0, -1.0),
+        turns=turns,
+    )
+    (row,) = rows_of_groups([SampledGroup([rollout], "kept", 0)], TOKENIZER)
+    assert row["response"] == "Four. Done. Done. Four."
+    assert row["policy_mask"] == [True, True, False, False, True, True]
+    assert (row["turn_ends"], row["turn_rewards"], row["step_ends"]) == ([4, 6], [0.5, 0.0], [4, 6])

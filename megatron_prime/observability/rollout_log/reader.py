@@ -51,7 +51,10 @@ class RolloutFile:
             self.info = FileInfo.decode(description)
         except ValueError as error:
             raise ValueError(f"rollout log {path} cannot be read: {error}") from error
+        self._missing = [column for column in COLUMNS if column.is_later and column.name not in schema.names]
         for column in COLUMNS:
+            if column in self._missing:
+                continue
             if column.name not in schema.names or schema.field(column.name).type != column.type:
                 raise ValueError(f"rollout log {path} has no column {column.name} of type {column.type}")
 
@@ -67,7 +70,7 @@ class RolloutFile:
             ValueError: the file is damaged.
         """
         with self._refusing():
-            return self._file.read(columns=None if columns is None else list(columns))
+            return self._complete(self._file.read(columns=self._present(columns)), columns)
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Mapping[str, Any]]:
         """Yield each response as a mapping from column to a Python value, with few of them in memory at a time.
@@ -77,8 +80,8 @@ class RolloutFile:
         """
         for block in range(self._file.num_row_groups):
             with self._refusing():
-                part = self._file.read_row_group(block, columns=None if columns is None else list(columns))
-                values = part.to_pylist()
+                part = self._file.read_row_group(block, columns=self._present(columns))
+                values = self._complete(part, columns).to_pylist()
             yield from values
 
     def close(self) -> None:
@@ -90,6 +93,18 @@ class RolloutFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _present(self, columns: Sequence[str] | None) -> list[str] | None:
+        """Return those of some columns that the file has."""
+        missing = {column.name for column in self._missing}
+        return None if columns is None else [name for name in columns if name not in missing]
+
+    def _complete(self, table: pyarrow.Table, columns: Sequence[str] | None) -> pyarrow.Table:
+        """Add null columns to a table for those that the file does not have yet."""
+        for column in self._missing:
+            if columns is None or column.name in columns:
+                table = table.append_column(column.name, pyarrow.nulls(table.num_rows, column.type))
+        return table
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -29,6 +29,8 @@ class Column:
     """The meaning, for users."""
     is_optional: bool = False
     """Whether the value may be null: it was not computed for the response."""
+    is_later: bool = False
+    """Whether files of earlier versions have no such column; it then reads as null."""
 
 
 def _per_token(kind: pyarrow.DataType) -> pyarrow.DataType:
@@ -52,7 +54,11 @@ COLUMNS: tuple[Column, ...] = (
     Column("ground_truth", pyarrow.string(), "Answer that the verifier compared with."),
     Column("prompt", pyarrow.string(), "Prompt with the special tokens of its chat template."),
     Column("prompt_token_ids", _INTEGERS, "Tokens of the prompt."),
-    Column("response", pyarrow.string(), "Response without special tokens, as the verifier saw it."),
+    Column(
+        "response",
+        pyarrow.string(),
+        "Response without special tokens, with the replies of an environment between its turns.",
+    ),
     Column("response_token_ids", _INTEGERS, "Tokens of the response, with the end-of-sequence token."),
     Column(
         "token_ends",
@@ -64,6 +70,27 @@ COLUMNS: tuple[Column, ...] = (
         "step_ends",
         _INTEGERS,
         "Number of tokens up to the end of each reasoning step; the last is the length.",
+    ),
+    Column(
+        "policy_mask",
+        _per_token(pyarrow.bool_()),
+        "Whether the policy wrote each token, and not an environment; null if it wrote all.",
+        True,
+        True,
+    ),
+    Column(
+        "turn_ends",
+        _INTEGERS,
+        "Number of tokens up to the end of each turn, with the reply to it; null without an environment.",
+        True,
+        True,
+    ),
+    Column(
+        "turn_rewards",
+        _FLOATS,
+        "The environment's reward for each turn, besides the outcome; null without an environment.",
+        True,
+        True,
     ),
     Column(
         "mask",

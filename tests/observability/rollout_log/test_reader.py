@@ -111,6 +111,16 @@ def test_a_file_without_a_column_is_refused(path):
         RolloutFile(path)
 
 
+def test_columns_that_an_older_file_lacks_are_null(path):
+    later = [column.name for column in COLUMNS if column.is_later]
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.drop_columns(later), path)
+    file = RolloutFile(path)
+    assert next(file.rows(["sample", *later])) == {"sample": 0, **dict.fromkeys(later)}
+    assert set(file.table().column_names) == set(COLUMN_NAMES)
+    assert file.table(["group"]).column_names == ["group"]
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.parquet does not exist"):
         RolloutFile(tmp_path / "absent.parquet")
