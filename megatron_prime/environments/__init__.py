@@ -1,4 +1,11 @@
 """Environments: what replies to the policy between the turns of a response.
 
+Worker processes import the package, so it must not import torch; modules that do say so.
+
 - `protocol`: what an environment is; a user's own implements it
+- `registry`: finds the class that a configuration names, in a worker process
+- `replies`: checks what an environment returns
+- `worker`: main program of a worker process
+- `pool`: runs the environments of many episodes in worker processes, under a deadline (this one imports torch)
+- `builtin/`: the environments that are known by name
 """

@@ -1,8 +1,8 @@
-"""The work of rollout engines and verifiers: queues, busy times, and the recording of a step for its timeline.
+"""The work of engines, environments and verifiers: queues, busy times, and the recording of a step for its timeline.
 
-Every worker of a process has one `Worker` here: the embedded engine, each SGLang server, the queue of the engine, and
-the verifiers. Like the heartbeat, the records are global: what works and what shows the work share no other object.
-Recording a change costs about a microsecond.
+Every worker of a process has one `Worker` here: the embedded engine, each SGLang server, the queue of the engine, the
+environments, and the verifiers. Like the heartbeat, the records are global: what works and what shows the work share no
+other object. Recording a change costs about a microsecond.
 """
 
 import threading
@@ -15,9 +15,12 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 ENGINE = "engine"
+ENVIRONMENT = "environment"
 VERIFIER = "verifier"
 QUEUE = "queue"
-"""Kinds of workers: what samples, what verifies, and requests that wait for any server."""
+"""Kinds of workers: what samples, what replies to it, what verifies, and requests that wait for any server."""
+TIMED = (ENGINE, ENVIRONMENT, VERIFIER)
+"""Kinds whose idle times are metrics."""
 MAX_CHANGES = 500_000
 """Largest number of changes in a recording, which bounds its memory to about 100 MB."""
 
@@ -167,17 +170,17 @@ def recorded() -> Iterator[Recording]:
 
 
 class IdleTimes:
-    """The idle times of this process's engines and verifiers since the construction."""
+    """The idle times of this process's engines, environments and verifiers since the construction."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
         self._busy_s = self._busy_by_name()
 
     def fractions(self) -> dict[str, float]:
-        """Return `time/engine_idle_fraction` (the mean over servers) and `time/verifier_idle_fraction`, where known."""
+        """Return `time/engine_idle_fraction` (the mean over servers) and those of the other kinds, where known."""
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         result = {}
-        for kind in (ENGINE, VERIFIER):
+        for kind in TIMED:
             idle = [
                 1 - min(1.0, (each.busy_s - self._busy_s.get(each.name, 0.0)) / seconds)
                 for each in workers(kind)
@@ -187,4 +190,4 @@ class IdleTimes:
         return result
 
     def _busy_by_name(self) -> dict[str, float]:
-        return {each.name: each.busy_s for kind in (ENGINE, VERIFIER) for each in workers(kind)}
+        return {each.name: each.busy_s for kind in TIMED for each in workers(kind)}

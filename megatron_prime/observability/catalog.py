@@ -415,6 +415,11 @@ _TIME: Sequence[_Row] = (
         "embedded engine. Servers that share GPUs with training are idle while it uses them.",
     ),
     (
+        "environment_idle_fraction",
+        "fraction",
+        "Share of the step in which no environment replies, on rank 0.",
+    ),
+    (
         "verifier_idle_fraction",
         "fraction",
         "Share of the step in which a verifier judges no response: the mean over the verifiers, on rank 0.",

@@ -1,7 +1,7 @@
 """Timelines in the trace event format, for Perfetto: our own tracks, alone or merged into a trace of torch.profiler.
 
-Our process has one thread for the phases, one for each engine and verifier with slices of work and of idleness, and
-counters of what waits and runs.
+Our process has one thread for the phases, one for each engine, environment and verifier with slices of work and of
+idleness, and counters of what waits and runs.
 """
 
 import gzip
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_prime.observability.activity import QUEUE, VERIFIER, Change, Recording
+from megatron_prime.observability.activity import ENVIRONMENT, QUEUE, VERIFIER, Change, Recording
 from megatron_prime.observability.durable import named, sync_path
 
 Event = dict[str, Any]
@@ -64,7 +64,7 @@ def trace_events(record: Recording, rank: int, base_ns: int = 0) -> Iterator[Eve
 
 def _stretches(changes: list[Change], record: Recording) -> Iterator[tuple[str, int, int]]:
     """Yield the times of work and of idleness that follow one another from the begin to the end of the recording."""
-    busy = "verifying" if changes[0].kind == VERIFIER else "sampling"
+    busy = {VERIFIER: "verifying", ENVIRONMENT: "replying"}.get(changes[0].kind, "sampling")
     label, since = "idle", record.begin_ns
     for change in changes:
         now = busy if change.running else "idle"

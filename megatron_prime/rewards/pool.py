@@ -190,6 +190,11 @@ class VerifierPool:
 
     def _start_worker(self, slot: int) -> WorkerProcess:
         worker = WorkerProcess("megatron_prime.rewards.worker", self._worker_arguments, self._timeout_s)
+        try:
+            worker.wait_until_ready()
+        except BaseException:
+            worker.kill()
+            raise
         self._workers[slot] = worker
         return worker
 

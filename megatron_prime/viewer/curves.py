@@ -112,10 +112,10 @@ def _time_shares(run: Run) -> Iterator[tuple[str, float]]:
 
 
 def idle_shares(run: Run) -> list[tuple[str, float]]:
-    """Return (engines or verifiers, share of the time of all steps in which they had nothing to do), where known."""
+    """Return (engines, environments or verifiers, share of the time of all steps in which they were idle), if known."""
     table = columns(run.records)
     found = []
-    for name in ("engine", "verifier"):
+    for name in ("engine", "environment", "verifier"):
         pairs = zip(table.get(f"time/{name}_idle_fraction", []), table.get("time/step_s", []), strict=False)
         known = [(share, seconds) for share, seconds in pairs if share is not None and seconds]
         if known:

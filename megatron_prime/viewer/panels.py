@@ -186,6 +186,7 @@ PANELS: tuple[Panel, ...] = (
         "of a step",
         (
             Series("time/engine_idle_fraction", "engines"),
+            Series("time/environment_idle_fraction", "environments"),
             Series("time/verifier_idle_fraction", "verifiers"),
         ),
         is_share=True,

@@ -48,17 +48,13 @@ class WorkerProcess:
         timeout_s: float,
         max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
-        """Start the process and wait until it is ready.
+        """Start the process; `wait_until_ready` comes next.
 
         Args:
             module: Module whose function `main` is the program; see `program.serve`.
             arguments: Its arguments; the first one, before these, is the time limit that the worker keeps itself.
             timeout_s: Deadline of a request, in seconds.
             max_reply_bytes: Size of the longest reply.
-
-        Raises:
-            WorkerDiedError: If the process could not load its code, or ended before that.
-            WorkerTimeoutError: If STARTUP_TIMEOUT_S passed.
         """
         self._timeout_s = timeout_s
         self._max_reply_bytes = max_reply_bytes
@@ -73,18 +69,24 @@ class WorkerProcess:
             env=_worker_environment(),
             start_new_session=True,
         )
-        try:
-            reply = self._exchange(b"", STARTUP_TIMEOUT_S)
-            if reply != {"ready": True}:
-                raise WorkerDiedError(reply.get("failed") if isinstance(reply, dict) else "it is not ready")
-        except BaseException:
-            self.kill()
-            raise
 
     @property
     def pid(self) -> int:
         """Process id, which is also the id of its process group."""
         return self._process.pid
+
+    def wait_until_ready(self) -> None:
+        """Wait until the process has loaded its code.
+
+        Raises:
+            WorkerDiedError: If it could not load its code, or ended before that.
+            WorkerTimeoutError: If STARTUP_TIMEOUT_S passed.
+
+        After either error only `kill` may be called.
+        """
+        reply = self._exchange(b"", STARTUP_TIMEOUT_S)
+        if reply != {"ready": True}:
+            raise WorkerDiedError(reply.get("failed") if isinstance(reply, dict) else "it is not ready")
 
     def ask(self, request: Any) -> Any:  # noqa: ANN401 - JSON values
         """Send a request and return the reply, both JSON values.

@@ -6,7 +6,16 @@ import time
 import pytest
 
 from megatron_prime.observability import activity, heartbeat
-from megatron_prime.observability.activity import ENGINE, QUEUE, VERIFIER, IdleTimes, Worker, recorded, worker
+from megatron_prime.observability.activity import (
+    ENGINE,
+    ENVIRONMENT,
+    QUEUE,
+    VERIFIER,
+    IdleTimes,
+    Worker,
+    recorded,
+    worker,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +70,7 @@ def test_a_worker_is_busy_while_anything_runs():
 def test_idle_fractions_are_means_over_the_workers_of_a_kind():
     one, _two, verifier = worker("one", ENGINE), worker("two", ENGINE), worker("verifier", VERIFIER)
     worker("queue", QUEUE)
+    worker("environment", ENVIRONMENT)
     verifier.begin()
     idle = IdleTimes()
     one.begin()
@@ -68,7 +78,8 @@ def test_idle_fractions_are_means_over_the_workers_of_a_kind():
     fractions = idle.fractions()
     assert fractions["time/engine_idle_fraction"] == pytest.approx(0.5, abs=0.05)
     assert fractions["time/verifier_idle_fraction"] == pytest.approx(0.0, abs=0.05)
-    assert set(fractions) == {"time/engine_idle_fraction", "time/verifier_idle_fraction"}
+    assert fractions["time/environment_idle_fraction"] == 1.0
+    assert set(fractions) == {f"time/{kind}_idle_fraction" for kind in ("engine", "environment", "verifier")}
 
 
 def test_a_kind_without_workers_has_no_fraction():

@@ -18,6 +18,7 @@ def start():
 
     def start(greeting="hello", timeout_s=60.0, **options):
         started.append(WorkerProcess(MODULE, [greeting], timeout_s, **options))
+        started[-1].wait_until_ready()
         return started[-1]
 
     yield start
@@ -56,8 +57,10 @@ def test_failures_of_a_request(start, request_, error, match):
 )
 def test_a_start_that_fails_says_why_and_leaves_nothing(greeting, match):
     before = len(os.listdir("/proc/self/fd"))
+    process = WorkerProcess(MODULE, [greeting], 60.0)
     with pytest.raises(WorkerDiedError, match=match):
-        WorkerProcess(MODULE, [greeting], 60.0)
+        process.wait_until_ready()
+    process.kill()
     assert len(os.listdir("/proc/self/fd")) == before
     assert not [child for child in psutil.Process().children() if MODULE in " ".join(child.cmdline())]
 
