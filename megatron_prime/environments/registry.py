@@ -25,11 +25,10 @@ class EnvironmentFactory:
 
 def environment_names() -> list[str]:
     """Return the built-in names, sorted; no module of them is imported."""
-    return module_names(BUILT_IN)
+    return _module_names(BUILT_IN)
 
 
-def module_names(package: str) -> list[str]:
-    """Return the names of the modules of a package, sorted."""
+def _module_names(package: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 

@@ -10,6 +10,8 @@ Megatron. What the start of a run refuses comes from the same functions (`hf.sha
 - `processes`: the number of processes against the layout and the minibatches
 - `algorithm`: the estimator, PRM objective and policy loss, and what they require
 - `engines`: the environment of SGLang servers
+- `environments`: what replies to the policy: names, tools, budgets
+- `imports`: import paths of users' code, which is not imported
 - `rewards`: verifiers, their imports and their sandbox
 - `outputs`: folders that a command writes
 - `loggers`: the packages of the loggers that a run names

@@ -13,6 +13,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.algorithm import algorithm_faults
 from megatron_prime.preflight.data import data_faults
 from megatron_prime.preflight.engines import engine_faults
+from megatron_prime.preflight.environments import environment_faults
 from megatron_prime.preflight.models import folder_faults, model_faults
 from megatron_prime.preflight.outputs import output_faults
 from megatron_prime.preflight.processes import process_faults
@@ -51,7 +52,11 @@ def check_run(
         *output_faults(config, command),
     ]
     if replay is None:
-        faults += [*engine_faults(config, command), *reward_faults(config, command)]
+        faults += [
+            *engine_faults(config, command),
+            *environment_faults(config, command),
+            *reward_faults(config, command),
+        ]
     elif command == "train":
         from megatron_prime.preflight.replay import replay_faults  # pyarrow takes a while to import.
 

@@ -1,6 +1,5 @@
 """Check the verifiers of a run: their names, imports and sandbox."""
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,10 +8,9 @@ from urllib.parse import urlsplit
 from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.preflight.imports import import_faults
 from megatron_prime.rewards.user_function import FUNCTION
 from megatron_prime.rewards.verifier import names as verifier_names
-
-_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def reward_faults(config: PrimeConfig, command: str) -> Iterator[str]:
@@ -31,7 +29,7 @@ def verifier_faults(reward: RewardConfig) -> Iterator[str]:
             if not _is_url(spec):
                 yield f"{key} = {redact(repr(spec))} is no URL of the form http://host:8000/path"
         elif ":" in spec:
-            yield from _function_faults(key, spec)
+            yield from import_faults(key, spec, "function")
         elif spec not in names:
             yield (
                 f"{key} = {spec!r}: known are {', '.join(names)}; a function is package.module:function, "
@@ -50,19 +48,6 @@ def _is_url(spec: str) -> bool:
         return False
     # RFC 3986 allows these only in escaped form. In a text they would hide where the URL ends.
     return is_complete and not re.search(r'[\s"<>\\^`{|}\x00-\x1f]', spec)
-
-
-def _function_faults(key: str, spec: str) -> Iterator[str]:
-    if not _IMPORT_PATH.fullmatch(spec):
-        yield f"{key} = {spec!r} is not of the form package.module:function"
-        return
-    module = spec.partition(":")[0]
-    try:
-        is_there = importlib.util.find_spec(module) is not None
-    except ImportError:
-        is_there = False
-    if not is_there:
-        yield f"{key} = {spec!r}: there is no module {module}; install it, or put its folder on PYTHONPATH"
 
 
 def _sandbox_faults(reward: RewardConfig) -> Iterator[str]:
