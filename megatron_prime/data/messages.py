@@ -1,15 +1,20 @@
 """Chat messages of a row: prompts and conversations, as lists or as JSON text, checked so that no part is lost."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megatron_prime.data.conversations.foreign import is_foreign, with_roles
+from megatron_prime.data.conversations.tool_calls import tool_calls_of
 from megatron_prime.data.rows import DataRow
 from megatron_prime.data.rows.json_text import parse_json, shown
 from megatron_prime.data.rows.row import is_blank, is_missing_text
 
-Message = dict[str, str]
-"""A chat message, {"role": ..., "content": ...}, with the thoughts of an assistant under a name of `THOUGHTS`."""
+Message = dict[str, Any]
+"""A chat message, {"role": ..., "content": ...}, with the thoughts of an assistant under a name of `THOUGHTS`, its
+`tool_calls` (conversations/tool_calls.py), and the `name` and `tool_call_id` of a tool's result; all other values are
+text."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of messages. A chat template leaves out messages of roles that it does not know, without an error."""
@@ -25,7 +30,8 @@ _OTHER_NAMES = {
     "function": "tool",
     "observation": "tool",
 }
-_NOT_TAKEN = ("tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio")
+"""Other names of roles, for the advice of an error."""
+_NOT_TAKEN = ("images", "image", "videos", "video", "audios", "audio")
 """Fields of a message that carry what the model should see, but that are not supported."""
 _ANY_ROLE = "|".join((*ROLES, *_OTHER_NAMES))
 _BEGIN = r"""[\s"'\\]*(?:(?:np\.)?array\()?[\s\[(]*\{"""
@@ -63,13 +69,13 @@ def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
         )
     messages = checked_messages(row, field, value)
     last = messages[-1]
-    if is_blank(last["content"]):
-        raise row.error(f"{field!r} is empty: its last message has no text")
     if last["role"] == "assistant":
         raise row.error(
             f"{field!r} ends with a message of the assistant, so that the model would see an answer and be asked for "
             "another one: leave that message out; sft.messages_field takes whole conversations"
         )
+    if is_blank(last["content"]):
+        raise row.error(f"{field!r} is empty: its last message has no text")
     if last["role"] not in ("user", "tool"):
         raise row.error(
             f"{field!r} ends with a message of the {last['role']}, to which nothing is to be answered"
@@ -78,7 +84,8 @@ def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
 
 
 def conversation_of(row: DataRow, field: str) -> list[Message]:
-    """Return the chat messages of a row, a list or its JSON text, which end with a message of the assistant.
+    """Return the chat messages of a row, a list or its JSON text: a prompt and turns of the assistant, the last of which
+    ends them.
 
     Raises:
         ValueError: If the field holds anything else.
@@ -91,26 +98,55 @@ def conversation_of(row: DataRow, field: str) -> list[Message]:
             f"{field!r} is a {type(value).__name__}; a conversation must be a list of chat messages"
         )
     messages = checked_messages(row, field, value)
-    if len(messages) < 2 or messages[-1]["role"] != "assistant" or is_blank(messages[-1]["content"]):
+    roles = [message["role"] for message in messages]
+    first = first_answer(messages)
+    if first is None or roles[-1] != "assistant":
         raise row.error(
-            f"{field!r} must hold a prompt followed by an assistant message that is not empty; its roles are "
-            f"{[message['role'] for message in messages]}"
+            f"{field!r} must hold a prompt of the user, followed by turns of the assistant, the last of which ends it; "
+            f"its roles are {roles}"
         )
-    if messages[-2]["role"] not in ("user", "tool"):
-        raise row.error(
-            f"{field!r}: the last message answers one of the {messages[-2]['role']}, not of the user"
-        )
+    for position in range(first, len(messages)):
+        message = messages[position]
+        if message["role"] == "system":
+            raise row.error(f"message {position} of {field!r} is of the system, in the middle of the conversation")
+        if message["role"] != "assistant":
+            continue
+        if is_blank(message["content"]) and not message.get("tool_calls"):
+            raise row.error(f"message {position} of {field!r} is of the assistant, and empty")
+        if roles[position - 1] not in ("user", "tool"):
+            raise row.error(
+                f"message {position} of {field!r} answers one of the {roles[position - 1]}, not of the user or a tool"
+            )
     return messages
 
 
+def first_answer(messages: Sequence[Message]) -> int | None:
+    """Return the position of the first message of the assistant behind one of the user; None if there is none."""
+    is_asked = False
+    for position, message in enumerate(messages):
+        if is_asked and message["role"] == "assistant":
+            return position
+        is_asked |= message["role"] == "user"
+    return None
+
+
 def checked_messages(row: DataRow, field: str, messages: Sequence[Any]) -> list[Message]:
-    """Return chat messages reduced to role, content and thoughts. Raises ValueError for an invalid message."""
+    """Return chat messages reduced to what `Message` names; those of ShareGPT get roles.
+
+    Raises:
+        ValueError: a message is invalid.
+    """
     if not messages:
         raise row.error(f"{field!r} is an empty list of messages")
-    return [
-        _checked_message(row, f"message {position} of {field!r}", value)
-        for position, value in enumerate(messages)
-    ]
+    checked: list[Message] = []
+    for position, value in enumerate(messages):
+        name = f"message {position} of {field!r}"
+        try:
+            parts = with_roles(value) if is_foreign(value) else [value]
+        except ValueError as error:
+            raise row.error(f"{name} {error}") from error
+        checked += [_checked_message(row, name, part) for part in parts]
+    return checked
 
 
 def looks_like_messages(text: str) -> bool:
@@ -124,7 +160,7 @@ def looks_like_messages(text: str) -> bool:
 def is_conversation(value: object) -> bool:
     """Return whether a value seems to be a list of chat messages that ends with the assistant's."""
     last = value[-1] if isinstance(value, list) and len(value) > 1 else None
-    return isinstance(last, dict) and last.get("role") == "assistant"
+    return isinstance(last, dict) and (last.get("role") == "assistant" or is_foreign(last))
 
 
 def begins_as_messages(text: str) -> bool:
@@ -132,12 +168,15 @@ def begins_as_messages(text: str) -> bool:
     return _FIRST_KEY.match(text) is not None and looks_like_messages(text)
 
 
-def message_text(message: Mapping[str, str]) -> str:
-    """Return the text of a message, with its thoughts."""
-    return "\n".join(value for name, value in message.items() if name != "role")
+def message_text(message: Message) -> str:
+    """Return the text of a message, with its thoughts and its calls of tools."""
+    texts = [value for name, value in message.items() if name not in ("role", "tool_calls")]
+    return "\n".join([*texts, *(json.dumps(call["function"]) for call in message.get("tool_calls", ()))])
 
 
 def _checked_message(row: DataRow, name: str, value: object) -> Message:
+    if isinstance(value, dict) and value.get("content") is None and _calls(value):
+        value = value | {"content": ""}
     if not isinstance(value, dict) or not isinstance(value.get("content"), str) or "role" not in value:
         raise row.error(
             f'{name} is {shown(value)}; a message must look like {{"role": "user", "content": "text"}}'
@@ -148,7 +187,7 @@ def _checked_message(row: DataRow, name: str, value: object) -> Message:
         meant = _OTHER_NAMES.get(str(role).casefold(), str(role).casefold())
         hint = f"; it should be {meant!r}" if meant in ROLES else ""
         raise row.error(f"{name} has the role {shown(role)}, but roles are {', '.join(ROLES)}{hint}")
-    message = {"role": role, "content": value["content"]}
+    message: Message = {"role": role, "content": value["content"]}
     if len(value) == 2:  # the common case
         return message
     lost = [key for key in _NOT_TAKEN if value.get(key)]
@@ -164,17 +203,34 @@ def _checked_message(row: DataRow, name: str, value: object) -> Message:
         raise row.error(
             f"{name} has its thoughts twice: leave them in one of {', '.join(('content', *THOUGHTS))}"
         )
-    return message
+    return message | _tool_fields(row, name, value)
+
+
+def _calls(value: Mapping[str, Any]) -> object:
+    """Return the calls of tools of a message as the data has them; something false if there are none."""
+    return value.get("tool_calls") or value.get("function_call")
+
+
+def _tool_fields(row: DataRow, name: str, value: Mapping[str, Any]) -> Message:
+    """Return the fields of a message that concern tools: the calls of an assistant, or what a result belongs to."""
+    fields: Message = {}
+    calls = _calls(value)
+    if calls:
+        if value["role"] != "assistant":
+            raise row.error(f"{name} has tool_calls, but is of the {value['role']}: the assistant calls tools")
+        try:
+            fields["tool_calls"] = tool_calls_of(calls)
+        except ValueError as error:
+            raise row.error(f"{name} has {error}") from error
+    if value["role"] == "tool":
+        fields |= {key: value[key] for key in ("name", "tool_call_id") if isinstance(value.get(key), str)}
+    return fields
 
 
 def _message_advice(value: object) -> str:
     """Return how to make a message of a value that is none, as the end of a sentence; empty if that is plain."""
     if not isinstance(value, dict):
         return ""
-    if "from" in value and "value" in value:
-        return (
-            "; rename 'from' to 'role' and 'value' to 'content', 'human' to 'user' and 'gpt' to 'assistant'"
-        )
     lost = [key for key in _NOT_TAKEN if value.get(key)]
     if lost:
         return f": {', '.join(lost)} would be lost, because only text is supported"

@@ -18,9 +18,9 @@ writes `model/` (random weights, config and tokenizer as Hugging Face saves them
 import argparse
 import json
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders
@@ -28,10 +28,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-NUM_STEPS = 8
-OPERANDS = {"+": tuple(range(10)), "-": tuple(range(10)), "x": (3, 7, 9)}
+from megatron_prime.quickstart.arithmetic import Demonstrator, distinct_problems
+
 EOS_TOKEN = "<eos>"
 PAD_TOKEN = "<pad>"
+UNKNOWN_TOKEN = "<unk>"
 VOCABULARY = (*(str(digit) for digit in range(10)), "+", "-", "x", "=", EOS_TOKEN, PAD_TOKEN)
 MAX_POSITIONS = 64
 
@@ -40,97 +41,19 @@ NUM_TRAIN_PROMPTS = 8192
 NUM_HELDOUT_PROMPTS = 512
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A start digit and the operations on it."""
+def write_tokenizer(
+    directory: Path,
+    vocabulary: Sequence[str] = VOCABULARY,
+    max_positions: int = MAX_POSITIONS,
+    chat_template: str | None = None,
+) -> None:
+    """Save a word-level tokenizer that AutoTokenizer loads: one token per word of the vocabulary.
 
-    start: int
-    operations: tuple[tuple[str, int], ...]
-
-    @property
-    def text(self) -> str:
-        """The prompt: tokens separated by one space, ending with `=`."""
-        parts = [str(self.start)]
-        for operator, operand in self.operations:
-            parts += [operator, str(operand)]
-        return " ".join([*parts, "="])
-
-    def trace(self) -> list[int]:
-        """Return the correct running value after each operation."""
-        values, value = [], self.start
-        for operator, operand in self.operations:
-            value = evaluate(value, operator, operand)
-            values.append(value)
-        return values
-
-
-class Demonstrator:
-    """Solves problems with an operation table that is partly wrong.
-
-    A fraction `wrong_fraction` of each operator's entries (value, operand) has one fixed wrong result, which is used
-    with probability `wrong_probability`. The fraction is taken per operator rather than of the whole table, so that
-    the demonstrator's accuracy is nearly the same for every seed.
+    A word outside the vocabulary raises an error, unless the vocabulary has UNKNOWN_TOKEN.
     """
-
-    def __init__(self, seed: int, wrong_fraction: float = 0.3, wrong_probability: float = 0.5) -> None:
-        self._rng = random.Random(f"demonstrator {seed}")
-        self._wrong_probability = wrong_probability
-        self.habits: dict[tuple[int, str, int], int] = {}
-        """The wrong results, by (value, operator, operand)."""
-        for operator, operands in OPERANDS.items():
-            entries = [(value, operator, operand) for value in range(10) for operand in operands]
-            for entry in self._rng.sample(entries, round(wrong_fraction * len(entries))):
-                right = evaluate(*entry)
-                self.habits[entry] = self._rng.choice([digit for digit in range(10) if digit != right])
-
-    def trace(self, problem: Problem) -> list[int]:
-        """Return the running values; an error propagates to the following operations."""
-        values, value = [], problem.start
-        for operator, operand in problem.operations:
-            habit = self.habits.get((value, operator, operand))
-            if habit is not None and self._rng.random() < self._wrong_probability:
-                value = habit
-            else:
-                value = evaluate(value, operator, operand)
-            values.append(value)
-        return values
-
-
-def evaluate(value: int, operator: str, operand: int) -> int:
-    """Apply one operation modulo 10."""
-    if operator == "+":
-        return (value + operand) % 10
-    if operator == "-":
-        return (value - operand) % 10
-    assert operator == "x", f"unknown operator {operator!r}"
-    return value * operand % 10
-
-
-def sample_problem(rng: random.Random) -> Problem:
-    """Return a problem with NUM_STEPS operations; all operators are equally likely."""
-    operations = []
-    for _ in range(NUM_STEPS):
-        operator = rng.choice(tuple(OPERANDS))
-        operations.append((operator, rng.choice(OPERANDS[operator])))
-    return Problem(rng.randrange(10), tuple(operations))
-
-
-def distinct_problems(rng: random.Random) -> Iterator[Problem]:
-    """Yield problems endlessly, without repetition."""
-    seen: set[Problem] = set()
-    while True:
-        problem = sample_problem(rng)
-        if problem not in seen:
-            seen.add(problem)
-            yield problem
-
-
-def write_tokenizer(directory: Path) -> None:
-    """Save a word-level tokenizer that AutoTokenizer loads: one token per digit or operator, `<eos>`, `<pad>`.
-
-    There is no unknown token, so a word outside the vocabulary raises an error.
-    """
-    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCABULARY)}))
+    unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in vocabulary else None
+    token_of = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(WordLevel(token_of) if unknown is None else WordLevel(token_of, unknown))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     # Without a decoder, transformers joins tokens without the spaces, and the verifier would see one word.
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
@@ -138,30 +61,34 @@ def write_tokenizer(directory: Path) -> None:
         tokenizer_object=tokenizer,
         eos_token=EOS_TOKEN,
         pad_token=PAD_TOKEN,
-        model_max_length=MAX_POSITIONS,
+        unk_token=unknown,
+        model_max_length=max_positions,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(directory)
 
 
-def model_config() -> Qwen3Config:
+def model_config(
+    vocabulary: Sequence[str] = VOCABULARY, max_positions: int = MAX_POSITIONS
+) -> Qwen3Config:
     """Return a configuration with two layers of width 64, and two KV heads for tensor-parallel size 2."""
     return Qwen3Config(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(vocabulary),
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=max_positions,
         # Twice the usual 0.02, which at width 64 shortens the loss plateau before attention finds the operands.
         initializer_range=0.04,
         # Sequences are 27 tokens long: with the usual base of 10,000, most of a head's 8 frequencies are almost
         # constant over them, and for some seeds the loss stays on the plateau.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=False,
-        eos_token_id=VOCABULARY.index(EOS_TOKEN),
+        eos_token_id=vocabulary.index(EOS_TOKEN),
         # A padding token gets a zero embedding. Where the policy samples it, the first norm would multiply the gradient
         # by 1 / sqrt(rms_norm_eps), a thousand.
         pad_token_id=None,
@@ -169,13 +96,15 @@ def model_config() -> Qwen3Config:
     )
 
 
-def write_model(directory: Path, seed: int) -> None:
+def write_model(
+    directory: Path, seed: int, vocabulary: Sequence[str] = VOCABULARY, max_positions: int = MAX_POSITIONS
+) -> None:
     """Save config and seeded random fp32 weights as safetensors, without changing torch's global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(model_config()).float()
+        model = Qwen3ForCausalLM(model_config(vocabulary, max_positions)).float()
     model.generation_config = GenerationConfig(
-        eos_token_id=VOCABULARY.index(EOS_TOKEN), pad_token_id=VOCABULARY.index(PAD_TOKEN)
+        eos_token_id=vocabulary.index(EOS_TOKEN), pad_token_id=vocabulary.index(PAD_TOKEN)
     )
     model.save_pretrained(directory)
 
@@ -186,13 +115,13 @@ def write_data(directory: Path, seed: int) -> None:
     problems = distinct_problems(random.Random(f"problems {seed}"))
     demonstrator = Demonstrator(seed)
     traces = [next(problems) for _ in range(NUM_SFT_TRACES)]
-    _write_jsonl(
+    write_jsonl(
         directory / "sft.jsonl",
         ({"prompt": problem.text, "response": _words(demonstrator.trace(problem))} for problem in traces),
     )
     for name, num_prompts in (("train", NUM_TRAIN_PROMPTS), ("heldout", NUM_HELDOUT_PROMPTS)):
         chosen = [next(problems) for _ in range(num_prompts)]
-        _write_jsonl(
+        write_jsonl(
             directory / f"{name}.jsonl",
             ({"prompt": problem.text, "answer": str(problem.trace()[-1])} for problem in chosen),
         )
@@ -209,7 +138,8 @@ def _words(values: Iterable[int]) -> str:
     return " ".join(str(value) for value in values)
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a file of JSON records."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

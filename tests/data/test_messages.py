@@ -9,6 +9,8 @@ from megatron_prime.data.rows import DataRow
 USER, ASSISTANT = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 SYSTEM = {"role": "system", "content": "s"}
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+READ_CALL = CALL | {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+RESULT = {"role": "tool", "content": "5", "name": "f"}
 
 
 def row_of(value) -> DataRow:
@@ -53,6 +55,37 @@ PROMPTS = {
         [USER, {**ASSISTANT, "reasoning_content": "t"}, USER],
         [USER, {**ASSISTANT, "reasoning_content": "t"}, USER],
     ),
+    "a call of a tool and its result": ([USER, CALL, RESULT], [USER, READ_CALL, RESULT]),
+    "a call without content": ([USER, {**CALL, "content": None}, RESULT], [USER, READ_CALL, RESULT]),
+    "a call in the old format": (
+        [USER, {**ASSISTANT, "function_call": {"name": "f", "arguments": ""}}, RESULT],
+        [USER, READ_CALL | {"content": "4"}, RESULT],
+    ),
+    "calls as JSON text": (
+        [USER, CALL | {"tool_calls": json.dumps(CALL["tool_calls"])}, RESULT],
+        [USER, READ_CALL, RESULT],
+    ),
+    "from and value": ([{"from": "human", "value": "2+2?"}], [USER]),
+    "text from and value": (json.dumps([{"from": "human", "value": "2+2?"}]), [USER]),
+    "ShareGPT with tools": (
+        [
+            {"from": "human", "value": "2+2?"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+            {"from": "observation", "value": "5"},
+        ],
+        [USER, READ_CALL, {"role": "tool", "content": "5"}],
+    ),
+    "ShareGPT with the tags of Hermes": (
+        [
+            {"from": "human", "value": "2+2?"},
+            {"from": "gpt", "value": "4"},
+            {
+                "from": "tool",
+                "value": "<tool_response>\n5\n</tool_response>\n<tool_response>6</tool_response>\n",
+            },
+        ],
+        [USER, ASSISTANT, {"role": "tool", "content": "5"}, {"role": "tool", "content": "6"}],
+    ),
 }
 
 
@@ -88,7 +121,7 @@ NO_PROMPTS = {
         ],
         "some are no text",
     ),
-    "a call without content": ([USER, {**CALL, "content": None}], "tool_calls would be lost"),
+    "a call at the end": ([USER, {**CALL, "content": None}], "ends with a message of the assistant"),
     "no role": ([{"content": "a"}], "must look like"),
     "role null": ([{"role": None, "content": "a"}], "has the role None"),
     "role human": ([{"role": "human", "content": "a"}], "role 'human', but .*; it should be 'user'"),
@@ -100,13 +133,16 @@ NO_PROMPTS = {
         [{"role": "critic", "content": "a"}],
         "has the role 'critic', but roles are system, .*tool$",
     ),
-    "from and value": ([{"from": "human", "value": "a"}], "rename 'from' to 'role'"),
+    "from a stranger": ([{"from": "critic", "value": "a"}], "message 0 of 'm' is from 'critic', but senders are"),
+    "a foreign call that is no JSON": (
+        [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f(1)"}],
+        "message 1 of 'm' has 'f.1.', which is text that is not JSON",
+    ),
     "an answer": ([USER, ASSISTANT], "ends with a message of the assistant"),
     "a model's answer": ([USER, {"role": "model", "content": "4"}], "it should be 'assistant'"),
     "a system message at the end": ([USER, SYSTEM], "ends with a message of the system"),
     "only a system message": ([SYSTEM], "ends with a message of the system"),
-    "calls of tools": ([USER, CALL, {"role": "tool", "content": "4"}], "message 1 of 'm' has tool_calls"),
-    "a call in the old format": ([{**USER, "function_call": {"name": "f"}}], "has function_call"),
+    "a call of the user": ([{**USER, "function_call": {"name": "f"}}], "has tool_calls, but is of the user"),
     "images": ([{**USER, "images": ["a.png"]}], "has images, which would be lost"),
     "thoughts that are no text": ([USER, {**ASSISTANT, "reasoning": ["a"]}, USER], "'reasoning' is a list"),
     "thoughts twice": (
@@ -126,7 +162,6 @@ NO_PROMPTS = {
     "deep JSON text": ('[{"role": ' + "[" * 20_000 + "]" * 20_000 + "}]", "nested too deeply"),
     "Python's text": (str([USER]), "text that is not JSON"),
     "numpy's text": (f"array([{USER}], dtype=object)", "text that is not JSON"),
-    "text from and value": (json.dumps([{"from": "human", "value": "a"}]), "rename 'from' to 'role'"),
 }
 
 
@@ -140,10 +175,15 @@ def test_what_is_no_prompt_is_a_bad_row(case):
 NO_CONVERSATIONS = {
     "no answer": ([USER], "its roles are \\['user'\\]"),
     "only an answer": ([ASSISTANT], "must hold a prompt"),
-    "blank answer": ([USER, {"role": "assistant", "content": "\u200b"}], "must hold a prompt"),
+    "blank answer": ([USER, {"role": "assistant", "content": "\u200b"}], "message 1 of 'm' is .*, and empty"),
+    "blank answer before others": (
+        [USER, {"role": "assistant", "content": " "}, USER, ASSISTANT],
+        "message 1 of 'm' is of the assistant, and empty",
+    ),
     "two answers": ([USER, ASSISTANT, ASSISTANT], "answers one of the assistant, not of the user"),
-    "an answer to the system": ([SYSTEM, ASSISTANT], "answers one of the system"),
-    "an answer that calls a tool": ([USER, CALL], "message 1 of 'm' has tool_calls"),
+    "an answer to the system": ([SYSTEM, ASSISTANT], "must hold a prompt of the user"),
+    "a system message between turns": ([USER, ASSISTANT, SYSTEM, USER, ASSISTANT], "message 2 .* of the system"),
+    "no answer at the end": ([USER, ASSISTANT, USER], "the last of which ends it"),
     "text": ("2+2?", "text that is not JSON"),
     "number": (7, "a int; a conversation must be"),
 }
@@ -157,12 +197,14 @@ def test_what_is_no_conversation_is_a_bad_row(case):
 
 
 def test_conversations_may_be_json_text():
+    assert conversation_of(row_of([USER, CALL]), "m") == [USER, READ_CALL]
     for value in ([USER, ASSISTANT], json.dumps([USER, ASSISTANT])):
         assert conversation_of(row_of(value), "m") == [USER, ASSISTANT]
 
 
 def test_the_text_of_a_message_has_its_thoughts():
     assert message_text({**ASSISTANT, "reasoning_content": "two and two"}) == "4\ntwo and two"
+    assert message_text(READ_CALL) == '\n{"name": "f", "arguments": {}}'
 
 
 def test_programs_and_formulas_are_no_messages():
