@@ -83,6 +83,21 @@ class Turn:
     """Reward that the environment gave for the turn, besides the outcome of the response."""
 
 
+def policy_spans(turns: Sequence[Turn], num_tokens: int) -> list[tuple[int, int]]:
+    """Return first position and end of each stretch of a response that the policy wrote: all of it without turns."""
+    starts = (0, *(turn.end for turn in turns[:-1]))
+    ends = [turn.policy_end for turn in turns] or [num_tokens]
+    return list(zip(starts, ends, strict=True))
+
+
+def policy_mask(turns: Sequence[Turn], num_tokens: int) -> list[bool]:
+    """Return whether the policy wrote each token of a response."""
+    mask = [False] * num_tokens
+    for start, end in policy_spans(turns, num_tokens):
+        mask[start:end] = [True] * (end - start)
+    return mask
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled response."""
@@ -134,17 +149,12 @@ class Rollout:
     @property
     def policy_mask(self) -> list[bool]:
         """Whether the policy wrote each token."""
-        mask = [False] * len(self.response_ids)
-        for start, end in self.policy_spans:
-            mask[start:end] = [True] * (end - start)
-        return mask
+        return policy_mask(self.turns, len(self.response_ids))
 
     @property
     def policy_spans(self) -> list[tuple[int, int]]:
         """First position and end of each stretch of tokens that the policy wrote."""
-        starts = (0, *(turn.end for turn in self.turns[:-1]))
-        ends = [turn.policy_end for turn in self.turns] or [len(self.response_ids)]
-        return list(zip(starts, ends, strict=True))
+        return policy_spans(self.turns, len(self.response_ids))
 
     def with_outcome(self, outcome_reward: float, reason: str = "") -> "Rollout":
         """Return a copy with the given outcome and the reason for it."""

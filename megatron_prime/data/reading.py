@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.bad_rows import ADVICE, BadRows
+from megatron_prime.data.conversations.demonstrations import turn_texts, turn_tokens
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, fitting_layout
 from megatron_prime.data.messages import Message, is_conversation, message_text
 from megatron_prime.data.rendering import PromptRenderer, Rendered
 from megatron_prime.data.rows import DataRow, MissingFieldError, RenderingError, read_rows
-from megatron_prime.data.tokenizer import response_token_ids
+from megatron_prime.types import Turn
 
 BATCH_ROWS = 256
 """Number of rows tokenized at once: enough to use the tokenizer's threads, few enough to hold in memory."""
@@ -44,6 +45,8 @@ class TokenizedProblem:
     """The prompt as the file has it, without what the configuration and the chat template add."""
     response_ids: tuple[int, ...] = ()
     """Tokens of the response of a demonstration, which end with the end of sequence."""
+    turns: tuple[Turn, ...] = ()
+    """The turns of a demonstration that has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,8 @@ class _Parts:
     """The fields of a row."""
 
     prompt: str | Sequence[Message]
-    answer: str | Message
-    """The ground truth, or the response of a demonstration."""
+    answer: str | Sequence[Message]
+    """The ground truth, or the response of a demonstration: text, or messages that begin and end with the assistant's."""
     source: str
     ability: str
 
@@ -77,6 +80,8 @@ class _Problem:
     answer: str
     source: str
     ability: str
+    texts: Sequence[str] = ()
+    """The turns and replies of a demonstration; see `turn_texts`."""
 
 
 class ProblemReader:
@@ -87,8 +92,8 @@ class ProblemReader:
         config: Prompt format, and the policies for bad rows, duplicates and weights.
         layout: Reads the parts of a problem from a row.
         tokenizer: The policy's tokenizer.
-        read_target: Reads the response of a row, text or a message of the assistant, which takes the place of the
-            layout's answer and will be tokenized, and raises ValueError naming the row.
+        read_target: Reads the response of a row, text or messages that begin and end with the assistant's, which takes
+            the place of the layout's answer and will be tokenized, and raises ValueError naming the row.
         check_answer: Raises ValueError if no verifier can use the data source, ability and answer of a row.
     """
 
@@ -98,7 +103,7 @@ class ProblemReader:
         config: DataConfig,
         layout: Layout,
         tokenizer: PreTrainedTokenizerBase,
-        read_target: Callable[[DataRow], str | Message] | None = None,
+        read_target: Callable[[DataRow], str | list[Message]] | None = None,
         check_answer: Callable[[str, str, str], None] | None = None,
     ) -> None:
         self._paths = paths
@@ -248,7 +253,7 @@ class ProblemReader:
         parts = _Parts(layout.prompt(row), self._read_target(row), layout.source(row), layout.ability(row))
         texts = {"prompt": prompt_text(parts.prompt), "source": parts.source, "ability": parts.ability}
         if self._has_responses:
-            texts["response"] = prompt_text(parts.answer if isinstance(parts.answer, str) else [parts.answer])
+            texts["response"] = prompt_text(parts.answer)
         for name, text in texts.items():
             row.check_text(name, text)
         if self._check_answer is not None:
@@ -263,10 +268,12 @@ class ProblemReader:
         """Return the problem of a row, or None for a duplicate. Raises ValueError for an invalid row."""
         parts = self._parts(row)
         prompt, answer = parts.prompt, parts.answer
+        turns: Sequence[str] = ()
         try:
             rendered = self._renderer.render(prompt, self._layout.is_question)
             if self._has_responses:
-                answer = self._renderer.response(prompt, rendered, answer)
+                turns = turn_texts(self._renderer, self._renderer.complete(prompt), rendered, answer)
+                answer = "".join(turns)
         except ValueError as error:
             raise row.error(str(error), type(error)) from error
         assert isinstance(answer, str), "ground truths are text"
@@ -274,7 +281,7 @@ class ProblemReader:
         if self.duplicates.is_duplicate(prompt_text(prompt), answer):
             return None
         content = prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True)
-        return _Problem(index, row, content, rendered, answer, parts.source, parts.ability)
+        return _Problem(index, row, content, rendered, answer, parts.source, parts.ability, turns)
 
     def _tokenized(self, batch: Sequence[_Problem]) -> Iterator[TokenizedProblem]:
         for problem, prompt_ids in zip(batch, self._prompt_ids(batch), strict=True):
@@ -283,9 +290,7 @@ class ProblemReader:
                     raise prompt_ids
                 if not prompt_ids:
                     raise ValueError(f"the prompt has no tokens: {problem.rendered.text!r}")
-                response_ids = (
-                    response_token_ids(problem.answer, self._tokenizer) if self._has_responses else ()
-                )
+                response_ids, turns = turn_tokens(problem.texts, self._tokenizer) if problem.texts else ((), ())
             except ValueError as error:
                 self.bad_rows.reject(problem.row.error(str(error)))
                 continue
@@ -300,6 +305,7 @@ class ProblemReader:
                 problem.ability,
                 problem.content,
                 response_ids,
+                turns,
             )
 
     def _prompt_ids(self, batch: Sequence[_Problem]) -> Sequence[list[int] | ValueError]:

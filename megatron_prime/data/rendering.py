@@ -25,6 +25,11 @@ _STOPPED_CLOCK = (
 newline is removed again, as is every first one after a block."""
 _LAST_TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])(\s*)\Z")
 """A tag at the end of a prompt, such as <think>, and the white space behind it."""
+_TURN = "a turn of the policy"
+_EXAMPLE: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _TURN}]
+"""A conversation that shows what a chat template puts behind a turn."""
+_NO_THOUGHTS = re.compile(r"\A\s*<(think|thinking|thought|reasoning)>\s*</\1>\s*")
+"""Thoughts that a chat template writes although a message has none."""
 _THOUGHTS = re.compile(r"<(/?)(think|thinking|thought|reasoning)>")
 
 
@@ -86,12 +91,9 @@ class PromptRenderer:
             SettingsError: If the prompt needs a chat template and there is none.
             ValueError: If the template fails or leaves out a message, or the text ends with an end of sequence.
         """
-        config = self._config
-        is_chat = not isinstance(prompt, str) or config.system_prompt is not None
-        messages = self._messages(prompt)
-        as_chat = config.chat_template == "always" or (
-            config.chat_template == "auto" and (is_chat or (is_question and self._template is not None))
-        )
+        is_chat = not isinstance(prompt, str) or self._config.system_prompt is not None
+        messages = self.complete(prompt)
+        as_chat = self._uses_template(is_chat, is_question)
         text = self._apply(messages) if as_chat else "\n".join(message["content"] for message in messages)
         word = self._tokenizer.eos_token
         if word and text.rstrip().endswith(str(word)):
@@ -101,34 +103,69 @@ class PromptRenderer:
             )
         return Rendered(text, as_chat)
 
-    def response(self, prompt: str | Sequence[Message], rendered: Rendered, response: str | Message) -> str:
+    def response(self, messages: Sequence[Message], rendered: Rendered, response: str | Message) -> str:
         """Return the text that follows a prompt: the response without an opening of thoughts that the prompt has.
 
         Args:
-            prompt: The prompt as its row has it.
-            rendered: The result of `render` for it.
-            response: Text, or a message of the assistant, whose thoughts the chat template writes.
+            messages: The messages of the prompt with system prompt and instruction, and of the turns so far.
+            rendered: Their text as `render` or `reply` ends it.
+            response: Text, or a message of the assistant, whose thoughts and calls of tools the chat template writes.
 
         Raises:
-            ValueError: If the chat template does not write the thoughts, or prompt and response do not fit together.
+            ValueError: If the chat template does not write the thoughts or the calls, or prompt and response do not fit
+                together.
         """
         if isinstance(response, str):
             return _continuing(rendered.text, response)
-        content = response["content"]
+        content, calls = response["content"], response.get("tool_calls")
         thoughts = [response[name] for name in THOUGHTS if name in response]
-        if not thoughts:
+        if not thoughts and not calls:
             return _continuing(rendered.text, content)
         if not rendered.has_special_tokens:
-            raise ValueError("only a chat template can write the thoughts of a message, and none is used")
-        whole = self._apply([*self._messages(prompt), response], is_complete=True)
-        text = whole.removeprefix(rendered.text)
-        end = text.rfind(content.strip())
-        if text == whole or end < 0 or thoughts[0].strip() not in text[:end]:
+            raise ValueError("only a chat template can write the thoughts or tool calls of a message; none is used")
+        before = self._apply(messages)
+        whole = self._apply([*messages, response], is_complete=True)
+        text = whole.removeprefix(before)
+        end = self._end_of_turn(text) if calls else text.rfind(content.strip()) + len(content.strip())
+        if text == whole or end < len(content.strip()) or not all(one.strip() in text[:end] for one in thoughts):
             raise RenderingError(
-                "the chat template does not write the thoughts of the last message behind the prompt; the thoughts may "
-                "also stand in its content"
+                "the chat template does not write the thoughts and calls of a message behind the prompt; they may also "
+                "stand in its content"
             )
-        return text[: end + len(content.strip())]
+        text = text[:end]
+        return text if thoughts else _NO_THOUGHTS.sub("", text)
+
+    def reply(self, messages: Sequence[Message]) -> str:
+        """Return the text of messages that answer a turn, from the policy's stop token up to where the policy continues.
+
+        It is the difference of two renderings, of a turn and of a turn with the answer, and is to be tokenized alone:
+        whatever the policy wrote stays as it is.
+
+        Raises:
+            ValueError: If the chat template fails, or does not write the messages behind the turn.
+        """
+        if not self._uses_template(is_chat=True, is_question=False):
+            return "\n".join(message["content"] for message in messages)
+        text = self._apply([*_EXAMPLE, *messages])
+        before, found, reply = text.partition(_TURN)
+        if not found or not all(_contains(reply, message["content"]) for message in messages):
+            raise RenderingError(
+                "the chat template does not write messages behind a turn of the assistant: "
+                f"{[message['role'] for message in messages]}"
+            )
+        word = str(self._tokenizer.eos_token)
+        return reply.lstrip().removeprefix(word) if reply.lstrip().startswith(word) else reply
+
+    def _end_of_turn(self, text: str) -> int:
+        """Return where a turn ends in its text, before what the chat template puts behind every turn."""
+        _, _, behind = self._apply(_EXAMPLE, is_complete=True).rpartition(_TURN)
+        return len(text.rstrip().removesuffix(behind.rstrip()).rstrip())
+
+    def _uses_template(self, is_chat: bool, is_question: bool) -> bool:
+        choice = self._config.chat_template
+        return choice == "always" or (
+            choice == "auto" and (is_chat or (is_question and self._template is not None))
+        )
 
     def _apply(self, messages: Sequence[Message], is_complete: bool = False) -> str:
         """Return messages as the chat template writes them, by default with the begin of the next answer."""
@@ -155,6 +192,9 @@ class PromptRenderer:
                 raise RenderingError(
                     f"the chat template leaves out the message of the {message['role']}; the role may need another name"
                 )
+            calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+            if not all(name in text for name in calls):
+                raise RenderingError(f"the chat template leaves out calls of the tools {', '.join(calls)}")
         return text
 
     def tokenize(self, prompts: Sequence[Rendered]) -> list[list[int]]:
@@ -191,7 +231,8 @@ class PromptRenderer:
             self._num_appended = len(whole) - len(bare) - next(found, len(whole) - len(bare))
         return self._num_appended
 
-    def _messages(self, prompt: str | Sequence[Message]) -> list[Message]:
+    def complete(self, prompt: str | Sequence[Message]) -> list[Message]:
+        """Return the messages of a prompt with system prompt and instruction."""
         config = self._config
         messages = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]

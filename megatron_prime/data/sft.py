@@ -10,12 +10,13 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.columns import ColumnTable, TokensColumn
 from megatron_prime.data.layouts import Layout, layout
-from megatron_prime.data.messages import Message, conversation_of, looks_like_messages
+from megatron_prime.data.messages import Message, conversation_of, first_answer, looks_like_messages
 from megatron_prime.data.mixing import ResumableStream, make_stream
-from megatron_prime.data.reading import Fingerprint, ProblemReader
+from megatron_prime.data.reading import Fingerprint, ProblemReader, TokenizedProblem
 from megatron_prime.data.rows import DataRow
 from megatron_prime.data.rows.json_text import shown
 from megatron_prime.data.rows.row import is_blank, is_missing_text
+from megatron_prime.types import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,10 @@ class SFTExample:
     prompt_ids: tuple[int, ...]
     """Prompt tokens with the chat template applied, as a rollout starts from them; never empty."""
     response_ids: tuple[int, ...]
-    """Response tokens; the last one is the end-of-sequence token, so that the model learns to stop."""
+    """Response tokens; the last one is the end-of-sequence token, so that the model learns to stop. Of several turns,
+    the replies of users and tools between them too."""
+    turns: tuple[Turn, ...] = ()
+    """The turns, if there are several; see `Rollout.turns`."""
 
 
 class ExampleTable(ColumnTable[SFTExample]):
@@ -34,15 +38,21 @@ class ExampleTable(ColumnTable[SFTExample]):
     def __init__(self) -> None:
         super().__init__()
         self._prompts, self._responses = TokensColumn(), TokensColumn()
+        # The ends of each turn and its reply, in turn.
+        self._turn_ends = TokensColumn()
 
-    def append(self, prompt_ids: Sequence[int], response_ids: Sequence[int], group: str) -> None:
+    def append(self, problem: TokenizedProblem) -> None:
         """Add a demonstration."""
-        self._prompts.append(prompt_ids)
-        self._responses.append(response_ids)
-        self.groups.append(group)
+        self._prompts.append(problem.prompt_ids)
+        self._responses.append(problem.response_ids)
+        self._turn_ends.append(end for turn in problem.turns for end in (turn.policy_end, turn.end))
+        self.groups.append(problem.group)
 
     def _record(self, row: int) -> SFTExample:
-        return SFTExample(self._prompts[row], self._responses[row])
+        ends = self._turn_ends[row]
+        return SFTExample(
+            self._prompts[row], self._responses[row], tuple(map(Turn, ends[::2], ends[1::2]))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +89,9 @@ class SFTDataset:
             tokenizer: The policy's tokenizer.
             max_tokens: Longer examples are dropped and counted. They are never truncated, because a truncated response
                 would teach the model not to stop.
-            messages_field: Column with a whole conversation. Its last message, the assistant's, is the response and
-                the messages before it are the prompt; the prompt column and `response_field` are then ignored.
+            messages_field: Column with a whole conversation: the messages up to the first one of the assistant are the
+                prompt, and all turns of the assistant are trained; the prompt column and `response_field` are then
+                ignored.
 
         Raises:
             ValueError: If no file is given, a file is missing, a row is invalid (the error names file and row; with
@@ -94,7 +105,7 @@ class SFTDataset:
             if len(problem.prompt_ids) + len(problem.response_ids) > max_tokens:
                 num_dropped += 1
                 continue
-            table.append(problem.prompt_ids, problem.response_ids, problem.group)
+            table.append(problem)
             fingerprint.add(problem.content, problem.answer)
         reader.require_rows(len(table), num_dropped, max_tokens)
         return SFTDataset(table, num_dropped, fingerprint.hexdigest(), tuple(reader.log_lines()))
@@ -126,15 +137,20 @@ def demonstration_reader(
 
 def _response_reader(
     config: DataConfig, response_field: str, messages_field: str | None
-) -> tuple[Layout, Callable[[DataRow], str | Message]]:
+) -> tuple[Layout, Callable[[DataRow], str | list[Message]]]:
     """Return the layout that reads the prompt of a row, and the function that reads its response."""
     # The layout reads the prompt alone: demonstrations have a response instead of an answer.
     base = layout(config.layout, config)
     if messages_field is None:
         return base, lambda row: response_text(row, response_field)
     field = messages_field
-    conversation = replace(base, prompt=lambda row: conversation_of(row, field)[:-1], is_question=False)
-    return conversation, lambda row: conversation_of(row, field)[-1]
+
+    def split(row: DataRow) -> tuple[list[Message], list[Message]]:
+        messages = conversation_of(row, field)
+        start = first_answer(messages)
+        return messages[:start], messages[start:]
+
+    return replace(base, prompt=lambda row: split(row)[0], is_question=False), lambda row: split(row)[1]
 
 
 def response_text(row: DataRow, field: str) -> str:

@@ -11,14 +11,15 @@ from megatron_prime.data.sft import SFTExample
 from megatron_prime.observability.metrics import Metrics
 from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT
 from megatron_prime.training.trainable import Trainable
+from megatron_prime.types import policy_mask
 
 
 class SFTTrainer:
-    """Maximizes the likelihood of demonstrated responses, averaged over the tokens of each batch.
+    """Maximizes the likelihood of demonstrated responses, averaged over the policy's tokens of each batch.
 
     Args:
         config: batch size.
-        policy: the model to train; prompt tokens have no loss.
+        policy: the model to train; tokens of prompts, and of replies between the turns of a response, have no loss.
         stream: demonstrations, equal on every rank.
         step_index: number of steps already done (in a resumed run).
     """
@@ -46,7 +47,7 @@ class SFTTrainer:
     def _step(self) -> dict[str, float]:
         examples = self._stream.next(self._config.batch_size)
         sequences = [(example.prompt_ids, example.response_ids) for example in examples]
-        mask_BT = _response_mask(examples)
+        mask_BT = _policy_mask(examples)
         rows = list(range(len(sequences)))
         weights_BT = minibatch_weights_BT(mask_BT, rows, "token").to(self._policy.topology.platform.device)
         lr = self._policy.lr
@@ -60,7 +61,7 @@ class HeldOutLoss:
     """The loss on demonstrations that are not trained on."""
 
     loss: float
-    """Nats per response token."""
+    """Nats per token that the policy is to write."""
     num_examples: int
 
     def metrics(self) -> dict[str, float]:
@@ -73,17 +74,18 @@ class HeldOutLoss:
 
 
 def held_out_loss(policy: Trainable, examples: Sequence[SFTExample], batch_size: int) -> HeldOutLoss:
-    """Score demonstrations in batches, and return their mean loss over all response tokens. Collective."""
+    """Score demonstrations in batches, and return their mean loss over the policy's tokens. Collective."""
     total, num_tokens = 0.0, 0
     for start in range(0, len(examples), batch_size):
         batch = [examples[row] for row in range(start, min(start + batch_size, len(examples)))]
         logprobs_BT = policy.score([(one.prompt_ids, one.response_ids) for one in batch]).logprobs_BT
-        mask_BT = _response_mask(batch).to(logprobs_BT.device)
+        mask_BT = _policy_mask(batch).to(logprobs_BT.device)
         total -= logprobs_BT[mask_BT].double().sum().item()
         num_tokens += int(mask_BT.sum())
     return HeldOutLoss(total / num_tokens, len(examples))
 
 
-def _response_mask(examples: Sequence[SFTExample]) -> torch.Tensor:
-    lengths_B = torch.tensor([len(example.response_ids) for example in examples])
-    return torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+def _policy_mask(examples: Sequence[SFTExample]) -> torch.Tensor:
+    """Return bool [B, T]: True on the tokens that the policy is to write, with holes on replies to its turns."""
+    masks = [torch.tensor(policy_mask(example.turns, len(example.response_ids))) for example in examples]
+    return torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
