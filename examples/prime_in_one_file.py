@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from megatron_prime.quickstart import arithmetic_task as task
+from megatron_prime.quickstart.arithmetic import Demonstrator, sample_problem
 
 GROUP_SIZE = 8
 PROMPTS_PER_STEP = 32
@@ -49,7 +50,7 @@ def prime_step(
 ) -> dict[str, float]:
     """Run one iteration of Algorithm 1; return its metrics."""
     # Sample G responses to each prompt from the policy, and verify their outcomes.
-    problems = [task.sample_problem(rng) for _ in range(PROMPTS_PER_STEP)]
+    problems = [sample_problem(rng) for _ in range(PROMPTS_PER_STEP)]
     prompts = torch.tensor([encode(problem.text) for problem in problems])
     prompts = prompts.repeat_interleave(GROUP_SIZE, dim=0)
     responses, mask = sample(policy, prompts)
@@ -166,7 +167,7 @@ def optimize(optimizer: Optimizer, loss: Tensor) -> None:
 @torch.no_grad()
 def show_process_rewards(prm: PreTrainedModel, reference: PreTrainedModel, rng: random.Random) -> None:
     """Print responses of the model that training started from, with the process reward of every token."""
-    problems = [task.sample_problem(rng) for _ in range(4)]
+    problems = [sample_problem(rng) for _ in range(4)]
     prompts = torch.tensor([encode(problem.text) for problem in problems])
     responses, mask = sample(reference, prompts)
     logprobs = [response_logprobs(model, prompts, responses) for model in (prm, reference)]
@@ -184,10 +185,10 @@ def encode(text: str) -> list[int]:
 
 def warm_up(policy: PreTrainedModel, num_steps: int, rng: random.Random) -> None:
     """Imitate the demonstrator by supervised training, so that there is something to improve."""
-    demonstrator = task.Demonstrator(seed=0)
+    demonstrator = Demonstrator(seed=0)
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3, betas=(0.9, 0.98))
     for _ in range(num_steps):
-        problems = [task.sample_problem(rng) for _ in range(64)]
+        problems = [sample_problem(rng) for _ in range(64)]
         prompts = torch.tensor([encode(problem.text) for problem in problems])
         responses = torch.tensor([[*demonstrator.trace(problem), EOS] for problem in problems])
         optimize(optimizer, -response_logprobs(policy, prompts, responses).mean())

@@ -2,6 +2,7 @@
 
 - `files`: the types of data files
 - `rows/`: reads the rows of jsonl, json, parquet and csv files
+- `conversations/`: turns of conversations, calls of tools, and the format of ShareGPT
 - `messages`: checks chat messages, lists or JSON text
 - `layouts`: finds prompt, answer, source and ability in a row, by the layout of a known data set
 - `final_answers`: extracts the final answer from a worked solution

@@ -84,8 +84,7 @@ def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
 
 
 def conversation_of(row: DataRow, field: str) -> list[Message]:
-    """Return the chat messages of a row, a list or its JSON text: a prompt and turns of the assistant, the last of which
-    ends them.
+    """Return the chat messages of a row, a list or its JSON text: a prompt, and turns of the assistant up to the end.
 
     Raises:
         ValueError: If the field holds anything else.
@@ -108,7 +107,9 @@ def conversation_of(row: DataRow, field: str) -> list[Message]:
     for position in range(first, len(messages)):
         message = messages[position]
         if message["role"] == "system":
-            raise row.error(f"message {position} of {field!r} is of the system, in the middle of the conversation")
+            raise row.error(
+                f"message {position} of {field!r} is of the system, in the middle of the conversation"
+            )
         if message["role"] != "assistant":
             continue
         if is_blank(message["content"]) and not message.get("tool_calls"):
@@ -217,7 +218,9 @@ def _tool_fields(row: DataRow, name: str, value: Mapping[str, Any]) -> Message:
     calls = _calls(value)
     if calls:
         if value["role"] != "assistant":
-            raise row.error(f"{name} has tool_calls, but is of the {value['role']}: the assistant calls tools")
+            raise row.error(
+                f"{name} has tool_calls, but is of the {value['role']}: the assistant calls tools"
+            )
         try:
             fields["tool_calls"] = tool_calls_of(calls)
         except ValueError as error:

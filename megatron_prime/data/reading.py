@@ -66,7 +66,7 @@ class _Parts:
 
     prompt: str | Sequence[Message]
     answer: str | Sequence[Message]
-    """The ground truth, or the response of a demonstration: text, or messages that begin and end with the assistant's."""
+    """The ground truth, or the response of a demonstration: text, or messages from the assistant's first on."""
     source: str
     ability: str
 
@@ -290,7 +290,9 @@ class ProblemReader:
                     raise prompt_ids
                 if not prompt_ids:
                     raise ValueError(f"the prompt has no tokens: {problem.rendered.text!r}")
-                response_ids, turns = turn_tokens(problem.texts, self._tokenizer) if problem.texts else ((), ())
+                response_ids, turns = (
+                    turn_tokens(problem.texts, self._tokenizer) if problem.texts else ((), ())
+                )
             except ValueError as error:
                 self.bad_rows.reject(problem.row.error(str(error)))
                 continue

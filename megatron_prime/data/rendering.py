@@ -122,12 +122,18 @@ class PromptRenderer:
         if not thoughts and not calls:
             return _continuing(rendered.text, content)
         if not rendered.has_special_tokens:
-            raise ValueError("only a chat template can write the thoughts or tool calls of a message; none is used")
+            raise ValueError(
+                "only a chat template can write the thoughts or tool calls of a message; none is used"
+            )
         before = self._apply(messages)
         whole = self._apply([*messages, response], is_complete=True)
         text = whole.removeprefix(before)
         end = self._end_of_turn(text) if calls else text.rfind(content.strip()) + len(content.strip())
-        if text == whole or end < len(content.strip()) or not all(one.strip() in text[:end] for one in thoughts):
+        if (
+            text == whole
+            or end < len(content.strip())
+            or not all(one.strip() in text[:end] for one in thoughts)
+        ):
             raise RenderingError(
                 "the chat template does not write the thoughts and calls of a message behind the prompt; they may also "
                 "stand in its content"
@@ -136,7 +142,7 @@ class PromptRenderer:
         return text if thoughts else _NO_THOUGHTS.sub("", text)
 
     def reply(self, messages: Sequence[Message]) -> str:
-        """Return the text of messages that answer a turn, from the policy's stop token up to where the policy continues.
+        """Return the text of messages that answer a turn, from behind its stop token up to where the policy continues.
 
         It is the difference of two renderings, of a turn and of a turn with the answer, and is to be tokenized alone:
         whatever the policy wrote stays as it is.
@@ -147,7 +153,7 @@ class PromptRenderer:
         if not self._uses_template(is_chat=True, is_question=False):
             return "\n".join(message["content"] for message in messages)
         text = self._apply([*_EXAMPLE, *messages])
-        before, found, reply = text.partition(_TURN)
+        _, found, reply = text.partition(_TURN)
         if not found or not all(_contains(reply, message["content"]) for message in messages):
             raise RenderingError(
                 "the chat template does not write messages behind a turn of the assistant: "

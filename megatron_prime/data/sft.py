@@ -50,9 +50,7 @@ class ExampleTable(ColumnTable[SFTExample]):
 
     def _record(self, row: int) -> SFTExample:
         ends = self._turn_ends[row]
-        return SFTExample(
-            self._prompts[row], self._responses[row], tuple(map(Turn, ends[::2], ends[1::2]))
-        )
+        return SFTExample(self._prompts[row], self._responses[row], tuple(map(Turn, ends[::2], ends[1::2])))
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,19 +67,29 @@ def encode(
     return [list(ids) for ids in batch["input_ids"]]
 
 
-def response_token_ids(response: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokenize a response so that it ends with exactly one end-of-sequence token.
+def response_token_ids(responses: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
+    """Tokenize responses so that each ends with exactly one end-of-sequence token.
 
     Raises:
-        ValueError: If the tokenizer has no end-of-sequence token or fails, or the response has no tokens or continues
+        ValueError: If the tokenizer has no end-of-sequence token or fails, or a response has no tokens or continues
             behind an end-of-sequence token.
     """
     eos = end_of_sequence(tokenizer)
     word = str(tokenizer.eos_token)
-    # The text may spell out one or more end-of-sequence tokens itself, and end its lines behind them.
+    return [
+        _ended(token_ids, eos, word)
+        for token_ids in encode(tokenizer, [_without_end(response, word) for response in responses])
+    ]
+
+
+def _without_end(response: str, word: str) -> str:
+    """Return a response without the end-of-sequence tokens that its text spells out, and the lines behind them."""
     while (bare := response.rstrip()).endswith(word):
         response = bare.removesuffix(word)
-    (token_ids,) = encode(tokenizer, [response])
+    return response
+
+
+def _ended(token_ids: list[int], eos: int, word: str) -> tuple[int, ...]:
     while token_ids and token_ids[-1] == eos:
         token_ids.pop()
     if not token_ids:

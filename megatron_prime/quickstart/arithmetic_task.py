@@ -69,9 +69,7 @@ def write_tokenizer(
     fast.save_pretrained(directory)
 
 
-def model_config(
-    vocabulary: Sequence[str] = VOCABULARY, max_positions: int = MAX_POSITIONS
-) -> Qwen3Config:
+def model_config(vocabulary: Sequence[str] = VOCABULARY, max_positions: int = MAX_POSITIONS) -> Qwen3Config:
     """Return a configuration with two layers of width 64, and two KV heads for tensor-parallel size 2."""
     return Qwen3Config(
         vocab_size=len(vocabulary),

@@ -1,10 +1,10 @@
 """Chain arithmetic in turns: after each value an environment remarks on the step, and names the next operation.
 
-The policy writes one digit a turn. The environment answers with one of eight letters and the next operation: a letter of
-the first half if the digit was right, given the digit before it, and of the second half if it was wrong; the halves are
-swapped with the probability `noise`. Nobody tells the policy what the letters mean, and only the last digit is judged.
-The letters are text that the policy did not write and that follows its decisions: the evidence from which implicit
-process rewards learn which step was wrong (docs/environments.md).
+The policy writes one digit a turn. The environment answers with one of eight letters and the next operation: a letter
+of the first half if the digit was right, given the digit before it, and of the second half if it was wrong; the halves
+are swapped with the probability `noise`. Nobody tells the policy what the letters mean, and only the last digit is
+judged. The letters are text that the policy did not write and that follows its decisions: the evidence from which
+implicit process rewards learn which step was wrong (docs/environments.md).
 
 Everything that the environment writes is determined by its row and by the digits so far.
 """

@@ -9,8 +9,7 @@ weights, configuration, tokenizer), `sft.jsonl` (conversations), `train.jsonl` a
 """
 
 import random
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ CHAT_TEMPLATE = (
     "{{ '<eos>' }}{% endif -%}"
     "{%- for message in messages %}{{ ' <' + message.role + '> ' + (message.content or '') }}"
     "{%- for call in message.tool_calls or [] %}"
-    "{{ ' <tool_call> {\"name\": \"' + call.function.name + '\", \"arguments\": '"
+    '{{ \' <tool_call> {"name": "\' + call.function.name + \'", "arguments": \''
     " + call.function.arguments | tojson + '} </tool_call>' }}"
     "{%- endfor %}{{ ' <eos>' }}{% endfor -%}"
     "{%- if add_generation_prompt %}{{ ' <assistant>' }}{% endif -%}"
@@ -145,7 +144,7 @@ def _lookup_row(key: str) -> dict[str, Any]:
 
 
 def _lookup_conversation(rng: random.Random, key: str) -> list[dict[str, Any]]:
-    """Return a demonstration, which is right in the fraction 1 - sum(WRONG_CALLS.values()), apart from lucky guesses."""
+    """Return a demonstration, right in the fraction 1 - sum(WRONG_CALLS.values()), and sometimes by luck."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": " ".join(key)}]
     mistakes = [*WRONG_CALLS, "nothing"]
     mistake = rng.choices(mistakes, [*WRONG_CALLS.values(), 1 - sum(WRONG_CALLS.values())])[0]

@@ -133,7 +133,10 @@ NO_PROMPTS = {
         [{"role": "critic", "content": "a"}],
         "has the role 'critic', but roles are system, .*tool$",
     ),
-    "from a stranger": ([{"from": "critic", "value": "a"}], "message 0 of 'm' is from 'critic', but senders are"),
+    "from a stranger": (
+        [{"from": "critic", "value": "a"}],
+        "message 0 of 'm' is from 'critic', but senders are",
+    ),
     "a foreign call that is no JSON": (
         [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f(1)"}],
         "message 1 of 'm' has 'f.1.', which is text that is not JSON",
@@ -182,7 +185,10 @@ NO_CONVERSATIONS = {
     ),
     "two answers": ([USER, ASSISTANT, ASSISTANT], "answers one of the assistant, not of the user"),
     "an answer to the system": ([SYSTEM, ASSISTANT], "must hold a prompt of the user"),
-    "a system message between turns": ([USER, ASSISTANT, SYSTEM, USER, ASSISTANT], "message 2 .* of the system"),
+    "a system message between turns": (
+        [USER, ASSISTANT, SYSTEM, USER, ASSISTANT],
+        "message 2 .* of the system",
+    ),
     "no answer at the end": ([USER, ASSISTANT, USER], "the last of which ends it"),
     "text": ("2+2?", "text that is not JSON"),
     "number": (7, "a int; a conversation must be"),

@@ -5,6 +5,7 @@ import pytest
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.sft import SFTDataset
 from megatron_prime.data.tokenizer import response_token_ids
+from megatron_prime.types import policy_mask
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 EOS = 256
@@ -31,7 +32,7 @@ def test_examples_end_with_end_of_sequence(tmp_path):
 
 
 def test_end_of_sequence_is_written_once():
-    assert response_token_ids("2<eos>", byte_tokenizer()).count(EOS) == 1
+    assert [ids.count(EOS) for ids in response_token_ids(["2<eos>", "2"], byte_tokenizer())] == [1, 1]
 
 
 def test_long_examples_are_dropped_and_never_truncated(tmp_path):
@@ -63,23 +64,26 @@ def test_the_stream_resumes(tmp_path):
     assert whole.epoch == 3
 
 
-def test_conversations_are_split_into_prompt_and_last_answer(tmp_path):
+def test_all_turns_of_a_conversation_are_trained_behind_its_first_question(tmp_path):
     turns = [
+        {"role": "system", "content": "s"},
         {"role": "user", "content": "1+1?"},
         {"role": "assistant", "content": "2"},
         {"role": "user", "content": "and 2+2?"},
         {"role": "assistant", "content": "4"},
     ]
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"messages": turns}) + "\n")
+    path.write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns[:3]}) + "\n")
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
-    (example,) = SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages").examples
-    assert tokenizer.decode(list(example.prompt_ids)) == (
-        "<|user|>1+1?<|assistant|>2<|user|>and 2+2?<|assistant|>"
-    )
-    assert tokenizer.decode(list(example.response_ids), skip_special_tokens=True) == "4"
-    path.write_text(json.dumps({"messages": turns[:3]}) + "\n")
-    with pytest.raises(ValueError, match=r"row 1: 'messages' must hold .*\['user', 'assistant', 'user'\]"):
+    long, short = SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages").examples
+    assert tokenizer.decode(list(long.prompt_ids)) == "<|system|>s<|user|>1+1?<|assistant|>"
+    assert tokenizer.decode(list(long.response_ids)) == "2<eos><|user|>and 2+2?<|assistant|>4<eos>"
+    mask = policy_mask(long.turns, len(long.response_ids))
+    trained = [token for token, is_policy in zip(long.response_ids, mask, strict=True) if is_policy]
+    assert tokenizer.decode(trained) == "2<eos>4<eos>"
+    assert (tokenizer.decode(list(short.response_ids)), short.turns) == ("2<eos>", ())
+    path.write_text(json.dumps({"messages": turns[:4]}) + "\n")
+    with pytest.raises(ValueError, match=r"row 1: 'messages' must hold .*'assistant', 'user'\]"):
         SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages")
 
 
@@ -154,10 +158,15 @@ CASES = {
         {"content": "<|assistant|>2"},
         "<|assistant|>2",
     ),
-    "tool calls": (
+    "tool calls that the template lacks": (
         QWEN_LIKE,
-        {"content": "2", "tool_calls": [{"function": {"name": "f"}}]},
-        "has tool_calls",
+        {"content": "2", "tool_calls": [{"function": {"name": "add"}}]},
+        "leaves out calls of the tools add",
+    ),
+    "tool calls without a template": (
+        None,
+        {"content": "2", "tool_calls": [{"function": {"name": "add"}}]},
+        "no chat template",
     ),
     "ends of a sequence": (QWEN_LIKE, {"content": "2<eos>\n<eos> \n"}, "[assistant]2"),
     "text behind an end of a sequence": (

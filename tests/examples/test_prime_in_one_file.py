@@ -16,7 +16,8 @@ from megatron_prime.algorithm.prm_loss import prm_loss
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
-from megatron_prime.quickstart.arithmetic_task import model_config, sample_problem
+from megatron_prime.quickstart.arithmetic import sample_problem
+from megatron_prime.quickstart.arithmetic_task import model_config
 
 PAPER = AdvantageConfig(process_baseline="token_mean", process_normalization="none", whitening="none")
 PRM = PRMConfig(beta=example.BETA)

@@ -86,6 +86,7 @@ def prepare(folder: str) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     from megatron_prime.quickstart import arithmetic_task as task
+    from megatron_prime.quickstart.arithmetic import distinct_problems
 
     sizes = task.model_config().to_dict() | {"layer_types": None}
     deep = sizes | {"num_hidden_layers": 4}
@@ -104,7 +105,7 @@ def prepare(folder: str) -> None:
         torch.nn.init.normal_(model.lm_head.weight, std=1e-5, generator=generator)
         task.write_tokenizer(Path("task", name))
         model.save_pretrained(Path("task", name))
-    problems = task.distinct_problems(random.Random(0))
+    problems = distinct_problems(random.Random(0))
     rows = [
         {"prompt": p.text, "answer": str(p.trace()[-1])} for p, _ in zip(problems, range(32), strict=False)
     ]

@@ -358,8 +358,10 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
     ]
     config = load_config(Path("run.toml"), overrides)
     topology = start_topology(config)
+    conversations = _conversations(config.sft.data[0], Path(f"conversations-{topology.rank}.jsonl"))
+    data = config.data.model_copy(update={"chat_template": "never"})
     dataset = SFTDataset.read(
-        config.sft.data, config.data, "response", load_tokenizer(config.model.path), 256
+        [conversations], data, "response", load_tokenizer(config.model.path), 256, "messages"
     )
     spec = role_spec(config, "policy", config.model.path)
     policy = Trainable(spec, topology, config.sft, num_steps)
@@ -384,9 +386,11 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
         for example in stream.next(6):
             tokens = torch.tensor([*example.prompt_ids, *example.response_ids])
             logprobs = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
-            start = len(example.prompt_ids) - 1
-            total = total - logprobs.gather(1, tokens[1:, None])[start:].sum()
-            num_tokens += len(example.response_ids)
+            # In the response: three values and the end of the turn, one word of the user, five values and the end.
+            trained = [len(example.prompt_ids) + place for place in (0, 1, 2, 3, 5, 6, 7, 8, 9, 10)]
+            assert trained[-1] + 1 == len(tokens)
+            total = total - logprobs.gather(1, tokens[1:, None])[[place - 1 for place in trained]].sum()
+            num_tokens += len(trained)
         loss = total / num_tokens
         optimizer.zero_grad()
         loss.backward()
@@ -397,6 +401,20 @@ def sft_steps(num_steps: int) -> dict[str, list[float]]:
         history["hf_loss"].append(loss.item())
         history["hf_grad_norm"].append(norm.item())
     return history
+
+
+def _conversations(demonstrations: Path, output: Path) -> Path:
+    """Write demonstrations as conversations of two turns, with a word of the user between them."""
+    rows = []
+    for line in demonstrations.read_text().splitlines():
+        row = json.loads(line)
+        words = row["response"].split()
+        contents = [row["prompt"], " ".join(words[:3]), "+", " ".join(words[3:])]
+        roles = ["user", "assistant"] * 2
+        turns = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+        rows.append(json.dumps({"messages": turns}) + "\n")
+    output.write_text("".join(rows))
+    return output
 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""SFT equals token-averaged likelihood with AdamW in plain Hugging Face."""
+"""SFT on conversations of two turns equals likelihood averaged over their tokens with AdamW in plain Hugging Face."""
 
 import pytest
 
@@ -24,5 +24,5 @@ def test_all_ranks_report_the_same_numbers(histories):
 def test_the_reported_learning_rate_is_the_one_used_and_warms_up(histories):
     assert histories[0]["lr"] == pytest.approx([0.0, 1.5e-3, 3e-3])
 
-    assert histories[0]["num_tokens"] == [6 * 9] * STEPS
+    assert histories[0]["num_tokens"] == [6 * 10] * STEPS
     assert histories[0]["done"] == [1, 2, 3]

@@ -30,7 +30,8 @@ class SFTConfig(OptimizerConfig):
     """Folder for the HF checkpoint; default run_dir/sft."""
     messages_field: str | None = None
     """Column with whole conversations, lists of messages or their JSON text, that end with the assistant's message; if
-    set, it replaces data.prompt_field and response_field."""
+    set, it replaces data.prompt_field and response_field. All turns of the assistant behind the first message of the
+    user are trained."""
     layout: LayoutName | None = None
     """Format of the rows; default data.layout."""
     weights: dict[str, PositiveFloat] = Field(default={})

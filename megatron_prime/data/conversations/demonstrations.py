@@ -1,8 +1,8 @@
 """The turns of a demonstrated conversation as a rollout with an environment would have them.
 
 In a rollout the policy writes a turn, which ends with its stop token; the environment's reply is appended as text that
-is tokenized alone, and the policy continues. A demonstration is made of the same pieces, so that SFT trains what rollouts
-see. A chat template may write a whole conversation differently: Qwen3's leaves out the thoughts of earlier turns.
+is tokenized alone, and the policy continues. A demonstration is made of the same pieces, so that SFT trains what
+rollouts see. A chat template may write a whole conversation differently: Qwen3's leaves out thoughts of earlier turns.
 """
 
 from collections.abc import Sequence
@@ -61,12 +61,14 @@ def turn_tokens(
     Raises:
         ValueError: The tokenizer fails, or a turn has no tokens or continues behind an end of sequence.
     """
-    pieces = [response_token_ids(text, tokenizer) for text in texts[::2]]
+    pieces = response_token_ids(texts[::2], tokenizer)
     if len(pieces) == 1:
         return pieces[0], ()
     replies = [tuple(ids) for ids in encode(tokenizer, texts[1::2])]
     for place, reply in enumerate(replies):
         pieces.insert(2 * place + 1, reply)
     ends = list(accumulate(map(len, pieces)))
-    turns = [Turn(policy_end, end) for policy_end, end in zip(ends[::2], [*ends[1::2], ends[-1]], strict=True)]
+    turns = [
+        Turn(policy_end, end) for policy_end, end in zip(ends[::2], [*ends[1::2], ends[-1]], strict=True)
+    ]
     return tuple(token for piece in pieces for token in piece), tuple(turns)

@@ -31,8 +31,8 @@ def is_foreign(message: object) -> bool:
 def with_roles(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the messages of one of ShareGPT's, with the other fields as they are.
 
-    Results of tools in the tags <tool_response>, as data for Hermes has them, lose the tags, which chat templates write:
-    one message for each result.
+    Results of tools in the tags <tool_response>, as data for Hermes has them, become one message each and lose the
+    tags, which chat templates write.
 
     Raises:
         ValueError: the sender is not known; the message continues "message 3".

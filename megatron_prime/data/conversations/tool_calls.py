@@ -28,14 +28,23 @@ def tool_calls_of(value: object) -> list[ToolCall]:
 def _call(value: object) -> ToolCall:
     function = value.get("function", value) if isinstance(value, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(value, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise ValueError(f'{shown(value)} as a call, which must look like {{"name": "f", "arguments": {{"x": 1}}}}')
+    if (
+        not isinstance(value, Mapping)
+        or not isinstance(function, Mapping)
+        or not isinstance(name, str)
+        or not name
+    ):
+        raise ValueError(
+            f'{shown(value)} as a call, which must look like {{"name": "f", "arguments": {{"x": 1}}}}'
+        )
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
         try:
             arguments = parse_json(arguments or "{}")
         except ValueError as error:
-            raise ValueError(f"a call of {name} whose arguments are text that is not JSON ({error})") from error
+            raise ValueError(
+                f"a call of {name} whose arguments are text that is not JSON ({error})"
+            ) from error
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
@@ -65,7 +74,9 @@ def schemas_of(value: object) -> list[Schema]:
 def _schema(value: object) -> Schema:
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(f'a list with {shown(value)}, but a tool must look like {{"name": "f", "parameters": {{}}}}')
+        raise ValueError(
+            f'a list with {shown(value)}, but a tool must look like {{"name": "f", "parameters": {{}}}}'
+        )
     return {"type": "function", "function": dict(function)}
 
 

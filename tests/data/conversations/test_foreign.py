@@ -15,7 +15,9 @@ def test_a_message_keeps_its_text_and_its_other_fields(sender):
 def test_tags_stay_where_other_text_stands_beside_them():
     value = "see <tool_response>5</tool_response>"
     assert with_roles({"from": "tool", "value": value}) == [{"role": "tool", "content": value}]
-    assert with_roles({"from": "gpt", "value": "<tool_response>5</tool_response>"})[0]["content"].startswith("<")
+    assert with_roles({"from": "gpt", "value": "<tool_response>5</tool_response>"})[0]["content"].startswith(
+        "<"
+    )
 
 
 def test_an_unknown_sender_is_named():

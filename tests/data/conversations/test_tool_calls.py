@@ -12,7 +12,9 @@ SCHEMA = {"name": "add", "parameters": {"type": "object", "properties": {"x": {"
 
 CALLS = {
     "OpenAI": [{**CALL, "id": "c1"}],
-    "arguments as text": [{"function": {**FUNCTION, "arguments": json.dumps(FUNCTION["arguments"])}, "id": "c1"}],
+    "arguments as text": [
+        {"function": {**FUNCTION, "arguments": json.dumps(FUNCTION["arguments"])}, "id": "c1"}
+    ],
     "bare": [{**FUNCTION, "id": "c1"}],
     "one call alone": {**CALL, "id": "c1"},
     "text of a list": json.dumps([{**FUNCTION, "id": "c1"}]),
@@ -35,7 +37,9 @@ def test_all_forms_of_a_call_become_one(case):
 
 
 def test_a_call_without_arguments_has_none():
-    assert tool_calls_of({"name": "now"}) == [{"type": "function", "function": {"name": "now", "arguments": {}}}]
+    assert tool_calls_of({"name": "now"}) == [
+        {"type": "function", "function": {"name": "now", "arguments": {}}}
+    ]
 
 
 @pytest.mark.parametrize("case", NO_CALLS)
@@ -60,7 +64,11 @@ def test_a_row_may_have_no_tools(value):
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [("add", "not JSON"), ({"name": "add"}, "no list of tool schemas"), ([{"parameters": {}}], "a tool must look like")],
+    [
+        ("add", "not JSON"),
+        ({"name": "add"}, "no list of tool schemas"),
+        ([{"parameters": {}}], "a tool must look like"),
+    ],
 )
 def test_what_are_no_schemas_is_explained(value, reason):
     with pytest.raises(ValueError, match=reason):
