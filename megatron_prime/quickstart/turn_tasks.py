@@ -11,7 +11,7 @@ weights, configuration, tokenizer), `sft.jsonl` (conversations), `train.jsonl` a
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_prime.quickstart.arithmetic import OPERANDS, Demonstrator, Problem, distinct_problems
 from megatron_prime.quickstart.arithmetic_task import (
@@ -26,9 +26,6 @@ from megatron_prime.quickstart.hidden_numbers import hidden_digit
 from megatron_prime.quickstart.observed_chain import LETTERS, OPERATIONS, next_digit, remark
 
 NUM_STEPS = 16
-NUM_SFT = 5000
-NUM_TRAIN = 8192
-NUM_HELDOUT = 512
 NOISE = 0.1
 """Probability of a misleading remark in the demonstrations; `ObservedChain` has its own."""
 MAX_POSITIONS = 96
@@ -43,6 +40,8 @@ CHAIN_VOCABULARY = (
     UNKNOWN_TOKEN,
 )
 
+NUM_HELDOUT_KEYS = 200
+"""Keys of the held-out problems, of a thousand."""
 CALL = ('{"name":', '"lookup",', '"arguments":', '{"key":', '"', '"}}')
 """The words of a call around its key; a key is written as three digits with blanks around each."""
 TOOLS_VOCABULARY = (
@@ -70,28 +69,36 @@ WRONG_CALLS = {"none": 0.25, "other key": 0.2, "unclosed": 0.15}
 another key, or forgets the end of the call and then guesses."""
 
 
-def write_task(directory: Path, name: str, seed: int) -> None:
+class Sizes(NamedTuple):
+    """Numbers of rows."""
+
+    sft: int = 5000
+    train: int = 8192
+    heldout: int = 512
+
+
+def write_task(directory: Path, name: str, seed: int, sizes: Sizes = Sizes()) -> None:
     """Write all inputs of a run of the task `chain` or `tools`."""
     vocabulary, template, rows_of = TASKS[name]
     model = directory / "model"
     write_tokenizer(model, vocabulary, MAX_POSITIONS, template)
     write_model(model, seed, vocabulary, MAX_POSITIONS)
-    for file, rows in rows_of(seed).items():
+    for file, rows in rows_of(seed, sizes).items():
         write_jsonl(directory / f"{file}.jsonl", rows)
 
 
-def chain_rows(seed: int) -> dict[str, list[dict[str, Any]]]:
+def chain_rows(seed: int, sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of the three files of the chain; no problem occurs twice."""
     problems = distinct_problems(random.Random(f"problems {seed}"), NUM_STEPS)
     demonstrator = Demonstrator(seed)
-    demonstrations = [next(problems) for _ in range(NUM_SFT)]
+    demonstrations = [next(problems) for _ in range(sizes.sft)]
     rows: dict[str, list[dict[str, Any]]] = {
         "sft": [
             {"messages": chain_conversation(problem, demonstrator.trace(problem))}
             for problem in demonstrations
         ]
     }
-    for name, count in (("train", NUM_TRAIN), ("heldout", NUM_HELDOUT)):
+    for name, count in (("train", sizes.train), ("heldout", sizes.heldout)):
         rows[name] = [_chain_row(next(problems)) for _ in range(count)]
     return rows
 
@@ -125,17 +132,17 @@ def _chain_row(problem: Problem) -> dict[str, Any]:
     }
 
 
-def lookup_rows(seed: int) -> dict[str, list[dict[str, Any]]]:
+def lookup_rows(seed: int, sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of the three files of the task with a tool; held-out keys occur in no other file."""
     rng = random.Random(f"keys {seed}")
     keys = [f"{number:03}" for number in range(1000)]
     rng.shuffle(keys)
-    heldout, known = keys[:200], keys[200:]
-    train = [rng.choice(known) for _ in range(NUM_TRAIN)]
+    heldout, known = keys[:NUM_HELDOUT_KEYS], keys[NUM_HELDOUT_KEYS:]
+    train = [rng.choice(known) for _ in range(sizes.train)]
     return {
-        "sft": [{"messages": _lookup_conversation(rng, rng.choice(known))} for _ in range(NUM_SFT)],
+        "sft": [{"messages": _lookup_conversation(rng, rng.choice(known))} for _ in range(sizes.sft)],
         "train": [_lookup_row(key) for key in train],
-        "heldout": [_lookup_row(key) for key in heldout],
+        "heldout": [_lookup_row(key) for key in heldout[: sizes.heldout]],
     }
 
 
@@ -167,7 +174,9 @@ def _lookup_conversation(rng: random.Random, key: str) -> list[dict[str, Any]]:
     ]
 
 
-TASKS: dict[str, tuple[tuple[str, ...], str | None, Callable[[int], dict[str, list[dict[str, Any]]]]]] = {
+TASKS: dict[
+    str, tuple[tuple[str, ...], str | None, Callable[[int, Sizes], dict[str, list[dict[str, Any]]]]]
+] = {
     "chain": (CHAIN_VOCABULARY, None, chain_rows),
     "tools": (TOOLS_VOCABULARY, CHAT_TEMPLATE, lookup_rows),
 }

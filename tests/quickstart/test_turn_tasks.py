@@ -13,6 +13,7 @@ from megatron_prime.quickstart import turn_tasks
 from megatron_prime.quickstart.hidden_numbers import lookup
 from megatron_prime.quickstart.observed_chain import ObservedChain
 
+SIZES = turn_tasks.Sizes(sft=600, train=100, heldout=50)
 CHAT_TEMPLATE = {"chain": "never", "tools": "auto"}
 
 
@@ -20,7 +21,7 @@ CHAT_TEMPLATE = {"chain": "never", "tools": "auto"}
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("tasks")
     for name in turn_tasks.TASKS:
-        turn_tasks.write_task(root / name, name, seed=3)
+        turn_tasks.write_task(root / name, name, 3, SIZES)
     return root
 
 
@@ -84,7 +85,7 @@ def test_demonstrated_calls_are_right_as_often_as_the_mistakes_leave(folder):
     ]
     # Wrong keys and guesses hit the right digit in one case of ten.
     expected = 0.4 + 0.1 * (0.25 + 0.2 * 0.9) + 0.2 * 0.1
-    assert len(right) / len(demonstrations) == pytest.approx(expected, abs=0.02)
+    assert len(right) / len(demonstrations) == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("name", sorted(turn_tasks.TASKS))
@@ -95,7 +96,7 @@ def test_the_files_load_without_unknown_words(folder, name):
     examples = SFTDataset.read(
         [folder / name / "sft.jsonl"], config, "response", tokenizer, turn_tasks.MAX_POSITIONS, "messages"
     )
-    assert (len(examples), examples.num_dropped) == (5000, 0)
+    assert (len(examples), examples.num_dropped) == (600, 0)
     assert not any(unknown in example.prompt_ids + example.response_ids for example in examples.examples)
     prompts = PromptDataset.read([folder / name / "heldout.jsonl"], config, tokenizer, 16)
     assert prompts.num_dropped == 0
@@ -104,6 +105,6 @@ def test_the_files_load_without_unknown_words(folder, name):
 
 def test_files_are_determined_by_the_seed(folder):
     for name, (_, _, rows_of) in turn_tasks.TASKS.items():
-        again, other = rows_of(3), rows_of(4)
+        again, other = rows_of(3, SIZES), rows_of(4, SIZES)
         for file in ("sft", "train", "heldout"):
             assert rows(folder, name, file) == again[file] != other[file]
