@@ -77,7 +77,10 @@ class Sizes(NamedTuple):
     heldout: int = 512
 
 
-def write_task(directory: Path, name: str, seed: int, sizes: Sizes = Sizes()) -> None:
+SIZES = Sizes()
+
+
+def write_task(directory: Path, name: str, seed: int, sizes: Sizes = SIZES) -> None:
     """Write all inputs of a run of the task `chain` or `tools`."""
     vocabulary, template, rows_of = TASKS[name]
     model = directory / "model"
