@@ -14,8 +14,18 @@ from typing import Any
 
 from megatron_prime.config.tables.data import DataConfig, LayoutName
 from megatron_prime.data.code_tests import leetcode_tests, livecodebench_tests
+from megatron_prime.data.conversations.tool_calls import Schema, schemas_of
 from megatron_prime.data.final_answers import gsm8k_answer, last_boxed, plain_number, without_dollars
-from megatron_prime.data.messages import Message, begins_as_messages, checked_prompt, looks_like_messages
+from megatron_prime.data.messages import (
+    Message,
+    begins_as_messages,
+    checked_conversation,
+    checked_messages,
+    checked_prompt,
+    first_answer,
+    looks_like_messages,
+    parsed_messages,
+)
 from megatron_prime.data.rows import DataRow, MissingFieldError
 from megatron_prime.data.rows.json_text import parse_json, shown
 from megatron_prime.data.rows.row import is_blank, is_missing_text
@@ -40,6 +50,10 @@ class Layout:
     """Reads the ground truth in the format of the verifier for the row's ability."""
     source: Callable[[DataRow], str]
     ability: Callable[[DataRow], str]
+    tools: Callable[[DataRow], list[Schema]] = lambda _: []
+    """Reads the schemas of the row's own tools."""
+    conversation: Callable[[DataRow], list[Message]] | None = None
+    """Reads the whole conversation of a demonstration; None if the layout has none."""
     is_question: bool = True
     """True if the prompt is a bare question, which becomes a user message if the tokenizer has a chat template."""
 
@@ -58,6 +72,7 @@ def _columns(config: DataConfig) -> Layout:
         answer=lambda row: answer_text(row, config.answer_field),
         source=optional(config.source_field),
         ability=optional(config.ability_field),
+        tools=lambda row: [] if config.tools_field is None else tool_schemas(row, config.tools_field),
         is_question=False,
     )
 
@@ -70,6 +85,16 @@ def _with_input(row: DataRow, field: str, prompt: str | list[Message]) -> str | 
     if not isinstance(text, str):
         raise row.error(f"'input', which belongs to 'instruction', is {shown(text)}; it must be text")
     return prompt if is_blank(text) else f"{prompt}\n\n{text}"
+
+
+def tool_schemas(row: DataRow, field: str) -> list[Schema]:
+    """Return the schemas of the tools of a row. Raises ValueError if the field is missing or holds something else."""
+    try:
+        return schemas_of(row.field(field))
+    except MissingFieldError:
+        raise
+    except ValueError as error:
+        raise row.error(f"{field!r} is {error}") from error
 
 
 def answer_text(row: DataRow, field: str) -> str:
@@ -190,6 +215,33 @@ def _label(row: DataRow, field: str, value: object) -> str:
     raise row.error(f"{field!r} is {shown(value)}; it must be a name")
 
 
+def _optional_label(field: str) -> Callable[[DataRow], str]:
+    return lambda row: "" if row.fields.get(field) is None else _label(row, field, row.fields[field])
+
+
+def _sharegpt(row: DataRow) -> list[Message]:
+    """Return the messages of a row with its system prompt, which may have a column of its own."""
+    value = row.field("conversations")
+    if isinstance(value, str):
+        value = parsed_messages(row, "conversations", value)
+    if not isinstance(value, list):
+        raise row.error(f"'conversations' is {shown(value)}; it must be a list of messages")
+    messages = checked_messages(row, "conversations", value)
+    system = row.fields.get("system")
+    if system is None or (isinstance(system, str) and is_blank(system)):
+        return messages
+    if not isinstance(system, str):
+        raise row.error(f"'system' is {shown(system)}; it must be text")
+    if messages[0]["role"] == "system":
+        raise row.error("the row has a system prompt twice: in 'system', and as the first of 'conversations'")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _sharegpt_prompt(row: DataRow) -> list[Message]:
+    messages = _sharegpt(row)
+    return messages[: first_answer(messages)]
+
+
 def _always(name: str) -> Callable[[DataRow], str]:
     return lambda row: name
 
@@ -297,6 +349,22 @@ LAYOUTS: dict[str, Layout] = {
         answer=lambda row: answer_text(row, "reward_model.ground_truth"),
         source=lambda row: _label(row, "data_source", row.field("data_source")),
         ability=lambda row: _label(row, "ability", row.field("ability")),
+        is_question=False,
+    ),
+    "verl": Layout(
+        prompt=lambda row: checked_prompt(row, "prompt"),
+        answer=lambda row: answer_text(row, "reward_model.ground_truth"),
+        source=_optional_label("data_source"),
+        ability=_optional_label("ability"),
+        is_question=False,
+    ),
+    "sharegpt": Layout(
+        prompt=_sharegpt_prompt,
+        answer=lambda row: answer_text(row, "answer"),
+        source=_optional_label("source"),
+        ability=_optional_label("ability"),
+        tools=lambda row: tool_schemas(row, "tools") if "tools" in row.fields else [],
+        conversation=lambda row: checked_conversation(row, "conversations", _sharegpt(row)),
         is_question=False,
     ),
     "gsm8k": Layout(

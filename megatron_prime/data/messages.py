@@ -56,7 +56,7 @@ def checked_prompt(row: DataRow, field: str) -> str | list[Message]:
     """
     value = row.field(field)
     if isinstance(value, str) and looks_like_messages(value):
-        value = _parsed_messages(row, field, value)
+        value = parsed_messages(row, field, value)
     if isinstance(value, str):
         if is_blank(value):
             raise row.error(f"{field!r} is empty")
@@ -91,12 +91,16 @@ def conversation_of(row: DataRow, field: str) -> list[Message]:
     """
     value = row.field(field)
     if isinstance(value, str):
-        value = _parsed_messages(row, field, value)
+        value = parsed_messages(row, field, value)
     if not isinstance(value, list):
         raise row.error(
             f"{field!r} is a {type(value).__name__}; a conversation must be a list of chat messages"
         )
-    messages = checked_messages(row, field, value)
+    return checked_conversation(row, field, checked_messages(row, field, value))
+
+
+def checked_conversation(row: DataRow, field: str, messages: list[Message]) -> list[Message]:
+    """Return messages that are a prompt, and turns of the assistant up to the end. Raises ValueError for others."""
     roles = [message["role"] for message in messages]
     first = first_answer(messages)
     if first is None or roles[-1] != "assistant":
@@ -248,7 +252,8 @@ def _message_advice(value: object) -> str:
     return ": its content is a list of parts, and some are no text, which is not supported"
 
 
-def _parsed_messages(row: DataRow, field: str, text: str) -> list[Any]:
+def parsed_messages(row: DataRow, field: str, text: str) -> list[Any]:
+    """Return the list of messages that a JSON text holds, unchecked. Raises ValueError for other text."""
     try:
         value = parse_json(text)
     except ValueError as error:

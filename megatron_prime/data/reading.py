@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.bad_rows import ADVICE, BadRows
 from megatron_prime.data.conversations.demonstrations import turn_texts, turn_tokens
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, fitting_layout
 from megatron_prime.data.messages import Message, is_conversation, message_text
@@ -69,6 +70,8 @@ class _Parts:
     """The ground truth, or the response of a demonstration: text, or messages from the assistant's first on."""
     source: str
     ability: str
+    tools: Sequence[Schema]
+    """The row's own tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +253,13 @@ class ProblemReader:
     def _parts(self, row: DataRow) -> _Parts:
         """Return the fields of a row. Raises ValueError for an invalid row."""
         layout = self._layout
-        parts = _Parts(layout.prompt(row), self._read_target(row), layout.source(row), layout.ability(row))
+        parts = _Parts(
+            layout.prompt(row),
+            self._read_target(row),
+            layout.source(row),
+            layout.ability(row),
+            layout.tools(row),
+        )
         texts = {"prompt": prompt_text(parts.prompt), "source": parts.source, "ability": parts.ability}
         if self._has_responses:
             texts["response"] = prompt_text(parts.answer)
@@ -270,9 +279,11 @@ class ProblemReader:
         prompt, answer = parts.prompt, parts.answer
         turns: Sequence[str] = ()
         try:
-            rendered = self._renderer.render(prompt, self._layout.is_question)
+            rendered = self._renderer.render(prompt, self._layout.is_question, parts.tools)
             if self._has_responses:
-                turns = turn_texts(self._renderer, self._renderer.complete(prompt), rendered, answer)
+                turns = turn_texts(
+                    self._renderer, self._renderer.complete(prompt), rendered, answer, parts.tools
+                )
                 answer = "".join(turns)
         except ValueError as error:
             raise row.error(str(error), type(error)) from error

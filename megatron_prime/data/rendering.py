@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.messages import THOUGHTS, Message
 from megatron_prime.data.rows import RenderingError, SettingsError
 from megatron_prime.data.tokenizer import encode
@@ -79,11 +80,14 @@ class PromptRenderer:
             "which a response is to continue"
         ]
 
-    def render(self, prompt: str | Sequence[Message], is_question: bool) -> Rendered:
+    def render(
+        self, prompt: str | Sequence[Message], is_question: bool, tools: Sequence[Schema] = ()
+    ) -> Rendered:
         """Return the prompt as the text that the model receives.
 
         Args:
             prompt: Text or chat messages.
+            tools: Schemas that the chat template writes.
             is_question: True for text that data.chat_template = "auto" turns into a user message if there is a
                 chat template.
 
@@ -94,7 +98,13 @@ class PromptRenderer:
         is_chat = not isinstance(prompt, str) or self._config.system_prompt is not None
         messages = self.complete(prompt)
         as_chat = self._uses_template(is_chat, is_question)
-        text = self._apply(messages) if as_chat else "\n".join(message["content"] for message in messages)
+        if tools and not as_chat:
+            raise SettingsError(
+                "only a chat template can write the schemas of tools, and none is used for this prompt"
+            )
+        text = (
+            self._apply(messages, tools) if as_chat else "\n".join(message["content"] for message in messages)
+        )
         word = self._tokenizer.eos_token
         if word and text.rstrip().endswith(str(word)):
             raise (RenderingError if as_chat else ValueError)(
@@ -103,13 +113,20 @@ class PromptRenderer:
             )
         return Rendered(text, as_chat)
 
-    def response(self, messages: Sequence[Message], rendered: Rendered, response: str | Message) -> str:
+    def response(
+        self,
+        messages: Sequence[Message],
+        rendered: Rendered,
+        response: str | Message,
+        tools: Sequence[Schema] = (),
+    ) -> str:
         """Return the text that follows a prompt: the response without an opening of thoughts that the prompt has.
 
         Args:
             messages: The messages of the prompt with system prompt and instruction, and of the turns so far.
             rendered: Their text as `render` or `reply` ends it.
             response: Text, or a message of the assistant, whose thoughts and calls of tools the chat template writes.
+            tools: The schemas in the prompt.
 
         Raises:
             ValueError: If the chat template does not write the thoughts or the calls, or prompt and response do not fit
@@ -125,8 +142,8 @@ class PromptRenderer:
             raise ValueError(
                 "only a chat template can write the thoughts or tool calls of a message; none is used"
             )
-        before = self._apply(messages)
-        whole = self._apply([*messages, response], is_complete=True)
+        before = self._apply(messages, tools)
+        whole = self._apply([*messages, response], tools, is_complete=True)
         text = whole.removeprefix(before)
         end = self._end_of_turn(text) if calls else text.rfind(content.strip()) + len(content.strip())
         if (
@@ -173,7 +190,9 @@ class PromptRenderer:
             choice == "auto" and (is_chat or (is_question and self._template is not None))
         )
 
-    def _apply(self, messages: Sequence[Message], is_complete: bool = False) -> str:
+    def _apply(
+        self, messages: Sequence[Message], tools: Sequence[Schema] = (), is_complete: bool = False
+    ) -> str:
         """Return messages as the chat template writes them, by default with the begin of the next answer."""
         if self._template is None:
             raise SettingsError(
@@ -184,6 +203,7 @@ class PromptRenderer:
             text = str(
                 self._tokenizer.apply_chat_template(
                     list(messages),
+                    tools=list(tools) or None,
                     chat_template=self._template,
                     tokenize=False,
                     add_generation_prompt=not is_complete,
@@ -201,6 +221,9 @@ class PromptRenderer:
             calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
             if not all(name in text for name in calls):
                 raise RenderingError(f"the chat template leaves out calls of the tools {', '.join(calls)}")
+        missing = [tool["function"]["name"] for tool in tools if tool["function"]["name"] not in text]
+        if missing:
+            raise RenderingError(f"the chat template leaves out the tools {', '.join(missing)}")
         return text
 
     def tokenize(self, prompts: Sequence[Rendered]) -> list[list[int]]:

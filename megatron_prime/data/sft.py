@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -139,13 +140,17 @@ def _response_reader(
     """Return the layout that reads the prompt of a row, and the function that reads its response."""
     # The layout reads the prompt alone: demonstrations have a response instead of an answer.
     base = layout(config.layout, config)
-    if messages_field is None:
+    if messages_field is not None:
+        read_conversation = partial(conversation_of, field=messages_field)
+    elif base.conversation is not None:
+        read_conversation = base.conversation
+    else:
         return base, lambda row: response_text(row, response_field)
-    field = messages_field
 
     def split(row: DataRow) -> tuple[list[Message], list[Message]]:
-        messages = conversation_of(row, field)
+        messages = read_conversation(row)
         start = first_answer(messages)
+        assert start is not None, "a conversation has an answer"
         return messages[:start], messages[start:]
 
     return replace(base, prompt=lambda row: split(row)[0], is_question=False), lambda row: split(row)[1]

@@ -48,6 +48,73 @@ def test_the_context_of_an_olympiad_question_precedes_it():
     assert read("olympiadbench", "olympiadbench.jsonl")[1][0].startswith("A circle has radius 1.\n\nWhat")
 
 
+def test_rows_of_verl_may_lack_an_ability():
+    assert [(answer, source, ability) for _, answer, source, ability in read("verl", "verl_tools.jsonl")] == [
+        ("408", "sample_tools", ""),
+        ("13", "sample_game", "game"),
+    ]
+
+
+def test_the_sharegpt_layout_reads_conversations_with_tools():
+    found = layout("sharegpt", DataConfig())
+    weather, hermes = read_rows(SAMPLES / "sharegpt_tools.jsonl")
+    assert found.prompt(weather) == [
+        {"role": "system", "content": "Use the tools."},
+        {"role": "user", "content": "How warm is it in Oslo?"},
+    ]
+    assert found.conversation is not None
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    assert found.conversation(weather)[2:] == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '{"celsius": 4}'},
+        {"role": "assistant", "content": "It is 4 degrees in Oslo."},
+    ]
+    assert [schema["function"]["name"] for schema in found.tools(weather)] == ["weather"]
+    assert found.tools(hermes) == []
+    assert [message["role"] for message in found.conversation(hermes)] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+    ]
+
+
+def test_tools_of_a_row_may_be_a_list_or_json_text():
+    config = DataConfig(tools_field="tools")
+    found = layout("columns", config)
+    as_list, as_text = read_rows(SAMPLES / "openai_tools.jsonl")
+    assert [schema["function"]["name"] for schema in found.tools(as_list)] == ["add"]
+    assert found.tools(as_list) == found.tools(as_text)
+    with pytest.raises(ValueError, match="row 9: 'tools' is 3, which is no list of tool schemas"):
+        found.tools(DataRow({"tools": 3}, Path("a.jsonl"), 9))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"conversations": "x"}, "row 9: 'conversations' looks like chat messages, but"),
+        ({"conversations": 3}, "row 9: 'conversations' is 3; it must be a list"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}], "system": 3},
+            "row 9: 'system' is 3; it must be text",
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "s"}], "system": "s"},
+            "row 9: the row has a system prompt twice",
+        ),
+        (
+            {"conversations": [{"from": "critic", "value": "q"}]},
+            "row 9: message 0 of 'conversations' is from 'critic'",
+        ),
+    ],
+)
+def test_what_is_no_conversation_of_sharegpt_is_explained(fields, reason):
+    with pytest.raises(ValueError, match=reason):
+        layout("sharegpt", DataConfig()).prompt(DataRow(fields, Path("a.jsonl"), 9))
+
+
 def test_the_eurus_layout_reads_mathematics_and_code():
     rows = read("eurus", "eurus.jsonl")
     assert [answer for _, answer, _, _ in rows[:3]] == ["7", r"\frac{3}{4}", "9"]

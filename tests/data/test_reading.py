@@ -237,9 +237,14 @@ ABSENT = {
         "name the columns of this file",
     ),
     "another layout without its column": (
-        {"prompt": "p", "reward_model": {"ground_truth": "4"}, "data_source": "s"},
+        {"prompt": "p", "reward_model": {"style": "rule"}, "data_source": "s"},
         {"layout": "eurus"},
         "with data.layout = 'columns', name the columns",
+    ),
+    "verl": (
+        {"prompt": "p", "reward_model": {"ground_truth": "4"}, "data_source": "s"},
+        {"layout": "eurus"},
+        "data.layout = 'verl' fits this row",
     ),
     "nothing": ({"x": "p"}, {}, "name the columns of this file by data.prompt_field"),
 }

@@ -7,7 +7,9 @@ from pydantic import Field
 
 from megatron_prime.config.section import PositiveFloat, Section, UserPath
 
-LayoutName = Literal["columns", "eurus", "gsm8k", "math", "olympiadbench", "leetcode", "livecodebench"]
+LayoutName = Literal[
+    "columns", "eurus", "verl", "sharegpt", "gsm8k", "math", "olympiadbench", "leetcode", "livecodebench"
+]
 """Known formats of the rows of a file; see data/layouts.py."""
 
 
@@ -31,6 +33,9 @@ class DataConfig(Section):
     """Visit the prompts of each epoch in a seeded random order; false visits them in file order."""
     ability_field: str | None = None
     """Column with the kind of task of a row, such as math or code, for reward.routes; by default there is none."""
+    tools_field: str | None = None
+    """Column with the schemas of the tools of a row, a list or its JSON text, which the chat template writes into the
+    prompt; by default there is none."""
     layout: LayoutName = "columns"
     """Format of the rows: columns uses the *_field options; the other formats have fixed columns."""
     system_prompt: str | None = None

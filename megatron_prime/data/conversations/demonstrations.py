@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.messages import Message
 from megatron_prime.data.rendering import PromptRenderer, Rendered
 from megatron_prime.data.tokenizer import encode, response_token_ids
@@ -17,7 +18,11 @@ from megatron_prime.types import Turn
 
 
 def turn_texts(
-    renderer: PromptRenderer, prompt: Sequence[Message], rendered: Rendered, answer: str | Sequence[Message]
+    renderer: PromptRenderer,
+    prompt: Sequence[Message],
+    rendered: Rendered,
+    answer: str | Sequence[Message],
+    tools: Sequence[Schema] = (),
 ) -> list[str]:
     """Return the texts of a demonstration: a turn of the policy, a reply, a turn, and so on.
 
@@ -26,6 +31,7 @@ def turn_texts(
         prompt: The messages of the prompt, with system prompt and instruction.
         rendered: The prompt as text.
         answer: The response as text, or the messages behind the prompt, which begin and end with the assistant's.
+        tools: The schemas of tools in the prompt.
 
     Raises:
         ValueError: A message cannot be written as the chat template would.
@@ -44,7 +50,7 @@ def turn_texts(
             rendered = Rendered(text, rendered.has_special_tokens)
             messages += replies
             replies = []
-        texts.append(renderer.response(messages, rendered, message))
+        texts.append(renderer.response(messages, rendered, message, tools))
         messages.append(message)
     return texts
 
