@@ -60,6 +60,13 @@ PRM
 - Pair accuracy pools pairs over groups and counts ties one half; the recipe averages over groups, gives a
   group without pairs 0.5, and weighs pairs by their label gap (the same thing for labels of 0 and 1).
 
+Text that the policy did not write
+- The paper has none. Where an environment replies between turns, response_mask_BT covers all tokens of a response and
+  policy_mask_BT those of the policy; both are equal without replies.
+- score_environment, granularity="turn", process_credit="hindsight" and turn rewards of an environment are ours.
+- estimator="istar" is arXiv 2509.19199: normalized over all turns of a group, with unbiased deviations and 0 for a
+  constant group as in grpo. The paper scores its policy's own tokens, against the policy before the update, by "dpo".
+
 Policy loss
 - Eq. 6 with clip_low = clip_high = 0.2. dual_clip=3.0 is the recipe's; None (default) the paper's and the
   released code's.

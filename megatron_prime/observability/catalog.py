@@ -230,6 +230,17 @@ _PRM: Sequence[_Row] = (
     ),
     ("process_reward_max_abs", "nats/token", "Largest magnitude of a process reward of the batch."),
     (
+        "turn_reward_mean",
+        "nats",
+        "Mean over the turns of the batch of their process rewards, each the sum over the turn and the reply to it.",
+    ),
+    ("turn_reward_std", "nats", "Standard deviation of the process rewards of the turns of the batch."),
+    (
+        "reply_share",
+        "fraction",
+        "Share of an environment's replies in the magnitudes of the process rewards of all tokens of the batch.",
+    ),
+    (
         "process_rewards",
         "nats/token",
         "Process rewards of sampled tokens of the policy: beta times the log-ratio of PRM and reference.",

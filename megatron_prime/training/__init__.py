@@ -11,6 +11,7 @@
 - `losses`: the algorithm's losses in the form of the packed backward pass.
 - `residency`: offloading of weights, gradients and optimizer states to host memory.
 - `same_alignment`: weights of two models aligned alike, so that the same kernels multiply them.
+- `turn_metrics`: process rewards of turns and of the replies of an environment.
 - `step_details`: histograms and sample responses for loggers.
 - `phase_memory`: time and memory of each phase of a step.
 - `step_profiler`: timelines of chosen steps.

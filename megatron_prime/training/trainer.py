@@ -24,6 +24,7 @@ from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers, release_after
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.trainable import Scorer, Trainable
+from megatron_prime.training.turn_metrics import turn_metrics
 from megatron_prime.types import RolloutBatch
 
 
@@ -227,6 +228,7 @@ class Trainer:
                 "process_reward_max_abs": token_rewards.abs().max().item(),
             },
         )
+        metrics.add("prm", turn_metrics(batch, result.logprobs_BT, ref_logprobs_BT, prm))
         return _ProcessRewards(result.logprobs_BT, rewards_BT, credited_BT)
 
     def _advantages(

@@ -21,6 +21,8 @@ QUANTITIES = (
     "entropy",
 )
 """Columns with one number per response token."""
+_OF_THE_POLICY = ("advantages", "policy_logprobs", "rollout_logprobs", "entropy")
+"""Quantities without a meaning on tokens that an environment wrote."""
 TOKENS_PER_PART = 1 << 14
 """Number of response tokens after which the next group begins another part."""
 QUANTILE = 0.98
@@ -39,6 +41,9 @@ _ROW_COLUMNS = (
     *(
         "token_ends",
         "step_ends",
+        "policy_mask",
+        "turn_ends",
+        "turn_rewards",
         "mask",
         "outcome_reward",
         "reason",
@@ -72,10 +77,15 @@ class LoggedStep:
             table = file.table([*_ROW_COLUMNS, *QUANTITIES]).combine_chunks()
         self._columns = {name: _whole(table.column(name)) for name in table.column_names}
         self.num_rows = table.num_rows
+        self.has_turns: bool = self._columns["turn_ends"].null_count < self.num_rows
+        """Whether an environment replied to a response."""
         self.ends = _offsets(self._columns["response_token_ids"])[1:]
         """Number of tokens up to the end of each row."""
         self.starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
         self._values = {name: self._tokens(name) for name in QUANTITIES}
+        is_reply = self._tokens("policy_mask") == 0
+        for name in _OF_THE_POLICY:
+            self._values[name][is_reply] = np.nan
         groups = self._columns["group"].to_numpy()
         first = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]])) if self.num_rows else []
         self.first_rows: list[int] = [int(row) for row in first]
@@ -123,10 +133,8 @@ class LoggedStep:
                 "finish": lists["finish_reason"],
                 "tokens": [int(length) for length in self.ends - self.starts],
                 "credit": encoding.rounded(self._sums("process_rewards")),
-                "advantage": encoding.rounded(
-                    self._sums("advantages") / np.maximum(self.ends - self.starts, 1)
-                ),
             },
+            "has_turns": self.has_turns,
             "scales": self.scales(),
             "parts": [[part[0], part[1]] for part in self._part_bounds()],
         }
@@ -191,15 +199,26 @@ class LoggedStep:
         for first, end in self._part_bounds():
             texts = self._columns["response"].slice(first, end - first).to_pylist()
             tokens = slice(int(self.starts[first]), int(self.ends[end - 1]))
+            lists = {
+                name: self._columns[name].slice(first, end - first).to_pylist()
+                for name in ("step_ends", "policy_mask", "turn_ends", "turn_rewards", "mask")
+            }
             numbers: dict[str, Any] = {
                 "lengths": encoding.uint16(self._text_lengths(first, end, texts)),
                 "ids": encoding.int32(_flat(self._columns["response_token_ids"], first, end)),
-                "steps": self._columns["step_ends"].slice(first, end - first).to_pylist(),
+                "steps": lists["step_ends"],
                 "left_out": [
-                    [number for number, is_in in enumerate(mask or ()) if not is_in]
-                    for mask in self._columns["mask"].slice(first, end - first).to_pylist()
+                    _left_out(mask, policy)
+                    for mask, policy in zip(lists["mask"], lists["policy_mask"], strict=True)
                 ],
             }
+            if self.has_turns:
+                numbers["turns"] = [
+                    _turns(*of_row)
+                    for of_row in zip(
+                        lists["turn_ends"], lists["policy_mask"], lists["turn_rewards"], strict=True
+                    )
+                ]
             for name in QUANTITIES:
                 values = self._values[name][tokens]
                 if np.isfinite(values).any():
@@ -215,6 +234,26 @@ class LoggedStep:
                 ends = _utf16_ends(text)[ends]
             lengths.append(np.diff(ends, prepend=0))
         return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+
+
+def _left_out(mask: list[bool] | None, policy: list[bool] | None) -> list[int]:
+    """Return the tokens that the policy wrote and that its loss left out."""
+    return [
+        number for number, is_in in enumerate(mask or ()) if not is_in and (policy is None or policy[number])
+    ]
+
+
+def _turns(
+    ends: list[int] | None, policy: list[bool] | None, rewards: list[float] | None
+) -> list[tuple[int, int, float]]:
+    """Return (end of the policy's tokens, end of the reply, the environment's reward) of each turn of a response."""
+    if ends is None or policy is None or rewards is None:
+        return []
+    starts = [0, *ends[:-1]]
+    return [
+        (start + sum(policy[start:end]), end, reward)
+        for start, end, reward in zip(starts, ends, rewards, strict=True)
+    ]
 
 
 def _whole(column: pyarrow.ChunkedArray) -> Any:  # noqa: ANN401

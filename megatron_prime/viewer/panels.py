@@ -88,6 +88,21 @@ PANELS: tuple[Panel, ...] = (
         is_share=True,
     ),
     Panel(
+        "turns",
+        "Process reward of a turn",
+        "Does the PRM tell turns apart? Over the turns of the batch, each with the reply to it.",
+        "nats",
+        (Series("prm/turn_reward_mean", "mean"), Series("prm/turn_reward_std", "spread")),
+    ),
+    Panel(
+        "replies",
+        "Process rewards on replies",
+        "How much of the process rewards stands on text that an environment wrote: the evidence after a decision?",
+        "of magnitudes",
+        (Series("prm/reply_share", "replies"),),
+        is_share=True,
+    ),
+    Panel(
         "kl",
         "KL divergence",
         "How far has the policy moved from the reference, and in one step?",

@@ -120,6 +120,54 @@ def row(
     return values | changes
 
 
+DIALOGUE = (
+    ("I guess the middle first.\nMy guess is 50.", "\nuser\nThe number is smaller.\nassistant\n"),
+    ("Then it is below 50, so I halve again.\nMy guess is 25.", "\nuser\nThe number is larger.\nassistant\n"),
+    ("Between 26 and 49.\nMy guess is 37.", ""),
+)
+"""What the policy wrote in each turn, and the reply to it."""
+
+
+def dialogue_row(
+    generator: np.random.Generator, group: int = 0, sample: int = 0, reward: float = 1.0
+) -> dict[str, Any]:
+    """Return a response of several turns. Each turn ends with a token without text, and so begins each reply."""
+    tokens, policy, turn_ends = [], [], []
+    for own, reply in DIALOGUE:
+        tokens += [*tokens_of(own), ""]
+        policy += [True] * (len(tokens) - len(policy))
+        tokens += ["", *tokens_of(reply)] if reply else []
+        policy += [False] * (len(tokens) - len(policy))
+        turn_ends.append(len(tokens))
+    count = len(tokens)
+    ref = -np.abs(generator.normal(0.3, 0.4, count))
+    # The replies surprise the PRM most.
+    ratio = generator.normal(0.4 * (2 * reward - 1), np.where(policy, 0.5, 2.0))
+    own = np.asarray(policy)
+    changes = {
+        "response_token_ids": list(range(count)),
+        "token_ends": np.cumsum([len(token) for token in tokens]).tolist(),
+        "step_ends": sorted(
+            {
+                *turn_ends,
+                *(at + 1 for at in range(count - 1) if policy[at] and policy[at + 1] and "\n" in tokens[at]),
+            }
+        ),
+        "policy_mask": policy,
+        "turn_ends": turn_ends,
+        "turn_rewards": [0.0, -0.25, 0.0],
+        "mask": policy,
+        "rollout_logprobs": np.where(own, ref, 0.0),
+        "policy_logprobs": ref,
+        "prm_logprobs": np.minimum(ref + ratio, 0.0),
+        "ref_logprobs": ref,
+        "process_rewards": BETA * ratio,
+        "advantages": np.where(own, generator.normal(2 * reward - 1, 0.5, count), 0.0),
+        "entropy": np.abs(generator.normal(0, 0.6, count)),
+    }
+    return row("".join(tokens), generator, group, sample, reward, **changes)
+
+
 REJECTED: dict[str, Any] = dict.fromkeys(
     ["mask", "policy_logprobs", "prm_logprobs", "ref_logprobs", "process_rewards", "advantages", "entropy"]
 )

@@ -11,7 +11,15 @@ from megatron_prime.viewer.server import ViewServer
 from megatron_prime.viewer.site import Site
 from tests.support import deadlines
 from tests.support.chromium import browser, folder_address, watched_page
-from tests.support.viewed_runs import REJECTED, row, write_metrics, write_run, write_step
+from tests.support.viewed_runs import (
+    DIALOGUE,
+    REJECTED,
+    dialogue_row,
+    row,
+    write_metrics,
+    write_run,
+    write_step,
+)
 
 ATTACKS = (
     "</script><script>document.title='owned'</script>",
@@ -314,6 +322,55 @@ def test_texts_of_a_run_are_never_code(chromium, tmp_path, is_served):
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_replies_stand_apart_and_turns_have_their_rewards(chromium, tmp_path):
+    generator = np.random.default_rng(1)
+    rows = [dialogue_row(generator, sample=sample, reward=float(sample % 2)) for sample in range(2)]
+    rows.append(row("One turn.\nIt has no reply.", generator, sample=2))
+    write_step(tmp_path, 1, rows)
+    Site([tmp_path], tmp_path / "out").update()
+    with watched_page(chromium, folder_address(tmp_path / "out")) as page:
+        page.goto(folder_address(tmp_path / "out") + "run0/step-00000001.html")
+        first = step_page(page).locator("#g0 .response").first
+        assert first.locator("header .badge").inner_text() == "3 turns"
+        assert "Shaded text was written by the environment" in page.locator("#caption").inner_text()
+        replies = first.locator(".reply .text")
+        assert [" ".join(text.split()) for text in replies.all_text_contents()] == [
+            " ".join(reply.split()) for _, reply in DIALOGUE if reply
+        ]
+        grounds = replies.evaluate_all("nodes => nodes.map(node => getComputedStyle(node).backgroundColor)")
+        assert "rgba(0, 0, 0, 0)" not in grounds
+        headings = first.locator(".rstep.turn").all_inner_texts()
+        assert [re.sub(r"\s+", " ", text).split("turn ")[1] for text in headings] == [
+            "1 of 3",
+            "2 of 3, environment \u22120.25",
+            "3 of 3",
+        ]
+        titles = first.locator(".rstep.turn .bar-cell").evaluate_all("nodes => nodes.map(node => node.title)")
+        shown = [float(title.rsplit(" ", 1)[1].replace("\u2212", "-")) for title in titles]
+        starts = [0, *rows[0]["turn_ends"][:-1]]
+        sums = [
+            sum(rows[0]["process_rewards"][start:end])
+            for start, end in zip(starts, rows[0]["turn_ends"], strict=True)
+        ]
+        assert shown == pytest.approx(sums, abs=2e-3)
+        marks = first.locator(".text [data-mark]:not(i)").evaluate_all(
+            "nodes => nodes.map(node => node.dataset.mark)"
+        )
+        assert marks == ["■", "▫", "■", "▫", "■"]
+        coloured = ".reply .text [class*=plus-], .reply .text [class*=minus-]"
+        assert first.locator(coloured).count() > 5
+        replies.first.locator("span").nth(2).hover()
+        words = page.locator("#tip").inner_text()
+        assert "the environment" in words and "reply to 1 of 3" in words and "process reward" in words
+        assert "advantage" not in words and "rollout engine" not in words and "not trained on" in words
+        page.keyboard.press("2")
+        assert page.locator("#g0 " + coloured).count() == 0
+        assert page.locator("#g0 .left-out").count() == 0
+        first.locator(".text span").first.hover()
+        assert "the policy" in page.locator("#tip").inner_text()
+        assert page.locator("#g0 .response").nth(2).locator(".turn, .reply").count() == 0
 
 
 def test_right_to_left_text_and_emoji(chromium, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_prime.viewer import logged_step
 from megatron_prime.viewer.logged_step import QUANTITIES, LoggedStep
-from tests.support.viewed_runs import BETA, REJECTED, row, step_rows, write_step
+from tests.support.viewed_runs import BETA, REJECTED, dialogue_row, row, step_rows, write_step
 
 
 @pytest.fixture
@@ -63,8 +63,6 @@ def test_the_index_sums_and_scales_as_a_loop_does(tmp_path, generator):
     for number in range(4):
         values = [float(value) for value in rows[number]["process_rewards"]]
         assert index["rows"]["credit"][number] == pytest.approx(sum(values), rel=1e-3, abs=1e-5)
-        mean = sum(float(value) for value in rows[number]["advantages"]) / len(values)
-        assert index["rows"]["advantage"][number] == pytest.approx(mean, rel=1e-3, abs=1e-5)
     gaps = sorted(
         abs(np.float32(policy) - np.float32(rollout))
         for each in rows
@@ -121,3 +119,31 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, generator):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"step-00000001\.parquet"):
         LoggedStep(path)
+
+
+def test_replies_have_no_figures_of_the_policy_and_are_not_left_out(tmp_path, generator):
+    """The difference of the policy's log-prob of a reply and the 0 that stands for the engine's is no gap."""
+    alone, talk = row("One turn.", generator), dialogue_row(generator, sample=1)
+    talk["mask"] = [False, *talk["mask"][1:]]
+    step = LoggedStep(write_step(tmp_path, 1, [alone, talk]))
+    (part,) = step.parts()
+    assert step.index()["has_turns"]
+    first, middle, last = talk["turn_ends"]
+    own = [talk["policy_mask"][start:end].count(True) for start, end in ((0, first), (first, middle))]
+    assert part.numbers["turns"] == [
+        [],
+        [(own[0], first, 0.0), (first + own[1], middle, -0.25), (last, last, 0.0)],
+    ]
+    assert part.numbers["left_out"] == [[], [0]]
+    is_reply = ~np.array([True] * len(alone["mask"]) + talk["policy_mask"])
+    for name, is_known in (
+        ("gap", False),
+        ("advantages", False),
+        ("entropy", False),
+        ("process_rewards", True),
+    ):
+        values = step.values(name)
+        assert np.isfinite(values[is_reply]).all() == is_known and np.isfinite(values[~is_reply]).all()
+    assert step.scales()["gap"] < 0.1
+    only = LoggedStep(write_step(tmp_path, 2, [alone]))
+    assert not only.has_turns and "turns" not in next(only.parts()).numbers

@@ -26,6 +26,7 @@ function buildCard(row, values) {
   const head = h("header", {},
     h("span", { class: `outcome ${outcome[0]}`, title: index.rows.reason[row] }, outcome[1] + (isPartial ? ` ${number(reward)}` : "")),
     h("span", { class: "muted" }, `${count.toLocaleString("en-US")} token${count === 1 ? "" : "s"}`),
+    values.turns.length ? h("span", { class: "badge" }, `${values.turns.length} turn${values.turns.length === 1 ? "" : "s"}`) : null,
     !finish || finish === "stop" ? null : h("span", { class: "badge rejected" }, finish === "length" ? "truncated" : finish),
     index.rows.credit[row] === null ? null : h("span", { class: "credit", title: "Sum of the process rewards: the PRM's belief that the response is right" }, "credit ", h("b", {}, number(index.rows.credit[row], true))),
     values.process_rewards ? creditLine(values.process_rewards) : null);
@@ -43,11 +44,18 @@ function buildCard(row, values) {
   return card;
 }
 
-/** Return [start, end] of each reasoning step; together they are all tokens. */
-function stepsOf({ ids, steps }) {
-  const ends = steps.filter((end, at) => end > (at ? steps[at - 1] : 0));
-  if ((ends[ends.length - 1] || 0) < ids.length) ends.push(ids.length);
-  return ends.map((end, at) => [at ? ends[at - 1] : 0, end]);
+/** Return [start, end, name, turn, is it a reply] of each reasoning step and each reply; together they are all tokens. */
+function stepsOf({ ids, steps, turns }) {
+  const borders = new Set([...steps, ...turns.flatMap(({ ownEnd, end }) => [ownEnd, end]), ids.length]);
+  borders.delete(0);
+  const ends = [...borders].filter((end) => end <= ids.length).sort((left, right) => left - right);
+  let count = 0;
+  return ends.map((end, at) => {
+    const turn = turns.findIndex((each) => end <= each.end);
+    const isReply = turn >= 0 && end > turns[turn].ownEnd;
+    if (!isReply) count += 1;
+    return [at ? ends[at - 1] : 0, end, isReply ? `reply to turn ${turn + 1}` : `reasoning step ${count}`, turn, isReply];
+  });
 }
 
 /** Return the pieces: lists of segments, each a reasoning step or a part of one. */
@@ -96,14 +104,25 @@ function buildPiece(card, segments) {
 function drawPiece(piece) {
   if (piece.spans.length) return;
   const { card } = piece;
-  piece.node.replaceChildren(...piece.segments.map((segment) => {
+  piece.node.replaceChildren(...piece.segments.flatMap((segment) => {
     const text = h("div", { class: "text", dir: "auto" });
     for (let token = segment.start; token < segment.end; token++) text.append(buildToken(piece, token));
     segment.bar = h("div", { class: "bar-cell" });
-    return h("div", { class: "rstep" }, segment.bar, text);
+    const [start, , , turn, isReply] = card.steps[segment.step];
+    const row = h("div", { class: `rstep${isReply ? " reply" : ""}` }, segment.bar, text);
+    const isTurn = turn >= 0 && segment.isFirst && start === card.values.turns[turn].start;
+    segment.turnBar = isTurn ? h("div", { class: "bar-cell" }) : null;
+    return isTurn ? [turnHeading(card, turn, segment.turnBar), row] : [row];
   }));
   piece.node.style.minHeight = "";
   paint(piece, figuresOf(card));
+}
+
+function turnHeading(card, turn, bar) {
+  const { turns } = card.values;
+  const { reward } = turns[turn];
+  return h("div", { class: "rstep turn" }, bar, h("div", {}, `turn ${turn + 1} of ${turns.length}`,
+    reward ? h("span", { title: "The environment's reward for the turn, besides the outcome" }, `, environment ${number(reward, true)}`) : null));
 }
 
 /** Remove the tokens of a piece that has left the window. Its height is 0 if a filter has hidden it. */
@@ -123,8 +142,16 @@ function buildToken(piece, token) {
   const line = text.indexOf("\n");
   if (line < 0) span.textContent = text;
   else span.append(text.slice(0, line), h("i", { "data-mark": "↵" }), text.slice(line));
-  if (!text) span.dataset.mark = finish === "stop" && token === values.ids.length - 1 ? "■" : "▯";
+  if (!text) span.dataset.mark = markOf(values, token, finish);
   return span;
+}
+
+/** Return the sign of a token without text: the end of a turn, a token of the chat template, or a part of a character. */
+function markOf({ ids, turns }, token, finish) {
+  const turn = turns.find(({ end }) => token < end);
+  if (turn && token >= turn.ownEnd) return "▫";
+  const isEnd = turn && turn !== turns[turns.length - 1] ? token === turn.ownEnd - 1 : finish === "stop" && token === ids.length - 1;
+  return isEnd ? "■" : "▯";
 }
 
 /** The running sum of the process rewards over the response, as a small line. */
@@ -144,12 +171,12 @@ function creditLine(rewards) {
 
 // Colours
 
-/** Return the value of each reasoning step of a card in the chosen colour, and the size of the largest one. */
+/** Return the values of each reasoning step and turn of a card in the chosen colour, and the size of the largest one. */
 function figuresOf(card) {
   const values = card.values[colour];
   if (!values) return null;
   const { isSum } = COLOURINGS[colour];
-  card.figures[colour] ??= card.steps.map(([start, end]) => {
+  const figure = (start, end) => {
     let [sum, known] = [0, 0];
     for (let token = start; token < end; token++) {
       if (!Number.isFinite(values[token])) continue;
@@ -157,9 +184,13 @@ function figuresOf(card) {
       known += 1;
     }
     return known === 0 ? NaN : isSum ? sum : sum / known;
-  });
-  const steps = card.figures[colour];
-  return { steps, size: steps.reduce((most, figure) => Math.max(most, Math.abs(figure) || 0), index.scales[colour] || 1e-9) };
+  };
+  card.figures[colour] ??= {
+    steps: card.steps.map(([start, end]) => figure(start, end)),
+    turns: card.values.turns.map(({ start, end }) => figure(start, end)),
+  };
+  const { steps, turns } = card.figures[colour];
+  return { steps, turns, size: [...steps, ...turns].reduce((most, each) => Math.max(most, Math.abs(each) || 0), index.scales[colour] || 1e-9) };
 }
 
 /** Colour the tokens of a piece, mark what is searched, and draw the bars of its reasoning steps. */
@@ -182,18 +213,21 @@ function paint(piece, figures) {
     if (cursor?.card === piece.card && cursor.token === token) name += " at";
     if (span.className !== name) span.className = name;
   });
-  for (const { step, bar, isFirst } of piece.segments) if (isFirst) drawBar(bar, step, figures);
+  for (const { step, bar, turnBar, isFirst } of piece.segments) {
+    const [, , name, turn] = piece.card.steps[step];
+    if (isFirst) drawBar(bar, name, figures?.steps[step] ?? NaN, figures);
+    if (turnBar) drawBar(turnBar, `turn ${turn + 1} with the reply`, figures?.turns[turn] ?? NaN, figures);
+  }
 }
 
-function drawBar(bar, step, figures) {
-  const figure = figures ? figures.steps[step] : NaN;
+function drawBar(bar, name, figure, figures) {
   if (Number.isNaN(figure)) return bar.replaceChildren();
   const colouring = COLOURINGS[colour];
   const fill = h("i", { class: colouring.isDiverging ? (figure >= 0 ? "up" : "down") : "plain" });
   const share = (50 * Math.abs(figure)) / figures.size;
   fill.style.width = `${colouring.isDiverging ? share : 2 * share}%`;
   fill.style.left = `${colouring.isDiverging ? (figure >= 0 ? 50 : 50 - share) : 0}%`;
-  bar.title = `reasoning step ${step + 1}: ${colouring.isSum ? "sum" : "mean"} of ${colouring.label} ${number(figure, true)}`;
+  bar.title = `${name}: ${colouring.isSum ? "sum" : "mean"} of ${colouring.label} ${number(figure, true)}`;
   return bar.replaceChildren(h("span", { class: "track" }, fill), h("small", {}, number(shortened(figure), colouring.isDiverging)));
 }
 

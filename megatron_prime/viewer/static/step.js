@@ -145,7 +145,8 @@ function setColour(name) {
   const beta = index.beta === null ? "set in [prm]" : number(index.beta);
   element("caption").textContent = scale === undefined ? "This step was logged without figures of tokens."
     : scale === 0 ? colouring.zero
-    : `${colouring.caption.replace("{beta}", beta)} The bar beside a reasoning step is the ${colouring.isSum ? "sum" : "mean"} of its tokens.`;
+    : `${colouring.caption.replace("{beta}", beta)} The bar beside a reasoning step is the ${colouring.isSum ? "sum" : "mean"} of its tokens.${
+      index.has_turns ? " Shaded text was written by the environment; the bar of a turn includes the reply to it." : ""}`;
   repaint();
 }
 

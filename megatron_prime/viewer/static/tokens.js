@@ -65,7 +65,7 @@ function decodePart(texts, numbers, tokens) {
   const ids = new Int32Array(bytes(numbers.ids));
   const floats = {};
   for (const [name, value] of Object.entries(numbers)) {
-    if (["lengths", "ids", "steps", "left_out"].includes(name)) continue;
+    if (["lengths", "ids", "steps", "left_out", "turns"].includes(name)) continue;
     const halves = new Uint16Array(bytes(value));
     floats[name] = new Float32Array(halves.length);
     for (let index = 0; index < halves.length; index++) floats[name][index] = halfFloats[halves[index]];
@@ -74,7 +74,7 @@ function decodePart(texts, numbers, tokens) {
   return texts.map((text, row) => {
     const end = start + tokens[row];
     const values = { text, ids: ids.subarray(start, end), steps: numbers.steps[row] || [], left_out: new Set(numbers.left_out[row]),
-      ends: new Uint32Array(tokens[row]) };
+      turns: turnsOf(numbers.turns?.[row] || []), ends: new Uint32Array(tokens[row]) };
     for (let index = 0, sum = 0; index < tokens[row]; index++) values.ends[index] = sum += lengths[start + index];
     for (const name of Object.keys(floats)) {
       const part = floats[name].subarray(start, end);
@@ -85,6 +85,11 @@ function decodePart(texts, numbers, tokens) {
     start = end;
     return values;
   });
+}
+
+/** Return the turns of a response: first token, end of what the policy wrote, end of the reply, the environment's reward. */
+function turnsOf(turns) {
+  return turns.map(([ownEnd, end, reward], at) => ({ start: at ? turns[at - 1][1] : 0, ownEnd, end, reward }));
 }
 
 function difference(left, right) {
@@ -114,24 +119,29 @@ function drawLegend(place, colouring, scale) {
   );
 }
 
-/** Return the rows of the tooltip: all figures of one token. */
+/** Return the rows of the tooltip: all figures of one token. Figures of the policy are NaN where an environment wrote. */
 function tokenFigures(values, token) {
-  const probability = (name) => (values[name] ? `${percent(Math.exp(values[name][token]))} (log-prob ${number(values[name][token])})` : null);
-  const plain = (name) => (values[name] ? number(values[name][token], true) : null);
+  const isKnown = (name) => values[name] && !Number.isNaN(values[name][token]);
+  const turn = values.turns.findIndex(({ end }) => token < end);
+  const isReply = turn >= 0 && token >= values.turns[turn].ownEnd;
+  const probability = (name) => (isKnown(name) ? `${percent(Math.exp(values[name][token]))} (log-prob ${number(values[name][token])})` : null);
+  const plain = (name) => (isKnown(name) ? number(values[name][token], true) : null);
   const step = values.steps.findIndex((end) => token < end);
   return [
     ["token", `${token + 1} of ${values.ids.length}, id ${values.ids[token]}`],
-    ["reasoning step", step < 0 ? null : `${step + 1} of ${values.steps.length}`],
+    ["written by", turn < 0 ? null : isReply ? "the environment" : "the policy"],
+    ["turn", turn < 0 ? null : `${isReply ? "reply to " : ""}${turn + 1} of ${values.turns.length}`],
+    ["reasoning step", isReply || step < 0 ? null : `${step + 1} of ${values.steps.length}`],
     ["process reward", plain("process_rewards")],
     ["advantage", plain("advantages")],
     ["log-ratio", plain("log_ratio")],
-    ["entropy", values.entropy ? `${number(values.entropy[token])} nats` : null],
+    ["entropy", isKnown("entropy") ? `${number(values.entropy[token])} nats` : null],
     ["train/rollout gap", plain("gap")],
     ["policy", probability("policy_logprobs")],
     ["rollout engine", probability("rollout_logprobs")],
     ["PRM", probability("prm_logprobs")],
     ["reference", probability("ref_logprobs")],
-    ["training", values.left_out.has(token) ? "left out of the losses" : null],
+    ["training", values.left_out.has(token) ? "left out of the losses" : isReply ? "not trained on" : null],
   ].filter(([, text]) => text !== null);
 }
 
