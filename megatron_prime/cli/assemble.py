@@ -175,4 +175,6 @@ def _sampling(config: PrimeConfig, stop_ids: Sequence[int]) -> SamplingParams:
         temperature=config.rollout.temperature,
         top_p=config.rollout.top_p,
         stop_token_ids=tuple(stop_ids),
+        max_turns=config.environment.max_turns,
+        max_turn_tokens=config.environment.max_turn_tokens,
     )

@@ -49,6 +49,11 @@ class Dialogue:
         """Whether the response has ended."""
         return self.conversation.finish_reason is not None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether `begin` has nothing left to do."""
+        return self._episode is not None or self._settings.environments is None
+
     async def begin(self) -> None:
         """Open the episode. The dialogue is over afterwards if too many have failed."""
         if self._settings.environments is None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from megatron_prime.config.tables.evaluation import EvaluationConfig
+from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation.confidence import (
     BootstrapSettings,
     Intervals,
@@ -16,6 +16,7 @@ from megatron_prime.evaluation.confidence import (
 )
 from megatron_prime.rollout.collection_stats import accuracy_by_source, rollout_stats
 from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.group_filter import Group, split_groups
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import Prompt, Rollout, SamplingParams
@@ -98,15 +99,15 @@ class EvaluationReport:
         return ", ".join(parts)
 
 
-def evaluation_sampling(
-    config: EvaluationConfig, max_response_tokens: int, stop_token_ids: Sequence[int]
-) -> SamplingParams:
+def evaluation_sampling(config: PrimeConfig, stop_token_ids: Sequence[int]) -> SamplingParams:
     """Return the sampling parameters of held-out prompts."""
     return SamplingParams(
-        max_response_tokens=max_response_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
+        max_response_tokens=config.rollout.max_response_tokens,
+        temperature=config.evaluation.temperature,
+        top_p=config.evaluation.top_p,
         stop_token_ids=tuple(stop_token_ids),
+        max_turns=config.environment.max_turns,
+        max_turn_tokens=config.environment.max_turn_tokens,
     )
 
 
@@ -120,6 +121,7 @@ def evaluate(
     stream_key: int,
     bootstrap: BootstrapSettings | None = None,
     whole_only: bool = False,
+    environments: Environments | None = None,
 ) -> EvaluationResult:
     """Sample responses to every prompt and verify them. Collective; the result is equal on every rank.
 
@@ -134,6 +136,7 @@ def evaluate(
         stream_key: selects the random numbers; see `stream_keys`.
         bootstrap: options of the confidence intervals; None computes none.
         whole_only: count a partial outcome (a program that passes some of its tests) as wrong, as benchmarks do.
+        environments: reply to the turns of the responses; None for responses of one turn.
 
     Raises:
         ValueError: there are no prompts, or the engine refuses the arguments.
@@ -141,7 +144,7 @@ def evaluate(
     if not prompts:
         raise ValueError("nothing to evaluate: there are no prompts; set data.evaluation")
     # The rollouts in the result keep NaN after a verifier error; only the scores below count it as 0.
-    rollouts = verifier(engine.generate(prompts, sampling, samples_per_prompt, stream_key))
+    rollouts = verifier(engine.generate(prompts, sampling, samples_per_prompt, stream_key, environments))
     groups = split_groups(rollouts, samples_per_prompt)
     # Scores replace only the outcomes used for the means; `rollouts` are saved with what the verifier returned.
     scored = [rollout.with_outcome(_score(rollout, whole_only)) for rollout in rollouts]

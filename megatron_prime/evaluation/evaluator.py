@@ -17,6 +17,7 @@ from megatron_prime.evaluation.confidence import BootstrapSettings
 from megatron_prime.observability.progress import SILENT, Progress
 from megatron_prime.rewards import answer_check
 from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.stream_keys import evaluation_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import Prompt, SamplingParams
@@ -45,10 +46,12 @@ class Evaluator:
         engine: Engine,
         verifier: RolloutVerifier,
         progress: Progress = SILENT,
+        environments: Environments | None = None,
     ) -> None:
         self._progress = progress
         self._engine = engine
         self._verifier = verifier
+        self._environments = environments
         settings = config.evaluation
         self._bootstrap = BootstrapSettings(settings.confidence, settings.num_resamples, config.seed)
         self._sets = sets
@@ -74,6 +77,7 @@ class Evaluator:
             # Benchmarks count a program as right only if it passes all tests; held-out prompts are scored like
             # training.
             whole_only=bool(prompts.name),
+            environments=self._environments,
         )
 
 
@@ -98,7 +102,7 @@ def _sets(config: PrimeConfig) -> Iterator[EvaluationSet]:
     tokenizer = load_tokenizer(config.model.path)
     stop_ids = stop_token_ids(tokenizer, config.model.path)
     settings, longest = config.evaluation, config.rollout.max_prompt_tokens
-    base = evaluation_sampling(settings, config.rollout.max_response_tokens, stop_ids)
+    base = evaluation_sampling(config, stop_ids)
     check = answer_check(config.reward)
     if config.data.evaluation:
         held_out = held_out_data(config.data)

@@ -165,6 +165,22 @@ _ROLLOUT: Sequence[_Row] = (
         "Groups that passed the filter and were left out to make the batch divisible.",
     ),
     ("num_verifier_errors", "count", "Responses on which the verifier failed."),
+    ("mean_turns", "count", "Mean number of turns of all sampled responses to environments."),
+    (
+        "mean_policy_tokens",
+        "tokens",
+        "Mean number of tokens that the policy wrote in a response to an environment, without those of the replies.",
+    ),
+    (
+        "environment_s",
+        "s",
+        "Mean time that a response waited for its environment; others are sampled meanwhile.",
+    ),
+    (
+        "num_failed_episodes",
+        "count",
+        "Environments that failed or ran out of time. Each cost an attempt at a response.",
+    ),
     (
         "num_masked",
         "count",

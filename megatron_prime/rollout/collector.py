@@ -14,9 +14,10 @@ import torch
 
 from megatron_prime.algorithm.overlong import overlong_penalties_B
 from megatron_prime.config.tables.filter import FilterConfig
-from megatron_prime.rollout.collection_stats import CollectionTally
+from megatron_prime.rollout.collection_stats import CollectionTally, environment_stats
 from megatron_prime.rollout.collector_state import CollectorState
 from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups, split_groups
 from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.sampled_groups import GroupObserver
@@ -102,6 +103,8 @@ class Collector:
         self._groups_multiple_of = rows_multiple_of // math.gcd(rows_multiple_of, group_size)
         self._step_segmenter = step_segmenter
         self._allow_mixed_versions = allow_mixed_versions
+        self.environments: Environments | None = None
+        """Replies to the turns of the responses; None for responses of one turn. Must be set before the first step."""
         self.observe: GroupObserver | None = None
         """Receives all groups of each step, once the batch is known."""
         self._state = CollectorState()
@@ -153,6 +156,8 @@ class Collector:
         self._update_state(tally, step_index, is_empty=not batch_groups)
         num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
         stats = tally.stats(batch_groups, num_trimmed)
+        if self.environments is not None:
+            stats |= environment_stats([rollout for group in tally.groups for rollout in group])
         if self.observe is not None:
             self.observe(step_index, tally.sampled(len(batch_groups), num_trimmed))
         if not batch_groups:
@@ -187,7 +192,9 @@ class Collector:
         if len(prompts) != num_prompts:
             raise RuntimeError(f"the prompt stream returned {len(prompts)} prompts instead of {num_prompts}")
         stream_key = training_stream_key(step_index, round_index)
-        rollouts = self._engine.generate(prompts, self._sampling, self._group_size, stream_key)
+        rollouts = self._engine.generate(
+            prompts, self._sampling, self._group_size, stream_key, self.environments
+        )
         if len(rollouts) != num_prompts * self._group_size:
             raise RuntimeError(
                 f"the engine returned {len(rollouts)} rollouts for {num_prompts} prompts x {self._group_size}"

@@ -2,10 +2,13 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from megatron_prime.config.tables.environment import EnvironmentConfig
 from megatron_prime.config.tables.evaluation import EvaluationConfig
+from megatron_prime.config.tables.rollout import RolloutConfig
 from megatron_prime.evaluation.accuracy import (
     EvaluationReport,
     evaluate,
@@ -15,6 +18,7 @@ from megatron_prime.evaluation.accuracy import (
 from megatron_prime.evaluation.confidence import BootstrapSettings, bootstrap_interval
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
+from tests.support.episodes import ScriptedEnvironments, echo
 from tests.support.rollout_doubles import (
     BAD,
     BROKEN,
@@ -40,6 +44,20 @@ def evaluate_scripts(**changes):
     return evaluate(
         ScriptedEngine(lambda index: SCRIPTS[index]), prompts, verifier, SamplingParams(4), **arguments
     )
+
+
+def test_environments_reach_the_engine():
+    engine, environments = ScriptedEngine(lambda index: SCRIPTS[index]), ScriptedEnvironments(echo(1))
+    evaluate(
+        engine,
+        CountingStream().next(3),
+        RolloutVerifier(verify_words, WordTokenizer()),
+        SamplingParams(4),
+        samples_per_prompt=4,
+        stream_key=0,
+        environments=environments,
+    )
+    assert engine.environments is environments
 
 
 def test_scores_and_counts():
@@ -75,8 +93,13 @@ def test_pass_at_k_is_the_fraction_of_subsets_with_a_correct_response(num_sample
 
 
 def test_sampling_parameters_follow_the_configuration_and_empty_data_is_refused():
-    params = evaluation_sampling(EvaluationConfig(temperature=0, top_p=0.5), 7, [3, 4])
-    assert params == SamplingParams(7, 0, 0.5, (3, 4))
+    config = SimpleNamespace(
+        evaluation=EvaluationConfig(temperature=0, top_p=0.5),
+        rollout=RolloutConfig(max_response_tokens=7),
+        environment=EnvironmentConfig(max_turns=3, max_turn_tokens=5),
+    )
+    params = evaluation_sampling(config, [3, 4])  # type: ignore[arg-type]
+    assert params == SamplingParams(7, 0, 0.5, (3, 4), max_turns=3, max_turn_tokens=5)
     with pytest.raises(ValueError, match="no prompts"):
         evaluate(
             ScriptedEngine(None),

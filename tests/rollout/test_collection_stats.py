@@ -1,12 +1,22 @@
 """The statistics of a collection against counts by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from megatron_prime.rollout.collection_stats import CollectionTally, accuracy_by_source, mean, rollout_stats
+from megatron_prime.rollout.collection_stats import (
+    CollectionTally,
+    accuracy_by_source,
+    environment_stats,
+    mean,
+    rollout_stats,
+)
 from megatron_prime.rollout.group_filter import FilterDecision
-from megatron_prime.types import FinishReason, Prompt, Rollout
+from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
+from tests.rollout.test_collector import MIXED, make_collector
+from tests.support.episodes import ScriptedEnvironments, echo
+from tests.support.rollout_doubles import ScriptedEngine
 
 
 def group(index, outcomes, source="", lengths=None, reason=FinishReason.STOP, version=3):
@@ -40,6 +50,28 @@ def test_the_mean_ignores_nan():
 def test_rollout_stats_are_length_and_truncation():
     stats = rollout_stats([*KEPT, *EASY])
     assert stats == {"truncated_fraction": 0.5, "mean_response_tokens": (2 + 4 + 1 + 1) / 4}
+
+
+def test_statistics_of_environments_count_turns_and_what_the_policy_wrote():
+    [two_turns, failed] = group(0, [1.0, 0.0], lengths=[7, 3])
+    two_turns = replace(two_turns, turns=(Turn(2, 5), Turn(7, 7)), environment_s=0.5)
+    failed = replace(failed, num_failed_episodes=2, environment_s=1.5)
+    assert environment_stats([two_turns, failed]) == {
+        "mean_turns": 1.5,
+        "mean_policy_tokens": 3.5,
+        "environment_s": 1.0,
+        "num_failed_episodes": 2,
+    }
+
+
+def test_a_collector_with_environments_passes_them_on_and_counts():
+    engine, environments = ScriptedEngine(lambda index: MIXED), ScriptedEnvironments(echo(1))
+    collector = make_collector(engine)
+    assert "mean_turns" not in collector.collect(0).stats and engine.environments is None
+    collector.environments = environments
+    stats = collector.collect(1).stats
+    assert engine.environments is environments
+    assert (stats["mean_turns"], stats["mean_policy_tokens"]) == (1, 1.5)
 
 
 def test_accuracy_by_source_ignores_verifier_errors_and_unnamed_sources():

@@ -93,8 +93,9 @@ class ScriptedEngine:
 
     policy_version = 5
 
-    def generate(self, prompts, params, group_size, stream_key):
+    def generate(self, prompts, params, group_size, stream_key, environments=None):
         self.stream_keys.append(stream_key)
+        self.environments = environments
         return [
             Rollout(
                 prompt=prompt,

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_prime.config.tables.rollout import SGLangConfig
+from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS, SGLangConfig
+from megatron_prime.engines.dialogue import DialogueSettings
+from megatron_prime.engines.requests import ModelLimits
 from megatron_prime.engines.sglang.client import SGLangClient
 from megatron_prime.engines.sglang.engine import SGLangEngine
-from megatron_prime.types import Prompt
+from megatron_prime.rollout.episode import Environments
+from megatron_prime.types import Prompt, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +76,11 @@ def live_prompts(num_prompts: int) -> list[Prompt]:
         Prompt(index, tuple((7 * index + place) % 300 for place in range(1 + index % 5)), "")
         for index in range(num_prompts)
     ]
+
+
+def dialogues(params: SamplingParams, environments: Environments | None = None) -> DialogueSettings:
+    """Return the settings of responses of the live models."""
+    return DialogueSettings(params, ModelLimits(300, 128, SGLANG_RESERVED_POSITIONS), environments)
 
 
 async def rename(client: SGLangClient, name: str) -> None:

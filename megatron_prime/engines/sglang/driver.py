@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from megatron_prime.engines.sglang.client import ServerUnreachableError
+from megatron_prime.engines.sglang.fleet import cancel
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.rollout.ranks import Ranks
 
@@ -64,11 +65,18 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def close(self) -> None:
-        """Stop the loop. May be called twice."""
+        """Cancel all work, so that it frees what it holds, and stop the loop. May be called twice."""
         if not self.loop.is_closed():
+            with contextlib.suppress(TimeoutError):
+                self.submit(_cancel_others()).result(_JOIN_S)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(_JOIN_S)
             self.loop.close()
+
+
+async def _cancel_others() -> None:
+    """Cancel all tasks of the loop but this one, and wait for their end."""
+    await cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
 
 
 class Driver:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from megatron_prime.config.server_keys import attached_keys
 from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS, SGLangConfig
+from megatron_prime.engines.dialogue import DialogueSettings
 from megatron_prime.engines.requests import ModelLimits, check_request
 from megatron_prime.engines.sglang.access import shared_secret
 from megatron_prime.engines.sglang.client import ServerUnreachableError
@@ -215,7 +216,7 @@ class SGLangEngine:
         check_request(prompts, params, group_size, stream_key, self._limits)
         check_stop_tokens(params, self._limits)
         settings = GenerationSettings(
-            params,
+            DialogueSettings(params, self._limits, environments),
             group_size,
             self._seed,
             stream_key,

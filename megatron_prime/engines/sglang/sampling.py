@@ -1,16 +1,14 @@
 """Requests to SGLang and its answers, strictly checked: it ignores unknown fields, and a bad token id ends it."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
+from megatron_prime.engines.conversation import SampledTurn
 from megatron_prime.engines.requests import ModelLimits, StreamKey
 from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.rollout.engine import EngineError
-from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
+from megatron_prime.types import FinishReason, SamplingParams
 
 
 def check_stop_tokens(params: SamplingParams, limits: ModelLimits) -> None:
@@ -22,24 +20,27 @@ def check_stop_tokens(params: SamplingParams, limits: ModelLimits) -> None:
 
 
 def request_body(
-    prompt: Prompt,
+    input_ids: Sequence[int],
+    max_tokens: int,
     params: SamplingParams,
     request_id: str,
     *,
     seed: int | None = None,
     return_routing: bool = False,
 ) -> dict[str, Any]:
-    """Return the body of POST /generate for one response.
+    """Return the body of POST /generate for one turn.
 
     Args:
-        prompt: a valid prompt.
-        params: valid sampling parameters.
+        input_ids: a valid prompt, and the turns and replies so far.
+        max_tokens: most tokens of the turn.
+        params: valid sampling parameters; their limits are not used.
         request_id: unique among the server's requests.
-        seed: in [0, 2**31), for servers with deterministic inference.
+        seed: in [0, 2**31), for servers with deterministic inference. They mix in the position of each token, so that
+            the turns of a response share one.
         return_routing: whether to ask for the experts of each token.
     """
     sampling: dict[str, Any] = {
-        "max_new_tokens": params.max_response_tokens,
+        "max_new_tokens": max_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,
         "stop_token_ids": list(params.stop_token_ids),
@@ -48,7 +49,7 @@ def request_body(
         sampling["sampling_seed"] = seed
     body = {
         "rid": request_id,
-        "input_ids": list(prompt.token_ids),
+        "input_ids": list(input_ids),
         "sampling_params": sampling,
         "return_logprob": True,
     }
@@ -60,49 +61,20 @@ def seed_of(key: StreamKey) -> int:
     return int.from_bytes(key.digest(4), "little") >> 1
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A server's answer to one request."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    version_spans: tuple[tuple[int, int, int], ...]
-    """(version, first token, end token); the version is NO_WEIGHTS for weights that are not from a sync of this run."""
-    routed_experts: torch.Tensor | None = field(default=None, compare=False, repr=False)
-    """See Rollout.routed_experts."""
-
-    @property
-    def versions(self) -> frozenset[int]:
-        """All versions that sampled the response."""
-        return frozenset(version for version, _, _ in self.version_spans)
-
-    def rollout(self, prompt: Prompt, sample_index: int) -> Rollout:
-        """Return the rollout; the response must have at least one token."""
-        return Rollout(
-            prompt=prompt,
-            sample_index=sample_index,
-            response_ids=self.token_ids,
-            rollout_logprobs=self.logprobs,
-            finish_reason=self.finish_reason,
-            policy_version=self.version_spans[0][0],
-            version_spans=self.version_spans if len(self.version_spans) > 1 else (),
-            routed_experts=self.routed_experts,
-        )
-
-
 def parse_completion(
     answer: Mapping[str, Any],
     version_of: Callable[[str], int],
-    num_prompt_tokens: int = 0,
+    num_input_tokens: int = 0,
     routing: RoutingReader | None = None,
-) -> Completion:
+) -> SampledTurn:
     """Parse an answer of POST /generate, with the experts of all tokens if there is a reader.
+
+    A span's version is NO_WEIGHTS for weights that are not from a sync of this run.
 
     Args:
         answer: the decoded JSON.
         version_of: returns the policy version of weights by the name that the server states.
-        num_prompt_tokens: length of the prompt; needed with a reader.
+        num_input_tokens: length of the input; needed with a reader.
         routing: reader of the experts.
 
     Raises EngineError for anything but a complete and plausible answer, so that no wrong number reaches the trainer.
@@ -115,7 +87,7 @@ def parse_completion(
         spans = _version_spans(meta, len(token_ids), version_of)
         experts = None
         if routing is not None and token_ids:
-            experts = routing.read(meta, num_prompt_tokens + len(token_ids))
+            experts = routing.read(meta, num_input_tokens + len(token_ids))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise EngineError(f"an answer of SGLang is incomplete ({error!r}): {str(answer)[:300]}") from error
     # The trainer computes log-probs of token_ids; paired with those of other tokens they would train nonsense.
@@ -127,7 +99,7 @@ def parse_completion(
     if finish_type not in set(FinishReason):
         raise EngineError(f"SGLang ended a response for an unknown reason {finish_type!r}")
     logprobs = tuple(logprob for logprob, _ in pairs)
-    return Completion(token_ids, logprobs, FinishReason(finish_type), spans, experts)
+    return SampledTurn(token_ids, logprobs, FinishReason(finish_type), spans, experts)
 
 
 def _version_spans(

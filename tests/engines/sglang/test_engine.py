@@ -1,9 +1,11 @@
 """The engine on real servers: responses equal HF, and no failure of a server loses a response."""
 
+import asyncio
 import os
 import shutil
 import signal
 import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -12,9 +14,11 @@ from safetensors.torch import save_file
 
 from megatron_prime.engines.sglang.engine import SGLangEngine
 from megatron_prime.hf.checkpoint import TensorSpec
-from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
+from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError, WeightSyncError
 from megatron_prime.types import FinishReason, Prompt, SamplingParams
 from tests.engines.sglang.disk_push import disk_sync, push
+from tests.support import deadlines
+from tests.support.episodes import ScriptedEnvironments
 from tests.support.one_rank import OneRank
 from tests.support.rollout_doubles import run_on_ranks
 from tests.support.sglang_live import attachment, live_prompts, sglang_settings
@@ -206,6 +210,33 @@ def test_two_ranks_attach_by_url_and_share_results_and_faults(live_engine, live_
     assert all(server.pid for server in live_engine.servers), "attached servers are not ours to end"
 
 
+def test_closing_the_engine_in_the_middle_of_an_episode_leaves_nothing(live_engine, live_models, tmp_path):
+    engine = SGLangEngine(
+        live_models[0].path,
+        device="cpu",
+        dtype="fp32",
+        seed=0,
+        settings=sglang_settings(**attachment(live_engine, tmp_path)),
+        run_dir=tmp_path,
+    )
+    push(engine, live_models[0], version=9)
+    works = threading.Event()
+
+    async def script(episode):
+        works.set()
+        await asyncio.sleep(60)
+
+    environments = ScriptedEnvironments(script)
+    params = SamplingParams(20, max_turns=3, stop_token_ids=tuple(range(300)))
+    with ThreadPoolExecutor(1) as pool:
+        sampling = pool.submit(engine.generate, live_prompts(3), params, 2, 0, environments)
+        assert works.wait(deadlines.seconds(30)) and environments.live
+        engine.close()
+        with pytest.raises((CancelledError, EngineError)):
+            sampling.result(deadlines.seconds(30))
+    assert not environments.live
+
+
 def test_before_any_weights_there_is_nothing_to_give_to_a_restarted_server(live_models, tmp_path):
     engine = SGLangEngine(
         live_models[0].path,
@@ -232,8 +263,8 @@ def test_closing_the_engine_closes_its_last_weight_sync(live_models, tmp_path):
         run_dir=tmp_path,
     )
     sync = disk_sync(engine, OneRank(live_models[0].path), live_models[0].path, tmp_path)
-    sync._current = tmp_path / "weights-1"
-    sync._current.mkdir()
+    sync._current = folder = tmp_path / "weights-1"
+    folder.mkdir()
     with pytest.raises(RuntimeError, match="the transfer fails"), engine.weight_update(1, sync):
         raise RuntimeError("the transfer fails")
     assert engine.policy_version == NO_WEIGHTS

@@ -23,7 +23,7 @@ from megatron_prime.engines.sglang.versions import ForeignWeightsError
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.types import SamplingParams
 from tests.engines.sglang.tiny_plan import tiny_plan
-from tests.support.sglang_live import live_prompts
+from tests.support.sglang_live import dialogues, live_prompts
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,10 @@ def with_fleet(tmp_path, scenario, num_servers=2, **settings):
     finally:
         for server in servers:
             server.close()
+
+
+async def never(server):
+    raise AssertionError(f"server {server} is resynced")
 
 
 async def until_down(fleet, server):
@@ -131,7 +135,7 @@ def test_a_server_whose_scheduler_hangs_gets_no_requests_until_it_is_restarted(t
 
     async def scenario(fleet, resynced, servers):
         await fleet.client_now(0)._call("/hang", {})
-        settings = GenerationSettings(SamplingParams(1), group_size=2, seed=0, stream_key=0)
+        settings = GenerationSettings(dialogues(SamplingParams(1)), group_size=2, seed=0, stream_key=0)
         generation = Generation(fleet, settings, 0)
         rollouts = await fleet.guarded(generation.run(live_prompts(3)))
         return len(rollouts), generation.num_replayed >= 6, servers[0].num_starts, resynced
@@ -205,7 +209,7 @@ def test_an_attached_server_that_does_not_run_is_an_error():
     url = f"http://127.0.0.1:{free_port()}"
 
     async def scenario():
-        fleet = Fleet([], SGLangConfig(urls=(url,), startup_timeout_s=0.5), None)
+        fleet = Fleet([], SGLangConfig(urls=(url,), startup_timeout_s=0.5), never)
         with pytest.raises(EngineError, match=f"{url}.*is it running"):
             await fleet.clients()
         await fleet.aclose()
@@ -237,7 +241,7 @@ def test_an_attached_server_needs_its_key_and_an_open_one_is_reported(
     settings = SGLangConfig(urls=(url,), api_key_file=None if given == "no file" else path)
 
     async def scenario():
-        fleet = Fleet([], settings, None)
+        fleet = Fleet([], settings, never)
         try:
             for _ in range(2):
                 await fleet.clients()
@@ -276,7 +280,7 @@ class _Attached(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *arguments): ...
+    def log_message(self, *arguments): ...  # type: ignore[override]
 
 
 ASKED = {
@@ -297,7 +301,7 @@ def test_attached_servers_are_asked_once(case, tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), _Attached) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         port = free_port() if place else server.server_port
-        settings = SGLangConfig(urls=[f"http://127.0.0.1:{port}"], api_key_file=file if key else None)
+        settings = SGLangConfig(urls=(f"http://127.0.0.1:{port}",), api_key_file=file if key else None)
         faults, waits = asyncio.run(ask_attached(settings))
         server.shutdown()
     assert [bool(faults), bool(waits)] == [fault is not None, wait is not None]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_prime.engines.requests import ModelLimits, StreamKey
+from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.engines.sglang.sampling import (
     check_stop_tokens,
     parse_completion,
@@ -11,7 +12,7 @@ from megatron_prime.engines.sglang.sampling import (
     seed_of,
 )
 from megatron_prime.rollout.engine import EngineError
-from megatron_prime.types import FinishReason, Prompt, SamplingParams
+from megatron_prime.types import FinishReason, SamplingParams
 
 
 def test_stop_tokens_outside_of_the_vocabulary_are_refused():
@@ -22,8 +23,8 @@ def test_stop_tokens_outside_of_the_vocabulary_are_refused():
 
 
 def test_the_body_holds_every_parameter():
-    params = SamplingParams(5, temperature=0.5, top_p=0.9, stop_token_ids=(3, 4))
-    body = request_body(Prompt(0, (1, 2), ""), params, "id", seed=9)
+    params = SamplingParams(8, temperature=0.5, top_p=0.9, stop_token_ids=(3, 4))
+    body = request_body((1, 2), 5, params, "id", seed=9)
     assert body == {
         "rid": "id",
         "input_ids": [1, 2],
@@ -36,7 +37,7 @@ def test_the_body_holds_every_parameter():
         },
         "return_logprob": True,
     }
-    assert "sampling_seed" not in request_body(Prompt(0, (1,), ""), params, "id")["sampling_params"]
+    assert "sampling_seed" not in request_body((1,), 5, params, "id")["sampling_params"]
 
 
 def test_seeds_differ_by_every_part_of_the_key():
@@ -58,15 +59,17 @@ def answer(**changes):
     return {"output_ids": [5, 7], "meta_info": meta | changes}
 
 
-def test_an_answer_becomes_a_rollout():
-    rollout = parse_completion(answer(), int).rollout(Prompt(3, (1,), ""), 2)
-    assert (rollout.response_ids, rollout.rollout_logprobs) == ((5, 7), (-0.5, -1.5))
-    assert (rollout.policy_version, rollout.version_spans, rollout.sample_index) == (4, (), 2)
-    assert rollout.finish_reason is FinishReason.STOP
+def test_an_answer_becomes_a_turn():
+    turn = parse_completion(answer(), int)
+    assert (turn.token_ids, turn.logprobs) == ((5, 7), (-0.5, -1.5))
+    assert turn.version_spans == ((4, 0, 2),)
+    assert turn.finish_reason is FinishReason.STOP
 
 
-class EveryToken:
-    """Stands for a RoutingReader: one number a token."""
+class EveryToken(RoutingReader):
+    """One number a token."""
+
+    def __init__(self): ...
 
     def read(self, meta, num_tokens):
         if "routed_experts" not in meta:
@@ -75,22 +78,21 @@ class EveryToken:
 
 
 def test_routing_is_asked_for_and_kept_for_prompt_and_response():
-    prompt = Prompt(3, (1, 2, 3), "")
-    assert request_body(prompt, SamplingParams(5), "id", return_routing=True)["return_routed_experts"] is True
-    assert "return_routed_experts" not in request_body(prompt, SamplingParams(5), "id")
-    completion = parse_completion(answer(routed_experts="..."), int, 3, EveryToken())
-    assert completion.rollout(prompt, 0).routed_experts.tolist() == [0, 1, 2, 3]
-    assert parse_completion(answer(), int).rollout(prompt, 0).routed_experts is None
+    ids, params = (1, 2, 3), SamplingParams(5)
+    assert request_body(ids, 5, params, "id", return_routing=True)["return_routed_experts"] is True
+    assert "return_routed_experts" not in request_body(ids, 5, params, "id")
+    turn = parse_completion(answer(routed_experts="..."), int, 3, EveryToken())
+    assert turn.routed_experts is not None and turn.routed_experts.tolist() == [0, 1, 2, 3]
+    assert parse_completion(answer(), int).routed_experts is None
     with pytest.raises(EngineError, match="is incomplete"):
         parse_completion(answer(), int, 3, EveryToken())
 
 
 def test_an_answer_of_two_versions_says_which_sampled_which_token():
     spans = [{"version": "4", "start": 0, "end": 1}, {"version": "5", "start": 1, "end": 2}]
-    completion = parse_completion(answer(weight_versions=spans), int)
-    rollout = completion.rollout(Prompt(3, (1,), ""), 0)
-    assert (rollout.policy_version, rollout.version_spans) == (4, ((4, 0, 1), (5, 1, 2)))
-    assert completion.versions == {4, 5}
+    turn = parse_completion(answer(weight_versions=spans), int)
+    assert turn.version_spans == ((4, 0, 1), (5, 1, 2))
+    assert turn.versions == {4, 5}
 
 
 def test_without_spans_the_one_version_counts():
