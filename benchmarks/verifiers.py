@@ -21,6 +21,7 @@ from megatron_prime.rewards.code.comparison import outputs_equal, results_equal
 from megatron_prime.rewards.code.sandbox import Completed, Sandbox
 from megatron_prime.rewards.math.answer import MathVerifier
 from megatron_prime.rewards.math.ground_truths import alternatives
+from megatron_prime.sample import Sample
 from tests.rewards.code import sandbox_attacks
 from tests.rewards.math.pathological_answers import ANSWERS
 
@@ -113,7 +114,7 @@ def speeds(num_workers: int) -> tuple[float, float]:
         before = cpu_seconds(pool)
         for _ in range(NUM_ROUNDS):
             start = time.perf_counter()
-            pool.verify_all(pairs)
+            pool.verify_all([Sample(*pair) for pair in pairs])
             seconds.append(time.perf_counter() - start)
         used = cpu_seconds(pool) - before
     return len(pairs) / min(seconds), NUM_ROUNDS * len(pairs) / used
@@ -132,9 +133,9 @@ def pathological_seconds() -> tuple[list[float], int]:
     with VerifierPool("math", 1, DEADLINE_S) as pool:
         for answer, text in ANSWERS:
             start = time.perf_counter()
-            pool.verify_all([(rf"\boxed{{{text}}}", answer)])
+            pool.verify_all([Sample(rf"\boxed{{{text}}}", answer)])
             seconds.append(time.perf_counter() - start)
-            pool.verify_all([(r"\boxed{1}", "1")])
+            pool.verify_all([Sample(r"\boxed{1}", "1")])
         return seconds, pool.counts["timeout"]
 
 

@@ -255,7 +255,7 @@ def prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[Pr
     tokenizer = load_tokenizer(config.model.path)
     longest = config.rollout.max_prompt_tokens
     check = answer_check(config.reward)
-    dataset = PromptDataset.read(config.data.train, config.data, tokenizer, longest, check)
+    dataset = PromptDataset.read(config.data.train, config.data, tokenizer, longest, check, config.reads_rows)
     for source, ability in sorted(dataset.prompts.kinds):
         config.reward.verifier_of(source, ability)  # Refuse now a prompt that no verifier can judge.
     for line in (f"{len(dataset)} training prompts", *dataset.notes):

@@ -4,8 +4,9 @@ r"""The command `megatron-prime verify`: tries the verifiers of a run on respons
     megatron-prime verify run.toml --file responses.jsonl            # rows with response and answer
     megatron-prime verify reward.verifier=math --answer 1/2 --response "\boxed{0.5}"
 
-Rows of a file may also have a `reward` that is expected, `source` (or `data_source`) and `ability`, or be problems with
-`responses` that `eval` has saved. Rows without a response are tried with a right one, as far as that can be made from
+Rows of a file may also have a `reward` that is expected, `source` (or `data_source`) and `ability`, what else verifiers
+may use (`messages` or `prompt`, `metadata`, `turns`, `finish_reason`, `response_ids`), or be problems with `responses`
+that `eval` has saved. Rows without a response are tried with a right one, as far as that can be made from
 the answer. The verifiers are those that a run starts, and refuse the same answers.
 """
 
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,11 +26,13 @@ from megatron_prime.config.loading import ConfigError, load_config
 from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.layouts import answer_text, layout
-from megatron_prime.data.rows import DataRow, read_rows
+from megatron_prime.data.messages import checked_prompt, complete_messages
+from megatron_prime.data.rows import DataRow, MetadataReader, read_rows
 from megatron_prime.observability.durable import replace_file
 from megatron_prime.preflight.rewards import verifier_faults
 from megatron_prime.rewards import RewardPools, VerificationOutcome, VerificationStatus, answer_check
 from megatron_prime.rewards.selection import CERTAIN_VERIFIERS, sample_response
+from megatron_prime.sample import Sample
 
 NOT_AS_EXPECTED = 3
 """Exit code if a response has no reward, or another one than expected."""
@@ -38,6 +41,8 @@ TOLERANCE = 1e-6
 MAX_FAULTS = 10
 NUM_ROWS = 100
 """Rows of each file of the run's own data."""
+_NAMES = (*(each.name for each in fields(Sample)), "data_source", "prompt", "response", "responses", "reward")
+"""Columns of a file with responses that have a meaning here; the others are metadata."""
 WITHOUT_CONFIG = ("run_dir=.", "model.path=.", "trainer.num_steps=1", "trainer.prompts_per_step=1")
 """Values of the keys that a configuration must have, and that verifiers do not need."""
 
@@ -47,11 +52,13 @@ class _Case:
     """One response to judge."""
 
     where: str
-    response: str
-    answer: str
-    source: str = ""
-    ability: str = ""
+    sample: Sample
     expected: float | None = None
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Data source and ability, which select the verifier."""
+        return self.sample.source, self.sample.ability
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +122,13 @@ def _cases(config: PrimeConfig, options: Options) -> list[_Case]:
         raise ConfigError("verify", ["name --response with --answer, or --file, or neither"])
     faults: list[str] = []
     if options.response is not None:
-        cases = [_Case("the response", options.response, options.answer, options.source, options.ability)]
+        sample = Sample(options.response, options.answer, options.source, options.ability)
+        cases = [_Case("the response", sample)]
     else:
         cases = _read(config, options, faults)
     for case in cases:
         try:
-            config.reward.verifier_of(case.source, case.ability)
+            config.reward.verifier_of(*case.kind)
         except ValueError as error:
             faults.append(f"{case.where}: {error}")
     if not faults and not cases:
@@ -156,28 +164,53 @@ def _cases_of(row: DataRow, config: PrimeConfig) -> Iterator[_Case]:
     where = f"{row.path.name}, row {row.number}"
     if "response" not in row.fields and "responses" not in row.fields:
         rows = layout(config.data.layout, config.data)
-        case = _Case(where, "", rows.answer(row), rows.source(row), rows.ability(row))
+        kind = rows.source(row), rows.ability(row)
         try:
-            spec = config.reward.verifier_of(case.source, case.ability)
+            spec = config.reward.verifier_of(*kind)
         except ValueError as error:
             raise row.error(str(error)) from error
-        expected = 1.0 if spec in CERTAIN_VERIFIERS else None
-        response = sample_response(spec, case.answer)
-        yield _Case(where, response, case.answer, case.source, case.ability, expected)
+        answer = rows.answer(row)
+        messages = complete_messages(rows.prompt(row), config.data)
+        metadata = json.loads(MetadataReader(rows.columns).text(row))
+        sample = Sample(sample_response(spec, answer), answer, *kind, messages, metadata)
+        yield _Case(where, sample, 1.0 if spec in CERTAIN_VERIFIERS else None)
         return
-    source = row.fields.get("source") or row.fields.get("data_source") or ""
-    kind = (answer_text(row, "answer"), str(source), str(row.fields.get("ability") or ""))
+    given = _given(row, config)
     if "responses" not in row.fields:
-        yield _Case(
-            where, _text(row, row.fields["response"]), *kind, _expected(row, row.fields.get("reward"))
-        )
+        sample = replace(given, response_text=_text(row, row.fields["response"]))
+        yield _Case(where, sample, _expected(row, row.fields.get("reward")))
         return
     saved = row.fields["responses"]
     if not isinstance(saved, list) or not all(isinstance(each, dict) for each in saved):
         raise row.error("'responses' is not a list of objects, as `eval` saves them")
     for number, each in enumerate(saved, start=1):
         expected = _expected(row, each.get("outcome"))
-        yield _Case(f"{where}, response {number}", _text(row, each.get("text")), *kind, expected)
+        sample = replace(given, response_text=_text(row, each.get("text")))
+        yield _Case(f"{where}, response {number}", sample, expected)
+
+
+def _given(row: DataRow, config: PrimeConfig) -> Sample:
+    """Return what a row of a file says besides the text of the response."""
+    row_fields = row.fields
+    name = next((name for name in ("messages", "prompt") if row_fields.get(name)), None)
+    metadata = row_fields.get("metadata")
+    turns = row_fields.get("turns") or ()
+    is_pairs = isinstance(turns, Sequence) and all(
+        isinstance(turn, list | tuple) and [type(text) for text in turn] == [str, str] for turn in turns
+    )
+    if not is_pairs:
+        raise row.error("'turns' is not a list of [text of the policy, reply of the environment]")
+    return Sample(
+        response_text="",
+        answer=answer_text(row, "answer"),
+        source=str(row_fields.get("source") or row_fields.get("data_source") or ""),
+        ability=str(row_fields.get("ability") or ""),
+        messages=[] if name is None else complete_messages(checked_prompt(row, name), config.data),
+        metadata=metadata if isinstance(metadata, dict) else json.loads(MetadataReader(_NAMES).text(row)),
+        response_ids=row_fields.get("response_ids") or (),
+        finish_reason=str(row_fields.get("finish_reason") or "stop"),
+        turns=[(turn[0], turn[1]) for turn in turns],
+    )
 
 
 def _text(row: DataRow, value: object) -> str:
@@ -200,7 +233,7 @@ def _judged(config: PrimeConfig, cases: Sequence[_Case]) -> tuple[list[_Verdict]
     verdicts: dict[int, _Verdict] = {}
     for index, case in enumerate(cases):
         try:
-            check(case.source, case.ability, case.answer)
+            check(*case.kind, case.sample.answer)
         except ValueError as error:
             verdicts[index] = _Verdict(case, math.nan, "refused", str(error))
     seconds = 0.0
@@ -208,15 +241,14 @@ def _judged(config: PrimeConfig, cases: Sequence[_Case]) -> tuple[list[_Verdict]
     if rest:
         try:
             with RewardPools(config.reward) as pools:
-                asked = [cases[index] for index in rest]
                 started = time.monotonic()
-                outcomes = pools.verify_all([(c.response, c.answer, c.source, c.ability) for c in asked])
+                outcomes = pools.verify_all([cases[index].sample for index in rest])
                 seconds = time.monotonic() - started
         except (RuntimeError, ValueError) as error:
             raise ConfigError("verify", [str(error)]) from error
         for index, outcome in zip(rest, outcomes, strict=True):
             case = cases[index]
-            spec = config.reward.verifier_of(case.source, case.ability)
+            spec = config.reward.verifier_of(*case.kind)
             verdicts[index] = _verdict(case, outcome, spec)
     return [verdicts[index] for index in range(len(cases))], seconds
 

@@ -79,6 +79,11 @@ class PrimeConfig(Section):
         return ModelOptions(fp8=self.fp8, overlap=self.overlap, megatron=self.megatron)
 
     @property
+    def reads_rows(self) -> bool:
+        """True if a verifier or an environment may read the messages of a prompt or the other columns of its row."""
+        return self.reward.reads_rows or self.environment.is_multi_turn
+
+    @property
     def has_reference_model(self) -> bool:
         """True if the run holds a reference model of its own, for process rewards or for a KL term."""
         return self.reference.mode == "freeze" and (self.prm.enabled or self.policy.kl_coef > 0)

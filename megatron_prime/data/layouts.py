@@ -33,6 +33,7 @@ from megatron_prime.data.rows.row import is_blank, is_missing_text
 _QUESTIONS = ("problem", "question", "Problem", "Question")
 _ANSWERS = ("answer", "Answer", "expected_answer", "final_answer")
 _SOLUTIONS = ("solution", "Solution")
+_SOURCE = "data_source"
 _GSM8K_SOLUTION = re.compile(r"(?:\A|\n)\s*####\s*\S[^\n]*\s*\Z")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*["']""")
 """The begin of a list of texts that was written as text, as CSV files hold it. An interval has no quotation marks."""
@@ -50,6 +51,8 @@ class Layout:
     """Reads the ground truth in the format of the verifier for the row's ability."""
     source: Callable[[DataRow], str]
     ability: Callable[[DataRow], str]
+    columns: tuple[str, ...]
+    """The columns, or paths of names separated by dots, that these functions read; the others are metadata."""
     tools: Callable[[DataRow], list[Schema]] = lambda _: []
     """Reads the schemas of the row's own tools."""
     conversation: Callable[[DataRow], list[Message]] | None = None
@@ -64,6 +67,14 @@ def layout(name: LayoutName, config: DataConfig) -> Layout:
 
 
 def _columns(config: DataConfig) -> Layout:
+    names = (
+        config.prompt_field,
+        config.answer_field,
+        config.source_field,
+        config.ability_field,
+        config.tools_field,
+    )
+
     def optional(field: str | None) -> Callable[[DataRow], str]:
         return lambda row: "" if field is None else _label(row, field, row.field(field))
 
@@ -72,6 +83,7 @@ def _columns(config: DataConfig) -> Layout:
         answer=lambda row: answer_text(row, config.answer_field),
         source=optional(config.source_field),
         ability=optional(config.ability_field),
+        columns=tuple(name for name in names if name is not None),
         tools=lambda row: [] if config.tools_field is None else tool_schemas(row, config.tools_field),
         is_question=False,
     )
@@ -249,8 +261,8 @@ def _always(name: str) -> Callable[[DataRow], str]:
 def _source(default: str) -> Callable[[DataRow], str]:
     # A mixed file may name the source per row; the name of the layout is the default.
     def read(row: DataRow) -> str:
-        value = row.fields.get("data_source")
-        return default if value is None or value == "" else _label(row, "data_source", value)
+        value = row.fields.get(_SOURCE)
+        return default if value is None or value == "" else _label(row, _SOURCE, value)
 
     return read
 
@@ -349,6 +361,7 @@ LAYOUTS: dict[str, Layout] = {
         answer=lambda row: answer_text(row, "reward_model.ground_truth"),
         source=lambda row: _label(row, "data_source", row.field("data_source")),
         ability=lambda row: _label(row, "ability", row.field("ability")),
+        columns=("prompt", "reward_model.ground_truth", "data_source", "ability"),
         is_question=False,
     ),
     "verl": Layout(
@@ -356,6 +369,7 @@ LAYOUTS: dict[str, Layout] = {
         answer=lambda row: answer_text(row, "reward_model.ground_truth"),
         source=_optional_label("data_source"),
         ability=_optional_label("ability"),
+        columns=("prompt", "reward_model.ground_truth", "data_source", "ability"),
         is_question=False,
     ),
     "sharegpt": Layout(
@@ -363,18 +377,45 @@ LAYOUTS: dict[str, Layout] = {
         answer=lambda row: answer_text(row, "answer"),
         source=_optional_label("source"),
         ability=_optional_label("ability"),
+        columns=("conversations", "system", "answer", "source", "ability", "tools"),
         tools=lambda row: tool_schemas(row, "tools") if "tools" in row.fields else [],
         conversation=lambda row: checked_conversation(row, "conversations", _sharegpt(row)),
         is_question=False,
     ),
     "gsm8k": Layout(
-        lambda row: _question(row, ("question",)), _gsm8k_answer, _source("gsm8k"), _always("math")
+        lambda row: _question(row, ("question",)),
+        _gsm8k_answer,
+        _source("gsm8k"),
+        _always("math"),
+        ("question", "answer", _SOURCE),
     ),
-    "math": Layout(lambda row: _question(row, _QUESTIONS), _math_answer, _source("math"), _always("math")),
-    "olympiadbench": Layout(_olympiad_question, _olympiad_answer, _source("olympiadbench"), _always("math")),
-    "leetcode": Layout(_leetcode_question, _leetcode_answer, _source("leetcode"), _always("code")),
+    "math": Layout(
+        lambda row: _question(row, _QUESTIONS),
+        _math_answer,
+        _source("math"),
+        _always("math"),
+        (*_QUESTIONS, *_ANSWERS, _SOURCE),
+    ),
+    "olympiadbench": Layout(
+        _olympiad_question,
+        _olympiad_answer,
+        _source("olympiadbench"),
+        _always("math"),
+        ("question", "context", "final_answer", _SOURCE),
+    ),
+    "leetcode": Layout(
+        _leetcode_question,
+        _leetcode_answer,
+        _source("leetcode"),
+        _always("code"),
+        (*_CODE_PROMPTS, "starter_code", "test", "entry_point", _SOURCE),
+    ),
     "livecodebench": Layout(
-        _livecodebench_question, _livecodebench_answer, _source("livecodebench"), _always("code")
+        _livecodebench_question,
+        _livecodebench_answer,
+        _source("livecodebench"),
+        _always("code"),
+        ("question_content", "starter_code", "public_test_cases", "private_test_cases", "metadata", _SOURCE),
     ),
 }
 """The layouts of `data.layout` by name, except "columns", whose columns the configuration names."""

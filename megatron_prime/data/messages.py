@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.conversations.foreign import is_foreign, with_roles
 from megatron_prime.data.conversations.tool_calls import tool_calls_of
 from megatron_prime.data.rows import DataRow
@@ -45,6 +46,18 @@ or a value as well; the name of a role tells them apart."""
 _FIRST_KEY = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content)["']\s*:""")
 _LIST_OF_ROLES = re.compile(r"""\s*\[\s*\{\s*["']role["']\s*:""")
 _THOUGHT_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>")
+
+
+def complete_messages(prompt: str | Sequence[Message], config: DataConfig) -> list[Message]:
+    """Return the messages of a prompt with the system prompt and the instruction of the configuration."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if config.instruction:
+        last = messages[-1]
+        messages[-1] = last | {"content": f"{last['content']}\n\n{config.instruction}"}
+    # A system message of the data takes precedence.
+    if config.system_prompt is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": config.system_prompt})
+    return messages
 
 
 def checked_prompt(row: DataRow, field: str) -> str | list[Message]:

@@ -19,10 +19,15 @@ from megatron_prime.types import Prompt
 
 
 class PromptTable(ColumnTable[Prompt]):
-    """Prompts in flat buffers; a `Prompt` is built when it is accessed."""
+    """Prompts in flat buffers; a `Prompt` is built when it is accessed.
 
-    def __init__(self) -> None:
+    Args:
+        keeps_rows: whether prompts have messages and metadata, which may take more memory than everything else.
+    """
+
+    def __init__(self, keeps_rows: bool = False) -> None:
         super().__init__()
+        self._rows = (TextColumn(), TextColumn()) if keeps_rows else ()
         self._indices = array("q")
         self._tokens = TokensColumn()
         self._answers = TextColumn()
@@ -36,6 +41,8 @@ class PromptTable(ColumnTable[Prompt]):
         self._sources.append(problem.source)
         self._abilities.append(problem.ability)
         self.groups.append(problem.group)
+        for column, text in zip(self._rows, (problem.messages, problem.metadata), strict=False):
+            column.append(text)
 
     def _record(self, row: int) -> Prompt:
         return Prompt(
@@ -44,6 +51,7 @@ class PromptTable(ColumnTable[Prompt]):
             self._answers[row],
             self._sources[row],
             self._abilities[row],
+            *(column[row] for column in self._rows),
         )
 
     @property
@@ -53,7 +61,7 @@ class PromptTable(ColumnTable[Prompt]):
 
     def __sizeof__(self) -> int:
         """Return the bytes of the buffers that are in use."""
-        columns = (self._tokens, self._answers, self._sources, self._abilities, self.groups)
+        columns = (self._tokens, self._answers, self._sources, self._abilities, self.groups, *self._rows)
         return len(self._indices) * self._indices.itemsize + sum(column.__sizeof__() for column in columns)
 
 
@@ -86,6 +94,7 @@ class PromptDataset:
         tokenizer: PreTrainedTokenizerBase,
         max_prompt_tokens: int,
         check_answer: Callable[[str, str, str], None] | None = None,
+        keeps_rows: bool = False,
     ) -> "PromptDataset":
         """Read and tokenize jsonl, parquet or csv files.
 
@@ -95,6 +104,7 @@ class PromptDataset:
             tokenizer: The policy's tokenizer.
             max_prompt_tokens: Longer prompts are dropped and counted.
             check_answer: Raises ValueError if no verifier can use the data source, ability and answer of a row.
+            keeps_rows: Whether prompts have messages and metadata; see `PrimeConfig.reads_rows`.
 
         Raises:
             ValueError: If no file is given, a file is missing, a row is invalid (the error names file and row; with
@@ -103,8 +113,10 @@ class PromptDataset:
         if not paths:
             raise ValueError("no data files are given: set data.train (or data.evaluation)")
         rows = layout(config.layout, config)
-        reader = ProblemReader(paths, config, rows, tokenizer, check_answer=check_answer)
-        table, num_dropped, fingerprint = PromptTable(), 0, Fingerprint(config)
+        reader = ProblemReader(
+            paths, config, rows, tokenizer, check_answer=check_answer, keeps_rows=keeps_rows
+        )
+        table, num_dropped, fingerprint = PromptTable(keeps_rows), 0, Fingerprint(config)
         for problem in reader:
             # A truncated prompt would be another problem than the one that the answer belongs to.
             if len(problem.prompt_ids) > max_prompt_tokens:

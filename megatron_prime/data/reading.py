@@ -23,7 +23,7 @@ from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, fitting_layout
 from megatron_prime.data.messages import Message, is_conversation, message_text
 from megatron_prime.data.rendering import PromptRenderer, Rendered
-from megatron_prime.data.rows import DataRow, MissingFieldError, RenderingError, read_rows
+from megatron_prime.data.rows import DataRow, MetadataReader, MissingFieldError, RenderingError, read_rows
 from megatron_prime.types import Turn
 
 BATCH_ROWS = 256
@@ -48,6 +48,10 @@ class TokenizedProblem:
     """Tokens of the response of a demonstration, which end with the end of sequence."""
     turns: tuple[Turn, ...] = ()
     """The turns of a demonstration that has several."""
+    messages: str = ""
+    """Messages of the prompt as the template gets them, as a JSON list; empty unless rows are kept."""
+    metadata: str = ""
+    """The other columns of the row as a JSON object; empty unless rows are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,8 @@ class _Problem:
     answer: str
     source: str
     ability: str
+    messages: str = ""
+    metadata: str = ""
     texts: Sequence[str] = ()
     """The turns and replies of a demonstration; see `turn_texts`."""
 
@@ -98,6 +104,7 @@ class ProblemReader:
         read_target: Reads the response of a row, text or messages that begin and end with the assistant's, which takes
             the place of the layout's answer and will be tokenized, and raises ValueError naming the row.
         check_answer: Raises ValueError if no verifier can use the data source, ability and answer of a row.
+        keeps_rows: Whether problems have the messages of the prompt and the row's other columns.
     """
 
     def __init__(
@@ -108,6 +115,7 @@ class ProblemReader:
         tokenizer: PreTrainedTokenizerBase,
         read_target: Callable[[DataRow], str | list[Message]] | None = None,
         check_answer: Callable[[str, str, str], None] | None = None,
+        keeps_rows: bool = False,
     ) -> None:
         self._paths = paths
         self._layout = layout
@@ -118,6 +126,7 @@ class ProblemReader:
         self._has_responses = read_target is not None
         self._check_answer = check_answer
         self._groups = WeightGroups(config.weights)
+        self._metadata = MetadataReader(layout.columns) if keeps_rows else None
         self.bad_rows = BadRows(config.on_bad_row)
         self.duplicates = DuplicateFinder(config.dedup)
         self.num_rows = 0
@@ -162,8 +171,14 @@ class ProblemReader:
         return Scan(self.num_rows, True, frozenset(kinds))
 
     def log_lines(self) -> list[str]:
-        """Return log lines about the tokenizer, and about the duplicates and bad rows met so far."""
-        return [*self._renderer.log_lines(), *self.duplicates.log_lines(), *self.bad_rows.log_lines()]
+        """Return log lines about the tokenizer, and about the duplicates, bad rows and metadata met so far."""
+        metadata = [] if self._metadata is None else self._metadata.log_lines()
+        return [
+            *self._renderer.log_lines(),
+            *self.duplicates.log_lines(),
+            *self.bad_rows.log_lines(),
+            *metadata,
+        ]
 
     def require_rows(self, num_kept: int, num_too_long: int, max_tokens: int) -> None:
         """Check that rows are left after reading.
@@ -292,7 +307,13 @@ class ProblemReader:
         if self.duplicates.is_duplicate(prompt_text(prompt), answer):
             return None
         content = prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True)
-        return _Problem(index, row, content, rendered, answer, parts.source, parts.ability, turns)
+        messages = metadata = ""
+        if self._metadata is not None:
+            messages = json.dumps(self._renderer.complete(prompt), ensure_ascii=False)
+            metadata = self._metadata.text(row)
+        return _Problem(
+            index, row, content, rendered, answer, parts.source, parts.ability, messages, metadata, turns
+        )
 
     def _tokenized(self, batch: Sequence[_Problem]) -> Iterator[TokenizedProblem]:
         for problem, prompt_ids in zip(batch, self._prompt_ids(batch), strict=True):
@@ -319,6 +340,8 @@ class ProblemReader:
                 problem.content,
                 response_ids,
                 turns,
+                problem.messages,
+                problem.metadata,
             )
 
     def _prompt_ids(self, batch: Sequence[_Problem]) -> Sequence[list[int] | ValueError]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.conversations.tool_calls import Schema
-from megatron_prime.data.messages import THOUGHTS, Message
+from megatron_prime.data.messages import THOUGHTS, Message, complete_messages
 from megatron_prime.data.rows import RenderingError, SettingsError
 from megatron_prime.data.tokenizer import encode
 
@@ -262,17 +262,7 @@ class PromptRenderer:
 
     def complete(self, prompt: str | Sequence[Message]) -> list[Message]:
         """Return the messages of a prompt with system prompt and instruction."""
-        config = self._config
-        messages = (
-            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        )
-        if config.instruction:
-            last = messages[-1]
-            messages[-1] = last | {"content": f"{last['content']}\n\n{config.instruction}"}
-        # A system message of the data takes precedence.
-        if config.system_prompt is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": config.system_prompt})
-        return messages
+        return complete_messages(prompt, self._config)
 
 
 def _read_template(path: Path | None) -> str | None:

@@ -106,13 +106,15 @@ def _sets(config: PrimeConfig) -> Iterator[EvaluationSet]:
     check = answer_check(config.reward)
     if config.data.evaluation:
         held_out = held_out_data(config.data)
-        dataset = PromptDataset.read(config.data.evaluation, held_out, tokenizer, longest, check)
+        dataset = PromptDataset.read(
+            config.data.evaluation, held_out, tokenizer, longest, check, config.reads_rows
+        )
         prompts = dataset.prompts[: settings.max_prompts]
         yield EvaluationSet("", prompts, settings.samples_per_prompt, base, dataset.notes)
     for name, table in settings.benchmarks.items():
         benchmark = benchmark_of(name, table)
         data = benchmark_data(config.data, benchmark)
-        dataset = PromptDataset.read([table.path], data, tokenizer, longest, check)
+        dataset = PromptDataset.read([table.path], data, tokenizer, longest, check, config.reads_rows)
         temperature = benchmark.temperature if table.temperature is None else table.temperature
         yield EvaluationSet(
             name,

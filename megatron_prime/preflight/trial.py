@@ -4,6 +4,7 @@ This is the code that the run itself calls. It imports transformers, which takes
 verifier, so it comes after the checks that need neither.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from megatron_prime.hf.shape import read_shape
 from megatron_prime.rewards import VerificationOutcome, VerificationStatus, answer_check, get
 from megatron_prime.rewards.selection import CERTAIN_VERIFIERS, build_pool, sample_response
 from megatron_prime.rewards.verifier import run_verifier
+from megatron_prime.sample import Sample
 
 MAX_PROBLEMS = 512
 """Problems that are rendered and tokenized of all files of a data set together."""
@@ -101,6 +103,7 @@ def _prompts(config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBa
             layout=layout(data.layout, data),
             tokenizer=tokenizer,
             check_answer=answer_check(config.reward),
+            keeps_rows=config.reads_rows,
         )
         yield _Source(key, paths, reader_of, config.rollout.max_prompt_tokens)
 
@@ -190,7 +193,7 @@ def _repetitions(config: PrimeConfig, num_prompts: int) -> Iterator[str]:
 
 def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardConfig) -> None:
     """Try each verifier on the answers of problems that it would judge."""
-    answers: dict[str, list[str]] = {}
+    samples: dict[str, dict[str, Sample]] = {}
     for problem in problems:
         try:
             spec = reward.verifier_of(problem.source, problem.ability)
@@ -198,28 +201,38 @@ def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardCo
             if not any(str(error) in fault for fault in trial.faults):
                 trial.faults.append(str(error))
             return
-        answers.setdefault(spec, []).append(problem.answer)
-    for spec, given in answers.items():
-        tried = list(dict.fromkeys(given))[: 1 if "://" in spec else NUM_VERIFIED]
+        samples.setdefault(spec, {}).setdefault(problem.answer, _right_sample(spec, problem))
+    for spec, by_answer in samples.items():
+        tried = [*by_answer.values()][: 1 if "://" in spec else NUM_VERIFIED]
         try:
             outcomes = _outcomes(spec, tried, reward)
         except (ValueError, RuntimeError, OSError) as error:
             trial.faults.append(f"reward.verifier = {spec!r} cannot be started: {error}")
             continue
-        _judge(trial, spec, tried, outcomes)
+        _judge(trial, spec, [sample.answer for sample in tried], outcomes)
 
 
-def _outcomes(spec: str, answers: Sequence[str], reward: RewardConfig) -> list[VerificationOutcome]:
-    """Return the outcome of a right response for each answer; for code, of a program that does nothing."""
-    texts = [sample_response(spec, answer) for answer in answers]
+def _right_sample(spec: str, problem: TokenizedProblem) -> Sample:
+    """Return a right response to a problem; for code, a program that does nothing."""
+    return Sample(
+        sample_response(spec, problem.answer),
+        problem.answer,
+        problem.source,
+        problem.ability,
+        json.loads(problem.messages or "[]"),
+        json.loads(problem.metadata or "{}"),
+    )
+
+
+def _outcomes(spec: str, samples: Sequence[Sample], reward: RewardConfig) -> list[VerificationOutcome]:
     if spec in CERTAIN_VERIFIERS:
         verifier = get(spec)
-        return [run_verifier(verifier, text, answer) for text, answer in zip(texts, answers, strict=True)]
+        return [run_verifier(verifier, sample) for sample in samples]
     once = reward.http.model_copy(update={"num_retries": 0})
     pool = build_pool(spec, reward.model_copy(update={"num_workers": 1, "http": once}))
     logging.disable(logging.WARNING)  # the outcomes are reported below
     try:
-        return pool.verify_all(list(zip(texts, answers, strict=True)))
+        return pool.verify_all(samples)
     finally:
         logging.disable(logging.NOTSET)
         pool.close()

@@ -1,12 +1,13 @@
 r"""Verification by a user's HTTP server: `reward.verifier = "http://host:8000/verify"`.
 
-    POST {"response": "... \\boxed{42}", "answer": "42"}  ->  200 {"reward": 1.0}
+    POST {"response": "... \\boxed{42}", "answer": "42", ...}  ->  200 {"reward": 1.0}
 
-Each response is one request. At most reward.http.max_concurrency requests run at a time, and each has a deadline over
-all its attempts. Failed connections and the statuses 429, 500, 502, 503 and 504 are retried with exponential backoff.
-Any other status, or a reply without a reward in [0, 1], is an `error` outcome immediately; a server that cannot give a
-reward replies {"error": "why"}, which counts whatever else the reply has. Errors and timeouts are counted and never
-trained on. The server must be deterministic, because a request may be repeated after its reply was lost.
+Each response is one request, with the further fields of `Sample` that reward.http.fields names. At most
+reward.http.max_concurrency requests run at a time, and each has a deadline over all its attempts. Failed connections
+and the statuses 429, 500, 502, 503 and 504 are retried with exponential backoff. Any other status, or a reply without a
+reward in [0, 1], is an `error` outcome immediately; a server that cannot give a reward replies {"error": "why"}, which
+counts whatever else the reply has. Errors and timeouts are counted and never trained on. The server must be
+deterministic, because a request may be repeated after its reply was lost.
 
 A reply must not harm the trainer and must belong to its request: each request has a connection of its own, since
 surplus bytes on a connection would be read as the reply to the next request; a compressed reply is refused, since a few
@@ -33,6 +34,7 @@ import httpx
 from megatron_prime.config.redaction import redact, secrets_of
 from megatron_prime.config.tables.reward import HttpRewardConfig
 from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
+from megatron_prime.sample import Sample
 
 # At its level INFO, httpx logs the whole URL of every request.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -84,8 +86,8 @@ class HttpEndpoint:
 
         self._worker = worker(f"verifier {self._shown}", VERIFIER)
         self._counts = OutcomeCounts()
-        self._answered: tuple[str, str] | None = None
-        """A pair that the server has given a reward for."""
+        self._answered: Sample | None = None
+        """A response that the server has given a reward for."""
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -99,19 +101,19 @@ class HttpEndpoint:
         """Number of outcomes by status, and as `restarts` the number of retries."""
         return self._counts.as_dict()
 
-    def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
-        """Verify pairs of (response text, answer).
+    def verify_all(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
+        """Verify responses.
 
         Returns:
-            One outcome per pair, in order. Failures of the server are outcomes and never raise.
+            One outcome per response, in order. Failures of the server are outcomes and never raise.
         """
         # Each batch has an event loop of its own, so the client, whose connections belong to a loop, lives as long as
         # a batch.
-        outcomes = asyncio.run(self._verify_all(responses))
+        outcomes = asyncio.run(self._verify_all(samples))
         self._counts.add(outcomes)
-        for response, outcome in zip(responses, outcomes, strict=True):
+        for sample, outcome in zip(samples, outcomes, strict=True):
             if outcome.status is VerificationStatus.OK:
-                self._answered = response
+                self._answered = sample
                 break
         return outcomes
 
@@ -119,7 +121,7 @@ class HttpEndpoint:
         """Send no further request of a batch; connections are closed after each batch."""
         self._is_closed = True
 
-    async def _verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
+    async def _verify_all(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
         slots = asyncio.Semaphore(self._config.max_concurrency)
         limits = httpx.Limits(max_connections=self._config.max_concurrency, max_keepalive_connections=0)
         async with httpx.AsyncClient(
@@ -130,26 +132,26 @@ class HttpEndpoint:
             trust_env=False,
         ) as client:
 
-            async def verify(response: tuple[str, str]) -> VerificationOutcome:
+            async def verify(sample: Sample) -> VerificationOutcome:
                 # The deadline begins when a slot is free: waiting for other requests does not count.
                 async with slots:
                     if self._is_closed:
                         raise RuntimeError("this HttpEndpoint was closed during a batch")
                     self._worker.begin()
                     try:
-                        return await self._verify_one(client, *response)
+                        return await self._verify_one(client, sample)
                     finally:
                         self._worker.end()
 
-            self._worker.submit(len(responses))
-            outcomes = list(await asyncio.gather(*map(verify, responses)))
+            self._worker.submit(len(samples))
+            outcomes = list(await asyncio.gather(*map(verify, samples)))
             unanswered = [row for row, outcome in enumerate(outcomes) if outcome.is_away]
             # A server that gave any reply is slow with the responses that ran into the deadline, not away.
             if all(outcome.status is VerificationStatus.TIMEOUT for outcome in outcomes):
                 unanswered = [*range(len(outcomes))]
-            if unanswered and await self._is_there(client, responses, outcomes):
+            if unanswered and await self._is_there(client, samples, outcomes):
                 # It may have come back in the meantime; what it does not answer now is not its absence.
-                again = await asyncio.gather(*(verify(responses[row]) for row in unanswered))
+                again = await asyncio.gather(*(verify(samples[row]) for row in unanswered))
                 for row, outcome in zip(unanswered, again, strict=True):
                     outcomes[row] = replace(outcome, is_away=False)
             else:
@@ -160,21 +162,19 @@ class HttpEndpoint:
     async def _is_there(
         self,
         client: httpx.AsyncClient,
-        responses: Sequence[tuple[str, str]],
+        samples: Sequence[Sample],
         outcomes: Sequence[VerificationOutcome],
     ) -> bool:
-        """Return whether the server answers a pair again that it has given a reward for."""
+        """Return whether the server answers a request again that it has given a reward for."""
         answered = self._answered
-        for response, outcome in zip(responses, outcomes, strict=True):
+        for sample, outcome in zip(samples, outcomes, strict=True):
             if outcome.status is VerificationStatus.OK:
-                answered = response
+                answered = sample
         if answered is None:
             return False
-        return (await self._verify_one(client, *answered)).status is VerificationStatus.OK
+        return (await self._verify_one(client, answered)).status is VerificationStatus.OK
 
-    async def _verify_one(
-        self, client: httpx.AsyncClient, response_text: str, answer: str
-    ) -> VerificationOutcome:
+    async def _verify_one(self, client: httpx.AsyncClient, sample: Sample) -> VerificationOutcome:
         last_error, is_away = "", False
         try:
             async with asyncio.timeout(self._config.timeout_s):
@@ -185,7 +185,7 @@ class HttpEndpoint:
                         # Jitter: requests that failed together must not all return together.
                         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                     try:
-                        return await self._request(client, response_text, answer)
+                        return await self._request(client, sample)
                     except (_TryAgainError, httpx.TransportError) as error:
                         last_error = self._cut(f"{type(error).__name__}: {error}")
                         is_away = not isinstance(error, _TryAgainError) or error.is_away
@@ -200,11 +200,11 @@ class HttpEndpoint:
         )
         return replace(failure, is_away=is_away)
 
-    async def _request(
-        self, client: httpx.AsyncClient, response_text: str, answer: str
-    ) -> VerificationOutcome:
+    async def _request(self, client: httpx.AsyncClient, sample: Sample) -> VerificationOutcome:
+        fields = {"response": sample.response_text, "answer": sample.answer}
+        fields |= {name: getattr(sample, name) for name in self._config.fields}
         # json escapes lone surrogates, which a tokenizer may produce and which UTF-8 cannot encode.
-        body = json.dumps({"response": response_text, "answer": answer})
+        body = json.dumps(fields)
         async with client.stream("POST", self._url, content=body) as reply:
             encoding = reply.headers.get("Content-Encoding", "identity").strip().lower()
             content = bytearray()

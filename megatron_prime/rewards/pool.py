@@ -13,8 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
-from megatron_prime.rewards.verifier import get, run_verifier
-from megatron_prime.workers.process import WorkerDiedError, WorkerProcess, WorkerTimeoutError
+from megatron_prime.rewards.verifier import TEXTS, get, run_verifier
+from megatron_prime.rewards.worker import FIELDS
+from megatron_prime.sample import Sample
+from megatron_prime.workers.process import (
+    STARTUP_TIMEOUT_S,
+    WorkerDiedError,
+    WorkerProcess,
+    WorkerTimeoutError,
+)
 
 NUM_ATTEMPTS = 2
 """Attempts per response. A worker may die for an unrelated reason, such as the machine's memory, so one retry."""
@@ -60,6 +67,8 @@ class VerifierPool:
         self._in_process_verifier = verifier if verifier.in_process else None
         self._worker_arguments = (name, module, json.dumps(dict(settings or {})))
         self._timeout_s = timeout_s
+        self._fields: Sequence[str] = TEXTS
+        """The fields of a sample that the verifier uses, as its workers say; prompts and tokens may be long."""
         self._counts = OutcomeCounts()
         self._worker = worker(f"verifier {name}", VERIFIER)
         self._is_closed = False
@@ -92,11 +101,11 @@ class VerifierPool:
         """Number of outcomes by status since the pool was created, and as `restarts` the number of new workers."""
         return self._counts.as_dict()
 
-    def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
-        """Verify pairs of (response text, answer).
+    def verify_all(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
+        """Verify responses.
 
         Returns:
-            One outcome per pair, in order. The reward is NaN with status timeout if the worker was killed at the
+            One outcome per response, in order. The reward is NaN with status timeout if the worker was killed at the
             deadline, and NaN with status error if the verifier raised or its process died twice. A response never
             causes an exception here.
 
@@ -107,12 +116,12 @@ class VerifierPool:
             raise RuntimeError("this VerifierPool is closed")
         if self._in_process_verifier is not None:
             outcomes = [
-                run_verifier(self._in_process_verifier, text, answer)
-                for batch in self._worker.each([responses])
-                for text, answer in batch
+                run_verifier(self._in_process_verifier, sample)
+                for batch in self._worker.each([samples])
+                for sample in batch
             ]
         else:
-            outcomes = self._verify_in_workers(responses)
+            outcomes = self._verify_in_workers(samples)
         self._counts.add(outcomes)
         return outcomes
 
@@ -127,12 +136,12 @@ class VerifierPool:
                 worker.kill()
                 self._workers[slot] = None
 
-    def _verify_in_workers(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
+    def _verify_in_workers(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
         assert self._threads is not None
         self._no_start = ""
         # A shared queue instead of equal shares: some responses take a thousand times longer than others.
         indices: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for index in range(len(responses)):
+        for index in range(len(samples)):
             indices.put(index)
 
         # One thread per worker empties the queue: a worker's pipes are therefore never used by two threads.
@@ -147,20 +156,20 @@ class VerifierPool:
                     return done
                 self._worker.begin()
                 try:
-                    done.append((index, self._verify_one(slot, *responses[index])))
+                    done.append((index, self._verify_one(slot, samples[index])))
                 finally:
                     self._worker.end()
 
-        self._worker.submit(len(responses))
+        self._worker.submit(len(samples))
         outcomes: dict[int, VerificationOutcome] = {}
         try:
             for done in self._threads.map(drain, range(len(self._workers))):
                 outcomes.update(done)
         finally:
-            self._worker.withdraw(len(responses) - len(outcomes))
-        return [outcomes[index] for index in range(len(responses))]
+            self._worker.withdraw(len(samples) - len(outcomes))
+        return [outcomes[index] for index in range(len(samples))]
 
-    def _verify_one(self, slot: int, response_text: str, answer: str) -> VerificationOutcome:
+    def _verify_one(self, slot: int, sample: Sample) -> VerificationOutcome:
         """Verify one response by the worker in `slot`, which is replaced if it dies or has to be killed."""
         detail = ""
         for attempt in range(NUM_ATTEMPTS):
@@ -176,7 +185,7 @@ class VerifierPool:
                     self._no_start = detail
                 continue
             try:
-                reply = worker.ask({"response_text": response_text, "answer": answer})
+                reply = worker.ask({name: getattr(sample, name) for name in self._fields})
                 return VerificationOutcome.from_message(reply)
             except WorkerTimeoutError as error:
                 # Not retried: a deterministic verifier would run out of time again.
@@ -192,9 +201,13 @@ class VerifierPool:
         worker = WorkerProcess("megatron_prime.rewards.worker", self._worker_arguments, self._timeout_s)
         try:
             worker.wait_until_ready()
+            reply = worker.ask(FIELDS, STARTUP_TIMEOUT_S)
+            if "fields" not in reply:
+                raise WorkerDiedError(reply["unusable"])
         except BaseException:
             worker.kill()
             raise
+        self._fields = reply["fields"]
         self._workers[slot] = worker
         return worker
 

@@ -10,6 +10,7 @@ from megatron_prime.rewards.outcome import VerificationOutcome
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.user_function import FUNCTION
 from megatron_prime.rewards.verifier import check_answer
+from megatron_prime.sample import Sample
 
 CERTAIN_VERIFIERS = ("exact_match", "math")
 """Verifiers that give the response of `sample_response` the reward 1. They run safely in any process."""
@@ -55,8 +56,8 @@ class Pool(Protocol):
         """Number of outcomes by status, and of restarts."""
         ...
 
-    def verify_all(self, responses: Sequence[tuple[str, str]]) -> list[VerificationOutcome]:
-        """Return one outcome per pair of (response text, answer), in order."""
+    def verify_all(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
+        """Return one outcome per response, in order."""
         ...
 
     def close(self) -> None:
@@ -98,8 +99,8 @@ class RewardPools:
                 counts[name] = counts.get(name, 0) + count
         return counts
 
-    def verify_all(self, responses: Sequence[tuple[str, str, str, str]]) -> list[VerificationOutcome]:
-        """Verify tuples of (response text, answer, data source, ability); the verifiers run concurrently.
+    def verify_all(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
+        """Verify responses; the verifiers run concurrently.
 
         Returns:
             One outcome per response, in order.
@@ -108,13 +109,13 @@ class RewardPools:
             ValueError: If reward.routes has neither the source nor the ability of a response.
         """
         indices: dict[str, list[int]] = {}
-        for index, (_, _, source, ability) in enumerate(responses):
-            indices.setdefault(self._reward.verifier_of(source, ability), []).append(index)
+        for index, sample in enumerate(samples):
+            indices.setdefault(self._reward.verifier_of(sample.source, sample.ability), []).append(index)
         outcomes: dict[int, VerificationOutcome] = {}
         lock = threading.Lock()
 
         def verify(spec: str) -> None:
-            pool_outcomes = self._pools[spec].verify_all([responses[index][:2] for index in indices[spec]])
+            pool_outcomes = self._pools[spec].verify_all([samples[index] for index in indices[spec]])
             with lock:
                 outcomes.update(zip(indices[spec], pool_outcomes, strict=True))
 
@@ -125,7 +126,7 @@ class RewardPools:
                 # Leaving the block waits for the threads, which would judge the rest of the batch first.
                 self.close()
                 raise
-        return [outcomes[index] for index in range(len(responses))]
+        return [outcomes[index] for index in range(len(samples))]
 
     def close(self) -> None:
         """Stop all processes; a second call does nothing."""

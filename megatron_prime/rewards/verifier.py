@@ -1,9 +1,17 @@
 """The protocol of a verifier, and the registry in which a configuration finds one by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from megatron_prime.rewards.outcome import VerificationOutcome, outcome_of_error, outcome_of_result
+from megatron_prime.sample import Sample
+
+TEXTS = ("response_text", "answer")
+"""The fields of a sample that every verifier uses."""
+
+
+class UnusableVerifierError(ValueError):
+    """A verifier cannot be used as it is; the message says what its author has to change."""
 
 
 @runtime_checkable
@@ -37,6 +45,23 @@ class Explains(Protocol):
 
     def explain(self, response_text: str, answer: str) -> tuple[float, str]:
         """Return the reward that `verify` returns, and the reason in one line."""
+        ...
+
+
+@runtime_checkable
+class ReadsSamples(Protocol):
+    """A verifier that uses more of a sample than its texts."""
+
+    def fields(self) -> Sequence[str]:
+        """Return the names of the fields of `Sample` that it uses.
+
+        Raises:
+            UnusableVerifierError: If it cannot be called with the fields that there are.
+        """
+        ...
+
+    def verify_sample(self, sample: Sample) -> float:
+        """Return the reward in [0, 1], as `Verifier.verify` does."""
         ...
 
 
@@ -93,11 +118,18 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_FACTORIES))
 
 
-def run_verifier(verifier: Verifier, response_text: str, answer: str) -> VerificationOutcome:
+def fields_of(verifier: Verifier) -> Sequence[str]:
+    """Return the names of the fields of `Sample` that a verifier uses."""
+    return verifier.fields() if isinstance(verifier, ReadsSamples) else TEXTS
+
+
+def run_verifier(verifier: Verifier, sample: Sample) -> VerificationOutcome:
     """Run a verifier in this process and convert its reward or exception to an outcome, without a time limit."""
     try:
+        if isinstance(verifier, ReadsSamples):
+            return outcome_of_result(verifier.verify_sample(sample))
         if isinstance(verifier, Explains):
-            return outcome_of_result(*verifier.explain(response_text, answer))
-        return outcome_of_result(verifier.verify(response_text, answer))
+            return outcome_of_result(*verifier.explain(sample.response_text, sample.answer))
+        return outcome_of_result(verifier.verify(sample.response_text, sample.answer))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - no failure of a single response may stop the run
         return outcome_of_error(error)

@@ -1,12 +1,14 @@
 """Verification of rollouts, distributed over the ranks, with patience for a reward server that is away."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from megatron_prime.rollout.ranks import Ranks
-from megatron_prime.types import Decoder, Rollout
+from megatron_prime.sample import Sample
+from megatron_prime.types import Decoder, FinishReason, Rollout
 
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 30.0
@@ -38,9 +40,7 @@ class Outcome(Protocol):
         ...
 
 
-Response = tuple[str, str, str, str]
-"""Response text, ground truth, data source and ability."""
-Verify = Callable[[Sequence[Response]], Sequence[Outcome]]
+Verify = Callable[[Sequence[Sample]], Sequence[Outcome]]
 """Maps each response to its outcome, in order."""
 
 
@@ -71,6 +71,8 @@ class RolloutVerifier:
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the rollouts with their outcomes, on every rank. Collective; all ranks pass equal rollouts.
 
+        Rollouts whose outcome an environment gave, or that failed with it, are returned as they are.
+
         Raises:
             RuntimeError: the verifier returned a wrong number of outcomes, or a reward outside [0, 1].
             VerifierAwayError: a reward server was away for max_outage_s, or while the run was asked to stop.
@@ -78,18 +80,22 @@ class RolloutVerifier:
         # The shares are strided, because neighbouring rollouts share a prompt, and all responses to a hard prompt may
         # be slow to verify.
         num_ranks = self._ranks.world_size
-        order = [row for first in range(num_ranks) for row in range(first, len(rollouts), num_ranks)]
+        asked = [row for row, rollout in enumerate(rollouts) if _needs_verification(rollout)]
+        order = [row for first in range(num_ranks) for row in asked[first::num_ranks]]
         share = [rollouts[row] for row in self._ranks.share(order)]
-        outcomes = self._outcomes([self._response(rollout) for rollout in share])
+        outcomes = self._outcomes([sample_of(rollout, self._tokenizer) for rollout in share])
         verdicts = self._ranks.gather_all([(float(outcome.reward), outcome.detail) for outcome in outcomes])
         outside = [reward for reward, _ in verdicts if reward < 0 or reward > 1]
         if outside:
             raise RuntimeError(f"the verifier returned rewards outside [0, 1]: {outside[:5]}")
         # The gathered verdicts are in the strided order; this maps them back to the rows.
         verdict_of_row = dict(zip(order, verdicts, strict=True))
-        return [rollout.with_outcome(*verdict_of_row[row]) for row, rollout in enumerate(rollouts)]
+        return [
+            rollout.with_outcome(*verdict_of_row[row]) if row in verdict_of_row else rollout
+            for row, rollout in enumerate(rollouts)
+        ]
 
-    def _outcomes(self, responses: Sequence[Response]) -> list[Outcome]:
+    def _outcomes(self, responses: Sequence[Sample]) -> list[Outcome]:
         """Verify this rank's share, and wait as long as any rank finds its server away. Collective.
 
         The ranks wait together, because one that waited alone would exceed the deadline of the others' collective.
@@ -128,7 +134,7 @@ class RolloutVerifier:
                 for row, outcome in zip(away, self._verified([responses[row] for row in away]), strict=True):
                     outcomes[row] = outcome
 
-    def _verified(self, responses: Sequence[Response]) -> list[Outcome]:
+    def _verified(self, responses: Sequence[Sample]) -> list[Outcome]:
         outcomes = list(self._verify(responses))
         if len(outcomes) != len(responses):
             raise RuntimeError(
@@ -136,6 +142,32 @@ class RolloutVerifier:
             )
         return outcomes
 
-    def _response(self, rollout: Rollout) -> Response:
-        text = self._tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
-        return text, rollout.prompt.answer, rollout.prompt.source, rollout.prompt.ability
+
+def _needs_verification(rollout: Rollout) -> bool:
+    # An engine that is stopped aborts a response without a reason; an environment that fails names one.
+    has_failed = rollout.finish_reason is FinishReason.ABORT and bool(rollout.reason)
+    return not rollout.is_judged and not has_failed
+
+
+def sample_of(rollout: Rollout, tokenizer: Decoder) -> Sample:
+    """Return what a verifier may know of a rollout."""
+
+    def text(start: int, end: int) -> str:
+        return tokenizer.decode(list(rollout.response_ids[start:end]), skip_special_tokens=True)
+
+    prompt = rollout.prompt
+    turns, start = [], 0
+    for turn in rollout.turns:
+        turns.append((text(start, turn.policy_end), text(turn.policy_end, turn.end)))
+        start = turn.end
+    return Sample(
+        response_text=turns[-1][0] if turns else text(0, len(rollout.response_ids)),
+        answer=prompt.answer,
+        source=prompt.source,
+        ability=prompt.ability,
+        messages=json.loads(prompt.messages or "[]"),
+        metadata=json.loads(prompt.metadata or "{}"),
+        response_ids=rollout.response_ids,
+        finish_reason=rollout.finish_reason.value,
+        turns=turns,
+    )

@@ -88,8 +88,8 @@ class WorkerProcess:
         if reply != {"ready": True}:
             raise WorkerDiedError(reply.get("failed") if isinstance(reply, dict) else "it is not ready")
 
-    def ask(self, request: Any) -> Any:  # noqa: ANN401 - JSON values
-        """Send a request and return the reply, both JSON values.
+    def ask(self, request: Any, timeout_s: float | None = None) -> Any:  # noqa: ANN401 - JSON values
+        """Send a request and return the reply, both JSON values. The deadline is that of the worker by default.
 
         Raises:
             WorkerDiedError: If the process ended or its output is invalid.
@@ -97,7 +97,7 @@ class WorkerProcess:
 
         After either error only `kill` may be called.
         """
-        return self._exchange(encode_frame(request), self._timeout_s)
+        return self._exchange(encode_frame(request), timeout_s or self._timeout_s)
 
     def interrupt(self) -> None:
         """Kill the whole process group, from any thread; a request in progress fails. `kill` must follow."""

@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false, reportTypedDictNotRequiredAccess=false
 import pytest
 from pydantic import ValidationError
 
@@ -166,3 +167,19 @@ def _section_and_name(path: str):
 def test_inconsistent_server_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SGLangConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("sections", "reads"),
+    [
+        ({}, False),
+        ({"reward": {"verifier": "auto"}}, False),
+        ({"reward": {"verifier": "module:function"}}, True),
+        ({"reward": {"verifier": "auto", "routes": {"math": "math", "x": "module:function"}}}, True),
+        ({"reward": {"verifier": "http://localhost:1/verify"}}, True),
+        ({"reward": {"verifier": "http://localhost:1/verify", "http": {"fields": ["source"]}}}, False),
+        ({"environment": {"name": "guess_number"}}, True),
+    ],
+)
+def test_rows_are_read_whole_where_a_verifier_or_an_environment_may_use_them(sections, reads):
+    assert build(**sections).reads_rows is reads

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 """Reads the sample files of the examples, whose answers are known, with each layout."""
 
 import json
@@ -19,6 +20,44 @@ def read(name, file):
         (found.prompt(row), found.answer(row), found.source(row), found.ability(row))
         for row in read_rows(SAMPLES / file)
     ]
+
+
+class Recorder(dict):
+    """The fields of a row, which know which of them were read."""
+
+    def __init__(self, fields):
+        super().__init__(fields)
+        self.read = set()
+
+    def get(self, name, default=None):
+        self.read.add(name)
+        return super().get(name, default)
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("gsm8k", "gsm8k.jsonl"),
+        ("math", "amc.csv"),
+        ("math", "aime24.jsonl"),
+        ("olympiadbench", "olympiadbench.jsonl"),
+        ("leetcode", "leetcode.jsonl"),
+        ("livecodebench", "livecodebench.jsonl"),
+    ],
+)
+def test_a_layout_declares_the_columns_that_it_reads(name, file):
+    found = layout(name, DataConfig())
+    for row in read_rows(SAMPLES / file):
+        fields = Recorder(row.fields)
+        recorded = DataRow(fields, row.path, row.number)
+        for read_part in (found.prompt, found.answer, found.source, found.ability):
+            read_part(recorded)
+        # The worked solution may give the answer, and is metadata nevertheless.
+        assert fields.read & row.fields.keys() <= {*found.columns, "solution", "Solution"}
 
 
 def test_every_name_of_the_configuration_has_a_layout():

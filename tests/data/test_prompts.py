@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false
 import json
 
 import pyarrow
@@ -14,9 +15,15 @@ def write(path, rows):
     return path
 
 
-def read(path, tokenizer=None, max_prompt_tokens=100, **config):
+def read(path, tokenizer=None, max_prompt_tokens=100, keeps_rows=False, **config):
     paths = path if isinstance(path, list) else [path]
-    return PromptDataset.read(paths, DataConfig(**config), tokenizer or byte_tokenizer(), max_prompt_tokens)
+    return PromptDataset.read(
+        paths,
+        DataConfig(**config),
+        tokenizer or byte_tokenizer(),
+        max_prompt_tokens,
+        keeps_rows=keeps_rows,
+    )
 
 
 def text_of(prompt):
@@ -262,3 +269,31 @@ def test_the_identity_of_a_data_set_is_its_rows_and_settings_and_not_the_rendere
     template.write_text("{% for m in messages %}{{ m['content'] }}.{% endfor %}")
     prints.append(read(path, chat, chat_template_file=template).fingerprint)
     assert len({one, *prints}) == 1 + len(prints)
+
+
+def test_prompts_keep_messages_and_metadata_only_on_request(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl",
+        [
+            {"prompt": MESSAGES, "answer": 4, "level": 5, "subject": "é", "source": "s"},
+            {"prompt": "2+2?", "answer": 4, "level": None, "huge": "x" * 100_000},
+        ],
+    )
+    settings = {"instruction": "Box it.", "system_prompt": "Be brief.", "source_field": None}
+    kept = read(path, byte_tokenizer(CHAT_TEMPLATE), keeps_rows=True, **settings)
+    first, second = kept.prompts
+    assert json.loads(first.messages) == [MESSAGES[0], {"role": "user", "content": "2+2?\n\nBox it."}]
+    assert json.loads(second.messages) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2+2?\n\nBox it."},
+    ]
+    assert json.loads(first.metadata) == {"level": 5, "subject": "é", "source": "s"}
+    assert json.loads(second.metadata) == {"level": None}
+    assert any("the column 'huge' is left out of 1 rows" in note for note in kept.notes)
+    plain = read(path, byte_tokenizer(CHAT_TEMPLATE), **settings)
+    assert [(prompt.messages, prompt.metadata) for prompt in plain.prompts] == [("", ""), ("", "")]
+    assert [prompt.token_ids for prompt in plain.prompts] == [prompt.token_ids for prompt in kept.prompts]
+    assert plain.fingerprint == kept.fingerprint
+    texts = [text for prompt in kept.prompts for text in (prompt.messages, prompt.metadata)]
+    extra = sum(len(text.encode()) for text in texts) + 2 * 8 * 3
+    assert kept.prompts.__sizeof__() - plain.prompts.__sizeof__() == extra

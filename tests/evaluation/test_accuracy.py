@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """avg@k and pass@k against values computed by hand."""
 
 import itertools
@@ -136,10 +137,10 @@ def test_a_report_combines_held_out_prompts_and_benchmarks():
 
 
 def test_whole_only_counts_partial_outcomes_as_wrong():
-    def verify(pairs):
+    def verify(samples):
         return [
             FixedOutcome(0.5 if text == "good" else 1.0 if text.endswith("good") else 0.0)
-            for text, *_ in pairs
+            for text in (sample.response_text for sample in samples)
         ]
 
     def evaluate_first(**options):

@@ -8,6 +8,7 @@ import pytest
 
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards import RewardPools
+from tests.support.samples import samples
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RESPONSES = [("so 7", "7"), ("so 8", "7"), ("", "7"), ("word " * 299 + "7", "7"), ("word " * 999 + "7", "7")]
@@ -16,7 +17,9 @@ REWARDS = [1.0, 0.0, 0.0, 0.75, 0.5]
 
 def rewards(verifier):
     with RewardPools(RewardConfig(verifier=verifier, timeout_s=30.0)) as pools:
-        return [outcome.reward for outcome in pools.verify_all([(*pair, "", "") for pair in RESPONSES])]
+        return [
+            outcome.reward for outcome in pools.verify_all(samples([(*pair, "", "") for pair in RESPONSES]))
+        ]
 
 
 def test_the_reward_works_by_import_path(monkeypatch):

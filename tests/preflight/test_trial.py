@@ -1,3 +1,4 @@
+# pyright: reportIncompatibleMethodOverride=false
 """What the first prompts of a run would end with is found on a sample of its rows, by the code of the run."""
 
 import json
@@ -271,7 +272,10 @@ def some(response_text, answer):
     [
         ("right", None),
         ("absent", "does not start: AttributeError: module 'user_rewards' has no attribute 'absent' ("),
-        ("of_three", "gives no reward (error) for 2 of 2 answers, such as '2': TypeError: "),
+        (
+            "of_three",
+            "does not start: reward.verifier = 'user_rewards:of_three': there is nothing for its parameter 'extra'",
+        ),
         (
             "percent",
             "gives no reward (error) for 2 of 2 answers, such as '2': reward 100.0 is outside [0, 1]",

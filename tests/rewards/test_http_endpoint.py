@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 """Runs against a real HTTP server on loopback that executes the command in the response text."""
 
 import functools
@@ -16,7 +17,9 @@ import pytest
 from megatron_prime.config.tables.reward import HttpRewardConfig
 from megatron_prime.rewards import VerificationStatus
 from megatron_prime.rewards.http_endpoint import HttpEndpoint
+from megatron_prime.sample import Sample
 from tests.support import deadlines
+from tests.support.samples import samples
 
 OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
 
@@ -121,14 +124,15 @@ def server():
 
 def verify(server, *texts, **fields):
     endpoint = HttpEndpoint(server.url, HttpRewardConfig(**{"timeout_s": 20.0, **fields}))
-    return endpoint, endpoint.verify_all([(text, str(place)) for place, text in enumerate(texts)])
+    return endpoint, endpoint.verify_all(samples([(text, str(place)) for place, text in enumerate(texts)]))
 
 
 def test_rewards_come_in_order_and_in_parallel(server):
     endpoint, outcomes = verify(server, *(f"reward {n / 50}" for n in range(50)), max_concurrency=5)
     assert [outcome.reward for outcome in outcomes] == [n / 50 for n in range(50)]
     assert 1 < server.most_busy <= 5
-    assert server.requests[0][0].keys() == {"response", "answer"}
+    fields = {"source", "ability", "messages", "metadata", "finish_reason", "turns"}
+    assert server.requests[0][0].keys() == {"response", "answer", *fields}
     assert endpoint.counts == {"ok": 50, "timeout": 0, "error": 0, "restarts": 0}
     assert endpoint.verify_all([]) == []
 
@@ -203,7 +207,7 @@ def test_an_unreachable_server_is_reported(server):
     url = server.url
     server.server_close()
     endpoint = HttpEndpoint(url, HttpRewardConfig(num_retries=1))
-    (outcome,) = endpoint.verify_all([("a", "b")])
+    (outcome,) = endpoint.verify_all(samples([("a", "b")]))
     assert outcome.status is ERROR
     assert "127.0.0.1" in outcome.detail
 
@@ -242,11 +246,13 @@ def test_no_message_has_a_secret_of_the_address(server, monkeypatch, caplog, pla
     if place in ("query", "token"):
         settings["token_variable"] = "REWARD_TOKEN"
     texts = ["echo 400", "echo 200", "echo 503", "reward 1", "redirect", "raw nonsense", "big"]
-    outcomes = HttpEndpoint(url, HttpRewardConfig(**settings)).verify_all([(text, "") for text in texts])
+    outcomes = HttpEndpoint(url, HttpRewardConfig(**settings)).verify_all(
+        samples([(text, "") for text in texts])
+    )
     assert [outcome.status for outcome in outcomes] == [ERROR, ERROR, ERROR, OK, ERROR, ERROR, ERROR]
-    outcomes += HttpEndpoint(url, HttpRewardConfig(timeout_s=0.2)).verify_all([("sleep 1", "")])
+    outcomes += HttpEndpoint(url, HttpRewardConfig(timeout_s=0.2)).verify_all(samples([("sleep 1", "")]))
     server.server_close()
-    outcomes += HttpEndpoint(url, HttpRewardConfig(num_retries=0)).verify_all([("reward 1", "")])
+    outcomes += HttpEndpoint(url, HttpRewardConfig(num_retries=0)).verify_all(samples([("reward 1", "")]))
     messages = [outcome.detail for outcome in outcomes]
     messages += [record.getMessage() for record in caplog.records if record.name.startswith("httpx")]
     encoded = b64encode(b"user:S3cr3t+").decode(), b64encode(b"S3cr3t+:").decode()
@@ -283,7 +289,7 @@ def test_only_a_server_that_answers_nobody_is_away(case, server):
 def test_a_server_that_is_restarted_within_a_batch_gives_all_rewards(server):
     """It drops the first requests of a batch while it had answered others, and is back when it is asked again."""
     endpoint, (first,) = verify(server, "reward 1", num_retries=0)
-    outcomes = endpoint.verify_all([("drops 1", "a"), ("fails 1", "b"), ("reward 0.5", "c")])
+    outcomes = endpoint.verify_all(samples([("drops 1", "a"), ("fails 1", "b"), ("reward 0.5", "c")]))
     assert [outcome.reward for outcome in (first, *outcomes)] == [1, 0.25, 1, 0.5]
 
 
@@ -291,6 +297,16 @@ def test_a_server_that_had_answered_and_is_gone_is_away(server):
     endpoint, _ = verify(server, "reward 1", num_retries=0)
     server.shutdown()
     server.server_close()
-    outcomes = endpoint.verify_all([("reward 1", "a"), ("reward 0", "b")])
+    outcomes = endpoint.verify_all(samples([("reward 1", "a"), ("reward 0", "b")]))
     assert [outcome.is_away for outcome in outcomes] == [True, True]
     assert endpoint.counts["error"] == 2
+
+
+def test_a_request_has_the_fields_that_the_configuration_names(server):
+    messages = [{"role": "user", "content": "é"}]
+    sample = Sample("reward 1", "0", messages=messages, response_ids=(1, 2), turns=[("a", "b")])
+    for fields in ((), ("messages", "response_ids", "turns")):
+        HttpEndpoint(server.url, HttpRewardConfig(fields=fields)).verify_all([sample])
+    texts = {"response": "reward 1", "answer": "0"}
+    further = {"messages": messages, "response_ids": [1, 2], "turns": [["a", "b"]]}
+    assert [request for request, _ in server.requests] == [texts, texts | further]

@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import torch
 from megatron_prime.rewards import VerificationStatus, VerifierPool, verifier
 from tests.rewards.rewards_doubles import Scripted
 from tests.support import deadlines
+from tests.support.samples import samples
 
 OK, TIMEOUT, ERROR = VerificationStatus.OK, VerificationStatus.TIMEOUT, VerificationStatus.ERROR
 
@@ -46,26 +48,33 @@ def test_rewards_come_in_order_from_several_workers(tmp_path):
     with scripted(num_workers=2) as pool:
         assert len(set(pool.worker_pids)) == 2
         tasks = [(f"reward {n / 100}", "") for n in range(100)]
-        assert [outcome.reward for outcome in pool.verify_all(tasks)] == [n / 100 for n in range(100)]
+        assert [outcome.reward for outcome in pool.verify_all(samples(tasks))] == [
+            n / 100 for n in range(100)
+        ]
         assert pool.verify_all([]) == []
         # Both workers must run at the same time: each holds its task until the other has had time to take one.
         log = str(tmp_path / "pids")
-        pool.verify_all([("sleep 0.3", ""), ("sleep 0.3", ""), ("pid", log), ("pid", log)])
+        pool.verify_all(samples([("sleep 0.3", ""), ("sleep 0.3", ""), ("pid", log), ("pid", log)]))
         assert pool.counts == {"ok": 104, "timeout": 0, "error": 0, "restarts": 0}
 
 
 def test_an_in_process_verifier_starts_no_processes():
     with VerifierPool("exact_match", 4, 1.0) as pool:
         assert pool.worker_pids == ()
-        assert [outcome.reward for outcome in pool.verify_all([("1 2", "2"), ("1 2", "1")])] == [1.0, 0.0]
-        (blank,) = pool.verify_all([("1", "")])
+        assert [outcome.reward for outcome in pool.verify_all(samples([("1 2", "2"), ("1 2", "1")]))] == [
+            1.0,
+            0.0,
+        ]
+        (blank,) = pool.verify_all(samples([("1", "")]))
         assert blank.status is ERROR
         assert pool.counts == {"ok": 2, "timeout": 0, "error": 1, "restarts": 0}
 
 
 def test_math_runs_in_workers():
     with VerifierPool("math", 1, 30.0) as pool:
-        outcomes = pool.verify_all([(r"\boxed{0.5}", "1/2"), (r"\boxed{5}", "6"), ("none", "6"), ("x", " ")])
+        outcomes = pool.verify_all(
+            samples([(r"\boxed{0.5}", "1/2"), (r"\boxed{5}", "6"), ("none", "6"), ("x", " ")])
+        )
     assert [outcome.status for outcome in outcomes] == [OK, OK, OK, ERROR]
     assert [outcome.reward for outcome in outcomes[:3]] == [1.0, 0.0, 0.0]
 
@@ -75,7 +84,7 @@ def test_a_verification_past_its_deadline_is_killed_without_affecting_others(com
     with scripted(timeout_s=1.0) as pool:
         first_pid = pool.worker_pids[0]
         start = time.monotonic()
-        outcomes = pool.verify_all([("reward 1", ""), (command, ""), ("reward 0.5", "")])
+        outcomes = pool.verify_all(samples([("reward 1", ""), (command, ""), ("reward 0.5", "")]))
         assert [outcome.status for outcome in outcomes] == [OK, TIMEOUT, OK]
         assert math.isnan(outcomes[1].reward)
         assert (outcomes[0].reward, outcomes[2].reward) == (1.0, 0.5)
@@ -86,21 +95,21 @@ def test_a_verification_past_its_deadline_is_killed_without_affecting_others(com
 
 def test_killing_a_verification_kills_its_subprocesses(tmp_path):
     with scripted(timeout_s=1.0) as pool:
-        (outcome,) = pool.verify_all([("child", str(tmp_path / "pid"))])
+        (outcome,) = pool.verify_all(samples([("child", str(tmp_path / "pid"))]))
     assert outcome.status is TIMEOUT
     eventually(lambda: is_gone(int((tmp_path / "pid").read_text())))
 
 
 def test_a_response_whose_worker_dies_is_retried_once(tmp_path):
     with scripted() as pool:
-        (outcome,) = pool.verify_all([("crash_once", str(tmp_path / "marker"))])
+        (outcome,) = pool.verify_all(samples([("crash_once", str(tmp_path / "marker"))]))
         assert (outcome.reward, outcome.status) == (1.0, OK)
         assert pool.counts["restarts"] == 1
 
 
 def test_a_verification_that_always_kills_its_worker_is_a_counted_error():
     with scripted() as pool:
-        outcomes = pool.verify_all([("crash", ""), ("reward 1", "")])
+        outcomes = pool.verify_all(samples([("crash", ""), ("reward 1", "")]))
         assert [outcome.status for outcome in outcomes] == [ERROR, OK]
         assert math.isnan(outcomes[0].reward)
         assert "exit code 3" in outcomes[0].detail
@@ -110,20 +119,22 @@ def test_a_verification_that_always_kills_its_worker_is_a_counted_error():
 def test_a_worker_killed_between_batches_is_replaced():
     with scripted() as pool:
         os.kill(pool.worker_pids[0], signal.SIGKILL)
-        assert [outcome.reward for outcome in pool.verify_all([("reward 1", "")])] == [1.0]
+        assert [outcome.reward for outcome in pool.verify_all(samples([("reward 1", "")]))] == [1.0]
 
 
 def test_exceptions_output_and_memory_use_are_confined_to_the_worker():
     with scripted() as pool:
         outcomes = pool.verify_all(
-            [
-                ("reward x", ""),
-                ("reward 7", ""),
-                ("print", ""),
-                ("memory", ""),
-                ("reward 1", ""),
-                ("torch", ""),
-            ]
+            samples(
+                [
+                    ("reward x", ""),
+                    ("reward 7", ""),
+                    ("print", ""),
+                    ("memory", ""),
+                    ("reward 1", ""),
+                    ("torch", ""),
+                ]
+            )
         )
         assert [outcome.status for outcome in outcomes] == [ERROR, ERROR, OK, ERROR, OK, OK]
         assert outcomes[2].reward == 1.0
@@ -154,7 +165,7 @@ def test_a_hostile_verifier_forges_no_verdict_and_moves_none():
         (text, "") for command in HOSTILE for text in ("reward 0.75", command, "reward 0.125", "reward 0")
     ]
     with scripted() as pool:
-        outcomes = pool.verify_all(tasks)
+        outcomes = pool.verify_all(samples(tasks))
     rewards = [None if math.isnan(outcome.reward) else outcome.reward for outcome in outcomes]
     assert dict(zip(HOSTILE, rewards[1::4], strict=True)) == HOSTILE
     assert rewards[0::4] == [0.75] * len(HOSTILE) and rewards[2::4] == [0.125] * len(HOSTILE)
@@ -165,17 +176,17 @@ def test_a_hostile_verifier_forges_no_verdict_and_moves_none():
 @pytest.mark.parametrize("way", ["thread", "fork"])
 def test_what_is_written_after_a_verdict_is_not_the_next(way):
     with scripted() as pool:
-        first = pool.verify_all([(f"forge_later {way}", "0.2")])
+        first = pool.verify_all(samples([(f"forge_later {way}", "0.2")]))
         time.sleep(0.4)  # idle when it is written
-        second = pool.verify_all([("reward 0", ""), (f"forge_later {way}", "0.05")])
-        third = pool.verify_all([("sleep 0.3", ""), ("reward 0", "")])  # busy when it is written
+        second = pool.verify_all(samples([("reward 0", ""), (f"forge_later {way}", "0.05")]))
+        third = pool.verify_all(samples([("sleep 0.3", ""), ("reward 0", "")]))  # busy when it is written
     assert [outcome.reward for outcome in (*first, *second, *third)] == [0.25, 0.0, 0.25, 1.0, 0.0]
 
 
 def test_texts_of_any_size_and_characters_are_transmitted():
     text = "é\ud800\0\n" * 100_000
     with scripted() as pool:
-        outcomes = pool.verify_all([("length " + text, str(len(text)))])
+        outcomes = pool.verify_all(samples([("length " + text, str(len(text)))]))
     assert [outcome.reward for outcome in outcomes] == [1.0]
 
 
@@ -184,7 +195,7 @@ def test_closing_ends_a_batch_after_the_responses_in_progress():
     timer = threading.Timer(0.3, pool.close)
     timer.start()
     with pytest.raises(RuntimeError, match="closed during a batch"):
-        pool.verify_all([("sleep 0.2", "")] * 10_000)
+        pool.verify_all(samples([("sleep 0.2", "")] * 10_000))
     timer.join()
     assert pool.worker_pids == ()
 
@@ -196,7 +207,7 @@ def test_closing_ends_the_workers_and_can_be_repeated():
     pool.close()
     assert all(is_gone(pid) for pid in pids)
     with pytest.raises(RuntimeError, match="closed"):
-        pool.verify_all([("reward 1", "")])
+        pool.verify_all(samples([("reward 1", "")]))
 
 
 def test_workers_do_not_outlive_a_pool_that_was_killed(tmp_path):
@@ -223,7 +234,7 @@ def test_workers_do_not_outlive_a_pool_that_was_killed(tmp_path):
 def test_it_is_safe_beside_a_parent_with_busy_torch_threads():
     torch.randn(256, 256) @ torch.randn(256, 256)
     with scripted() as pool:
-        assert pool.verify_all([("reward 1", "")])[0].reward == 1.0
+        assert pool.verify_all(samples([("reward 1", "")]))[0].reward == 1.0
 
 
 @pytest.mark.parametrize(("num_workers", "timeout_s"), [(0, 1.0), (1, 0.0)])

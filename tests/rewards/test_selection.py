@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 import json
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards.http_endpoint import HttpEndpoint
 from megatron_prime.rewards.selection import RewardPools, answer_check, build_pool
+from tests.support.samples import samples
 from tests.support.sandbox_probe import needs_sandbox
 
 SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
@@ -14,7 +16,7 @@ PROGRAM = "```python\nprint(sum(map(int, input().split())))\n```"
 
 def test_a_single_verifier_verifies_everything():
     with RewardPools(RewardConfig(verifier="exact_match")) as pools:
-        outcomes = pools.verify_all([("1 2", "2", "any", "thing"), ("1 2", "1", "", "")])
+        outcomes = pools.verify_all(samples([("1 2", "2", "any", "thing"), ("1 2", "1", "", "")]))
         assert [outcome.reward for outcome in outcomes] == [1.0, 0.0]
         assert pools.verify_all([]) == []
         assert pools.counts == {"ok": 2, "timeout": 0, "error": 0, "restarts": 0}
@@ -27,22 +29,24 @@ def test_auto_routes_by_source_and_then_by_ability():
     reward = RewardConfig(verifier="auto", routes=routes, timeout_s=30.0, code=code)
     with RewardPools(reward) as pools:
         outcomes = pools.verify_all(
-            [
-                (PROGRAM, SUM, "taco", "code"),
-                (r"\boxed{0.5}", "1/2", "numina", "math"),
-                ("so 0.5", "0.5", "toy", "math"),
-                (r"\boxed{7}", "1/2", "", "math"),
-            ]
+            samples(
+                [
+                    (PROGRAM, SUM, "taco", "code"),
+                    (r"\boxed{0.5}", "1/2", "numina", "math"),
+                    ("so 0.5", "0.5", "toy", "math"),
+                    (r"\boxed{7}", "1/2", "", "math"),
+                ]
+            )
         )
         assert [outcome.reward for outcome in outcomes] == [1.0, 1.0, 1.0, 0.0]
         assert pools.counts["ok"] == 4
         with pytest.raises(ValueError, match=r"neither the source 'x' nor the ability 'y'.*'toy'"):
-            pools.verify_all([("a", "b", "x", "y")])
+            pools.verify_all(samples([("a", "b", "x", "y")]))
 
 
 def test_an_import_path_and_a_url_are_verifiers():
     with RewardPools(RewardConfig(verifier="operator:eq", timeout_s=30.0)) as pools:
-        outcomes = pools.verify_all([("a", "a", "", ""), ("a", "b", "", "")])
+        outcomes = pools.verify_all(samples([("a", "a", "", ""), ("a", "b", "", "")]))
     assert [outcome.reward for outcome in outcomes] == [1.0, 0.0]
     assert isinstance(build_pool("http://localhost:1/verify", RewardConfig()), HttpEndpoint)
 

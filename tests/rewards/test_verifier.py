@@ -8,6 +8,7 @@ from megatron_prime.rewards import get, names, register
 from megatron_prime.rewards.exact_match import ExactMatch
 from megatron_prime.rewards.outcome import VerificationOutcome, VerificationStatus
 from megatron_prime.rewards.verifier import Verifier, run_verifier
+from megatron_prime.sample import Sample
 
 
 class Fixed:
@@ -42,7 +43,9 @@ def test_a_taken_name_is_rejected_and_registering_again_is_harmless():
 
 @pytest.mark.parametrize("reward", [0, 0.25, 1, True])
 def test_a_reward_is_passed_on(reward):
-    assert run_verifier(Fixed(reward), "r", "a") == VerificationOutcome(float(reward), VerificationStatus.OK)
+    assert run_verifier(Fixed(reward), Sample("r", "a")) == VerificationOutcome(
+        float(reward), VerificationStatus.OK
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_a_reward_is_passed_on(reward):
     ids=repr,
 )
 def test_an_invalid_reward_is_an_error_and_nan(reward):
-    outcome = run_verifier(Fixed(reward), "r", "a")
+    outcome = run_verifier(Fixed(reward), Sample("r", "a"))
     assert outcome.status is VerificationStatus.ERROR
     assert math.isnan(outcome.reward)
     assert outcome.detail
@@ -76,7 +79,7 @@ def test_a_verifier_that_explains_is_asked_once():
         def explain(self, response_text, answer):
             return self.reward, "because"
 
-    assert run_verifier(Explained(0.5), "r", "a") == VerificationOutcome(
+    assert run_verifier(Explained(0.5), Sample("r", "a")) == VerificationOutcome(
         0.5, VerificationStatus.OK, "because"
     )
 

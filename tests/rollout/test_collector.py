@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Collecting a batch: refills, surplus, shortage and statistics, and collection with a real model."""
 
 import json
@@ -349,11 +350,10 @@ def test_stream_keys_are_distinct_and_bounded():
             call()
 
 
-def verify_parity(pairs):
+def verify_parity(samples):
     """Verify a task that a random model solves half of the time: the first word is even."""
-    return [
-        FixedOutcome(float(int(text.split()[0][1:]) % 2 == 0) if text else math.nan) for text, *_ in pairs
-    ]
+    texts = [sample.response_text for sample in samples]
+    return [FixedOutcome(float(int(text.split()[0][1:]) % 2 == 0) if text else math.nan) for text in texts]
 
 
 def collect_with_real_model(folder, ranks, stream):

@@ -1,12 +1,15 @@
 """Every response receives its outcome, independent of the rank that verified it."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from megatron_prime.rollout import verification
-from megatron_prime.rollout.verification import RolloutVerifier, VerifierAwayError
-from megatron_prime.types import FinishReason, Prompt, Rollout
+from megatron_prime.rollout.verification import RolloutVerifier, VerifierAwayError, sample_of
+from megatron_prime.sample import Sample
+from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
 from tests.support.rollout_doubles import (
     BAD,
     BROKEN,
@@ -44,8 +47,8 @@ def test_every_rank_has_all_outcomes_and_each_response_is_verified_once(num_rank
         assert [reward for reward in rewards if not math.isnan(reward)] == [1, 0, 1, 1, 0, 0]
         assert math.isnan(rewards[2])
         assert [rollout.prompt.index for rollout in verified] == list(range(7))
-    assert sorted(answer for _, answer, _, _ in seen) == [f"answer {index}" for index in range(7)]
-    assert ("7 good", "answer 3", "", "") in seen
+    assert sorted(sample.answer for sample in seen) == [f"answer {index}" for index in range(7)]
+    assert Sample("7 good", "answer 3", response_ids=(7, GOOD), messages=[], turns=[]) in seen
 
 
 def test_a_wrong_number_of_outcomes_or_a_reward_out_of_range_is_reported():
@@ -65,11 +68,13 @@ class AwayServer:
         self.asked = []
 
     def __call__(self, responses):
-        self.asked.append([answer for _, answer, _, _ in responses])
+        self.asked.append([sample.answer for sample in responses])
         is_away = len(self.asked) <= self.num_failures
         return [
-            FixedOutcome(math.nan, True, "refused") if is_away and text.split()[-1] in self.words else outcome
-            for (text, *_), outcome in zip(responses, verify_words(responses), strict=True)
+            FixedOutcome(math.nan, True, "refused")
+            if is_away and sample.response_text.split()[-1] in self.words
+            else outcome
+            for sample, outcome in zip(responses, verify_words(responses), strict=True)
         ]
 
 
@@ -126,3 +131,40 @@ def test_an_outage_without_an_end_is_the_same_error_on_every_rank():
     one, other = run_on_ranks(2, run)
     assert one == other
     assert len(servers[0].asked) > 2
+
+
+def test_a_sample_has_what_is_known_of_prompt_and_response():
+    messages, metadata = [{"role": "user", "content": "\ud800 né"}], {"level": 5, "parts": [None, 1.5]}
+    prompt = Prompt(0, (1,), "42", "gsm8k", "math", json.dumps(messages), json.dumps(metadata))
+    ids, turns = (5, 6, 7, 8, 9), (Turn(2, 3), Turn(4, 4), Turn(5, 5))
+    rollout = Rollout(prompt, 0, ids, (-1.0,) * 5, FinishReason.LENGTH, 1, turns=turns)
+    sample = sample_of(rollout, WordTokenizer())
+    assert sample == Sample(
+        "9", "42", "gsm8k", "math", messages, metadata, ids, "length", [("5 6", "7"), ("8", ""), ("9", "")]
+    )
+    alone = sample_of(replace(rollout, turns=()), WordTokenizer())
+    assert (alone.response_text, alone.turns) == ("5 6 7 8 9", [])
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_no_verifier_is_asked_where_the_environment_gave_the_outcome_or_failed(num_ranks):
+    given, stopped, failed, plain = rollouts_ending([BAD, GOOD, GOOD, GOOD])
+    rollouts = [
+        replace(given, is_judged=True, outcome_reward=0.5, reason="won"),
+        replace(stopped, finish_reason=FinishReason.ABORT),
+        replace(failed, finish_reason=FinishReason.ABORT, reason="the environment hung"),
+        plain,
+    ]
+    seen = []
+
+    def verify(asked):
+        seen.extend(sample.answer for sample in asked)
+        return verify_words(asked)
+
+    for verified in run_on_ranks(
+        num_ranks, lambda ranks: RolloutVerifier(verify, WordTokenizer(), ranks)(rollouts)
+    ):
+        assert [(each.outcome_reward, each.reason) for each in verified[:2]] == [(0.5, "won"), (1.0, "")]
+        assert math.isnan(verified[2].outcome_reward) and verified[2].reason == "the environment hung"
+        assert verified[3].outcome_reward == 1.0
+    assert sorted(seen) == ["answer 1", "answer 3"]

@@ -1,3 +1,4 @@
+# pyright: reportIncompatibleMethodOverride=false
 """A reward server that judges as the verifier exact_match does, and that can go away."""
 
 import json
@@ -9,6 +10,7 @@ from typing import Self
 
 from megatron_prime.rewards import get
 from megatron_prime.rewards.verifier import run_verifier
+from megatron_prime.sample import Sample
 
 
 class RewardServer:
@@ -30,7 +32,7 @@ class RewardServer:
                 if outer._leaves():
                     self.close_connection = True
                     return
-                reward = run_verifier(verifier, asked["response"], asked["answer"]).reward
+                reward = run_verifier(verifier, Sample(asked["response"], asked["answer"])).reward
                 body = json.dumps({"reward": reward}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))

@@ -58,10 +58,10 @@ class FixedOutcome:
     detail: str = ""
 
 
-def verify_words(pairs):
+def verify_words(samples):
     """Verify responses by their last word: `good` is correct, `broken` is a verifier error."""
     scores = {"good": 1.0, "broken": math.nan}
-    return [FixedOutcome(scores.get(text.split()[-1], 0.0)) for text, *_ in pairs]
+    return [FixedOutcome(scores.get(sample.response_text.split()[-1], 0.0)) for sample in samples]
 
 
 class CountingStream:

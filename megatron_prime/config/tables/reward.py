@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from megatron_prime.config.redaction import Address
 from megatron_prime.config.section import NonNegative, Positive, PositiveFloat, Section, UserPath
 
+SampleField = Literal["source", "ability", "messages", "metadata", "response_ids", "finish_reason", "turns"]
+"""A field of `Sample` besides the texts."""
+
 
 class CodeConfig(Section):
     """Execution of model-written code against tests (reward.verifier = "code", or "auto" with a route to it)."""
@@ -59,6 +62,8 @@ class HttpRewardConfig(Section):
     """Maximum number of concurrent requests per training process."""
     token_variable: str | None = None
     """Name of the environment variable that contains a bearer token; by default requests have none."""
+    fields: tuple[SampleField, ...] = ("source", "ability", "messages", "metadata", "finish_reason", "turns")
+    """Fields of a request besides response and answer. response_ids, the tokens of the response, may be long."""
 
 
 class RewardConfig(Section):
@@ -84,6 +89,12 @@ class RewardConfig(Section):
     def verifiers(self) -> tuple[str, ...]:
         """All verifiers that a run may use, each once."""
         return (self.verifier,) if self.verifier != "auto" else tuple(dict.fromkeys(self.routes.values()))
+
+    @property
+    def reads_rows(self) -> bool:
+        """True if a verifier may read the messages of a prompt or the other columns of its row."""
+        by_url = not {"messages", "metadata"}.isdisjoint(self.http.fields)
+        return any(by_url if "://" in spec else ":" in spec for spec in self.verifiers)
 
     def verifier_of(self, source: str, ability: str) -> str:
         """Return the verifier of a prompt.

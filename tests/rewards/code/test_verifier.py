@@ -15,6 +15,7 @@ from megatron_prime.rewards.code.verifier import CodeVerifier, last_program
 from megatron_prime.rewards.verifier import check_answer
 from tests.rewards.code import sandbox_attacks
 from tests.support import deadlines
+from tests.support.samples import samples
 from tests.support.sandbox_probe import needs_sandbox
 
 SUM = json.dumps({"inputs": ["13 29\n"], "outputs": ["42\n"]})
@@ -187,7 +188,7 @@ def test_killing_a_worker_kills_its_sandbox():
     settings = {"test_timeout_s": 300.0, "total_timeout_s": 300.0}
     with VerifierPool("code", 1, 1.5, settings=settings) as pool:
         uid = FIRST_UID + pool.worker_pids[0]
-        (outcome,) = pool.verify_all([(fenced("import time\ntime.sleep(10**6)"), SUM)])
+        (outcome,) = pool.verify_all(samples([(fenced("import time\ntime.sleep(10**6)"), SUM)]))
         assert outcome.status is VerificationStatus.TIMEOUT
         deadline = time.monotonic() + deadlines.seconds(60)
         while [p for p in psutil.process_iter(["uids"]) if p.info["uids"].real == uid]:
@@ -356,6 +357,6 @@ def test_an_interpreter_that_fails_in_the_sandbox_is_an_error_at_start(tmp_path)
 def test_code_runs_in_the_pool():
     with VerifierPool("code", 2, 60.0, settings={"test_timeout_s": 20.0, "total_timeout_s": 40.0}) as pool:
         right = fenced("print(sum(map(int, input().split())))")
-        outcomes = pool.verify_all([(right, SUM), (fenced("print(1)"), SUM), (right, "no tests")])
+        outcomes = pool.verify_all(samples([(right, SUM), (fenced("print(1)"), SUM), (right, "no tests")]))
     assert [outcome.reward for outcome in outcomes[:2]] == [1.0, 0.0]
     assert outcomes[2].status is VerificationStatus.ERROR
