@@ -1,6 +1,7 @@
 """The texts that the eval-prm command scores: saved responses, ProcessBench solutions and preference pairs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from megatron_prime.config.run import PrimeConfig
@@ -8,8 +9,10 @@ from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.prm_judge import JudgedText
 from megatron_prime.evaluation.process_labels import LabelledSolution, Pair, read_pairs, read_processbench
-from megatron_prime.evaluation.saved_responses import SavedProblem, read_responses
+from megatron_prime.evaluation.saved_responses import SavedProblem, SavedResponse, read_responses
 from megatron_prime.hf.shape import read_shape
+from megatron_prime.rollout.collector import step_ids_of_response
+from megatron_prime.types import Turn, policy_spans
 
 
 class PRMInputs:
@@ -39,6 +42,7 @@ class PRMInputs:
             path.stem: list(read_pairs(path, config.data, tokenizer)) for path in settings.pairs
         }
         self._tokenizer = tokenizer
+        self._score_environment = config.prm.score_environment
         inputs: list[tuple[str, Sequence[object]]] = [
             *self.problems.items(),
             *self.solutions.items(),
@@ -65,10 +69,20 @@ class PRMInputs:
             *(f"pairs {name}: {len(rows)}" for name, rows in self.pairs.items()),
         ]
 
-    def split_steps(self, where: str, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> JudgedText:
-        """Return a response split into reasoning steps; `where` names its file and row in errors."""
-        steps = step_ids(self._tokenizer, response_ids)
-        return JudgedText(where, prompt_ids, response_ids, steps, steps[-1] + 1 if steps else 0)
+    def split_steps(
+        self, where: str, prompt_ids: Sequence[int], response_ids: Sequence[int], turns: Sequence[Turn] = ()
+    ) -> JudgedText:
+        """Return a response split into reasoning steps, as in training; `where` names its file and row in errors."""
+        steps = step_ids_of_response(partial(step_ids, self._tokenizer), response_ids, turns)
+        scored = policy_spans(turns, len(response_ids)) if turns and not self._score_environment else None
+        return JudgedText(where, prompt_ids, response_ids, steps, steps[-1] + 1 if steps else 0, scored)
+
+    def answer_text(self, response: SavedResponse) -> str:
+        """Return the text that holds the answer of a response: the last turn of the policy."""
+        if not response.turns:
+            return response.text
+        start, end = policy_spans(response.turns, len(response.token_ids))[-1]
+        return self._tokenizer.decode(list(response.token_ids[start:end]), skip_special_tokens=True)
 
     def step_texts(self, text: JudgedText) -> list[str]:
         """Return the decoded tokens of each step; "" for a step without tokens."""

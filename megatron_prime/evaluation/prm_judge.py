@@ -33,6 +33,8 @@ class JudgedText:
     response_ids: Sequence[int]
     token_steps: Sequence[int]
     num_steps: int
+    scored_spans: Sequence[tuple[int, int]] | None = None
+    """First position and end of each stretch of tokens that the scores count; None for all."""
 
 
 class StepScorer:
@@ -83,6 +85,12 @@ class StepScorer:
         prm_BT = self._prm.score(sequences).logprobs_BT.double()
         ref_BT = self._reference.score(sequences).logprobs_BT.double()
         ratios_BT: torch.Tensor = (prm_BT - ref_BT).cpu()
+        for row, text in enumerate(texts):
+            if text.scored_spans is not None:
+                own_T = torch.zeros_like(ratios_BT[row])
+                for start, end in text.scored_spans:
+                    own_T[start:end] = ratios_BT[row, start:end]
+                ratios_BT[row] = own_T
         return [
             step_scores(
                 ratios_BT[row, : len(text.response_ids)], text.token_steps, text.num_steps, self._beta

@@ -86,7 +86,7 @@ class _Judge:
     def add_responses(self, name: str, problems: Sequence[SavedProblem]) -> None:
         texts = [
             self._inputs.split_steps(
-                f"{problem.where}, response {number}", problem.prompt_ids, response.token_ids
+                f"{problem.where}, response {number}", problem.prompt_ids, response.token_ids, response.turns
             )
             for problem in problems
             for number, response in enumerate(problem.responses)
@@ -98,7 +98,7 @@ class _Judge:
             JudgedGroup(
                 [next(scores) for _ in problem.responses],
                 [response.outcome for response in problem.responses],
-                [answer_key(response.text) for response in problem.responses],
+                [answer_key(self._inputs.answer_text(response)) for response in problem.responses],
             )
             for problem in problems
         ]

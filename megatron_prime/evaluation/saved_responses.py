@@ -16,11 +16,15 @@ from megatron_prime.data.rows import DataRow, read_rows
 from megatron_prime.evaluation.accuracy import EvaluationResult
 from megatron_prime.observability.rollout_log import FileInfo, RolloutFile, write_rollouts
 from megatron_prime.rollout.group_filter import split_groups
+from megatron_prime.rollout.replay import TURN_COLUMNS, logged_turns
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.training.rollout_rows import rows_of_groups
-from megatron_prime.types import Decoder, Rollout
+from megatron_prime.types import Decoder, Rollout, Turn
 
-_COLUMNS = ("group", "prompt_token_ids", "response", "response_token_ids", "outcome_reward")
+_COLUMNS = (
+    *("group", "prompt_token_ids", "response", "response_token_ids", "outcome_reward"),
+    *TURN_COLUMNS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class SavedResponse:
     token_ids: tuple[int, ...]
     outcome: float
     """Verified outcome in [0, 1]; NaN after a verifier error."""
+    turns: tuple[Turn, ...] = ()
+    """The turns of a response to an environment; see `types.Rollout`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,10 @@ def _logged(path: Path) -> Iterator[SavedProblem]:
                 raise ValueError(f"{where}: its prompt or a response has no tokens")
             responses = [
                 SavedResponse(
-                    row["response"], tuple(row["response_token_ids"]), _outcome(row["outcome_reward"])
+                    row["response"],
+                    tuple(row["response_token_ids"]),
+                    _outcome(row["outcome_reward"]),
+                    logged_turns(row),
                 )
                 for row in rows
             ]

@@ -23,7 +23,7 @@ from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.sampled_groups import GroupObserver
 from megatron_prime.rollout.stream_keys import training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch, SamplingParams
+from megatron_prime.types import FinishReason, Prompt, RolloutBatch, SamplingParams, Turn, policy_spans
 
 MAX_ROUND_FACTOR = 2
 """Upper limit of the prompts in a round, as a multiple of prompts_per_step, if the filter keeps few groups."""
@@ -230,7 +230,9 @@ class Collector:
             group_ids=[number for number, group in enumerate(groups) for _ in group],
             step_ids=None
             if segmenter is None
-            else [step_ids_of_response(segmenter, rollout) for rollout in rollouts],
+            else [
+                step_ids_of_response(segmenter, rollout.response_ids, rollout.turns) for rollout in rollouts
+            ],
             stats=stats,
         )
         return self._with_overlong(batch)
@@ -254,17 +256,18 @@ class Collector:
         return batch
 
 
-def step_ids_of_response(segmenter: StepSegmenter, rollout: Rollout) -> list[int]:
+def step_ids_of_response(
+    segmenter: StepSegmenter, response_ids: Sequence[int], turns: Sequence[Turn]
+) -> list[int]:
     """Return the reasoning step of each token of a response, nondecreasing.
 
     Each turn of the policy is divided on its own, so that no step crosses a reply, which belongs to the step before it.
     """
-    if not rollout.turns:
-        return list(segmenter(rollout.response_ids))
+    if not turns:
+        return list(segmenter(response_ids))
     steps: list[int] = []
-    start, first = 0, 0
-    for turn in rollout.turns:
-        own = [first + step for step in segmenter(rollout.response_ids[start : turn.policy_end])]
-        steps += own + own[-1:] * (turn.end - turn.policy_end)
-        start, first = turn.end, steps[-1] + 1
+    for (start, end), turn in zip(policy_spans(turns, len(response_ids)), turns, strict=True):
+        first = steps[-1] + 1 if steps else 0
+        steps += [first + step for step in segmenter(response_ids[start:end])]
+        steps += steps[-1:] * (turn.end - end)
     return steps

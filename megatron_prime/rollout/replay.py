@@ -9,6 +9,7 @@ from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.group_filter import Group
 from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
 
+TURN_COLUMNS = ("policy_mask", "turn_ends", "turn_rewards")
 COLUMNS = (
     *("group", "sample", "round", "prompt_index", "source", "ability", "ground_truth", "prompt_token_ids"),
     *(
@@ -19,7 +20,7 @@ COLUMNS = (
         "finish_reason",
         "policy_version",
     ),
-    *("policy_mask", "turn_ends", "turn_rewards"),
+    *TURN_COLUMNS,
 )
 """Columns that a replay reads."""
 
@@ -87,12 +88,12 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         row["policy_version"],
         float("nan") if outcome is None else outcome,
         reason=row["reason"],
-        turns=_turns(row),
+        turns=logged_turns(row),
     )
 
 
-def _turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """Return the turns of a logged response; in each, the policy's tokens come first."""
+def logged_turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Return the turns of a logged response, from TURN_COLUMNS; in each, the policy's tokens come first."""
     if row["turn_ends"] is None:
         return ()
     starts = (0, *row["turn_ends"][:-1])

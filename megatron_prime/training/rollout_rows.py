@@ -68,7 +68,7 @@ def _row(rollout: Rollout, tokenizer: Decoder) -> dict[str, Any]:
 
 def _of_turns(rollout: Rollout, tokenizer: Decoder) -> dict[str, Any]:
     """Return the columns of a response of several turns, and its steps, none of which crosses a reply."""
-    steps = step_ids_of_response(partial(step_ids, tokenizer), rollout)
+    steps = step_ids_of_response(partial(step_ids, tokenizer), rollout.response_ids, rollout.turns)
     return {
         "step_ends": [end for end in range(1, len(steps)) if steps[end] != steps[end - 1]] + [len(steps)],
         "policy_mask": rollout.policy_mask,

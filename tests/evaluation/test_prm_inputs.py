@@ -7,6 +7,8 @@ import pytest
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation.prm_inputs import PRMInputs
+from megatron_prime.evaluation.saved_responses import SavedResponse
+from megatron_prime.types import Turn
 from tests.support.hf_shapes import SIZES
 from tests.support.tokenizers import byte_tokenizer
 
@@ -80,3 +82,20 @@ def test_a_response_is_split_into_steps_whose_texts_join_to_it(model):
     assert (text.where, text.num_steps, len(text.token_steps)) == ("a, row 1", 3, len(response))
     assert inputs.step_texts(text) == ["Add. ", "Then\n", "\\boxed{2}"]
     assert inputs.split_steps("a, row 2", [1], []).num_steps == 0
+
+
+def test_steps_of_a_response_of_several_turns_are_those_of_training(model):
+    """The reply "no" belongs to the step before it, has a score unless configured otherwise, and holds no answer."""
+    tokenizer = byte_tokenizer()
+    parts = ["One. Two.", "no", "Three."]
+    ids = tuple(tokenizer.encode("".join(parts)))
+    turns = (Turn(9, 11), Turn(17, 17))
+    for score_environment, spans in ((True, None), (False, [(0, 9), (11, 17)])):
+        config = config_of(model, pairs=[SAMPLES / "pairs.jsonl"])
+        prm = config.prm.model_copy(update={"score_environment": score_environment})
+        inputs = PRMInputs(config.model_copy(update={"prm": prm}))
+        text = inputs.split_steps("a, row 1", [1], ids, turns)
+        assert inputs.step_texts(text) == ["One. ", "Two.no", "Three."]
+        assert text.scored_spans == spans
+    assert inputs.answer_text(SavedResponse("".join(parts), ids, 1.0, turns)) == "Three."
+    assert inputs.answer_text(SavedResponse("One turn", ids, 1.0)) == "One turn"

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from megatron_prime.evaluation.prm_judge import (
     JudgedGroup,
@@ -12,6 +13,7 @@ from megatron_prime.evaluation.prm_judge import (
     processbench_metrics,
     reranking_metrics,
 )
+from megatron_prime.models.forward import Scores
 
 GROUPS = [
     # The aggregations min, sum and last choose three different responses.
@@ -66,6 +68,26 @@ def test_processbench_metrics_match_values_computed_by_hand():
     given = processbench_metrics(scores, labels, "gsm8k", 0.9)
     assert given["threshold"] == pytest.approx(0.9)
     assert given["gsm8k/f1"] == 0.0
+
+
+class Constant:
+    """A scorer that finds every token equally likely."""
+
+    def __init__(self, logprob):
+        self._logprob = logprob
+
+    def score(self, sequences):
+        longest = max(len(response) for _, response in sequences)
+        return Scores(torch.full((len(sequences), longest), self._logprob), torch.zeros(1))
+
+
+def test_tokens_outside_of_the_scored_spans_count_nothing():
+    texts = [
+        JudgedText("a", [1], [2] * 5, [0, 0, 1, 1, 1], 2, spans)
+        for spans in (None, [(0, 1), (3, 5)], [(0, 2)])
+    ]
+    scorer = StepScorer(Constant(-1.0), Constant(-2.0), 0.5, 10)  # type: ignore[arg-type]
+    assert scorer(texts) == [[1.0, 2.5], [0.5, 1.5], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from megatron_prime.evaluation.saved_responses import (
     write_responses,
 )
 from megatron_prime.observability.rollout_log import FileInfo, RolloutFile, write_rollouts
-from megatron_prime.types import FinishReason, Prompt, Rollout
+from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
 from tests.support.logged_rollouts import logged_response
 
 
@@ -53,6 +54,13 @@ def test_written_responses_are_read_back(tmp_path):
     assert record["prompt"] == "5 4 raw"
     assert (record["ground_truth"], record["source"], record["ability"]) == ("7", "src", "math")
     assert (record["finish_reason"], record["filter"]) == ("stop", None)
+
+
+def test_turns_are_read_back(tmp_path):
+    path, turns = tmp_path / "a.parquet", (Turn(1, 1), Turn(2, 2, 0.5))
+    several = [replace(each, turns=turns) for each in rollouts()]
+    write_responses(path, FileInfo(0, "eval"), several, 2, Words())
+    assert {response.turns for problem in read_responses(path) for response in problem.responses} == {turns}
 
 
 def test_files_of_json_lines_are_read(tmp_path):

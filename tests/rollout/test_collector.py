@@ -3,7 +3,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector, NoBatc
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams, Turn
+from megatron_prime.types import FinishReason, SamplingParams, Turn
 from tests.support.rollout_doubles import (
     BAD,
     BROKEN,
@@ -213,11 +212,9 @@ def test_each_turn_is_divided_into_steps_on_its_own():
 
     ids = tuple(range(10))
     turns = (Turn(3, 5), Turn(6, 6), Turn(8, 10))
-    rollout = Rollout(Prompt(0, (1,), ""), 0, ids, (-1.0,) * 10, FinishReason.STOP, 0, turns=turns)
-    assert step_ids_of_response(segmenter, rollout) == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3]
+    assert step_ids_of_response(segmenter, ids, turns) == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3]
     assert given == [(0, 1, 2), (5,), (6, 7)]
-    alone = replace(rollout, turns=())
-    assert step_ids_of_response(segmenter, alone) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert step_ids_of_response(segmenter, ids, ()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_oversampling_follows_the_keep_rate_of_previous_steps_also_after_a_resume():
