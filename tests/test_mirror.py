@@ -26,6 +26,7 @@ TESTS_WITHOUT_MODULE: dict[str, str] = {
     "test_docs": "the documents against the tree",
     "test_release": "licence, distributions, citation",
     "test_containers": "docker/",
+    "algorithm/test_theory": "docs/theory.md",
     "test_structure": "sizes, names and prose of all code",
     "viewer/test_in_browser": "the viewer's pages in a real Chromium",
     "slurm/test_prime_70b": "examples/prime_70b.sh",
