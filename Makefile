@@ -30,13 +30,17 @@ test check: export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart sglang test check docs wheel clean
+.PHONY: help quickstart quickstart-tools sglang test check docs wheel clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 19
 
 quickstart: $(STAMP) ## Train a toy model end to end on this machine
 	$(BIN)/megatron-prime quickstart
+
+quickstart-tools: $(STAMP) ## Train toy models with a tool and with an environment's remarks
+	$(BIN)/megatron-prime quickstart --task tools
+	$(BIN)/megatron-prime quickstart --task chain
 
 sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
 	$(BUILD_SGLANG)

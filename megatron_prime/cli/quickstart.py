@@ -13,7 +13,8 @@ from rich.table import Table
 
 from megatron_prime.cli.arguments import Options
 from megatron_prime.config.quiet import is_quiet
-from megatron_prime.quickstart.folder import prepare
+from megatron_prime.quickstart import TASKS
+from megatron_prime.quickstart.folder import DEFAULT_ROOT, prepare
 
 
 def quickstart(options: Options) -> int:
@@ -26,10 +27,11 @@ def quickstart(options: Options) -> int:
         ValueError: the folder cannot be used.
     """
     started = time.monotonic()
-    root: Path = options.root
+    task: str = options.task
+    root: Path = options.root or Path(DEFAULT_ROOT if task == TASKS[0] else f"{DEFAULT_ROOT}-{task}")
     if options.fresh:
         shutil.rmtree(root, ignore_errors=True)
-    config = prepare(root, options.seed)
+    config = prepare(root, options.seed, task)
     run = root / "prime"
     for override in options.overrides:
         key, _, value = override.partition("=")
@@ -40,15 +42,15 @@ def quickstart(options: Options) -> int:
         shared = [
             text for text in options.overrides if text.strip().startswith(("parallel.", "platform.", "sft."))
         ]
-        task = [f"model.path={root / 'task' / 'model'}", f"run_dir={root / 'sft_run'}"]
-        code = _run("sft", config, [seed, *task, *shared])
+        inputs = [f"model.path={root / 'task' / 'model'}", f"run_dir={root / 'sft_run'}"]
+        code = _run("sft", config, [seed, *inputs, *shared])
         if code:
             return code
     code = _run("train", config, [seed, *options.overrides])
     seconds = time.monotonic() - started
     if code == 0 and not is_quiet():
         _check_export(run / "hf")
-        _report(run, config, seconds)
+        _report(task, run, config, seconds)
     return code
 
 
@@ -76,13 +78,13 @@ def _check_export(folder: Path) -> None:
     AutoTokenizer.from_pretrained(folder)
 
 
-def _report(run: Path, config: Path, seconds: float) -> None:
+def _report(task: str, run: Path, config: Path, seconds: float) -> None:
     """Print a summary of the run's metrics."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     accuracy = [record["eval/accuracy"] for record in records if "eval/accuracy" in record]
     rollouts = sum(record.get("rollout/num_rollouts_sampled", 0) for record in records)
-    table = Table("quickstart", "", title="PRIME on the arithmetic task")
+    table = Table("quickstart", "", title=f"PRIME on the task {task}")
     if accuracy:
         table.add_row("held-out accuracy before PRIME (temperature 1)", f"{accuracy[0]:.3f}")
         table.add_row("held-out accuracy after PRIME", f"{accuracy[-1]:.3f}")

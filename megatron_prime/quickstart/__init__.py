@@ -7,3 +7,7 @@
 - `hidden_numbers`: a tool that knows what the policy cannot
 - `folder`: the inputs of a quickstart in its folder: the task, and a configuration to run and to change
 """
+
+TASKS = ("arithmetic", "chain", "tools")
+"""The tasks: chain arithmetic in one turn; the same in turns, with remarks of an environment; and a number that only a
+tool knows."""

@@ -4,39 +4,57 @@ import shutil
 from pathlib import Path
 
 from megatron_prime.observability.durable import replace_file
+from megatron_prime.quickstart import TASKS
 
-CONFIG = Path(__file__).with_name("quickstart.toml")
-"""The configuration as it is in the package; its paths are those of the folder `DEFAULT_ROOT`."""
 DEFAULT_ROOT = "runs/quickstart"
+"""The folder that the configurations name as they are in the package."""
 
 
-def prepare(root: Path, seed: int) -> Path:
+def packaged_config(task: str = TASKS[0]) -> Path:
+    """Return the configuration of a task as it is in the package; its paths are those of the folder DEFAULT_ROOT."""
+    return Path(__file__).with_name("quickstart.toml" if task == TASKS[0] else f"{task}.toml")
+
+
+CONFIG = packaged_config()
+"""The configuration of the first task."""
+
+
+def prepare(root: Path, seed: int, task: str = TASKS[0]) -> Path:
     """Write what is missing of the task and the configuration, and return the path of the configuration.
 
     A configuration that exists is kept, so that a user can change it and start again.
 
     Raises:
-        ValueError: the path of the folder cannot stand in a TOML file.
+        ValueError: the path of the folder cannot stand in a TOML file, or the folder holds another task.
     """
     if set(str(root)) & set('"\\\n'):
         raise ValueError(
             f"--root {root}: choose a folder without quotes, backslashes and line breaks in its path"
         )
-    task, config = root / "task", root / "quickstart.toml"
-    if not task.exists():
-        _make_task(task, seed)
+    for other in TASKS:
+        if other != task and (root / packaged_config(other).name).exists():
+            raise ValueError(
+                f"--root {root} holds the task {other}: choose another folder, or remove its files with --fresh"
+            )
+    inputs, packaged = root / "task", packaged_config(task)
+    config = root / packaged.name
+    if not inputs.exists():
+        _make_task(inputs, seed, task)
     if not config.exists():
-        text = CONFIG.read_text(encoding="utf-8")
+        text = packaged.read_text(encoding="utf-8")
         replace_file(config, text.replace(f'"{DEFAULT_ROOT}/', f'"{root}/'))
     return config
 
 
-def _make_task(folder: Path, seed: int) -> None:
+def _make_task(folder: Path, seed: int, task: str) -> None:
     """Write the task to a temporary folder and rename it, so that an interruption leaves no incomplete task."""
-    # It imports torch and transformers, which a start with a finished task does not need.
-    from megatron_prime.quickstart.arithmetic_task import write_all
+    # They import torch and transformers, which a start with a finished task does not need.
+    from megatron_prime.quickstart import arithmetic_task, turn_tasks
 
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    write_all(temporary, seed)
+    if task == TASKS[0]:
+        arithmetic_task.write_all(temporary, seed)
+    else:
+        turn_tasks.write_task(temporary, task, seed)
     temporary.rename(folder)

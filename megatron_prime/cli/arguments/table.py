@@ -17,6 +17,7 @@ from megatron_prime.cli.arguments.help_style import (
 )
 from megatron_prime.cli.arguments.options import Options, complete_word, options_of
 from megatron_prime.cli.arguments.own_commands import add_own_commands
+from megatron_prime.quickstart import TASKS
 
 
 def _complete_gpu(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
@@ -101,8 +102,14 @@ _command(
             _path(
                 "--root",
                 metavar="FOLDER",
-                default=Path("runs/quickstart"),
-                help="folder for all files; default runs/quickstart",
+                default=None,
+                help="folder for all files; default runs/quickstart, or runs/quickstart-TASK for another task",
+            ),
+            _option(
+                "--task",
+                type=click.Choice(TASKS),
+                default=TASKS[0],
+                help="arithmetic (one turn, default), chain (16 turns with remarks on each step), tools (a tool's call)",
             ),
             _option(
                 "--seed",
@@ -120,6 +127,7 @@ _command(
             "for comparison, with outcome rewards alone",
             "megatron-prime quickstart --root runs/outcome prm.enabled=false",
         ),
+        ("a policy that learns to use a tool", "megatron-prime quickstart --task tools"),
         ("another seed, from scratch", "megatron-prime quickstart --seed 1 --fresh"),
     ),
     metavar="[KEY=VALUE]...",
