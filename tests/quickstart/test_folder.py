@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.config.loading import load_config
-from megatron_prime.quickstart import arithmetic_task
-from megatron_prime.quickstart.folder import CONFIG, DEFAULT_ROOT, prepare
+from megatron_prime.quickstart import TASKS, arithmetic_task
+from megatron_prime.quickstart.folder import DEFAULT_ROOT, packaged_config, prepare
 
 
 @pytest.fixture
@@ -16,14 +16,16 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "my root"
 
 
-def test_the_packaged_configuration_names_files_of_the_default_folder_alone():
-    config = load_config(CONFIG, [])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_packaged_configuration_names_files_of_the_default_folder_alone(task):
+    config = load_config(packaged_config(task), [])
     paths = [config.run_dir, config.model.path, config.sft.output, *config.sft.data, *config.data.train]
     assert {str(Path(path).parent) for path in paths} == {DEFAULT_ROOT, f"{DEFAULT_ROOT}/task"}
 
 
-def test_the_configuration_names_the_files_of_its_folder(root):
-    config = load_config(prepare(root, seed=0), [])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_configuration_names_the_files_of_its_folder(root, task):
+    config = load_config(prepare(root, 0, task), [])
     names = [config.run_dir, config.sft.output, config.model.path]
     names += [*config.data.train, *config.data.evaluation, *config.sft.data]
     expected = ["prime", "sft", "sft", *(f"task/{name}.jsonl" for name in ("train", "heldout", "sft"))]
@@ -59,3 +61,9 @@ def test_a_folder_that_a_configuration_cannot_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match="choose a folder without quotes"):
         prepare(tmp_path / 'a"b', seed=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_another_task_is_refused(root):
+    prepare(root, 0, "tools")
+    with pytest.raises(ValueError, match="holds the task tools: choose another folder"):
+        prepare(root, 0)

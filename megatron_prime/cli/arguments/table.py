@@ -109,7 +109,7 @@ _command(
                 "--task",
                 type=click.Choice(TASKS),
                 default=TASKS[0],
-                help="arithmetic (one turn, default), chain (16 turns with remarks on each step), tools (a tool's call)",
+                help="arithmetic (one turn, default), chain (16 turns with remarks on steps), tools (a call of a tool)",
             ),
             _option(
                 "--seed",
