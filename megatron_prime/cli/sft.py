@@ -9,8 +9,10 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.performance.memory import MemoryConfig
 from megatron_prime.conversion.export import export_hf
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.sft import SFTDataset, demonstration_data
 from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.environments.pool import EnvironmentPool
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
@@ -44,8 +46,9 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     progress = Progress(enabled=topology.rank == 0)
     config = with_date(config, config.sft_log, topology)
     # What may be refused is read first: a start that is refused changes no file.
-    dataset = _read(config, config.sft.data)
-    held_out = _read(config, config.sft.evaluation) if config.sft.evaluation else None
+    tools = _tools(config)
+    dataset = _read(config, config.sft.data, tools)
+    held_out = _read(config, config.sft.evaluation, tools) if config.sft.evaluation else None
     for line in _start_lines(config, arithmetic, dataset, held_out):
         progress.line(line)
     with hold_run(config, topology) as lock:
@@ -110,7 +113,16 @@ def _train(
     return policy
 
 
-def _read(config: PrimeConfig, files: Sequence[Path]) -> SFTDataset:
+def _tools(config: PrimeConfig) -> Sequence[Schema]:
+    """Return the schemas of the environment's tools, which the policy will see in rollouts."""
+    if not config.environment.is_multi_turn:
+        return ()
+    settings = config.environment.model_copy(update={"num_workers": 1})
+    with EnvironmentPool(settings, config.reward.code) as pool:
+        return pool.tools
+
+
+def _read(config: PrimeConfig, files: Sequence[Path], tools: Sequence[Schema]) -> SFTDataset:
     return SFTDataset.read(
         files,
         demonstration_data(config),
@@ -118,6 +130,7 @@ def _read(config: PrimeConfig, files: Sequence[Path]) -> SFTDataset:
         load_tokenizer(config.model.path),
         config.trainer.max_tokens_per_microbatch,
         config.sft.messages_field,
+        tools,
     )
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.columns import ColumnTable, TokensColumn
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.layouts import Layout, layout
 from megatron_prime.data.messages import Message, conversation_of, first_answer, looks_like_messages
 from megatron_prime.data.mixing import ResumableStream, make_stream
@@ -78,6 +79,7 @@ class SFTDataset:
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int,
         messages_field: str | None = None,
+        tools: Sequence[Schema] = (),
     ) -> "SFTDataset":
         """Read and tokenize jsonl, parquet or csv files.
 
@@ -91,6 +93,7 @@ class SFTDataset:
             messages_field: Column with a whole conversation: the messages up to the first one of the assistant are the
                 prompt, and all turns of the assistant are trained; the prompt column and `response_field` are then
                 ignored.
+            tools: Schemas of the tools that rollouts show to the policy, besides those of the rows.
 
         Raises:
             ValueError: If no file is given, a file is missing, a row is invalid (the error names file and row; with
@@ -98,7 +101,7 @@ class SFTDataset:
         """
         if not paths:
             raise ValueError("no demonstrations are given: set sft.data")
-        reader = demonstration_reader(paths, config, response_field, tokenizer, messages_field)
+        reader = demonstration_reader(paths, config, response_field, tokenizer, messages_field, tools)
         table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint(config)
         for problem in reader:
             if len(problem.prompt_ids) + len(problem.response_ids) > max_tokens:
@@ -128,9 +131,13 @@ def demonstration_reader(
     response_field: str,
     tokenizer: PreTrainedTokenizerBase,
     messages_field: str | None,
+    tools: Sequence[Schema] = (),
 ) -> ProblemReader:
     """Return a reader whose problems have the response in the place of the answer; see `SFTDataset.read`."""
     row_layout, read_response = _response_reader(config, response_field, messages_field)
+    if tools:
+        of_row = row_layout.tools
+        row_layout = replace(row_layout, tools=lambda row: [*tools, *of_row(row)])
     return ProblemReader(paths, config, row_layout, tokenizer, read_response)
 
 

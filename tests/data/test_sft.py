@@ -87,6 +87,25 @@ def test_all_turns_of_a_conversation_are_trained_behind_its_first_question(tmp_p
         SFTDataset.read([path], DataConfig(), "response", tokenizer, 200, "messages")
 
 
+def test_tools_of_the_run_and_of_the_row_stand_in_the_prompt(tmp_path):
+    template = "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}" + CHAT_TEMPLATE
+    tokenizer = byte_tokenizer(template)
+    row = {"prompt": [{"role": "user", "content": "q"}], "response": "a", "tools": [{"name": "own"}]}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    given = [{"type": "function", "function": {"name": "given"}}]
+
+    def prompt(config: DataConfig) -> str:
+        (example,) = SFTDataset.read([path], config, "response", tokenizer, 99, tools=given).examples
+        return tokenizer.decode(list(example.prompt_ids))
+
+    assert prompt(DataConfig()) == "<given><|user|>q<|assistant|>"
+    assert prompt(DataConfig(tools_field="tools")) == "<given><own><|user|>q<|assistant|>"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    with pytest.raises(ValueError, match="row 1: the chat template leaves out the tools given"):
+        prompt(DataConfig())
+
+
 QWEN_LIKE = (
     "{% for m in messages %}[{{ m['role'] }}]{% if m.reasoning_content is string %}<think>\n{{ m.reasoning_content }}\n"
     "</think>\n\n{% endif %}{{ m['content'] }}<end>\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
