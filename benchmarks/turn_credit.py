@@ -61,7 +61,7 @@ T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)
 
 @dataclass(frozen=True)
 class Curve:
-    """What one run learned."""
+    """The accuracy of one run over its rollouts."""
 
     rollouts: tuple[float, ...]
     """Responses sampled up to each step."""
