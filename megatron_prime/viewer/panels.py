@@ -121,7 +121,18 @@ PANELS: tuple[Panel, ...] = (
         "Length of responses",
         "Do responses grow or collapse?",
         "tokens",
-        (Series("rollout/mean_response_tokens", "sampled"), Series("eval/mean_response_tokens", "held out")),
+        (
+            Series("rollout/mean_response_tokens", "sampled"),
+            Series("rollout/mean_policy_tokens", "without replies"),
+            Series("eval/mean_response_tokens", "held out"),
+        ),
+    ),
+    Panel(
+        "dialogue",
+        "Turns of a response",
+        "Does the policy use its environment, or talk to it without an end?",
+        "turns",
+        (Series("rollout/mean_turns", "sampled"),),
     ),
     Panel(
         "truncated",

@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_prime.rollout.episode import Reply
+from tests.support.episodes import ScriptedEnvironments
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -220,15 +223,25 @@ def parts_of() -> dict[str, Any]:
 def one_step_each(
     folder: str, variants: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, dict[str, float] | str], dict[str, Any]]:
-    """Return the metrics of the first step under each set of overrides (or the error message), and advantages."""
+    """Return the metrics of the first step under each set of overrides (or the error message), and advantages.
+
+    Where a name begins with "turns", an environment answers the first turn and judges the second.
+    """
     os.chdir(folder)
     results: dict[str, dict[str, float] | str] = {}
     for name, overrides in variants.items():
         try:
-            results[name] = _first_step(["evaluation.max_prompts=1", *overrides])
+            results[name] = _first_step(["evaluation.max_prompts=1", *overrides], name.startswith("turns"))
         except (ValueError, RuntimeError, FloatingPointError, AssertionError, TypeError) as error:
             results[name] = f"{type(error).__name__}: {error}"
     return results, outcome_only_advantages()
+
+
+def _remark(episode: Any) -> Reply:
+    """Reply with two tokens and a reward; call a second turn right by the tokens of both."""
+    if len(episode.seen) == 1:
+        return Reply((5, 6), reward=0.25)
+    return Reply(is_done=True, outcome=float(sum(sum(token_ids) for token_ids, _ in episode.seen) % 2))
 
 
 def stale_step(folder: str) -> dict[str, Any]:
@@ -292,10 +305,12 @@ def outcome_only_advantages() -> dict[str, Any]:
     }
 
 
-def _first_step(overrides: Sequence[str]) -> dict[str, float]:
+def _first_step(overrides: Sequence[str], has_turns: bool) -> dict[str, float]:
     from megatron_prime.training.health.alarms import Alarms
 
-    with _trainer(overrides) as (trainer, _):
+    with _trainer(overrides) as (trainer, collector):
+        if has_turns:
+            collector.environments = ScriptedEnvironments(_remark)
         metrics = dict(trainer.step())
         _, warnings = Alarms(trainer.config.guards).look(metrics)
         assert not warnings, warnings

@@ -63,11 +63,31 @@ OTHER_VARIANTS = {
 }
 
 
+TURNS = ["filter.enabled=false", "rollout.max_response_tokens=30", "prm.update_order=before"]
+"""Overrides of the runs whose environment replies once."""
+TURN_VARIANTS = {
+    "turns": [],
+    "turns in steps": ["prm.granularity=step"],
+    "turns as units": ["prm.granularity=turn", "advantage.process_baseline=sequence_spread"],
+    "turns of a whole": ["prm.granularity=whole", "policy.aggregation=sequence"],
+    "turns by hindsight": ["advantage.process_credit=hindsight", "advantage.gamma_process=0.0"],
+    "turns as units by hindsight": ["prm.granularity=turn", "advantage.process_credit=hindsight"],
+    "turns without scores of replies": ["prm.score_environment=false", "policy.tis_cap=2.0"],
+    "turns by istar": [
+        *("advantage.estimator=istar", "prm.granularity=turn", "prm.loss=dpo"),
+        *("prm.score_environment=false", "reference.mode=policy"),
+    ],
+    "turns without a PRM": OUTCOME_ONLY,
+}
+
+
 @pytest.fixture(scope="module")
 def first_steps(toy: Toy) -> tuple[dict[str, dict[str, float] | str], dict]:
     """Return the first step's metrics of every variant on small batches, and outcome-only advantages of a batch."""
     small = ["trainer.prompts_per_step=4"]
-    variants = {name: [*small, *overrides] for name, overrides in {**PRM_VARIANTS, **OTHER_VARIANTS}.items()}
+    turns = {name: [*TURNS, *overrides] for name, overrides in TURN_VARIANTS.items()}
+    everything = PRM_VARIANTS | OTHER_VARIANTS | turns
+    variants = {name: [*small, *overrides] for name, overrides in everything.items()}
     (results,) = run_distributed(toy_worker.one_step_each, 1, str(toy.folder), variants)
     return results
 
@@ -82,13 +102,29 @@ def outcome_only(first_steps) -> dict:
     return first_steps[1]
 
 
-@pytest.mark.parametrize("variant", [*PRM_VARIANTS, *OTHER_VARIANTS])
+@pytest.mark.parametrize("variant", [*PRM_VARIANTS, *OTHER_VARIANTS, *TURN_VARIANTS])
 def test_every_option_gives_finite_metrics(steps, variant):
     metrics = steps[variant]
     assert isinstance(metrics, dict), metrics
     assert [name for name, value in metrics.items() if not math.isfinite(value)] == []
     assert metrics["policy/grad_norm"] > 0
     assert metrics["advantage/std"] > 0
+
+
+@pytest.mark.parametrize("variant", TURN_VARIANTS)
+def test_replies_are_scored_and_not_trained_on(steps, variant):
+    metrics = steps[variant]
+    assert isinstance(metrics, dict), metrics
+    assert 1.5 < metrics["rollout/mean_turns"] <= 2
+    replies = metrics["rollout/mean_response_tokens"] - metrics["rollout/mean_policy_tokens"]
+    assert replies == pytest.approx(2 * (metrics["rollout/mean_turns"] - 1))
+    # With the 0 that stands for the engine's log-prob of a reply, the gap would be above 1.
+    assert metrics["rollout/logprob_gap_max"] < 1e-3
+    assert ("prm/reply_share" in metrics) == ("PRM" not in variant)
+    if "prm/reply_share" in metrics:
+        is_scored = variant not in ("turns without scores of replies", "turns by istar")
+        assert (metrics["prm/reply_share"] > 0) == is_scored
+        assert metrics["prm/turn_reward_std"] > 0
 
 
 @pytest.mark.parametrize("order", ORDERS)
