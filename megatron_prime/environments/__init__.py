@@ -7,5 +7,8 @@ Worker processes import the package, so it must not import torch; modules that d
 - `replies`: checks what an environment returns
 - `worker`: main program of a worker process
 - `pool`: runs the environments of many episodes in worker processes, under a deadline (this one imports torch)
+- `tool_calls`: finds the calls of tools in a turn
+- `toolbox`: the tools of an environment, called by name
+- `tools/`: the tools that are known by name
 - `builtin/`: the environments that are known by name
 """

@@ -1,6 +1,7 @@
 """From the name in a configuration to the class of an environment and its tools; used in worker processes alone.
 
-A built-in name is the file of a module in `environments/builtin/`, which has a class `Environment`. Everything else is
+A built-in name is the file of a module in `environments/builtin/`, which has a class `Environment`; that of a
+tool is a module in `environments/tools/`. Everything else is
 the import path of a user's class, which is imported in worker processes and never in the trainer.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BUILT_IN = "megatron_prime.environments.builtin"
+TOOLS = "megatron_prime.environments.tools"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class EnvironmentFactory:
 def environment_names() -> list[str]:
     """Return the built-in names, sorted; no module of them is imported."""
     return _module_names(BUILT_IN)
+
+
+def tool_names() -> list[str]:
+    """Return the built-in names of `environment.tools`, sorted; no module of them is imported."""
+    return _module_names(TOOLS)
 
 
 def _module_names(package: str) -> list[str]:

@@ -1,11 +1,12 @@
-"""Check the environment of a run: its name and its budgets. Nothing of it is imported."""
+"""Check the environment of a run: its name, its tools and its budgets. Nothing of it is imported."""
 
 from collections.abc import Iterator
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.environment import SINGLE_TURN
-from megatron_prime.environments.registry import environment_names
+from megatron_prime.environments.registry import environment_names, tool_names
 from megatron_prime.preflight.imports import import_faults
+from megatron_prime.preflight.rewards import sandbox_faults
 
 
 def environment_faults(config: PrimeConfig, command: str) -> Iterator[str]:
@@ -16,6 +17,10 @@ def environment_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     yield from _name_faults(
         "environment.name", environment.name, [SINGLE_TURN, *environment_names()], "Class"
     )
+    for tool in environment.tools:
+        yield from _name_faults("environment.tools", tool, tool_names(), "function")
+    if "python" in environment.tools:
+        yield from sandbox_faults(config.reward.code)
     yield from _budget_faults(config)
 
 

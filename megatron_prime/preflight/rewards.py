@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.config.tables.reward import CodeConfig, RewardConfig
 from megatron_prime.preflight.imports import import_faults
 from megatron_prime.rewards.user_function import FUNCTION
 from megatron_prime.rewards.verifier import names as verifier_names
@@ -36,7 +36,7 @@ def verifier_faults(reward: RewardConfig) -> Iterator[str]:
                 "a reward server http://..."
             )
         elif spec == "code":
-            yield from _sandbox_faults(reward)
+            yield from sandbox_faults(reward.code)
 
 
 def _is_url(spec: str) -> bool:
@@ -50,12 +50,13 @@ def _is_url(spec: str) -> bool:
     return is_complete and not re.search(r'[\s"<>\\^`{|}\x00-\x1f]', spec)
 
 
-def _sandbox_faults(reward: RewardConfig) -> Iterator[str]:
-    if reward.code.sandbox == "bubblewrap" and shutil.which("bwrap") is None:
+def sandbox_faults(code: CodeConfig) -> Iterator[str]:
+    """Yield each fault of the sandbox of `[reward.code]`."""
+    if code.sandbox == "bubblewrap" and shutil.which("bwrap") is None:
         yield (
             "reward.code.sandbox = 'bubblewrap', but there is no bwrap: install it (apt-get install bubblewrap); "
             "'none-i-accept-the-risk' runs model-written code with the rights of this user"
         )
-    for path in (reward.code.python, *reward.code.readable_paths):
+    for path in (code.python, *code.readable_paths):
         if path is not None and not path.exists():
             yield f"reward.code: {path} does not exist"
