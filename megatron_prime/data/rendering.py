@@ -49,13 +49,17 @@ class PromptRenderer:
     Args:
         config: Supplies system_prompt, instruction, chat_template, chat_template_file and date.
         tokenizer: The policy's tokenizer.
+        stop_token_ids: Tokens that end a turn, besides the end-of-sequence token.
 
     Raises:
         ValueError: If the template file cannot be read.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()
+    ) -> None:
         self._config = config
+        self._stop_words = [str(tokenizer.eos_token), *map(tokenizer.decode, stop_token_ids)]
         self._tokenizer = tokenizer
         default: Any = tokenizer.chat_template
         if isinstance(default, dict):  # several templates by name
@@ -96,8 +100,16 @@ class PromptRenderer:
             ValueError: If the template fails or leaves out a message, or the text ends with an end of sequence.
         """
         is_chat = not isinstance(prompt, str) or self._config.system_prompt is not None
-        messages = self.complete(prompt)
-        as_chat = self._uses_template(is_chat, is_question)
+        return self._rendered(self.complete(prompt), self._uses_template(is_chat, is_question), tools)
+
+    def render_messages(self, messages: Sequence[Message], tools: Sequence[Schema] = ()) -> Rendered:
+        """Return complete messages, as an environment has them, as the text that the model receives.
+
+        The chat template writes them if there is one, unless data.chat_template = "never". Raises as `render`.
+        """
+        return self._rendered(messages, self._uses_template(is_chat=False, is_question=True), tools)
+
+    def _rendered(self, messages: Sequence[Message], as_chat: bool, tools: Sequence[Schema]) -> Rendered:
         if tools and not as_chat:
             raise SettingsError(
                 "only a chat template can write the schemas of tools, and none is used for this prompt"
@@ -167,7 +179,7 @@ class PromptRenderer:
         Raises:
             ValueError: If the chat template fails, or does not write the messages behind the turn.
         """
-        if not self._uses_template(is_chat=True, is_question=False):
+        if not self._uses_template(is_chat=False, is_question=True):
             return "\n".join(message["content"] for message in messages)
         text = self._apply([*_EXAMPLE, *messages])
         _, found, reply = text.partition(_TURN)
@@ -176,8 +188,13 @@ class PromptRenderer:
                 "the chat template does not write messages behind a turn of the assistant: "
                 f"{[message['role'] for message in messages]}"
             )
-        word = str(self._tokenizer.eos_token)
-        return reply.lstrip().removeprefix(word) if reply.lstrip().startswith(word) else reply
+        return self.behind_stop(reply)
+
+    def behind_stop(self, text: str) -> str:
+        """Return what stands behind the stop token that begins a text; the text itself if none does."""
+        bare = text.lstrip()
+        found = [word for word in self._stop_words if bare.startswith(word)]
+        return bare.removeprefix(max(found, key=len)) if found else text
 
     def _end_of_turn(self, text: str) -> int:
         """Return where a turn ends in its text, before what the chat template puts behind every turn."""

@@ -41,19 +41,10 @@ class FunctionTool:
 
     function: Any
 
-    @functools.cached_property
+    @property
     def schema(self) -> Schema:
         """The schema that follows from signature and docstring. Raises ValueError if they say too little."""
-        # Only the description of the environment needs it, and the import takes a second.
-        from transformers.utils import get_json_schema
-
-        try:
-            return get_json_schema(self.function)
-        except Exception as error:  # its errors have many types
-            raise ValueError(
-                f"environment.tools: no schema follows from {self.function.__qualname__}: {error}; a tool needs types "
-                "for all parameters, and a docstring in Google's style that describes each of them"
-            ) from error
+        return _schema_of(self.function)
 
     async def call(self, arguments: Mapping[str, Any], seconds: float) -> str:
         """Return the function's result: text as it is, everything else as JSON."""
@@ -61,6 +52,20 @@ class FunctionTool:
         if inspect.isawaitable(result):
             result = await result
         return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+
+
+@functools.cache
+def _schema_of(function: Any) -> Schema:  # noqa: ANN401 - a user's function
+    # Processes without such tools do not need the import, which takes a second.
+    from transformers.utils import get_json_schema
+
+    try:
+        return get_json_schema(function)
+    except Exception as error:  # its errors have many types
+        raise ValueError(
+            f"environment.tools: no schema follows from {function.__qualname__}: {error}; a tool needs types "
+            "for all parameters, and a docstring in Google's style that describes each of them"
+        ) from error
 
 
 class Toolbox:
