@@ -6,9 +6,11 @@ Worker processes import the package, so it must not import torch; modules that d
 - `registry`: finds the class that a configuration names, in a worker process
 - `replies`: checks what an environment returns
 - `worker`: main program of a worker process
-- `pool`: runs the environments of many episodes in worker processes, under a deadline (this one imports torch)
+- `pool`: runs the environments of many episodes in worker processes, under a deadline (imports torch)
 - `tool_calls`: finds the calls of tools in a turn
 - `toolbox`: the tools of an environment, called by name
 - `tools/`: the tools that are known by name
+- `episodes`: episodes as rollout engines see them, with tokens (imports torch)
+- `trial`: tries the environment of a run on rows of its data (imports torch)
 - `builtin/`: the environments that are known by name
 """

@@ -22,11 +22,13 @@ from megatron_prime.data.layouts import layout
 from megatron_prime.data.reading import ProblemReader, TokenizedProblem
 from megatron_prime.data.sft import demonstration_data, demonstration_reader
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
+from megatron_prime.environments.trial import try_environment
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rewards import VerificationOutcome, VerificationStatus, answer_check, get
 from megatron_prime.rewards.selection import CERTAIN_VERIFIERS, build_pool, sample_response
 from megatron_prime.rewards.verifier import run_verifier
 from megatron_prime.sample import Sample
+from megatron_prime.types import Prompt
 
 MAX_PROBLEMS = 512
 """Problems that are rendered and tokenized of all files of a data set together."""
@@ -85,6 +87,12 @@ def try_run(config: PrimeConfig, command: str = "train") -> Trial:
         if not trial.faults:
             _scan(trial, source, config, deadline - time.monotonic())
     if command != "sft":
+        if config.environment.is_multi_turn and not trial.faults:
+            faults, warnings = try_environment(
+                config, tokenizer, stop_ids, [_prompt(each) for each in problems]
+            )
+            trial.faults += faults
+            trial.warnings += warnings
         _verify(trial, problems, config.reward)
     return trial
 
@@ -189,6 +197,18 @@ def _repetitions(config: PrimeConfig, num_prompts: int) -> Iterator[str]:
             f"trainer.num_steps = {num_steps:,} of {per_step} prompts visits each of the {num_prompts} prompts of "
             f"data.train {visits:,.0f} times"
         )
+
+
+def _prompt(problem: TokenizedProblem) -> Prompt:
+    return Prompt(
+        problem.index,
+        problem.prompt_ids,
+        problem.answer,
+        problem.source,
+        problem.ability,
+        problem.messages,
+        problem.metadata,
+    )
 
 
 def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardConfig) -> None:

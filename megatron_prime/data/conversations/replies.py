@@ -51,6 +51,8 @@ class ReplyRenderer:
         self._stop = stop_token_ids[0]
         self._checked: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
         """(roles of the prompt, roles of a reply) -> what is wrong with the template, or ""."""
+        self.noted: list[str] = []
+        """What one should know about the template, found so far; see `notes`."""
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the tokens of a prompt. Raises ValueError if the template fails or leaves out a message."""
@@ -72,6 +74,8 @@ class ReplyRenderer:
         roles = _roles(prompt), _roles(reply)
         if roles not in self._checked:
             self._checked[roles] = "".join(self.check(prompt, reply))
+            if not self._checked[roles]:
+                self.noted += [note for note in self.notes(prompt, reply) if note not in self.noted]
         if self._checked[roles]:
             raise RenderingError(self._checked[roles])
         # Behind a token as in the whole: some tokenizers begin a text with a blank.
