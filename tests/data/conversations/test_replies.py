@@ -1,6 +1,7 @@
 """The pieces of a conversation have the tokens that the chat template writes for the whole of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def user(text):
 
 @dataclass
 class Parts:
-    tokenizer: object
+    tokenizer: Any
     renderer: ReplyRenderer
     tools: list
 
@@ -57,7 +58,7 @@ class Parts:
 
 
 def parts(template, tools=(), stop=None, **config):
-    tokenizer = byte_tokenizer(template)
+    tokenizer: Any = byte_tokenizer(template)
     special = SPECIAL.get(template, ["<|im_end|>", "<|im_start|>"])
     tokenizer.add_special_tokens({"additional_special_tokens": [*special, "<bos>", "<other>"]})
     tokenizer.eos_token, tokenizer.bos_token = special[0], "<bos>"
