@@ -52,7 +52,7 @@ class ReplyRenderer:
         self._checked: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
         """(roles of the prompt, roles of a reply) -> what is wrong with the template, or ""."""
         self.noted: list[str] = []
-        """What one should know about the template, found so far; see `notes`."""
+        """Remarks about the template, found so far; see `notes`."""
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the tokens of a prompt. Raises ValueError if the template fails or leaves out a message."""
