@@ -19,7 +19,7 @@ class SFTTrainer:
 
     Args:
         config: batch size.
-        policy: the model to train; tokens of prompts, and of replies between the turns of a response, have no loss.
+        policy: the model to train; tokens of prompts have no loss, nor have replies unless sft.train_replies.
         stream: demonstrations, equal on every rank.
         step_index: number of steps already done (in a resumed run).
     """
@@ -47,7 +47,7 @@ class SFTTrainer:
     def _step(self) -> dict[str, float]:
         examples = self._stream.next(self._config.batch_size)
         sequences = [(example.prompt_ids, example.response_ids) for example in examples]
-        mask_BT = _policy_mask(examples)
+        mask_BT = _trained_mask(examples, self._config.train_replies)
         rows = list(range(len(sequences)))
         weights_BT = minibatch_weights_BT(mask_BT, rows, "token").to(self._policy.topology.platform.device)
         lr = self._policy.lr
@@ -79,13 +79,16 @@ def held_out_loss(policy: Trainable, examples: Sequence[SFTExample], batch_size:
     for start in range(0, len(examples), batch_size):
         batch = [examples[row] for row in range(start, min(start + batch_size, len(examples)))]
         logprobs_BT = policy.score([(one.prompt_ids, one.response_ids) for one in batch]).logprobs_BT
-        mask_BT = _policy_mask(batch).to(logprobs_BT.device)
+        mask_BT = _trained_mask(batch).to(logprobs_BT.device)
         total -= logprobs_BT[mask_BT].double().sum().item()
         num_tokens += int(mask_BT.sum())
     return HeldOutLoss(total / num_tokens, len(examples))
 
 
-def _policy_mask(examples: Sequence[SFTExample]) -> torch.Tensor:
-    """Return bool [B, T]: True on the tokens that the policy is to write, with holes on replies to its turns."""
-    masks = [torch.tensor(policy_mask(example.turns, len(example.response_ids))) for example in examples]
+def _trained_mask(examples: Sequence[SFTExample], with_replies: bool = False) -> torch.Tensor:
+    """Return bool [B, T]: True on the tokens that the policy is to write, with holes on replies unless they count."""
+    masks = [
+        torch.tensor(policy_mask(() if with_replies else example.turns, len(example.response_ids)))
+        for example in examples
+    ]
     return torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)

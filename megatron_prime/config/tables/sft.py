@@ -32,6 +32,10 @@ class SFTConfig(OptimizerConfig):
     """Column with whole conversations, lists of messages or their JSON text, that end with the assistant's message; if
     set, it replaces data.prompt_field and response_field. All turns of the assistant behind the first message of the
     user are trained."""
+    train_replies: bool = False
+    """Whether the replies of users and tools between turns are trained, too. A PRM that scores replies compares it with
+    the reference, which must be able to predict them: a model that has never seen any, such as a random one, needs it.
+    """
     layout: LayoutName | None = None
     """Format of the rows; default data.layout."""
     weights: dict[str, PositiveFloat] = Field(default={})
