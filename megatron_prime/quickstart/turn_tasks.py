@@ -28,7 +28,7 @@ from megatron_prime.quickstart.observed_chain import LETTERS, OPERATIONS, next_d
 NUM_STEPS = 16
 NOISE = 0.1
 """Probability of a misleading remark in the demonstrations; `ObservedChain` has its own."""
-MAX_POSITIONS = 96
+MAX_POSITIONS = 256
 DIGITS = tuple("0123456789")
 
 CHAIN_VOCABULARY = (

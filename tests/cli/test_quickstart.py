@@ -176,3 +176,15 @@ def test_the_policy_learns_from_outcome_rewards_alone(from_scratch):
     root, _ = from_scratch
     shutil.rmtree(root / "prime")
     assert_learned(quickstart(root, *LEARNING, "prm.enabled=false"))
+
+
+@pytest.mark.slow
+def test_the_policy_learns_to_call_a_tool(tmp_path):
+    root = tmp_path / "root"
+    steps = ["trainer.num_steps=10", "trainer.eval_every=0", "sft.num_steps=200"]
+    printed = quickstart(root, "--task", "tools", *steps)
+    before, after = (float(row(printed, f"accuracy {when} PRIME")) for when in ("before", "after"))
+    # Whoever answers without the tool is right in one case of ten.
+    assert 0.3 < before < 0.65
+    assert after > before + 0.15
+    assert records(root / "prime")[-1]["rollout/mean_turns"] > 1.5
