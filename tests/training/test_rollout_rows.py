@@ -1,7 +1,9 @@
 import math
 from dataclasses import replace
 
+from megatron_prime.observability.rollout_log import FileInfo, step_path, write_rollouts
 from megatron_prime.observability.rollout_log.schema import COLUMNS
+from megatron_prime.rollout.replay import LoggedGroups
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.training.rollout_rows import rows_of_groups
 from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
@@ -70,3 +72,13 @@ def test_a_row_of_several_turns_says_who_wrote_what():
     assert row["response"] == "Four. Done. Done. Four."
     assert row["policy_mask"] == [True, True, False, False, True, True]
     assert (row["turn_ends"], row["turn_rewards"], row["step_ends"]) == ([4, 6], [0.5, 0.0], [4, 6])
+
+
+def test_a_replay_reads_the_response_that_was_logged(tmp_path):
+    turns = (Turn(1, 2, reward=0.25), Turn(3, 3))
+    several = replace(group(7, [1.0]).rollouts[0], turns=turns)
+    rows = rows_of_groups([SampledGroup([several], "kept", 0)], TOKENIZER)
+    info = FileInfo(1, num_groups=1, num_groups_sampled=1, num_groups_by_round=(1,))
+    write_rollouts(step_path(tmp_path, 1), info, rows)
+    ((replayed,),), _ = LoggedGroups(tmp_path, (9, 9)).sampled(0, 0)
+    assert replayed == several
