@@ -39,24 +39,39 @@ def try_environment(
     with environments:
         text = SAMPLE_CALL if environments.pool.tools else SAMPLE_TURN
         faults = _tag_faults(tokenizer) if environments.pool.tools else []
+        warnings: list[str] = []
         turn = [*encode(tokenizer, [text])[0], stop_token_ids[0]]
         for prompt in prompts[:NUM_TRIED]:
             if faults:
                 break
             try:
-                reply = asyncio.run(_play(environments, prompt, turn))
+                made, reply = asyncio.run(_play(environments, prompt, turn))
             except EpisodeError as error:
                 faults.append(f"environment.name = {environment.name!r}, row {prompt.index}: {error}")
             else:
                 faults += _budget_faults(config, reply)
-        return faults, environments.renderer.noted
+                num_added = len(made.token_ids) - len(prompt.token_ids)
+                warnings = warnings or _long_prompts(config, prompts, num_added)
+        return faults, [*environments.renderer.noted, *warnings]
 
 
-async def _play(environments: PooledEpisodes, prompt: Prompt, turn: Sequence[int]) -> Reply:
-    """Open two episodes of a row, and return the reply to a first turn."""
+def _long_prompts(config: PrimeConfig, prompts: Sequence[Prompt], num_added: int) -> list[str]:
+    """Return a warning about prompts that schemas and messages of the environment make too long."""
+    longest = config.rollout.max_prompt_tokens
+    count = sum(len(prompt.token_ids) + num_added > longest for prompt in prompts)
+    if not count:
+        return []
+    return [
+        f"the environment adds about {num_added} tokens to a prompt, such as the schemas of its tools: with them, "
+        f"{count} of {len(prompts)} prompts exceed rollout.max_prompt_tokens = {longest}, and their responses fail"
+    ]
+
+
+async def _play(environments: PooledEpisodes, prompt: Prompt, turn: Sequence[int]) -> tuple[Prompt, Reply]:
+    """Open two episodes of a row, and return their prompt and the reply to a first turn."""
     episodes = [await environments.open(prompt), await environments.open(prompt)]
     try:
-        return await episodes[0].step(turn, FinishReason.STOP)
+        return episodes[0].prompt, await episodes[0].step(turn, FinishReason.STOP)
     finally:
         for episode in episodes:
             episode.close()

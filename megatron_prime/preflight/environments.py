@@ -21,6 +21,11 @@ def environment_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         yield from _name_faults("environment.tools", tool, tool_names(), "function")
     if "python" in environment.tools:
         yield from sandbox_faults(config.reward.code)
+    if config.data.tools_field is not None:
+        yield (
+            f"data.tools_field = {config.data.tools_field!r}: with an environment, the prompt has the schemas of the "
+            "environment's tools and not those of the row; leave it out"
+        )
     yield from _budget_faults(config)
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,14 @@ def test_what_the_run_would_meet_is_a_fault(run, fault):
 def test_thoughts_that_the_template_leaves_out_are_noted():
     faults, (note,) = tried(tokenizer=tokenizer_of(QWEN3))
     assert faults == [] and "leaves out the thoughts" in note
+
+
+def test_prompts_that_schemas_make_too_long_are_counted():
+    prompts = [replace(prompt_of(), token_ids=(1,) * length, index=length) for length in (1, 2, 900)]
+    faults, (warning,) = tried(
+        "tools", tools=["calculator"], prompts=prompts, rollout={"max_prompt_tokens": 1200}
+    )
+    assert faults == [] and "with them, 1 of 3 prompts exceed rollout.max_prompt_tokens = 1200" in warning
 
 
 def test_a_tokenizer_that_loses_the_tags_is_refused():

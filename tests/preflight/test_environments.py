@@ -4,7 +4,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.environments import environment_faults
 
 
-def faults(command="train", rollout=None, **environment):
+def faults(command="train", rollout=None, data=None, **environment):
     config = PrimeConfig.model_validate(
         {
             "run_dir": "runs/a",
@@ -12,6 +12,7 @@ def faults(command="train", rollout=None, **environment):
             "trainer": {"num_steps": 1},
             "environment": environment,
             "rollout": rollout or {},
+            "data": data or {},
         }
     )
     return list(environment_faults(config, command))
@@ -24,6 +25,14 @@ def test_an_environment_that_can_be_used_has_no_fault(environment):
 
 FAULTS = {
     "unknown": ({"name": "guess"}, "environment.name = 'guess': known are guess_number, "),
+    "unknown tool": (
+        {"name": "tools", "tools": ["calc"]},
+        "environment.tools = 'calc': known are calculator, python",
+    ),
+    "tools of rows": (
+        {"name": "guess_number", "data": {"tools_field": "tools"}},
+        "data.tools_field = 'tools': with an environment",
+    ),
     "no module": ({"name": "no_such_module_x:Game"}, "there is no module no_such_module_x"),
     "long turns": (
         {"name": "guess_number", "max_turn_tokens": 200, "rollout": {"max_response_tokens": 100}},
