@@ -48,20 +48,25 @@ class MathConfig(Section):
     question itself is then an answer to "compute ..."."""
 
 
-class HttpRewardConfig(Section):
-    """Requests to a reward server (reward.verifier = "http://...")."""
+class RequestConfig(Section):
+    """Limits of the requests to a server that verifies."""
 
     timeout_s: PositiveFloat = 30.0
     """Time limit per response in seconds, all retries included."""
     num_retries: NonNegative = 3
     """Maximum number of retries after a failed connection or a status of 429 or 5xx."""
-    max_outage_s: PositiveFloat = 600.0
-    """Seconds to wait for a server that answers no request. Then the run saves a checkpoint and ends with exit code 75,
-    which the job script requeues."""
     max_concurrency: Positive = 32
     """Maximum number of concurrent requests per training process."""
     token_variable: str | None = None
     """Name of the environment variable that contains a bearer token; by default requests have none."""
+
+
+class HttpRewardConfig(RequestConfig):
+    """Requests to a reward server (reward.verifier = "http://...")."""
+
+    max_outage_s: PositiveFloat = 600.0
+    """Seconds to wait for a server, or a judge, that answers no request. Then the run saves a checkpoint and ends with
+    exit code 75, which the job script requeues."""
     fields: tuple[SampleField, ...] = ("source", "ability", "messages", "metadata", "finish_reason", "turns")
     """Fields of a request besides response and answer. response_ids, the tokens of the response, may be long."""
 
