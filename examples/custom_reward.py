@@ -1,6 +1,7 @@
-"""A custom reward function: 1 for a correct answer, less for a long response.
+"""Custom reward functions: one of text and answer, and one that also reads the prompt and the row.
 
     PYTHONPATH=examples megatron-prime train run.toml reward.verifier=custom_reward:concise_match
+    PYTHONPATH=examples megatron-prime train run.toml reward.verifier=custom_reward:match_in_words
 
 or as a server, which may be written in any language and run on any machine (docs/rewards.md has the protocol):
 
@@ -11,6 +12,7 @@ or as a server, which may be written in any language and run on any machine (doc
 import argparse
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 FREE_WORDS = 200
 
@@ -24,6 +26,14 @@ def concise_match(response_text: str, answer: str) -> float:
     return 1.0 - 0.5 * min(1.0, excess)
 
 
+def match_in_words(
+    response_text: str, answer: str, messages: list[dict[str, str]], metadata: dict[str, Any]
+) -> float:
+    """Return `concise_match`, but 0 for too many words: more than the row's max_words, or than the prompt has."""
+    limit = metadata.get("max_words") or sum(len(message["content"].split()) for message in messages)
+    return concise_match(response_text, answer) if len(response_text.split()) <= limit else 0.0
+
+
 class RewardHandler(BaseHTTPRequestHandler):
     """Answers POST {"response": ..., "answer": ...} with {"reward": ...}."""
 
@@ -32,6 +42,7 @@ class RewardHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Score one response."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        # The request also has messages, metadata and more; see docs/rewards.md.
         body = json.dumps({"reward": concise_match(request["response"], request["answer"])}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

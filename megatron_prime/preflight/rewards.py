@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.config.tables.reward import CodeConfig, RewardConfig
+from megatron_prime.config.tables.reward import JUDGE, CodeConfig, JudgeConfig, RewardConfig
 from megatron_prime.preflight.imports import import_faults
 from megatron_prime.rewards.user_function import FUNCTION
 from megatron_prime.rewards.verifier import names as verifier_names
@@ -22,7 +22,7 @@ def reward_faults(config: PrimeConfig, command: str) -> Iterator[str]:
 def verifier_faults(reward: RewardConfig) -> Iterator[str]:
     """Yield each fault of the verifiers that `[reward]` names."""
     # The registered name behind every import path names no function by itself.
-    names = sorted(set(verifier_names()) - {FUNCTION})
+    names = sorted({*verifier_names(), JUDGE} - {FUNCTION})
     for spec in reward.verifiers:
         key = "reward.verifier" if reward.verifier != "auto" else "reward.routes"
         if "://" in spec:
@@ -37,6 +37,8 @@ def verifier_faults(reward: RewardConfig) -> Iterator[str]:
             )
         elif spec == "code":
             yield from sandbox_faults(reward.code)
+        elif spec == JUDGE:
+            yield from _judge_faults(reward.judge)
 
 
 def _is_url(spec: str) -> bool:
@@ -48,6 +50,28 @@ def _is_url(spec: str) -> bool:
         return False
     # RFC 3986 allows these only in escaped form. In a text they would hide where the URL ends.
     return is_complete and not re.search(r'[\s"<>\\^`{|}\x00-\x1f]', spec)
+
+
+def _judge_faults(judge: JudgeConfig) -> Iterator[str]:
+    # httpx and jinja2 are slow to import.
+    from megatron_prime.rewards.judge.template import RequestTemplate
+    from megatron_prime.rewards.remote import token_of
+
+    if not judge.url:
+        yield (
+            "reward.judge.url is missing: the address of an OpenAI-compatible server, such as http://host:30000/v1"
+        )
+    elif not _is_url(judge.url):
+        yield f"reward.judge.url = {redact(repr(judge.url))} is no URL of the form http://host:30000/v1"
+    elif re.search(r"/completions/?$", judge.url):
+        yield f"reward.judge.url = {redact(repr(judge.url))}: leave out /chat/completions, which is added"
+    if not judge.model:
+        yield "reward.judge.model is missing: the name of the model on the server"
+    for check in (lambda: RequestTemplate(judge), lambda: token_of(judge, "reward.judge")):
+        try:
+            check()
+        except ValueError as error:
+            yield str(error)
 
 
 def sandbox_faults(code: CodeConfig) -> Iterator[str]:

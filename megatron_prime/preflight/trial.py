@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.config.tables.reward import JUDGE, RewardConfig
 from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
 from megatron_prime.data.layouts import layout
 from megatron_prime.data.reading import ProblemReader, TokenizedProblem
@@ -37,7 +37,7 @@ MIN_PROBLEMS = 8
 SCAN_S = 20.0
 """Seconds for reading the other rows of all data sets, without rendering them: over a million short rows."""
 NUM_VERIFIED = 8
-"""Answers that a verifier is tried on; a reward server is asked for one."""
+"""Answers that a verifier is tried on; a reward server or a judge is asked for one."""
 MANY_EPOCHS = 100
 """Visits of each prompt during the run from which on the number of steps is questioned."""
 
@@ -223,7 +223,7 @@ def _verify(trial: Trial, problems: Sequence[TokenizedProblem], reward: RewardCo
             return
         samples.setdefault(spec, {}).setdefault(problem.answer, _right_sample(spec, problem))
     for spec, by_answer in samples.items():
-        tried = [*by_answer.values()][: 1 if "://" in spec else NUM_VERIFIED]
+        tried = [*by_answer.values()][: 1 if "://" in spec or spec == JUDGE else NUM_VERIFIED]
         try:
             outcomes = _outcomes(spec, tried, reward)
         except (ValueError, RuntimeError, OSError) as error:
@@ -249,7 +249,9 @@ def _outcomes(spec: str, samples: Sequence[Sample], reward: RewardConfig) -> lis
         verifier = get(spec)
         return [run_verifier(verifier, sample) for sample in samples]
     once = reward.http.model_copy(update={"num_retries": 0})
-    pool = build_pool(spec, reward.model_copy(update={"num_workers": 1, "http": once}))
+    vote = reward.judge.model_copy(update={"num_retries": 0, "votes": 1})
+    few = reward.model_copy(update={"num_workers": 1, "http": once, "judge": vote})
+    pool = build_pool(spec, few)
     logging.disable(logging.WARNING)  # the outcomes are reported below
     try:
         return pool.verify_all(samples)

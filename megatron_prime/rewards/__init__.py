@@ -12,7 +12,9 @@ it.
 - `math`: verifier of boxed mathematical answers
 - `code`: verifier that runs programs against unit tests in a sandbox
 - `user_function`: verifier by a user's Python function
+- `remote`: requests to servers that verify, with deadlines, retries and absence
 - `http_endpoint`: verifier by a user's HTTP server
+- `judge`: verifier by a language model
 """
 
 from megatron_prime.rewards import exact_match, user_function

@@ -64,6 +64,8 @@ class Exchange:
     """The requests for one response."""
 
     client: httpx.AsyncClient
+    slots: asyncio.Semaphore
+    """Limits the number of requests at a time, over all responses."""
     is_probe: bool = False
     """Whether they ask if the server is there, so that no stored reply may stand for its own."""
     last_error: str = field(default="", init=False)
@@ -150,7 +152,7 @@ class RemoteVerifier(ABC):
 
     async def _verify_all(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
         slots = asyncio.Semaphore(self._num_at_once)
-        self._requests = asyncio.Semaphore(self._config.max_concurrency)
+        requests = asyncio.Semaphore(self._config.max_concurrency)
         limits = httpx.Limits(max_connections=self._config.max_concurrency, max_keepalive_connections=0)
         async with httpx.AsyncClient(
             # With trust_env, httpx would send the requests through a proxy that the environment names.
@@ -167,7 +169,7 @@ class RemoteVerifier(ABC):
                         raise RuntimeError(f"the verifier {self._shown} was closed during a batch")
                     self._worker.begin()
                     try:
-                        return await self._verify_one(sample, Exchange(client))
+                        return await self._verify_one(sample, Exchange(client, requests))
                     finally:
                         self._worker.end()
 
@@ -177,7 +179,9 @@ class RemoteVerifier(ABC):
             # A server that gave any reply is slow with the responses that ran into the deadline, not away.
             if all(outcome.status is VerificationStatus.TIMEOUT for outcome in outcomes):
                 unanswered = [*range(len(outcomes))]
-            if unanswered and await self._is_there(client, samples, outcomes):
+            if unanswered and await self._is_there(
+                Exchange(client, requests, is_probe=True), samples, outcomes
+            ):
                 # It may have come back in the meantime; what it does not answer now is not its absence.
                 again = await asyncio.gather(*(verify(samples[row]) for row in unanswered))
                 for row, outcome in zip(unanswered, again, strict=True):
@@ -189,7 +193,7 @@ class RemoteVerifier(ABC):
 
     async def _is_there(
         self,
-        client: httpx.AsyncClient,
+        exchange: Exchange,
         samples: Sequence[Sample],
         outcomes: Sequence[VerificationOutcome],
     ) -> bool:
@@ -200,9 +204,7 @@ class RemoteVerifier(ABC):
                 answered = sample
         if answered is None:
             return False
-        return (
-            await self._verify_one(answered, Exchange(client, is_probe=True))
-        ).status is VerificationStatus.OK
+        return (await self._verify_one(answered, exchange)).status is VerificationStatus.OK
 
     async def _verify_one(self, sample: Sample, exchange: Exchange) -> VerificationOutcome:
         try:
@@ -233,19 +235,20 @@ class RemoteVerifier(ABC):
         """
         # json escapes lone surrogates, which a tokenizer may produce and which UTF-8 cannot encode.
         body = json.dumps(fields)
+        pause_s = FIRST_PAUSE_S
         for attempt in range(1 + self._config.num_retries):
-            if attempt:
-                self._counts.add_restart()
-                # Jitter: requests that failed together must not all return together.
-                await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.0), named_s))
-            pause_s, named_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**attempt), 0.0
             try:
-                async with self._requests:
+                async with exchange.slots:
                     return await self._request(body, exchange.client)
             except (_TryAgainError, httpx.TransportError) as error:
                 exchange.last_error = self._cut(f"{type(error).__name__}: {error}")
                 exchange.is_away = not isinstance(error, _TryAgainError) or error.is_away
                 named_s = error.pause_s if isinstance(error, _TryAgainError) else 0.0
+            if attempt < self._config.num_retries:
+                self._counts.add_restart()
+                # Jitter: requests that failed together must not all return together.
+                await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.0), named_s))
+                pause_s = min(MAX_PAUSE_S, 2 * pause_s)
         raise _GivenUpError
 
     async def _request(self, body: str, client: httpx.AsyncClient) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
-from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.config.tables.reward import JUDGE, RewardConfig
 from megatron_prime.rewards.outcome import VerificationOutcome
 from megatron_prime.rewards.pool import VerifierPool
 from megatron_prime.rewards.user_function import FUNCTION
@@ -141,6 +141,10 @@ def build_pool(spec: str, reward: RewardConfig) -> Pool:
         from megatron_prime.rewards.http_endpoint import HttpEndpoint
 
         return HttpEndpoint(spec, reward.http)
+    if spec == JUDGE:
+        from megatron_prime.rewards.judge.verifier import Judge
+
+        return Judge(reward.judge)
     settings: dict[str, Any] = {}
     name, timeout_s = spec, reward.timeout_s
     if ":" in spec:

@@ -88,7 +88,10 @@ FAULTS = {
         ["policy.num_minibatches=32", "parallel.num_processes=2"],
         "leaves 1 responses a minibatch for 2 data-parallel ranks",
     ),
-    "verifier": (["reward.verifier=maths"], "reward.verifier = 'maths': known are code, exact_match, math;"),
+    "verifier": (
+        ["reward.verifier=maths"],
+        "reward.verifier = 'maths': known are code, exact_match, judge, math;",
+    ),
     "missing data": (['data.train=["absent.jsonl"]'], "data.train: absent.jsonl does not exist"),
     "missing model": (["model.path=absent"], "model.path = absent: no such folder"),
     "run_dir below a file": (["run_dir=run.toml/x"], "run.toml is not a folder"),

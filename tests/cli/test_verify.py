@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false
 import json
 import os
 import re
@@ -97,7 +98,7 @@ REFUSED = {
     "text as reward": (["--file", "a.jsonl"], [{"response": "1", "answer": "1", "reward": "1"}], "expected reward '1'"),
     "a reward of 2": (["--file", "a.jsonl"], [{"response": "1", "answer": "1", "reward": 2}], "not a number in [0, 1]"),
     "no object": (["--file", "a.jsonl"], [[1]], "row 1: "),
-    "no verifier": (["reward.verifier=exat"], [], "known are code, exact_match, math"),
+    "no verifier": (["reward.verifier=exat"], [], "known are code, exact_match, judge, math"),
     "no such key": (["reward.verifer=math"], [], "verifer"),
     "no route": (
         ["reward.verifier=auto", "--response", "1", "--answer", "1", "--source", "x"], [],

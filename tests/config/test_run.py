@@ -175,6 +175,7 @@ def test_inconsistent_server_settings_are_refused(settings, message):
         ({}, False),
         ({"reward": {"verifier": "auto"}}, False),
         ({"reward": {"verifier": "module:function"}}, True),
+        ({"reward": {"verifier": "judge"}}, True),
         ({"reward": {"verifier": "auto", "routes": {"math": "math", "x": "module:function"}}}, True),
         ({"reward": {"verifier": "http://localhost:1/verify"}}, True),
         ({"reward": {"verifier": "http://localhost:1/verify", "http": {"fields": ["source"]}}}, False),

@@ -8,6 +8,7 @@ import pytest
 
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.rewards import RewardPools
+from megatron_prime.sample import Sample
 from tests.support.samples import samples
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,3 +39,16 @@ def url():
 
 def test_the_reward_works_as_a_server(url):
     assert rewards(url) == REWARDS
+
+
+def test_a_reward_may_read_the_prompt_and_the_row(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    messages = [{"role": "user", "content": "What is 3 plus 4?"}]
+    rows = [
+        Sample("it is 7", "7", messages=messages),
+        Sample("it is of course exactly 7", "7", messages=messages),
+        Sample("it is of course exactly 7", "7", messages=messages, metadata={"max_words": 9}),
+        Sample("it is 7", "7", messages=messages, metadata={"max_words": 2}),
+    ]
+    with RewardPools(RewardConfig(verifier="custom_reward:match_in_words", timeout_s=30.0)) as pools:
+        assert [outcome.reward for outcome in pools.verify_all(rows)] == [1.0, 0.0, 1.0, 0.0]

@@ -20,7 +20,9 @@ def test_a_run_that_can_start_gives_its_arithmetic_and_writes_nothing(workspace)
 
 def test_an_unknown_verifier_is_refused_where_one_is_used(workspace):
     (fault,) = faults_of("reward.verifier=maths")
-    assert fault.startswith("reward.verifier = 'maths': known are code, exact_match, math; a function is ")
+    assert fault.startswith(
+        "reward.verifier = 'maths': known are code, exact_match, judge, math; a function is "
+    )
     check("sft.data=['train.jsonl']", "reward.verifier=maths", command="sft")
 
 

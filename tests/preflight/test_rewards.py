@@ -20,8 +20,8 @@ def test_a_verifier_that_can_be_used_has_no_fault(verifier):
 @pytest.mark.parametrize(
     ("verifier", "fault"),
     [
-        ("maths", "known are code, exact_match, math; a function is package.module:function"),
-        ("function", "known are code, exact_match, math"),
+        ("maths", "known are code, exact_match, judge, math; a function is package.module:function"),
+        ("function", "known are code, exact_match, judge, math"),
         ("no_such_module_x:f", "there is no module no_such_module_x"),
         ("no_such_package_x.y:f", "there is no module no_such_package_x.y"),
         ("json:", "not of the form"),
@@ -71,3 +71,25 @@ def test_a_refused_address_is_shown_without_its_secrets(verifier):
     for fields in ({"verifier": verifier}, {"verifier": "auto", "routes": {"math": verifier}}):
         (message,) = faults(**fields)
         assert "no URL of the form" in message and "SE" not in message
+
+
+JUDGE = {"url": "http://localhost:1/v1", "model": "m"}
+JUDGES = {
+    # changes of the table -> the only fault, or none
+    "usable": ({}, None),
+    "with a path and a query": ({"url": "https://host/openai?api-version=1"}, None),
+    "no address": ({"url": ""}, "reward.judge.url is missing: the address of an OpenAI-compatible server"),
+    "no model": ({"model": ""}, "reward.judge.model is missing"),
+    "not HTTP": ({"url": "host:30000/v1"}, "reward.judge.url = 'host:30000/v1' is no URL of the form"),
+    "whole path": ({"url": "http://h/v1/chat/completions"}, "leave out /chat/completions, which is added"),
+    "no file": ({"template_file": "none.jinja"}, "reward.judge.template_file = none.jinja cannot be read"),
+    "no token": ({"token_variable": "NO_SUCH_VARIABLE_X"}, "this environment variable is not set"),
+}
+
+
+@pytest.mark.parametrize("case", JUDGES)
+def test_a_judge_that_cannot_be_asked_is_refused(case):
+    changes, fault = JUDGES[case]
+    found = faults(verifier="judge", judge=JUDGE | changes)
+    assert len(found) == (fault is not None), found
+    assert fault is None or fault in found[0]

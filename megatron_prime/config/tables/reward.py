@@ -1,12 +1,22 @@
 """The [reward] table: verifiers, the sandbox for code, reward servers and user functions."""
 
-from typing import Literal, Self
+import re
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from megatron_prime.config.redaction import Address
-from megatron_prime.config.section import NonNegative, Positive, PositiveFloat, Section, UserPath
+from megatron_prime.config.section import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    UserPath,
+)
 
+JUDGE = "judge"
+"""Name of the verifier that asks a language model."""
 SampleField = Literal["source", "ability", "messages", "metadata", "response_ids", "finish_reason", "turns"]
 """A field of `Sample` besides the texts."""
 
@@ -71,11 +81,67 @@ class HttpRewardConfig(RequestConfig):
     """Fields of a request besides response and answer. response_ids, the tokens of the response, may be long."""
 
 
+class JudgeConfig(RequestConfig):
+    """Verdicts of a language model behind an OpenAI-compatible server (reward.verifier = "judge")."""
+
+    url: Address = ""
+    """Address of the server without /chat/completions, such as http://host:30000/v1."""
+    model: str = ""
+    """Name of the model on the server."""
+    rubric: str = (
+        "Full marks for a response that is right and complete, by the reference answer; 0 for a wrong one."
+    )
+    """Criteria, which the template writes into each request."""
+    template_file: UserPath | None = None
+    """Jinja template of the request, with response, answer, messages and more; by default that of docs/rewards.md."""
+    score_pattern: str = r"(?i)\bscore\s*[:=]\s*\**\s*(-?\d+(?:\.\d+)?)"
+    """Regular expression whose last match in a reply has the score in its only group."""
+    min_score: float = 0.0
+    """Score of the reward 0."""
+    max_score: float = 10.0
+    """Score of the reward 1. A score outside of the scale counts as none."""
+    votes: Positive = 1
+    """Number of requests for each response, whose mean score counts. A reply without a score is asked for once more."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of the judge; several votes need a positive one."""
+    max_tokens: Positive = 1024
+    """Maximum number of tokens of a reply. A reply that reaches it has no score."""
+    parameters: dict[str, Any] = Field(default={})
+    """Further fields of each request, such as top_p, or chat_template_kwargs."""
+    cache_dir: UserPath | None = None
+    """Folder for replies, which are not asked for again; several runs may share it. By default none are kept."""
+    max_cache_mib: Positive = 1024
+    """Size of that folder in MiB, about; the replies that were not used for longest are removed."""
+    timeout_s: PositiveFloat = 120.0
+    """Time limit per response in seconds, all votes and retries included."""
+
+    @model_validator(mode="after")
+    def _check_score(self) -> Self:
+        try:
+            num_groups = re.compile(self.score_pattern).groups
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"score_pattern is no regular expression: {error}") from error
+        if num_groups != 1:
+            raise ValueError(
+                f"score_pattern must have one group, which is the score, as in 'Score: (\\d+)'; it has {num_groups}"
+            )
+        if not self.min_score < self.max_score:
+            raise ValueError(f"min_score = {self.min_score:g} is not below max_score = {self.max_score:g}")
+        if self.votes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"votes = {self.votes} are all equal at temperature = 0: raise one, or lower the other"
+            )
+        taken = {"model", "messages", "temperature", "max_tokens", "stream", "n"} & self.parameters.keys()
+        if taken:
+            raise ValueError(f"parameters has {sorted(taken)}, which the judge sets itself")
+        return self
+
+
 class RewardConfig(Section):
     """The verifiers that give outcome rewards."""
 
     verifier: Address = "math"
-    """exact_match, math, code, a function as package.module:function, the URL of a reward server, or auto, which
+    """exact_match, math, code, judge, a function as package.module:function, the URL of a reward server, or auto, which
     chooses by `routes`."""
     num_workers: Positive = 1
     """Number of verifier processes per training process."""
@@ -87,6 +153,8 @@ class RewardConfig(Section):
     """Settings of the code verifier."""
     http: HttpRewardConfig = HttpRewardConfig()
     """Settings of requests to a reward server."""
+    judge: JudgeConfig = JudgeConfig()
+    """Settings of the judge, a language model."""
     routes: dict[str, Address] = Field(default={"math": "math", "code": "code"})
     """With verifier = "auto": verifier by data source or, for sources that are not listed, by ability."""
 
@@ -99,7 +167,7 @@ class RewardConfig(Section):
     def reads_rows(self) -> bool:
         """True if a verifier may read the messages of a prompt or the other columns of its row."""
         by_url = not {"messages", "metadata"}.isdisjoint(self.http.fields)
-        return any(by_url if "://" in spec else ":" in spec for spec in self.verifiers)
+        return any(by_url if "://" in spec else ":" in spec or spec == JUDGE for spec in self.verifiers)
 
     def verifier_of(self, source: str, ability: str) -> str:
         """Return the verifier of a prompt.

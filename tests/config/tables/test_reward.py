@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_prime.config.tables.reward import RewardConfig
+from megatron_prime.config.tables.reward import JudgeConfig, RewardConfig
 
 
 def test_each_possible_verifier_is_listed_once():
@@ -34,3 +34,24 @@ def test_auto_needs_routes_to_other_verifiers(routes):
 def test_code_limits_are_checked(code):
     with pytest.raises(ValidationError):
         RewardConfig(code=code)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"score_pattern": "("}, "score_pattern is no regular expression: "),
+        ({"score_pattern": r"Score: \d"}, "must have one group.*it has 0"),
+        ({"score_pattern": r"(\d)/(\d)"}, "must have one group.*it has 2"),
+        ({"min_score": 5, "max_score": 5}, "min_score = 5 is not below max_score = 5"),
+        ({"max_score": float("nan")}, "finite"),
+        ({"votes": 0}, "greater than 0"),
+        ({"votes": 2}, "votes = 2 are all equal at temperature = 0"),
+        ({"max_concurrency": 0}, "greater than 0"),
+        ({"timeout_s": 0}, "greater than 0"),
+        ({"parameters": {"n": 2, "top_p": 1}}, r"parameters has \['n'\], which the judge sets itself"),
+        ({"api_key": "x"}, "Extra inputs"),
+    ],
+)
+def test_settings_of_the_judge_that_cannot_work_are_refused(changes, reason):
+    with pytest.raises(ValidationError, match=reason):
+        JudgeConfig.model_validate(changes)
