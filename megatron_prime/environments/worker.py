@@ -21,7 +21,14 @@ from megatron_prime.workers.program import serve
 def main() -> None:
     """Answer requests until stdin is closed. The arguments are the time limit in seconds and the options as JSON."""
     timeout_s, options = sys.argv[1:3]
-    serve(lambda: EpisodeHost(load_environment(json.loads(options))).answer, float(timeout_s))
+
+    def load() -> Callable[[Any], Any]:
+        factory = load_environment(json.loads(options))
+        # What the class and the schemas of its tools import takes seconds, which no call may be charged with.
+        factory.tools()
+        return EpisodeHost(factory).answer
+
+    serve(load, float(timeout_s))
 
 
 class EpisodeHost:
