@@ -172,11 +172,6 @@ _ROLLOUT: Sequence[_Row] = (
         "Mean number of tokens that the policy wrote in a response to an environment, without those of the replies.",
     ),
     (
-        "environment_s",
-        "s",
-        "Mean time that a response waited for its environment; others are sampled meanwhile.",
-    ),
-    (
         "num_failed_episodes",
         "count",
         "Environments that failed or ran out of time. Each cost an attempt at a response.",
@@ -414,6 +409,11 @@ _THROUGHPUT: Sequence[_Row] = (
         "response_tokens_per_s",
         "tokens/s",
         "Response tokens of the training batch, an environment's included, over the time of the step.",
+    ),
+    (
+        "environment_wait_s",
+        "s",
+        "Mean time that a response of the training batch waited for its environment; others are sampled meanwhile.",
     ),
 )
 _TIME: Sequence[_Row] = (

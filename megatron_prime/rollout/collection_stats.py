@@ -41,13 +41,12 @@ def rollout_stats(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def environment_stats(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Return statistics of responses to environments.
 
-    The keys are mean_turns, mean_policy_tokens (without replies), environment_s (the mean time that a response waited
-    for its environment) and num_failed_episodes (of which each cost an attempt at a response).
+    The keys are mean_turns, mean_policy_tokens (without replies), and num_failed_episodes (of which each cost an
+    attempt at a response).
     """
     return {
         "mean_turns": mean([float(len(rollout.turns) or 1) for rollout in rollouts]),
         "mean_policy_tokens": mean([float(sum(rollout.policy_mask)) for rollout in rollouts]),
-        "environment_s": mean([rollout.environment_s for rollout in rollouts]),
         "num_failed_episodes": float(sum(rollout.num_failed_episodes for rollout in rollouts)),
     }
 

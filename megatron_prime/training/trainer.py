@@ -298,3 +298,7 @@ class Trainer:
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
+        waited = [rollout.environment_s for rollout in batch.rollouts]
+        if any(waited):
+            # Not among the statistics of the collection, which a resumed run repeats.
+            metrics["throughput/environment_wait_s"] = sum(waited) / len(waited)

@@ -54,12 +54,11 @@ def test_rollout_stats_are_length_and_truncation():
 
 def test_statistics_of_environments_count_turns_and_what_the_policy_wrote():
     [two_turns, failed] = group(0, [1.0, 0.0], lengths=[7, 3])
-    two_turns = replace(two_turns, turns=(Turn(2, 5), Turn(7, 7)), environment_s=0.5)
-    failed = replace(failed, num_failed_episodes=2, environment_s=1.5)
+    two_turns = replace(two_turns, turns=(Turn(2, 5), Turn(7, 7)))
+    failed = replace(failed, num_failed_episodes=2)
     assert environment_stats([two_turns, failed]) == {
         "mean_turns": 1.5,
         "mean_policy_tokens": 3.5,
-        "environment_s": 1.0,
         "num_failed_episodes": 2,
     }
 
