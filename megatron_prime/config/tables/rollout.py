@@ -54,9 +54,9 @@ class SGLangConfig(Section):
     max_total_tokens: Positive | None = None
     """Capacity of a server's KV cache in tokens. Default what mem_fraction leaves beside the weights; 32768 on CPUs."""
     concurrency: Positive = 256
-    """Maximum number of responses in flight per server."""
+    """Maximum number of responses in flight per server, those that wait for their environment included."""
     request_timeout_s: PositiveFloat = 1800.0
-    """Deadline of one response in seconds, including its time in the server's queue."""
+    """Deadline of one turn of a response in seconds, including its time in the server's queue."""
     control_timeout_s: PositiveFloat = 300.0
     """Deadline of one control call, such as an update of the weights, in seconds."""
     startup_timeout_s: PositiveFloat = 600.0
@@ -151,7 +151,7 @@ class RolloutConfig(Section):
     max_prompt_tokens: Positive = 1024
     """Maximum length of a prompt; longer ones are dropped when the data is read."""
     max_response_tokens: Positive = 3072
-    """Maximum length of a response, at which it is truncated."""
+    """Maximum length of a response, at which it is truncated; with an environment, of all turns and replies."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the policy's log-probs are computed at the same temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -1,6 +1,8 @@
 """One rank works; all ranks get the result or the error, and help to resync servers."""
 
 import asyncio
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -128,3 +130,24 @@ def test_a_fault_of_a_resync_on_any_rank_ends_the_work_everywhere():
         return False
 
     assert run_drivers(scenario, resync) == [True] * 3
+
+
+def test_closing_cancels_the_work_and_lets_it_clean_up():
+    freed, works = [], threading.Event()
+
+    async def work():
+        works.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            freed.append(True)
+
+    driver = Driver(Ranks(), lambda server: None)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(driver.run, work)
+        assert works.wait(10)
+        driver.close()
+        assert freed
+        with pytest.raises(CancelledError):
+            running.result(10)
