@@ -1,5 +1,6 @@
 """Builds the parts of a run from its configuration. The platform and the engine are chosen here and nowhere else."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from megatron_prime.engines.local.build import build_local_engine
 from megatron_prime.engines.parts import EngineBuilder, EngineParts
 from megatron_prime.engines.replay import replay_parts
 from megatron_prime.engines.sglang.build import build_sglang_engine
+from megatron_prime.environments.episodes import PooledEpisodes, open_environments
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.logprobs.output_layer import select_kernel
 from megatron_prime.models.te_layers import check_acceleration, lost_without
@@ -92,6 +94,8 @@ class RolloutParts:
     sampling: SamplingParams
     replay: LoggedGroups | None = None
     """The rollout log that a replay trains on, instead of sampling."""
+    environments: PooledEpisodes | None = None
+    """The environments that reply to this rank's responses; None without, and on ranks that sample nothing."""
 
     @property
     def engine(self) -> CheckpointEngine:
@@ -99,16 +103,19 @@ class RolloutParts:
         return self.sampler.engine
 
     def close(self) -> None:
-        """End the engine and the verifier's processes."""
-        if self.pool is not None:
-            self.pool.close()
-        self.engine.close()
+        """End the engine, and the processes of verifiers and environments."""
+        with contextlib.ExitStack() as stack:
+            if self.environments is not None:
+                stack.callback(self.environments.close)
+            stack.callback(self.engine.close)
+            if self.pool is not None:
+                stack.callback(self.pool.close)
 
 
 def build_rollout(
     config: PrimeConfig, topology: Topology, is_stopping: Callable[[], bool] = lambda: False
 ) -> RolloutParts:
-    """Build the configured engine, still without weights, and the verifier.
+    """Build the configured engine, still without weights, the environments of this rank, and the verifier.
 
     Args:
         config: the run's configuration.
@@ -126,12 +133,21 @@ def build_rollout(
     fault = vocabulary_fault(tokenizer, stop_ids, read_shape(config.model.path).vocab_size)
     if fault:
         raise ValueError(f"model.path = {config.model.path}: {fault}")
-    sampler = ENGINES[config.rollout.engine](config, topology, ranks)
-    pool = RewardPools(config.reward)
+    # With servers, the responses of all ranks are sampled from the first. Environments start before the engine, because
+    # they fail sooner.
+    is_sampling = topology.rank == 0 or not config.rollout.uses_servers
+    environments = open_environments(config, tokenizer, stop_ids) if is_sampling else None
+    with contextlib.ExitStack() as undo:
+        if environments is not None:
+            undo.callback(environments.close)
+        sampler = ENGINES[config.rollout.engine](config, topology, ranks)
+        undo.callback(sampler.engine.close)
+        pool = RewardPools(config.reward)
+        undo.pop_all()
     sampling = _sampling(config, stop_ids)
     outage_s = config.reward.http.max_outage_s
     verifier = RolloutVerifier(pool.verify_all, tokenizer, ranks, outage_s, is_stopping)  # type: ignore[arg-type]
-    return RolloutParts(sampler, verifier, pool, sampling)
+    return RolloutParts(sampler, verifier, pool, sampling, environments=environments)
 
 
 def build_replay(config: PrimeConfig, source: Path) -> RolloutParts:
@@ -164,6 +180,7 @@ def build_collector(config: PrimeConfig, stream: ResumableStream[Prompt], rollou
         step_segmenter=segmenter,
         allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
     )
+    collector.environments = rollout.environments
     if isinstance(collector, ReplayCollector) and rollout.replay is not None:
         collector.logged = rollout.replay
     return collector

@@ -30,7 +30,9 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
         progress.line(note)
     rollout = build_rollout(config, topology)
     try:
-        evaluator = Evaluator(config, sets, rollout.engine, rollout.verifier, progress)
+        evaluator = Evaluator(
+            config, sets, rollout.engine, rollout.verifier, progress, rollout.environments
+        )
         rollout.engine.load_from_hf(config.model.path)
         report = evaluator(0)
     finally:

@@ -82,7 +82,9 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None 
         free_memory_for_servers(topology)
         rollout = build_rollout(config, topology, asked) if replay is None else build_replay(config, replay)
         evaluator = (
-            Evaluator(config, held_out, rollout.engine, rollout.verifier, progress) if held_out else None
+            Evaluator(config, held_out, rollout.engine, rollout.verifier, progress, rollout.environments)
+            if held_out
+            else None
         )
         try:
             run = _Run(config, topology, progress, stream, store, lock, roles, guards, rollout, evaluator)
