@@ -30,9 +30,7 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
         progress.line(note)
     rollout = build_rollout(config, topology)
     try:
-        evaluator = Evaluator(
-            config, sets, rollout.engine, rollout.verifier, progress, rollout.environments
-        )
+        evaluator = Evaluator(config, sets, rollout.engine, rollout.verifier, progress, rollout.environments)
         rollout.engine.load_from_hf(config.model.path)
         report = evaluator(0)
     finally:
