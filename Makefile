@@ -38,9 +38,8 @@ help: ## List the targets
 quickstart: $(STAMP) ## Train a toy model end to end on this machine
 	$(BIN)/megatron-prime quickstart
 
-quickstart-tools: $(STAMP) ## Train toy models with a tool and with an environment's remarks
+quickstart-tools: $(STAMP) ## Train a toy model that learns to call a tool
 	$(BIN)/megatron-prime quickstart --task tools
-	$(BIN)/megatron-prime quickstart --task chain
 
 sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
 	$(BUILD_SGLANG)
