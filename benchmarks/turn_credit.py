@@ -24,24 +24,15 @@ from pathlib import Path
 
 from megatron_prime.quickstart.folder import prepare
 
-OUTCOME_ONLY = (
-    "prm.enabled=false",
-    "advantage.process_credit=own",
-    "filter.enabled=true",
-    "filter.max_rounds=1",
-    "policy.lr=6e-4",
-)
 METHODS: dict[str, tuple[str, ...]] = {
-    "outcome": OUTCOME_ONLY,
+    "outcome": ("prm.enabled=false", "advantage.process_credit=own", "advantage.process_trust=full"),
     "hindsight": (),
     "released": (
         "advantage.process_credit=own",
         "advantage.process_normalization=batch_max",
         "advantage.whitening=joint",
+        "advantage.process_trust=full",
         "advantage.gamma_process=1.0",
-        "filter.enabled=true",
-        "filter.max_rounds=1",
-        "policy.lr=6e-4",
     ),
 }
 """Settings that differ from those of quickstart/chain.toml: RLOO on outcomes alone; PRIME with hindsight credit; and
