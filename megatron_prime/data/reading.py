@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.bad_rows import ADVICE, BadRows
 from megatron_prime.data.conversations.demonstrations import turn_texts, turn_tokens
+from megatron_prime.data.conversations.literal_text import unmarked
 from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.duplicates import DuplicateFinder
 from megatron_prime.data.layouts import Layout, fitting_layout
@@ -299,7 +300,7 @@ class ProblemReader:
                 turns = turn_texts(
                     self._renderer, self._renderer.complete(prompt), rendered, answer, parts.tools
                 )
-                answer = "".join(turns)
+                answer = unmarked("".join(turns))
         except ValueError as error:
             raise row.error(str(error), type(error)) from error
         assert isinstance(answer, str), "ground truths are text"

@@ -1,5 +1,6 @@
 """Rendering of a problem's text or chat messages to the token ids that the model receives."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
+from megatron_prime.data.conversations.literal_text import literal, special_words
 from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.messages import THOUGHTS, Message, complete_messages
 from megatron_prime.data.rows import RenderingError, SettingsError
@@ -60,6 +62,7 @@ class PromptRenderer:
     ) -> None:
         self._config = config
         self._stop_words = [str(tokenizer.eos_token), *map(tokenizer.decode, stop_token_ids)]
+        self._special_words = special_words(tokenizer, self._stop_words)
         self._tokenizer = tokenizer
         default: Any = tokenizer.chat_template
         if isinstance(default, dict):  # several templates by name
@@ -173,12 +176,13 @@ class PromptRenderer:
     def reply(self, messages: Sequence[Message]) -> str:
         """Return the text of messages that answer a turn, from behind its stop token up to where the policy continues.
 
-        It is the difference of two renderings, of a turn and of a turn with the answer, and is to be tokenized alone:
-        whatever the policy wrote stays as it is.
+        It is the difference of two renderings, of a turn and of a turn with the answer, and is to be tokenized alone by
+        `encode_literal`: whatever the policy wrote stays as it is, and no message contains special tokens.
 
         Raises:
             ValueError: If the chat template fails, or does not write the messages behind the turn.
         """
+        messages = self.literal(messages)
         if not self._uses_template(is_chat=False, is_question=True):
             return "\n".join(message["content"] for message in messages)
         text = self._apply([*_EXAMPLE, *messages])
@@ -189,6 +193,10 @@ class PromptRenderer:
                 f"{[message['role'] for message in messages]}"
             )
         return self.behind_stop(reply)
+
+    def literal(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages of an environment, in which the words of special tokens are marked to stay words."""
+        return literal(messages, self._special_words)
 
     def behind_stop(self, text: str) -> str:
         """Return what stands behind the stop token that begins a text; the text itself if none does."""
@@ -293,8 +301,10 @@ def _read_template(path: Path | None) -> str | None:
 
 
 def _contains(text: str, content: str) -> bool:
-    """Return whether a text has the content of a message, apart from white space."""
-    return content.strip() in text or "".join(content.split()) in "".join(text.split())
+    """Return whether a text has the content of a message, apart from white space, or as JSON, as Llama's writes it."""
+    if content.strip() in text or json.dumps(content, ensure_ascii=False)[1:-1] in text:
+        return True
+    return "".join(content.split()) in "".join(text.split())
 
 
 def _continuing(prompt: str, response: str) -> str:

@@ -10,10 +10,11 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
+from megatron_prime.data.conversations.literal_text import encode_literal
 from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.messages import Message
 from megatron_prime.data.rendering import PromptRenderer, Rendered
-from megatron_prime.data.tokenizer import encode, response_token_ids
+from megatron_prime.data.tokenizer import response_token_ids
 from megatron_prime.types import Turn
 
 
@@ -70,7 +71,8 @@ def turn_tokens(
     pieces = response_token_ids(texts[::2], tokenizer)
     if len(pieces) == 1:
         return pieces[0], ()
-    replies = [tuple(ids) for ids in encode(tokenizer, texts[1::2])]
+    stop = str(tokenizer.eos_token)
+    replies = [tuple(encode_literal(tokenizer, text, stop)) for text in texts[1::2]]
     for place, reply in enumerate(replies):
         pieces.insert(2 * place + 1, reply)
     ends = list(accumulate(map(len, pieces)))

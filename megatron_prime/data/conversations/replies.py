@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from megatron_prime.data.conversations.literal_text import encode_literal
 from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.messages import Message
 from megatron_prime.data.rendering import PromptRenderer
 from megatron_prime.data.rows import RenderingError
-from megatron_prime.data.tokenizer import encode
 
 _TURN, _SECOND = "turn one", "turn two"
 _THOUGHT = "a thought"
@@ -78,14 +78,12 @@ class ReplyRenderer:
                 self.noted += [note for note in self.notes(prompt, reply) if note not in self.noted]
         if self._checked[roles]:
             raise RenderingError(self._checked[roles])
-        # Behind a token as in the whole: some tokenizers begin a text with a blank.
         stop = str(self._tokenizer.decode([self._stop]))
-        text = self._renderer.reply(reply)
-        (token_ids, alone) = encode(self._tokenizer, [stop + text, text])
-        return tuple(token_ids[1:] if token_ids[:1] == [self._stop] else alone)
+        return tuple(encode_literal(self._tokenizer, self._renderer.reply(reply), stop))
 
     def check(self, prompt: Sequence[Message], reply: Sequence[Message]) -> list[str]:
         """Return why the template cannot be used for conversations that begin in this way; empty if it can."""
+        reply = self._renderer.literal(reply)
         begin = self._renderer.render_messages(prompt, self._tools)
         if not begin.has_special_tokens:
             return []
