@@ -1,15 +1,20 @@
 """Checks what a user's environment returns, and makes messages for the pool of it."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_prime.environments.protocol import Step
+from megatron_prime.workers.errors import plain
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_CHARACTERS = 1 << 20
 """Most characters of all messages of a reply, as JSON: more than any context holds."""
+
+MAX_REASON = 500
+"""Characters of a reason that are kept."""
 
 
 class InvalidReplyError(ValueError):
@@ -45,13 +50,16 @@ def reply_of(step: object, place: str) -> dict[str, Any]:
         "is_done": bool(step.is_done),
         "reward": reward,
         "outcome": outcome,
-        "reason": str(step.reason)[:500],
+        "reason": plain(str(step.reason)[:MAX_REASON]),
     }
 
 
 def _number(value: object, name: str, lowest: float, place: str) -> float:
-    # Numbers of numpy and torch have the method; float() would take text as well.
-    number = float(value) if hasattr(type(value), "__float__") else math.nan  # type: ignore[arg-type]
+    number = math.nan
+    # Numbers of numpy and torch have the method, and arrays as well; float() alone would take text.
+    if hasattr(type(value), "__float__"):
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            number = float(value)  # type: ignore[arg-type]
     if not lowest <= number <= 1.0:  # also rejects NaN
         raise InvalidReplyError(f"{place}: the {name} {value!r:.40} is no number in [{lowest:g}, 1]")
     return number + 0.0

@@ -20,22 +20,28 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     """
     trace = _outside(error.__traceback__)
     # The exception's own __str__ may raise, which this function handles.
-    text = " ".join("".join(traceback.format_exception_only(error)).split())[:MAX_DETAIL]
+    text = "".join(traceback.format_exception_only(error))[: 8 * MAX_DETAIL]
+    text = " ".join(text.split())[:MAX_DETAIL]
     places = traceback.extract_tb(trace)
     if places:
         # A library that the code calls is not where its author looks first.
         place = [each for each in places if each.filename == places[0].filename][-1]
         text = f"{text} ({place.filename}, line {place.lineno})"
-    lines = plain("".join(traceback.format_exception(type(error), error, trace)))
-    if len(lines) > MAX_TRACEBACK:
-        lines = f"{lines[: MAX_TRACEBACK // 2]}\n...\n{lines[-MAX_TRACEBACK // 2 :]}"
-    return plain(text), lines.rstrip()
+    lines = "".join(traceback.format_exception(type(error), error, trace))
+    # Twice: a message of any length must not cost the time of the call, and `plain` may write a character as several.
+    return plain(text), _shortened(plain(_shortened(lines))).rstrip()
 
 
 def plain(text: str) -> str:
     """Return a text that every log can hold: without halves of characters, and what would move a terminal's cursor."""
     whole = text.encode("utf-8", "backslashreplace").decode()
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in whole)
+
+
+def _shortened(lines: str) -> str:
+    if len(lines) <= MAX_TRACEBACK:
+        return lines
+    return f"{lines[: MAX_TRACEBACK // 2]}\n...\n{lines[-MAX_TRACEBACK // 2 :]}"
 
 
 def _outside(trace: TracebackType | None) -> TracebackType | None:

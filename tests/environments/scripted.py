@@ -1,5 +1,6 @@
 """Environments that misbehave on request, for the tests of pool and worker."""
 
+import array
 import asyncio
 import os
 import subprocess
@@ -101,6 +102,11 @@ class Scripted:
         return Step.reply(str("torch" in sys.modules))
 
 
+class NoNumber:
+    def __float__(self):
+        raise TypeError("only arrays of one number can be converted")
+
+
 RETURNED = {
     "nothing": None,
     "text": "a reply",
@@ -115,6 +121,9 @@ RETURNED = {
     "reward": Step.reply("x", reward=1.5),
     "reward_of_text": Step.reply("x", reward="1"),  # type: ignore[arg-type]
     "outcome": Step.done(2.0),
+    "huge_outcome": Step.done(10**400),
+    "array": Step.done(array.array("d", [1.0])),  # type: ignore[arg-type]
+    "number_that_fails": Step.done(NoNumber()),  # type: ignore[arg-type]
     "early_outcome": Step((({"role": "user", "content": "x"}),), outcome=1.0),
 }
 

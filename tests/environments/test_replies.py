@@ -46,3 +46,9 @@ def test_prompts_that_nobody_answers_are_refused(messages, match):
 def test_a_prompt_may_hold_turns_of_the_assistant():
     messages = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "a"}, USER]
     assert prompt_of(tuple(messages), "here") == messages
+
+
+def test_a_reason_can_be_written_to_any_log():
+    reason: Any = "\ud800\x00\x1b[2J" + "x" * 10**6
+    written = reply_of(Step.done(1.0, reason=reason), "here")["reason"]
+    assert written.encode().startswith(b"\\ud800  [2Jx") and len(written) < 600
