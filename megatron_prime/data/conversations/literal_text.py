@@ -1,8 +1,8 @@
 """Text that an environment or a tool wrote, in which the words of special tokens stay words.
 
-A tool prints what the policy or a web page asks it to, such as `<|im_end|>`. As special tokens that would end the turn of
-the tool and begin one of a user. Such a word is therefore marked before the chat template writes the messages, and the
-text is tokenized in the pieces between the marks: the model reads the same text, in ordinary tokens.
+A tool prints what the policy or a web page asks it to, such as `<|im_end|>`. As special tokens that would end the turn
+of the tool and begin one of a user. Such a word is therefore marked before the chat template writes the messages, and
+the text is tokenized in the pieces between the marks: the model reads the same text, in ordinary tokens.
 """
 
 import re
