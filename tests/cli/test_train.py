@@ -164,6 +164,28 @@ def test_a_second_ctrl_c_ends_a_job_at_once(toy: Toy, tmp_path):
         assert started.process.returncode == 128 + signal.SIGINT
 
 
+def test_a_killed_run_with_environments_resumes_with_the_numbers_of_an_uninterrupted_one(toy: Toy, tmp_path):
+    arguments = [
+        *("train", "run.toml", "trainer.num_steps=3", "trainer.eval_every=2", "evaluation.benchmarks={}"),
+        *("environment.name=tests.support.second_look:SecondLook", "environment.num_workers=2"),
+        *("rollout.max_response_tokens=24", "environment.max_turn_tokens=10"),
+    ]
+    unbroken = finish(toy.folder, *arguments, f"run_dir={tmp_path / 'unbroken'}")
+    assert unbroken.returncode == 0, unbroken.stdout + unbroken.stderr
+    run_dir = tmp_path / "run"
+    with Started(toy.folder, *arguments, f"run_dir={run_dir}") as started:
+        started.wait_until(lambda: after_save(run_dir))
+        kill_all(started)
+        assert started.all_gone(), "environments outlive the run"
+    finished = finish(toy.folder, *arguments, f"run_dir={run_dir}")
+    assert f"resuming after step {SAVE_EVERY}" in finished.stdout, finished.stderr
+    assert records(run_dir) == records(tmp_path / "unbroken")
+    assert rollouts(run_dir) == rollouts(tmp_path / "unbroken")
+    last = records(run_dir)[3]
+    assert last["rollout/mean_turns"] > 1 and last["rollout/num_failed_episodes"] == 0
+    assert last["rollout/mean_policy_tokens"] < last["rollout/mean_response_tokens"]
+
+
 def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(toy: Toy, tmp_path):
     unbroken, run_dir = toy.run_dir("single"), tmp_path / "run"
     shutil.copytree(unbroken, run_dir)
@@ -291,7 +313,7 @@ class _RewardServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    def log_message(self, *arguments): ...
+    def log_message(self, *arguments): ...  # type: ignore[override]
 
 
 def test_a_run_shows_no_secret_of_an_address_and_is_private(toy: Toy, tmp_path):

@@ -86,7 +86,7 @@ class Toy:
     """A working folder with task/, the warmed-up model sft/, run.toml, and the results of finished runs."""
 
     folder: Path
-    facts: dict[str, object]
+    facts: dict[str, Any]
     """Facts about the single-process run, as returned by toy_worker.prepare."""
 
     def run_dir(self, name: str) -> Path:
