@@ -1,4 +1,3 @@
-# pyright: reportOptionalMemberAccess=false
 import json
 import os
 import re

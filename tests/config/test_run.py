@@ -1,4 +1,3 @@
-# pyright: reportOptionalMemberAccess=false, reportTypedDictNotRequiredAccess=false
 import pytest
 from pydantic import ValidationError
 

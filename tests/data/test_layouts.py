@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 """Reads the sample files of the examples, whose answers are known, with each layout."""
 
 import json

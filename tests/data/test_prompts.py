@@ -1,4 +1,3 @@
-# pyright: reportAttributeAccessIssue=false
 import json
 
 import pyarrow

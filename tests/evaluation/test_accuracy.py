@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 """avg@k and pass@k against values computed by hand."""
 
 import itertools

@@ -1,4 +1,3 @@
-# pyright: reportIncompatibleMethodOverride=false
 """What the first prompts of a run would end with is found on a sample of its rows, by the code of the run."""
 
 import json

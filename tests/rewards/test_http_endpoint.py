@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 """Runs against a real HTTP server on loopback that executes the command in the response text."""
 
 import functools

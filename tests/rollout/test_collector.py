@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Collecting a batch: refills, surplus, shortage and statistics, and collection with a real model."""
 
 import json

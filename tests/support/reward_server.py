@@ -1,4 +1,3 @@
-# pyright: reportIncompatibleMethodOverride=false
 """A reward server that judges as the verifier exact_match does, and that can go away."""
 
 import json
