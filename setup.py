@@ -49,6 +49,8 @@ setup(
         "click>=8.5",
         # Also an undeclared dependency of megatron-core's checkpoint writer, which hangs without it.
         "psutil>=6.0",
+        # Searches by a user's pattern under a time limit, which the standard library's re lacks.
+        "regex>=2024.5",
         "jinja2>=3.1",
         "pyyaml>=6.0",
     ],

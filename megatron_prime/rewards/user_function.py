@@ -110,8 +110,8 @@ def asked_fields(function: object) -> tuple[str, ...]:
     takes_any_number = any(each.kind is each.VAR_POSITIONAL for each in parameters)
     first = by_place[:2]
     names = [each.name for each in first]
-    is_swapped = names[:1] == ["answer"] or names[1:] == ["response_text"]
-    if is_swapped or (len(first) < 2 and not takes_any_number):
+    is_another = names[:1] == ["answer"] or names[1:] == ["response_text"] or {*names} & {*FURTHER_FIELDS}
+    if is_another or (len(first) < 2 and not takes_any_number):
         raise ValueError(
             f"its first two parameters must take {_TWO}, in this order; they are {', '.join(names) or 'none'}"
         )

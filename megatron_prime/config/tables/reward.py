@@ -1,6 +1,5 @@
 """The [reward] table: verifiers, the sandbox for code, reward servers and user functions."""
 
-import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -95,7 +94,8 @@ class JudgeConfig(RequestConfig):
     template_file: UserPath | None = None
     """Jinja template of the request, with response, answer, messages and more; by default that of docs/rewards.md."""
     score_pattern: str = r"(?i)\bscore\s*[:=]\s*\**\s*(-?\d+(?:\.\d+)?)"
-    """Regular expression whose last match in a reply has the score in its only group."""
+    """Regular expression whose last match in a reply has the score in its only group. Python's syntax; a reply whose
+    search takes more than a second gives no reward."""
     min_score: float = 0.0
     """Score of the reward 0."""
     max_score: float = 10.0
@@ -117,14 +117,8 @@ class JudgeConfig(RequestConfig):
 
     @model_validator(mode="after")
     def _check_score(self) -> Self:
-        try:
-            num_groups = re.compile(self.score_pattern).groups
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"score_pattern is no regular expression: {error}") from error
-        if num_groups != 1:
-            raise ValueError(
-                f"score_pattern must have one group, which is the score, as in 'Score: (\\d+)'; it has {num_groups}"
-            )
+        if "score_pattern" in self.model_fields_set:
+            _check_pattern(self.score_pattern)
         if not self.min_score < self.max_score:
             raise ValueError(f"min_score = {self.min_score:g} is not below max_score = {self.max_score:g}")
         if self.votes > 1 and self.temperature == 0:
@@ -135,6 +129,20 @@ class JudgeConfig(RequestConfig):
         if taken:
             raise ValueError(f"parameters has {sorted(taken)}, which the judge sets itself")
         return self
+
+
+def _check_pattern(pattern: str) -> None:
+    # Searches with a time limit, which re lacks; imported here because most runs have no pattern of their own.
+    import regex
+
+    try:
+        num_groups = regex.compile(pattern).groups
+    except (regex.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"score_pattern is no regular expression: {error}") from error
+    if num_groups != 1:
+        raise ValueError(
+            f"score_pattern must have one group, which is the score, as in 'Score: (\\d+)'; it has {num_groups}"
+        )
 
 
 class RewardConfig(Section):

@@ -9,10 +9,12 @@ disk if there is a folder for them, so that a resumed run, or another one, has t
 """
 
 import asyncio
+import functools
 import json
-import re
 from typing import Any
 from urllib.parse import urlsplit
+
+import regex
 
 from megatron_prime.config.redaction import HIDDEN
 from megatron_prime.config.tables.reward import JudgeConfig
@@ -26,6 +28,10 @@ MAX_REPLY_BYTES = 1 << 22
 """Bytes of a reply, which repeats every letter in several bytes at worst."""
 NUM_TRIES = 2
 """Requests for a vote until its reply has a score."""
+SEARCHED_CHARS = 1 << 16
+"""Characters of the end of a reply in which a score is searched."""
+MAX_SEARCH_S = 1.0
+"""Time limit of that search: some patterns take exponentially long on some texts, and the policy influences both."""
 SHOWN_CHARS = 300
 """Characters of the end of a reply that the reason of an outcome shows."""
 
@@ -46,7 +52,7 @@ class Judge(RemoteVerifier):
         )
         self._settings = config
         self._template = RequestTemplate(config)
-        self._pattern = re.compile(config.score_pattern)
+        self._pattern = regex.compile(config.score_pattern)
         self._replies = None
         if config.cache_dir is not None:
             self._replies = StoredReplies(config.cache_dir, config.max_cache_mib << 20)
@@ -95,13 +101,13 @@ class Judge(RemoteVerifier):
         key = StoredReplies.key({"url": self._place, "request": fields, "vote": number})
         if self._replies is not None and not exchange.is_probe:
             stored = self._replies.get(key)
-            score = None if stored is None else self._score(stored)
+            score = None if stored is None else await self._score(stored)
             if stored is not None and score is not None:
                 return score, stored
         text, score = "", None
         for _ in range(NUM_TRIES):
             text, is_whole = self._content(await self._reply(fields, exchange))
-            score = self._score(text) if is_whole else None
+            score = await self._score(text) if is_whole else None
             if score is not None:
                 if self._replies is not None:
                     self._replies.put(key, text)
@@ -127,9 +133,21 @@ class Judge(RemoteVerifier):
             text = text.replace(secret, HIDDEN)
         return text, reason != "length"
 
-    def _score(self, text: str) -> float | None:
-        """Return the score that a reply ends with; None without one on the scale."""
-        matches = self._pattern.findall(text)
+    async def _score(self, text: str) -> float | None:
+        """Return the score that a reply ends with; None without one on the scale.
+
+        Raises:
+            NoRewardError: If the search takes too long.
+        """
+        search = functools.partial(self._pattern.findall, concurrent=True, timeout=MAX_SEARCH_S)
+        try:
+            # In a thread, so that other requests go on.
+            matches = await asyncio.to_thread(search, text[-SEARCHED_CHARS:])
+        except TimeoutError as error:
+            raise NoRewardError(
+                f"reward.judge.score_pattern needs more than {MAX_SEARCH_S:g} s to search a reply, which ends with: "
+                f"{self._end_of(text)}"
+            ) from error
         try:
             score = float(matches[-1])
         except (IndexError, ValueError):

@@ -11,6 +11,7 @@ import pytest
 
 from megatron_prime.config.tables.reward import JudgeConfig, RewardConfig
 from megatron_prime.rewards import RewardPools, VerificationStatus
+from megatron_prime.rewards.judge import verifier as judge_verifier
 from megatron_prime.rewards.judge.verifier import Judge
 from megatron_prime.sample import Sample
 from tests.support.judge_server import JudgeServer
@@ -197,6 +198,30 @@ def test_replies_are_asked_for_once(server, tmp_path):
     assert len(server.requests) == before + 3, "only the third vote is new"
 
 
+SLOW_PATTERNS = {
+    # pattern -> a reply on which its search would take hours, or a minute
+    r"(?:(?:a|aa)+)+(\d)$": "a" * 60 + "!",
+    r"(?:.*)score(?:.*):(\d)": "score" * 20_000,
+    r"score:(?:\s|\s+)*(\d)": "score:" + " " * 60_000,
+}
+
+
+def test_a_pattern_that_would_search_for_hours_costs_one_response_a_second(server, monkeypatch):
+    monkeypatch.setattr(judge_verifier, "MAX_SEARCH_S", 0.05)
+    for pattern, text in SLOW_PATTERNS.items():
+        raw = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+        slow, good = outcomes_of(server, f"raw {raw}", "say score aa:7", score_pattern=pattern)
+        assert slow.status is ERROR and "score_pattern needs more than 0.05 s" in slow.detail, pattern
+        assert "score_pattern needs" not in good.detail
+
+
+def test_a_score_is_searched_at_the_end_of_a_long_reply(server):
+    texts = [f"Score: 3{' ' * 10_000}", f"Score: 3{' ' * 70_000}"]
+    raw = [json.dumps({"choices": [{"message": {"content": text}}]}) for text in texts]
+    near, far = outcomes_of(server, *(f"raw {text}" for text in raw))
+    assert near.reward == 0.3 and far.status is ERROR
+
+
 @pytest.mark.parametrize("place", ["token", "user", "query"])
 def test_no_message_and_no_kept_reply_has_a_secret(server, monkeypatch, caplog, tmp_path, place):
     secret = "S3cr3t+"
@@ -247,3 +272,43 @@ def test_a_token_that_is_not_set_is_refused(server, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(ValueError, match=r"reward\.judge\.token_variable = 'JUDGE_KEY': .* not set"):
         judge(server, token_variable="JUDGE_KEY")
+
+
+def test_replies_of_a_real_server_are_votes_that_are_kept(tmp_path, monkeypatch):
+    from tests.support.sglang_judge import KEY, chat_server
+    from tests.support.tokenizers import byte_tokenizer
+
+    samples = [
+        Sample(f"response {number}", "42", messages=[{"role": "user", "content": "6*7"}])
+        for number in range(3)
+    ]
+    # A random model says a digit or more and then the end, since all other tokens are out of its reach.
+    allowed = byte_tokenizer().convert_tokens_to_ids([*"0123456789", "<eos>"])
+    settings = {
+        "model": "tiny",
+        "votes": 4,
+        "temperature": 1.0,
+        "max_tokens": 100,
+        "score_pattern": r"(\d)$",
+        "max_score": 9,
+        "parameters": {"logit_bias": {str(token): 100 for token in allowed}, "min_tokens": 1},
+        "cache_dir": tmp_path / "replies",
+        "token_variable": "JUDGE_KEY",
+        "num_retries": 0,
+    }
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with chat_server(tmp_path) as url:
+        asked = Judge(JudgeConfig.model_validate({"url": f"{url}/v1", **settings}))
+        outcomes = asked.verify_all(samples)
+        assert [outcome.status for outcome in outcomes] == [OK] * 3, outcomes
+        monkeypatch.setenv("JUDGE_KEY", "another")
+        refused = Judge(JudgeConfig.model_validate({"url": f"{url}/v1", **settings, "cache_dir": None}))
+        (outcome,) = refused.verify_all(samples[:1])
+        assert outcome.status is ERROR and "status 401" in outcome.detail
+    for outcome in outcomes:
+        scores = [int(score) for score in re.findall(r"\d", outcome.detail.partition(" of ")[0])]
+        assert len(scores) == 4 and outcome.reward == pytest.approx(sum(scores) / 4 / 9)
+    assert len({outcome.detail for outcome in outcomes}) == 3, "the model's votes differ"
+    # The server is gone: whatever is equal now comes from the folder.
+    again = asked.verify_all([*samples, Sample("another response", "42")])
+    assert again[:3] == outcomes and again[3].is_away
