@@ -1,6 +1,6 @@
 """Compare outcome rewards alone with PRIME on the chain with remarks, in runs of the product.
 
-    python -m benchmarks.turn_credit --root runs/turn_credit [--seeds 11 12 13 14 15] [--methods NAME ...] [--report]
+    python -m benchmarks.turn_credit --root runs/turn_credit [--seeds 21 22 23 24 25] [--methods NAME ...] [--report]
 
 For each seed it generates the task (`megatron-prime quickstart --task chain`), fine-tunes the model, and runs
 `megatron-prime train` with each method, one process on one core each, four to six minutes a run on a busy machine. Runs
@@ -24,8 +24,11 @@ from pathlib import Path
 
 from megatron_prime.quickstart.folder import prepare
 
+OUTCOME = ("prm.enabled=false", "advantage.process_credit=own", "advantage.process_trust=full")
 METHODS: dict[str, tuple[str, ...]] = {
-    "outcome": ("prm.enabled=false", "advantage.process_credit=own", "advantage.process_trust=full"),
+    "outcome": OUTCOME,
+    "outcome_fast": (*OUTCOME, "policy.lr=1.2e-3"),
+    "outcome_all": (*OUTCOME, "filter.enabled=false"),
     "hindsight": (),
     "released": (
         "advantage.process_credit=own",
@@ -35,17 +38,20 @@ METHODS: dict[str, tuple[str, ...]] = {
         "advantage.gamma_process=1.0",
     ),
 }
-"""Settings that differ from those of quickstart/chain.toml: RLOO on outcomes alone; PRIME with hindsight credit; and
+"""Settings that differ from those of quickstart/chain.toml: RLOO on outcomes alone, as it
+is and with one setting changed; PRIME with hindsight credit; and
 the released estimator of PRIME on the same sequences."""
 NAMES = {
     "outcome": "outcome rewards alone (RLOO)",
+    "outcome_fast": "outcome rewards alone, lr 1.2e-3",
+    "outcome_all": "outcome rewards alone, no filter",
     "hindsight": "PRIME, hindsight credit",
     "released": "PRIME, released estimator",
 }
 SHARED = ("trainer.num_steps=40", "trainer.eval_every=0", "checkpoint.save_every=1000")
 THRESHOLDS = (0.5, 0.7, 0.8)
 WINDOW = 4
-HELD_OUT_SEEDS = (11, 12, 13, 14, 15)
+HELD_OUT_SEEDS = (21, 22, 23, 24, 25)
 T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)
 """97.5 % quantiles of Student's distribution with 1 to 7 degrees of freedom."""
 
