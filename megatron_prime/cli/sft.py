@@ -12,7 +12,7 @@ from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.sft import SFTDataset, demonstration_data
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.environments.pool import EnvironmentPool
+from megatron_prime.environments.pool import tools_of
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
@@ -46,7 +46,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     progress = Progress(enabled=topology.rank == 0)
     config = with_date(config, config.sft_log, topology)
     # What may be refused is read first: a start that is refused changes no file.
-    tools = _tools(config)
+    tools = tools_of(config.environment, config.reward.code)
     dataset = _read(config, config.sft.data, tools)
     held_out = _read(config, config.sft.evaluation, tools) if config.sft.evaluation else None
     for line in _start_lines(config, arithmetic, dataset, held_out):
@@ -113,16 +113,7 @@ def _train(
     return policy
 
 
-def _tools(config: PrimeConfig) -> Sequence[Schema]:
-    """Return the schemas of the environment's tools, which the policy will see in rollouts."""
-    if not config.environment.is_multi_turn:
-        return ()
-    settings = config.environment.model_copy(update={"num_workers": 1})
-    with EnvironmentPool(settings, config.reward.code) as pool:
-        return pool.tools
-
-
-def _read(config: PrimeConfig, files: Sequence[Path], tools: Sequence[Schema]) -> SFTDataset:
+def _read(config: PrimeConfig, files: Sequence[Path], tools: Sequence[Schema] | None) -> SFTDataset:
     return SFTDataset.read(
         files,
         demonstration_data(config),

@@ -1,7 +1,7 @@
 """`megatron-prime train`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from megatron_prime.cli.attempt import hold_run, open_store, record_start
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.conversion.export import export_hf
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.mixing import ResumableStream
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer
+from megatron_prime.environments.pool import tools_of
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.hf.identity import model_identity
@@ -63,8 +65,9 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None 
         progress.line(line)
     config = with_date(config, config.run_dir, topology)
     # What may be refused is looked at first: a start that is refused changes no file.
-    stream = prompt_stream(config, progress)
-    held_out = evaluation_sets(config) if replay is None else []
+    tools = tools_of(config.environment, config.reward.code)
+    stream = prompt_stream(config, progress, tools)
+    held_out = evaluation_sets(config, tools) if replay is None else []
     if replay is not None:
         progress.line(f"replaying the rollouts of {replay}: nothing is sampled, verified or evaluated")
     for note in notes_of(held_out):
@@ -252,12 +255,16 @@ def _trainer_context(
     )
 
 
-def prompt_stream(config: PrimeConfig, progress: Progress) -> ResumableStream[Prompt]:
-    """Return the training prompts in the order of the run."""
+def prompt_stream(
+    config: PrimeConfig, progress: Progress, tools: Sequence[Schema] | None
+) -> ResumableStream[Prompt]:
+    """Return the training prompts in the order of the run, with the schemas of the environment's tools."""
     tokenizer = load_tokenizer(config.model.path)
     longest = config.rollout.max_prompt_tokens
     check = answer_check(config.reward)
-    dataset = PromptDataset.read(config.data.train, config.data, tokenizer, longest, check, config.reads_rows)
+    dataset = PromptDataset.read(
+        config.data.train, config.data, tokenizer, longest, check, config.reads_rows, tools
+    )
     for source, ability in sorted(dataset.prompts.kinds):
         config.reward.verifier_of(source, ability)  # Refuse now a prompt that no verifier can judge.
     for line in (f"{len(dataset)} training prompts", *dataset.notes):

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -59,6 +59,17 @@ class Layout:
     """Reads the whole conversation of a demonstration; None if the layout has none."""
     is_question: bool = True
     """True if the prompt is a bare question, which becomes a user message if the tokenizer has a chat template."""
+
+    def in_conversation(self, tools: Sequence[Schema] | None) -> "Layout":
+        """Return the layout for an environment with these tools, which its rows have before their own.
+
+        The first message of a conversation is one of the user, so that a text becomes one if there is a chat template.
+        None, for no environment, returns the layout itself.
+        """
+        if tools is None:
+            return self
+        own = self.tools
+        return replace(self, is_question=True, tools=lambda row: [*tools, *own(row)])
 
 
 def layout(name: LayoutName, config: DataConfig) -> Layout:

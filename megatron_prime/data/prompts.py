@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.columns import CategoryColumn, ColumnTable, TextColumn, TokensColumn
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.layouts import layout
 from megatron_prime.data.mixing import ResumableStream, make_stream
 from megatron_prime.data.reading import Fingerprint, ProblemReader, TokenizedProblem
@@ -95,6 +96,7 @@ class PromptDataset:
         max_prompt_tokens: int,
         check_answer: Callable[[str, str, str], None] | None = None,
         keeps_rows: bool = False,
+        tools: Sequence[Schema] | None = None,
     ) -> "PromptDataset":
         """Read and tokenize jsonl, parquet or csv files.
 
@@ -105,6 +107,8 @@ class PromptDataset:
             max_prompt_tokens: Longer prompts are dropped and counted.
             check_answer: Raises ValueError if no verifier can use the data source, ability and answer of a row.
             keeps_rows: Whether prompts have messages and metadata; see `PrimeConfig.reads_rows`.
+            tools: Schemas of the environment's tools, which the chat template writes into every prompt; None without an
+                environment.
 
         Raises:
             ValueError: If no file is given, a file is missing, a row is invalid (the error names file and row; with
@@ -112,11 +116,11 @@ class PromptDataset:
         """
         if not paths:
             raise ValueError("no data files are given: set data.train (or data.evaluation)")
-        rows = layout(config.layout, config)
+        rows = layout(config.layout, config).in_conversation(tools)
         reader = ProblemReader(
             paths, config, rows, tokenizer, check_answer=check_answer, keeps_rows=keeps_rows
         )
-        table, num_dropped, fingerprint = PromptTable(keeps_rows), 0, Fingerprint(config)
+        table, num_dropped, fingerprint = PromptTable(keeps_rows), 0, Fingerprint(config, tools)
         for problem in reader:
             # A truncated prompt would be another problem than the one that the answer belongs to.
             if len(problem.prompt_ids) > max_prompt_tokens:

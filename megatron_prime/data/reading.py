@@ -392,10 +392,13 @@ class Fingerprint:
 
     Args:
         config: Settings of the data set; default none.
+        tools: Schemas of the environment; None without one.
     """
 
-    def __init__(self, config: DataConfig | None = None) -> None:
+    def __init__(self, config: DataConfig | None = None, tools: Sequence[Schema] | None = None) -> None:
         self._digest = hashlib.sha256()
+        if tools is not None:
+            self.add(json.dumps(list(tools), sort_keys=True))
         if config is not None:
             template = config.chat_template_file
             self.add(

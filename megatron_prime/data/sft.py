@@ -79,7 +79,7 @@ class SFTDataset:
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int,
         messages_field: str | None = None,
-        tools: Sequence[Schema] = (),
+        tools: Sequence[Schema] | None = None,
     ) -> "SFTDataset":
         """Read and tokenize jsonl, parquet or csv files.
 
@@ -93,7 +93,7 @@ class SFTDataset:
             messages_field: Column with a whole conversation: the messages up to the first one of the assistant are the
                 prompt, and all turns of the assistant are trained; the prompt column and `response_field` are then
                 ignored.
-            tools: Schemas of the tools that rollouts show to the policy, besides those of the rows.
+            tools: Schemas of the environment's tools, which rollouts show to the policy; None without an environment.
 
         Raises:
             ValueError: If no file is given, a file is missing, a row is invalid (the error names file and row; with
@@ -102,7 +102,7 @@ class SFTDataset:
         if not paths:
             raise ValueError("no demonstrations are given: set sft.data")
         reader = demonstration_reader(paths, config, response_field, tokenizer, messages_field, tools)
-        table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint(config)
+        table, num_dropped, fingerprint = ExampleTable(), 0, Fingerprint(config, tools)
         for problem in reader:
             if len(problem.prompt_ids) + len(problem.response_ids) > max_tokens:
                 num_dropped += 1
@@ -131,14 +131,11 @@ def demonstration_reader(
     response_field: str,
     tokenizer: PreTrainedTokenizerBase,
     messages_field: str | None,
-    tools: Sequence[Schema] = (),
+    tools: Sequence[Schema] | None = None,
 ) -> ProblemReader:
     """Return a reader whose problems have the response in the place of the answer; see `SFTDataset.read`."""
     row_layout, read_response = _response_reader(config, response_field, messages_field)
-    if tools:
-        of_row = row_layout.tools
-        row_layout = replace(row_layout, tools=lambda row: [*tools, *of_row(row)])
-    return ProblemReader(paths, config, row_layout, tokenizer, read_response)
+    return ProblemReader(paths, config, row_layout.in_conversation(tools), tokenizer, read_response)
 
 
 def _response_reader(

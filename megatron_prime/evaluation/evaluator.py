@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids
 from megatron_prime.evaluation.accuracy import (
@@ -81,13 +82,17 @@ class Evaluator:
         )
 
 
-def evaluation_sets(config: PrimeConfig) -> list[EvaluationSet]:
+def evaluation_sets(config: PrimeConfig, tools: Sequence[Schema] | None = None) -> list[EvaluationSet]:
     """Read data.evaluation and every benchmark. Call it before anything expensive begins.
+
+    Args:
+        config: the run's configuration.
+        tools: schemas of the environment's tools; None without an environment.
 
     Raises:
         ValueError: a file cannot be read, a row is malformed, or no verifier is configured for it.
     """
-    sets = list(_sets(config))
+    sets = list(_sets(config, tools))
     for prompt in (prompt for prompts in sets for prompt in prompts.prompts):
         config.reward.verifier_of(prompt.source, prompt.ability)
     return sets
@@ -98,7 +103,7 @@ def notes_of(sets: Sequence[EvaluationSet]) -> list[str]:
     return [f"{prompts.name or 'data.evaluation'}: {note}" for prompts in sets for note in prompts.notes]
 
 
-def _sets(config: PrimeConfig) -> Iterator[EvaluationSet]:
+def _sets(config: PrimeConfig, tools: Sequence[Schema] | None) -> Iterator[EvaluationSet]:
     tokenizer = load_tokenizer(config.model.path)
     stop_ids = stop_token_ids(tokenizer, config.model.path)
     settings, longest = config.evaluation, config.rollout.max_prompt_tokens
@@ -107,14 +112,14 @@ def _sets(config: PrimeConfig) -> Iterator[EvaluationSet]:
     if config.data.evaluation:
         held_out = held_out_data(config.data)
         dataset = PromptDataset.read(
-            config.data.evaluation, held_out, tokenizer, longest, check, config.reads_rows
+            config.data.evaluation, held_out, tokenizer, longest, check, config.reads_rows, tools
         )
         prompts = dataset.prompts[: settings.max_prompts]
         yield EvaluationSet("", prompts, settings.samples_per_prompt, base, dataset.notes)
     for name, table in settings.benchmarks.items():
         benchmark = benchmark_of(name, table)
         data = benchmark_data(config.data, benchmark)
-        dataset = PromptDataset.read([table.path], data, tokenizer, longest, check, config.reads_rows)
+        dataset = PromptDataset.read([table.path], data, tokenizer, longest, check, config.reads_rows, tools)
         temperature = benchmark.temperature if table.temperature is None else table.temperature
         yield EvaluationSet(
             name,

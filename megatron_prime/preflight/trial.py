@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.reward import JUDGE, RewardConfig
 from megatron_prime.data.benchmarks import benchmark_data, benchmark_of, held_out_data
+from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.layouts import layout
 from megatron_prime.data.reading import ProblemReader, TokenizedProblem
 from megatron_prime.data.sft import demonstration_data, demonstration_reader
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
+from megatron_prime.environments.pool import tools_of
 from megatron_prime.environments.trial import try_environment
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rewards import VerificationOutcome, VerificationStatus, answer_check, get
@@ -80,9 +82,14 @@ def try_run(config: PrimeConfig, command: str = "train") -> Trial:
     if fault:
         trial.faults.append(f"model.path = {path}: {fault}")
         return trial
+    try:
+        tools = tools_of(config.environment, config.reward.code)
+    except ValueError as error:
+        trial.faults.append(str(error))
+        return trial
     problems: list[TokenizedProblem] = []
     deadline = time.monotonic() + SCAN_S
-    for source in (_demonstrations if command == "sft" else _prompts)(config, command, tokenizer):
+    for source in (_demonstrations if command == "sft" else _prompts)(config, command, tokenizer, tools):
         problems += _read(trial, source, config, vocab_size)
         if not trial.faults:
             _scan(trial, source, config, deadline - time.monotonic())
@@ -97,7 +104,9 @@ def try_run(config: PrimeConfig, command: str = "train") -> Trial:
     return trial
 
 
-def _prompts(config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Source]:
+def _prompts(
+    config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Schema] | None
+) -> Iterator[_Source]:
     sets = [("data.train", config.data.train, config.data)] if command in ("train", "rollout") else []
     if config.data.evaluation:
         sets.append(("data.evaluation", config.data.evaluation, held_out_data(config.data)))
@@ -108,7 +117,7 @@ def _prompts(config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBa
         reader_of = partial(
             ProblemReader,
             config=data,
-            layout=layout(data.layout, data),
+            layout=layout(data.layout, data).in_conversation(tools),
             tokenizer=tokenizer,
             check_answer=answer_check(config.reward),
             keeps_rows=config.reads_rows,
@@ -116,13 +125,16 @@ def _prompts(config: PrimeConfig, command: str, tokenizer: PreTrainedTokenizerBa
         yield _Source(key, paths, reader_of, config.rollout.max_prompt_tokens)
 
 
-def _demonstrations(config: PrimeConfig, _: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Source]:
+def _demonstrations(
+    config: PrimeConfig, _: str, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Schema] | None
+) -> Iterator[_Source]:
     reader_of = partial(
         demonstration_reader,
         config=demonstration_data(config),
         response_field=config.sft.response_field,
         tokenizer=tokenizer,
         messages_field=config.sft.messages_field,
+        tools=tools,
     )
     for key, paths in (("sft.data", config.sft.data), ("sft.evaluation", config.sft.evaluation)):
         if paths:

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_prime.config.tables.data import DataConfig
 from megatron_prime.data.prompts import PromptDataset
+from tests.data.conversations.chat_templates import QWEN2_5
 from tests.support.tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
 
@@ -296,3 +297,22 @@ def test_prompts_keep_messages_and_metadata_only_on_request(tmp_path):
     texts = [text for prompt in kept.prompts for text in (prompt.messages, prompt.metadata)]
     extra = sum(len(text.encode()) for text in texts) + 2 * 8 * 3
     assert kept.prompts.__sizeof__() - plain.prompts.__sizeof__() == extra
+
+
+def test_schemas_of_the_environment_are_part_of_prompts_lengths_and_identity(tmp_path):
+    """What the policy will see counts against max_prompt_tokens, and other tools make another data set."""
+    tool = {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {}}}
+    file = write(tmp_path / "a.jsonl", [{"prompt": "1 + 1?", "answer": "2"}])
+    tokenizer = byte_tokenizer(QWEN2_5)
+    plain, shown = (
+        PromptDataset.read([file], DataConfig(), tokenizer, 2000, tools=tools) for tools in (None, (tool,))
+    )
+    (before,), (after,) = plain.prompts[:], shown.prompts[:]
+    assert '"name": "add"' in text_of(after) and "add" not in text_of(before)
+    assert plain.fingerprint != shown.fingerprint
+    assert (
+        PromptDataset.read([file], DataConfig(), tokenizer, len(after.token_ids), tools=[tool]).num_dropped
+        == 0
+    )
+    with pytest.raises(ValueError, match=r"no row|longer"):
+        PromptDataset.read([file], DataConfig(), tokenizer, len(after.token_ids) - 1, tools=[tool])
