@@ -14,7 +14,7 @@ from typing import Any
 from megatron_prime.environments.protocol import Response, Row, Step
 from megatron_prime.environments.registry import EnvironmentFactory, load_environment
 from megatron_prime.environments.replies import InvalidReplyError, prompt_of, reply_of
-from megatron_prime.workers.errors import describe_error
+from megatron_prime.workers.errors import describe_error, describe_fault
 from megatron_prime.workers.program import serve
 
 
@@ -49,6 +49,8 @@ class EpisodeHost:
         except InvalidReplyError as error:
             return {"failed": "invalid", "detail": str(error), "traceback": ""}
         except BaseException as error:  # noqa: BLE001 - such as SystemExit and asyncio.CancelledError
+            if request["call"] == "describe":
+                return {"failed": "error", "detail": describe_fault(error), "traceback": ""}
             detail, lines = describe_error(error)
             return {"failed": "error", "detail": detail, "traceback": lines}
 

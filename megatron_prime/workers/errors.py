@@ -18,7 +18,7 @@ def describe_error(error: BaseException) -> tuple[str, str]:
 
     Both begin where this package calls other code, if it does.
     """
-    trace = _outside(error.__traceback__)
+    trace = _outside(error.__traceback__) or error.__traceback__
     # The exception's own __str__ may raise, which this function handles.
     text = "".join(traceback.format_exception_only(error))[: 8 * MAX_DETAIL]
     text = " ".join(text.split())[:MAX_DETAIL]
@@ -30,6 +30,16 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     lines = "".join(traceback.format_exception(type(error), error, trace))
     # Twice: a message of any length must not cost the time of the call, and `plain` may write a character as several.
     return plain(text), _shortened(plain(_shortened(lines))).rstrip()
+
+
+def describe_fault(error: BaseException) -> str:
+    """Return why a user's code cannot be used, with its traceback.
+
+    A ValueError that this package raised itself is its answer to a wrong setting: it needs neither place nor traceback.
+    """
+    if isinstance(error, ValueError) and _outside(error.__traceback__) is None:
+        return plain(" ".join(str(error).split()))
+    return "\n".join(describe_error(error))
 
 
 def plain(text: str) -> str:
@@ -45,11 +55,11 @@ def _shortened(lines: str) -> str:
 
 
 def _outside(trace: TracebackType | None) -> TracebackType | None:
-    """Return the part of a traceback behind all callers, or the whole if nothing is behind."""
+    """Return the part of a traceback behind all callers; None if nothing is behind."""
     inner = trace
     while inner is not None:
         file = inner.tb_frame.f_code.co_filename
         if not file.startswith(_CALLERS) and not file.endswith("importlib/__init__.py"):
             return inner
         inner = inner.tb_next
-    return trace
+    return None

@@ -122,7 +122,8 @@ class WorkerProcess:
         """Send a request, a fresh token when the worker is done, and return the reply that has it."""
         deadline = time.monotonic() + timeout_s
         assert self._process.stdout is not None
-        if _is_ready(self._process.stdout.fileno(), select.POLLIN):
+        # A worker that starts writes without a request, maybe before this process, which may be slow, comes here.
+        if request and _is_ready(self._process.stdout.fileno(), select.POLLIN):
             # Either it has ended, or something writes to the descriptor of its replies.
             raise WorkerDiedError(f"the worker {self._exit_reason() or STRAY_BYTES}")
         self._send(request, deadline)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from megatron_prime.workers.errors import describe_error
+from megatron_prime.workers.errors import describe_fault
 from megatron_prime.workers.frames import DONE, TOKEN_BYTES, encode_frame, read_bytes, read_frame
 
 MAX_MEMORY_BYTES = 8 * 2**30
@@ -46,7 +46,7 @@ def serve(load: Callable[[], Callable[[Any], Any]], timeout_s: float) -> None:
     try:
         answer = load()
     except BaseException as error:  # noqa: BLE001 - a user's module may raise anything
-        reply({"failed": "\n".join(describe_error(error))})
+        reply({"failed": describe_fault(error)})
         sys.exit(1)
     reply({"ready": True})
     while (request := read_frame(requests)) is not None:

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from megatron_prime.workers.errors import MAX_DETAIL, MAX_TRACEBACK, describe_error, plain
+from megatron_prime.environments.registry import load_environment
+from megatron_prime.workers.errors import MAX_DETAIL, MAX_TRACEBACK, describe_error, describe_fault, plain
 
 
 class HostileError(Exception):
@@ -43,3 +44,31 @@ def test_descriptions_are_short_and_printable():
     line, lines = describe_error(caught(fail))
     assert len(line) < 4 * MAX_DETAIL and len(lines) < MAX_TRACEBACK + 100
     assert plain(line) == line and "\x1b" not in lines
+
+
+def load(name, **settings):
+    return load_environment({"name": name, "settings": settings})
+
+
+FAULTS = {
+    "no such class": (lambda: load("tests.workers.test_errors:Nothing"), "has no attribute 'Nothing'"),
+    "no class": (lambda: load("tests.workers.test_errors:caught"), "missing: reset, step"),
+    "other settings": (lambda: load("guess_number", low=1), "unexpected keyword argument 'low'"),
+    "values of settings": (lambda: load("guess_number", lowest=500).create(), "lowest = 500 must not exceed"),
+}
+
+
+@pytest.mark.parametrize(("function", "text"), FAULTS.values(), ids=FAULTS)
+def test_a_wrong_setting_is_one_line_without_a_traceback(function, text):
+    # Called through this package alone, as a worker does.
+    error = caught(function)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    fault = describe_fault(error.with_traceback(trace))
+    assert text in fault and "\n" not in fault and "Traceback" not in fault
+
+
+def test_a_fault_of_the_users_code_keeps_its_traceback():
+    assert "Traceback" in describe_fault(caught(lambda: int("x")))
+    assert "Traceback" in describe_fault(caught(lambda: [][1]))

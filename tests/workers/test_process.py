@@ -1,4 +1,5 @@
 import os
+import select
 import signal
 import threading
 import time
@@ -35,6 +36,18 @@ def test_requests_are_answered_in_one_process_after_another_alike(start):
     assert first.ask(["echo", 1]) == second.ask(["echo", 1])
     assert first.ask(["echo", 1])[3] == 60.0 + BACKSTOP_S
     assert first.ask(["read", 0]) == "", "stdin is empty"
+
+
+def test_a_worker_that_is_ready_before_anybody_asks_is_ready():
+    process = WorkerProcess(MODULE, ["hello"], 60.0)
+    try:
+        # As on a machine that is so busy that the parent comes later than the worker's first byte.
+        assert process._process.stdout is not None
+        assert select.select([process._process.stdout], [], [], deadlines.seconds(60))[0]
+        process.wait_until_ready()
+        assert process.ask(["echo", 1])[1] == 1
+    finally:
+        process.kill()
 
 
 FAILURES = {
