@@ -1,5 +1,6 @@
 """The order in which a data set is visited: one seeded permutation per epoch, resumable at any row."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +11,9 @@ FORMAT = 2
 
 Positions without a number are of format 1 or 2.
 """
+
+_METADATA = re.compile(r"(?<=^[0-9a-f]{16})\+[0-9a-f]{16}")
+"""The part of a fingerprint that only data sets with metadata have; see `PromptDataset.fingerprint`."""
 
 Item = TypeVar("Item")
 
@@ -81,7 +85,8 @@ class ResumableOrder(Generic[Item]):
         """
         mine = self.state_dict()
         written = state.get("format", 1)
-        if written != FORMAT and state.get("fingerprint") not in (None, mine["fingerprint"]):
+        is_same = _is_same_data(state.get("fingerprint"), self._fingerprint)
+        if written != FORMAT and not is_same and state.get("fingerprint") is not None:
             age = "a newer" if isinstance(written, int) and written > FORMAT else "an older"
             raise ValueError(
                 f"this checkpoint was made by {age} version of megatron_prime: it identifies data in another way "
@@ -93,7 +98,7 @@ class ResumableOrder(Generic[Item]):
             ("seed", "seed"),
             ("shuffle", "data.shuffle setting"),
         ):
-            if state.get(name) != mine[name]:
+            if state.get(name) != mine[name] and not (name == "fingerprint" and is_same):
                 raise ValueError(
                     f"this checkpoint was written with another {meaning} ({state.get(name)}, now {mine[name]}), so the "
                     "data position cannot be resumed: restore it, or start afresh in a new run_dir"
@@ -113,3 +118,14 @@ class ResumableOrder(Generic[Item]):
             self._permutation: Sequence[int] | np.ndarray = generator.permutation(len(self._items))
         else:
             self._permutation = range(len(self._items))
+
+
+def _is_same_data(one: object, other: str) -> bool:
+    """Return whether two fingerprints are equal; metadata count if both runs read them.
+
+    A run may be resumed with a verifier that reads metadata after one that did not.
+    """
+    if not isinstance(one, str) or one == other:
+        return one == other
+    have_metadata = [_METADATA.search(each) is not None for each in (one, other)]
+    return not all(have_metadata) and _METADATA.sub("", one) == _METADATA.sub("", other)

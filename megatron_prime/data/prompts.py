@@ -76,7 +76,8 @@ class PromptDataset:
     num_dropped: int
     """Number of rows dropped because the prompt was longer than max_prompt_tokens."""
     fingerprint: str
-    """Hash of all prompts as the files have them (index, content, answer, source, ability) and of the settings."""
+    """Hash of all prompts as the files have them (index, content, answer, source, ability) and of the settings; where
+    rows are kept, followed by + and a hash of their metadata."""
     notes: tuple[str, ...] = ()
     """Log lines about dropped rows; empty when every row was kept."""
     num_bad_rows: int = 0
@@ -121,6 +122,7 @@ class PromptDataset:
             paths, config, rows, tokenizer, check_answer=check_answer, keeps_rows=keeps_rows
         )
         table, num_dropped, fingerprint = PromptTable(keeps_rows), 0, Fingerprint(config, tools)
+        metadata = Fingerprint()
         for problem in reader:
             # A truncated prompt would be another problem than the one that the answer belongs to.
             if len(problem.prompt_ids) > max_prompt_tokens:
@@ -131,6 +133,7 @@ class PromptDataset:
             # The answer is part of the fingerprint: resuming with corrected answers would mix two data sets in one
             # run.
             fingerprint.add(problem.index, problem.content, problem.answer, problem.source, problem.ability)
+            metadata.add(problem.metadata)
         reader.require_rows(len(table), num_dropped, max_prompt_tokens)
         too_long = (
             [f"{num_dropped} prompts are longer than {max_prompt_tokens} tokens"] if num_dropped else []
@@ -138,7 +141,7 @@ class PromptDataset:
         return PromptDataset(
             table,
             num_dropped,
-            fingerprint.hexdigest(),
+            fingerprint.hexdigest() + (f"+{metadata.hexdigest()}" if keeps_rows else ""),
             (*too_long, *reader.log_lines()),
             reader.bad_rows.num_rows,
             reader.duplicates.num_duplicates,

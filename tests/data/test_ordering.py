@@ -57,6 +57,30 @@ def test_a_state_of_other_data_is_rejected(other, named):
         order().load_state_dict(order(**other).state_dict())
 
 
+PROMPTS, OTHERS, METADATA, OTHER_METADATA = ("0123456789abcdef", "1123456789abcdef", "a" * 16, "b" * 16)
+METADATA_CASES = [
+    # fingerprints of the checkpoint and of the run, which the first group of weights may follow; whether they agree
+    (f"{PROMPTS}+{METADATA}", f"{PROMPTS}+{METADATA}", True),
+    (f"{PROMPTS}+{METADATA}", f"{PROMPTS}+{OTHER_METADATA}", False),
+    (f"{PROMPTS}+{METADATA}", PROMPTS, True),
+    (PROMPTS, f"{PROMPTS}+{METADATA}", True),
+    (f"{OTHERS}+{METADATA}", PROMPTS, False),
+    (f"{PROMPTS}+{METADATA}/a+b", f"{PROMPTS}/a+b", True),
+    (f"{PROMPTS}+{METADATA}/a", f"{PROMPTS}/b", False),
+    (f"{PROMPTS}/a+b", f"{PROMPTS}/a+c", False),
+]
+
+
+@pytest.mark.parametrize(("written", "now", "is_same"), METADATA_CASES)
+def test_metadata_count_if_both_runs_read_them(written, now, is_same):
+    state = order(fingerprint=written).state_dict()
+    if is_same:
+        order(fingerprint=now).load_state_dict(state)
+        return
+    with pytest.raises(ValueError, match="another data set"):
+        order(fingerprint=now).load_state_dict(state)
+
+
 FORMATS = {
     # format and fingerprint of the checkpoint -> the error, or None if it is resumed
     "this one": (FORMAT, "f", None),

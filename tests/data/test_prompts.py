@@ -164,6 +164,17 @@ def test_one_changed_answer_changes_the_fingerprint(tmp_path):
         dataset_of(tmp_path, ["1", "3"]).stream(seed=0).load_state_dict(state)
 
 
+def test_changed_metadata_are_noticed_where_they_are_read(tmp_path):
+    rows = [{"prompt": "q", "answer": "1", "level": level} for level in (1, 2)]
+    old, new = (write(tmp_path / f"{row['level']}.jsonl", [row]) for row in rows)
+    state = read(old, keeps_rows=True).stream(seed=0).state_dict()
+    with pytest.raises(ValueError, match="another data set"):
+        read(new, keeps_rows=True).stream(seed=0).load_state_dict(state)
+    # Neither a run that reads no metadata, nor the change to one, depends on them.
+    read(new).stream(seed=0).load_state_dict(state)
+    read(new, keeps_rows=True).stream(seed=0).load_state_dict(read(old).stream(seed=0).state_dict())
+
+
 def test_bad_rows_are_dropped_counted_and_reported(tmp_path):
     rows = [{"prompt": "q0", "answer": "0"}, {"prompt": "q1"}, {"prompt": "q2", "answer": "2"}]
     path = write(tmp_path / "a.jsonl", rows)
@@ -293,7 +304,7 @@ def test_prompts_keep_messages_and_metadata_only_on_request(tmp_path):
     plain = read(path, byte_tokenizer(CHAT_TEMPLATE), **settings)
     assert [(prompt.messages, prompt.metadata) for prompt in plain.prompts] == [("", ""), ("", "")]
     assert [prompt.token_ids for prompt in plain.prompts] == [prompt.token_ids for prompt in kept.prompts]
-    assert plain.fingerprint == kept.fingerprint
+    assert kept.fingerprint.startswith(f"{plain.fingerprint}+")
     texts = [text for prompt in kept.prompts for text in (prompt.messages, prompt.metadata)]
     extra = sum(len(text.encode()) for text in texts) + 2 * 8 * 3
     assert kept.prompts.__sizeof__() - plain.prompts.__sizeof__() == extra
