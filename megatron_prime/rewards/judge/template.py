@@ -1,9 +1,11 @@
 """The request to a judge: a Jinja template with the texts of a sample, which stay data whatever they say.
 
-Every text that comes from a sample is printed between two lines with a boundary. The boundary is a hash of the whole
-sample, so that nobody who writes a part of it can close a text early, and the same sample makes the same request. What
-chat templates take for the border of a message, such as <|im_end|>, is broken by a space, also in what filters make of
-a text. Neither keeps a model from believing what it reads; see docs/rewards.md.
+Every text of messages, answer, turns and response is printed between two lines with a boundary, and so is a list or an
+object with texts; what a filter or an operator of the template makes of a text is a text of the template, which prints
+no boundary. The boundary is a hash of the whole sample, so that nobody who writes a part of it can close a text early,
+and the same sample makes the same request. What chat templates take for the border of a message, such as <|im_end|>, is
+broken by a space, also in what filters make of a text. Neither keeps a model from believing what it reads; see
+docs/rewards.md.
 """
 
 import hashlib
@@ -155,7 +157,16 @@ def _printed(value: object) -> str:
     text = value if isinstance(value, str) else str(value) if isinstance(value, int | float) else _json(value)
     # One half of a character is what a tokenizer may leave at the end of a truncated response; UTF-8 has none.
     text = _SURROGATES.sub("\ufffd", _BORDERS.sub(lambda border: f"{border[0]} ", text))
-    return f"<<<{value.boundary}\n{text}\n{value.boundary}>>>" if isinstance(value, _Text) else text
+    boundary = _boundary_of(value)
+    return f"<<<{boundary}\n{text}\n{boundary}>>>" if boundary else text
+
+
+def _boundary_of(value: object) -> str:
+    """Return the boundary of a text, or of the texts in a list or an object; "" without one."""
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(_boundary_of, items)), "")
+    return value.boundary if isinstance(value, _Text) else ""
 
 
 def _json(value: object) -> str:
