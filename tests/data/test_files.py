@@ -29,7 +29,7 @@ def test_missing_files_and_directories_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl", gzip.compress(b"{}"), r"is compressed \(gzip\): unpack it"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), r"is compressed \(gzip\): unpack it"),
         ("a.parquet", b"\x28\xb5\x2f\xfd", r"is compressed \(zstd\)"),
         ("a.csv", b"PK\x03\x04...", "as spreadsheets are"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
