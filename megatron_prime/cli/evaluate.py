@@ -4,7 +4,7 @@ from megatron_prime.cli.assemble import build_rollout, start_topology
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.environments.pool import tools_of
+from megatron_prime.environments.episodes import tools_of
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.evaluation.result_files import add_evaluation, describe
@@ -26,7 +26,7 @@ def evaluate_checkpoint(config: PrimeConfig, arithmetic: BatchArithmetic) -> Non
     topology = start_topology(config, data_parallel_only=True)
     progress = Progress(enabled=topology.rank == 0)
     # The prompts are read before servers are started, so that a malformed row fails at once.
-    sets = evaluation_sets(config, tools_of(config.environment, config.reward.code))
+    sets = evaluation_sets(config, tools_of(config))
     for note in notes_of(sets):
         progress.line(note)
     rollout = build_rollout(config, topology)

@@ -8,7 +8,7 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.environments.pool import tools_of
+from megatron_prime.environments.episodes import tools_of
 from megatron_prime.hf.identity import model_identity
 from megatron_prime.observability import Progress
 from megatron_prime.observability.rollout_log import ROLLOUTS, FileInfo
@@ -26,7 +26,7 @@ def sample_rollouts(config: PrimeConfig, arithmetic: BatchArithmetic, num_steps:
     del arithmetic
     topology = start_topology(config, data_parallel_only=True)
     progress = Progress(enabled=topology.rank == 0)
-    stream = prompt_stream(config, progress, tools_of(config.environment, config.reward.code))
+    stream = prompt_stream(config, progress, tools_of(config))
     recorder = _recorder(config, topology)
     rollout = build_rollout(config, topology)
     try:

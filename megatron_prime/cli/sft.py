@@ -12,7 +12,7 @@ from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.sft import SFTDataset, demonstration_data
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.environments.pool import tools_of
+from megatron_prime.environments.episodes import tools_of
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.parallel.collectives import any_rank
 from megatron_prime.parallel.topology import Topology
@@ -46,7 +46,7 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     progress = Progress(enabled=topology.rank == 0)
     config = with_date(config, config.sft_log, topology)
     # What may be refused is read first: a start that is refused changes no file.
-    tools = tools_of(config.environment, config.reward.code)
+    tools = tools_of(config)
     dataset = _read(config, config.sft.data, tools)
     held_out = _read(config, config.sft.evaluation, tools) if config.sft.evaluation else None
     for line in _start_lines(config, arithmetic, dataset, held_out):

@@ -21,7 +21,7 @@ from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.mixing import ResumableStream
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer
-from megatron_prime.environments.pool import tools_of
+from megatron_prime.environments.episodes import tools_of
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
 from megatron_prime.hf.identity import model_identity
@@ -65,7 +65,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None 
         progress.line(line)
     config = with_date(config, config.run_dir, topology)
     # What may be refused is looked at first: a start that is refused changes no file.
-    tools = tools_of(config.environment, config.reward.code)
+    tools = tools_of(config)
     stream = prompt_stream(config, progress, tools)
     held_out = evaluation_sets(config, tools) if replay is None else []
     if replay is not None:

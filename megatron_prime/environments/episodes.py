@@ -162,6 +162,19 @@ def open_environments(
         raise
 
 
+def tools_of(config: PrimeConfig) -> tuple[dict[str, Any], ...] | None:
+    """Return the schemas of the environment's tools, asked from a process that then ends; None for `single_turn`.
+
+    Raises:
+        ValueError: as EnvironmentPool.
+    """
+    environment = config.environment
+    if not environment.is_multi_turn:
+        return None
+    with EnvironmentPool(environment.model_copy(update={"num_workers": 1}), config.reward.code) as pool:
+        return pool.tools
+
+
 def _row_of(prompt: Prompt) -> Mapping[str, Any]:
     return {
         "messages": json.loads(prompt.messages or "[]"),

@@ -149,18 +149,6 @@ class EnvironmentPool:
             slot.wait()
 
 
-def tools_of(config: EnvironmentConfig, code: CodeConfig | None = None) -> tuple[dict[str, Any], ...] | None:
-    """Return the schemas of the environment's tools, asked from a process that then ends; None for `single_turn`.
-
-    Raises:
-        ValueError: as EnvironmentPool.
-    """
-    if not config.is_multi_turn:
-        return None
-    with EnvironmentPool(config.model_copy(update={"num_workers": 1}), code) as pool:
-        return pool.tools
-
-
 class _Slot:
     """One worker process with its thread, and the episodes that it hosts."""
 

@@ -23,7 +23,7 @@ from megatron_prime.data.layouts import layout
 from megatron_prime.data.reading import ProblemReader, TokenizedProblem
 from megatron_prime.data.sft import demonstration_data, demonstration_reader
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
-from megatron_prime.environments.pool import tools_of
+from megatron_prime.environments.episodes import tools_of
 from megatron_prime.environments.trial import try_environment
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rewards import VerificationOutcome, VerificationStatus, answer_check, get
@@ -83,7 +83,7 @@ def try_run(config: PrimeConfig, command: str = "train") -> Trial:
         trial.faults.append(f"model.path = {path}: {fault}")
         return trial
     try:
-        tools = tools_of(config.environment, config.reward.code)
+        tools = tools_of(config)
     except ValueError as error:
         trial.faults.append(str(error))
         return trial

@@ -17,22 +17,22 @@ def turn_metrics(
     """
     if batch.turn_ids_BT is None:
         return {}
-    masks = batch.response_mask_BT, batch.policy_mask_BT
+    mask_BT, policy_BT = batch.response_mask_BT, batch.policy_mask_BT
     by_turn, by_token = (
         process_rewards_BT(
             prm_logprobs_BT,
             ref_logprobs_BT,
-            masks[0],
+            mask_BT,
             config.model_copy(update={"granularity": granularity}),
             batch.turn_ids_BT,
-            masks[1],
+            policy_BT,
         )
         for granularity in ("turn", "token")
     )
-    turns = by_turn[reward_positions(masks[0], "turn", batch.turn_ids_BT, masks[1])].double()
+    turns = by_turn[reward_positions(mask_BT, "turn", batch.turn_ids_BT, policy_BT)].double()
     sizes_BT = by_token.abs().double()
     total = sizes_BT.sum().item()
-    on_replies = sizes_BT[masks[0] & ~masks[1]].sum().item()
+    on_replies = sizes_BT[mask_BT & ~policy_BT].sum().item()
     return {
         "turn_reward_mean": turns.mean().item(),
         "turn_reward_std": turns.std(unbiased=False).item(),
