@@ -330,7 +330,7 @@ def _trainer(overrides: Sequence[str]):
     topology, rollout = _rollout_parts(config)
     progress = Progress(enabled=False)
     roles = build_roles(config, topology, load_weights=True)
-    stream = train.prompt_stream(config, progress)
+    stream = train.prompt_stream(config, progress, None)
     sync = rollout.sampler.make_weight_sync(roles.policy.built)
     sync.push(0)
     context = train._trainer_context(config, roles, stream, sync, rollout, progress)

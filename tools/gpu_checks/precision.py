@@ -181,7 +181,7 @@ def _prm_loss(built: Roles, index: int, sizes: Sizes) -> float:
         config=PRMConfig(beta=BETA),
         num_rows=sizes.num_rows,
         ref_logprobs_BT=built.reference.score(sequences).logprobs_BT,
-        response_mask_BT=torch.ones(sizes.num_rows, sizes.response_tokens, dtype=torch.bool, device=device),
+        scored_mask_BT=torch.ones(sizes.num_rows, sizes.response_tokens, dtype=torch.bool, device=device),
         outcome_rewards_B=torch.tensor(labels, dtype=torch.float32, device=device),
     )
     _, metrics = built.prm.update(sequences, list(range(sizes.num_rows)), loss)
@@ -252,7 +252,7 @@ def _zero_lines(what: str, built: Roles, setting: Setting) -> Iterator[Line]:
         config=PRMConfig(beta=BETA),
         num_rows=sizes.num_rows,
         ref_logprobs_BT=ref_logprobs_BT,
-        response_mask_BT=mask_BT,
+        scored_mask_BT=mask_BT,
         outcome_rewards_B=(torch.arange(sizes.num_rows) % 2).to(mask_BT.device, torch.float32),
     )
     scored = built.prm.score(sequences)

@@ -37,7 +37,7 @@ def test_every_key_is_documented():
         ("rollout.top_p", "number > 0 and ≤ 1 · default `1.0`"),
         ("prm.path", "path, or none · default `none`"),
         ("prm.enabled", "true or false · default `true`"),
-        ("prm.granularity", '`"token"` or `"step"` or `"whole"` · default `"token"`'),
+        ("prm.granularity", '`"token"` or `"step"` or `"turn"` or `"whole"` · default `"token"`'),
         ("data.train", "list of paths · default `[]`"),
         ("reward.routes", 'table of strings · default `{ math = "math", code = "code" }`'),
     ],
