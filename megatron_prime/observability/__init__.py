@@ -2,6 +2,7 @@
 
 - `metrics`: metrics of one step, timers and memory
 - `catalog`: the declaration of everything that is logged, with unit and description
+- `declared_metrics/`: the rows of the catalog
 - `metrics_logger`: writes metrics to all destinations
 - `jsonl`: the file metrics.jsonl
 - `loggers/`: TensorBoard, Weights & Biases and MLflow
