@@ -29,6 +29,7 @@ from megatron_prime.algorithm.groups import pair_accuracy
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, sequence_scores_B
 from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
 from megatron_prime.algorithm.prm_loss import prm_loss
+from megatron_prime.algorithm.prm_rows import ScoredRows
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.config.tables.policy import PolicyConfig
@@ -293,9 +294,9 @@ def update(
     parts = advantage_parts(outcomes_B, rewards_BT, mask_BT, groups_B, setting.advantage)
     advantages_BT = joined_parts(parts, mask_BT, setting.advantage)
     if setting.advantage.process_coef:
-        scores = sequence_scores_B(prm.logprobs(*inputs), ref_BT, mask_BT, setting.prm.beta)
+        rows = ScoredRows.of(prm.logprobs(*inputs), ref_BT, mask_BT, setting.prm.beta)
         weights_B = torch.full((len(tokens),), 1 / len(tokens))
-        apply(optimizers[1], prm_loss(scores, outcomes_B, weights_B, setting.prm), setting.prm.grad_clip)
+        apply(optimizers[1], prm_loss(rows, outcomes_B, weights_B, setting.prm), setting.prm.grad_clip)
     for rows in torch.randperm(len(tokens), generator=generator).chunk(setting.policy.num_minibatches):
         loss, _ = policy_loss(
             policy.logprobs(*(part[rows] for part in inputs)),

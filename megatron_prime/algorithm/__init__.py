@@ -6,6 +6,7 @@
 - `policy_losses`: surrogates, one per module.
 - `prm_loss`: the PRM's loss and metrics; the protocol of an objective.
 - `prm_objectives`: objectives of the PRM, one per module.
+- `prm_rows`: what an objective sees of a batch, token by token, and what it keeps of it.
 - `prm_pairs`: comparisons within a group, for the pairwise objectives.
 - `registry`: from a name in the configuration to an estimator, objective or policy loss.
 - `implicit_reward`: the scaled log-ratio of PRM and reference.
@@ -57,6 +58,7 @@ PRM
   PRMs between minibatch updates, bon_rm ranks by the score during the update, and dpo is a mean while bon is
   a sum; here targets are fixed once before the update (prm_targets), and the caller's weights choose
   mean (1/B) or sum (1).
+- prm.loss="ce_intercept" is ours: the score need not explain how easy the prompt is.
 - Pair accuracy pools pairs over groups and counts ties one half; the recipe averages over groups, gives a
   group without pairs 0.5, and weighs pairs by their label gap (the same thing for labels of 0 and 1).
 

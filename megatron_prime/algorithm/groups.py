@@ -13,6 +13,9 @@ from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_rows
 
+PRIOR_OBSERVATIONS = 2.0
+PRIOR_RANGE = (0.02, 0.98)
+
 
 @dataclass(frozen=True, eq=False)
 class GroupTable:
@@ -117,6 +120,29 @@ def leave_one_out_mean(values_B: Tensor, group_ids_B: Tensor) -> Tensor:
     values_PG = table.gather(values_B.double())
     others_PG = (values_PG.sum(dim=1, keepdim=True) - values_PG) / (table.sizes - 1)[:, None]
     return _as_input(table.scatter(others_PG), values_B)
+
+
+def prior_logits_B(outcome_rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802
+    """Return the logit that each response is right as far as the other responses tell, [B].
+
+    With n_i the other members of the group of response i, s_i the sum of their outcomes, and m_i the mean outcome of
+    all other responses of the batch (1/2 if there are none),
+
+        logit(clamp((s_i + 2 * m_i) / (n_i + 2), 0.02, 0.98)),
+
+    the group's leave-one-out accuracy, shrunk to that of the batch by two pseudo-observations. The response's own
+    outcome does not enter, so that it may serve as a baseline. Ours, after the intercept of logistic regression.
+    """
+    table = group_table(group_ids_B)
+    outcomes_B = outcome_rewards_B.double()
+    outcomes_PG = table.gather(outcomes_B)
+    sum_of_others_B = table.scatter(outcomes_PG.sum(dim=1, keepdim=True) - outcomes_PG)
+    num_others_B = table.spread(table.sizes) - 1
+    num_rows = outcomes_B.numel()
+    others_of_batch_B = outcomes_B.sum() - outcomes_B
+    batch_B = others_of_batch_B / (num_rows - 1) if num_rows > 1 else torch.full_like(outcomes_B, 0.5)
+    shrunk_B = (sum_of_others_B + PRIOR_OBSERVATIONS * batch_B) / (num_others_B + PRIOR_OBSERVATIONS)
+    return _as_input(torch.logit(shrunk_B.clamp(*PRIOR_RANGE)), outcome_rewards_B)
 
 
 def group_std(values_B: Tensor, group_ids_B: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The loss that trains the PRM on outcome labels, and the PRM's online metrics.
 
-A score is the logit beta * sum_t q_t of `implicit_reward.sequence_scores_B`. Losses are weighted sums over
-responses: the weights come from the whole minibatch (1 / its number of responses for a mean), so the sum over
-any split of it into microbatches is the same loss.
+A score is the logit beta * sum_t q_t of `implicit_reward.sequence_scores_B`; an objective sees the q_t too. Losses are
+weighted sums over responses: the weights come from the whole minibatch (1 / its number of responses for a mean), so the
+sum over any split of it into microbatches is the same loss.
 
-Shapes: B responses, P groups, G slots of the largest group.
+Shapes: B responses, T response tokens (right padded), L = T + 1 lengths of a prefix.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from megatron_prime.algorithm.checks import check_outcomes, check_rows
 from megatron_prime.algorithm.groups import pair_accuracy, share_positive
-from megatron_prime.algorithm.prm_pairs import PairTargets
+from megatron_prime.algorithm.prm_rows import RowTargets, ScoredRows
 from megatron_prime.algorithm.registry import PRM_OBJECTIVES, Requirements
 from megatron_prime.algorithm.tensor_ops import as_float
 from megatron_prime.config.tables.prm import PRMConfig
@@ -28,34 +29,57 @@ class PRMObjective(Protocol):
     """
 
     requires: ClassVar[Requirements]
-    """Settings that the objective requires elsewhere. With `group`, `targets` get scores from before the update."""
+    """Settings that the objective requires elsewhere, and whether `targets` needs scores from before the update."""
 
-    def targets(self, scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor) -> PairTargets | None:
-        """Return the targets of the losses, from whole groups before the update; None if responses are independent."""
+    def targets(self, rows: ScoredRows | None, labels_B: Tensor, group_ids_B: Tensor) -> RowTargets | None:
+        """Return what the losses need of the whole batch before the update; None if responses are independent.
+
+        Args:
+            rows: the whole batch as scored before the update, detached; None unless `requires.prior_scores`, because
+                it costs a forward pass.
+            labels_B: outcome rewards of the whole batch.
+            group_ids_B: int; equal for responses to one prompt, in any order, groups of any size.
+        """
         ...
 
-    def losses_B(self, scores_B: Tensor, labels_B: Tensor, targets: PairTargets | None) -> Tensor:  # noqa: N802
-        """Return the loss of each response, [B], differentiable in scores_B alone.
+    def losses_B(self, rows: ScoredRows, labels_B: Tensor, targets: RowTargets | None) -> Tensor:  # noqa: N802
+        """Return the loss of each response, [B], differentiable in the log-ratio of `rows` alone.
 
         The rows are any part of a minibatch, and `targets` are of the same rows.
         """
         ...
 
+    def prefix_logits_BL(  # noqa: N802
+        self, log_ratio_BT: Tensor, scored_mask_BT: Tensor, prior_logits_B: Tensor
+    ) -> Tensor:
+        """Return the logit that a response which begins with its first t tokens ends up right, t = 0..T, [B, T + 1].
+
+        It stays the same on tokens that are not scored. A PRM that equals its reference changes no logit along a
+        response. `SummedPrefixes` has the one of the paper's objective.
+
+        Args:
+            log_ratio_BT: q_t in nats, 0 outside the scored tokens.
+            scored_mask_BT: bool, the scored tokens.
+            prior_logits_B: logit that a response is right before any of it is read, `groups.prior_logits_B`.
+        """
+        ...
+
 
 def prm_loss(
-    scores_B: Tensor,
+    rows: ScoredRows,
     labels_B: Tensor,
     weights_B: Tensor,
     config: PRMConfig,
-    targets: PairTargets | None = None,
+    targets: RowTargets | None = None,
     *,
     are_labels_checked: bool = False,
 ) -> Tensor:
     """Return the scalar sum_i weights_i * loss_i of the objective that `prm.loss` names.
 
     Args:
-        scores_B: logits of the rows of this microbatch.
-        labels_B: outcome rewards in [0, 1]; fractions are soft labels for ce, and correct (> 0) for the others.
+        rows: the rows of this microbatch.
+        labels_B: outcome rewards in [0, 1]; fractions are soft labels for cross-entropies, and correct (> 0) for the
+            pairwise objectives.
         weights_B: weight of each response, from the global minibatch.
         config: the [prm] section.
         targets: rows of `prm_targets` of the whole batch.
@@ -67,35 +91,37 @@ def prm_loss(
     """
     if not are_labels_checked:
         check_outcomes(labels_B)
-    scores_B = as_float(scores_B)
-    check_rows(
-        scores_B.numel(),
-        scores_B=scores_B,
-        labels_B=labels_B,
-        weights_B=weights_B,
-        other_scores_B=None if targets is None else targets.other_scores_B,
-        pair_weights_B=None if targets is None else targets.weights_B,
-    )
+    check_rows(rows.num_rows, labels_B=labels_B, weights_B=weights_B)
+    if targets is not None:
+        targets.check_rows(rows.num_rows)
     objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
-    weights_B = weights_B.detach().to(scores_B.dtype)
-    return (weights_B * objective.losses_B(scores_B, labels_B, targets)).sum()
+    losses_B = objective.losses_B(rows, labels_B, targets)
+    return (weights_B.detach().to(losses_B.dtype) * losses_B).sum()
 
 
 @torch.no_grad()
 def prm_targets(
-    scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor, config: PRMConfig
-) -> PairTargets | None:
+    rows: ScoredRows | None,
+    labels_B: Tensor,
+    group_ids_B: Tensor,
+    config: PRMConfig,
+    *,
+    are_labels_checked: bool = False,
+) -> RowTargets | None:
     """Return the objective's targets, detached; None for ce, which has none.
 
-    Call it once on whole groups, with the scores of one PRM before the update.
+    Call it once on whole groups before the update, with rows scored by one PRM if the objective requires them.
 
     Raises:
         ValueError: shapes differ, labels outside [0, 1] or NaN.
     """
-    check_outcomes(labels_B)
-    scores_B = as_float(scores_B).detach()
+    if not are_labels_checked:
+        check_outcomes(labels_B)
     objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
-    return objective.targets(scores_B, labels_B, group_ids_B)
+    if rows is not None:
+        check_rows(rows.num_rows, labels_B=labels_B, group_ids_B=group_ids_B)
+        rows = replace(rows, log_ratio_BT=rows.log_ratio_BT.detach())
+    return objective.targets(rows, labels_B, group_ids_B)
 
 
 @torch.no_grad()

@@ -4,16 +4,19 @@ Shapes: B responses, P groups, G slots of the largest group.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from megatron_prime.algorithm.groups import group_table
+from megatron_prime.algorithm.prm_rows import RowTargets, ScoredRows, SummedPrefixes
+from megatron_prime.algorithm.registry import Requirements
 
 
 @dataclass(frozen=True, eq=False)
-class PairTargets:
+class PairTargets(RowTargets):
     """Constants of a pairwise objective, computed once on whole groups before the update.
 
     Scores taken between minibatch updates would come from different PRMs.
@@ -24,9 +27,16 @@ class PairTargets:
     weights_B: Tensor
     """Weight of each response's loss."""
 
-    def rows(self, rows_b: Tensor) -> "PairTargets":
-        """Return the targets of some rows of the batch."""
-        return PairTargets(self.other_scores_B[rows_b], self.weights_B[rows_b])
+
+@dataclass(frozen=True)
+class PairwiseObjective(SummedPrefixes):
+    """Base of the objectives that compare a response with a score of its group's other side."""
+
+    requires: ClassVar[Requirements] = Requirements(group=True, prior_scores=True)
+
+    def losses_B(self, rows: ScoredRows, labels_B: Tensor, targets: RowTargets | None) -> Tensor:  # noqa: N802
+        """Return the weighted losses of the pairs; see `pair_losses_B`."""
+        return pair_losses_B(rows.scores_B, labels_B, targets)
 
 
 def other_side_scores_B(scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802
@@ -59,13 +69,13 @@ def best_of_n_weights_B(ranked_by_B: Tensor, group_ids_B: Tensor) -> Tensor:  # 
     return table.scatter(size_P1 * (not_above_PGG.sum(dim=2) / size_P1) ** (size_P1 - 1))
 
 
-def pair_losses_B(scores_B: Tensor, labels_B: Tensor, targets: PairTargets | None) -> Tensor:  # noqa: N802
+def pair_losses_B(scores_B: Tensor, labels_B: Tensor, targets: RowTargets | None) -> Tensor:  # noqa: N802
     """Return -log sigmoid(sign * (score - other score)) * weight, [B], differentiable in scores_B alone.
 
     Raises:
         ValueError: there are no targets.
     """
-    if targets is None:
+    if not isinstance(targets, PairTargets):
         raise ValueError("a pairwise PRM objective needs targets: pass those of prm_targets on whole groups")
     signs_B = (labels_B > 0).to(scores_B.dtype) * 2 - 1
     losses_B = -logsigmoid(signs_B * (scores_B - targets.other_scores_B.detach()))

@@ -30,6 +30,11 @@ class Requirements:
     """advantage.gamma_process = 1."""
     own_credit: bool = False
     """advantage.process_credit = "own"."""
+    prior_scores: bool = False
+    """The PRM's scores of the batch before its update, for the targets of a PRM objective. Any run can have them; they
+    cost a forward pass where the update alone would do."""
+    units: bool = False
+    """Steps or turns (prm.granularity)."""
     turns: bool = False
     """Process rewards of turns (prm.granularity = "turn"), and so an environment."""
 
@@ -110,7 +115,7 @@ PRM_OBJECTIVES = Registry(
     option="prm.loss",
     package="megatron_prime.algorithm.prm_objectives",
     class_name="Objective",
-    members=("requires", "targets", "losses_B"),
+    members=("requires", "targets", "losses_B", "prefix_logits_BL"),
 )
 POLICY_LOSSES = Registry(
     option="policy.loss",

@@ -56,6 +56,11 @@ def _unfulfilled(requires: Requirements, config: PrimeConfig) -> Iterator[str]:
         yield (
             "needs advantage.process_credit = 'own': its value of a token would contain the reward of that very token"
         )
+    if requires.units and config.prm.granularity not in ("step", "turn"):
+        yield (
+            "compares steps or turns: set prm.granularity = 'step', or 'turn' with an environment, so that responses "
+            "are divided into them"
+        )
     if requires.turns and config.prm.enabled and config.prm.granularity != "turn":
         yield "normalizes the rewards of turns: set prm.granularity = 'turn', with an environment"
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from megatron_prime.algorithm.checks import check_outcomes
-from megatron_prime.algorithm.implicit_reward import sequence_scores_B
 from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
 from megatron_prime.algorithm.prm_loss import prm_loss
-from megatron_prime.algorithm.prm_pairs import PairTargets
+from megatron_prime.algorithm.prm_rows import RowTargets, ScoredRows
 from megatron_prime.config.tables.policy import Aggregation, PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
 
@@ -54,8 +53,10 @@ class PRMRowLoss:
     scored_mask_BT: torch.Tensor
     """The tokens that the PRM's score sums over."""
     outcome_rewards_B: torch.Tensor
-    targets: PairTargets | None = None
-    """Targets of the whole batch, for objectives that compare within a group."""
+    unit_ids_BT: torch.Tensor | None = None
+    """The step or turn of each token, for objectives that require units."""
+    targets: RowTargets | None = None
+    """Targets of the whole batch, for objectives that have some."""
     is_trained_B: torch.Tensor | None = None
     """bool; rows that are False have no loss, and num_rows does not count them. None trains all."""
 
@@ -67,21 +68,25 @@ class PRMRowLoss:
         self, rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See RowLoss."""
-        scores_b = sequence_scores_B(
-            logprobs_bT, self.ref_logprobs_BT[rows_b], self.scored_mask_BT[rows_b], self.config.beta
+        rows = ScoredRows.of(
+            logprobs_bT,
+            self.ref_logprobs_BT[rows_b],
+            self.scored_mask_BT[rows_b],
+            self.config.beta,
+            None if self.unit_ids_BT is None else self.unit_ids_BT[rows_b],
         )
         loss = prm_loss(
-            scores_b,
+            rows,
             self.outcome_rewards_B[rows_b],
-            self._weights(scores_b, rows_b),
+            self._weights(rows, rows_b),
             self.config,
             None if self.targets is None else self.targets.rows(rows_b),
             are_labels_checked=True,
         )
         return loss, {"loss": loss.detach()}
 
-    def _weights(self, scores_b: torch.Tensor, rows_b: torch.Tensor) -> torch.Tensor:
-        weights_b = torch.full_like(scores_b, 1 / self.num_rows)
+    def _weights(self, rows: ScoredRows, rows_b: torch.Tensor) -> torch.Tensor:
+        weights_b = rows.log_ratio_BT.new_full((rows.num_rows,), 1 / self.num_rows)
         return weights_b if self.is_trained_B is None else weights_b * self.is_trained_B[rows_b]
 
 

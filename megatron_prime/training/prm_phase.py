@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_prime.algorithm.implicit_reward import sequence_scores_B
 from megatron_prime.algorithm.prm_loss import prm_metrics, prm_targets
-from megatron_prime.algorithm.registry import PRM_OBJECTIVES
+from megatron_prime.algorithm.prm_rows import ScoredRows
+from megatron_prime.algorithm.registry import PRM_OBJECTIVES, Requirements
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.models.forward import Scores, Sequences
 from megatron_prime.training.losses import PRMRowLoss
@@ -49,7 +49,7 @@ class PRMPhase:
         self.prm = prm
         self._config = config
         self._seed = seed
-        self._needs_targets = PRM_OBJECTIVES.load(config.loss).requires.group
+        self._requires: Requirements = PRM_OBJECTIVES.load(config.loss).requires
 
     def run(
         self, batch: RolloutBatch, sequences: Sequences, ref_logprobs_BT: torch.Tensor, step_index: int
@@ -65,10 +65,10 @@ class PRMPhase:
         # One update on the whole batch runs the same forward pass as scoring it: its log-probs are the scores.
         single_forward = (
             config.update_order == "after"
-            and not self._needs_targets
+            and not self._requires.prior_scores
             and config.num_minibatches == config.num_epochs == 1
         )
-        needs_scores_first = config.update_order != "before" or self._needs_targets
+        needs_scores_first = config.update_order != "before" or self._requires.prior_scores
         scores: Scores | None = None
         if needs_scores_first and not single_forward:
             scores = self.prm.score(sequences)
@@ -83,7 +83,7 @@ class PRMPhase:
             elif config.update_order == "before":
                 scores = self.prm.score(sequences)
         assert scores is not None
-        scores_B = self._sequence_scores(scores, ref_logprobs_BT, batch)
+        scores_B = self._rows(scores, ref_logprobs_BT, batch).scores_B
         metrics |= prm_metrics(scores_B, batch.outcome_rewards_B, batch.group_ids_B)
         return PRMResult(scores.logprobs_BT, metrics)
 
@@ -97,11 +97,13 @@ class PRMPhase:
         step_index: int,
     ) -> tuple[Scores | None, dict[str, float]]:
         """Take all optimizer steps; return the scores behind the first one and the mean metrics."""
-        targets = None
-        if self._needs_targets:
+        prior_rows = None
+        if self._requires.prior_scores:
             assert scores is not None
-            scores_B = self._sequence_scores(scores, ref_logprobs_BT, batch)
-            targets = prm_targets(scores_B, batch.outcome_rewards_B, batch.group_ids_B, self._config)
+            prior_rows = self._rows(scores, ref_logprobs_BT, batch)
+        labels_B = batch.outcome_rewards_B
+        # The labels are checked by each minibatch's loss.
+        targets = prm_targets(prior_rows, labels_B, batch.group_ids_B, self._config, are_labels_checked=True)
 
         def make_loss(rows: Sequence[int]) -> PRMRowLoss:
             return PRMRowLoss(
@@ -109,15 +111,18 @@ class PRMPhase:
                 num_rows=len(batch.trained_rows(rows)),
                 ref_logprobs_BT=ref_logprobs_BT,
                 scored_mask_BT=batch.scored_mask_BT(self._config.score_environment),
-                outcome_rewards_B=batch.outcome_rewards_B,
+                outcome_rewards_B=labels_B,
+                unit_ids_BT=self._unit_ids_BT(batch),
                 targets=targets,
                 is_trained_B=batch.is_trained_B,
             )
 
         return update_on_batch(prm, batch, sequences, self._config, make_loss, (self._seed, step_index))
 
-    def _sequence_scores(
-        self, scores: Scores, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch
-    ) -> torch.Tensor:
+    def _rows(self, scores: Scores, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch) -> ScoredRows:
         scored_BT = batch.scored_mask_BT(self._config.score_environment)
-        return sequence_scores_B(scores.logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta)
+        unit_ids_BT = self._unit_ids_BT(batch)
+        return ScoredRows.of(scores.logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta, unit_ids_BT)
+
+    def _unit_ids_BT(self, batch: RolloutBatch) -> torch.Tensor | None:  # noqa: N802
+        return batch.unit_ids_BT(self._config.granularity) if self._requires.units else None

@@ -182,6 +182,15 @@ def ce(score, label):
     return -label * math.log(sigmoid(score)) - (1 - label) * math.log(sigmoid(-score))
 
 
+def prior_logit(labels, ids, i):
+    """Logit of the accuracy of the group's other members, shrunk to that of the batch's other responses."""
+    rest = [labels[j] for j in range(len(labels)) if j != i]
+    batch = mean(rest) if rest else 0.5
+    known = [labels[j] for j in others(ids, i)]
+    accuracy = min(max((sum(known) + 2 * batch) / (len(known) + 2), 0.02), 0.98)
+    return math.log(accuracy / (1 - accuracy))
+
+
 def pair_target(scores, labels, ids, i):
     """Mean score of the members on the other side of the label."""
     if labels[i] > 0:

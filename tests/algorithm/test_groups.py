@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from megatron_prime.algorithm.groups import (
     group_std,
     group_table,
     leave_one_out_mean,
+    prior_logits_B,
 )
 from tests.algorithm import oracle
 from tests.algorithm.oracle import Batch
@@ -54,6 +57,29 @@ def test_empty_slots_hide_what_row_zero_holds():
     assert gathered_PG[0, 1] == 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_prior_logits_match_the_loops(seed):
+    batch = Batch(seed, sizes=(2, 5, 1, 3), soft=True)
+    expected = [oracle.prior_logit(batch.outcomes, batch.ids, i) for i in range(len(batch.ids))]
+    assert prior_logits_B(batch.outcome_rewards_B, batch.group_ids_B).tolist() == pytest.approx(expected)
+
+
+def test_a_prior_leaves_out_the_own_outcome_and_stays_finite():
+    ids_B = torch.tensor([0, 0, 0, 1, 1])
+    outcomes_B = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0])
+    priors_B = prior_logits_B(outcomes_B, ids_B)
+    for i in range(5):
+        flipped_B = outcomes_B.clone()
+        flipped_B[i] = 1 - outcomes_B[i]
+        assert prior_logits_B(flipped_B, ids_B)[i] == priors_B[i]
+    assert priors_B[2] > priors_B[0], "both others of its group are right"
+    for constant in (0.0, 1.0):
+        edge = math.log(0.98 / 0.02)
+        priors_B = prior_logits_B(torch.full((4,), constant), torch.zeros(4).long())
+        assert priors_B.tolist() == pytest.approx([edge if constant else -edge] * 4, rel=1e-6)
+    assert prior_logits_B(torch.ones(1), torch.zeros(1).long()).tolist() == [0.0], "nothing is known"
+
+
 def test_a_group_of_one_has_no_others():
     ids_B = torch.tensor([0, 0, 1])
     for function in (leave_one_out_mean, group_std):
@@ -89,7 +115,7 @@ def test_row_order_and_id_names_do_not_matter(seed, sizes):
     batch = Batch(seed, sizes=tuple(sizes))
     values_B = torch.tensor(values_of(batch), dtype=torch.float64)
     order_B = torch.randperm(len(values_B), generator=torch.Generator().manual_seed(seed))
-    for function in (group_mean, leave_one_out_mean, group_std):
+    for function in (group_mean, leave_one_out_mean, group_std, prior_logits_B):
         straight_B = function(values_B, batch.group_ids_B)
         shuffled_B = function(values_B[order_B], -1000 * batch.group_ids_B[order_B] + 3)
         torch.testing.assert_close(shuffled_B, straight_B[order_B])

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from megatron_prime.algorithm.prm_loss import prm_loss, prm_metrics, prm_targets
 from megatron_prime.algorithm.prm_pairs import PairTargets
+from megatron_prime.algorithm.prm_rows import PriorTargets
 from megatron_prime.config.tables.prm import PRMConfig
 from tests.algorithm import oracle
 from tests.algorithm.oracle import Batch
+from tests.algorithm.prm_rows import rows_of_scores
 
 PAIR_KINDS = ["dpo", "bon_acc", "bon_rm"]
-KINDS = ["ce", *PAIR_KINDS]
+KINDS = ["ce", "ce_intercept", *PAIR_KINDS]
 
 
 def scores_of(batch, seed=11):
@@ -20,14 +22,16 @@ def scores_of(batch, seed=11):
 
 
 def loss_of(scores_B, batch, kind, weights_B, before_B=None, rows=None):
-    """prm_loss with the targets of the whole batch, on some of its rows."""
+    """prm_loss of scores with the targets of the whole batch, on some of its rows."""
     rows = torch.arange(len(batch.ids)) if rows is None else rows
     config = PRMConfig(loss=kind)
-    before_B = scores_B if before_B is None else before_B
-    targets = prm_targets(before_B, batch.outcome_rewards_B, batch.group_ids_B, config)
+    before = rows_of_scores(scores_B if before_B is None else before_B)
+    targets = prm_targets(before, batch.outcome_rewards_B, batch.group_ids_B, config)
     assert (targets is None) == (kind == "ce")
     targets = None if targets is None else targets.rows(rows)
-    return prm_loss(scores_B[rows], batch.outcome_rewards_B[rows], weights_B[rows], config, targets)
+    return prm_loss(
+        rows_of_scores(scores_B[rows]), batch.outcome_rewards_B[rows], weights_B[rows], config, targets
+    )
 
 
 def expected_loss(scores, batch, kind, weights, before=None):
@@ -36,6 +40,8 @@ def expected_loss(scores, batch, kind, weights, before=None):
     for i, label in enumerate(batch.outcomes):
         if kind == "ce":
             loss = oracle.ce(scores[i], label)
+        elif kind == "ce_intercept":
+            loss = oracle.ce(oracle.prior_logit(batch.outcomes, batch.ids, i) + scores[i], label)
         else:
             other = oracle.pair_target(before, batch.outcomes, batch.ids, i)
             loss = oracle.pair_loss(scores[i], label, other)
@@ -82,22 +88,22 @@ def test_first_loss_is_log_two():
     """PRM equal to its reference: every score 0, the figure people post is 0.69."""
     weights_B = torch.full((4,), 0.25)
     for label in (0.0, 0.3, 1.0):
-        loss = prm_loss(torch.zeros(4), torch.full((4,), label), weights_B, PRMConfig())
+        loss = prm_loss(rows_of_scores(torch.zeros(4)), torch.full((4,), label), weights_B, PRMConfig())
         assert float(loss) == pytest.approx(math.log(2))
 
 
 def test_confident_and_wrong_stays_finite_with_a_gradient():
     """A sigmoid before the cross-entropy saturates at 1 and loses the gradient; logits do not."""
     scores_B = torch.tensor([120.0, -120.0], requires_grad=True)
-    loss = prm_loss(scores_B, torch.tensor([0.0, 1.0]), torch.ones(2), PRMConfig())
+    labels_B = torch.tensor([0.0, 1.0])
+    loss = prm_loss(rows_of_scores(scores_B), labels_B, torch.ones(2), PRMConfig())
     loss.backward()
     assert float(loss.detach()) == pytest.approx(240)
     assert scores_B.grad is not None
     assert scores_B.grad.tolist() == [1.0, -1.0]
     targets = PairTargets(torch.zeros(2), torch.ones(2))
-    pairs = prm_loss(
-        scores_B.detach(), torch.tensor([0.0, 1.0]), torch.ones(2), PRMConfig(loss="dpo"), targets
-    )
+    rows = rows_of_scores(scores_B.detach())
+    pairs = prm_loss(rows, labels_B, torch.ones(2), PRMConfig(loss="dpo"), targets)
     assert float(pairs) == pytest.approx(240)
 
 
@@ -106,37 +112,43 @@ def test_targets_are_detached_and_do_not_follow_the_update(kind):
     batch = Batch(5)
     scores_B = torch.tensor(scores_of(batch), requires_grad=True)
     config = PRMConfig(loss=kind)
-    targets = prm_targets(scores_B, batch.outcome_rewards_B, batch.group_ids_B, config)
-    assert targets is not None
+    rows = rows_of_scores(scores_B)
+    targets = prm_targets(rows, batch.outcome_rewards_B, batch.group_ids_B, config)
+    assert isinstance(targets, PairTargets)
     assert not targets.other_scores_B.requires_grad
     assert not targets.weights_B.requires_grad
     targets.other_scores_B.requires_grad_()
     weights_B = torch.ones(len(batch.ids), requires_grad=True)
-    loss = prm_loss(scores_B, batch.outcome_rewards_B, weights_B, config, targets)
+    loss = prm_loss(rows, batch.outcome_rewards_B, weights_B, config, targets)
     loss.backward()
     assert targets.other_scores_B.grad is None
     assert weights_B.grad is None
 
 
 def test_bad_input_is_explained():
-    scores_B, labels_B, ids_B = torch.zeros(2), torch.tensor([0.0, 1.0]), torch.zeros(2).long()
+    rows, weights_B = rows_of_scores(torch.zeros(2)), torch.ones(2)
+    labels_B, ids_B = torch.tensor([0.0, 1.0]), torch.zeros(2).long()
     ce, dpo, bon_rm = PRMConfig(), PRMConfig(loss="dpo"), PRMConfig(loss="bon_rm")
     short = PairTargets(torch.ones(1), torch.ones(2))
     cases = (
-        ((scores_B, labels_B, scores_B, PRMConfig(loss="mse")), "known names are "),
-        ((scores_B, labels_B, scores_B, dpo), "needs targets"),
-        ((scores_B, labels_B, scores_B, bon_rm), "needs targets"),
-        ((scores_B, labels_B, scores_B, dpo, short), "other_scores_B has shape"),
-        ((scores_B, torch.tensor([0.0, math.nan]), scores_B, ce), "verifier errors"),
-        ((scores_B, torch.tensor([0.0, 2.0]), scores_B, ce), r"\[0, 1\]"),
-        ((scores_B, labels_B, torch.ones(1), ce), "weights_B has shape"),
-        ((scores_B[:, None], labels_B, scores_B, ce), "scores_B has shape"),
+        ((rows, labels_B, weights_B, PRMConfig(loss="mse")), "known names are "),
+        ((rows, labels_B, weights_B, dpo), "needs targets"),
+        ((rows, labels_B, weights_B, bon_rm), "needs targets"),
+        ((rows, labels_B, weights_B, PRMConfig(loss="ce_intercept")), "needs targets"),
+        ((rows, labels_B, weights_B, dpo, PriorTargets(weights_B)), "needs targets"),
+        ((rows, labels_B, weights_B, dpo, short), "other_scores_B has shape"),
+        ((rows, torch.tensor([0.0, math.nan]), weights_B, ce), "verifier errors"),
+        ((rows, torch.tensor([0.0, 2.0]), weights_B, ce), r"\[0, 1\]"),
+        ((rows, labels_B, torch.ones(1), ce), "weights_B has shape"),
+        ((rows, labels_B[:, None], weights_B, ce), "labels_B has shape"),
     )
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             prm_loss(*arguments)
     with pytest.raises(ValueError, match="verifier errors"):
-        prm_targets(scores_B, labels_B * math.nan, ids_B, dpo)
+        prm_targets(rows, labels_B * math.nan, ids_B, dpo)
+    with pytest.raises(ValueError, match="group_ids_B has shape"):
+        prm_targets(rows, labels_B, ids_B[:1], dpo)
 
 
 def test_metrics_match_the_loops():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, sequence_scores_B
 from megatron_prime.algorithm.prm_loss import prm_loss
+from megatron_prime.algorithm.prm_rows import ScoredRows
 from megatron_prime.algorithm.tensor_ops import discounted_return_BT
 from megatron_prime.config.tables.prm import PRMConfig
 
@@ -97,11 +98,11 @@ def test_cross_entropy_at_a_small_logit_is_reinforce_with_baseline_one_half(scal
     noise_BT = torch.randn(ref_BT.shape, generator=torch.Generator().manual_seed(3))
     prm_BT = (ref_BT + scale * noise_BT).requires_grad_()
     config = PRMConfig(beta=0.05)
-    scores_B = sequence_scores_B(prm_BT, ref_BT, MASK_BT, config.beta)
-    prm_loss(scores_B, outcomes, torch.ones_like(outcomes), config).backward()
+    rows = ScoredRows.of(prm_BT, ref_BT, MASK_BT, config.beta)
+    prm_loss(rows, outcomes, torch.ones_like(outcomes), config).backward()
     assert prm_BT.grad is not None
     difference_BT = prm_BT.grad - config.beta * (0.5 - outcomes)[:, None]
-    bound_B1 = config.beta * scores_B.detach().abs()[:, None] / 4
+    bound_B1 = config.beta * rows.scores_B.detach().abs()[:, None] / 4
     assert (difference_BT.abs() <= bound_B1 + 1e-9).all()
     assert (difference_BT.abs() >= 0.9 * bound_B1).any() or scale == 1.0, "the bound is nearly reached"
 

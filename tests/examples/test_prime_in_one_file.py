@@ -10,9 +10,10 @@ from transformers import Qwen3ForCausalLM
 from examples import prime_in_one_file as example
 from megatron_prime.algorithm.advantage import prime_advantages
 from megatron_prime.algorithm.filtering import accuracy_band_keep
-from megatron_prime.algorithm.implicit_reward import process_rewards_BT, sequence_scores_B
+from megatron_prime.algorithm.implicit_reward import process_rewards_BT
 from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
 from megatron_prime.algorithm.prm_loss import prm_loss
+from megatron_prime.algorithm.prm_rows import ScoredRows
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
@@ -57,10 +58,10 @@ def test_responses_have_several_lengths(step):
 def test_process_rewards_and_the_prm_loss_agree(step):
     arguments = (step["prm"], step["ref"], step["mask"])
     torch.testing.assert_close(example.process_rewards(*arguments), process_rewards_BT(*arguments, PRM))
-    scores_B = sequence_scores_B(*arguments, PRM.beta)
-    weights_B = torch.full_like(scores_B, 1 / len(scores_B))
+    rows = ScoredRows.of(*arguments, PRM.beta)
+    weights_B = torch.full((rows.num_rows,), 1 / rows.num_rows)
     torch.testing.assert_close(
-        example.prm_loss(*arguments, step["outcomes"]), prm_loss(scores_B, step["outcomes"], weights_B, PRM)
+        example.prm_loss(*arguments, step["outcomes"]), prm_loss(rows, step["outcomes"], weights_B, PRM)
     )
 
 
@@ -122,8 +123,8 @@ def package_step(models: list[Qwen3ForCausalLM], optimizers: list[torch.optim.Op
 
     with torch.no_grad():
         old_BT, ref_BT = logprobs(policy), logprobs(reference)
-    scores_B = sequence_scores_B(logprobs(prm), ref_BT, mask_BT, PRM.beta)
-    prm_loss(scores_B, outcomes_B, torch.full_like(scores_B, 1 / len(scores_B)), PRM).backward()
+    rows = ScoredRows.of(logprobs(prm), ref_BT, mask_BT, PRM.beta)
+    prm_loss(rows, outcomes_B, torch.full((rows.num_rows,), 1 / rows.num_rows), PRM).backward()
     optimizers[1].step()
     rewards_BT = process_rewards_BT(logprobs(prm), ref_BT, mask_BT, PRM)
     assert rewards_BT.abs().max() > 0.01

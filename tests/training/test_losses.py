@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_prime.algorithm.implicit_reward import sequence_scores_B
 from megatron_prime.algorithm.prm_loss import prm_targets
+from megatron_prime.algorithm.prm_pairs import PairTargets
+from megatron_prime.algorithm.prm_rows import ScoredRows
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT
@@ -97,12 +98,13 @@ def test_the_sft_loss_is_the_mean_over_tokens(batch):
 
 
 def test_pairwise_prm_losses_take_their_targets_from_before_the_update(batch):
-    scores_B = sequence_scores_B(batch["logprobs"], batch["ref"], batch["mask"], BETA)
+    prior_rows = ScoredRows.of(batch["logprobs"], batch["ref"], batch["mask"], BETA)
+    scores_B = prior_rows.scores_B
     group_ids_B = torch.tensor([0, 0, 0, 1, 1, 2, 2])
     for kind in ("dpo", "bon_acc", "bon_rm"):
         config = PRMConfig(loss=kind, beta=BETA)
-        targets = prm_targets(scores_B, batch["labels"], group_ids_B, config)
-        assert targets is not None
+        targets = prm_targets(prior_rows, batch["labels"], group_ids_B, config)
+        assert isinstance(targets, PairTargets)
         loss = replace(prm_loss(batch, ROWS), config=config, targets=targets)
         sign_B = torch.where(batch["labels"] > 0, 1.0, -1.0)
         terms_B = torch.nn.functional.softplus(-sign_B * (scores_B - targets.other_scores_B))
