@@ -10,6 +10,7 @@
 - `prm_pairs`: comparisons within a group, for the pairwise objectives.
 - `registry`: from a name in the configuration to an estimator, objective or policy loss.
 - `implicit_reward`: the scaled log-ratio of PRM and reference.
+- `process_credit`: the rewards that a token, step or turn is credited with.
 - `filtering`: the groups that may train.
 - `overlong`: the penalty of responses near the length limit.
 - `groups`: statistics over the responses to one prompt.
@@ -43,6 +44,8 @@ Baselines and returns
 - whitening="none" is the paper, "joint" both codes, "per_source" ours.
 - outcome_coef and process_coef reach the advantage. In the released code two such values exist without effect
   (1 : 1); the recipe's 5 : 5 is 1 : 1 after joint whitening.
+- process_credit="own" is the paper and both codes. "min" is PURE (arXiv 2504.15275), with a temperature relative to the
+  spread of the rewards; process_warmup_steps is ours.
 - process_trust="full" is the paper and both codes. "pair_accuracy", ours, scales the process part by the PRM's rank
   correlation with the outcomes of the batch, so that a PRM which rewards other things than right answers has no say.
 - estimator="grpo" (Eq. 7) divides by the unbiased standard deviation without an epsilon and gives a constant
@@ -65,7 +68,8 @@ PRM
 Text that the policy did not write
 - The paper has none. Where an environment replies between turns, response_mask_BT covers all tokens of a response and
   policy_mask_BT those of the policy; both are equal without replies.
-- score_environment, granularity="turn", process_credit="hindsight" and turn rewards of an environment are ours.
+- score_environment, granularity="turn", process_credit="hindsight" and "observation", and turn rewards of an
+  environment are ours.
 - estimator="istar" is arXiv 2509.19199: normalized over all turns of a group, with unbiased deviations and 0 for a
   constant group as in grpo. The paper scores its policy's own tokens, against the policy before the update, by "dpo".
 

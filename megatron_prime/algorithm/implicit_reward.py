@@ -18,7 +18,6 @@ from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_choice, check_policy_mask, check_shapes
 from megatron_prime.algorithm.tensor_ops import as_float, next_columns_BT, zero_padding
-from megatron_prime.config.tables.advantage import ProcessCredit
 from megatron_prime.config.tables.prm import Granularity, PRMConfig
 
 
@@ -79,7 +78,7 @@ def reward_positions(
     if granularity == "token":
         return mask_BT if score_environment else policy_BT
     num_columns = mask_BT.shape[1]
-    following_BT = _following_columns(policy_BT)
+    following_BT = following_columns_BT(policy_BT)
     if granularity == "whole":
         return policy_BT & (following_BT == num_columns)
     if unit_ids_BT is None:
@@ -105,18 +104,12 @@ def process_rewards_BT(  # noqa: N802
     config: PRMConfig,
     unit_ids_BT: Tensor | None = None,
     policy_mask_BT: Tensor | None = None,
-    credit: ProcessCredit = "own",
 ) -> Tensor:
     """Return the process rewards r_t = beta * q_t (Eq. 3), or q_t by reward_scale, detached, zero in the padding.
 
     Every scored token counts, the last one of the response included. A granularity coarser than `token` sums the
     token rewards of each unit on its position of `reward_positions`: those from the first token that the policy wrote
     in it up to the next unit, with the replies between, so that a response's total is the same at every granularity.
-
-    Credit `hindsight` gives each position what follows it instead: the sum of the token rewards after it, up to and
-    with the next position, or to the end. At `token` that is r_{t+1}, and 0 at the end; at `turn` it is the reply to
-    the turn and the policy's next turn. The opinion of the PRM about a decision is left out, and what the response
-    shows of it afterwards counts.
 
     Args:
         prm_logprobs_BT: nats.
@@ -125,7 +118,6 @@ def process_rewards_BT(  # noqa: N802
         config: the [prm] section; reads beta, granularity, reward_scale and score_environment.
         unit_ids_BT: int, nondecreasing; needed for granularity `step` and `turn`.
         policy_mask_BT: bool or 0/1; None for all tokens of the response.
-        credit: `advantage.process_credit`.
 
     Raises:
         ValueError: shapes differ, a wrong mask, bad ids.
@@ -138,27 +130,35 @@ def process_rewards_BT(  # noqa: N802
         score_environment=config.score_environment,
     )
     policy_BT = (response_mask_BT if policy_mask_BT is None else policy_mask_BT).bool()
+    rewards_BT = token_rewards_BT(prm_logprobs_BT, ref_logprobs_BT, response_mask_BT, config, policy_mask_BT)
+    return unit_sums_BT(rewards_BT, positions_BT, policy_BT, config.granularity)
+
+
+def token_rewards_BT(  # noqa: N802
+    prm_logprobs_BT: Tensor,
+    ref_logprobs_BT: Tensor,
+    response_mask_BT: Tensor,
+    config: PRMConfig,
+    policy_mask_BT: Tensor | None = None,
+) -> Tensor:
+    """Return the reward of each token in the scale of the run, whatever the granularity, zero where none is scored."""
+    policy_BT = (response_mask_BT if policy_mask_BT is None else policy_mask_BT).bool()
     scored_BT = response_mask_BT.bool() if config.score_environment else policy_BT
     rewards_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_BT)
-    if config.reward_scale == "beta":
-        rewards_BT = config.beta * rewards_BT
-    if config.granularity == "token":
-        return rewards_BT if credit == "own" else _of_the_next_position(rewards_BT, positions_BT)
-    if credit == "own":
-        return _sums_of_units(rewards_BT, positions_BT, policy_BT)
-    return _sums_after(rewards_BT, positions_BT)
+    return config.beta * rewards_BT if config.reward_scale == "beta" else rewards_BT
 
 
-def _of_the_next_position(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Return, on each position, the value of the one after it, and 0 on the last."""
-    with_end_BT = torch.nn.functional.pad(rewards_BT, (0, 1))
-    return zero_padding(with_end_BT.gather(1, _following_columns(positions_BT)), positions_BT)
+def unit_sums_BT(  # noqa: N802
+    rewards_BT: Tensor, positions_BT: Tensor, policy_BT: Tensor, granularity: Granularity
+) -> Tensor:
+    """Return, on each position, the sum of the token rewards of its unit, which ends where the policy writes the next.
 
-
-def _sums_of_units(rewards_BT: Tensor, positions_BT: Tensor, policy_BT: Tensor) -> Tensor:
-    """Return, on each position, the sum of the rewards of its unit, which ends where the policy writes the next one."""
-    running_BT = _running_sums(rewards_BT)
-    at_end_BT = running_BT.gather(1, _following_columns(policy_BT))
+    At granularity `token` these are the rewards themselves.
+    """
+    if granularity == "token":
+        return rewards_BT
+    running_BT = running_sums_BT(rewards_BT)
+    at_end_BT = running_BT.gather(1, following_columns_BT(policy_BT))
     columns_T = torch.arange(rewards_BT.shape[1], device=rewards_BT.device)
     latest_BT = torch.where(positions_BT, columns_T, -1).cummax(dim=1).values
     before_BT = torch.nn.functional.pad(latest_BT[:, :-1], (1, 0), value=-1)
@@ -166,23 +166,15 @@ def _sums_of_units(rewards_BT: Tensor, positions_BT: Tensor, policy_BT: Tensor) 
     return zero_padding(at_end_BT - at_start_BT, positions_BT).to(rewards_BT.dtype)
 
 
-def _sums_after(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Return, on each position, the sum of the rewards after it up to and with the next position, or to the end."""
-    running_BT = _running_sums(rewards_BT)
-    ends_BT = (_following_columns(positions_BT) + 1).clamp(max=rewards_BT.shape[1])
-    sums_BT = running_BT.gather(1, ends_BT) - running_BT[:, 1:]
-    return zero_padding(sums_BT, positions_BT).to(rewards_BT.dtype)
-
-
-def _running_sums(rewards_BT: Tensor) -> Tensor:
-    """Return the sum of the rewards before each column, and of all at T.
+def running_sums_BT(rewards_BT: Tensor) -> Tensor:  # noqa: N802
+    """Return the sum of the rewards before each column, and of all at T, [B, T + 1].
 
     In float64, because the difference of two running sums loses the digits of the smaller one.
     """
     return torch.nn.functional.pad(rewards_BT.double().cumsum(dim=1), (1, 0))
 
 
-def _following_columns(positions_BT: Tensor) -> Tensor:
+def following_columns_BT(positions_BT: Tensor) -> Tensor:  # noqa: N802
     """Return the column of the first position after each column, T where there is none."""
     columns_BT = next_columns_BT(positions_BT)
     return torch.nn.functional.pad(columns_BT[:, 1:], (0, 1), value=positions_BT.shape[1])

@@ -221,7 +221,12 @@ class PrimeConfig(Section):
             yield f"filter.overlong_buffer_tokens = {buffer} exceeds rollout.max_response_tokens = {longest}"
 
     def _faults_of_the_schedules(self) -> Iterator[str]:
-        num_steps = self.trainer.num_steps
+        num_steps, warmup = self.trainer.num_steps, self.advantage.process_warmup_steps
+        if self.prm.enabled and warmup >= num_steps:
+            yield (
+                f"advantage.process_warmup_steps = {warmup} is no less than trainer.num_steps = {num_steps}: process "
+                "rewards would never count. Lower it, or set prm.enabled = false"
+            )
         for name, role in (("policy", self.policy), ("prm", self.prm)):
             if role.lr_warmup_steps >= num_steps:
                 yield f"{name}." + warmup_fault(role.lr_warmup_steps, "trainer.num_steps", num_steps)

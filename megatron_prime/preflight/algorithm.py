@@ -25,6 +25,7 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
     yield from faults
     if config.prm.enabled:
         yield from _granularity_faults(config)
+        yield from _credit_faults(config)
     if faults or _fulfils_everything(config):
         return
     for registry, spec in named:
@@ -73,8 +74,26 @@ def _granularity_faults(config: PrimeConfig) -> Iterator[str]:
             "prm.granularity = 'turn': with environment.name = 'single_turn' a response is one turn. Name an "
             "environment, or take 'step' or 'whole'"
         )
-    if granularity == "whole" and config.advantage.process_credit == "hindsight":
+
+
+def _credit_faults(config: PrimeConfig) -> Iterator[str]:
+    """Yield why process rewards cannot be credited as the run says."""
+    credit, granularity = config.advantage.process_credit, config.prm.granularity
+    option = f"advantage.process_credit = {credit!r}"
+    if credit == "hindsight" and granularity == "whole":
         yield (
-            "advantage.process_credit = 'hindsight' credits a unit with what follows it, and nothing follows the one "
+            f"{option} credits a unit with what follows it, and nothing follows the one "
             "of prm.granularity = 'whole': take 'token', 'step' or 'turn', or process_credit = 'own'"
         )
+    if credit == "min" and granularity == "whole":
+        yield (
+            f"{option} compares the rewards of a response, and prm.granularity = 'whole' has one: take 'token', 'step' "
+            "or 'turn', or process_credit = 'own'"
+        )
+    if credit == "observation" and not config.environment.is_multi_turn:
+        yield (
+            f"{option} rewards the replies of an environment, but environment.name = 'single_turn' never replies: name "
+            "an environment, or take 'own'"
+        )
+    if credit == "observation" and not config.prm.score_environment:
+        yield f"{option} rewards the replies of an environment: set prm.score_environment = true"

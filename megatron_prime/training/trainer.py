@@ -5,12 +5,11 @@ sync -> prompts -> collector (rollout, verify, filter) -> old and reference log-
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, process_share
-from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
+from megatron_prime.algorithm.process_credit import CreditedRewards
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.activity import IdleTimes
@@ -23,6 +22,7 @@ from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers, release_after
 from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.process_rewards import ProcessRewards
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.training.turn_metrics import turn_metrics
 from megatron_prime.types import RolloutBatch
@@ -42,18 +42,6 @@ class TrainedBatch:
     process_rewards_BT: torch.Tensor | None
     """None without a PRM."""
     advantages_BT: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _ProcessRewards:
-    """Process rewards of a batch; all None without a PRM."""
-
-    prm_logprobs_BT: torch.Tensor | None = None
-    """Log-probs of the PRM that the rewards are made of."""
-    rewards_BT: torch.Tensor | None = None
-    """The reward of each token, step or turn."""
-    credited_BT: torch.Tensor | None = None
-    """The rewards that each of them is credited with."""
 
 
 BatchObserver = Callable[[int, TrainedBatch], None]
@@ -165,7 +153,7 @@ class Trainer:
         with memory.phase(metrics, "prm"):
             process = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
         with memory.phase(metrics, "advantage"):
-            advantages_BT = self._advantages(batch, process.credited_BT, metrics)
+            advantages_BT = self._advantages(batch, process and process.credited, metrics)
         with memory.phase(metrics, "policy"):
             update = self._update_policy(batch, sequences, old, ref_logprobs_BT, advantages_BT)
         metrics.add("policy", update)
@@ -175,9 +163,8 @@ class Trainer:
                 "because all are truncated. Raise rollout.max_response_tokens, or look whether the model ever ends a "
                 "response"
             )
-        return TrainedBatch(
-            batch, old, ref_logprobs_BT, process.prm_logprobs_BT, process.rewards_BT, advantages_BT
-        )
+        prm_logprobs_BT, rewards_BT = process and process.prm_logprobs_BT, process and process.rewards_BT
+        return TrainedBatch(batch, old, ref_logprobs_BT, prm_logprobs_BT, rewards_BT, advantages_BT)
 
     def _on_device(self, batch: RolloutBatch) -> RolloutBatch:
         return batch.to(self._context.policy.topology.platform.device)
@@ -201,56 +188,32 @@ class Trainer:
         sequences: Sequences,
         ref_logprobs_BT: torch.Tensor | None,
         metrics: Metrics,
-    ) -> "_ProcessRewards":
+    ) -> ProcessRewards | None:
         """Return the process rewards (Eq. 3) of the PRM before or after its update, as configured."""
         if self._context.prm_phase is None:
-            return _ProcessRewards()
+            return None
         assert ref_logprobs_BT is not None
+        prm = self.config.prm
         result = self._context.prm_phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
-        prm, credit = self.config.prm, self.config.advantage.process_credit
-        rewards_of = partial(
-            process_rewards_BT,
-            result.logprobs_BT,
-            ref_logprobs_BT,
-            batch.response_mask_BT,
-            prm,
-            batch.unit_ids_BT(prm.granularity),
-            batch.policy_mask_BT,
-        )
-        rewards_BT = rewards_of("own")
-        credited_BT = rewards_BT if credit == "own" else rewards_of(credit)
+        process = ProcessRewards.of(batch, result.logprobs_BT, ref_logprobs_BT, self.config)
         metrics.add("prm", result.metrics)
-        token_rewards = rewards_BT[batch.scored_mask_BT(self.config.prm.score_environment)]
-        metrics.add(
-            "prm",
-            {
-                "process_reward_mean": token_rewards.mean().item(),
-                "process_reward_max_abs": token_rewards.abs().max().item(),
-            },
-        )
+        metrics.add("prm", process.metrics(batch.scored_mask_BT(prm.score_environment)))
         metrics.add("prm", turn_metrics(batch, result.logprobs_BT, ref_logprobs_BT, prm))
-        return _ProcessRewards(result.logprobs_BT, rewards_BT, credited_BT)
+        return process
 
     def _advantages(
-        self, batch: RolloutBatch, credited_BT: torch.Tensor | None, metrics: Metrics
+        self, batch: RolloutBatch, credited: CreditedRewards | None, metrics: Metrics
     ) -> torch.Tensor:
-        config, prm, policy_BT = self.config.advantage, self.config.prm, batch.policy_mask_BT
-        positions_BT = None
-        if credited_BT is not None:
-            positions_BT = reward_positions(
-                batch.response_mask_BT,
-                prm.granularity,
-                batch.unit_ids_BT(prm.granularity),
-                policy_BT,
-                score_environment=prm.score_environment,
-            )
+        config, policy_BT = self.config.advantage, batch.policy_mask_BT
+        if not config.counts_process(self.step_index):
+            credited = None
         parts_BT = advantage_parts(
             batch.outcome_rewards_B,
-            credited_BT,
+            credited and credited.rewards_BT,
             batch.response_mask_BT,
             batch.group_ids_B,
             config,
-            positions_BT,
+            credited and credited.positions_BT,
             batch.outcome_penalties_B,
             policy_BT,
             batch.turn_rewards_BT,

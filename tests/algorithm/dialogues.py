@@ -4,6 +4,7 @@ Written from the docstrings of the package: a reply belongs to the unit before i
 the policy's tokens have an advantage.
 """
 
+import math
 import random
 
 import torch
@@ -55,9 +56,11 @@ class Dialogues(Batch):
         ids = self.unit_ids(granularity)
         return None if ids is None else self.padded(ids, padding=-5).long()
 
-    def positions(self, i, granularity, score_environment):
+    def positions(self, i, granularity, score_environment, credit="own"):
         """Whether each token of response i carries a process reward."""
         writers = self.writers[i]
+        if granularity == "token" and credit == "observation":
+            return [score_environment and not is_policy for is_policy in writers]
         if granularity == "token":
             return [True] * len(writers) if score_environment else writers
         ids = [0] * len(writers) if granularity == "whole" else self.unit_ids(granularity)[i]
@@ -65,12 +68,13 @@ class Dialogues(Batch):
         return [t in last.values() for t in range(len(writers))]
 
     def process_rewards(self, i, token_rewards, granularity, score_environment, credit):
-        """The rewards of `process_rewards_BT` for response i."""
+        """The rewards of `credited_rewards` for response i, but for the weights of credit `min`."""
         scored = [
-            r if is_policy or score_environment else 0.0
+            r if (score_environment or is_policy) and not (is_policy and credit == "observation") else 0.0
             for r, is_policy in zip(token_rewards, self.writers[i], strict=True)
         ]
-        marked = [t for t, is_one in enumerate(self.positions(i, granularity, score_environment)) if is_one]
+        marks = self.positions(i, granularity, score_environment, credit)
+        marked = [t for t, is_one in enumerate(marks) if is_one]
         result = [0.0] * len(scored)
         for number, t in enumerate(marked):
             if credit == "hindsight":
@@ -82,6 +86,26 @@ class Dialogues(Batch):
                 ids = [0] * len(scored) if granularity == "whole" else self.unit_ids(granularity)[i]
                 result[t] = sum(r for r, unit in zip(scored, ids, strict=True) if unit == ids[t])
         return result
+
+
+def weighted_to_the_minimum(rewards, positions):
+    """Credit `min` (PURE, arXiv 2504.15275) of the rewards of a whole batch, as lists."""
+    carried = [
+        [r for r, is_one in zip(*each, strict=True) if is_one]
+        for each in zip(rewards, positions, strict=True)
+    ]
+    pool = [r for row in carried for r in row]
+    spread = math.sqrt(oracle.mean((r - oracle.mean(pool)) ** 2 for r in pool))
+    result = []
+    for row, marks, values in zip(rewards, positions, carried, strict=True):
+        total = sum(math.exp(-r / (0.1 * spread)) for r in values)
+        result.append(
+            [
+                math.exp(-r / (0.1 * spread)) / total * r if is_one else 0.0
+                for r, is_one in zip(row, marks, strict=True)
+            ]
+        )
+    return result
 
 
 def advantages(batch, config, credited, positions, with_turn_rewards=False):

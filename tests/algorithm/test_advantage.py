@@ -3,11 +3,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, prime_advantages, process_share
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, reward_positions
+from megatron_prime.algorithm.process_credit import credited_rewards
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.prm import PRMConfig
 from tests.algorithm import dialogues, oracle
@@ -340,17 +341,15 @@ def advantages_around_replies(batch, options, prm, credit, order=slice(None), wi
     ids_BT = None if ids_BT is None else ids_BT[order]
     mask_BT, policy_BT = batch.mask_BT[order], batch.policy_mask_BT[order]
     silent_BT = torch.zeros_like(batch.rewards_BT)
-    arguments = (batch.rewards_BT[order], silent_BT, mask_BT, prm, ids_BT, policy_BT, credit)
-    positions_BT = reward_positions(
-        mask_BT, prm.granularity, ids_BT, policy_BT, score_environment=prm.score_environment
-    )
+    arguments = (batch.rewards_BT[order], silent_BT, mask_BT, prm, credit, ids_BT, policy_BT)
+    credited = credited_rewards(*arguments)
     return prime_advantages(
         batch.outcome_rewards_B[order],
-        process_rewards_BT(*arguments),
+        credited.rewards_BT,
         mask_BT,
         batch.group_ids_B[order],
         options,
-        positions_BT,
+        credited.positions_BT,
         policy_mask_BT=policy_BT,
         turn_rewards_BT=batch.padded(batch.turn_rewards)[order] if with_turn_rewards else None,
     )
@@ -374,7 +373,7 @@ around_replies = {
         granularity=st.sampled_from(["token", "step", "turn", "whole"]),
         score_environment=st.booleans(),
     ),
-    "credit": st.sampled_from(["own", "hindsight"]),
+    "credit": st.sampled_from(["own", "hindsight", "observation", "min"]),
     "with_turn_rewards": st.booleans(),
 }
 
@@ -383,12 +382,16 @@ around_replies = {
 @given(**around_replies)
 def test_advantages_around_replies_match_the_loops(seed, options, prm, credit, with_turn_rewards):
     """In any order of the rows and with poison in the padding, in every combination of the options."""
+    # A response without a reply then has no position, of which the loops would take a mean.
+    assume(credit != "observation" or prm.granularity != "token")
     batch = Dialogues(seed, extra_padding=seed % 3)
     marks = [batch.positions(i, prm.granularity, prm.score_environment) for i in range(len(batch.ids))]
     credited = [
         batch.process_rewards(i, row, prm.granularity, prm.score_environment, credit)
         for i, row in enumerate(batch.rewards)
     ]
+    if credit == "min":
+        credited = dialogues.weighted_to_the_minimum(credited, marks)
     order = random_order(len(batch.ids), seed)
     result_BT = advantages_around_replies(batch, options, prm, credit, order, with_turn_rewards)
     expected = dialogues.advantages(batch, options, credited, marks, with_turn_rewards)

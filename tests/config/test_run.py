@@ -35,6 +35,10 @@ def build(**sections: dict) -> PrimeConfig:
             {"policy": {"lr_warmup_steps": 1}},
             "policy.lr_warmup_steps = 1 must be less than trainer.num_steps = 1",
         ),
+        (
+            {"advantage": {"process_warmup_steps": 1}},
+            "advantage.process_warmup_steps = 1 is no less than trainer.num_steps = 1: process rewards would never",
+        ),
         ({"prm": {"lr_warmup_steps": 2}}, "prm.lr_warmup_steps = 2 must be less than trainer.num_steps = 1"),
         (
             {"sft": {"lr_warmup_steps": 9, "num_steps": 9}},

@@ -96,6 +96,22 @@ def build(**sections) -> PrimeConfig:
             {"advantage": {"process_credit": "hindsight"}, "prm": {"granularity": "whole"}},
             "advantage.process_credit = 'hindsight' credits a unit with what follows it",
         ),
+        (
+            {"advantage": {"process_credit": "min"}, "prm": {"granularity": "whole"}},
+            "advantage.process_credit = 'min' compares the rewards of a response",
+        ),
+        (
+            {"advantage": {"process_credit": "observation"}},
+            "but environment.name = 'single_turn' never replies",
+        ),
+        (
+            {
+                "advantage": {"process_credit": "observation"},
+                "environment": GAME,
+                "prm": {"score_environment": False},
+            },
+            "advantage.process_credit = 'observation' rewards the replies of an environment: set prm.score_environment",
+        ),
         ({"prm": {"granularity": "turn"}}, "prm.granularity = 'turn': with environment.name = 'single_turn'"),
         (
             {"advantage": {"estimator": "istar"}, "environment": GAME},

@@ -60,6 +60,8 @@ OTHER_VARIANTS = {
     "oversample": ["filter.oversample=3.0"],
     "outcome only": OUTCOME_ONLY,
     "process_coef=0": ["advantage.process_coef=0.0"],
+    "process warm-up": ["advantage.process_warmup_steps=1", "trainer.num_steps=2", "prm.update_order=before"],
+    "lowest reward": ["advantage.process_credit=min", "prm.update_order=before"],
 }
 
 
@@ -71,6 +73,7 @@ TURN_VARIANTS = {
     "turns as units": ["prm.granularity=turn", "advantage.process_baseline=sequence_spread"],
     "turns of a whole": ["prm.granularity=whole", "policy.aggregation=sequence"],
     "turns by hindsight": ["advantage.process_credit=hindsight", "advantage.gamma_process=0.0"],
+    "turns by observation": ["advantage.process_credit=observation"],
     "turns as units by hindsight": ["prm.granularity=turn", "advantage.process_credit=hindsight"],
     "turns without scores of replies": ["prm.score_environment=false", "policy.tis_cap=2.0"],
     "turns by istar": [
@@ -222,11 +225,13 @@ def test_without_a_prm_advantages_are_leave_one_out_and_constant_along_a_respons
 
 
 def test_outcome_only_training_logs_no_prm_and_equals_a_process_coefficient_of_zero(steps):
-    alone, weightless = steps["outcome only"], steps["process_coef=0"]
+    alone = steps["outcome only"]
     assert [name for name in alone if name.startswith("prm/")] == []
-    for name, value in alone.items():
-        if name.startswith(("policy/", "advantage/", "rollout/")):
-            assert weightless[name] == pytest.approx(value, abs=1e-6), name
+    for weightless in (steps["process_coef=0"], steps["process warm-up"]):
+        for name, value in alone.items():
+            if name.startswith(("policy/", "advantage/", "rollout/")):
+                assert weightless[name] == pytest.approx(value, abs=1e-6), name
+    assert steps["process warm-up"]["prm/process_reward_max_abs"] > 0
 
 
 def test_the_engine_releases_its_memory_between_sampling_and_scoring(stale_step):

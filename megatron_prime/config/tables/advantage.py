@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from megatron_prime.config.section import NameOrPath, NonNegativeFloat, Section, UnitInterval
+from megatron_prime.config.section import NameOrPath, NonNegative, NonNegativeFloat, Section, UnitInterval
 
 ProcessBaseline = Literal["sequence_sum", "sequence_spread", "token_mean", "released"]
 ProcessNormalization = Literal["none", "batch_max"]
-ProcessCredit = Literal["own", "hindsight"]
+ProcessCredit = Literal["own", "hindsight", "observation", "min"]
 ProcessTrust = Literal["full", "pair_accuracy"]
 Whitening = Literal["none", "joint", "per_source"]
 
@@ -39,8 +39,16 @@ class AdvantageConfig(Section):
     process_credit: ProcessCredit = "own"
     """own credits a token, step or turn with its process reward, as the paper does; hindsight with the rewards after
     it, up to those of the next one, and so leaves out what the PRM thinks of the decision itself. It pays where text
-    that the policy did not write follows a decision, with a gamma_process well below 1."""
+    that the policy did not write follows a decision, with a gamma_process well below 1. observation gives rewards to
+    the replies of an environment alone, none to the policy's own tokens. min weighs the rewards of a response so that
+    their return is about the lowest one that is still to come (PURE)."""
+    process_warmup_steps: NonNegative = 0
+    """Number of steps at the start of a run that train the policy on outcomes alone, while the PRM learns."""
     process_trust: ProcessTrust = "full"
     """full takes process_coef as it is; pair_accuracy multiplies it by max(0, 2 * a - 1), with a the fraction of the
     pairs of a right and a wrong response to one prompt that the process rewards of the batch order correctly. A PRM
     that prefers right responses no more than by chance then has no influence (ADR 0035)."""
+
+    def counts_process(self, step_index: int) -> bool:
+        """Return whether process rewards have a weight in the advantages of a step, counted from 0."""
+        return self.process_coef > 0 and step_index >= self.process_warmup_steps

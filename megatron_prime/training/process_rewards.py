@@ -1,0 +1,48 @@
+"""Process rewards of a batch: those that are recorded, and those that its advantages are made of."""
+
+from dataclasses import dataclass
+
+import torch
+
+from megatron_prime.algorithm.implicit_reward import process_rewards_BT
+from megatron_prime.algorithm.process_credit import CreditedRewards, credited_rewards
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.types import RolloutBatch
+
+
+@dataclass(frozen=True)
+class ProcessRewards:
+    """Process rewards of a batch."""
+
+    prm_logprobs_BT: torch.Tensor
+    """Log-probs that the rewards are made of."""
+    rewards_BT: torch.Tensor
+    """The reward of each token, step or turn itself, whatever the credit form."""
+    credited: CreditedRewards
+    """The rewards that each of them is credited with."""
+
+    @staticmethod
+    def of(
+        batch: RolloutBatch,
+        prm_logprobs_BT: torch.Tensor,
+        ref_logprobs_BT: torch.Tensor,
+        config: PrimeConfig,
+    ) -> "ProcessRewards":
+        """Compute the rewards of a whole batch (Eq. 3) as [prm] and `advantage.process_credit` say."""
+        unit_ids_BT = batch.unit_ids_BT(config.prm.granularity)
+        mask_BT, policy_BT = batch.response_mask_BT, batch.policy_mask_BT
+        inputs = (prm_logprobs_BT, ref_logprobs_BT, mask_BT, config.prm)
+        credit = config.advantage.process_credit
+        credited = credited_rewards(*inputs, credit, unit_ids_BT, policy_BT)
+        own_BT = (
+            credited.rewards_BT if credit == "own" else process_rewards_BT(*inputs, unit_ids_BT, policy_BT)
+        )
+        return ProcessRewards(prm_logprobs_BT, own_BT, credited)
+
+    def metrics(self, scored_mask_BT: torch.Tensor) -> dict[str, float]:
+        """Return the mean and the largest magnitude over the scored tokens."""
+        rewards = self.rewards_BT[scored_mask_BT]
+        return {
+            "process_reward_mean": rewards.mean().item(),
+            "process_reward_max_abs": rewards.abs().max().item(),
+        }
