@@ -7,7 +7,7 @@
 - `rollout_recorder`: takes what a step samples and computes, for the rollout log.
 - `rollout_rows`: sampled responses as rows of a rollout log.
 - `prm_phase`: the order of scoring and updating the PRM.
-- `process_rewards`: the process rewards of a batch, as recorded and as credited
+- `process_rewards`: the process rewards of a batch, as recorded and as credited.
 - `minibatches`: the optimizer steps of one role on a batch.
 - `losses`: the algorithm's losses in the form of the packed backward pass.
 - `residency`: offloading of weights, gradients and optimizer states to host memory.
