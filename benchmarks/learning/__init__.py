@@ -1,0 +1,12 @@
+"""Which credit learns faster? Runs of the product on small tasks, with many methods and seeds.
+
+- `chain`: the environment of most tasks
+- `tasks`: the tasks, with their data and models
+- `methods`: the methods, and the seeds
+- `runs`: carries out runs in forks of one process
+- `localisation`: how well advantages tell right steps from wrong ones
+- `records`: what is kept of a run
+- `analysis`: thresholds, ratios and their intervals
+- `plots`: curves as SVG
+- `page`: docs/learning.md
+"""

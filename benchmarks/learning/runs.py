@@ -1,0 +1,178 @@
+"""Runs of the product, each in a fork of a process that has imported it, with their CPU time by step."""
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.learning.methods import METHODS
+from benchmarks.learning.tasks import TASKS
+from megatron_prime.cli.main import main
+from megatron_prime.parallel.lifeline import die_with_parent
+
+ROOT = Path(__file__).parents[2]
+BASE = Path(__file__).with_name("base.toml")
+PRELOADED = ("sft", "train", "assemble")
+POLL_S = 0.05
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    task: str
+    method: str
+    seed: int
+    tried: tuple[str, ...] = ()
+    """Overrides behind those of the method: settings that are tried on tuning seeds."""
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The settings of the method, each once, in the order in which they take effect."""
+        chosen = dict(each.split("=", 1) for each in (*METHODS[self.method].overrides, *self.tried))
+        return tuple(f"{key}={value}" for key, value in sorted(chosen.items()))
+
+    @property
+    def name(self) -> str:
+        """A name that stands for task, method, settings and seed."""
+        return " ".join((self.task, self.method, *self.tried, f"seed {self.seed}"))
+
+    def folder(self, root: Path) -> Path:
+        """Return the folder of the run."""
+        words = "_".join(each.replace("/", "-") for each in (self.method, *self.tried))
+        return root / self.task / f"seed{self.seed}" / words
+
+
+@dataclass
+class Usage:
+    """What a command took."""
+
+    exit_code: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the process and of all that it has started."""
+    cpu_at_step: list[float] = field(default_factory=list)
+    """CPU seconds up to each line of metrics.jsonl."""
+
+
+def preload() -> None:
+    """Import what the commands import, so that forks need not."""
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    for name in PRELOADED:
+        importlib.import_module(f"megatron_prime.cli.{name}")
+    gc.collect()
+    gc.freeze()
+
+
+def fine_tuned(task: str, seed: int, root: Path) -> Path:
+    """Return the folder of a task with task/, its data, and sft/, its model; both are made if they are missing."""
+    folder = root / task / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "sft.lock"):
+        if not (folder / "task").exists():
+            TASKS[task].write(folder / "partial", seed)
+            (folder / "partial").rename(folder / "task")
+        if not (folder / "sft" / "config.json").exists():
+            paths = [f"model.path={folder / 'task/model'}", f"run_dir={folder / 'sft_run'}"]
+            words = ["sft", str(BASE), *shared(task, seed, folder), *paths]
+            usage = command(words, folder / "sft.log")
+            if usage.exit_code:
+                raise RuntimeError(f"SFT of {task}, seed {seed}, failed: see {folder / 'sft.log'}")
+    return folder
+
+
+def shared(task: str, seed: int, folder: Path) -> list[str]:
+    """Return the overrides of all commands on a task."""
+    return [
+        *TASKS[task].overrides(),
+        f"seed={seed}",
+        f'data.train=["{folder / "task/train.jsonl"}"]',
+        f'sft.data=["{folder / "task/sft.jsonl"}"]',
+        f"sft.output={folder / 'sft'}",
+    ]
+
+
+def train(job: Job, root: Path) -> Usage:
+    """Carry out a training run in its folder, which must be empty."""
+    start = fine_tuned(job.task, job.seed, root)
+    folder = job.folder(root)
+    paths = [f"model.path={start / 'sft'}", f"run_dir={folder}"]
+    overrides = [each.replace("{seed}", str(job.seed)).replace("{root}", str(root)) for each in job.overrides]
+    words = ["train", str(BASE), *shared(job.task, job.seed, start), *overrides, *paths]
+    return command(words, folder / "output.log", folder / "metrics.jsonl")
+
+
+def command(words: Sequence[str], log: Path, metrics: Path | None = None) -> Usage:
+    """Run `megatron-prime WORDS` in a fork, with its output in a file."""
+    started, usage = time.perf_counter(), Usage()
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _become(words, log, parent)
+    while True:
+        ended, status, resources = os.wait4(pid, os.WNOHANG)
+        if metrics is not None and ended == 0:
+            _note_steps(metrics, pid, usage)
+        if ended:
+            break
+        time.sleep(POLL_S)
+    usage.exit_code = os.waitstatus_to_exitcode(status)
+    usage.seconds = time.perf_counter() - started
+    usage.cpu_seconds = resources.ru_utime + resources.ru_stime
+    return usage
+
+
+def _become(words: Sequence[str], log: Path, parent: int) -> None:
+    """Be the command, in a process that was just forked. Never returns."""
+    code = 1
+    try:
+        die_with_parent(parent)
+        with log.open("ab") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        code = main(words)
+    except BaseException:  # noqa: BLE001 - the fork must not go on with the work of its parent
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _note_steps(metrics: Path, pid: int, usage: Usage) -> None:
+    """Add the CPU time so far for each line that is new."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        num_lines = metrics.read_bytes().count(b"\n")
+        if num_lines > len(usage.cpu_at_step):
+            now = sum(_cpu_seconds(each) for each in _family(pid))
+            usage.cpu_at_step += [now] * (num_lines - len(usage.cpu_at_step))
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from _family(int(child))
+
+
+def _cpu_seconds(pid: int) -> float:
+    # Fields 14 to 17 are the times of the process and of its children that have ended; the name may hold blanks.
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, words[11:15])) / TICKS
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock, so that several queues can share a folder."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
