@@ -14,7 +14,7 @@ T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def crossing(record: Record, threshold: float, axis: str = "rollouts") -> float | None:
-    """Return the sum of `axis` at which the smoothed accuracy first reaches a threshold, interpolated; None if never."""
+    """Return the sum of `axis` at which the smoothed accuracy reaches a threshold, interpolated; None if never."""
     curve, sums = record.smooth(), getattr(record, axis)[WINDOW - 1 :]
     for place, value in enumerate(curve):
         if value < threshold:

@@ -121,11 +121,14 @@ def tuning(found: Sequence[Record]) -> list[str]:
     for each in found:
         if each.seed in TUNING_SEEDS:
             tried[each.task, each.method, " ".join(_shown(each))].append(each)
+    of_seeds = " | ".join(f"seed {seed}: final, rollouts to 0.5 / 0.7" for seed in TUNING_SEEDS)
     lines = [
-        f"| task | method | settings | {' | '.join(f'seed {seed}: final, rollouts to 0.5 / 0.7' for seed in TUNING_SEEDS)} |",
+        f"| task | method | settings | {of_seeds} |",
         "|---" * (3 + len(TUNING_SEEDS)) + "|",
     ]
-    order = sorted(tried, key=lambda key: (list(TASKS).index(key[0]), list(METHODS).index(key[1]), _cost(tried[key])))
+    order = sorted(
+        tried, key=lambda key: (list(TASKS).index(key[0]), list(METHODS).index(key[1]), _cost(tried[key]))
+    )
     for task, method, settings in order:
         runs = {run.seed: run for run in tried[task, method, settings]}
         cells = [_run_cell(runs[seed]) if seed in runs else "" for seed in TUNING_SEEDS]
@@ -143,7 +146,9 @@ def _cost(runs: Sequence[Record]) -> float:
 
 
 def _run_cell(run: Record) -> str:
-    needed = " / ".join("never" if (each := crossing(run, at)) is None else f"{each:,.0f}" for at in (0.5, 0.7))
+    needed = " / ".join(
+        "never" if (each := crossing(run, at)) is None else f"{each:,.0f}" for at in (0.5, 0.7)
+    )
     return f"{run.final:.2f}, {needed}"
 
 
