@@ -1,4 +1,4 @@
-"""Which credit learns faster? Runs of the product on small tasks, with many methods and seeds.
+"""A comparison of methods of credit, by runs of the product on small tasks with many seeds.
 
 - `chain`: the environment of most tasks
 - `tasks`: the tasks, with their data and models

@@ -1,4 +1,4 @@
-"""How well the advantages tell right steps from wrong ones, from the rollout log of a run."""
+"""A measure of how well advantages tell right steps from wrong ones, from the rollout log of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The methods of the benchmark: what each adds to base.toml, as `section.key=value`.
+"""The methods of the benchmark, each a list of `section.key=value` on top of base.toml.
 
 `METHODS` holds the settings that the tuning seeds chose; only these run on held-out seeds. benchmarks/results/learning
 records each setting that was tried.
@@ -25,7 +25,7 @@ CREDIT = (
     "advantage.whitening=per_source",
     "filter.enabled=false",
 )
-"""What all forms of credit share that are not the published one."""
+"""The settings of all forms of credit but the published one."""
 HINDSIGHT = (*CREDIT, "advantage.process_credit=hindsight", "advantage.gamma_process=0.0")
 
 METHODS: dict[str, Method] = {

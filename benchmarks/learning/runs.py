@@ -53,18 +53,18 @@ class Job:
 
 @dataclass
 class Usage:
-    """What a command took."""
+    """The time that a command took."""
 
     exit_code: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    """Of the process and of all that it has started."""
+    """CPU time of the process and of all that it has started."""
     cpu_at_step: list[float] = field(default_factory=list)
     """CPU seconds up to each line of metrics.jsonl."""
 
 
 def preload() -> None:
-    """Import what the commands import, so that forks need not."""
+    """Import the modules of the commands, so that forks need not."""
     os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     for name in PRELOADED:
         importlib.import_module(f"megatron_prime.cli.{name}")
