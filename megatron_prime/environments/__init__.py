@@ -6,6 +6,7 @@ Worker processes import the package, so it must not import torch; modules that d
 - `registry`: finds the class that a configuration names, in a worker process
 - `replies`: checks what an environment returns
 - `worker`: main program of a worker process
+- `slot`: one worker process of a pool, and its episodes (imports torch)
 - `pool`: runs the environments of many episodes in worker processes, under a deadline (imports torch)
 - `tool_calls`: finds the calls of tools in a turn
 - `toolbox`: the tools of an environment, called by name

@@ -28,7 +28,7 @@ def main() -> None:
         factory.tools()
         return EpisodeHost(factory).answer
 
-    serve(load, float(timeout_s))
+    serve(load, float(timeout_s), takes_lists=True)
 
 
 class EpisodeHost:

@@ -3,11 +3,18 @@
     parent:  request                    token
     worker:             (work), DONE           token, reply
 
+    parent:  [request, request, request]                                         token
+    worker:             (work), MORE, (work), MORE, (work), DONE                        token, [reply, reply, reply]
+
 A request on stdin and a reply on stdout is a frame: a 4-byte big-endian length followed by that many bytes of JSON.
 
 The random token ties a reply to its request: bytes that a user's code, a library or a forked process writes to the
 descriptor of the replies are no reply. The parent draws it when the code has returned, so that the code finds it
 neither in its process nor in a pipe.
+
+A list of requests saves exchanges where one takes longer than the work. MORE says that the worker goes on with the
+next request, so that each has its own deadline, and that the parent knows which one a worker died in. A worker may stop
+early: the replies are those to the first requests of the list.
 """
 
 import json
@@ -17,6 +24,7 @@ from typing import IO, Any
 HEADER = struct.Struct(">I")
 TOKEN_BYTES = 16
 DONE = b"\x06"
+MORE = b"\x05"
 
 
 def encode_frame(message: Any) -> bytes:  # noqa: ANN401 - JSON values

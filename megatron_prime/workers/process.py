@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_prime.workers.frames import DONE, HEADER, TOKEN_BYTES, encode_frame
+from megatron_prime.workers.frames import DONE, HEADER, MORE, TOKEN_BYTES, encode_frame
 
 BACKSTOP_S = 10.0
 """Seconds after the deadline at which a worker ends itself, in case its parent was killed and cannot kill it."""
@@ -60,6 +60,8 @@ class WorkerProcess:
         self._max_reply_bytes = max_reply_bytes
         self._lock = threading.Lock()
         self._is_reaped = False
+        self.num_answered = 0
+        """Requests of the last list that the worker was done with when it went on with another one."""
         # -P: the working directory is on the import path only if it is on the parent's, see _worker_environment.
         program = [sys.executable, "-P", "-c", f"from {module} import main; main()"]
         self._process = subprocess.Popen(
@@ -99,6 +101,16 @@ class WorkerProcess:
         """
         return self._exchange(encode_frame(request), timeout_s or self._timeout_s)
 
+    def ask_list(self, requests: Sequence[Any]) -> list[Any]:
+        """Send requests to a program that takes lists; return the replies to the first of them, at least to one.
+
+        Each request has the deadline of `ask`. Raises as `ask`; `num_answered` then says which request was in work.
+        """
+        replies = self._exchange(encode_frame(list(requests)), self._timeout_s, len(requests))
+        if not isinstance(replies, list) or len(replies) != self.num_answered + 1:
+            raise WorkerDiedError("the worker's output is no list of replies")
+        return replies
+
     def interrupt(self) -> None:
         """Kill the whole process group, from any thread; a request in progress fails. `kill` must follow."""
         with self._lock:
@@ -118,8 +130,9 @@ class WorkerProcess:
             self._is_reaped = True
             self._process.wait()
 
-    def _exchange(self, request: bytes, timeout_s: float) -> Any:  # noqa: ANN401 - JSON values
+    def _exchange(self, request: bytes, timeout_s: float, num_requests: int = 1) -> Any:  # noqa: ANN401 - JSON values
         """Send a request, a fresh token when the worker is done, and return the reply that has it."""
+        self.num_answered = 0
         deadline = time.monotonic() + timeout_s
         assert self._process.stdout is not None
         # A worker that starts writes without a request, maybe before this process, which may be slow, comes here.
@@ -127,19 +140,30 @@ class WorkerProcess:
             # Either it has ended, or something writes to the descriptor of its replies.
             raise WorkerDiedError(f"the worker {self._exit_reason() or STRAY_BYTES}")
         self._send(request, deadline)
-        if self._read_exactly(len(DONE), deadline) != DONE:
-            raise WorkerDiedError(f"the worker {STRAY_BYTES}")
+        deadline = self._await_done(deadline, timeout_s, num_requests)
         token = os.urandom(TOKEN_BYTES)
         self._send(token, deadline)
         if self._read_exactly(TOKEN_BYTES, deadline) != token:
             raise WorkerDiedError(f"the worker {STRAY_BYTES}")
         (length,) = HEADER.unpack(self._read_exactly(HEADER.size, deadline))
-        if length > self._max_reply_bytes:
+        if length > self._max_reply_bytes * (self.num_answered + 1):
             raise WorkerDiedError(f"the worker announced {length} bytes: its output is no reply")
         try:
             return json.loads(self._read_exactly(length, deadline))
         except (ValueError, RecursionError) as error:
             raise WorkerDiedError(f"the worker's output is no reply: {error}") from error
+
+    def _await_done(self, deadline: float, timeout_s: float, num_requests: int) -> float:
+        """Wait until the worker is done, count what it has answered, and return the deadline of its reply."""
+        while True:
+            signs = self._read_some(num_requests - self.num_answered, deadline)
+            for place, sign in enumerate(signs, start=1):
+                if sign == DONE[0] and place == len(signs):
+                    return deadline
+                if sign != MORE[0] or self.num_answered + 1 == num_requests:
+                    raise WorkerDiedError(f"the worker {STRAY_BYTES}")
+                self.num_answered += 1
+            deadline = time.monotonic() + timeout_s
 
     def _send(self, frame: bytes, deadline: float) -> None:
         """Write without blocking past the deadline: a worker that hangs never reads from its pipe."""
@@ -158,17 +182,21 @@ class WorkerProcess:
                 raise WorkerDiedError(f"the worker no longer reads: {error}") from error
 
     def _read_exactly(self, num_bytes: int, deadline: float) -> bytes:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
         chunks: list[bytes] = []
         while num_bytes > 0:
-            _wait_for(descriptor, select.POLLIN, deadline)
-            chunk = os.read(descriptor, num_bytes)
-            if not chunk:
-                raise WorkerDiedError(f"the worker {self._exit_reason() or 'closed its output'}")
-            chunks.append(chunk)
-            num_bytes -= len(chunk)
+            chunks.append(self._read_some(num_bytes, deadline))
+            num_bytes -= len(chunks[-1])
         return b"".join(chunks)
+
+    def _read_some(self, most: int, deadline: float) -> bytes:
+        """Return at least one byte and at most `most`."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        _wait_for(descriptor, select.POLLIN, deadline)
+        chunk = os.read(descriptor, most)
+        if not chunk:
+            raise WorkerDiedError(f"the worker {self._exit_reason() or 'closed its output'}")
+        return chunk
 
     def _exit_reason(self) -> str:
         """Return how the process ended, or "" if it runs. It stays a zombie, so that nothing else gets its pid."""
