@@ -8,6 +8,7 @@ continues, tokenized in the place where it stands. That is what the template wri
 template only ever appends. `check` finds those that do not: they move or rewrite what the policy has seen.
 """
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ from megatron_prime.data.messages import Message
 from megatron_prime.data.rendering import PromptRenderer
 from megatron_prime.data.rows import RenderingError
 
+MAX_KNOWN = 4096
+MAX_KNOWN_CHARACTERS = 256
+"""Replies whose tokens are remembered, and the longest of them: environments repeat short ones again and again."""
 _TURN, _SECOND = "turn one", "turn two"
 _THOUGHT = "a thought"
 _THOUGHTS = r"<(think|thinking|thought|reasoning)>\s*"
@@ -48,9 +52,11 @@ class ReplyRenderer:
         self._renderer = renderer
         self._tokenizer = tokenizer
         self._tools = tools
-        self._stop = stop_token_ids[0]
+        self._stop_word = str(tokenizer.decode([stop_token_ids[0]]))
         self._checked: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
         """(roles of the prompt, roles of a reply) -> what is wrong with the template, or ""."""
+        self._known: dict[str, tuple[int, ...]] = {}
+        """Short replies as JSON -> their tokens."""
         self.noted: list[str] = []
         """Remarks about the template, found so far; see `notes`."""
 
@@ -78,8 +84,13 @@ class ReplyRenderer:
                 self.noted += [note for note in self.notes(prompt, reply) if note not in self.noted]
         if self._checked[roles]:
             raise RenderingError(self._checked[roles])
-        stop = str(self._tokenizer.decode([self._stop]))
-        return tuple(encode_literal(self._tokenizer, self._renderer.reply(reply), stop))
+        name = json.dumps(reply)
+        if name in self._known:
+            return self._known[name]
+        token_ids = tuple(encode_literal(self._tokenizer, self._renderer.reply(reply), self._stop_word))
+        if len(name) <= MAX_KNOWN_CHARACTERS and len(self._known) < MAX_KNOWN:
+            self._known[name] = token_ids
+        return token_ids
 
     def check(self, prompt: Sequence[Message], reply: Sequence[Message]) -> list[str]:
         """Return why the template cannot be used for conversations that begin in this way; empty if it can."""

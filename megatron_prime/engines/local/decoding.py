@@ -4,9 +4,12 @@ Inputs are left-padded, and each distinct input is prefilled once; its row of th
 requests. When a quarter of the rows have finished they are removed from the batch, so that the last tokens of long
 responses do not cost a full batch.
 
+Of a response with an environment, the turns so far stay in a `KeptCache`: each turn computes the tokens since the last.
+
 Shapes: U distinct inputs, B requests still in the batch, L tokens so far, V vocab.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from megatron_prime.engines.local.kept_cache import KeptCache
 from megatron_prime.engines.local.sampling import sample_tokens
 from megatron_prime.engines.requests import StreamKey
 from megatron_prime.types import FinishReason, SamplingParams
@@ -61,34 +65,45 @@ class _Batch:
     """Logits of the next token."""
     last_tokens_B: Tensor
     """Tokens that were sampled but are not in the cache yet."""
+    keys: list[StreamKey]
     turns: list[DecodedTurn]
     """The turn of each row, shared with the caller."""
     uniforms_BT: Tensor
     unfinished: list[bool]
+    num_cached: int = 0
+    """Tokens of the turns that are in the cache."""
 
-    def select(self, rows: list[int]) -> None:
-        """Keep these rows, in this order. Before decoding starts, rows may be repeated."""
-        rows_B = torch.tensor(rows, device=self.positions_B.device)
-        self.cache.batch_select_indices(rows_B)
-        self.attention_mask_BL = self.attention_mask_BL[rows_B]
-        self.positions_B = self.positions_B[rows_B]
-        self.logits_BV = self.logits_BV[rows_B]
-        self.last_tokens_B = self.last_tokens_B[rows_B]
+    def rows(self, is_unfinished: bool) -> "_Batch":
+        """Return the unfinished rows or the others, as copies."""
+        places = [row for row, unfinished in enumerate(self.unfinished) if unfinished is is_unfinished]
+        rows_B = torch.tensor(places, device=self.positions_B.device)
+        return _Batch(
+            cache=_selected(self.cache, rows_B),
+            attention_mask_BL=self.attention_mask_BL[rows_B],
+            positions_B=self.positions_B[rows_B],
+            logits_BV=self.logits_BV[rows_B],
+            last_tokens_B=self.last_tokens_B[rows_B],
+            keys=[self.keys[row] for row in places],
+            turns=[self.turns[row] for row in places],
+            uniforms_BT=self.uniforms_BT[rows_B],
+            unfinished=[is_unfinished] * len(places),
+            num_cached=self.num_cached,
+        )
 
-    def compact(self) -> None:
-        """Remove the finished rows if there are enough of them."""
-        rows = [row for row, unfinished in enumerate(self.unfinished) if unfinished]
-        if not rows or len(rows) >= _COMPACT_BELOW * len(self.unfinished):
-            return
-        self.select(rows)
-        self.turns = [self.turns[row] for row in rows]
-        self.uniforms_BT = self.uniforms_BT[torch.tensor(rows, device=self.uniforms_BT.device)]
-        self.unfinished = [True] * len(rows)
+    def keep(self, kept: KeptCache) -> None:
+        """Hand the rows over; they are not decoded further."""
+        mask_BL = self.attention_mask_BL.clone()
+        for row, turn in enumerate(self.turns):
+            # A row that finished early was computed further, with tokens that are not its own.
+            surplus = self.num_cached - len(turn.token_ids)
+            if surplus > 0:
+                mask_BL[row, -surplus:] = 0
+        kept.add(self.keys, self.cache, mask_BL)
 
 
 @torch.inference_mode()
 def decode_batch(
-    model: PreTrainedModel, requests: Sequence[Request], params: SamplingParams
+    model: PreTrainedModel, requests: Sequence[Request], params: SamplingParams, kept: KeptCache | None = None
 ) -> list[DecodedTurn]:
     """Sample all requests at once.
 
@@ -99,6 +114,8 @@ def decode_batch(
         model: an HF causal LM in eval mode, whole on one device.
         requests: at least one; equal inputs share their prefill.
         params: sampling parameters; the limits are those of the requests.
+        kept: the cache of earlier turns, sampled with the same weights; it is then that of these requests. None if no
+            turns follow.
 
     Returns:
         The turn of each request, in order.
@@ -106,56 +123,111 @@ def decode_batch(
     Raises:
         RuntimeError: the model's log-probs are not finite.
     """
-    batch = _prefill(model, requests)
-    turns = list(batch.turns)
-    for position in range(max(request.max_tokens for request in requests)):
+    by_key = {request.key: request for request in requests}
+    turns: dict[StreamKey, DecodedTurn] = {}
+    if kept is not None:
+        continued = [by_key.pop(key) for key in kept.keys if key in by_key]
+        cache, mask_BL = kept.take([request.key for request in continued])
+        if continued:
+            turns |= _decode(model, _extend(model, continued, cache, mask_BL), params, kept)
+    if by_key:
+        turns |= _decode(model, _prefill(model, list(by_key.values())), params, kept)
+    return [turns[request.key] for request in requests]
+
+
+def _decode(
+    model: PreTrainedModel, batch: _Batch, params: SamplingParams, kept: KeptCache | None
+) -> dict[StreamKey, DecodedTurn]:
+    """Sample the turns of a batch whose inputs are in its cache."""
+    turns = dict(zip(batch.keys, batch.turns, strict=True))
+    for position in range(batch.uniforms_BT.shape[1]):
         _pick(batch, position, params)
         if not any(batch.unfinished):
             break
-        batch.compact()
+        # Finished rows are removed when there are enough of them.
+        if sum(batch.unfinished) < _COMPACT_BELOW * len(batch.unfinished):
+            if kept is not None:
+                batch.rows(is_unfinished=False).keep(kept)
+            batch = batch.rows(is_unfinished=True)
         _forward(model, batch)
+    if kept is not None:
+        batch.keep(kept)
     return turns
 
 
 def _prefill(model: PreTrainedModel, requests: Sequence[Request]) -> _Batch:
     """Compute the distinct inputs, and copy their rows of the cache to the requests."""
-    device = model.device
     row_of_input: dict[tuple[int, ...], int] = {}
     rows = [row_of_input.setdefault(request.input_ids, len(row_of_input)) for request in requests]
-    lengths = [len(token_ids) for token_ids in row_of_input]
-    input_ids_UL = torch.full((len(lengths), max(lengths)), _PADDING_ID)
-    mask_UL = torch.zeros_like(input_ids_UL)
-    for row, token_ids in enumerate(row_of_input):
-        input_ids_UL[row, -len(token_ids) :] = torch.tensor(token_ids)
-        mask_UL[row, -len(token_ids) :] = 1
-    mask_UL = mask_UL.to(device)
-    # Padding is on the left, so that the next token of every row is appended in the same column of the cache.
     cache = DynamicCache(config=model.config)
+    mask_UL = torch.zeros((len(row_of_input), 0), dtype=torch.int64, device=model.device)
+    logits_UV, mask_UL = _append(model, cache, mask_UL, list(row_of_input))
+    # Only now the batch grows from U inputs to B requests: the inputs were computed once each.
+    rows_B = torch.tensor(rows, device=model.device)
+    return _begun(_selected(cache, rows_B), mask_UL[rows_B], logits_UV[rows_B], requests)
+
+
+def _extend(
+    model: PreTrainedModel, requests: Sequence[Request], cache: DynamicCache, mask_BL: Tensor
+) -> _Batch:
+    """Compute the tokens of the requests that the cache does not have."""
+    new_ids = [
+        request.input_ids[length:]
+        for request, length in zip(requests, mask_BL.sum(dim=1).tolist(), strict=True)
+    ]
+    logits_BV, mask_BL = _append(model, cache, mask_BL, new_ids)
+    return _begun(cache, mask_BL, logits_BV, requests)
+
+
+def _append(
+    model: PreTrainedModel, cache: DynamicCache, mask_BL: Tensor, new_ids: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Append tokens to the rows of a cache, at least one to each; return the logits behind them, and the new mask."""
+    ids_BN = torch.full((len(new_ids), max(map(len, new_ids))), _PADDING_ID)
+    mask_BN = torch.zeros_like(ids_BN)
+    # Padding is on the left, so that the next token of every row is appended in the same column of the cache.
+    for row, token_ids in enumerate(new_ids):
+        ids_BN[row, -len(token_ids) :] = torch.tensor(token_ids)
+        mask_BN[row, -len(token_ids) :] = 1
+    mask_BL = torch.cat([mask_BL, mask_BN.to(model.device)], dim=1)
+    positions_BL = (mask_BL.cumsum(dim=-1) - 1).clamp_(min=0)
     output = model(
-        input_ids=input_ids_UL.to(device),
-        attention_mask=mask_UL,
-        position_ids=(mask_UL.cumsum(dim=-1) - 1).clamp_(min=0),
+        input_ids=ids_BN.to(model.device),
+        attention_mask=mask_BL,
+        position_ids=positions_BL[:, -ids_BN.shape[1] :],
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     )
+    return output.logits[:, -1], mask_BL
+
+
+def _begun(cache: DynamicCache, mask_BL: Tensor, logits_BV: Tensor, requests: Sequence[Request]) -> _Batch:
+    """Return the batch of requests whose inputs are in the cache."""
+    device = logits_BV.device
     uniforms_BT = np.zeros((len(requests), max(request.max_tokens for request in requests)))
     for row, request in enumerate(requests):
         numbers = request.key.uniforms(request.offset + request.max_tokens)
         uniforms_BT[row, : request.max_tokens] = numbers[request.offset :]
-    batch = _Batch(
+    return _Batch(
         cache=cache,
-        attention_mask_BL=mask_UL,
-        positions_B=torch.tensor(lengths, device=device),
-        logits_BV=output.logits[:, -1],
-        last_tokens_B=input_ids_UL[:, -1].to(device),
+        attention_mask_BL=mask_BL,
+        positions_B=mask_BL.sum(dim=1),
+        logits_BV=logits_BV,
+        last_tokens_B=torch.tensor([request.input_ids[-1] for request in requests], device=device),
+        keys=[request.key for request in requests],
         turns=[DecodedTurn(request.max_tokens) for request in requests],
         uniforms_BT=torch.from_numpy(uniforms_BT).to(device),
         unfinished=[True] * len(requests),
     )
-    # Only now the batch grows from U inputs to B requests: the inputs were computed once each.
-    batch.select(rows)
-    return batch
+
+
+def _selected(cache: DynamicCache, rows_B: Tensor) -> DynamicCache:
+    """Return rows of a cache, in this order and maybe repeated, as copies."""
+    selected = copy.copy(cache)
+    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    selected.batch_select_indices(rows_B)
+    return selected
 
 
 def _forward(model: PreTrainedModel, batch: _Batch) -> None:
@@ -171,6 +243,7 @@ def _forward(model: PreTrainedModel, batch: _Batch) -> None:
         logits_to_keep=1,
     )
     batch.logits_BV = output.logits[:, -1]
+    batch.num_cached += 1
     # Positions count a row's own tokens, unlike columns of the cache, which include its padding.
     batch.positions_B = batch.positions_B + 1
 

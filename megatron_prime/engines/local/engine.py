@@ -16,6 +16,7 @@ from megatron_prime.engines.conversation import SampledTurn
 from megatron_prime.engines.dialogue import Dialogue, DialogueSettings, close_all
 from megatron_prime.engines.local.decoding import Request, decode_batch
 from megatron_prime.engines.local.expert_views import checkpoint_views
+from megatron_prime.engines.local.kept_cache import KeptCache
 from megatron_prime.engines.requests import ModelLimits, StreamKey, check_request
 from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.mapping import hf_tensors
@@ -150,6 +151,7 @@ class LocalEngine:
         """
         waiting = deque(sorted(dialogues, key=lambda dialogue: len(dialogue.conversation.input_ids)))
         live: list[Dialogue] = []
+        kept = KeptCache() if settings.environments is not None else None
         self._worker.submit(len(waiting))
         try:
             with asyncio.Runner() as runner:
@@ -159,7 +161,8 @@ class LocalEngine:
                     live += joining
                     if settings.environments is not None:
                         runner.run(_together(dialogue.begin() for dialogue in joining))
-                    self._take_turn(model, [dialogue for dialogue in live if not dialogue.is_over], settings)
+                    takers = [dialogue for dialogue in live if not dialogue.is_over]
+                    self._take_turn(model, takers, settings.params, kept)
                     if settings.environments is not None:
                         runner.run(_together(dialogue.reply() for dialogue in live))
                     self._worker.end(sum(dialogue.is_over for dialogue in live))
@@ -169,7 +172,11 @@ class LocalEngine:
             self._worker.withdraw(len(waiting))
 
     def _take_turn(
-        self, model: PreTrainedModel, dialogues: Sequence[Dialogue], settings: DialogueSettings
+        self,
+        model: PreTrainedModel,
+        dialogues: Sequence[Dialogue],
+        params: SamplingParams,
+        kept: KeptCache | None,
     ) -> None:
         """Sample the next turn of each dialogue."""
         conversations = [dialogue.conversation for dialogue in dialogues]
@@ -179,7 +186,7 @@ class LocalEngine:
         ]
         if not requests:
             return
-        for dialogue, turn in zip(dialogues, decode_batch(model, requests, settings.params), strict=True):
+        for dialogue, turn in zip(dialogues, decode_batch(model, requests, params, kept), strict=True):
             spans = ((self.policy_version, 0, len(turn.token_ids)),)
             dialogue.add_turn(SampledTurn(turn.token_ids, turn.logprobs, turn.finish_reason, spans))
 
