@@ -89,3 +89,37 @@ def test_another_thread_interrupts_a_request(start):
     timer.join()
     process.kill()
     process.interrupt()  # does nothing: another process may have the pid by now
+
+
+def test_a_list_is_answered_in_order_and_maybe_in_parts(start):
+    process = start("lists")
+    assert [reply[1] for reply in process.ask_list([["echo", n] for n in range(100)])] == list(range(100))
+    # The second request takes longer than a list may, so that the third one is left out.
+    assert [reply[1] for reply in process.ask_list([["echo", 0], ["sleep", 0.05], ["echo", 2]])] == [0, 0.05]
+    assert process.num_answered == 1
+    assert [reply[1] for reply in process.ask_list([["echo", 2]])] == [2]
+
+
+LISTS = {
+    "exit": (["exit", 3], WorkerDiedError, "ended with exit code 3"),
+    "hang": (["sleep", 60], WorkerTimeoutError, "no reply by the deadline"),
+    "forged done": (["write", 6], WorkerDiedError, "a descriptor that it did not open"),
+    "forged byte": (["write", 7], WorkerDiedError, "a descriptor that it did not open"),
+}
+
+
+@pytest.mark.parametrize(("request_", "error", "match"), LISTS.values(), ids=LISTS)
+def test_a_failure_in_a_list_names_the_request_in_work(start, request_, error, match):
+    process = start("lists", timeout_s=0.5)
+    with pytest.raises(error, match=match):
+        process.ask_list([["echo", 0], ["echo", 1], request_, ["echo", 3]])
+    assert process.num_answered == 2
+
+
+def test_each_request_of_a_list_has_its_own_deadline(start):
+    process = start("lists", timeout_s=0.5)
+    begin = time.monotonic()
+    # The first one ends within LIST_S, so that the second one starts in the same list.
+    with pytest.raises(WorkerTimeoutError):
+        process.ask_list([["sleep", 0.01], ["sleep", 60]])
+    assert process.num_answered == 1 and time.monotonic() - begin > 0.5

@@ -1,5 +1,6 @@
 """A worker program for tests: it executes the commands that it is sent."""
 
+import contextlib
 import os
 import sys
 import time
@@ -16,18 +17,22 @@ def main():
             raise KeyError("no such tool")
         if greeting == "die":
             os._exit(4)
-        return answer
+        return lambda request: answer(*request, greeting, float(timeout_s))
 
-    def answer(request):
-        command, value = request
-        if command == "sleep":
-            time.sleep(value)
-        if command == "exit":
-            os._exit(value)
-        if command == "read":
-            return sys.stdin.read()
-        if command == "long":
-            return "x" * value
-        return [greeting, value, hash("text"), float(timeout_s)]
+    serve(load, float(timeout_s), takes_lists=greeting == "lists")
 
-    serve(load, float(timeout_s))
+
+def answer(command, value, greeting, timeout_s):
+    if command == "sleep":
+        time.sleep(value)
+    if command == "exit":
+        os._exit(value)
+    if command == "write":
+        for descriptor in range(3, 16):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, bytes([value]))
+    if command == "read":
+        return sys.stdin.read()
+    if command == "long":
+        return "x" * value
+    return [greeting, value, hash("text"), timeout_s]
