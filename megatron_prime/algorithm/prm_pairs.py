@@ -1,6 +1,6 @@
-"""Comparisons within a group, from which the pairwise PRM objectives (dpo, bon_acc, bon_rm) are made.
+"""Comparisons within a group, from which the pairwise PRM objectives (dpo, bon_acc, bon_rm, dpo_units) are made.
 
-Shapes: B responses, P groups, G slots of the largest group.
+Shapes: B responses, P groups, G slots of the largest group, K scores of a response.
 """
 
 from dataclasses import dataclass
@@ -45,16 +45,25 @@ def other_side_scores_B(scores_B: Tensor, labels_B: Tensor, group_ids_B: Tensor)
     The other side is the members with a strictly lower label where label > 0, and those with a strictly higher label
     elsewhere; the score is 0 where there are none.
     """
+    return other_side_scores(scores_B[:, None], labels_B, group_ids_B)[:, 0]
+
+
+def other_side_scores(scores_BK: Tensor, labels_B: Tensor, group_ids_B: Tensor) -> Tensor:
+    """Return `other_side_scores_B` for each of several scores of a response, [B, K]."""
     table = group_table(group_ids_B)
-    scores_PG, labels_PG = table.gather(scores_B), table.gather(labels_B)
+    labels_PG = table.gather(labels_B)
     # Axis 1 is the response itself, axis 2 the member that it is compared with.
     own_PG1, member_P1G = labels_PG[:, :, None], labels_PG[:, None, :]
     is_other_PGG = (
         torch.where(own_PG1 > 0, member_P1G < own_PG1, member_P1G > own_PG1) & table.filled[:, None, :]
     )
-    num_others_PG = is_other_PGG.sum(dim=2)
-    sum_PG = torch.where(is_other_PGG, scores_PG[:, None, :].double(), 0.0).sum(dim=2)
-    return table.scatter(sum_PG / num_others_PG.clamp(min=1)).to(scores_B.dtype)
+    num_others_PG = is_other_PGG.sum(dim=2).clamp(min=1)
+    columns_BK = []
+    # One score after another: all of them at once would hold every pair of a group for each.
+    for scores_B in scores_BK.unbind(dim=1):
+        sum_PG = torch.where(is_other_PGG, table.gather(scores_B)[:, None, :].double(), 0.0).sum(dim=2)
+        columns_BK.append(table.scatter(sum_PG / num_others_PG).to(scores_B.dtype))
+    return torch.stack(columns_BK, dim=1)
 
 
 def best_of_n_weights_B(ranked_by_B: Tensor, group_ids_B: Tensor) -> Tensor:  # noqa: N802

@@ -11,6 +11,7 @@ from megatron_prime.algorithm.registry import (
 )
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.advantage import AdvantageConfig
+from megatron_prime.config.tables.prm import PRMConfig
 
 
 def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
@@ -35,10 +36,16 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
 
 def _fulfils_everything(config: PrimeConfig) -> bool:
     """Return whether no requirement can fail: loading the classes would then import torch for nothing."""
-    # The default estimator is known not to need turns, which most runs do not have.
+    # The defaults are known not to need turns or other units, which most runs do not have.
     is_default = config.advantage.estimator == AdvantageConfig().estimator
+    has_default_loss = config.prm.loss == PRMConfig().loss
     everything = Requirements(
-        group=True, prm=True, undiscounted_process=True, own_credit=True, turns=not is_default
+        group=True,
+        prm=True,
+        undiscounted_process=True,
+        own_credit=True,
+        units=not has_default_loss,
+        turns=not is_default,
     )
     return not any(_unfulfilled(everything, config))
 

@@ -8,7 +8,10 @@ from megatron_prime.config.tables.prm import PRMConfig
 
 REGISTRIES = {
     ESTIMATORS: (AdvantageConfig(), {"rloo", "grpo", "reinforce", "prm_value"}),
-    PRM_OBJECTIVES: (PRMConfig(), {"ce", "ce_intercept", "dpo", "bon_acc", "bon_rm"}),
+    PRM_OBJECTIVES: (
+        PRMConfig(),
+        {"ce", "dpo", "bon_acc", "bon_rm"},
+    ),
     POLICY_LOSSES: (PolicyConfig(), {"ppo_clip"}),
 }
 

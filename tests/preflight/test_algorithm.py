@@ -22,6 +22,12 @@ class Mine(rloo.Estimator):
 class Unfinished:
     requires = Requirements()
 
+class Untold:
+    requires, targets, losses_B = Requirements(), None, None
+
+class Stepwise(Untold):
+    requires, prefix_logits_BL = Requirements(units=True), None
+
 a_number = 3
 """
 
@@ -69,6 +75,31 @@ def build(**sections) -> PrimeConfig:
                 "prm": {"loss": "dpo"},
             },
             "prm.loss = 'dpo' compares the responses of a group",
+        ),
+        (
+            {"prm": {"loss": "dpo_units"}},
+            "prm.loss = 'dpo_units' compares steps or turns: set prm.granularity",
+        ),
+        (
+            {"prm": {"loss": "dpo_units", "granularity": "whole"}, "environment": GAME},
+            "prm.loss = 'dpo_units' compares steps or turns: set prm.granularity",
+        ),
+        (
+            {
+                "rollout": {"group_size": 1},
+                "advantage": {"estimator": "reinforce"},
+                "prm": {"loss": "dpo_units", "granularity": "step"},
+            },
+            "prm.loss = 'dpo_units' compares the responses of a group",
+        ),
+        (
+            {"prm": {"loss": "my_estimators:Untold"}},
+            "prm.loss = 'my_estimators:Untold' must name a class with requires, targets, losses_B, prefix_logits_BL; "
+            "missing: prefix_logits_BL",
+        ),
+        (
+            {"prm": {"loss": "my_estimators:Stepwise"}},
+            "prm.loss = 'my_estimators:Stepwise' compares steps or turns",
         ),
         (
             {"prm": {"enabled": False}, "advantage": {"estimator": "prm_value"}},
@@ -137,6 +168,13 @@ def test_what_cannot_train_is_refused(sections, fault):
         {"advantage": {"estimator": "istar"}, "environment": GAME, "prm": {"granularity": "turn"}},
         {"advantage": {"process_credit": "hindsight", "gamma_process": 0.0}, "prm": {"granularity": "step"}},
         {"prm": {"enabled": False, "granularity": "turn"}},
+        {"prm": {"loss": "dpo_units", "granularity": "step"}},
+        {"prm": {"loss": "dpo_units", "granularity": "turn"}, "environment": GAME},
+        {
+            "rollout": {"group_size": 1},
+            "advantage": {"estimator": "reinforce"},
+            "prm": {"loss": "ce_intercept"},
+        },
     ],
 )
 def test_what_can_train_passes(sections):

@@ -11,8 +11,9 @@ from megatron_prime.algorithm.prm_rows import ScoredRows
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.training.losses import SFTRowLoss, minibatch_weights_BT
+from tests.algorithm import prm_oracle
 from tests.support.tiny_models import tiny_model
-from tests.support.training_batches import BETA, PLAIN_LOSSES, ragged_batch, score_with_hf
+from tests.support.training_batches import BETA, GROUPS, PLAIN_LOSSES, ragged_batch, score_with_hf
 from tests.training.training_worker import LOSSES, policy_loss, prm_loss
 
 ROWS = [0, 2, 3, 5, 6]
@@ -113,6 +114,32 @@ def test_pairwise_prm_losses_take_their_targets_from_before_the_update(batch):
         expected = terms_B[ROWS].mean().item()
         for split in SPLITS[:3]:
             assert run_split(loss, batch, split)[0] == pytest.approx(expected, abs=1e-6), kind
+
+
+@pytest.mark.parametrize("kind", ["ce_intercept", "ipvrm", "noisy_and", "dpo_units"])
+def test_prm_losses_of_tokens_match_the_loops_in_any_split(kind, batch):
+    config, policy_BT = PRMConfig(loss=kind, beta=BETA), batch["policy_mask"]
+    unit_ids_BT = (~policy_BT).int().cumsum(dim=1)
+    prior_rows = ScoredRows.of(batch["old"], batch["ref"], policy_BT, BETA, unit_ids_BT)
+    group_ids_B = torch.tensor(GROUPS)
+    loss = replace(
+        prm_loss(batch, ROWS),
+        config=config,
+        scored_mask_BT=policy_BT,
+        unit_ids_BT=unit_ids_BT,
+        targets=prm_targets(prior_rows, batch["labels"], group_ids_B, config),
+    )
+    listed = [
+        [row[mask].tolist() for row, mask in zip(values, policy_BT, strict=True)]
+        for values in (batch["logprobs"] - batch["ref"], unit_ids_BT, batch["old"] - batch["ref"])
+    ]
+    losses = prm_oracle.losses(kind, *listed[:2], batch["labels"].tolist(), GROUPS, BETA, listed[2])
+    expected = sum(losses[row] for row in ROWS) / len(ROWS)
+    whole_gradients = run_split(loss, batch, [ROWS])[1]
+    for split in SPLITS[:3]:
+        value, gradients, _ = run_split(loss, batch, split)
+        assert value == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(gradients, whole_gradients, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])

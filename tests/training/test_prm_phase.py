@@ -15,12 +15,13 @@ LAYOUTS = {1: ("one",), 2: ("tp2", "pp2", "dp2")}
 ALL_LAYOUTS = [layout for layouts in LAYOUTS.values() for layout in layouts]
 CASES = {
     "after": {},
-    "after, minibatches": {"num_minibatches": 7},
-    "after, epochs": {"num_epochs": 2},
+    "after, minibatches": {"num_minibatches": 7, "loss": "ce_intercept"},
+    "after, epochs": {"num_epochs": 2, "loss": "ipvrm"},
+    "after, noisy_and": {"loss": "noisy_and"},
     "reverse": {"update_order": "reverse"},
     "reverse, bon": {"update_order": "reverse", "loss": "bon_rm"},
     "before": {"update_order": "before"},
-    "before, dpo": {"update_order": "before", "loss": "dpo"},
+    "before, dpo_units": {"update_order": "before", "loss": "dpo_units", "granularity": "turn"},
     "after, without replies": {"score_environment": False},
     "none": {"update_order": "none"},
 }

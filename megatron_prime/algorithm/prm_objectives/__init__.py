@@ -7,4 +7,7 @@ A module holds a class `Objective` that fulfils `algorithm.prm_loss.PRMObjective
 - `dpo`: each response against the mean score of its group's other side.
 - `bon_acc`: dpo weighted by the response's rank in its group by outcome.
 - `bon_rm`: dpo weighted by the response's rank in its group by score.
+- `dpo_units`: dpo after each step or turn.
+- `ipvrm`: cross-entropy of the length-normalized value of every prefix with the outcome.
+- `noisy_and`: experimental; cross-entropy of the probability that all tokens are right.
 """

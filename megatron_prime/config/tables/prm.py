@@ -21,8 +21,8 @@ class PRMConfig(OptimizerConfig):
     beta: PositiveFloat = 0.05
     """Scale of the log-ratio (Eq. 3)."""
     loss: NameOrPath = "ce"
-    """A module of algorithm/prm_objectives (ce, ce_intercept, dpo, bon_acc, bon_rm), or a class as
-    "package.module:Class"."""
+    """A module of algorithm/prm_objectives (ce, ce_intercept, ipvrm, noisy_and, dpo, bon_acc, bon_rm, dpo_units), or a
+    class as "package.module:Class"."""
     update_order: Literal["after", "before", "none", "reverse"] = "after"
     """after and reverse score with the PRM before this step's update, before with the updated one; none: no update."""
     granularity: Granularity = "token"
