@@ -61,7 +61,8 @@ PRM
   PRMs between minibatch updates, bon_rm ranks by the score during the update, and dpo is a mean while bon is
   a sum; here targets are fixed once before the update (prm_targets), and the caller's weights choose
   mean (1/B) or sum (1).
-- prm.loss="ce_intercept" is ours: the score need not explain how easy the prompt is.
+- prm.loss="ce_intercept", "noisy_and" and "dpo_units" are ours. "ipvrm" is arXiv 2604.13197 without its margin, and
+  averaged over the prefixes of a response first. Their modules have the equations.
 - Pair accuracy pools pairs over groups and counts ties one half; the recipe averages over groups, gives a
   group without pairs 0.5, and weighs pairs by their label gap (the same thing for labels of 0 and 1).
 
