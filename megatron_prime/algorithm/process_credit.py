@@ -5,14 +5,19 @@ With r_t the reward of a token (`implicit_reward.token_rewards_BT`), units and p
     own          the reward of the unit itself (the paper)
     hindsight    the rewards after it, up to and with the next position
     observation  the rewards of the unit's tokens that an environment wrote; at `token`, those tokens are the positions
+    td           the change of the PRM's value over the unit: v_t - v_{t-1} of each token, v_t the probability that the
+                 response ends up right after its first t tokens
     min          w_t * r_t, with w = softmax(-r / temperature) over the positions of the response
 
-`hindsight` and `observation` are ours, after what docs/theory.md says of evidence. `min` is PURE (arXiv 2504.15275):
+`hindsight` and `observation` are ours, after what docs/theory.md says of evidence. `td` is the temporal difference of a
+value function without discount; v_t is the sigmoid of what `prm.loss` says of a prefix (`prefix_logits_BL`): for the
+summed scores sigma(b + beta * sum_{s <= t} q_s), with b the logit of `groups.prior_logits_B`. It takes them as
+probabilities, which the pairwise objectives do not train. `min` is PURE (arXiv 2504.15275):
 for a low temperature the undiscounted return of a position is the lowest reward of the response up to where that
 stands, and 0 behind it. PURE's temperature is 0.1 for rewards between -1 and 1. Implicit rewards have no such scale, so
 here it is a tenth of the standard deviation of the batch's rewards.
 
-Shapes: B responses, T response tokens (right padded).
+Shapes: B responses, T response tokens (right padded), L = T + 1 lengths of a prefix.
 """
 
 from dataclasses import dataclass
@@ -20,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_prime.algorithm.checks import check_shapes
 from megatron_prime.algorithm.implicit_reward import (
     following_columns_BT,
     reward_positions,
@@ -54,6 +60,7 @@ def credited_rewards(
     credit: ProcessCredit,
     unit_ids_BT: Tensor | None = None,
     policy_mask_BT: Tensor | None = None,
+    prefix_logits_BL: Tensor | None = None,
 ) -> CreditedRewards:
     """Return what each position is credited with, of the global batch, detached.
 
@@ -69,9 +76,10 @@ def credited_rewards(
         credit: `advantage.process_credit`.
         unit_ids_BT: int, nondecreasing; needed for granularity `step` and `turn`.
         policy_mask_BT: bool or 0/1; None for all tokens of the response.
+        prefix_logits_BL: of `prm_loss.PRMObjective`; needed for `td`.
 
     Raises:
-        ValueError: shapes differ, a wrong mask, bad ids.
+        ValueError: shapes differ, a wrong mask, bad ids, or `td` without values.
     """
     positions_BT = reward_positions(
         response_mask_BT,
@@ -85,6 +93,8 @@ def credited_rewards(
     if credit == "hindsight":
         following = _of_the_next_position if config.granularity == "token" else _sums_after
         return CreditedRewards(following(tokens_BT, positions_BT), positions_BT)
+    if credit == "td":
+        tokens_BT = _value_differences(prefix_logits_BL, tokens_BT, response_mask_BT)
     if credit == "observation":
         tokens_BT = zero_padding(tokens_BT, ~policy_BT)
         if config.granularity == "token":
@@ -93,6 +103,18 @@ def credited_rewards(
     if credit == "min":
         rewards_BT = _weighted_to_the_minimum(rewards_BT, positions_BT)
     return CreditedRewards(rewards_BT, positions_BT)
+
+
+def _value_differences(prefix_logits_BL: Tensor | None, like_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return v_t - v_{t-1} of each token."""
+    if prefix_logits_BL is None:
+        raise ValueError(
+            "credit 'td' needs prefix_logits_BL, the values that the PRM's objective gives to prefixes"
+        )
+    check_shapes(torch.Size([*like_BT.shape[:1], like_BT.shape[1] + 1]), prefix_logits_BL=prefix_logits_BL)
+    # In float64, because values near 0 or 1 differ by less than float32 resolves.
+    differences_BT = prefix_logits_BL.double().sigmoid().diff(dim=1)
+    return zero_padding(differences_BT, response_mask_BT).to(like_BT.dtype)
 
 
 def _of_the_next_position(rewards_BT: Tensor, positions_BT: Tensor) -> Tensor:

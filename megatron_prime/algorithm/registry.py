@@ -30,6 +30,11 @@ class Requirements:
     """advantage.gamma_process = 1."""
     own_credit: bool = False
     """advantage.process_credit = "own"."""
+    value_differences: bool = False
+    """Process rewards that are changes of a probability, as they are: advantage.process_credit = "td", nothing that
+    rescales them alone, and gamma_process = gamma_outcome."""
+    tokens: bool = False
+    """Process rewards of tokens (prm.granularity = "token")."""
     prior_scores: bool = False
     """The PRM's scores of the batch before its update, for the targets of a PRM objective. Any run can have them; they
     cost a forward pass where the update alone would do."""

@@ -36,7 +36,7 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
 
 def _fulfils_everything(config: PrimeConfig) -> bool:
     """Return whether no requirement can fail: loading the classes would then import torch for nothing."""
-    # The defaults are known not to need turns or other units, which most runs do not have.
+    # The defaults are known not to need what most runs do not have.
     is_default = config.advantage.estimator == AdvantageConfig().estimator
     has_default_loss = config.prm.loss == PRMConfig().loss
     everything = Requirements(
@@ -45,6 +45,8 @@ def _fulfils_everything(config: PrimeConfig) -> bool:
         undiscounted_process=True,
         own_credit=True,
         units=not has_default_loss,
+        value_differences=not is_default,
+        tokens=not is_default,
         turns=not is_default,
     )
     return not any(_unfulfilled(everything, config))
@@ -64,6 +66,10 @@ def _unfulfilled(requires: Requirements, config: PrimeConfig) -> Iterator[str]:
         yield (
             "needs advantage.process_credit = 'own': its value of a token would contain the reward of that very token"
         )
+    if requires.value_differences:
+        yield from _value_faults(config.advantage)
+    if requires.tokens and config.prm.granularity != "token":
+        yield f"compares tokens: set prm.granularity = 'token', not {config.prm.granularity!r}"
     if requires.units and config.prm.granularity not in ("step", "turn"):
         yield (
             "compares steps or turns: set prm.granularity = 'step', or 'turn' with an environment, so that responses "
@@ -71,6 +77,29 @@ def _unfulfilled(requires: Requirements, config: PrimeConfig) -> Iterator[str]:
         )
     if requires.turns and config.prm.enabled and config.prm.granularity != "turn":
         yield "normalizes the rewards of turns: set prm.granularity = 'turn', with an environment"
+
+
+def _value_faults(advantage: AdvantageConfig) -> Iterator[str]:
+    """Yield what keeps outcomes and differences of values from adding up to one advantage."""
+    if advantage.process_credit != "td":
+        yield (
+            f"needs advantage.process_credit = 'td', not {advantage.process_credit!r}: it adds up changes of a value"
+        )
+    if advantage.gamma_process != advantage.gamma_outcome:
+        yield (
+            f"has one lambda: set advantage.gamma_outcome = {advantage.gamma_outcome} and gamma_process = "
+            f"{advantage.gamma_process} alike"
+        )
+    if advantage.process_normalization != "none":
+        yield (
+            "subtracts values from outcomes, so both need one scale: set advantage.process_normalization = 'none', not "
+            f"{advantage.process_normalization!r}"
+        )
+    if advantage.whitening == "per_source":
+        yield (
+            "subtracts values from outcomes, so both need one scale: set advantage.whitening to 'joint' or 'none', not "
+            "'per_source'"
+        )
 
 
 def _granularity_faults(config: PrimeConfig) -> Iterator[str]:
@@ -97,6 +126,8 @@ def _credit_faults(config: PrimeConfig) -> Iterator[str]:
             f"{option} compares the rewards of a response, and prm.granularity = 'whole' has one: take 'token', 'step' "
             "or 'turn', or process_credit = 'own'"
         )
+    if credit == "td" and config.prm.reward_scale != "beta":
+        yield f"{option} takes differences of probabilities, which have no scale: leave prm.reward_scale out"
     if credit == "observation" and not config.environment.is_multi_turn:
         yield (
             f"{option} rewards the replies of an environment, but environment.name = 'single_turn' never replies: name "

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_prime.algorithm.implicit_reward import process_rewards_BT
+from megatron_prime.algorithm.groups import prior_logits_B
+from megatron_prime.algorithm.implicit_reward import log_ratio_BT, process_rewards_BT
+from megatron_prime.algorithm.prm_loss import PRMObjective
 from megatron_prime.algorithm.process_credit import CreditedRewards, credited_rewards
+from megatron_prime.algorithm.registry import PRM_OBJECTIVES
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.types import RolloutBatch
 
@@ -33,7 +36,10 @@ class ProcessRewards:
         mask_BT, policy_BT = batch.response_mask_BT, batch.policy_mask_BT
         inputs = (prm_logprobs_BT, ref_logprobs_BT, mask_BT, config.prm)
         credit = config.advantage.process_credit
-        credited = credited_rewards(*inputs, credit, unit_ids_BT, policy_BT)
+        values_BL = (
+            _prefix_logits_BL(batch, prm_logprobs_BT, ref_logprobs_BT, config) if credit == "td" else None
+        )
+        credited = credited_rewards(*inputs, credit, unit_ids_BT, policy_BT, values_BL)
         own_BT = (
             credited.rewards_BT if credit == "own" else process_rewards_BT(*inputs, unit_ids_BT, policy_BT)
         )
@@ -46,3 +52,14 @@ class ProcessRewards:
             "process_reward_mean": rewards.mean().item(),
             "process_reward_max_abs": rewards.abs().max().item(),
         }
+
+
+def _prefix_logits_BL(  # noqa: N802
+    batch: RolloutBatch, prm_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, config: PrimeConfig
+) -> torch.Tensor:
+    """Return what the PRM's objective says of every prefix of the batch."""
+    objective: PRMObjective = PRM_OBJECTIVES.load(config.prm.loss)(config.prm)
+    scored_BT = batch.scored_mask_BT(config.prm.score_environment)
+    priors_B = prior_logits_B(batch.outcome_rewards_B, batch.group_ids_B)
+    q_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_BT)
+    return objective.prefix_logits_BL(q_BT, scored_BT, priors_B)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,11 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_prime.algorithm.implicit_reward import process_rewards_BT
+from megatron_prime.algorithm.groups import prior_logits_B
+from megatron_prime.algorithm.implicit_reward import log_ratio_BT, process_rewards_BT
+from megatron_prime.algorithm.prm_rows import SummedPrefixes
 from megatron_prime.algorithm.process_credit import credited_rewards
 from megatron_prime.algorithm.tensor_ops import discounted_return_BT
 from megatron_prime.config.tables.prm import PRMConfig
 from tests.algorithm.dialogues import Dialogues, random_order, weighted_to_the_minimum
+from tests.algorithm.oracle import prior_logit, sigmoid
 
 BETA = 0.05
 CREDITS = ["own", "hindsight", "observation", "min"]
@@ -76,11 +80,62 @@ def test_the_return_of_the_minimum_form_is_the_lowest_reward_that_is_still_to_co
     torch.testing.assert_close(returns_BT, torch.tensor(expected), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("score_environment", [True, False])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_value_differences_match_the_loops_and_add_up_to_the_change_of_the_value(
+    granularity, score_environment
+):
+    config = PRMConfig(beta=BETA, granularity=granularity, score_environment=score_environment)
+    for seed in range(6):
+        batch = Dialogues(seed, extra_padding=seed % 2)
+        prm, ref = logprobs(batch, seed)
+        values, changes = [], []
+        for i, writers in enumerate(batch.writers):
+            scored = [
+                BETA * (p - r) if is_policy or score_environment else 0.0
+                for p, r, is_policy in zip(prm[i], ref[i], writers, strict=True)
+            ]
+            prior = prior_logit(batch.outcomes, batch.ids, i)
+            values.append([sigmoid(prior + sum(scored[:t])) for t in range(len(scored) + 1)])
+            changes.append([after - before for before, after in itertools.pairwise(values[i])])
+        expected = [
+            batch.process_rewards(i, row, granularity, score_environment, "own")
+            for i, row in enumerate(changes)
+        ]
+        scored_BT = batch.mask_BT if score_environment else batch.policy_mask_BT
+        ratios_BT = log_ratio_BT(batch.padded(prm), batch.padded(ref), scored_BT)
+        priors_B = prior_logits_B(batch.outcome_rewards_B, batch.group_ids_B)
+        result = credited_rewards(
+            batch.padded(prm),
+            batch.padded(ref),
+            batch.mask_BT,
+            config,
+            "td",
+            batch.unit_ids_BT(granularity),
+            batch.policy_mask_BT,
+            SummedPrefixes(config).prefix_logits_BL(ratios_BT, scored_BT, priors_B),
+        )
+        torch.testing.assert_close(result.rewards_BT, batch.padded(expected, padding=0.0))
+        total = torch.tensor([row[-1] - row[0] for row in values], dtype=torch.float64)
+        torch.testing.assert_close(result.rewards_BT.sum(dim=1), total)
+
+
+def test_value_differences_need_values():
+    logprobs_BT = -torch.rand(2, 3)
+    inputs = (logprobs_BT, logprobs_BT, torch.ones(2, 3), PRMConfig(), "td")
+    with pytest.raises(ValueError, match="'td' needs prefix_logits_BL"):
+        credited_rewards(*inputs)
+    with pytest.raises(ValueError, match="prefix_logits_BL"):
+        credited_rewards(*inputs, prefix_logits_BL=torch.zeros(2, 3))
+
+
 def test_equal_models_give_exact_zeros_in_every_form():
     logprobs_BT, mask_BT = -torch.rand(4, 6), torch.ones(4, 6)
     mask_BT[3] = 0
-    for credit in CREDITS:
-        result = credited_rewards(logprobs_BT, logprobs_BT.clone(), mask_BT, PRMConfig(), credit)
+    logits_BL = SummedPrefixes(PRMConfig()).prefix_logits_BL(torch.zeros(4, 6), mask_BT, torch.rand(4))
+    for credit in [*CREDITS, "td"]:
+        inputs = (logprobs_BT, logprobs_BT.clone(), mask_BT, PRMConfig(), credit)
+        result = credited_rewards(*inputs, prefix_logits_BL=logits_BL)
         assert not result.rewards_BT.any()
 
 

@@ -33,6 +33,7 @@ a_number = 3
 
 
 GAME = {"name": "guess_number"}
+GAE = {"estimator": "prm_gae", "process_credit": "td", "process_normalization": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +133,27 @@ def build(**sections) -> PrimeConfig:
             "advantage.process_credit = 'min' compares the rewards of a response",
         ),
         (
+            {"advantage": {"process_credit": "td"}, "prm": {"reward_scale": "raw"}},
+            "advantage.process_credit = 'td' takes differences of probabilities",
+        ),
+        (
+            {"advantage": {"estimator": "prm_gae", "process_normalization": "none"}},
+            "advantage.estimator = 'prm_gae' needs advantage.process_credit = 'td'",
+        ),
+        (
+            {"advantage": GAE | {"gamma_process": 0.9}},
+            "has one lambda: set advantage.gamma_outcome = 1.0 and gamma_process = 0.9 alike",
+        ),
+        (
+            {"advantage": GAE | {"process_normalization": "batch_max"}},
+            "advantage.process_normalization = 'none'",
+        ),
+        ({"advantage": GAE | {"whitening": "per_source"}}, "set advantage.whitening to 'joint' or 'none'"),
+        (
+            {"advantage": {"estimator": "spro"}, "prm": {"granularity": "step"}},
+            "advantage.estimator = 'spro' compares tokens",
+        ),
+        (
             {"advantage": {"process_credit": "observation"}},
             "but environment.name = 'single_turn' never replies",
         ),
@@ -175,6 +197,8 @@ def test_what_cannot_train_is_refused(sections, fault):
             "advantage": {"estimator": "reinforce"},
             "prm": {"loss": "ce_intercept"},
         },
+        {"advantage": GAE | {"gamma_process": 0.9, "gamma_outcome": 0.9}},
+        {"advantage": {"estimator": "spro"}},
     ],
 )
 def test_what_can_train_passes(sections):

@@ -62,6 +62,16 @@ OTHER_VARIANTS = {
     "process_coef=0": ["advantage.process_coef=0.0"],
     "process warm-up": ["advantage.process_warmup_steps=1", "trainer.num_steps=2", "prm.update_order=before"],
     "lowest reward": ["advantage.process_credit=min", "prm.update_order=before"],
+    "changes of the value": [
+        *("advantage.process_credit=td", "prm.loss=ce_intercept", "prm.update_order=before"),
+        *(
+            "advantage.estimator=prm_gae",
+            "advantage.process_normalization=none",
+            "advantage.gamma_process=0.9",
+        ),
+        "advantage.gamma_outcome=0.9",
+    ],
+    "spro": ["advantage.estimator=spro", "advantage.process_normalization=none", "prm.update_order=before"],
 }
 
 

@@ -6,5 +6,7 @@ A module holds a class `Estimator` that fulfils `algorithm.advantage.AdvantageEs
 - `grpo`: group mean and standard deviation (Eq. 7).
 - `reinforce`: no baseline (Eq. 8).
 - `prm_value`: the PRM as value model (Sec. 5.4).
+- `prm_gae`: the PRM's probabilities as values of generalized advantage estimation.
+- `spro`: outcomes as in grpo, and running sums of rewards compared at the same token (SPRO).
 - `istar`: outcomes as in grpo, and rewards of turns by the mean and standard deviation of all turns of the group.
 """

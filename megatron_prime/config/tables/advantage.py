@@ -6,7 +6,7 @@ from megatron_prime.config.section import NameOrPath, NonNegative, NonNegativeFl
 
 ProcessBaseline = Literal["sequence_sum", "sequence_spread", "token_mean", "released"]
 ProcessNormalization = Literal["none", "batch_max"]
-ProcessCredit = Literal["own", "hindsight", "observation", "min"]
+ProcessCredit = Literal["own", "hindsight", "observation", "td", "min"]
 ProcessTrust = Literal["full", "pair_accuracy"]
 Whitening = Literal["none", "joint", "per_source"]
 
@@ -18,7 +18,7 @@ class AdvantageConfig(Section):
     """
 
     estimator: NameOrPath = "rloo"
-    """A module of algorithm/estimators (rloo, grpo, reinforce, prm_value, istar), or a class as
+    """A module of algorithm/estimators (rloo, grpo, reinforce, prm_value, prm_gae, istar, spro), or a class as
     "package.module:Class"."""
     process_baseline: ProcessBaseline = "released"
     """The baseline that rloo subtracts from process rewards: Eq. 5 as printed (sequence_sum), the same total taken once
@@ -40,7 +40,8 @@ class AdvantageConfig(Section):
     """own credits a token, step or turn with its process reward, as the paper does; hindsight with the rewards after
     it, up to those of the next one, and so leaves out what the PRM thinks of the decision itself. It pays where text
     that the policy did not write follows a decision, with a gamma_process well below 1. observation gives rewards to
-    the replies of an environment alone, none to the policy's own tokens. min weighs the rewards of a response so that
+    the replies of an environment alone, none to the policy's own tokens. td takes the change of the probability, by
+    the PRM, that the response ends up right. min weighs the rewards of a response so that
     their return is about the lowest one that is still to come (PURE)."""
     process_warmup_steps: NonNegative = 0
     """Number of steps at the start of a run that train the policy on outcomes alone, while the PRM learns."""
