@@ -53,7 +53,8 @@ Baselines and returns
 - estimator="prm_value" (Sec. 5.4) takes v as a plain sum of the rewards given, in their scale (beta * q after
   reward_scale="beta" and process_normalization="none").
 - estimator="prm_gae" with process_credit="td" is ours: lambda returns of probabilities, whose scale is the outcomes'.
-- estimator="spro" is arXiv 2507.01551; with prm.source="policy" its rewards are the paper's.
+- estimator="spro" is arXiv 2507.01551; with prm.source="policy" its rewards are the paper's: those of the policy
+  before the update, and no PRM.
 - A value head (PPO) is not in this package.
 
 PRM

@@ -31,7 +31,7 @@ from megatron_prime.config.tables.performance.memory import MemoryConfig
 from megatron_prime.config.tables.performance.overlap import OverlapConfig
 from megatron_prime.config.tables.platform import PlatformConfig
 from megatron_prime.config.tables.policy import PolicyConfig
-from megatron_prime.config.tables.prm import PRMConfig
+from megatron_prime.config.tables.prm import READ_WITHOUT_A_MODEL, PRMConfig
 from megatron_prime.config.tables.prm_evaluation import PRMEvaluationConfig
 from megatron_prime.config.tables.reference import ReferenceConfig
 from megatron_prime.config.tables.reward import RewardConfig
@@ -111,7 +111,7 @@ class PrimeConfig(Section):
         if command == "evaluate_prm":
             return {"prm": self.prm_path, "reference": self.evaluated_reference_path}
         paths = {"policy": self.model.path}
-        if command == "train" and self.prm.enabled:
+        if command == "train" and self.prm.has_model:
             paths["prm"] = self.prm_path
         if command == "train" and self.has_reference_model:
             paths["reference"] = self.reference_path
@@ -138,6 +138,7 @@ class PrimeConfig(Section):
         # only if each table is valid by itself.
         faults = [
             *self._faults_of_the_algorithm(),
+            *self._faults_of_the_prm_source(),
             *self._faults_of_the_schedules(),
             *self._faults_of_the_batch(),
             *self._faults_of_the_filter(),
@@ -165,6 +166,32 @@ class PrimeConfig(Section):
                 "set the temperature to 1, or the coefficient to 0"
             )
 
+    def _faults_of_the_prm_source(self) -> Iterator[str]:
+        if not self.prm.enabled or self.prm.has_model:
+            return
+        source = "prm.source = 'policy'"
+        for name, field in PRMConfig.model_fields.items():
+            value = getattr(self.prm, name)
+            if name not in READ_WITHOUT_A_MODEL and value != field.get_default(call_default_factory=True):
+                yield f"prm.{name} = {value!r} has no effect with {source}, which has no PRM: leave it out"
+        if self.reference.mode == "policy":
+            yield (
+                f"reference.mode = 'policy' with {source} compares the policy with itself, and every process reward "
+                "would be 0: set reference.mode = 'freeze'"
+            )
+        # Log-probs at different temperatures differ even for equal models.
+        if self.rollout.temperature != 1.0:
+            yield (
+                f"{source} takes the policy's log-probs at rollout.temperature = {self.rollout.temperature}, and the "
+                "reference is scored at 1: set the temperature to 1"
+            )
+        recipes = self.fp8.recipe_of("policy"), self.fp8.recipe_of("reference")
+        if recipes[0] != recipes[1]:
+            yield (
+                f"{source} compares the policy with the reference, but fp8.policy = {recipes[0]!r} and the reference's "
+                f"{recipes[1]!r} differ: process rewards would be rounding noise where they must be 0"
+            )
+
     def _faults_of_the_environment(self) -> Iterator[str]:
         if self.environment.is_multi_turn and self.rollout.replays_routing:
             yield (
@@ -175,8 +202,9 @@ class PrimeConfig(Section):
     def _faults_of_the_memory(self) -> Iterator[str]:
         if self.memory.offload_reference and not self.has_reference_model:
             yield "memory.offload_reference = true, but this run holds no reference model: leave it out"
-        if self.memory.offload_prm and not self.prm.enabled:
-            yield "memory.offload_prm = true, but prm.enabled = false: leave it out"
+        if self.memory.offload_prm and not self.prm.has_model:
+            reason = "prm.source = 'policy'" if self.prm.enabled else "prm.enabled = false"
+            yield f"memory.offload_prm = true, but {reason}: leave it out"
 
     def _faults_of_the_machine(self) -> Iterator[str]:
         if self.trainer.logprob_kernel == "triton" and self.platform.device == "cpu":
@@ -198,7 +226,7 @@ class PrimeConfig(Section):
         if used and platform.dtype != "bf16":
             yield f"{used[0]} needs platform.dtype = 'bf16', not {platform.dtype!r}"
         # The same holds for different FP8 recipes, whose rounding errors do not cancel.
-        if self.reference.mode == "policy" and self.prm.enabled and recipes["policy"] != recipes["prm"]:
+        if self.reference.mode == "policy" and self.prm.has_model and recipes["policy"] != recipes["prm"]:
             yield (
                 f"reference.mode = 'policy' compares the PRM with the policy, but {used} differ: process rewards would "
                 "be rounding noise where they must be 0; set fp8.policy and fp8.prm alike"

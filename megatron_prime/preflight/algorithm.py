@@ -20,7 +20,7 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
         (ESTIMATORS, config.advantage.estimator),
         (POLICY_LOSSES, config.policy.loss),
     ]
-    if config.prm.enabled:
+    if config.prm.has_model:
         named.append((PRM_OBJECTIVES, config.prm.loss))
     faults = [fault for registry, spec in named for fault in registry.faults(spec)]
     yield from faults
@@ -125,6 +125,11 @@ def _credit_faults(config: PrimeConfig) -> Iterator[str]:
         yield (
             f"{option} compares the rewards of a response, and prm.granularity = 'whole' has one: take 'token', 'step' "
             "or 'turn', or process_credit = 'own'"
+        )
+    if credit == "td" and config.prm.source == "policy":
+        yield (
+            f"{option} takes what a PRM says as a probability, and with prm.source = 'policy' nothing is trained to be "
+            "one: set prm.source = 'model'"
         )
     if credit == "td" and config.prm.reward_scale != "beta":
         yield f"{option} takes differences of probabilities, which have no scale: leave prm.reward_scale out"

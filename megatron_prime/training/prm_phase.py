@@ -33,6 +33,20 @@ class PRMResult:
     metrics: dict[str, float]
 
 
+def policy_as_prm(
+    batch: RolloutBatch, old_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, config: PRMConfig
+) -> PRMResult:
+    """Return the result of a step without a PRM, in which the policy before its update takes its place.
+
+    Where the reference is the policy that a run started from, the log-ratio says which tokens have become likelier by
+    training on outcomes: SPRO (arXiv 2507.01551) and prm.source = "policy".
+    """
+    scored_BT = batch.scored_mask_BT(config.score_environment)
+    rows = ScoredRows.of(old_logprobs_BT, ref_logprobs_BT, scored_BT, config.beta)
+    metrics = prm_metrics(rows.scores_B, batch.outcome_rewards_B, batch.group_ids_B)
+    return PRMResult(old_logprobs_BT, metrics)
+
+
 class PRMPhase:
     """Scores and updates the PRM on a batch.
 

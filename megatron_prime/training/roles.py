@@ -19,7 +19,7 @@ class Roles:
 
     policy: Trainable
     prm: Scorer | None
-    """A Trainable unless prm.update_order is none; None without a PRM."""
+    """A Trainable unless prm.update_order is none; None without a PRM, or where the policy takes its place."""
     reference: Scorer | None
     """None where no reference is needed, or where the policy before its update is the reference."""
     trained: dict[str, Trainable] = field(init=False)
@@ -58,7 +58,7 @@ def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> 
     spec = role_spec(config, "policy", config.model.path, config.rollout.temperature)
     policy = _parked(Trainable(spec, topology, config.policy, num_steps, load_weights))
     prm: Scorer | None = None
-    if config.prm.enabled:
+    if config.prm.has_model:
         spec = role_spec(config, "prm", config.prm_path)
         if config.prm.is_trained:
             prm = _parked(Trainable(spec, topology, config.prm, num_steps, load_weights))
@@ -67,8 +67,8 @@ def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> 
     reference: Scorer | None = None
     if config.has_reference_model:
         reference = Scorer(role_spec(config, "reference", config.reference_path), topology)
-        if prm is not None:
-            align_like(reference.built.module, prm.built.module)
+        # Where no rewards are computed, the alignment does not matter.
+        align_like(reference.built.module, (prm or policy).built.module)
         _parked(reference)
     return Roles(policy, prm, reference)
 

@@ -21,7 +21,7 @@ from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
 from megatron_prime.training.phase_memory import PhaseMemory, free_memory_for_servers, release_after
-from megatron_prime.training.prm_phase import PRMPhase
+from megatron_prime.training.prm_phase import PRMPhase, policy_as_prm
 from megatron_prime.training.process_rewards import ProcessRewards
 from megatron_prime.training.trainable import Scorer, Trainable
 from megatron_prime.training.turn_metrics import turn_metrics
@@ -61,7 +61,7 @@ class TrainerContext:
     collector: Collector
     policy: Trainable
     prm_phase: PRMPhase | None
-    """None trains on outcome rewards alone."""
+    """None without a PRM: process rewards are the policy's own (prm.source), or there are none."""
     reference: Scorer | None
     """None where no reference is needed, or where the policy before its update is the reference."""
     weight_sync: WeightSync
@@ -151,7 +151,7 @@ class Trainer:
             old = context.policy.score(sequences, self._routing(batch))
             ref_logprobs_BT = self._ref_logprobs(sequences, old)
         with memory.phase(metrics, "prm"):
-            process = self._process_rewards(batch, sequences, ref_logprobs_BT, metrics)
+            process = self._process_rewards(batch, sequences, old, ref_logprobs_BT, metrics)
         with memory.phase(metrics, "advantage"):
             advantages_BT = self._advantages(batch, process and process.credited, metrics)
         with memory.phase(metrics, "policy"):
@@ -186,15 +186,19 @@ class Trainer:
         self,
         batch: RolloutBatch,
         sequences: Sequences,
+        old: Scores,
         ref_logprobs_BT: torch.Tensor | None,
         metrics: Metrics,
     ) -> ProcessRewards | None:
-        """Return the process rewards (Eq. 3) of the PRM before or after its update, as configured."""
-        if self._context.prm_phase is None:
+        """Return the process rewards (Eq. 3) of the PRM before or after its update, or of the policy, as configured."""
+        prm, phase = self.config.prm, self._context.prm_phase
+        if not prm.enabled:
             return None
         assert ref_logprobs_BT is not None
-        prm = self.config.prm
-        result = self._context.prm_phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
+        if phase is None:
+            result = policy_as_prm(batch, old.logprobs_BT, ref_logprobs_BT, prm)
+        else:
+            result = phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
         process = ProcessRewards.of(batch, result.logprobs_BT, ref_logprobs_BT, self.config)
         metrics.add("prm", result.metrics)
         metrics.add("prm", process.metrics(batch.scored_mask_BT(prm.score_environment)))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -34,6 +36,28 @@ def build(**sections: dict) -> PrimeConfig:
         (
             {"policy": {"lr_warmup_steps": 1}},
             "policy.lr_warmup_steps = 1 must be less than trainer.num_steps = 1",
+        ),
+        (
+            {"prm": {"source": "policy", "lr": 1e-3}},
+            "prm.lr = 0.001 has no effect with prm.source = 'policy', which has no PRM: leave it out",
+        ),
+        (
+            {"prm": {"source": "policy", "update_order": "before"}},
+            "prm.update_order = 'before' has no effect with prm.source = 'policy'",
+        ),
+        ({"prm": {"source": "policy", "path": "m"}}, "prm.path = "),
+        ({"prm": {"source": "policy", "loss": "dpo"}}, "prm.loss = 'dpo' has no effect"),
+        (
+            {"prm": {"source": "policy"}, "reference": {"mode": "policy"}},
+            "compares the policy with itself, and every process reward would be 0",
+        ),
+        (
+            {"prm": {"source": "policy"}, "rollout": {"temperature": 0.5}},
+            "prm.source = 'policy' takes the policy's log-probs at rollout.temperature = 0.5",
+        ),
+        (
+            {"prm": {"source": "policy"}, "memory": {"offload_prm": True}},
+            "memory.offload_prm = true, but prm.source = 'policy'",
         ),
         (
             {"advantage": {"process_warmup_steps": 1}},
@@ -187,3 +211,9 @@ def test_inconsistent_server_settings_are_refused(settings, message):
 )
 def test_rows_are_read_whole_where_a_verifier_or_an_environment_may_use_them(sections, reads):
     assert build(**sections).reads_rows is reads
+
+
+def test_a_run_whose_policy_is_its_prm_loads_a_reference_and_no_prm():
+    config = build(prm={"source": "policy"})
+    assert config.model_paths("train") == {"policy": Path("m"), "reference": Path("m")}
+    assert (config.prm.has_model, config.prm.is_trained) == (False, False)

@@ -137,6 +137,10 @@ def build(**sections) -> PrimeConfig:
             "advantage.process_credit = 'td' takes differences of probabilities",
         ),
         (
+            {"advantage": {"process_credit": "td"}, "prm": {"source": "policy"}},
+            "nothing is trained to be one: set prm.source = 'model'",
+        ),
+        (
             {"advantage": {"estimator": "prm_gae", "process_normalization": "none"}},
             "advantage.estimator = 'prm_gae' needs advantage.process_credit = 'td'",
         ),
@@ -198,7 +202,7 @@ def test_what_cannot_train_is_refused(sections, fault):
             "prm": {"loss": "ce_intercept"},
         },
         {"advantage": GAE | {"gamma_process": 0.9, "gamma_outcome": 0.9}},
-        {"advantage": {"estimator": "spro"}},
+        {"advantage": {"estimator": "spro"}, "prm": {"source": "policy"}},
     ],
 )
 def test_what_can_train_passes(sections):

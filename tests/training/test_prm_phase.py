@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from megatron_prime.config.tables.prm import PRMConfig
+from megatron_prime.training.prm_phase import policy_as_prm
 from megatron_prime.types import FinishReason, Prompt, Rollout, RolloutBatch, Turn
 from tests.support.distributed_runner import run_distributed
 from tests.support.tiny_models import save_tiny_model
@@ -129,3 +131,16 @@ def test_replies_are_scored_unless_configured_otherwise(layout, results):
         results[layout, "after"], results[layout, "after, without replies"], strict=True
     ):
         assert not torch.equal(with_replies[0]["after"], without[0]["after"]), "the PRM's loss differs"
+
+
+def test_the_policy_as_its_own_prm_is_scored_like_one():
+    rollouts = [
+        Rollout(Prompt(0, (1,), ""), row, (5, 6), (0.0, 0.0), FinishReason.STOP, 0, outcome_reward=float(row))
+        for row in range(2)
+    ]
+    batch = RolloutBatch.from_rollouts(rollouts, [0, 0])
+    old_BT, ref_BT = torch.tensor([[-1.0, -2.0], [-1.0, -1.0]]), torch.tensor([[-1.0, -1.0], [-2.0, -2.0]])
+    result = policy_as_prm(batch, old_BT, ref_BT, PRMConfig(beta=0.5, source="policy"))
+    assert torch.equal(result.logprobs_BT, old_BT)
+    assert (result.metrics["pair_accuracy"], result.metrics["num_pairs"]) == (1.0, 1.0)
+    assert result.metrics["score_mean"] == pytest.approx(0.25)

@@ -71,6 +71,7 @@ OTHER_VARIANTS = {
         ),
         "advantage.gamma_outcome=0.9",
     ],
+    "policy as prm": ["prm.source=policy"],
     "spro": ["advantage.estimator=spro", "advantage.process_normalization=none", "prm.update_order=before"],
 }
 
@@ -242,6 +243,13 @@ def test_outcome_only_training_logs_no_prm_and_equals_a_process_coefficient_of_z
             if name.startswith(("policy/", "advantage/", "rollout/")):
                 assert weightless[name] == pytest.approx(value, abs=1e-6), name
     assert steps["process warm-up"]["prm/process_reward_max_abs"] > 0
+
+
+def test_the_policy_as_its_own_prm_trains_none_and_starts_at_zero(steps):
+    metrics = steps["policy as prm"]
+    assert metrics["prm/process_reward_max_abs"] == 0
+    assert [name for name in metrics if name.startswith("prm/") and ("grad" in name or "lr" in name)] == []
+    assert metrics["prm/pair_accuracy"] == 0.5
 
 
 def test_the_engine_releases_its_memory_between_sampling_and_scoring(stale_step):

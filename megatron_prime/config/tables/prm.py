@@ -7,6 +7,9 @@ from megatron_prime.config.section import NameOrPath, NonNegativeFloat, Positive
 
 Granularity = Literal["token", "step", "turn", "whole"]
 RewardScale = Literal["beta", "raw"]
+PRMSource = Literal["model", "policy"]
+READ_WITHOUT_A_MODEL = ("enabled", "source", "beta", "granularity", "score_environment", "reward_scale")
+"""Options that process rewards of prm.source = "policy" depend on, too."""
 
 
 class PRMConfig(OptimizerConfig):
@@ -14,6 +17,9 @@ class PRMConfig(OptimizerConfig):
 
     enabled: bool = True
     """false trains on outcome rewards alone, with the same trainer."""
+    source: PRMSource = "model"
+    """model trains a PRM. policy holds none: the policy before the update takes its place in the log-ratio with the
+    frozen reference (SPRO), so that no PRM takes memory or time, and no option of its model or training may be set."""
     path: UserPath | None = None
     """HF checkpoint to start from; default model.path."""
     lr: NonNegativeFloat = 1e-6
@@ -35,6 +41,11 @@ class PRMConfig(OptimizerConfig):
     """beta multiplies the log-ratio by prm.beta (Eq. 3); raw uses beta in the loss alone, as the released code does."""
 
     @property
+    def has_model(self) -> bool:
+        """True if the run holds a PRM of its own."""
+        return self.enabled and self.source == "model"
+
+    @property
     def is_trained(self) -> bool:
         """True if the run has a PRM and updates it."""
-        return self.enabled and self.update_order != "none"
+        return self.has_model and self.update_order != "none"
