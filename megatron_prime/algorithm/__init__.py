@@ -80,7 +80,7 @@ Text that the policy did not write
 Policy loss
 - Eq. 6 with clip_low = clip_high = 0.2. dual_clip=3.0 is the recipe's; None (default) the paper's and the
   released code's.
-- aggregation "token" is the released code; "sequence" averages each response first.
+- aggregation "token" is the released code; "sequence" averages each response first, "constant" is Dr. GRPO.
 - kl_coef=0 as in the paper. The released code's KL option never reaches the advantage and the recipe loads a
   reference for nothing; here kl_coef adds to the loss.
 - tis_cap, clip_high > clip_low and entropy_coef are later additions, all off by default.

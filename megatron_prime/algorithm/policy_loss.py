@@ -1,8 +1,7 @@
 """The policy's loss as a sum with weights fixed beforehand: a surrogate, and the options that every surrogate shares.
 
-No mean is taken here. `aggregation_weights_BT` turns the mask of the whole minibatch into weights that sum to
-1; a microbatch passes its rows of them, and losses, gradients and metrics add up to the same numbers for any
-split.
+No mean is taken here. `aggregation_weights_BT` turns the mask of the whole minibatch into weights; a microbatch passes
+its rows of them, and losses, gradients and metrics add up to the same numbers for any split.
 
 Shapes: B responses, T response tokens (right padded).
 """
@@ -40,18 +39,22 @@ class PolicyLoss(Protocol):
         ...
 
 
-def aggregation_weights_BT(trained_mask_BT: Tensor, mode: Aggregation) -> Tensor:  # noqa: N802
-    """Return float32 weights of the tokens of one global minibatch; they sum to 1 and are 0 outside the mask.
+def aggregation_weights_BT(  # noqa: N802
+    trained_mask_BT: Tensor, mode: Aggregation, max_response_tokens: int | None = None
+) -> Tensor:
+    """Return float32 weights of the tokens of one global minibatch, 0 outside the mask.
 
     token: 1 / number of trained tokens. sequence: 1 / (number of responses with any * number of those of the
-    response).
+    response). constant: 1 / (number of responses with any * max_response_tokens), Dr. GRPO (arXiv 2503.20783). Those of
+    token and sequence sum to 1.
 
     Args:
         trained_mask_BT: bool or 0/1, the tokens that the policy wrote; replies of an environment are holes.
         mode: the average.
+        max_response_tokens: the longest response that there may be; needed for constant.
 
     Raises:
-        ValueError: an unknown mode, or a minibatch without a trained token.
+        ValueError: an unknown mode, a minibatch without a trained token, or no positive constant where one is needed.
     """
     check_choice("mode", mode, get_args(Aggregation))
     mask_BT = trained_mask_BT.bool()
@@ -61,6 +64,10 @@ def aggregation_weights_BT(trained_mask_BT: Tensor, mode: Aggregation) -> Tensor
     if mode == "token":
         return mask_BT.float() / length_B1.sum()
     num_responses = (length_B1 > 0).sum()
+    if mode == "constant":
+        if max_response_tokens is None or max_response_tokens < 1:
+            raise ValueError(f"aggregation 'constant' needs max_response_tokens, not {max_response_tokens}")
+        return mask_BT.float() / (num_responses * max_response_tokens)
     return mask_BT.float() / (length_B1.clamp(min=1) * num_responses)
 
 
@@ -73,6 +80,7 @@ def policy_loss(
     entropy_BT: Tensor | None = None,
     ref_logprobs_BT: Tensor | None = None,
     rollout_logprobs_BT: Tensor | None = None,
+    total_weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (loss, metrics): the weighted sum over tokens of the surrogate and its options, and detached sums.
 
@@ -80,10 +88,10 @@ def policy_loss(
     names. Log-ratios are clamped to +-20 before exp, so that nothing overflows; tokens of weight 0 are never looked
     at, whatever stands there. Gradients reach logprobs_BT and entropy_BT alone.
 
-    The metrics are weighted by weights_BT too: their sum over a minibatch's microbatches is the minibatch's
-    mean. policy_loss and those of the surrogate (for ppo_clip clip_fraction, dual_clip_fraction, approx_kl,
-    ratio_mean); where the tensors are given entropy, ref_kl, rollout_kl (rollout - old), tis_mean,
-    tis_clip_fraction.
+    The metrics are weighted by weights_BT too, all but policy_loss divided by total_weight: their sum over a
+    minibatch's microbatches is the minibatch's mean. policy_loss and those of the surrogate (for ppo_clip
+    clip_fraction, dual_clip_fraction, approx_kl, ratio_mean); where the tensors are given entropy, ref_kl, rollout_kl
+    (rollout - old), tis_mean, tis_clip_fraction.
 
     Args:
         logprobs_BT: nats, the policy being updated.
@@ -94,6 +102,7 @@ def policy_loss(
         entropy_BT: nats; needed where entropy_coef is not 0.
         ref_logprobs_BT: nats; needed where kl_coef is not 0.
         rollout_logprobs_BT: nats, as the rollout engine reported; needed where tis_cap is set.
+        total_weight: sum of the weights of the whole minibatch.
 
     Raises:
         ValueError: shapes differ, or a tensor that the options need is missing.
@@ -121,8 +130,10 @@ def policy_loss(
     entropy_BT, ref_BT = _masked(entropy_BT, used_BT), _masked(ref_logprobs_BT, used_BT)
     token_loss_BT = _add_regularizers(token_loss_BT, metric_BT, config, logprobs_BT, entropy_BT, ref_BT)
     loss = (weights_BT * token_loss_BT).sum()
-    metrics = {name: (weights_BT * value_BT.detach()).sum() for name, value_BT in metric_BT.items()}
-    return loss, metrics
+    sums = {name: (weights_BT * value_BT.detach()).sum() for name, value_BT in metric_BT.items()}
+    return loss, {
+        name: value if name == "policy_loss" else value / total_weight for name, value in sums.items()
+    }
 
 
 def _correct_for_engine(

@@ -40,6 +40,7 @@ class PolicyRowLoss:
             entropy_BT=entropy_bT,
             ref_logprobs_BT=None if self.ref_logprobs_BT is None else self.ref_logprobs_BT[rows_b],
             rollout_logprobs_BT=self.rollout_logprobs_BT[rows_b],
+            total_weight=self.weights_BT.sum() if self.config.aggregation == "constant" else 1.0,
         )
 
 
@@ -105,9 +106,12 @@ class SFTRowLoss:
 
 
 def minibatch_weights_BT(  # noqa: N802
-    trained_mask_BT: torch.Tensor, rows: list[int], aggregation: Aggregation
+    trained_mask_BT: torch.Tensor,
+    rows: list[int],
+    aggregation: Aggregation,
+    max_response_tokens: int | None = None,
 ) -> torch.Tensor:
     """Return the token weights of one minibatch in the shape of the whole batch, 0 outside the minibatch and mask."""
     weights_BT = torch.zeros(trained_mask_BT.shape, device=trained_mask_BT.device)
-    weights_BT[rows] = aggregation_weights_BT(trained_mask_BT[rows], aggregation)
+    weights_BT[rows] = aggregation_weights_BT(trained_mask_BT[rows], aggregation, max_response_tokens)
     return weights_BT

@@ -240,7 +240,10 @@ class Trainer:
             return PolicyRowLoss(
                 config=config,
                 weights_BT=minibatch_weights_BT(
-                    batch.policy_mask_BT, batch.trained_rows(rows), config.aggregation
+                    batch.policy_mask_BT,
+                    batch.trained_rows(rows),
+                    config.aggregation,
+                    self.config.rollout.max_response_tokens,
                 ),
                 old_logprobs_BT=old.logprobs_BT,
                 advantages_BT=advantages_BT,

@@ -21,6 +21,8 @@ EVERYTHING = PolicyConfig(
     kl_estimator="k3",
     tis_cap=1.3,
 )
+LONGEST = 9
+"""The longest response that there may be, of aggregation `constant`."""
 NAMES = ("logprobs", "old_logprobs", "advantages", "entropy", "ref_logprobs", "rollout_logprobs")
 
 
@@ -29,18 +31,23 @@ def rows_of(batch, seed=0):
     return {name: batch.noise(seed + k, scale=0.8) for k, name in enumerate(NAMES)}
 
 
-def loss_of(batch, rows, options, mode="token", keep=None, weights_BT=None, **replaced):
+def loss_of(batch, rows, options, mode="token", keep=None, weights_BT=None, total_weight=1.0, **replaced):
     keep = torch.arange(len(batch.ids)) if keep is None else keep
-    weights_BT = aggregation_weights_BT(batch.mask_BT, mode) if weights_BT is None else weights_BT
+    weights_BT = aggregation_weights_BT(batch.mask_BT, mode, LONGEST) if weights_BT is None else weights_BT
     tensors = {f"{name}_BT": batch.padded(values) for name, values in rows.items()} | replaced
     return policy_loss(
-        weights_BT=weights_BT[keep], config=options, **{name: t[keep] for name, t in tensors.items()}
+        weights_BT=weights_BT[keep],
+        config=options,
+        total_weight=total_weight,
+        **{name: t[keep] for name, t in tensors.items()},
     )
 
 
 def token_weight(batch, i, mode):
     if mode == "token":
         return 1 / sum(batch.lengths)
+    if mode == "constant":
+        return 1 / (LONGEST * len(batch.lengths))
     return 1 / (batch.lengths[i] * len(batch.lengths))
 
 
@@ -58,13 +65,29 @@ def expected_loss(batch, rows, options, mode):
     )
 
 
-@pytest.mark.parametrize("mode", ["token", "sequence"])
-def test_weights_sum_to_one_and_follow_the_mode(mode):
+@pytest.mark.parametrize("mode", ["token", "sequence", "constant"])
+def test_weights_follow_the_mode_and_all_but_the_constant_sum_to_one(mode):
     batch = Batch(0, extra_padding=2)
-    weights_BT = aggregation_weights_BT(batch.mask_BT, mode)
+    weights_BT = aggregation_weights_BT(batch.mask_BT, mode, LONGEST)
     expected = [[token_weight(batch, i, mode)] * n for i, n in enumerate(batch.lengths)]
     torch.testing.assert_close(weights_BT, batch.padded(expected, padding=0.0).float())
-    assert float(weights_BT.sum()) == pytest.approx(1)
+    share = sum(batch.lengths) / (LONGEST * len(batch.lengths)) if mode == "constant" else 1
+    assert float(weights_BT.sum()) == pytest.approx(share)
+
+
+def test_metrics_are_means_of_tokens_under_constant_weights_too():
+    batch = Batch(5)
+    rows, weights_BT = rows_of(batch), aggregation_weights_BT(batch.mask_BT, "constant", LONGEST)
+    by_token = loss_of(batch, rows, EVERYTHING)[1]
+    whole = loss_of(batch, rows, EVERYTHING, weights_BT=weights_BT, total_weight=weights_BT.sum())
+    parts = [
+        loss_of(batch, rows, EVERYTHING, weights_BT=weights_BT, total_weight=weights_BT.sum(), keep=keep)[1]
+        for keep in torch.arange(len(batch.ids)).split(5)
+    ]
+    for name, value in by_token.items():
+        expected = value * weights_BT.sum() if name == "policy_loss" else value
+        assert float(whole[1][name]) == pytest.approx(float(expected), rel=1e-5), name
+        assert float(sum(part[name] for part in parts)) == pytest.approx(float(expected), rel=1e-5), name
 
 
 def test_empty_responses_take_no_weight():
@@ -72,6 +95,8 @@ def test_empty_responses_take_no_weight():
     assert aggregation_weights_BT(mask_BT, "sequence").tolist() == [[0.25, 0.25], [0, 0], [0.5, 0]]
     with pytest.raises(ValueError, match="no response token"):
         aggregation_weights_BT(torch.zeros(2, 2), "token")
+    with pytest.raises(ValueError, match="'constant' needs max_response_tokens, not None"):
+        aggregation_weights_BT(mask_BT, "constant")
     with pytest.raises(ValueError, match="choose one of token, sequence"):
         aggregation_weights_BT(mask_BT, "batch")
 
@@ -80,7 +105,7 @@ def test_empty_responses_take_no_weight():
     ("dual_clip", "kl_estimator", "tis_cap"),
     list(itertools.product([None, 2.0], ["k1", "k2", "k3"], [None, 1.3])),
 )
-@pytest.mark.parametrize("mode", ["token", "sequence"])
+@pytest.mark.parametrize("mode", ["token", "sequence", "constant"])
 def test_every_option_matches_the_loops(mode, dual_clip, kl_estimator, tis_cap):
     options = replace(EVERYTHING, dual_clip=dual_clip, kl_estimator=kl_estimator, tis_cap=tis_cap)
     for seed in range(3):

@@ -35,7 +35,10 @@ OTHER_VARIANTS = {
         }.items()
         for value in values
     },
-    **{f"policy.aggregation={value}": [f"policy.aggregation={value}"] for value in ("token", "sequence")},
+    **{
+        f"policy.aggregation={value}": [f"policy.aggregation={value}"]
+        for value in ("token", "sequence", "constant")
+    },
     **{
         f"kl {estimator}": ["policy.kl_coef=0.1", f"policy.kl_estimator={estimator}"]
         for estimator in ("k1", "k2", "k3")

@@ -7,7 +7,7 @@ from pydantic import Field
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.section import NameOrPath, NonNegativeFloat, PositiveFloat
 
-Aggregation = Literal["token", "sequence"]
+Aggregation = Literal["token", "sequence", "constant"]
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
@@ -25,7 +25,10 @@ class PolicyConfig(OptimizerConfig):
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Bound c of dual clip: the loss of a token with a negative advantage is at most -c * advantage; off by default."""
     aggregation: Aggregation = "token"
-    """Average over all tokens of a minibatch, or over the means of its sequences."""
+    """token averages over all tokens of a minibatch, sequence over the means of its responses, and constant divides the
+    sum by rollout.max_response_tokens for each response (Dr. GRPO), so that no token weighs less in a long response.
+    Losses and gradients are smaller with constant than with the others; AdamW's steps are not, but policy.grad_clip
+    then clips less."""
     entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus in the loss."""
     kl_coef: NonNegativeFloat = 0.0
