@@ -10,7 +10,7 @@ TABLES_TESTED_TOGETHER = (
     "model_options", "optimizer", "tables/advantage", "tables/checkpoint", "tables/evaluation", "tables/filter",
     "tables/guards", "tables/model", "tables/observability/profile", "tables/observability/rollout_log",
     "tables/performance/overlap", "tables/parallel", "tables/platform", "tables/policy",
-    "tables/prm", "tables/prm_evaluation", "tables/reference", "tables/sft", "tables/trainer",
+    "tables/prm", "tables/prm_evaluation", "tables/prm_training", "tables/reference", "tables/sft", "tables/trainer",
 )  # fmt: skip
 MODULES_WITHOUT_TESTS: dict[str, str] = (
     {
@@ -22,6 +22,7 @@ MODULES_WITHOUT_TESTS: dict[str, str] = (
         for name in ("rows", "learning", "evaluation", "running")
     }
     | {
+        "config/stages": "a record: tests/config/test_run.py",
         "sample": "a record: tests/rewards/test_user_function.py",
         "rollout/episode": "protocols and a record: tests/engines and tests/environments",
     }

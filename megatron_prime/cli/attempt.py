@@ -64,14 +64,14 @@ def record_start(config: PrimeConfig, folder: Path, command: str, attempt: int, 
     provenance = save_provenance(config.run_dir, attempt)
     if is_first or not has_identity(folder):
         replace_file(folder / IDENTITY, json.dumps(identity_of(config, command), indent=1) + "\n")
-    is_sft = command == "sft"
+    suffix = "" if command == "train" else f"-{command.replace('_', '-')}"
     return RunInfo(
         run_dir=folder,
-        name=config.run_dir.absolute().name + ("-sft" if is_sft else ""),
+        name=config.run_dir.absolute().name + suffix,
         project=config.logging.project,
         config=redact_all(config.model_dump(mode="json")),
         provenance=json.loads(provenance.read_text(encoding="utf-8")),
         benchmarks=tuple(config.evaluation.benchmarks),
-        num_steps=config.sft.num_steps if is_sft else config.trainer.num_steps,
-        is_sft=is_sft,
+        num_steps=config.stage(command).num_steps,
+        command=command,
     )

@@ -34,6 +34,7 @@ CHECKED_AS = {
     "eval": "evaluate",
     "eval-prm": "evaluate_prm",
     "rollout": "rollout",
+    "train-prm": "train_prm",
 }
 """Command -> the name by which preflight.checks knows it."""
 RANK_FUNCTIONS = {
@@ -42,6 +43,7 @@ RANK_FUNCTIONS = {
     "eval": "evaluate.evaluate_checkpoint",
     "eval-prm": "evaluate_prm.evaluate_prm",
     "rollout": "rollout.sample_rollouts",
+    "train-prm": "train_prm.train_prm",
 }
 """Command that runs on every rank -> its module and function."""
 
@@ -66,7 +68,7 @@ def run_command(options: Options) -> int:
         if run_here is not None:
             return run_here(config, options)
         # Before the checks, which refuse an output that exists.
-        if options.command == "sft" and _is_finished(config, options):
+        if options.command in ("sft", "train-prm") and _is_finished(config, options):
             return 0
         num_processes = _num_processes(config)
         command = CHECKED_AS.get(options.command) or _checked_command(config, options)
@@ -100,7 +102,9 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, optio
         if not options.quiet:
             print("\n".join(arithmetic.lines()), flush=True)  # noqa: T201
         _warn([*doubts(config, arithmetic), *_replay_doubts(config, options.replay_rollouts)])
-    if command != "evaluate_prm":
+    if command == "train_prm":
+        _check_responses(config, options)
+    elif command != "evaluate_prm":
         from megatron_prime.preflight.trial import try_run  # it imports transformers
 
         trial = try_run(config, command)
@@ -112,6 +116,18 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, optio
         name = next(name for name, checked in CHECKED_AS.items() if checked == command)
         print("the configuration is sound" + (f" for {name}" if name != "train" else ""))  # noqa: T201
     return 0
+
+
+def _check_responses(config: PrimeConfig, options: Options) -> None:
+    """Read all responses that `train-prm` trains on, as it does itself."""
+    from megatron_prime.preflight.prm_training import read_saved_groups
+
+    try:
+        groups = read_saved_groups(config)
+    except ValueError as error:
+        raise ConfigError("check", [str(error)]) from error
+    if not options.quiet:
+        print("\n".join(groups.notes), flush=True)  # noqa: T201
 
 
 def _replay_doubts(config: PrimeConfig, replay: Path | None) -> Iterable[str]:
@@ -177,7 +193,7 @@ def _is_finished(config: PrimeConfig, options: Options) -> bool:
     """Return whether a run has nothing left to do, and say so."""
     from megatron_prime.training.checkpoint.finished import finished_note
 
-    note = finished_note(config, options.command)
+    note = finished_note(config, CHECKED_AS[options.command])
     if note is not None and not options.quiet and os.environ.get("RANK", "0") == "0":
         print(note, flush=True)  # noqa: T201
     return note is not None

@@ -17,8 +17,9 @@ from megatron_prime.parallel.out_of_memory import EXIT_CODE as OUT_OF_MEMORY
 from megatron_prime.training.health.stop import EXIT_CODE, StopRequest
 
 LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
-RESUMABLE = ("train", "sft")
-"""Commands that save when they are asked to stop, and that the same command line resumes."""
+RESUMABLE = ("train", "sft", "train-prm")
+"""Commands that save when they are asked to stop, and that the same command line resumes: those of config.stages, which
+takes longer to import."""
 REPORT_S = 2.0
 """Seconds in which other ranks may report the same error after a rank has failed."""
 STOP_S = 60.0

@@ -1,10 +1,12 @@
 """`megatron-prime sft`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from megatron_prime.cli.assemble import start_topology
-from megatron_prime.cli.attempt import hold_run, open_store, record_start
+from megatron_prime.cli.attempt import hold_run
+from megatron_prime.cli.offline import OfflineParts, OfflineRun
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.performance.memory import MemoryConfig
@@ -13,25 +15,14 @@ from megatron_prime.data.conversations.tool_calls import Schema
 from megatron_prime.data.sft import SFTDataset, demonstration_data
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.environments.episodes import tools_of
-from megatron_prime.observability import MetricsLogger, Progress
-from megatron_prime.parallel.collectives import any_rank
+from megatron_prime.observability import Progress
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.training.checkpoint.run_lock import RunLock
-from megatron_prime.training.checkpoint.store import RetentionPolicy
-from megatron_prime.training.health.guards import Guards
-from megatron_prime.training.health.stop import StopRequest, listen
-from megatron_prime.training.loop import (
-    Loop,
-    LoopContext,
-    LoopOutput,
-    with_date,
-)
+from megatron_prime.training.health.stop import listen
+from megatron_prime.training.loop import with_date
 from megatron_prime.training.roles import scoring_settings
 from megatron_prime.training.sft import SFTTrainer, held_out_loss
-from megatron_prime.training.step_profiler import StepProfiler
 from megatron_prime.training.trainable import RoleSpec, Trainable
 
-NUM_PROGRESS_LINES = 10
 STATUS = {"sft/loss": "loss"}
 SHOWN = {"sft/loss": "loss", "eval/loss": "held_out_loss", "time/step_s": "s"}
 
@@ -44,7 +35,8 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     asked = listen()
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
-    config = with_date(config, config.sft_log, topology)
+    stage = config.stage("sft")
+    config = with_date(config, stage.folder, topology)
     # What may be refused is read first: a start that is refused changes no file.
     tools = tools_of(config)
     dataset = _read(config, config.sft.data, tools)
@@ -52,65 +44,36 @@ def sft(config: PrimeConfig, arithmetic: BatchArithmetic) -> None:
     for line in _start_lines(config, arithmetic, dataset, held_out):
         progress.line(line)
     with hold_run(config, topology) as lock:
-        policy = _train(config, dataset, held_out, topology, progress, lock, asked)
-        export_hf(policy.built, topology, config.model.path, config.sft_output)
-        progress.line(f"HF checkpoint after SFT: {config.sft_output}")
+        run = OfflineRun(config, stage, topology, progress, lock, asked)
+        parts = run.train(partial(_build, config, topology, dataset, held_out))
+        assert stage.output is not None
+        export_hf(parts.model.built, topology, config.model.path, stage.output)
+        progress.line(f"HF checkpoint after SFT: {stage.output}")
 
 
-def _train(
+def _build(
     config: PrimeConfig,
+    topology: Topology,
     dataset: SFTDataset,
     held_out: SFTDataset | None,
-    topology: Topology,
-    progress: Progress,
-    lock: RunLock,
-    asked: StopRequest,
-) -> Trainable:
-    retention = RetentionPolicy(config.checkpoint.keep_last)
-    store, checkpoint = open_store(config, config.sft_log, retention, topology, lock, progress)
+    load_weights: bool,
+) -> OfflineParts:
     # Nothing is offloaded, because every phase of the warm-up is an update.
     memory = MemoryConfig(recompute=config.memory.recompute)
     spec = RoleSpec("policy", config.model.path, scoring_settings(config), memory, config.model_options)
-    policy = Trainable(spec, topology, config.sft, config.sft.num_steps, load_weights=checkpoint is None)
-    policy.watch = guards = Guards(config.guards, config.run_dir, topology.rank == 0, progress.warn)
+    policy = Trainable(spec, topology, config.sft, config.sft.num_steps, load_weights)
     stream = dataset.stream(config.seed, config.data.shuffle, config.sft.weights)
-    step_index = 0
-    if checkpoint is not None:
-        state = store.load(checkpoint, {"policy": policy})
-        stream.load_state_dict(state.prompt_stream)
-        guards.load_state_dict(state.guards)
-        step_index = state.step_index
-        progress.line(f"resuming after step {step_index} from {checkpoint}")
-    logger = None
-    if topology.rank == 0:
-        info = record_start(config, config.sft_log, "sft", lock.attempt, is_first=checkpoint is None)
-        resume_step, backends = step_index + bool(step_index), config.logging.backends
-        logger = MetricsLogger(config.sft_log, resume_step, backends=backends, info=info)
-    context = LoopContext(
-        store=store,
-        roles={"policy": policy},
-        prompt_stream=stream,
+    return OfflineParts(
+        model=policy,
+        stream=stream,
+        make_trainer=lambda step_index: SFTTrainer(config.sft, policy, stream, step_index),
         evaluate=None
         if held_out is None
         else lambda _: held_out_loss(policy, held_out.examples, config.sft.batch_size),
-        logger=logger,
-        progress=progress,
-        guards=guards,
-        fence=lock.fence,
-        is_stopping=lambda: any_rank(asked(), topology),
-        agree=lambda flag: any_rank(flag, topology),
-        capture=StepProfiler(
-            config.profile, config.sft_log / "profile", topology.rank, topology.platform, progress.warn
-        ).step,
-        output=LoopOutput("sft", SHOWN, STATUS, "loss", max(1, config.sft.num_steps // NUM_PROGRESS_LINES)),
+        shown=SHOWN,
+        status=STATUS,
+        evaluated="loss",
     )
-    try:
-        asked.defer()
-        Loop(_loop_config(config), SFTTrainer(config.sft, policy, stream, step_index), context).run()
-    finally:
-        if logger is not None:
-            logger.close()
-    return policy
 
 
 def _read(config: PrimeConfig, files: Sequence[Path], tools: Sequence[Schema] | None) -> SFTDataset:
@@ -146,9 +109,3 @@ def _start_lines(
             *held_out.notes,
         ]
     return lines
-
-
-def _loop_config(config: PrimeConfig) -> PrimeConfig:
-    """Return the configuration with the schedule of the warm-up where the loop looks for it."""
-    schedule = {"num_steps": config.sft.num_steps, "eval_every": config.sft.eval_every}
-    return config.model_copy(update={"trainer": config.trainer.model_copy(update=schedule)})

@@ -3,6 +3,7 @@
 - `run`: `PrimeConfig`, the whole configuration, and the rules between tables
 - `tables/`: one file per TOML table, of the same name
 - `megatron/`: the [megatron] table and Megatron-LM's arguments
+- `stages`: the commands that can be resumed, with their folders and lengths
 - `optimizer`: the optimizer settings that the tables of all trained roles share
 - `section`: the base class of tables and common field types
 - `redaction`: hides credentials and query strings of URLs

@@ -12,8 +12,9 @@ from pydantic import model_validator
 
 from megatron_prime.config.megatron.schema import MegatronConfig
 from megatron_prime.config.model_options import ModelOptions
-from megatron_prime.config.optimizer import warmup_fault
+from megatron_prime.config.optimizer import OptimizerConfig, warmup_fault
 from megatron_prime.config.section import NonNegative, Section, UserPath
+from megatron_prime.config.stages import Stage
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.checkpoint import CheckpointConfig
 from megatron_prime.config.tables.data import DataConfig
@@ -33,6 +34,7 @@ from megatron_prime.config.tables.platform import PlatformConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import READ_WITHOUT_A_MODEL, PRMConfig
 from megatron_prime.config.tables.prm_evaluation import PRMEvaluationConfig
+from megatron_prime.config.tables.prm_training import PRMTrainingConfig
 from megatron_prime.config.tables.reference import ReferenceConfig
 from megatron_prime.config.tables.reward import RewardConfig
 from megatron_prime.config.tables.rollout import RolloutConfig
@@ -68,6 +70,7 @@ class PrimeConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()
     prm_evaluation: PRMEvaluationConfig = PRMEvaluationConfig()
+    prm_training: PRMTrainingConfig = PRMTrainingConfig()
     fp8: Fp8Config = Fp8Config()
     overlap: OverlapConfig = OverlapConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -106,10 +109,12 @@ class PrimeConfig(Section):
     def model_paths(self, command: str) -> dict[str, Path]:
         """Return the checkpoint of each role ("policy", "prm", "reference") that a command loads.
 
-        `command` is "train", "sft", "evaluate" or "evaluate_prm". The tokenizer is always the policy's.
+        `command` is "train", "sft", "train_prm", "evaluate" or "evaluate_prm". The tokenizer is always the policy's.
         """
         if command == "evaluate_prm":
             return {"prm": self.prm_path, "reference": self.evaluated_reference_path}
+        if command == "train_prm":
+            return {"prm": self.prm_path, "reference": self.reference_path}
         paths = {"policy": self.model.path}
         if command == "train" and self.prm.has_model:
             paths["prm"] = self.prm_path
@@ -123,14 +128,23 @@ class PrimeConfig(Section):
         return bool(self.data.evaluation or self.evaluation.benchmarks)
 
     @property
-    def sft_output(self) -> Path:
-        """The folder to which `sft` writes its HF checkpoint."""
-        return self.sft.output or self.run_dir / "sft"
+    def offline_prm(self) -> PRMConfig:
+        """The [prm] table of `train-prm`: its objective, with the optimizer of [prm_training]."""
+        optimizer = {name: getattr(self.prm_training, name) for name in OptimizerConfig.model_fields}
+        return self.prm.model_copy(update={**optimizer, "enabled": True, "update_order": "after"})
 
-    @property
-    def sft_log(self) -> Path:
-        """The folder of the metrics and checkpoints of `sft`, so that `train` in the same run_dir keeps its own."""
-        return self.run_dir / "sft_log"
+    def stage(self, command: str) -> Stage:
+        """Return the stage of the run that a command (one of stages.RESUMABLE) is."""
+        if command == "sft":
+            folder, output = self.run_dir / "sft_log", self.sft.output or self.run_dir / "sft"
+            return Stage(command, folder, self.sft.num_steps, self.sft.eval_every, "policy", output)
+        if command == "train_prm":
+            settings = self.prm_training
+            folder, output = self.run_dir / "prm_log", settings.output or self.run_dir / "prm"
+            return Stage(command, folder, settings.num_steps, settings.eval_every, "prm", output)
+        exported = self.run_dir / "hf" if self.checkpoint.export_hf else None
+        trainer = self.trainer
+        return Stage(command, self.run_dir, trainer.num_steps, trainer.eval_every, "policy", exported)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:

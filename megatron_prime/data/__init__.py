@@ -18,6 +18,7 @@
 - `mixing`: mixes several data sets at given rates
 - `prompts`: data set of prompts to sample rollouts from
 - `sft`: data set of demonstrations for supervised fine-tuning
+- `responses/`: saved responses with outcomes, on which a PRM is trained
 - `steps`: splits a response into reasoning steps
 - `token_ends`: the place of each token in the text of a response
 - `text_layout`: the text of a response with the places of its tokens and steps

@@ -15,8 +15,8 @@ from typing import Any
 from megatron_prime.data.rows import DataRow, read_rows
 from megatron_prime.evaluation.accuracy import EvaluationResult
 from megatron_prime.observability.rollout_log import FileInfo, RolloutFile, write_rollouts
+from megatron_prime.observability.rollout_log.turns import TURN_COLUMNS, logged_turns
 from megatron_prime.rollout.group_filter import split_groups
-from megatron_prime.rollout.replay import TURN_COLUMNS, logged_turns
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.training.rollout_rows import rows_of_groups
 from megatron_prime.types import Decoder, Rollout, Turn

@@ -7,6 +7,7 @@ All but `checkpoint` and `convert` use the standard library only, so that a logi
 - `shape`: `ModelShape`, the sizes and flags of a model, and `read_shape`
 - `families/`: one file per supported `model_type`: its parameter table and how its config.json is read
 - `training_limits`: models and layouts that cannot be trained; used by `check` and by the model builder
+- `prm_record`: with which reference and settings the scores of a PRM have a meaning
 - `identity`: hashes of a model folder, by which a resumed run recognizes its models
 - `weight_files`: the format of the weights in a model folder
 - `headers`: reads the headers of safetensors files and compares them with a model

@@ -17,6 +17,7 @@ Megatron. What the start of a run refuses comes from the same functions (`hf.sha
 - `loggers`: the packages of the loggers that a run names
 - `resume`: models and verifiers of a resumed run against those of its first start
 - `replay`: a rollout log that a run is to train on
+- `prm_training`: the responses of `train-prm`, and the reference that a trained PRM needs
 - `plausibility`: sizes that are possible but hardly meant
 - `trial`: tokenizer, rows and verifiers of a run, tried on a sample (this one imports transformers)
 - `doctor`: the machine: packages, devices, file systems, network (this one imports torch)

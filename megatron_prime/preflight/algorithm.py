@@ -34,6 +34,11 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
         yield from (f"{registry.option} = {spec!r} {fault}" for fault in _unfulfilled(requires, config))
 
 
+def objective_faults(config: PrimeConfig) -> Iterator[str]:
+    """Yield why the PRM's objective cannot be used for training on saved responses."""
+    yield from PRM_OBJECTIVES.faults(config.prm.loss)
+
+
 def _fulfils_everything(config: PrimeConfig) -> bool:
     """Return whether no requirement can fail: loading the classes would then import torch for nothing."""
     # The defaults are known not to need what most runs do not have.

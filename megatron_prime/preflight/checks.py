@@ -10,17 +10,18 @@ from pathlib import Path
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.preflight.algorithm import algorithm_faults
+from megatron_prime.preflight.algorithm import algorithm_faults, objective_faults
 from megatron_prime.preflight.data import data_faults
 from megatron_prime.preflight.engines import engine_faults
 from megatron_prime.preflight.environments import environment_faults
 from megatron_prime.preflight.models import folder_faults, model_faults
 from megatron_prime.preflight.outputs import output_faults
+from megatron_prime.preflight.prm_training import reference_faults
 from megatron_prime.preflight.processes import process_faults
 from megatron_prime.preflight.resume import resume_faults
 from megatron_prime.preflight.rewards import reward_faults
 
-COMMANDS = ("train", "evaluate", "sft", "evaluate_prm", "rollout")
+COMMANDS = ("train", "evaluate", "sft", "train_prm", "evaluate_prm", "rollout")
 """Commands that run a model; each needs other files."""
 
 
@@ -30,6 +31,8 @@ def command_of(config: PrimeConfig) -> str:
         return "train"
     if config.sft.data:
         return "sft"
+    if config.prm_training.responses:
+        return "train_prm"
     return "evaluate" if config.has_evaluation else "train"
 
 
@@ -63,8 +66,11 @@ def check_run(
         faults += replay_faults(config, replay)
     if command == "train":
         faults += [*algorithm_faults(config), *resume_faults(config)]
-    if command == "sft":
+    if command == "train_prm":
+        faults += objective_faults(config)
+    if command in ("sft", "train_prm"):
         faults += resume_faults(config, command)
+    faults += reference_faults(config, command)
     if faults:
         raise ConfigError(f"{command} on {num_processes} processes", faults)
     return arithmetic

@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.evaluation import CODE_BENCHMARKS
 from megatron_prime.data.files import data_file_fault
+from megatron_prime.preflight.prm_training import response_faults
 
 TEXT_VERIFIERS = ("exact_match", "math")
 """Verifiers that judge text alone."""
@@ -18,6 +19,9 @@ def data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         fault = _file_fault(template)
         if fault:
             yield f"data.chat_template_file = {template} {fault}"
+    if command == "train_prm":
+        yield from response_faults(config)
+        return
     if command == "evaluate_prm":
         yield from _prm_evaluation_faults(config)
         return

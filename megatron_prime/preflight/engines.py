@@ -8,7 +8,7 @@ from megatron_prime.config.server_keys import attached_keys
 
 def engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     """Yield each reason why a command cannot use its SGLang servers."""
-    if command in ("sft", "evaluate_prm") or not config.rollout.uses_servers:
+    if command in ("sft", "train_prm", "evaluate_prm") or not config.rollout.uses_servers:
         return
     try:
         attached_keys(config.rollout.sglang)

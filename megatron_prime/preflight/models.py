@@ -109,6 +109,7 @@ def _role_faults(config: PrimeConfig, command: str, role: str, shape: ModelShape
         ("train", "policy"): ("policy", config.policy),
         ("train", "prm"): ("prm", config.prm),
         ("sft", "policy"): ("sft", config.sft),
+        ("train_prm", "prm"): ("prm_training", config.prm_training),
     }
     table, settings = trained.get((command, role), ("", None))
     if settings is not None and settings.load_balance_coef > 0:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.stages import RESUMABLE
 from megatron_prime.config.tables.observability.rollout_log import ROLLOUTS
 from megatron_prime.preflight.loggers import backend_faults
 
@@ -12,16 +13,18 @@ from megatron_prime.preflight.loggers import backend_faults
 def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     """Yield each reason why a command cannot write its results."""
     yield from _run_dir_faults(config.run_dir)
-    if command == "sft" and config.sft_output.exists():
-        yield f"{config.sft_output} exists already: remove it, or set sft.output to another folder"
-    if command in ("train", "sft"):
+    output_option = {"sft": "sft.output", "train_prm": "prm_training.output"}.get(command)
+    output = config.stage(command).output if output_option else None
+    if output is not None and output.exists():
+        yield f"{output} exists already: remove it, or set {output_option} to another folder"
+    if command in RESUMABLE:
         yield from backend_faults(config.logging.backends)
     if command == "train":
         yield from _rollout_log_faults(config)
     if command == "rollout":
         yield from _sampling_faults(config.run_dir)
-    if command in ("train", "sft") and config.checkpoint.resume == "never":
-        yield from _checkpoint_faults(config.run_dir if command == "train" else config.sft_log)
+    if command in RESUMABLE and config.checkpoint.resume == "never":
+        yield from _checkpoint_faults(config.stage(command).folder)
 
 
 def _run_dir_faults(run_dir: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.stages import RESUMABLE
 
 
 def process_faults(config: PrimeConfig, arithmetic: BatchArithmetic, command: str) -> Iterator[str]:
@@ -29,10 +30,15 @@ def process_faults(config: PrimeConfig, arithmetic: BatchArithmetic, command: st
                     "data-parallel ranks: lower it, or raise the batch"
                 )
     absent = sorted({rank for rank in config.profile.ranks if rank >= arithmetic.num_processes})
-    if command in ("train", "sft") and config.profile.steps and absent:
+    if command in RESUMABLE and config.profile.steps and absent:
         yield (
             f"profile.ranks names {', '.join(map(str, absent))}, but the ranks of {arithmetic.num_processes} "
             f"processes are 0 to {arithmetic.num_processes - 1}: name some of these"
         )
     if command == "sft" and config.sft.batch_size < arithmetic.data:
         yield f"sft.batch_size = {config.sft.batch_size} is less than {arithmetic.data} data-parallel ranks"
+    if command == "train_prm" and config.prm_training.prompts_per_step < arithmetic.data:
+        yield (
+            f"prm_training.prompts_per_step = {config.prm_training.prompts_per_step} is less than {arithmetic.data} "
+            "data-parallel ranks"
+        )

@@ -22,7 +22,7 @@ ADVICE = "Restore it, or start anew in another run_dir"
 
 
 def identity_of(config: PrimeConfig, command: str = "train") -> dict[str, Any]:
-    """Return what must not change over the attempts of `train` or `sft`.
+    """Return what must not change over the attempts of a resumable command.
 
     Raises:
         ModelFolderError: a model cannot be read.
@@ -31,7 +31,7 @@ def identity_of(config: PrimeConfig, command: str = "train") -> dict[str, Any]:
         role: {"path": str(path), **model_identity(path)}
         for role, path in config.model_paths(command).items()
     }
-    if command == "sft":
+    if command != "train":
         return {"format": FORMAT, "models": models}
     reward = config.reward
     routes = {} if reward.verifier != "auto" else {key: _kind_of(spec) for key, spec in reward.routes.items()}
@@ -45,7 +45,7 @@ def has_identity(run_dir: Path) -> bool:
 
 def resume_faults(config: PrimeConfig, command: str = "train") -> Iterator[str]:
     """Yield each part of a run's identity that differs from its first start, if it has a checkpoint."""
-    folder = config.sft_log if command == "sft" else config.run_dir
+    folder = config.stage(command).folder
     before = _saved(folder)
     if before is None or not any((folder / "checkpoints").glob("step_*/run.json")):
         return

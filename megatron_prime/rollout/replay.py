@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prime.observability.rollout_log import RolloutFile, step_path
+from megatron_prime.observability.rollout_log.turns import TURN_COLUMNS, logged_turns
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.group_filter import Group
-from megatron_prime.types import FinishReason, Prompt, Rollout, Turn
+from megatron_prime.types import FinishReason, Prompt, Rollout
 
-TURN_COLUMNS = ("policy_mask", "turn_ends", "turn_rewards")
 COLUMNS = (
     *("group", "sample", "round", "prompt_index", "source", "ability", "ground_truth", "prompt_token_ids"),
     *(
@@ -89,17 +89,6 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         float("nan") if outcome is None else outcome,
         reason=row["reason"],
         turns=logged_turns(row),
-    )
-
-
-def logged_turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """Return the turns of a logged response, from TURN_COLUMNS; in each, the policy's tokens come first."""
-    if row["turn_ends"] is None:
-        return ()
-    starts = (0, *row["turn_ends"][:-1])
-    return tuple(
-        Turn(start + sum(row["policy_mask"][start:end]), end, reward)
-        for start, end, reward in zip(starts, row["turn_ends"], row["turn_rewards"], strict=True)
     )
 
 

@@ -16,6 +16,7 @@
 - `step_details`: histograms and sample responses for loggers.
 - `phase_memory`: time and memory of each phase of a step.
 - `step_profiler`: timelines of chosen steps.
+- `offline_prm`: training of the PRM on saved responses
 - `sft`: supervised warm-up of the policy.
 - `checkpoint`: checkpoints, exact resume, one job per run_dir.
 - `health`: updates that are not finite, alarms, stopping on request.

@@ -73,6 +73,18 @@ def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> 
     return Roles(policy, prm, reference)
 
 
+def build_offline_prm(
+    config: PrimeConfig, topology: Topology, load_weights: bool
+) -> tuple[Trainable, Scorer]:
+    """Build the PRM and its reference for training on saved responses; `load_weights` as in `build_roles`."""
+    settings = config.prm_training
+    spec = role_spec(config, "prm", config.prm_path)
+    prm = _parked(Trainable(spec, topology, settings, settings.num_steps, load_weights))
+    reference = Scorer(role_spec(config, "reference", config.reference_path), topology)
+    align_like(reference.built.module, prm.built.module)
+    return prm, _parked(reference)
+
+
 def _parked(role: Role) -> Role:
     role.residency.park()
     return role

@@ -26,7 +26,7 @@ def test_an_sft_output_that_exists_is_refused_and_nothing_else_minds_it(workspac
         "model exists already: remove it, or set sft.output to another folder",
     )
     (workspace / "runs/a/sft").mkdir(parents=True)
-    assert load_config(Path("run.toml")).sft_output == Path("runs/a/sft")
+    assert load_config(Path("run.toml")).stage("sft").output == Path("runs/a/sft")
     assert faults_of(data, command="sft")[0].startswith("runs/a/sft exists already")
     check("sft.output=model")
 

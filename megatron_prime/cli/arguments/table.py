@@ -1,22 +1,24 @@
 """All commands with their options, examples and help; a command is described here and nowhere else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from megatron_prime import __version__
+from megatron_prime.cli.arguments.config_command import add_config_command, option, path_option
 from megatron_prime.cli.arguments.formats import add_format_commands
 from megatron_prime.cli.arguments.help_style import (
     NAME,
     SETTINGS,
     CommandsUnderHeadings,
     CommandWithExamples,
-    Examples,
 )
-from megatron_prime.cli.arguments.options import Options, complete_word, options_of
+from megatron_prime.cli.arguments.options import Options
 from megatron_prime.cli.arguments.own_commands import add_own_commands
+from megatron_prime.cli.arguments.prm_commands import add_prm_commands
 from megatron_prime.quickstart import TASKS
 
 
@@ -42,51 +44,11 @@ def top() -> None:
     """Hold all commands."""
 
 
-CONFIG_ROW = ("CONFIG", "TOML file of the run")
-OVERRIDE_ROW = ("KEY=VALUE", "a setting that replaces the file's, such as policy.lr=1e-6")
-
-
-def _command(
-    name: str,
-    heading: str,
-    text: str,
-    options: Mapping[str, Sequence[click.Option]],
-    examples: Examples,
-    metavar: str = "CONFIG [KEY=VALUE]...",
-) -> None:
-    """Add a command that takes a configuration, overrides and these options."""
-
-    def callback(**values: Any) -> Options:  # noqa: ANN401
-        return options_of(name, values)
-
-    words = click.Argument(["words"], nargs=-1, metavar=metavar, shell_complete=complete_word)
-    quiet = click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors alone")
-    top.add_command(
-        CommandWithExamples(
-            name,
-            heading,
-            options,
-            examples,
-            [CONFIG_ROW, OVERRIDE_ROW] if "CONFIG" in metavar else [OVERRIDE_ROW],
-            params=[words, quiet],
-            callback=callback,
-            help=f"{text[0].upper()}{text[1:]}.",
-            short_help=text,
-        )
-    )
-
-
-def _option(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
-    return click.Option(list(names), **settings)
-
-
-def _path(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
-    """Return an option that names a file or a folder, which shells complete."""
-    return click.Option(list(names), type=click.Path(path_type=Path), **settings)
+_command = partial(add_config_command, top)
 
 
 def _replay_option() -> click.Option:
-    return _path(
+    return path_option(
         "--replay-rollouts",
         metavar="RUN",
         help="train on the rollout log of RUN (a run_dir or its folder rollouts) and sample nothing",
@@ -99,26 +61,26 @@ _command(
     "train a toy model end to end on a CPU, in two minutes",
     {
         "Files and seed": [
-            _path(
+            path_option(
                 "--root",
                 metavar="FOLDER",
                 default=None,
                 help="folder for all files; default runs/quickstart, or runs/quickstart-TASK for another task",
             ),
-            _option(
+            option(
                 "--task",
                 type=click.Choice(TASKS),
                 default=TASKS[0],
                 help="arithmetic (one turn, default), chain (16 turns with remarks on steps), tools (a call of a tool)",
             ),
-            _option(
+            option(
                 "--seed",
                 type=int,
                 metavar="NUMBER",
                 default=0,
                 help="seed of the task, of the models and of the runs",
             ),
-            _option("--fresh", is_flag=True, help="remove the files of an earlier quickstart first"),
+            option("--fresh", is_flag=True, help="remove the files of an earlier quickstart first"),
         ],
     },
     (
@@ -138,7 +100,7 @@ _command(
     "run PRIME; continues automatically from the newest checkpoint of run_dir",
     {
         "Instead of training": [
-            _option(
+            option(
                 "--dry-run",
                 is_flag=False,
                 flag_value="-",
@@ -183,16 +145,7 @@ _command(
         ("on one more benchmark", "megatron-prime eval run.toml evaluation.benchmarks.amc.path=amc.csv"),
     ),
 )
-_command(
-    "eval-prm",
-    "Evaluate",
-    "evaluate the PRM of prm.path against reference.path: best of N, ProcessBench, pairs",
-    {},
-    (
-        ("judge the PRM on the files of [prm_evaluation]", "megatron-prime eval-prm run.toml"),
-        ("a PRM that convert has written", "megatron-prime eval-prm run.toml prm.path=runs/first/prm"),
-    ),
-)
+add_prm_commands(top)
 
 
 def _view(**values: Any) -> Options:  # noqa: ANN401
@@ -205,15 +158,17 @@ top.add_command(
         "Evaluate",
         {
             "Output": [
-                _path("-o", "--output", metavar="FOLDER", help="default view/ or figures/ in the first run"),
-                _option(
+                path_option(
+                    "-o", "--output", metavar="FOLDER", help="default view/ or figures/ in the first run"
+                ),
+                option(
                     "--export",
                     type=click.Choice(("png", "svg")),
                     help="instead of pages, write each chart as a figure for a paper (needs matplotlib)",
                 ),
             ],
             "Browser": [
-                _option(
+                option(
                     "--serve",
                     is_flag=False,
                     flag_value=0,
@@ -221,7 +176,7 @@ top.add_command(
                     metavar="[PORT]",
                     help="serve the pages on 127.0.0.1 and follow a run that goes on; default any free port",
                 ),
-                _option("--no-open", is_flag=True, help="open no browser"),
+                option("--no-open", is_flag=True, help="open no browser"),
             ],
         },
         (
@@ -248,7 +203,7 @@ _command(
     "sample and verify the prompts of training steps from model.path, without training",
     {
         "Amount": [
-            _option(
+            option(
                 "--steps",
                 type=click.IntRange(1),
                 default=1,
@@ -271,10 +226,10 @@ _command(
     "find every fault of a configuration and of its data, and print the batch arithmetic",
     {
         "Subject": [
-            _option(
+            option(
                 "--for",
                 "target",
-                type=click.Choice(("train", "sft", "eval", "eval-prm", "rollout")),
+                type=click.Choice(("train", "sft", "train-prm", "eval", "eval-prm", "rollout")),
                 help="the command to check; by default train, or without data.train the one whose data are named",
             ),
             _replay_option(),
@@ -291,23 +246,23 @@ _command(
     "estimate a run without a GPU: memory, time, weight sync, layouts that fit",
     {
         "GPUs": [
-            _option(
+            option(
                 "--gpu",
                 default="H100-80G",
                 shell_complete=_complete_gpu,
                 metavar="NAME",
                 help="H100-80G (default), H200, A100-80G, A100-40G or B200",
             ),
-            _option(
+            option(
                 "--gpus",
                 type=int,
                 metavar="NUMBER",
                 help="GPUs to train on; default parallel.num_processes",
             ),
-            _option("--gpu-set", multiple=True, metavar="FIGURE=VALUE", help="change a property of the GPU"),
+            option("--gpu-set", multiple=True, metavar="FIGURE=VALUE", help="change a property of the GPU"),
         ],
         "Assumptions": [
-            _option(f"--{name}", type=float, metavar="NUMBER", help=text)
+            option(f"--{name}", type=float, metavar="NUMBER", help=text)
             for name, text in (
                 ("prompt-tokens", "mean length of a prompt; default half of the longest"),
                 ("response-tokens", "mean length of a response; default half of the longest"),
@@ -320,7 +275,7 @@ _command(
             )
         ],
         "Output": [
-            _option("--json", type=click.Path(), metavar="FILE", help="write the plan to this file too")
+            option("--json", type=click.Path(), metavar="FILE", help="write the plan to this file too")
         ],
     },
     (
@@ -338,7 +293,7 @@ _command(
     "check environment, devices, file systems, engine and the ranks' network, and say how to fix faults",
     {
         "Limits": [
-            _option(
+            option(
                 "--timeout-s",
                 type=float,
                 default=30.0,
@@ -359,13 +314,13 @@ _command(
     "try the verifiers of a run on responses: the verdict and the reason of each",
     {
         "Many responses": [
-            _path(
+            path_option(
                 "--file",
                 metavar="FILE",
                 help="rows with response, answer and possibly the expected reward, source and ability; "
                 "default data.train",
             ),
-            _option(
+            option(
                 "--rows",
                 type=click.IntRange(1),
                 metavar="NUMBER",
@@ -373,15 +328,15 @@ _command(
             ),
         ],
         "One response": [
-            _option("--response", metavar="TEXT", help="one response, to --answer"),
-            _option("--answer", metavar="TEXT", help="the ground truth of --response"),
-            _option(
+            option("--response", metavar="TEXT", help="one response, to --answer"),
+            option("--answer", metavar="TEXT", help="the ground truth of --response"),
+            option(
                 "--source", metavar="NAME", default="", help="data source of --response, for reward.routes"
             ),
-            _option("--ability", metavar="NAME", default="", help="ability of --response, for reward.routes"),
+            option("--ability", metavar="NAME", default="", help="ability of --response, for reward.routes"),
         ],
         "Output": [
-            _option(
+            option(
                 "--json",
                 type=click.Path(),
                 metavar="FILE",
@@ -402,26 +357,26 @@ _command(
     "write a model of a training checkpoint as an HF checkpoint",
     {
         "Source": [
-            _option(
+            option(
                 "--role",
                 type=click.Choice(("policy", "prm")),
                 default="policy",
                 help="the model to write; default policy",
             ),
-            _path("--checkpoint", metavar="FOLDER", help="default: the newest complete one of run_dir"),
+            path_option("--checkpoint", metavar="FOLDER", help="default: the newest complete one of run_dir"),
         ],
         "Output": [
-            _path("--output", metavar="FOLDER", required=True, help="folder to write; must not exist"),
-            _option(
+            path_option("--output", metavar="FOLDER", required=True, help="folder to write; must not exist"),
+            option(
                 "--dtype",
                 type=click.Choice(("keep", "fp32", "bf16", "fp16")),
                 default="keep",
                 help="number format of the weights; default keep",
             ),
-            _option("--compare-logits", is_flag=True, help="run both models on a short sequence, in memory"),
+            option("--compare-logits", is_flag=True, help="run both models on a short sequence, in memory"),
         ],
         "Speed": [
-            _option(
+            option(
                 "--workers",
                 type=int,
                 default=1,
@@ -442,13 +397,15 @@ _command(
     "write a configuration from the arguments of an existing Megatron-LM setup",
     {
         "Source": [
-            _option("--args", metavar="TEXT", help='the arguments as one string: --args="--lr 1e-6 ..."'),
-            _path("--args-file", metavar="FILE", help="a shell script (read, not run) or a YAML file"),
-            _path("--model", metavar="FOLDER", required=True, help="HF checkpoint of the model: model.path"),
+            option("--args", metavar="TEXT", help='the arguments as one string: --args="--lr 1e-6 ..."'),
+            path_option("--args-file", metavar="FILE", help="a shell script (read, not run) or a YAML file"),
+            path_option(
+                "--model", metavar="FOLDER", required=True, help="HF checkpoint of the model: model.path"
+            ),
         ],
         "Output": [
-            _path("-o", "--output", metavar="FILE", required=True, help="TOML file to write"),
-            _option(
+            path_option("-o", "--output", metavar="FILE", required=True, help="TOML file to write"),
+            option(
                 "--skip-refused",
                 is_flag=True,
                 help="leave out arguments that are refused instead of stopping",

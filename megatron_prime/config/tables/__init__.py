@@ -8,5 +8,5 @@
 - `parallel`, `platform`: layout and device
 - `performance/`: offloading, precision, communication
 - `observability/`: what a run shows and writes besides its results
-- `evaluation`, `prm_evaluation`, `sft`: the other commands
+- `evaluation`, `prm_evaluation`, `sft`, `prm_training`: the other commands
 """

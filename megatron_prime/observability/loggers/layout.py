@@ -63,19 +63,31 @@ CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
 }
 """Title of a category -> title of a chart -> its tags; the first category is open."""
-SFT_CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "Supervised fine-tuning": {
-        "loss (nats/token)": (r"sft/loss",),
-        "held-out loss (nats/token)": (r"eval/loss",),
-        "gradient norm": (r"sft/grad_norm",),
-        "learning rate": (r"sft/lr",),
-        "time of a step (s)": (r"time/step_s",),
+OFFLINE_CHARTS: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]] = {
+    "sft": {
+        "Supervised fine-tuning": {
+            "loss (nats/token)": (r"sft/loss",),
+            "held-out loss (nats/token)": (r"eval/loss",),
+            "gradient norm": (r"sft/grad_norm",),
+            "learning rate": (r"sft/lr",),
+            "time of a step (s)": (r"time/step_s",),
+        }
+    },
+    "train_prm": {
+        "PRM on saved responses": {
+            "accuracy, held-out, 0.5 is chance (fraction)": (r"eval/prm_(pair|sign)_accuracy",),
+            "accuracy before the update, 0.5 is chance (fraction)": (r"prm/(pair|sign)_accuracy",),
+            "cross-entropy, 0.693 is chance (nats)": (r"prm/ce", r"eval/prm_ce"),
+            "gradient norm": (r"prm/grad_norm",),
+            "learning rate": (r"prm/lr",),
+            "time of a step (s)": (r"time/step_s",),
+        }
     },
 }
-"""The charts of supervised fine-tuning, under a title of their own: TensorBoard joins the layouts of its runs."""
+"""Command that samples nothing -> its charts, under a title of their own: TensorBoard joins the layouts of its runs."""
 
 
-def layout_value(is_sft: bool = False) -> Summary.Value:
+def layout_value(command: str = "train") -> Summary.Value:
     """Return the layout as the summary that TensorBoard looks for."""
     layout = Layout(
         category=[
@@ -88,7 +100,7 @@ def layout_value(is_sft: bool = False) -> Summary.Value:
                     for name, tags in charts.items()
                 ],
             )
-            for number, (title, charts) in enumerate((SFT_CHARTS if is_sft else CHARTS).items())
+            for number, (title, charts) in enumerate(OFFLINE_CHARTS.get(command, CHARTS).items())
         ]
     )
     return Summary.Value(

@@ -59,7 +59,8 @@ class RunInfo:
     """Names of the benchmarks that the run evaluates."""
     num_steps: int = 0
     """Number of the final step of the run."""
-    is_sft: bool = False
+    command: str = "train"
+    """The command that writes the metrics: one of config.stages.RESUMABLE."""
 
 
 class Logger(Protocol):

@@ -71,10 +71,8 @@ class TensorBoardWriter:
 
     def describe_run(self, info: RunInfo, step: int) -> None:
         """Write the layout of the charts, the settings, and the provenance of this attempt; `step` is its first one."""
-        values = [layout_value(info.is_sft)]
-        if (
-            not info.is_sft
-        ):  # The page would list the runs of fine-tuning in the same table, without an accuracy.
+        values = [layout_value(info.command)]
+        if info.command == "train":  # The page would list other runs in the same table, without an accuracy.
             values += hparam_values(info)
         if info.config:
             values.append(self._text("run/config", settings_text(info.config)))

@@ -11,10 +11,9 @@ MAX_BYTES_READ = 4 * 2**30
 
 
 def finished_note(config: PrimeConfig, command: str = "train") -> str | None:
-    """Return a line about a run of `train` or `sft` whose last step is saved, evaluated and exported, else None."""
-    is_sft = command == "sft"
-    folder = config.sft_log if is_sft else config.run_dir
-    num_steps = config.sft.num_steps if is_sft else config.trainer.num_steps
+    """Return a line about a resumable command whose last step is saved, evaluated and exported, else None."""
+    stage = config.stage(command)
+    folder, num_steps = stage.folder, stage.num_steps
     found = complete(folder / "checkpoints")
     if not found or config.checkpoint.resume == "never":
         return None
@@ -23,18 +22,16 @@ def finished_note(config: PrimeConfig, command: str = "train") -> str | None:
         step = run["step_index"]
         if not isinstance(step, int) or step < num_steps or not _is_sound(found[-1]):
             return None
-        if not is_sft and config.has_evaluation and owed_metrics(found[-1], run) is not None:
+        if not stage.is_offline and config.has_evaluation and owed_metrics(found[-1], run) is not None:
             return None
     except (ValueError, KeyError):
         return None
-    exported = config.sft_output if is_sft else config.run_dir / "hf"
-    is_exported = is_sft or config.checkpoint.export_hf
-    if is_exported and not (exported / "config.json").is_file():
+    if stage.output is not None and not (stage.output / "config.json").is_file():
         return None
-    where = f"; its policy is in {exported}" if is_exported else ""
+    where = f"; its {stage.role} is in {stage.output}" if stage.output is not None else ""
     advice = (
         "Choose another run_dir"
-        if is_sft
+        if stage.is_offline
         else "Raise trainer.num_steps to train on, or choose another run_dir"
     )
     return (

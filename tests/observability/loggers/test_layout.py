@@ -5,7 +5,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util.tensor_util import make_ndarray
 
 from megatron_prime.observability.catalog import described_metrics
-from megatron_prime.observability.loggers.layout import CHARTS, SFT_CHARTS, layout_value
+from megatron_prime.observability.loggers.layout import CHARTS, OFFLINE_CHARTS, layout_value
 
 EXAMPLES = {
     "<benchmark>": "aime24",
@@ -23,7 +23,7 @@ def declared_tags():
     return tags
 
 
-@pytest.mark.parametrize("charts", [CHARTS, SFT_CHARTS], ids=["train", "sft"])
+@pytest.mark.parametrize("charts", [CHARTS, *OFFLINE_CHARTS.values()], ids=["train", *OFFLINE_CHARTS])
 def test_every_chart_shows_declared_metrics_of_one_unit(charts):
     units = {metric.tag: metric.unit for metric in described_metrics()}
     for category in charts.values():

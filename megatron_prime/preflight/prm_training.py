@@ -1,0 +1,87 @@
+"""Check the responses that `train-prm` trains on, and that a PRM meets the reference that it was trained with."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from megatron_prime.algorithm.registry import PRM_OBJECTIVES
+from megatron_prime.config.run import PrimeConfig
+from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.identity import model_identity
+from megatron_prime.hf.prm_record import FILE, PRMRecord
+from megatron_prime.hf.shape import read_shape
+
+if TYPE_CHECKING:
+    from megatron_prime.data.responses.held_out import SavedGroups
+
+
+def response_faults(config: PrimeConfig) -> Iterator[str]:
+    """Yield why the files of prm_training.responses cannot be opened."""
+    paths = config.prm_training.responses
+    if not paths:
+        yield "prm_training.responses is empty: name run_dirs with a rollout log, or files of such a log"
+    for path in paths:
+        if not path.exists():
+            yield f"prm_training.responses: {path} does not exist"
+
+
+def read_saved_groups(config: PrimeConfig) -> "SavedGroups":
+    """Return the responses that `train-prm` trains on and those that it holds out.
+
+    Raises:
+        ValueError: a file is missing, damaged or of another model, or nothing is left to train on.
+    """
+    # pyarrow takes a while to import.
+    from megatron_prime.data.responses.held_out import read_groups
+    from megatron_prime.data.responses.logged import GroupReader, response_files
+
+    settings, model = config.prm_training, config.model.path
+    files = response_files(settings.responses)
+    longest = config.trainer.max_tokens_per_microbatch
+    reader = GroupReader(model_identity(model)["tokenizer"], read_shape(model).vocab_size, longest)
+    groups = read_groups(files, reader, settings.held_out_fraction, config.seed)
+    objective = PRM_OBJECTIVES.load(config.prm.loss)
+    if objective.requires.group and not groups.num_mixed:
+        raise ValueError(
+            f"prm.loss = {config.prm.loss!r} compares the right and the wrong responses to a prompt, but no group of "
+            "prm_training.responses has both: take prm.loss = 'ce'"
+        )
+    return groups
+
+
+def reference_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    """Yield why the reference of a command is not the one that its PRM was trained with.
+
+    A PRM without a record is taken as it is: it may be of another program.
+    """
+    paths = config.model_paths(command)
+    if "prm" not in paths:
+        return
+    try:
+        record = PRMRecord.read(paths["prm"])
+        if record is None:
+            return
+        follows_policy = command == "train" and config.reference.mode == "policy"
+        reference = config.model.path if follows_policy else paths["reference"]
+        if record.is_reference(reference):
+            return
+    except ModelFolderError as error:
+        yield str(error)
+        return
+    used = "reference.mode = 'policy'" if follows_policy else f"the reference {reference}"
+    yield (
+        f"prm.path = {paths['prm']}: this PRM was trained with the reference {record.reference} ({FILE}), and {used} "
+        "has other weights: the log-ratio of the two would be no process reward. Set "
+        f"reference.path = '{record.reference}'"
+    )
+
+
+def record_of(config: PrimeConfig) -> PRMRecord:
+    """Return the record of the PRM that `train-prm` trains."""
+    reference = config.reference_path
+    return PRMRecord(
+        reference=str(reference.absolute()),
+        reference_identity=model_identity(reference),
+        loss=config.prm.loss,
+        beta=config.prm.beta,
+        score_environment=config.prm.score_environment,
+    )
