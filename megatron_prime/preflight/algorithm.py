@@ -36,7 +36,13 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
 
 def objective_faults(config: PrimeConfig) -> Iterator[str]:
     """Yield why the PRM's objective cannot be used for training on saved responses."""
-    yield from PRM_OBJECTIVES.faults(config.prm.loss)
+    spec = config.prm.loss
+    faults = [*PRM_OBJECTIVES.faults(spec)]
+    yield from faults
+    # The default needs nothing, and loading it would import torch.
+    if not faults and spec != PRMConfig().loss:
+        requires = Requirements(units=PRM_OBJECTIVES.load(spec).requires.units)
+        yield from (f"prm.loss = {spec!r} {fault}" for fault in _unfulfilled(requires, config))
 
 
 def _fulfils_everything(config: PrimeConfig) -> bool:

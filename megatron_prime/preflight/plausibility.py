@@ -7,6 +7,7 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.shape import read_shape
+from megatron_prime.preflight.prm_training import other_scores
 
 LARGE_HIDDEN_SIZE = 512
 """Hidden size from which on a model is no toy, whose learning rates may be large."""
@@ -73,6 +74,7 @@ def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
     yield from _steps(config, arithmetic)
     yield from _filter(config)
     yield from _process_rewards(config)
+    yield from other_scores(config)
 
 
 def _clipping(config: PrimeConfig) -> Iterator[str]:

@@ -75,6 +75,19 @@ def reference_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     )
 
 
+def other_scores(config: PrimeConfig) -> Iterator[str]:
+    """Yield a warning for each setting that gives a trained PRM other scores than in its training."""
+    try:
+        record = PRMRecord.read(config.prm_path) if config.prm.enabled else None
+    except ModelFolderError:
+        return  # reported as a fault
+    for name in ("beta", "score_environment"):
+        mine = getattr(config.prm, name)
+        trained = mine if record is None else getattr(record, name)
+        if mine != trained:
+            yield f"prm.{name} = {mine}: the PRM in {config.prm_path} was trained with {trained} ({FILE})"
+
+
 def record_of(config: PrimeConfig) -> PRMRecord:
     """Return the record of the PRM that `train-prm` trains."""
     reference = config.reference_path

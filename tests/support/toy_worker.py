@@ -89,7 +89,7 @@ def sft_runs(folder: str) -> dict[str, Any]:
     Path("task/sft_heldout.jsonl").write_text("".join(rows[:20]))
     whole = run("sft", "run.toml", *settings, "run_dir=sft_whole", "sft.output=sft_whole/hf")
     parts = [*settings, "run_dir=sft_parts", "sft.output=sft_parts/hf"]
-    stopper = threading.Thread(target=_terminate_when_logged, args=(Path("sft_parts/sft_log/metrics.jsonl"),))
+    stopper = threading.Thread(target=terminate_when_logged, args=(Path("sft_parts/sft_log/metrics.jsonl"),))
     stopper.start()
     stopped = run("sft", "run.toml", *parts)
     stopper.join()
@@ -131,7 +131,7 @@ def outage_runs(folder: str) -> dict[str, Any]:
     return results
 
 
-def _terminate_when_logged(path: Path) -> None:
+def terminate_when_logged(path: Path) -> None:
     """Send SIGTERM to this process when the metrics of step 3 are in the file."""
     while not (path.exists() and '"step": 3,' in path.read_text()):
         time.sleep(0.001)

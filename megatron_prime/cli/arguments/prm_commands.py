@@ -18,8 +18,8 @@ def add_prm_commands(program: CommandsUnderHeadings) -> None:
                 "megatron-prime train-prm run.toml 'prm_training.responses=[\"runs/first\"]'",
             ),
             (
-                "then a run whose PRM starts from it",
-                "megatron-prime train run.toml prm.path=runs/a/prm reference.path=base",
+                "with another objective, for 400 steps",
+                "megatron-prime train-prm run.toml prm.loss=dpo prm_training.num_steps=400",
             ),
         ),
     )

@@ -80,7 +80,7 @@ def test_the_help_of_plan_names_every_gpu(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["tra"], {"train"}),
+        (["tra"], {"train", "train-prm"}),
         (["plan", "--gpu", "A"], {"A100-80G", "A100-40G"}),
         (["plan", "--gpu-s"], {"--gpu-set"}),
         (["check", "--for", "eval"], {"eval", "eval-prm"}),
