@@ -41,9 +41,9 @@ RANK_FUNCTIONS = {
     "train": "train.train",
     "sft": "sft.sft",
     "eval": "evaluate.evaluate_checkpoint",
-    "eval-prm": "evaluate_prm.evaluate_prm",
+    "eval-prm": "prm.evaluation.evaluate_prm",
     "rollout": "rollout.sample_rollouts",
-    "train-prm": "train_prm.train_prm",
+    "train-prm": "prm.training.train_prm",
 }
 """Command that runs on every rank -> its module and function."""
 
@@ -87,7 +87,7 @@ def run_command(options: Options) -> int:
 
 def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
     """Import "module.function" of this package only now, and call it: most modules import torch and Megatron."""
-    module, _, name = function.partition(".")
+    module, _, name = function.rpartition(".")
     return getattr(import_module(f"megatron_prime.cli.{module}"), name)(*arguments)
 
 

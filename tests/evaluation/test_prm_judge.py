@@ -1,4 +1,4 @@
-"""Metrics that follow from step scores, computed by hand; tests/cli/test_evaluate_prm.py tests the scores."""
+"""Metrics that follow from step scores, computed by hand; tests/cli/prm/test_evaluation.py tests the scores."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A report on a PRM whose step scores are given; tests/cli/test_evaluate_prm.py compares real scores with HF's."""
+"""A report on a PRM whose step scores are given; tests/cli/prm/test_evaluation.py compares real scores with HF's."""
 
 import json
 from pathlib import Path

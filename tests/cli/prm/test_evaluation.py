@@ -11,7 +11,7 @@ from tests.support.tiny_models import SIZES
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.toy_runs import finish
 
-SAMPLES = Path(__file__).parents[2] / "examples" / "data"
+SAMPLES = Path(__file__).parents[3] / "examples" / "data"
 BETA = 0.3
 CONFIG = """
 run_dir = "run"

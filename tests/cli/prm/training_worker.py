@@ -1,4 +1,4 @@
-"""Functions that one rank runs in tests/cli/test_train_prm.py."""
+"""Functions that one rank runs in tests/cli/prm/test_training.py."""
 
 import os
 import threading

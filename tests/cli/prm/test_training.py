@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.cli import train_prm_worker
+from tests.cli.prm import training_worker
 from tests.support.distributed_runner import run_distributed
 from tests.support.metric_names import undocumented
 from tests.support.toy_runs import Toy, records, rollouts, weights
@@ -15,8 +15,8 @@ from tests.support.toy_runs import Toy, records, rollouts, weights
 
 @pytest.fixture(scope="module")
 def runs(toy: Toy) -> dict:
-    """Return the results of train_prm_worker.prm_runs."""
-    (found,) = run_distributed(train_prm_worker.prm_runs, 1, str(toy.folder))
+    """Return the results of training_worker.prm_runs."""
+    (found,) = run_distributed(training_worker.prm_runs, 1, str(toy.folder))
     return found
 
 

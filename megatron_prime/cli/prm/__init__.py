@@ -1,0 +1,5 @@
+"""The commands about a PRM alone.
+
+- `training`: `train-prm`
+- `evaluation`: `eval-prm`
+"""
