@@ -44,6 +44,9 @@ class ChainTask:
     modulus: int = 10
     marks: int = 1
     noise: float = 0.1
+    shown_noise: float | None = None
+    """Noise of the marks in the demonstrations, if it is another one. 0.5 shows a model that marks exist, and not what
+    they mean, as with an environment that it has not been fine-tuned on."""
     wrong_fraction: float = 0.3
     """Fraction of each operator's table that the demonstrator remembers wrongly, and uses in half of all cases."""
 
@@ -132,7 +135,8 @@ class _Demonstrator:
             written.append(value)
             words.append(str(value))
             if len(judged) < len(operations):
-                words.append(reply(operations, written, judged, task.marks, task.noise))
+                noise = task.noise if task.shown_noise is None else task.shown_noise
+                words.append(reply(operations, written, judged, task.marks, noise))
         return {"prompt": f"{start} {symbol(operations[0])}", "response": " ".join(words)}
 
 
@@ -176,6 +180,7 @@ Task = ChainTask | ToolTask
 
 TASKS: dict[str, Task] = {
     "marks": ChainTask("16 steps, each judged by a mark that is right 9 times in 10"),
+    "new_marks": ChainTask("16 steps, marks right 9 times in 10, new to the model", shown_noise=0.5),
     "marks_noise20": ChainTask("16 steps, marks right 8 times in 10", noise=0.2),
     "marks_noise50": ChainTask("16 steps, marks that mean nothing", noise=0.5),
     "delayed": ChainTask("16 steps, every fourth mark judges the last four steps", marks=4),
