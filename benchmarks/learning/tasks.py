@@ -181,6 +181,7 @@ Task = ChainTask | ToolTask
 TASKS: dict[str, Task] = {
     "marks": ChainTask("16 steps, each judged by a mark that is right 9 times in 10"),
     "new_marks": ChainTask("16 steps, marks right 9 times in 10, new to the model", shown_noise=0.5),
+    "marks24": ChainTask("24 steps, each judged by a mark that is right 9 times in 10", num_steps=24),
     "marks_noise20": ChainTask("16 steps, marks right 8 times in 10", noise=0.2),
     "marks_noise50": ChainTask("16 steps, marks that mean nothing", noise=0.5),
     "delayed": ChainTask("16 steps, every fourth mark judges the last four steps", marks=4),
