@@ -5,6 +5,7 @@ import fcntl
 import gc
 import importlib
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -20,6 +21,8 @@ from megatron_prime.parallel.lifeline import die_with_parent
 ROOT = Path(__file__).parents[2]
 BASE = Path(__file__).with_name("base.toml")
 PRELOADED = ("sft", "train", "assemble")
+LOGGED = "rloo"
+"""The method whose rollout log is kept."""
 POLL_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -104,10 +107,38 @@ def train(job: Job, root: Path) -> Usage:
     """Carry out a training run in its folder, which must be empty."""
     start = fine_tuned(job.task, job.seed, root)
     folder = job.folder(root)
+    overrides = list(job.overrides)
+    if any("{prm}" in each for each in overrides):
+        path = str(pretrained_prm(job.task, job.seed, root))
+        overrides = [each.replace("{prm}", path) for each in overrides]
     paths = [f"model.path={start / 'sft'}", f"run_dir={folder}"]
-    overrides = [each.replace("{seed}", str(job.seed)).replace("{root}", str(root)) for each in job.overrides]
     words = ["train", str(BASE), *shared(job.task, job.seed, start), *overrides, *paths]
-    return command(words, folder / "output.log", folder / "metrics.jsonl")
+    usage = command(words, folder / "output.log", folder / "metrics.jsonl")
+    if job == Job(job.task, LOGGED, job.seed) and usage.exit_code == 0:
+        shutil.copytree(folder / "rollouts", start / "logged", dirs_exist_ok=True)
+    return usage
+
+
+def pretrained_prm(task: str, seed: int, root: Path) -> Path:
+    """Return the folder of a PRM that was trained on the responses of the run on outcomes alone, of the same seed.
+
+    Raises:
+        RuntimeError: that run has not been carried out in this folder, or the training failed.
+    """
+    start = fine_tuned(task, seed, root)
+    with locked(start / "prm.lock"):
+        if not (start / "prm" / "config.json").exists():
+            if not (start / "logged").exists():
+                raise RuntimeError(f"{task}, seed {seed}: run the method {LOGGED} first")
+            paths = [f"model.path={start / 'sft'}", f"run_dir={start / 'prm_run'}"]
+            paths += [
+                f'prm_training.responses=["{start / "logged"}"]',
+                f"prm_training.output={start / 'prm'}",
+            ]
+            usage = command(["train-prm", str(BASE), *shared(task, seed, start), *paths], start / "prm.log")
+            if usage.exit_code:
+                raise RuntimeError(f"the PRM of {task}, seed {seed}, failed: see {start / 'prm.log'}")
+    return start / "prm"
 
 
 def command(words: Sequence[str], log: Path, metrics: Path | None = None) -> Usage:

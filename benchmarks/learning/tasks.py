@@ -188,6 +188,5 @@ TASKS: dict[str, Task] = {
     "plain16": ChainTask("16 steps without marks", marks=0),
     "plain8": ChainTask("8 steps without marks", num_steps=8, marks=0),
     "modulo29": ChainTask("5 steps modulo 29 without marks", num_steps=5, modulus=29, marks=0),
-    "knowing": ChainTask("16 steps without marks, a PRM that knows more", marks=0),
     "tools": ToolTask("Look up a digit by a tool"),
 }
