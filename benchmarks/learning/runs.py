@@ -21,6 +21,8 @@ from megatron_prime.parallel.lifeline import die_with_parent
 ROOT = Path(__file__).parents[2]
 BASE = Path(__file__).with_name("base.toml")
 PRELOADED = ("sft", "train", "assemble")
+PRETRAINING = ("num_steps=100", "prompts_per_step=64", "lr=5e-4", "lr_decay=linear")
+"""Settings of [prm_training]: about four passes over the log of a run, 64 prompts x 4 responses at a time."""
 LOGGED = "rloo"
 """The method whose rollout log is kept."""
 POLL_S = 0.05
@@ -135,6 +137,7 @@ def pretrained_prm(task: str, seed: int, root: Path) -> Path:
                 f'prm_training.responses=["{start / "logged"}"]',
                 f"prm_training.output={start / 'prm'}",
             ]
+            paths += [f"prm_training.{each}" for each in PRETRAINING]
             usage = command(["train-prm", str(BASE), *shared(task, seed, start), *paths], start / "prm.log")
             if usage.exit_code:
                 raise RuntimeError(f"the PRM of {task}, seed {seed}, failed: see {start / 'prm.log'}")
