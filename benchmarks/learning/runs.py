@@ -112,7 +112,7 @@ def train(job: Job, root: Path) -> Usage:
     overrides = list(job.overrides)
     if any("{prm}" in each for each in overrides):
         path = str(pretrained_prm(job.task, job.seed, root))
-        overrides = [each.replace("{prm}", path) for each in overrides]
+        overrides = [each.replace("{prm}", path).replace("{sft}", str(start / "sft")) for each in overrides]
     paths = [f"model.path={start / 'sft'}", f"run_dir={folder}"]
     words = ["train", str(BASE), *shared(job.task, job.seed, start), *overrides, *paths]
     usage = command(words, folder / "output.log", folder / "metrics.jsonl")

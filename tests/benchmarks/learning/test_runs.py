@@ -19,7 +19,7 @@ class _Small(ChainTask):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_settings_of_every_method_are_valid_on_every_task(task, method, tmp_path):
     overrides = [*shared(task, 1, tmp_path), *Job(task, method, 1).overrides]
-    load_config(BASE, [each.format(prm=tmp_path) for each in overrides])
+    load_config(BASE, [each.format(prm=tmp_path, sft=tmp_path) for each in overrides])
 
 
 def test_a_tried_setting_replaces_that_of_the_method():
