@@ -61,7 +61,7 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None 
     asked = listen()
     topology = start_topology(config)
     progress = Progress(enabled=topology.rank == 0)
-    for line in arithmetic.lines():
+    for line in (*arithmetic.lines(), *config.preset_lines()):
         progress.line(line)
     config = with_date(config, config.run_dir, topology)
     # What may be refused is looked at first: a start that is refused changes no file.

@@ -4,6 +4,7 @@
 - `tables/`: one file per TOML table, of the same name
 - `megatron/`: the [megatron] table and Megatron-LM's arguments
 - `stages`: the commands that can be resumed, with their folders and lengths
+- `presets`: the [preset] table and the published methods that it names
 - `optimizer`: the optimizer settings that the tables of all trained roles share
 - `section`: the base class of tables and common field types
 - `redaction`: hides credentials and query strings of URLs

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import ValidationError
 
 from megatron_prime.config.faults import describe_faults, section_of
+from megatron_prime.config.presets import with_preset
 from megatron_prime.config.redaction import redact
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.section import Section
@@ -30,6 +31,8 @@ class ConfigError(ValueError):
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> PrimeConfig:
     """Read `path` (None for an empty file), apply overrides such as `policy.lr=1e-6` in order, and validate the result.
 
+    A preset that they name (`preset.name`) gives the values of keys that they leave out.
+
     The right side of an override is a TOML value (`true`, `3`, `["a", "b"]`). Text that is not valid TOML is taken as a
     string, and so is a number given for a field that holds text or a path.
 
@@ -45,6 +48,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> PrimeConfig
             _apply_override(data, override)
         except ValueError as error:
             faults.append(str(error))
+    data = with_preset(data)
     try:
         # Validation from JSON is strict, "5" is no number, but still converts strings to paths and lists to tuples.
         # TOML has dates, which JSON does not have: `default=str` passes them on as text.

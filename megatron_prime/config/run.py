@@ -13,6 +13,7 @@ from pydantic import model_validator
 from megatron_prime.config.megatron.schema import MegatronConfig
 from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.optimizer import OptimizerConfig, warmup_fault
+from megatron_prime.config.presets import PresetConfig, preset_lines
 from megatron_prime.config.section import NonNegative, Section, UserPath
 from megatron_prime.config.stages import Stage
 from megatron_prime.config.tables.advantage import AdvantageConfig
@@ -49,6 +50,7 @@ class PrimeConfig(Section):
     """Folder for everything that the run writes: logs, metrics, checkpoints, exported models."""
     seed: NonNegative = 0
     """Seed of all random numbers: order of the prompts, sampling, initialization of new weights."""
+    preset: PresetConfig = PresetConfig()
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
     platform: PlatformConfig = PlatformConfig()
@@ -75,6 +77,10 @@ class PrimeConfig(Section):
     overlap: OverlapConfig = OverlapConfig()
     profile: ProfileConfig = ProfileConfig()
     megatron: MegatronConfig = MegatronConfig()
+
+    def preset_lines(self) -> list[str]:
+        """Return what the preset of the run sets, as lines to print; empty without one."""
+        return list(preset_lines(self.preset.name, self.model_dump(mode="json")))
 
     @property
     def model_options(self) -> ModelOptions:
