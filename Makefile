@@ -35,8 +35,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 19
 
-quickstart: $(STAMP) ## Train a toy model end to end on this machine
-	$(BIN)/megatron-prime quickstart
+quickstart: $(STAMP) ## Train a toy model end to end on this machine (ARGS="--compare", ARGS="--task arithmetic")
+	$(BIN)/megatron-prime quickstart $(ARGS)
 
 quickstart-tools: $(STAMP) ## Train a toy model that learns to call a tool
 	$(BIN)/megatron-prime quickstart --task tools

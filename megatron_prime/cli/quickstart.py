@@ -1,6 +1,7 @@
 """The command `megatron-prime quickstart`: a complete training run on a CPU, beginning with a random model."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -16,12 +17,17 @@ from megatron_prime.config.quiet import is_quiet
 from megatron_prime.quickstart import TASKS
 from megatron_prime.quickstart.folder import DEFAULT_ROOT, prepare
 
+GOALS = (0.5, 0.7)
+"""Accuracies for which the summary counts rollouts."""
+WINDOW = 4
+"""Steps whose mean accuracy has to reach a goal: that of one step is noisy."""
+
 
 def quickstart(options: Options) -> int:
     """Generate the task, fine-tune the model on it, run PRIME, and print a summary; return the exit code.
 
-    Overrides apply to the PRIME run; those of [parallel], [platform] and [sft] apply to SFT too. An interrupted start
-    resumes where it stopped.
+    Overrides apply to the training runs; those of [parallel], [platform] and [sft] apply to SFT too. An interrupted
+    start resumes where it stopped.
 
     Raises:
         ValueError: the folder cannot be used.
@@ -46,11 +52,17 @@ def quickstart(options: Options) -> int:
         code = _run("sft", config, [seed, *inputs, *shared])
         if code:
             return code
+    runs = {"PRIME": run}
     code = _run("train", config, [seed, *options.overrides])
+    if code == 0 and options.compare:
+        runs["outcome rewards alone"] = root / "outcome"
+        code = _run(
+            "train", config, [seed, *options.overrides, f"run_dir={root / 'outcome'}", "prm.enabled=false"]
+        )
     seconds = time.monotonic() - started
     if code == 0 and not is_quiet():
         _check_export(run / "hf")
-        _report(task, run, config, seconds)
+        _report(task, runs, config, seconds)
     return code
 
 
@@ -78,20 +90,50 @@ def _check_export(folder: Path) -> None:
     AutoTokenizer.from_pretrained(folder)
 
 
-def _report(task: str, run: Path, config: Path, seconds: float) -> None:
-    """Print a summary of the run's metrics."""
+def _report(task: str, runs: dict[str, Path], config: Path, seconds: float) -> None:
+    """Print a summary of the metrics of the runs, each in a column."""
+    columns = [_summary(run) for run in runs.values()]
+    table = Table("quickstart", *(runs if len(runs) > 1 else ("",)), title=f"PRIME on the task {task}")
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+    console = Console(markup=False, emoji=False)
+    console.print(table)
+    run = runs["PRIME"]
+    ends = Table(show_header=False)
+    ends.add_row("seconds, total", f"{seconds:.0f}")
+    ends.add_row("TensorBoard", f"tensorboard --logdir {run / 'tensorboard'}")
+    ends.add_row("HF checkpoint", f"{run / 'hf'} (loaded by transformers)")
+    ends.add_row("configuration, to change", str(config))
+    console.print(ends)
+    if len(runs) > 1:
+        console.print(
+            "Both runs have the same seed, problems and settings, chosen for PRIME. One seed proves nothing: "
+            "docs/learning.md has many, tuned methods, and tasks on which process rewards do not help."
+        )
+
+
+def _summary(run: Path) -> dict[str, str]:
+    """Return what the metrics of a run say, by the name of a row."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    accuracy = [record["eval/accuracy"] for record in records if "eval/accuracy" in record]
-    rollouts = sum(record.get("rollout/num_rollouts_sampled", 0) for record in records)
-    table = Table("quickstart", "", title=f"PRIME on the task {task}")
-    if accuracy:
-        table.add_row("held-out accuracy before PRIME (temperature 1)", f"{accuracy[0]:.3f}")
-        table.add_row("held-out accuracy after PRIME", f"{accuracy[-1]:.3f}")
-    table.add_row("steps", str(records[-1]["step"]))
-    table.add_row("rollouts", f"{rollouts:.0f}")
-    table.add_row("seconds, total", f"{seconds:.0f}")
-    table.add_row("TensorBoard", f"tensorboard --logdir {run / 'tensorboard'}")
-    table.add_row("HF checkpoint", f"{run / 'hf'} (loaded by transformers)")
-    table.add_row("configuration, to change", str(config))
-    Console(markup=False, emoji=False).print(table)
+    accuracy = [record["eval/accuracy"] for record in records if "eval/accuracy" in record] or [math.nan]
+    steps = [record for record in records if "rollout/num_rollouts_sampled" in record]
+    return {
+        "held-out accuracy at the start (temperature 1)": f"{accuracy[0]:.3f}",
+        "held-out accuracy at the end": f"{accuracy[-1]:.3f}",
+        **{f"rollouts to an accuracy of {goal}": _rollouts_to(goal, steps) for goal in GOALS},
+        "steps": str(records[-1]["step"]),
+        "rollouts": f"{sum(record['rollout/num_rollouts_sampled'] for record in steps):.0f}",
+        "seconds of steps": f"{sum(record['time/step_s'] for record in steps):.0f}",
+    }
+
+
+def _rollouts_to(goal: float, steps: list[dict[str, float]]) -> str:
+    """Return the number of rollouts until the mean accuracy of WINDOW steps, on new problems, has reached a goal."""
+    rollouts = 0.0
+    for place, record in enumerate(steps):
+        rollouts += record["rollout/num_rollouts_sampled"]
+        window = [each["rollout/accuracy_sampled"] for each in steps[max(0, place + 1 - WINDOW) : place + 1]]
+        if len(window) == WINDOW and sum(window) / WINDOW >= goal:
+            return f"{rollouts:.0f}"
+    return "not reached"

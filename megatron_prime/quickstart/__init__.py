@@ -8,6 +8,6 @@
 - `folder`: the inputs of a quickstart in its folder: the task, and a configuration to run and to change
 """
 
-TASKS = ("arithmetic", "chain", "tools")
-"""The tasks: chain arithmetic in one turn; the same in turns, with remarks of an environment; and a number that only a
-tool knows."""
+TASKS = ("chain", "arithmetic", "tools")
+"""The tasks: chain arithmetic in turns, with remarks of an environment; the same in one turn, without; and a number
+that only a tool knows. The first one is the default."""

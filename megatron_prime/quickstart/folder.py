@@ -12,11 +12,11 @@ DEFAULT_ROOT = "runs/quickstart"
 
 def packaged_config(task: str = TASKS[0]) -> Path:
     """Return the configuration of a task as it is in the package; its paths are those of the folder DEFAULT_ROOT."""
-    return Path(__file__).with_name("quickstart.toml" if task == TASKS[0] else f"{task}.toml")
+    return Path(__file__).with_name(f"{task}.toml")
 
 
-CONFIG = packaged_config()
-"""The configuration of the first task."""
+CONFIG = packaged_config("arithmetic")
+"""The configuration of the task without an environment."""
 
 
 def prepare(root: Path, seed: int, task: str = TASKS[0]) -> Path:
@@ -31,8 +31,10 @@ def prepare(root: Path, seed: int, task: str = TASKS[0]) -> Path:
         raise ValueError(
             f"--root {root}: choose a folder without quotes, backslashes and line breaks in its path"
         )
-    for other in TASKS:
-        if other != task and (root / packaged_config(other).name).exists():
+    # Earlier versions named the configuration of the task `arithmetic` so.
+    files = {packaged_config(other).name: other for other in TASKS} | {"quickstart.toml": "arithmetic"}
+    for name, other in files.items():
+        if name != packaged_config(task).name and (root / name).exists():
             raise ValueError(
                 f"--root {root} holds the task {other}: choose another folder, or remove its files with --fresh"
             )
@@ -53,7 +55,7 @@ def _make_task(folder: Path, seed: int, task: str) -> None:
 
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    if task == TASKS[0]:
+    if task == "arithmetic":
         arithmetic_task.write_all(temporary, seed)
     else:
         turn_tasks.write_task(temporary, task, seed)

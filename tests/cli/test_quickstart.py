@@ -1,4 +1,4 @@
-"""The quickstart runs on a prepared task; a slow test checks that the policy learns."""
+"""The quickstart runs on a prepared task; slow tests check that policies learn."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megatron_prime.cli.quickstart import _rollouts_to
 from megatron_prime.training.health.stop import EXIT_CODE as STOPPED
 from tests.support import deadlines
 from tests.support.event_files import EventFiles
@@ -18,14 +19,19 @@ from tests.support.metric_names import undocumented
 from tests.support.toy_runs import Toy, environment, records
 
 SMALL = [
+    "--task=arithmetic",
     "trainer.num_steps=2",
     "trainer.prompts_per_step=8",
     "evaluation.max_prompts=32",
     "parallel.tensor=1",
     "filter.accuracy_min=0.1",
 ]
-LEARNING = ["trainer.num_steps=12", "parallel.tensor=1"]
-"""Overrides with which the policy learns within a minute after SFT. One process is faster than two on a few cores."""
+LEARNING = {
+    "chain": ["trainer.num_steps=24", "trainer.eval_every=0"],
+    "arithmetic": ["trainer.num_steps=12", "parallel.tensor=1", "prm.enabled=false"],
+    "tools": ["trainer.num_steps=10", "trainer.eval_every=0", "sft.num_steps=200"],
+}
+"""Overrides with which policies learn within a minute after SFT. One process is faster than two on a few cores."""
 DOCUMENTED = (
     "rollout/accuracy_batch",
     "rollout/accuracy_sampled",
@@ -71,7 +77,7 @@ def prepared(toy: Toy, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(prepared: Path) -> str:
-    return quickstart(prepared, *SMALL)
+    return quickstart(prepared, *SMALL, "--compare")
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +85,44 @@ def scalars(prepared: Path, printed: str) -> EventFiles:
     return EventFiles(prepared / "prime/tensorboard")
 
 
-def row(printed: str, name: str) -> str:
-    """Return the value next to a name in the final table."""
-    (line,) = [line for line in printed.splitlines() if name in line and "│" in line]
-    return line.split("│")[2].strip()
+def row(printed: str, name: str, column: int = 0) -> str:
+    """Return the value next to a name in the final tables, of one run."""
+    rows = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines() if "│" in line]
+    (cells,) = [cells for cells in rows if cells[1] == name]
+    return cells[2 + column]
 
 
-def test_the_quickstart_ends_with_a_table_of_its_metrics(prepared, printed):
-    history = records(prepared / "prime")
-    assert row(printed, "accuracy before PRIME") == f"{history[0]['eval/accuracy']:.3f}"
-    assert row(printed, "accuracy after PRIME") == f"{history[-1]['eval/accuracy']:.3f}"
-    assert row(printed, "steps") == "2"
-    assert float(row(printed, "rollouts")) == sum(
-        record.get("rollout/num_rollouts_sampled", 0) for record in history
-    )
-    assert re.fullmatch(r"\d+", row(printed, "seconds"))
+START, END = "held-out accuracy at the start (temperature 1)", "held-out accuracy at the end"
+
+
+def test_the_quickstart_ends_with_a_table_of_the_metrics_of_its_runs(prepared, printed):
+    assert (row(printed, "quickstart"), row(printed, "quickstart", 1)) == ("PRIME", "outcome rewards alone")
+    for column, name in enumerate(("prime", "outcome")):
+        history = records(prepared / name)
+        assert row(printed, START, column) == f"{history[0]['eval/accuracy']:.3f}"
+        assert row(printed, END, column) == f"{history[-1]['eval/accuracy']:.3f}"
+        assert row(printed, "steps", column) == "2"
+        assert float(row(printed, "rollouts", column)) == sum(
+            record.get("rollout/num_rollouts_sampled", 0) for record in history
+        )
+        assert ("prm/loss" in history[-1]) == (name == "prime")
+    assert re.fullmatch(r"\d+", row(printed, "seconds, total"))
+    assert "One seed proves nothing" in printed
+
+
+def test_rollouts_are_counted_until_the_mean_of_four_steps_reaches_a_goal():
+    steps = [
+        {"rollout/num_rollouts_sampled": 100.0, "rollout/accuracy_sampled": accuracy}
+        for accuracy in (0.9, 0.1, 0.1, 0.1, 0.7, 0.9, 0.3)
+    ]
+    # The means are 0.3, 0.25, 0.45 and 0.5.
+    assert [_rollouts_to(goal, steps) for goal in (0.3, 0.45, 0.5, 0.7)] == [
+        "400",
+        "600",
+        "700",
+        "not reached",
+    ]
+    assert _rollouts_to(0.0, steps[:3]) == "not reached"
 
 
 def test_tensorboard_shows_the_documented_scalars_of_every_step(prepared, scalars):
@@ -153,38 +182,30 @@ def test_a_folder_that_cannot_be_used_is_a_fault_in_one_line(tmp_path):
     assert re.fullmatch(r"megatron-prime: .*file.*\n", finished.stderr.replace("\n  ", " "))
 
 
-@pytest.fixture(scope="module")
-def from_scratch(tmp_path_factory) -> tuple[Path, str]:
-    """Return the folder and the output of a complete quickstart, from the random model to the trained policy."""
-    root = tmp_path_factory.mktemp("learning") / "root"
-    return root, quickstart(root, *LEARNING)
+def learned(root: Path, task: str) -> tuple[float, float]:
+    """Run a complete quickstart, from the random model to the trained policy; return the accuracies at both ends."""
+    printed = quickstart(root, "--task", task, *LEARNING[task])
+    return float(row(printed, START)), float(row(printed, END))
 
 
-def assert_learned(printed: str) -> None:
-    before, after = (float(row(printed, f"accuracy {when} PRIME")) for when in ("before", "after"))
+@pytest.mark.slow
+def test_the_policy_learns_from_process_rewards(tmp_path):
+    before, after = learned(tmp_path / "root", "chain")
+    assert 0.1 < before < 0.3
+    assert after > before + 0.2
+
+
+@pytest.mark.slow
+def test_the_policy_learns_from_outcome_rewards_alone(tmp_path):
+    before, after = learned(tmp_path / "root", "arithmetic")
     assert 0.2 < before < 0.5
     assert after > before + 0.2
 
 
 @pytest.mark.slow
-def test_the_policy_learns_from_process_rewards(from_scratch):
-    assert_learned(from_scratch[1])
-
-
-@pytest.mark.slow
-def test_the_policy_learns_from_outcome_rewards_alone(from_scratch):
-    root, _ = from_scratch
-    shutil.rmtree(root / "prime")
-    assert_learned(quickstart(root, *LEARNING, "prm.enabled=false"))
-
-
-@pytest.mark.slow
 def test_the_policy_learns_to_call_a_tool(tmp_path):
-    root = tmp_path / "root"
-    steps = ["trainer.num_steps=10", "trainer.eval_every=0", "sft.num_steps=200"]
-    printed = quickstart(root, "--task", "tools", *steps)
-    before, after = (float(row(printed, f"accuracy {when} PRIME")) for when in ("before", "after"))
+    before, after = learned(tmp_path / "root", "tools")
     # Whoever answers without the tool is right in one case of ten.
     assert 0.3 < before < 0.65
     assert after > before + 0.15
-    assert records(root / "prime")[-1]["rollout/mean_turns"] > 1.5
+    assert records(tmp_path / "root" / "prime")[-1]["rollout/mean_turns"] > 1.5

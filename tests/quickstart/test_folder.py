@@ -46,9 +46,9 @@ def test_an_interruption_leaves_no_incomplete_task(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(arithmetic_task, "write_all", interrupted)
-        prepare(tmp_path, seed=0)
+        prepare(tmp_path, 0, "arithmetic")
     assert not (tmp_path / "task").exists()
-    prepare(tmp_path, seed=0)
+    prepare(tmp_path, 0, "arithmetic")
     assert sorted(path.name for path in (tmp_path / "task").iterdir()) == [
         "heldout.jsonl",
         "model",
@@ -66,4 +66,10 @@ def test_a_folder_that_a_configuration_cannot_name_is_refused(tmp_path):
 def test_a_folder_with_another_task_is_refused(root):
     prepare(root, 0, "tools")
     with pytest.raises(ValueError, match="holds the task tools: choose another folder"):
+        prepare(root, 0)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(root):
+    (root / "quickstart.toml").touch()
+    with pytest.raises(ValueError, match="holds the task arithmetic: choose another folder"):
         prepare(root, 0)

@@ -134,7 +134,7 @@ CHECKS = (
         600,
         SGLANG,
     ),
-    Check("run", "runs:prime_run", "a complete PRIME run on the quickstart's task: accuracy rises", 240, 420),
+    Check("run", "runs:prime_run", "a complete PRIME run on the task `arithmetic`: accuracy rises", 240, 420),
     Check(
         "step-3b",
         "speed:step_3b",

@@ -33,7 +33,7 @@ def _complete_gpu(_context: click.Context, _parameter: click.Parameter, word: st
     context_settings=SETTINGS,
     help="PRIME (arXiv 2502.01456) on Megatron-core: reinforcement learning with process rewards that nobody labels.",
     examples=(
-        ("see a toy model learn on this machine, in two minutes", "megatron-prime quickstart"),
+        ("see a toy model learn on this machine, in minutes", "megatron-prime quickstart"),
         ("find every fault of a configuration before it costs GPU time", "megatron-prime check run.toml"),
         ("train; the same command continues a run that was stopped", "megatron-prime train run.toml"),
         ("options and examples of one command", "megatron-prime help train"),
@@ -58,7 +58,7 @@ def _replay_option() -> click.Option:
 _command(
     "quickstart",
     "Train",
-    "train a toy model end to end on a CPU, in two minutes",
+    "train a toy model end to end on a CPU, in minutes",
     {
         "Files and seed": [
             path_option(
@@ -71,7 +71,7 @@ _command(
                 "--task",
                 type=click.Choice(TASKS),
                 default=TASKS[0],
-                help="arithmetic (one turn, default), chain (16 turns with remarks on steps), tools (a call of a tool)",
+                help="chain (16 turns with remarks on steps, default), arithmetic (one turn), tools (a call of a tool)",
             ),
             option(
                 "--seed",
@@ -80,15 +80,14 @@ _command(
                 default=0,
                 help="seed of the task, of the models and of the runs",
             ),
+            option("--compare", is_flag=True, help="train with outcome rewards alone as well"),
             option("--fresh", is_flag=True, help="remove the files of an earlier quickstart first"),
         ],
     },
     (
         ("generate a task and a model, fine-tune it, then run PRIME", "megatron-prime quickstart"),
-        (
-            "for comparison, with outcome rewards alone",
-            "megatron-prime quickstart --root runs/outcome prm.enabled=false",
-        ),
+        ("with outcome rewards alone beside it", "megatron-prime quickstart --compare"),
+        ("the same problems in one turn", "megatron-prime quickstart --task arithmetic"),
         ("a policy that learns to use a tool", "megatron-prime quickstart --task tools"),
         ("another seed, from scratch", "megatron-prime quickstart --seed 1 --fresh"),
     ),
