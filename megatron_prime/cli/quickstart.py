@@ -93,7 +93,11 @@ def _check_export(folder: Path) -> None:
 def _report(task: str, runs: dict[str, Path], config: Path, seconds: float) -> None:
     """Print a summary of the metrics of the runs, each in a column."""
     columns = [_summary(run) for run in runs.values()]
-    table = Table("quickstart", *(runs if len(runs) > 1 else ("",)), title=f"PRIME on the task {task}")
+    table = Table(
+        "quickstart",
+        *(runs if len(runs) > 1 else ("",)),
+        title=f"the task {task}, accuracies at temperature 1",
+    )
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     console = Console(markup=False, emoji=False)
@@ -119,7 +123,7 @@ def _summary(run: Path) -> dict[str, str]:
     accuracy = [record["eval/accuracy"] for record in records if "eval/accuracy" in record] or [math.nan]
     steps = [record for record in records if "rollout/num_rollouts_sampled" in record]
     return {
-        "held-out accuracy at the start (temperature 1)": f"{accuracy[0]:.3f}",
+        "held-out accuracy at the start": f"{accuracy[0]:.3f}",
         "held-out accuracy at the end": f"{accuracy[-1]:.3f}",
         **{f"rollouts to an accuracy of {goal}": _rollouts_to(goal, steps) for goal in GOALS},
         "steps": str(records[-1]["step"]),
