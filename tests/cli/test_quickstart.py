@@ -27,7 +27,7 @@ SMALL = [
     "filter.accuracy_min=0.1",
 ]
 LEARNING = {
-    "chain": ["trainer.num_steps=24", "trainer.eval_every=0"],
+    "chain": ["trainer.num_steps=32", "trainer.eval_every=0"],
     "arithmetic": ["trainer.num_steps=12", "parallel.tensor=1", "prm.enabled=false"],
     "tools": ["trainer.num_steps=10", "trainer.eval_every=0", "sft.num_steps=200"],
 }
@@ -108,7 +108,7 @@ def test_the_quickstart_ends_with_a_table_of_the_metrics_of_its_runs(prepared, p
         )
         assert ("prm/loss" in history[-1]) == (name == "prime")
     assert re.fullmatch(r"\d+", row(printed, "seconds, total"))
-    assert "One seed proves nothing" in printed
+    assert "One seed proves nothing" in " ".join(printed.split())
 
 
 def test_rollouts_are_counted_until_the_mean_of_four_steps_reaches_a_goal():
