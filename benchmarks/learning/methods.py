@@ -19,10 +19,13 @@ class Method:
 
 
 OUTCOME = ("prm.enabled=false",)
+PRM = ("prm.beta=1.0", "prm.update_order=before")
+"""A PRM whose logits have the scale of nats, updated with the batch before it scores it."""
 CREDIT = (
+    *PRM,
     "advantage.process_baseline=token_mean",
     "advantage.process_normalization=none",
-    "advantage.whitening=per_source",
+    "advantage.whitening=joint",
     "advantage.process_trust=pair_accuracy",
     "filter.enabled=false",
     "policy.lr=6e-4",
@@ -32,6 +35,13 @@ CREDIT = (
 )
 """The settings of all forms of credit but the published one."""
 HINDSIGHT = (*CREDIT, "advantage.process_credit=hindsight", "advantage.gamma_process=0.0")
+RELEASED = (*PRM, "prm.lr=3e-4", "prm.num_epochs=2", "filter.enabled=true", "policy.lr=6e-4")
+GAE = (
+    "advantage.estimator=prm_gae",
+    "advantage.process_credit=td",
+    "advantage.gamma_process=0.9",
+    "advantage.gamma_outcome=0.9",
+)
 PRETRAINED = ("prm.path={prm}", "reference.path={sft}")
 """A PRM that was trained on the log of the run on outcomes alone with the same seed: 5,760 responses and their outcomes
 that the run itself does not sample."""
@@ -42,7 +52,7 @@ METHODS: dict[str, Method] = {
     "observation": Method(
         "PRIME, rewards on observations, gamma 1", (*CREDIT, "advantage.process_credit=observation")
     ),
-    "released": Method("PRIME, released estimator", ("filter.enabled=true", "policy.lr=6e-4")),
+    "released": Method("PRIME, released estimator", RELEASED),
     "oracle": Method(
         "oracle: which steps are right",
         (
@@ -58,21 +68,42 @@ METHODS: dict[str, Method] = {
         "PRIME, hindsight credit, PRM from an earlier run's log", (*HINDSIGHT, *PRETRAINED)
     ),
     "own_pretrained": Method(
-        "PRIME, each token its own reward, PRM from an earlier run's log",
-        (*CREDIT, "advantage.gamma_process=0.0", *PRETRAINED),
+        "PRIME, each token its own reward, frozen PRM from an earlier run's log",
+        (*CREDIT, "advantage.gamma_process=0.0", *PRETRAINED, "prm.update_order=none"),
     ),
     "released_pretrained": Method(
         "PRIME, released estimator, PRM from an earlier run's log",
-        ("filter.enabled=true", "policy.lr=6e-4", *PRETRAINED),
+        (*RELEASED, *PRETRAINED),
     ),
     "gae_pretrained": Method(
-        "PRIME, GAE with the PRM's value, PRM from an earlier run's log",
+        "PRIME, GAE with the PRM's value, PRM from an earlier run's log", (*CREDIT, *GAE, *PRETRAINED)
+    ),
+    "hindsight_intercept": Method(
+        "PRIME, hindsight credit, cross-entropy with a class prior", (*HINDSIGHT, "prm.loss=ce_intercept")
+    ),
+    "hindsight_dpo": Method("PRIME, hindsight credit, DPO", (*HINDSIGHT, "prm.loss=dpo")),
+    "hindsight_noisy_and": Method("PRIME, hindsight credit, noisy-AND", (*HINDSIGHT, "prm.loss=noisy_and")),
+    "gae": Method("PRIME, GAE with the PRM's value", (*CREDIT, *GAE, "prm.loss=ce_intercept")),
+    "gae_ipvrm": Method("PRIME, GAE with IPVRM's value", (*CREDIT, *GAE, "prm.loss=ipvrm")),
+    "min": Method("PRIME, lowest reward (PURE)", (*CREDIT, "advantage.process_credit=min")),
+    "own_turns": Method(
+        "PRIME, each turn its own reward",
+        (*CREDIT, "prm.granularity=turn", "advantage.gamma_process=0.0"),
+    ),
+    "istar": Method(
+        "iStar, DPO of turns",
         (
-            *CREDIT,
-            "advantage.estimator=prm_gae",
-            "advantage.process_credit=td",
-            "advantage.gamma_process=0.9",
-            *PRETRAINED,
+            *PRM,
+            "advantage.estimator=istar",
+            "prm.granularity=turn",
+            "prm.loss=dpo_units",
+            "filter.enabled=false",
+            "policy.lr=6e-4",
+            "prm.lr=5e-4",
         ),
+    ),
+    "spro": Method(
+        "SPRO, rewards of the policy itself",
+        ("advantage.estimator=spro", "prm.source=policy", "filter.enabled=false", "policy.lr=6e-4"),
     ),
 }
