@@ -34,7 +34,8 @@ from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.config.tables.policy import PolicyConfig
 from megatron_prime.config.tables.prm import PRMConfig
-from megatron_prime.training.health.alarms import PAIR_ACCURACY, PROCESS_SHARE, Alarms
+from megatron_prime.training.health.alarms import Alarms
+from megatron_prime.training.health.credit_alarms import PAIR_ACCURACY, PROCESS_SHARE
 
 OPEN, CLOSE, FORMAT, VOCAB = 10, 11, 12, 13
 NO_OPERATION = 30

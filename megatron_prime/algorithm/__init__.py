@@ -7,6 +7,7 @@
 - `prm_loss`: the PRM's loss and metrics; the protocol of an objective.
 - `prm_objectives`: objectives of the PRM, one per module.
 - `prm_rows`: what an objective sees of a batch, token by token, and what it keeps of it.
+- `prm_quality`: signs of a PRM that rewards something else than right steps.
 - `prm_pairs`: comparisons within a group, for the pairwise objectives.
 - `registry`: from a name in the configuration to an estimator, objective or policy loss.
 - `implicit_reward`: the scaled log-ratio of PRM and reference.

@@ -108,6 +108,8 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, optio
         from megatron_prime.preflight.trial import try_run  # it imports transformers
 
         trial = try_run(config, command)
+        if command == "train":
+            trial.faults += _probe_faults(config)
         faults, waits = _ask_servers(config) if command != "sft" else ([], [])
         _warn([*trial.warnings, *waits])
         if trial.faults or faults:
@@ -128,6 +130,19 @@ def _check_responses(config: PrimeConfig, options: Options) -> None:
         raise ConfigError("check", [str(error)]) from error
     if not options.quiet:
         print("\n".join(groups.notes), flush=True)  # noqa: T201
+
+
+def _probe_faults(config: PrimeConfig) -> list[str]:
+    """Return why the solutions of prm.probe cannot be read, as a run reads them."""
+    if config.prm.probe is None:
+        return []
+    from megatron_prime.evaluation.probe_set import read_probe  # it imports transformers
+
+    try:
+        read_probe(config)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _replay_doubts(config: PrimeConfig, replay: Path | None) -> Iterable[str]:

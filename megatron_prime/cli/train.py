@@ -24,6 +24,9 @@ from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.environments.episodes import tools_of
 from megatron_prime.evaluation.accuracy import EvaluationReport
 from megatron_prime.evaluation.evaluator import Evaluator, evaluation_sets, notes_of
+from megatron_prime.evaluation.prm_judge import StepScorer
+from megatron_prime.evaluation.probe import PRMProbe, RememberedScorer
+from megatron_prime.evaluation.probe_set import ProbeSet, read_probe
 from megatron_prime.hf.identity import model_identity
 from megatron_prime.observability import MetricsLogger, Progress
 from megatron_prime.observability.loggers.protocol import Details, RunInfo
@@ -37,6 +40,7 @@ from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.checkpoint.folder import complete, read_run, require_roles
 from megatron_prime.training.checkpoint.run_lock import RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy, RunState
+from megatron_prime.training.health.format_tokens import FormatTokens
 from megatron_prime.training.health.guards import Guards
 from megatron_prime.training.health.stop import StopRequest, listen
 from megatron_prime.training.loop import Loop, LoopContext, with_date
@@ -70,7 +74,8 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None 
     held_out = evaluation_sets(config, tools) if replay is None else []
     if replay is not None:
         progress.line(f"replaying the rollouts of {replay}: nothing is sampled, verified or evaluated")
-    for note in notes_of(held_out):
+    probe_set = read_probe(config)
+    for note in [*notes_of(held_out), *([probe_set.summary()] if probe_set else [])]:
         progress.line(note)
     _check_resumable(config, topology, stream)
     retention = RetentionPolicy(config.checkpoint.keep_last, config.checkpoint.keep_best)
@@ -90,7 +95,9 @@ def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None 
             else None
         )
         try:
-            run = _Run(config, topology, progress, stream, store, lock, roles, guards, rollout, evaluator)
+            run = _Run(
+                config, topology, progress, stream, store, lock, roles, guards, rollout, evaluator, probe_set
+            )
             _train(run, checkpoint, state, asked)
         finally:
             rollout.close()
@@ -110,6 +117,7 @@ class _Run:
     guards: Guards
     rollout: RolloutParts
     evaluator: Evaluator | None
+    probe_set: ProbeSet | None
 
 
 def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: StopRequest) -> None:
@@ -138,6 +146,7 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
             roles=roles.trained,
             prompt_stream=run.stream,
             evaluate=_evaluation(run, trainer),
+            probe=_probe(run),
             logger=logger,
             progress=progress,
             guards=run.guards,
@@ -252,6 +261,7 @@ def _trainer_context(
         weight_sync=sync,
         warn=progress.warn,
         observers=[observer.note for observer in (recorder, details) if observer is not None],
+        format_tokens=FormatTokens(load_tokenizer(config.model.path)),  # type: ignore[arg-type]
     )
 
 
@@ -284,3 +294,16 @@ def _evaluation(run: _Run, trainer: Trainer) -> Callable[[int], EvaluationReport
             return evaluator(step_index)
 
     return evaluate
+
+
+def _probe(run: _Run) -> PRMProbe | None:
+    """Return what measures the PRM on the solutions of prm.probe; None without them."""
+    config, roles = run.config, run.roles
+    if run.probe_set is None:
+        return None
+    # With prm.source = "policy" the policy takes the PRM's place.
+    prm = roles.policy if roles.prm is None else roles.prm
+    # Where the policy before its update is the reference, that is the policy as it is between two steps.
+    reference = roles.policy if roles.reference is None else RememberedScorer(roles.reference)
+    scorer = StepScorer(prm, reference, config.prm, config.trainer.max_tokens_per_microbatch)
+    return PRMProbe(run.probe_set, scorer)

@@ -6,9 +6,14 @@ texts -> log-probs of PRM and reference -> step scores -> best of N, votes, F1, 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from megatron_prime.algorithm.prm_loss import PRMObjective
+from megatron_prime.algorithm.registry import PRM_OBJECTIVES
+from megatron_prime.algorithm.tensor_ops import zero_padding
+from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.evaluation.first_errors import (
     CORRECT,
     best_threshold,
@@ -16,11 +21,19 @@ from megatron_prime.evaluation.first_errors import (
 )
 from megatron_prime.evaluation.reranking import best_of_n, pair_accuracy, sigmoid, vote
 from megatron_prime.evaluation.step_scores import AGGREGATIONS, response_score, step_scores
+from megatron_prime.models.forward import Scores, Sequences
 from megatron_prime.observability.progress import SILENT, Progress
-from megatron_prime.training.trainable import Scorer
 
 ROWS_AT_ONCE = 256
 """Responses scored in one call. It bounds the size of the padded [rows, longest response] tensors, not the packing."""
+
+
+class TextScorer(Protocol):
+    """A model that gives responses log-probs, such as `training.trainable.Scorer`."""
+
+    def score(self, sequences: Sequences) -> Scores:
+        """Return the log-probs of all rows, equal on every rank. Collective."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +56,23 @@ class StepScorer:
     Args:
         prm: the process reward model.
         reference: the model in the denominator of the log-ratio.
-        beta: scale of the log-ratio.
+        config: the [prm] section, whose loss says how values of prefixes follow from log-ratios.
         max_tokens: longest sequence, prompt and response, that fits into a microbatch.
         progress: shows how many responses are scored.
     """
 
     def __init__(
-        self, prm: Scorer, reference: Scorer, beta: float, max_tokens: int, progress: Progress = SILENT
+        self,
+        prm: TextScorer,
+        reference: TextScorer,
+        config: PRMConfig,
+        max_tokens: int,
+        progress: Progress = SILENT,
     ) -> None:
         self._progress = progress
         self._prm = prm
         self._reference = reference
-        self._beta = beta
+        self._objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
         self._max_tokens = max_tokens
 
     def __call__(self, texts: Sequence[JudgedText]) -> list[list[float]]:
@@ -85,16 +103,17 @@ class StepScorer:
         prm_BT = self._prm.score(sequences).logprobs_BT.double()
         ref_BT = self._reference.score(sequences).logprobs_BT.double()
         ratios_BT: torch.Tensor = (prm_BT - ref_BT).cpu()
+        scored_BT = torch.zeros(ratios_BT.shape, dtype=torch.bool)
         for row, text in enumerate(texts):
-            if text.scored_spans is not None:
-                own_T = torch.zeros_like(ratios_BT[row])
-                for start, end in text.scored_spans:
-                    own_T[start:end] = ratios_BT[row, start:end]
-                ratios_BT[row] = own_T
+            for start, end in (
+                [(0, len(text.response_ids))] if text.scored_spans is None else text.scored_spans
+            ):
+                scored_BT[row, start:end] = True
+        values_BL = self._objective.prefix_logits_BL(
+            zero_padding(ratios_BT, scored_BT), scored_BT, ratios_BT.new_zeros(len(texts))
+        )
         return [
-            step_scores(
-                ratios_BT[row, : len(text.response_ids)], text.token_steps, text.num_steps, self._beta
-            )
+            step_scores(values_BL[row, : len(text.response_ids) + 1], text.token_steps, text.num_steps)
             for row, text in enumerate(texts)
         ]
 

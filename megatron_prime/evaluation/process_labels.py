@@ -16,7 +16,26 @@ from megatron_prime.data.steps import token_spans
 from megatron_prime.data.tokenizer import encode
 
 STEP_SEPARATOR = "\n\n"
-"""Separator at which ProcessBench split its solutions into steps."""
+"""Separator at which ProcessBench split its solutions into steps: the default of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextSolution:
+    """A solution as text, with a label for its first wrong step."""
+
+    row: DataRow
+    """The row that it comes from."""
+    problem: str
+    steps: tuple[str, ...]
+    label: int
+    """Index of the first wrong step, from 0; -1 if all steps are correct."""
+    separator: str = STEP_SEPARATOR
+    """The text between two steps."""
+
+    @property
+    def where(self) -> str:
+        """File and row, for error messages."""
+        return f"{self.row.path}, row {self.row.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +64,14 @@ class Pair:
     rejected_ids: tuple[int, ...]
 
 
-def read_processbench(
-    path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[LabelledSolution]:
+def read_solutions(path: Path) -> Iterator[TextSolution]:
     """Yield the solutions of a file with the columns problem, steps (a list of strings) and label.
+
+    Steps are joined by the column separator, which is STEP_SEPARATOR where a row has none.
 
     Raises:
         ValueError: the file is missing, or a row is malformed.
     """
-    encode = _prompt_encoder(config, tokenizer)
     for row in read_rows(path):
         problem, steps, label = row.field("problem"), row.field("steps"), row.field("label")
         if not isinstance(problem, str) or is_blank(problem):
@@ -70,22 +88,51 @@ def read_processbench(
             raise row.error(
                 f"'label' is {label!r}: it must be -1, or the index of one of the {len(steps)} steps, from 0"
             )
-        response_ids = _tokens(row, "steps", STEP_SEPARATOR.join(steps), tokenizer)
+        separator = row.fields.get("separator")
+        if separator is not None and not isinstance(separator, str):
+            raise row.error(f"'separator' is {separator!r}: it must be a string, the text between two steps")
+        yield TextSolution(
+            row, problem, tuple(steps), label, STEP_SEPARATOR if separator is None else separator
+        )
+
+
+def solution_tokenizer(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[TextSolution], LabelledSolution]:
+    """Return the function that tokenizes solutions; it raises ValueError, which names the row, where it cannot."""
+    encode = _prompt_encoder(config, tokenizer)
+
+    def tokenized(solution: TextSolution) -> LabelledSolution:
+        row, steps = solution.row, solution.steps
+        response_ids = _tokens(row, "steps", solution.separator.join(steps), tokenizer)
         spans, start = [], 0
         for step in steps:
             # The separator after a step belongs to that step, so the spans cover the text without gaps.
-            end = start + len(step) + len(STEP_SEPARATOR)
+            end = start + len(step) + len(solution.separator)
             spans.append((start, end))
             start = end
         token_steps = token_spans(tokenizer, response_ids, spans)  # type: ignore[arg-type]
-        yield LabelledSolution(
-            f"{row.path}, row {row.number}",
-            encode(row, problem),
+        return LabelledSolution(
+            solution.where,
+            encode(row, solution.problem),
             response_ids,
             tuple(token_steps),
             len(steps),
-            label,
+            solution.label,
         )
+
+    return tokenized
+
+
+def read_processbench(
+    path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[LabelledSolution]:
+    """Yield the tokenized solutions of a file; see `read_solutions`.
+
+    Raises:
+        ValueError: the file is missing, or a row is malformed.
+    """
+    yield from map(solution_tokenizer(config, tokenizer), read_solutions(path))
 
 
 def read_pairs(path: Path, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pair]:

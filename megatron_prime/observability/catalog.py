@@ -95,6 +95,7 @@ def _all_metrics() -> Iterator[Metric]:
         "eval/<benchmark>": [
             (tag, unit, text.format(set="a benchmark")) for tag, unit, text, *_ in evaluation.EVALUATION
         ],
+        "probe": evaluation.PROBE,
         "prm_eval": evaluation.PRM_EVALUATION,
         "guards": running.GUARDS,
         "sft": running.SFT,

@@ -47,6 +47,14 @@ def data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
                 yield f"{key}: {path} {fault}"
     if command in ("train", "evaluate"):
         yield from _benchmark_faults(config)
+    yield from _probe_faults(config, command)
+
+
+def _probe_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    path = config.prm.probe if command == "train" and config.prm.enabled else None
+    fault = None if path is None else data_file_fault(path) or _file_fault(path)
+    if fault:
+        yield f"prm.probe: {path} {fault}"
 
 
 def _prm_evaluation_faults(config: PrimeConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.preflight.prm_training import other_scores
@@ -135,11 +136,28 @@ def _filter(config: PrimeConfig) -> Iterator[str]:
 def _process_rewards(config: PrimeConfig) -> Iterator[str]:
     """Question process rewards that nothing restrains in groups without a right response."""
     advantage = config.advantage
-    if config.filter.enabled or not config.prm.enabled or advantage.process_coef == 0:
+    if not config.prm.enabled or advantage.process_coef == 0:
         return
-    if advantage.process_trust == "full":
+    is_own_reference = config.prm_path.absolute() == config.reference_path.absolute()
+    never_learns = config.prm.has_model and config.prm.update_order == "none"
+    if never_learns and config.reference.mode != "policy" and is_own_reference:
         yield (
-            "filter.enabled = false: a group without a right response then follows the process rewards alone, and "
-            "small runs have collapsed because of that; keep the filter, or set "
-            "advantage.process_trust = 'pair_accuracy'"
+            f"prm.update_order = 'none' with {config.prm_path} as PRM and reference: a PRM that equals its reference "
+            "and never learns rewards nothing; name the model that it was trained from by reference.path, or let it "
+            "learn"
         )
+    # What follows a decision is evidence that the policy did not write; the PRM's opinion of its own tokens is none.
+    is_evidence = advantage.process_credit in ("hindsight", "observation")
+    if config.filter.enabled or advantage.process_trust == "pair_accuracy" or is_evidence:
+        return
+    usual = AdvantageConfig()
+    is_released = all(
+        getattr(advantage, name) == getattr(usual, name)
+        for name in ("estimator", "process_baseline", "process_normalization")
+    )
+    yield (
+        "filter.enabled = false: a group without a right response then follows the process rewards alone, and "
+        f"{'both small runs of the released estimator' if is_released else 'small runs'} have collapsed because of "
+        "that; keep the filter, set advantage.process_trust = 'pair_accuracy', or credit evidence alone "
+        "(advantage.process_credit)"
+    )

@@ -130,6 +130,8 @@ class LoopContext:
     capture: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
     """Entered around each step, whose number it gets, for a timeline."""
     output: LoopOutput = LoopOutput()
+    probe: Callable[[], Mapping[str, float]] | None = None
+    """Measures the PRM on labelled solutions; collective. None without a probe set."""
     owed_metrics: Mapping[str, float] | None = None
     """The metrics of the last step done if an outage has prevented its evaluation, which is then done first."""
 
@@ -161,13 +163,12 @@ class Loop:
             RunStopped: the run was asked to stop, or its reward server is away, and it has written a checkpoint.
         """
         num_steps = self._config.trainer.num_steps
-        if self._context.evaluate is not None:
-            if self._trainer.step_index == 0:
-                self._evaluate_first(Metrics(), "before the first step")
-            elif self._context.owed_metrics is not None:
-                metrics = Metrics(dict(self._context.owed_metrics))
-                self._evaluate_first(metrics, f"after step {self._trainer.step_index}")
-                self._saver.note_evaluation(metrics.get("eval/accuracy"))
+        if self._trainer.step_index == 0:
+            self._measure_first()
+        elif self._context.evaluate is not None and self._context.owed_metrics is not None:
+            metrics = Metrics(dict(self._context.owed_metrics))
+            self._evaluate_first(metrics, f"after step {self._trainer.step_index}")
+            self._saver.note_evaluation(metrics.get("eval/accuracy"))
         try:
             output = self._context.output
             with self._context.progress.run(
@@ -183,6 +184,15 @@ class Loop:
             # Every rank raises these alike, so a collective is safe; a save in progress holds an earlier, good step.
             self._saver.finish()
             raise
+
+    def _measure_first(self) -> None:
+        """Probe the PRM and evaluate the policy before the first step."""
+        metrics = Metrics()
+        self._probe(metrics, is_due=True)
+        if self._context.evaluate is not None:
+            self._evaluate_first(metrics, "before the first step")
+        elif metrics:
+            self._log(metrics)
 
     def _evaluate_first(self, metrics: Metrics, where: str) -> None:
         """Evaluate before this attempt's first step, and log the result with the other metrics of that moment."""
@@ -200,9 +210,11 @@ class Loop:
             metrics = self._trainer.step()
         except VerifierAwayError as error:
             self._stop_within_step(error, position)
-        metrics.add("guards", self._context.guards.end_step(metrics))
         done, num_steps = self._trainer.step_index, self._config.trainer.num_steps
         is_last = done == num_steps
+        # Before the guards, whose alarms look at its metrics.
+        self._probe(metrics, is_last or _is_due(done, self._config.prm.probe_every))
+        metrics.add("guards", self._context.guards.end_step(metrics))
         outage: VerifierAwayError | None = None
         if self._context.evaluate is not None and (is_last or _is_due(done, self._config.trainer.eval_every)):
             try:
@@ -291,6 +303,15 @@ class Loop:
         self._context.progress.line(
             f"held-out {self._context.output.evaluated} after {self._trainer.step_index} steps: {result.summary()}"
         )
+
+    def _probe(self, metrics: Metrics, is_due: bool) -> None:
+        if self._context.probe is None or not is_due:
+            return
+        with metrics.timed("probe"):
+            found = self._context.probe()
+        metrics.add("probe", found)
+        values = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        self._context.progress.line(f"PRM probe after {self._trainer.step_index} steps: {values}")
 
     def _log(self, metrics: Metrics) -> None:
         logger = self._context.logger

@@ -39,6 +39,7 @@ def update_on_batch(
     make_loss: Callable[[Sequence[int]], RowLoss],
     key: tuple[int, int],
     routing: Routing | None = None,
+    observe: Callable[[Sequence[int], Scores], None] | None = None,
 ) -> tuple[Scores | None, dict[str, float]]:
     """Take all optimizer steps of a role on a batch, then advance its schedule. Collective over all ranks.
 
@@ -50,6 +51,7 @@ def update_on_batch(
         make_loss: returns the loss of a minibatch, given all its rows.
         key: (seed, step_index), which fixes the minibatches.
         routing: experts to replay, see PackedPass.
+        observe: gets the rows of each step, and the scores that the step was taken from.
 
     Returns:
         The scores that the first step was taken from (None if no minibatch has a row to train on), and the metrics
@@ -65,6 +67,8 @@ def update_on_batch(
         for rows in rows_of_updates:
             scores, metrics = role.update(sequences, rows, make_loss(rows), routing)
             first_scores = first_scores or scores
+            if observe is not None:
+                observe(rows, scores)
             for name, value in metrics.items():
                 means[name] = means.get(name, 0.0) + value / len(rows_of_updates)
     role.advance_schedule()

@@ -6,9 +6,12 @@
     none     score                   the PRM stays as it is
 
 All rewards of a batch come from one PRM: with several minibatches, scores taken during the update would not.
+
+What the PRM knows is measured on responses that it has not learned from, in every order. In `before`, the first
+update of each minibatch gives these scores, so that they cost no forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +47,42 @@ def policy_as_prm(
     scored_BT = batch.scored_mask_BT(config.score_environment)
     rows = ScoredRows.of(old_logprobs_BT, ref_logprobs_BT, scored_BT, config.beta)
     metrics = prm_metrics(rows.scores_B, batch.outcome_rewards_B, batch.group_ids_B)
-    return PRMResult(old_logprobs_BT, metrics)
+    return PRMResult(old_logprobs_BT, metrics | _unseen(metrics))
+
+
+class UnseenScores:
+    """Collects the log-probs of each response from before the first update on it.
+
+    Args:
+        num_rows: responses of the batch.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.logprobs_BT: torch.Tensor | None = None
+        """0 on the rows that no update was taken on; None before the first update."""
+        self._minibatch_of = [-1] * num_rows
+        self._num_minibatches = 0
+
+    def note(self, rows: Sequence[int], scores: Scores) -> None:
+        """Take the scores of an update, unless they are of a later epoch."""
+        if self._minibatch_of[rows[0]] >= 0:
+            return
+        for row in rows:
+            self._minibatch_of[row] = self._num_minibatches
+        self._num_minibatches += 1
+        others_BT = 0.0 if self.logprobs_BT is None else self.logprobs_BT
+        self.logprobs_BT = scores.logprobs_BT + others_BT
+
+    def metrics(self, scores_B: torch.Tensor, batch: RolloutBatch) -> dict[str, float]:
+        """Return the PRM's quality on these rows; pairs are of one minibatch, so that one PRM has scored both."""
+        labels_B, ids_B = batch.outcome_rewards_B, batch.group_ids_B
+        if self._num_minibatches > 1:
+            minibatch_B = torch.tensor(self._minibatch_of).to(ids_B.device)
+            ids_B = ids_B * self._num_minibatches + minibatch_B
+        kept = [row for row, minibatch in enumerate(self._minibatch_of) if minibatch >= 0]
+        if len(kept) < batch.num_rows:
+            scores_B, labels_B, ids_B = scores_B[kept], labels_B[kept], ids_B[kept]
+        return prm_metrics(scores_B, labels_B, ids_B)
 
 
 class PRMPhase:
@@ -84,12 +122,13 @@ class PRMPhase:
         )
         needs_scores_first = config.update_order != "before" or self._requires.prior_scores
         scores: Scores | None = None
+        unseen = UnseenScores(batch.num_rows)
         if needs_scores_first and not single_forward:
             scores = self.prm.score(sequences)
         metrics: dict[str, float] = {}
         if isinstance(self.prm, Trainable):
             first_scores, metrics = self._update(
-                self.prm, batch, sequences, ref_logprobs_BT, scores, step_index
+                self.prm, batch, sequences, ref_logprobs_BT, scores, step_index, unseen
             )
             if single_forward:
                 # Without a row to train on there was no update, hence no forward pass.
@@ -97,9 +136,14 @@ class PRMPhase:
             elif config.update_order == "before":
                 scores = self.prm.score(sequences)
         assert scores is not None
-        scores_B = self._rows(scores, ref_logprobs_BT, batch).scores_B
-        metrics |= prm_metrics(scores_B, batch.outcome_rewards_B, batch.group_ids_B)
-        return PRMResult(scores.logprobs_BT, metrics)
+        scores_B = self._rows(scores.logprobs_BT, ref_logprobs_BT, batch).scores_B
+        quality = prm_metrics(scores_B, batch.outcome_rewards_B, batch.group_ids_B)
+        if config.update_order != "before":
+            metrics |= _unseen(quality)
+        elif unseen.logprobs_BT is not None:
+            rows = self._rows(unseen.logprobs_BT, ref_logprobs_BT, batch)
+            metrics |= _unseen(unseen.metrics(rows.scores_B, batch))
+        return PRMResult(scores.logprobs_BT, metrics | quality)
 
     def _update(
         self,
@@ -109,12 +153,13 @@ class PRMPhase:
         ref_logprobs_BT: torch.Tensor,
         scores: Scores | None,
         step_index: int,
+        unseen: "UnseenScores",
     ) -> tuple[Scores | None, dict[str, float]]:
         """Take all optimizer steps; return the scores behind the first one and the mean metrics."""
         prior_rows = None
         if self._requires.prior_scores:
             assert scores is not None
-            prior_rows = self._rows(scores, ref_logprobs_BT, batch)
+            prior_rows = self._rows(scores.logprobs_BT, ref_logprobs_BT, batch)
         labels_B = batch.outcome_rewards_B
         # The labels are checked by each minibatch's loss.
         targets = prm_targets(prior_rows, labels_B, batch.group_ids_B, self._config, are_labels_checked=True)
@@ -131,12 +176,21 @@ class PRMPhase:
                 is_trained_B=batch.is_trained_B,
             )
 
-        return update_on_batch(prm, batch, sequences, self._config, make_loss, (self._seed, step_index))
+        observe = unseen.note if self._config.update_order == "before" else None
+        key = (self._seed, step_index)
+        return update_on_batch(prm, batch, sequences, self._config, make_loss, key, observe=observe)
 
-    def _rows(self, scores: Scores, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch) -> ScoredRows:
+    def _rows(
+        self, prm_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch
+    ) -> ScoredRows:
         scored_BT = batch.scored_mask_BT(self._config.score_environment)
         unit_ids_BT = self._unit_ids_BT(batch)
-        return ScoredRows.of(scores.logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta, unit_ids_BT)
+        return ScoredRows.of(prm_logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta, unit_ids_BT)
 
     def _unit_ids_BT(self, batch: RolloutBatch) -> torch.Tensor | None:  # noqa: N802
         return batch.unit_ids_BT(self._config.granularity) if self._requires.units else None
+
+
+def _unseen(quality: Mapping[str, float]) -> dict[str, float]:
+    """Return the part of the PRM's quality that is measured before the update, by the names of its metrics."""
+    return {f"unseen_{name}": quality[name] for name in ("ce", "pair_accuracy")}

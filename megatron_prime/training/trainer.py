@@ -17,6 +17,8 @@ from megatron_prime.observability.metrics import Metrics, phase_fractions, proce
 from megatron_prime.rollout.collector import Collector, NoBatch
 from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
 from megatron_prime.rollout.weight_sync import WeightSync
+from megatron_prime.training.health.credit import credit_metrics
+from megatron_prime.training.health.format_tokens import FormatTokens
 from megatron_prime.training.health.mismatch import Mismatch
 from megatron_prime.training.losses import PolicyRowLoss, minibatch_weights_BT
 from megatron_prime.training.minibatches import update_on_batch
@@ -68,6 +70,8 @@ class TrainerContext:
     warn: Callable[[str], None] = lambda _: None
     """Receives a warning in one line."""
     observers: Sequence[BatchObserver] = ()
+    format_tokens: FormatTokens | None = None
+    """Knows the tokens that only format, for metrics of process rewards; None leaves these metrics out."""
 
 
 class Trainer:
@@ -267,8 +271,27 @@ class Trainer:
         metrics["rollout/logprob_gap_max"] = mismatch.max
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
         metrics["advantage/std"] = advantages_BT[mask_BT].std(unbiased=False).item()
+        metrics["policy/response_entropy"] = (old.entropy_BT * mask_BT).double().sum(dim=1).mean().item()
+        self._describe_credit(metrics, trained)
         metrics["throughput/response_tokens_per_s"] = batch.num_response_tokens / metrics["time/step_s"]
         waited = [rollout.environment_s for rollout in batch.rollouts]
         if any(waited):
             # Not among the statistics of the collection, which a resumed run repeats.
             metrics["throughput/environment_wait_s"] = sum(waited) / len(waited)
+
+    def _describe_credit(self, metrics: Metrics, trained: TrainedBatch) -> None:
+        """Add the signs of process rewards that mislead."""
+        formats, rewards_BT = self._context.format_tokens, trained.process_rewards_BT
+        if formats is None or rewards_BT is None:
+            return
+        assert trained.prm_logprobs_BT is not None
+        assert trained.ref_logprobs_BT is not None
+        found = credit_metrics(
+            trained.batch,
+            trained.prm_logprobs_BT,
+            trained.ref_logprobs_BT,
+            rewards_BT,
+            self.config.prm,
+            formats,
+        )
+        metrics.add("prm", found)

@@ -67,7 +67,11 @@ PANELS: tuple[Panel, ...] = (
         "PRM accuracy",
         "Does the process reward model prefer right responses? At 50 % it guesses; below, it pays for wrong ones.",
         "right",
-        (Series("prm/pair_accuracy", "pairs"), Series("prm/sign_accuracy", "by sign")),
+        (
+            Series("prm/pair_accuracy", "pairs"),
+            Series("prm/unseen_pair_accuracy", "pairs, before it learned from them"),
+            Series("prm/sign_accuracy", "by sign"),
+        ),
         reference=0.5,
         is_share=True,
     ),
@@ -86,6 +90,30 @@ PANELS: tuple[Panel, ...] = (
         "share",
         (Series("advantage/process_share", "process share"),),
         is_share=True,
+    ),
+    Panel(
+        "probe",
+        "PRM on labelled solutions",
+        "Does it know where a solution goes wrong (prm.probe)? At 50 % it guesses.",
+        "of comparisons",
+        (
+            Series("probe/step_auroc", "rewards of steps"),
+            Series("probe/prefix_auroc", "values of prefixes"),
+            Series("probe/planted_accuracy", "planted errors"),
+        ),
+        reference=0.5,
+        is_share=True,
+    ),
+    Panel(
+        "credit_signs",
+        "Signs of misleading rewards",
+        "Do process rewards stand on the end or the format of a response, or follow its length? High is bad.",
+        "share or correlation",
+        (
+            Series("prm/lowest_on_last_fraction", "lowest at the end"),
+            Series("prm/format_share", "on formatting"),
+            Series("prm/length_correlation", "with length"),
+        ),
     ),
     Panel(
         "turns",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.reward_hacking import CLOSE, FORMAT, METHODS, OPEN, Setting, Task, run, summary
-from megatron_prime.training.health.alarms import PAIR_ACCURACY, PROCESS_SHARE
+from megatron_prime.training.health.credit_alarms import PAIR_ACCURACY, PROCESS_SHARE
 
 
 def small(**changes) -> Setting:

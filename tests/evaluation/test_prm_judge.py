@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.evaluation.prm_judge import (
     JudgedGroup,
     JudgedText,
@@ -86,7 +87,7 @@ def test_tokens_outside_of_the_scored_spans_count_nothing():
         JudgedText("a", [1], [2] * 5, [0, 0, 1, 1, 1], 2, spans)
         for spans in (None, [(0, 1), (3, 5)], [(0, 2)])
     ]
-    scorer = StepScorer(Constant(-1.0), Constant(-2.0), 0.5, 10)  # type: ignore[arg-type]
+    scorer = StepScorer(Constant(-1.0), Constant(-2.0), PRMConfig(beta=0.5), 10)
     assert scorer(texts) == [[1.0, 2.5], [0.5, 1.5], [1.0, 1.0]]
 
 
@@ -98,6 +99,6 @@ def test_tokens_outside_of_the_scored_spans_count_nothing():
     ],
 )
 def test_a_text_that_cannot_be_scored_is_reported_before_scoring_starts(text, reason):
-    scorer = StepScorer(None, None, 0.05, max_tokens=10)  # type: ignore[arg-type]
+    scorer = StepScorer(None, None, PRMConfig(), max_tokens=10)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=reason):
         scorer([text])

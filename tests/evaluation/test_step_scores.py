@@ -24,15 +24,16 @@ def test_step_scores_are_running_sums_at_the_ends_of_steps(seed):
             if owner <= number:
                 total += ratio
         wanted.append(0.05 * total)
-    found = step_scores(torch.tensor(ratios, dtype=torch.float64), steps, num_steps, 0.05)
+    values = 0.05 * torch.tensor([0.0, *ratios], dtype=torch.float64).cumsum(dim=0)
+    found = step_scores(values, steps, num_steps)
     assert found == pytest.approx(wanted, abs=1e-12)
     assert response_score(found, "min") == min(found)
     assert response_score(found, "last") == found[-1]
     assert response_score(found, "sum") == pytest.approx(sum(found))
 
 
-def test_a_first_step_without_tokens_scores_zero():
-    assert step_scores(torch.tensor([1.0, 2.0]), [1, 1], 3, 0.5) == [0.0, 1.5, 1.5]
+def test_a_first_step_without_tokens_has_the_value_of_the_empty_prefix():
+    assert step_scores(torch.tensor([0.25, 1.0, 1.5]), [1, 1], 3) == [0.25, 1.5, 1.5]
 
 
 @pytest.mark.parametrize(
@@ -40,4 +41,4 @@ def test_a_first_step_without_tokens_scores_zero():
 )
 def test_invalid_steps_are_refused(steps, reason):
     with pytest.raises(ValueError, match=reason):
-        step_scores(torch.tensor([1.0, 2.0]), steps, 2, 1.0)
+        step_scores(torch.tensor([0.0, 1.0, 2.0]), steps, 2)

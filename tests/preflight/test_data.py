@@ -30,6 +30,13 @@ def test_benchmarks_are_data_too_and_need_their_files_and_a_verifier_that_can(wo
         check(*code[:2], "reward.verifier=auto", command=command)
 
 
+def test_the_file_of_a_probe_exists_where_there_is_a_prm(workspace):
+    (fault,) = faults_of("prm.probe=absent.jsonl")
+    assert fault.startswith("prm.probe: absent.jsonl does not exist")
+    check("prm.probe=absent.jsonl", "prm.enabled=false")
+    check("prm.probe=train.jsonl")
+
+
 def test_empty_files_and_folders_are_no_data(workspace):
     (workspace / "empty.jsonl").touch()
     faults = faults_of("data.evaluation=['empty.jsonl', 'model']")

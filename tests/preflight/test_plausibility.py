@@ -64,7 +64,14 @@ def test_a_learning_rate_is_large_for_a_large_model(workspace):
     policy, prm = doubts_of(workspace, "policy.lr=1e-3", "prm.lr=1e-3")
     assert policy.startswith("policy.lr = 0.001: large for a model of hidden size 1024")
     assert prm.startswith("prm.lr = 0.001: large for a model of hidden size 1024")
-    assert len(doubts_of(workspace, "policy.lr=1e-3", "prm.lr=1e-3", "prm.update_order=none")) == 1
+    assert (
+        len(
+            doubts_of(
+                workspace, "policy.lr=1e-3", "prm.lr=1e-3", "prm.update_order=none", "reference.path=other"
+            )
+        )
+        == 1
+    )
 
 
 def test_every_range_is_that_of_an_option():
@@ -75,12 +82,39 @@ def test_every_range_is_that_of_an_option():
 
 
 @pytest.mark.parametrize(
-    "override", ["advantage.process_trust=pair_accuracy", "advantage.process_coef=0.0", "prm.enabled=false"]
+    "override",
+    [
+        "advantage.process_trust=pair_accuracy",
+        "advantage.process_coef=0.0",
+        "prm.enabled=false",
+        "advantage.process_credit=hindsight",
+    ],
 )
 def test_a_run_without_the_filter_is_not_questioned_where_process_rewards_cannot_mislead_it(
     override, workspace
 ):
     assert doubts_of(workspace, "filter.enabled=false", override) == []
+
+
+def test_the_released_estimator_without_the_filter_is_named(workspace):
+    (line,) = doubts_of(workspace, "filter.enabled=false")
+    assert "both small runs of the released estimator have collapsed" in line
+    (line,) = doubts_of(workspace, "filter.enabled=false", "advantage.process_baseline=token_mean")
+    assert "small runs have collapsed" in line
+
+
+def test_a_prm_that_knows_nothing_and_never_learns_is_questioned(workspace):
+    (line,) = doubts_of(workspace, "prm.update_order=none")
+    assert line.startswith("prm.update_order = 'none' with model as PRM and reference: a PRM that equals its")
+    (line,) = doubts_of(workspace, "prm.update_order=none", "prm.path=other")
+    assert "with other as PRM and reference" in line, "the reference of a run is the PRM that it starts from"
+    for override in (
+        "reference.path=other",
+        "reference.mode=policy",
+        "advantage.process_coef=0.0",
+        "prm.enabled=false",
+    ):
+        assert doubts_of(workspace, "prm.update_order=none", override) == []
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def prepare(folder: str) -> dict[str, Any]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     problems = [{"problem": row["prompt"], "answer": row["answer"]} for row in rows]
     Path("task/benchmark.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    write_probe(Path("task/probe.jsonl"), rows[:24])
     facts: dict[str, Any] = {
         "sft": run(
             "sft",
@@ -63,6 +64,22 @@ def prepare(folder: str) -> dict[str, Any]:
     facts["never"] = run("train", "run.toml", "run_dir=single", "checkpoint.resume=never")
     facts["parts"] = parts_of()
     return facts
+
+
+def write_probe(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write the solutions of problems in ProcessBench's format; every second one goes wrong in one step."""
+    from megatron_prime.quickstart.arithmetic import evaluate
+
+    solutions = []
+    for number, row in enumerate(rows):
+        first, *rest = row["prompt"].removesuffix("=").split()
+        value, steps = int(first), []
+        label = number % (len(rest) // 2) if number % 2 else -1
+        for step, (operator, operand) in enumerate(zip(rest[::2], rest[1::2], strict=True)):
+            value = (evaluate(value, operator, int(operand)) + (step == label)) % 10
+            steps.append(str(value))
+        solutions.append({"problem": row["prompt"], "steps": steps, "label": label, "separator": " "})
+    path.write_text("".join(json.dumps(solution) + "\n" for solution in solutions))
 
 
 def train_layouts(folder: str, layouts: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:

@@ -56,8 +56,14 @@ class Recorder:
         self.calls.append(f"evaluate {step_index}")
         return EvaluationReport({"": EvaluationResult(1, 1, 0.5, {1: 0.5}, 0, 0, 0.0, 1.0)})
 
+    def probe(self) -> dict[str, float]:
+        self.calls.append(f"probe {self.step_index}")
+        return {"step_auroc": 0.25}
+
     def log(self, step: int, metrics: Metrics) -> None:
-        self.calls.append(f"log {step}{' with eval' if 'eval/accuracy' in metrics else ''}")
+        groups = {"eval/accuracy": " with eval", "probe/step_auroc": " with probe"}
+        measured = "".join(text for name, text in groups.items() if name in metrics)
+        self.calls.append(f"log {step}{measured}")
 
 
 class Rollouts:
@@ -84,13 +90,16 @@ def configured(**sections: dict) -> PrimeConfig:
     )
 
 
-def calls_of(config: PrimeConfig, step_index: int = 0, evaluates: bool = True) -> list[str]:
+def calls_of(
+    config: PrimeConfig, step_index: int = 0, evaluates: bool = True, probes: bool = False
+) -> list[str]:
     recorder = Recorder(step_index)
     context = LoopContext(
         store=recorder,
         roles={},
         prompt_stream=recorder,
         evaluate=recorder.evaluate if evaluates else None,
+        probe=recorder.probe if probes else None,
         logger=recorder,
         progress=Progress(enabled=False),
         guards=quiet_guards(),
@@ -118,6 +127,37 @@ def test_a_step_is_logged_before_it_is_saved():
 
 def test_without_evaluation_data_nothing_is_logged_under_step_0():
     assert calls_of(configured(), evaluates=False)[0] == "step 1"
+
+
+def test_the_prm_is_probed_first_and_last_and_every_few_steps():
+    config = configured(prm={"probe_every": 2}, trainer={"num_steps": 5})
+    calls = [call for call in calls_of(config, evaluates=False, probes=True) if not call.startswith("s")]
+    assert calls == [
+        *("probe 0", "log 0 with probe", "log 1", "probe 2", "log 2 with probe"),
+        *("log 3", "probe 4", "log 4 with probe", "probe 5", "log 5 with probe"),
+    ]
+
+
+def test_a_probe_and_an_evaluation_of_one_step_are_one_record():
+    calls = calls_of(configured(prm={"probe_every": 3}), probes=True)
+    assert calls[:3] == ["probe 0", "evaluate 0", "log 0 with eval with probe"]
+    assert calls[-4:] == ["probe 3", "evaluate 3", "log 3 with eval with probe", "save 3"]
+    assert calls_of(configured(), step_index=2, probes=True)[:2] == ["step 3", "probe 3"]
+
+
+def test_an_alarm_rings_in_the_step_of_the_probe(capsys):
+    recorder, warnings = Recorder(), []
+    logged = {}
+    recorder.log = lambda step, metrics: logged.update({step: metrics})
+    guards = Guards(GuardsConfig(), Path("unused"), False, warnings.append)
+    config = configured(prm={"probe_every": 1}, trainer={"num_steps": 4})
+    context = LoopContext(
+        recorder, {}, recorder, None, recorder, Progress(enabled=False), guards, probe=recorder.probe
+    )
+    Loop(config, recorder, context).run()
+    assert [logged[step].get("guards/probe_alarm") for step in range(5)] == [None, 0.0, 0.0, 1.0, 1.0]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("step 3: probe/step_auroc is 0.25")
 
 
 def test_a_resumed_loop_runs_the_remaining_steps_without_a_first_evaluation():

@@ -215,11 +215,16 @@ def run_prm_phases(layouts, folder, batch, rollout_batch, cases, num_steps):
 
 def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, options, step):
     before_BT = prm.score(batch["sequences"]).logprobs_BT
+    scored = []
+    score, prm.score = prm.score, lambda *arguments: (scored.append(1), score(*arguments))[1]
     result = phase.run(rollout_batch, batch["sequences"], ref_logprobs_BT, step)
+    prm.score = score
     masks = rollout_batch.response_mask_BT, rollout_batch.policy_mask_BT
     config = PRMConfig(beta=BETA, score_environment=options.get("score_environment", True))
     return {
         "before": before_BT,
+        "reference": ref_logprobs_BT,
+        "num_forward": len(scored),
         "result": result.logprobs_BT,
         "after": prm.score(batch["sequences"]).logprobs_BT,
         "metrics": result.metrics,

@@ -43,4 +43,4 @@ def _build_scorer(config: PrimeConfig, topology: Topology, progress: Progress) -
     reference = Scorer(role_spec(config, "reference", config.evaluated_reference_path), topology)
     for role in (prm, reference):
         role.residency.park()
-    return StepScorer(prm, reference, config.prm.beta, config.trainer.max_tokens_per_microbatch, progress)
+    return StepScorer(prm, reference, config.prm, config.trainer.max_tokens_per_microbatch, progress)

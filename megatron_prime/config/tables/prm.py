@@ -3,12 +3,21 @@
 from typing import Literal
 
 from megatron_prime.config.optimizer import OptimizerConfig
-from megatron_prime.config.section import NameOrPath, NonNegativeFloat, PositiveFloat, UserPath
+from megatron_prime.config.section import NameOrPath, NonNegativeFloat, Positive, PositiveFloat, UserPath
 
 Granularity = Literal["token", "step", "turn", "whole"]
 RewardScale = Literal["beta", "raw"]
 PRMSource = Literal["model", "policy"]
-READ_WITHOUT_A_MODEL = ("enabled", "source", "beta", "granularity", "score_environment", "reward_scale")
+READ_WITHOUT_A_MODEL = (
+    "enabled",
+    "source",
+    "beta",
+    "granularity",
+    "score_environment",
+    "reward_scale",
+    "probe",
+    "probe_every",
+)
 """Options that process rewards of prm.source = "policy" depend on, too."""
 
 
@@ -39,6 +48,12 @@ class PRMConfig(OptimizerConfig):
     are the evidence on the decisions before them. false leaves both to the policy's own tokens."""
     reward_scale: RewardScale = "beta"
     """beta multiplies the log-ratio by prm.beta (Eq. 3); raw uses beta in the loss alone, as the released code does."""
+    probe: UserPath | None = None
+    """A file of solutions in ProcessBench's format (problem, steps, label) that the PRM scores now and then, for the
+    metrics probe/...: what it knows of single steps. An error is planted into each correct solution. It needs a few
+    dozen solutions, never trains, and costs one forward pass of them."""
+    probe_every: Positive = 10
+    """Trainer steps between probes; there is also one before the first step and one after the last."""
 
     @property
     def has_model(self) -> bool:

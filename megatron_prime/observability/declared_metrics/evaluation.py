@@ -45,6 +45,35 @@ EVALUATION_OVERALL: Sequence[Row] = (
     ),
     ("prm_score_mean", "nats", "Mean score of the held-out responses, the sum of their process rewards."),
 )
+PROBE: Sequence[Row] = (
+    (
+        "prefix_auroc",
+        "fraction",
+        "Chance that the PRM values a prefix without an error, of a solution of prm.probe, higher than one that ends "
+        "with the first wrong step; 0.5 is chance.",
+    ),
+    (
+        "step_auroc",
+        "fraction",
+        "Chance that the PRM rewards a right step more than a first wrong step: what credit of steps depends on.",
+    ),
+    (
+        "solution_auroc",
+        "fraction",
+        "Chance that the PRM values a solution without an error higher than one with an error.",
+    ),
+    (
+        "lowest_at_error",
+        "fraction",
+        "Fraction of the solutions with an error whose lowest step reward is that of the first wrong step.",
+    ),
+    (
+        "planted_accuracy",
+        "fraction",
+        "Fraction of the errors planted into correct solutions after which the PRM values the solution less than after "
+        "the original step; everything before is equal. 0.5 is chance.",
+    ),
+)
 PRM_EVALUATION: Sequence[Row] = (
     *(
         (f"<set>/{method}@<N>", "fraction", f"Accuracy of {how} among the first N responses to a problem.")

@@ -137,6 +137,45 @@ PRM: Sequence[Row] = (
     ),
     ("ce", "nats", "Mean cross-entropy of the scores against the outcomes of the batch; 0.693 is chance."),
     ("score_mean", "nats", "Mean score of the responses, the sum of their process rewards."),
+    (
+        "unseen_pair_accuracy",
+        "fraction",
+        "The pair accuracy before the PRM has learned from the responses, for every prm.update_order. With several "
+        "minibatches and prm.update_order = 'before', the pairs are those within a minibatch.",
+    ),
+    ("unseen_ce", "nats", "The cross-entropy before the PRM has learned from the responses, as above."),
+    (
+        "score_limit",
+        "nats",
+        "Mean over the responses of the largest score that any PRM could give them: prm.beta times minus the "
+        "reference's log-prob of their tokens, at the first step prm.beta times the entropy of a response. Below 1 the "
+        "PRM's loss is nearly a straight line.",
+    ),
+    (
+        "length_correlation",
+        "1",
+        "Correlation of score and length among responses with the same outcome, in [-1, 1]: the length bias.",
+    ),
+    (
+        "best_is_wrong_fraction",
+        "fraction",
+        "Fraction of the groups with right and wrong responses in which the response that the PRM values most is "
+        "wrong: where PRM and outcome disagree.",
+    ),
+    ("best_is_wrong_chance", "fraction", "The same for a response chosen at random."),
+    (
+        "lowest_on_last_fraction",
+        "fraction",
+        "Fraction of the responses whose lowest process reward is the last one, of a token, step or turn as in "
+        "prm.granularity. Near 1 the PRM only repeats the outcome at the end.",
+    ),
+    ("lowest_on_last_chance", "fraction", "The same for a reward chosen at random."),
+    (
+        "format_share",
+        "fraction",
+        "Share of white space, punctuation and special tokens in the magnitudes of the token rewards.",
+    ),
+    ("format_token_fraction", "fraction", "Share of these tokens in the tokens that the PRM scores."),
     ("loss", "nats", "Loss of the PRM's update (prm.loss), averaged over its minibatches."),
     ("grad_norm", "1", "Norm of the PRM's gradient before clipping, averaged over its minibatches."),
     ("lr", "1", "Learning rate of the PRM's update."),
@@ -184,6 +223,12 @@ POLICY: Sequence[Row] = (
         "entropy",
         "nats/token",
         "Entropy of the policy's next-token distribution, averaged over the tokens that it wrote.",
+    ),
+    (
+        "response_entropy",
+        "nats",
+        "Sum of the policy's entropies over the tokens that it wrote in a response, averaged over the batch, before "
+        "the update. prm.beta should be about 3 to 5 divided by this.",
     ),
     ("policy_loss", "1", "Surrogate loss of the update (policy.loss), averaged over the minibatches."),
     ("ratio_mean", "1", "Mean probability ratio of the updated policy to the weights that began the step."),

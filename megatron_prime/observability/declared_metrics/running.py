@@ -30,6 +30,20 @@ GUARDS: Sequence[Row] = (
         "0 or 1",
         "1 while large process rewards prefer wrong responses (guards.min_pair_accuracy).",
     ),
+    (
+        "chance_alarm",
+        "0 or 1",
+        "1 while process rewards are large and the PRM orders unseen responses no better than chance.",
+    ),
+    ("last_step_alarm", "0 or 1", "1 while most responses have their lowest process reward at the end."),
+    ("length_alarm", "0 or 1", "1 while the PRM's scores follow the length of equally right responses."),
+    ("format_alarm", "0 or 1", "1 while most process reward is on tokens that only format."),
+    ("beta_alarm", "0 or 1", "1 while prm/score_limit is below 1."),
+    (
+        "probe_alarm",
+        "0 or 1",
+        "1 while the PRM rewards the first wrong steps of prm.probe more than right ones.",
+    ),
 )
 SFT: Sequence[Row] = (
     ("loss", "nats/token", "Loss of the step's demonstrations before the update."),
@@ -63,6 +77,7 @@ TIME: Sequence[Row] = (
         "Time that training waits for sampled responses to be written to run_dir/rollouts.",
     ),
     ("evaluation_s", "s", "Time of the evaluation after the step."),
+    ("probe_s", "s", "Time of scoring the solutions of prm.probe after the step."),
     (
         "<phase>_fraction",
         "fraction",

@@ -1,4 +1,4 @@
-"""Alarms on a run's metrics: spikes, collapses, truncation, divergence, a log-prob gap, misleading process rewards.
+"""Alarms on a run's metrics: spikes, collapses, truncation, divergence, a log-prob gap; `credit_alarms` has others.
 
 An alarm warns once per episode: when its condition becomes true, and not again before it was false. Metrics that are
 not finite are left out of the windows. The guards handle those; a gap of log-probs that is not finite is an alarm.
@@ -6,20 +6,18 @@ not finite are left out of the windows. The guards handle those; a gap of log-pr
 
 import math
 import statistics
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from megatron_prime.config.tables.guards import GuardsConfig
+from megatron_prime.training.health.alarm import Alarm
+from megatron_prime.training.health.credit_alarms import credit_alarms
 
 REWARD = "rollout/accuracy_sampled"
 ENTROPY = "policy/entropy"
 TRUNCATION = "rollout/truncated_fraction"
 REF_KL = "policy/ref_kl"
 GAP = "rollout/logprob_gap"
-PAIR_ACCURACY = "prm/pair_accuracy"
-PROCESS_SHARE = "advantage/process_share"
 GAP_RATIO = 5.0
 """A mean gap this many times its usual value is a jump."""
 MIN_JUMP = 0.02
@@ -36,15 +34,6 @@ REF_KL_ADVICE = (
     "the policy has left the reference far behind, and process rewards and fluency may no longer mean much; lower "
     "policy.lr or set policy.kl_coef"
 )
-LARGE_SHARE = 1 / 4
-"""Process rewards with at least this share of the advantages can lead the policy away from right answers."""
-PROCESS_WINDOW = 10
-"""Number of steps over which the PRM's pair accuracy is averaged; that of a single step is noisy."""
-PROCESS_ADVICE = (
-    "the policy may learn what the PRM pays for instead of right answers, for example a token of the answer's format. "
-    "Set advantage.process_trust = 'pair_accuracy', which lets process rewards count as far as they prefer right "
-    "responses, and keep filter.enabled; a lower policy.lr or process_coef helps too"
-)
 GAP_ADVICE = (
     "A jump from one step to the next is a stale or broken weight sync: go back to the checkpoint before it. A gap "
     "from the first step on, or one that grows, is numerics: serve the dtype that trains (platform.dtype); "
@@ -52,34 +41,6 @@ GAP_ADVICE = (
 )
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution / its median absolute deviation."""
-
-
-class Alarm(ABC):
-    """A condition on the last values of one metric."""
-
-    judges_not_finite: ClassVar[bool] = False
-    """True if values that are not finite are looked at too."""
-
-    def __init__(self, metric: str, window: int) -> None:
-        self.metric = metric
-        self._window = window
-        self._values: deque[float] = deque(maxlen=window)
-
-    def read(self, metrics: Mapping[str, float]) -> float | None:
-        """Return the value to look at among a step's metrics, or None."""
-        return metrics.get(self.metric)
-
-    @abstractmethod
-    def look(self, value: float) -> str | None:
-        """Add the next value; return why it is alarming, or None."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state that the next look depends on."""
-        return {"values": list(self._values)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state."""
-        self._values = deque(state["values"], maxlen=self._window)
 
 
 class SpikeAlarm(Alarm):
@@ -187,34 +148,6 @@ class GapAlarm(Alarm):
         return None
 
 
-class ProcessAlarm(Alarm):
-    """An alarm for process rewards that are a large part of the advantages and do not prefer right responses.
-
-    It compares with `limit` the mean of the PRM's pair accuracy over the last PROCESS_WINDOW steps in which the process
-    rewards had a large share; 0 disables it.
-    """
-
-    def __init__(self, limit: float) -> None:
-        super().__init__(PAIR_ACCURACY, PROCESS_WINDOW)
-        self._limit = limit
-
-    def read(self, metrics: Mapping[str, float]) -> float | None:
-        """Return the pair accuracy, None where the share of the process rewards is small."""
-        return metrics.get(self.metric) if metrics.get(PROCESS_SHARE, 0.0) >= LARGE_SHARE else None
-
-    def look(self, value: float) -> str | None:
-        """Add the next value; return why it is alarming, or None."""
-        self._values.append(value)
-        mean = math.fsum(self._values) / len(self._values)
-        if len(self._values) < PROCESS_WINDOW or mean >= self._limit:
-            return None
-        return (
-            f"process rewards are a large part of the advantages ({PROCESS_SHARE}), but of a right and a wrong "
-            f"response they prefer the right one in {mean:.0%} of the cases only ({self.metric}, alarm below "
-            f"guards.min_pair_accuracy = {self._limit:g}): {PROCESS_ADVICE}"
-        )
-
-
 class Alarms:
     """All alarms of a run."""
 
@@ -229,7 +162,7 @@ class Alarms:
             "truncation_alarm": [LevelAlarm(TRUNCATION, config.max_truncated_fraction, TRUNCATION_ADVICE)],
             "ref_kl_alarm": [LevelAlarm(REF_KL, config.max_ref_kl, REF_KL_ADVICE)],
             "gap_alarm": [GapAlarm(window, config.max_logprob_gap)],
-            "process_alarm": [ProcessAlarm(config.min_pair_accuracy)],
+            **credit_alarms(config),
         }
         self._active: set[str] = set()
 

@@ -14,7 +14,8 @@ from typing import Any
 from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.observability.durable import make_private, replace_file
 from megatron_prime.observability.jsonl import finite_or_none
-from megatron_prime.training.health.alarms import PROCESS_ADVICE, TRUNCATION, TRUNCATION_ADVICE, Alarms
+from megatron_prime.training.health.alarms import TRUNCATION, TRUNCATION_ADVICE, Alarms
+from megatron_prime.training.health.credit_alarms import PROCESS_ADVICE
 from megatron_prime.training.health.not_finite import SkippedUpdate
 
 RECENT_STEPS = 10

@@ -9,14 +9,14 @@ from megatron_prime.config.tables.guards import GuardsConfig
 from megatron_prime.training.health.alarms import (
     ENTROPY,
     GAP,
-    PAIR_ACCURACY,
-    PROCESS_SHARE,
     REF_KL,
     REWARD,
     TRUNCATION,
     Alarms,
 )
+from megatron_prime.training.health.credit_alarms import credit_alarms
 
+CREDIT_FLAGS = credit_alarms(GuardsConfig())
 CALM = [1.0, 1.1, 0.9, 1.05, 0.95]
 
 
@@ -36,7 +36,7 @@ def listen(listener: Alarms, metric: str, values) -> tuple[list[int], list[int]]
             "truncation_alarm",
             "ref_kl_alarm",
             "gap_alarm",
-            "process_alarm",
+            *CREDIT_FLAGS,
         }
         ringing += [place] * int(sum(flags.values()))
         warned += [place] * len(warnings)
@@ -140,75 +140,3 @@ def test_the_warning_of_a_gap_says_how_to_fix_it():
     _, (warning,) = alarms().look({GAP: 1.5})
     for part in ("1.5 nats", "guards.max_logprob_gap = 1", "policy.tis_cap = 2.0", "checkpoint before it"):
         assert part in warning
-
-
-def process_alarms(listener: Alarms, steps) -> tuple[list[int], list[str]]:
-    """Return the indices of the steps (pair accuracy, share) at which the alarm rings, and its warnings."""
-    ringing, warnings = [], []
-    for place, (accuracy, share) in enumerate(steps):
-        flags, texts = listener.look({PAIR_ACCURACY: accuracy, PROCESS_SHARE: share})
-        assert sum(flags.values()) == flags["process_alarm"]
-        ringing += [place] * int(flags["process_alarm"])
-        warnings += texts
-    return ringing, warnings
-
-
-# The first 30 steps of the collapse in benchmarks/reward_hacking.py: the accuracy of the samples is 0.2 until step 23,
-# and 0.03 ten steps later.
-COLLAPSE = [
-    0.5,
-    0.41,
-    0.78,
-    0.43,
-    0.46,
-    0.56,
-    0.6,
-    0.6,
-    0.33,
-    0.58,
-    0.55,
-    0.38,
-    0.29,
-    0.49,
-    0.37,
-    0.47,
-    0.37,
-    0.38,
-    0.68,
-]
-COLLAPSE += [0.58, 0.38, 0.42, 0.22, 0.56, 0.23, 0.58, 0.41, 0.24, 0.15, 0.24]
-
-
-@pytest.mark.parametrize(
-    ("steps", "ringing"),
-    [
-        ([(0.4, 0.5)] * 9, []),  # the window is not full
-        ([(0.4, 0.5)] * 12, [9, 10, 11]),
-        ([(0.4, 0.2)] * 30, []),  # process rewards of little weight
-        ([(0.5, 0.5)] * 30, []),  # a PRM at chance, as at the start
-        ([(0.8, 0.2)] * 10 + [(0.4, 0.5)] * 20, list(range(19, 30))),
-        ([(0.4, 0.5)] * 10 + [(0.9, 0.5)] * 20, [9, 10]),
-        ([(0.4, 0.5)] * 9 + [(math.nan, 0.5), (0.4, 0.5)], [10]),  # a step without a pair is left out
-        ([(0.4, 0.5)] * 9 + [(0.4, 0.2)] * 10 + [(0.4, 0.5)], [19]),
-        ([(0.0, 1.0)] * 10, [9]),
-        (list(zip(COLLAPSE, [0.0] + [0.4] * 29, strict=True)), list(range(12, 30))),
-    ],
-)
-def test_process_rewards_that_do_not_prefer_right_responses_raise_an_alarm(steps, ringing):
-    assert process_alarms(alarms(), steps)[0] == ringing
-    assert process_alarms(alarms(min_pair_accuracy=0), steps) == ([], [])
-
-
-def test_the_alarm_for_process_rewards_warns_once_and_says_how_to_fix_it():
-    _, (warning,) = process_alarms(alarms(), [(0.42, 0.5)] * 20)
-    for part in (
-        "in 42% of the cases only",
-        "guards.min_pair_accuracy = 0.5",
-        "advantage.process_trust",
-        "filter.enabled",
-    ):
-        assert part in warning
-
-
-def test_a_run_without_a_prm_has_no_alarm_for_process_rewards():
-    assert listen(alarms(), PAIR_ACCURACY, [0.0] * 20) == ([], [])

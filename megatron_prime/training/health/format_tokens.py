@@ -1,0 +1,55 @@
+"""Tokens that format a response and say nothing: white space, punctuation and special tokens."""
+
+import unicodedata
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+from megatron_prime.types import Decoder
+
+OPERATORS = frozenset("-/*%&@")
+"""Characters that Unicode counts as punctuation, and that are content in formulas and code."""
+_UNKNOWN = -1
+
+
+class FormatTokens:
+    """Finds the tokens that only format, by their text alone.
+
+    A token formats if decoding it gives nothing, or only white space, control characters and punctuation. Operators
+    (OPERATORS, and what Unicode calls symbols, such as + = < $) do not, and neither do parts of a character.
+
+    Args:
+        tokenizer: of the responses.
+    """
+
+    def __init__(self, tokenizer: Decoder) -> None:
+        self._tokenizer = tokenizer
+        # Token id -> 1 or 0; a response has few of a vocabulary's tokens, so they are decoded when they first occur.
+        self._table = np.empty(0, dtype=np.int8)
+
+    def mask(self, responses: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return which tokens only format, bool [B, T], false in the padding on the right."""
+        lengths = np.array([len(response) for response in responses])
+        flat = np.fromiter(chain.from_iterable(responses), dtype=np.int64, count=int(lengths.sum()))
+        found = np.zeros((len(responses), int(lengths.max(initial=0))), dtype=bool)
+        if flat.size:
+            self._learn(flat)
+            found[np.arange(found.shape[1]) < lengths[:, None]] = self._table[flat] == 1
+        return found
+
+    def _learn(self, token_ids: np.ndarray) -> None:
+        """Look up the tokens that have not occurred before."""
+        missing = int(token_ids.max()) + 1 - self._table.size
+        if missing > 0:
+            self._table = np.pad(self._table, (0, missing), constant_values=_UNKNOWN)
+        for token in np.unique(token_ids[self._table[token_ids] == _UNKNOWN]).tolist():
+            text = self._tokenizer.decode([token], skip_special_tokens=True)
+            self._table[token] = all(map(_formats, text))
+
+
+def _formats(character: str) -> bool:
+    if character.isspace():
+        return True
+    category = unicodedata.category(character)
+    return category[0] == "C" or (category[0] == "P" and character not in OPERATORS)
