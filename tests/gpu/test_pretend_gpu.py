@@ -20,13 +20,13 @@ BOUNDS: dict[str, dict[str, tuple[int, ...]]] = {
     # Moving the batch to the device, when nothing is queued there.
     "step": {TENSOR: (0, 0, 8), PIPELINE: (0, 0, 8), CONTEXT: (0, 0, 12), EXPERTS: (0, 0, 8)},
     # The embedded engine needs each token on the host. SGLang's servers are other processes.
-    "rollout": {TENSOR: (16, 0, 14), PIPELINE: (16, 0, 14), CONTEXT: (16, 0, 14), EXPERTS: (16, 0, 14)},
+    "rollout": {TENSOR: (16, 0, 11), PIPELINE: (16, 0, 11), CONTEXT: (16, 0, 11), EXPERTS: (16, 0, 11)},
     # A layer of experts fetches the sizes of their shares, and without Transformer Engine the tokens of each.
     "logprobs": {EXPERTS: (24, 0, 0)},
     # Two updates: loss, gradient norm and metrics. The rest are checks and metrics of a batch.
     "prm": {TENSOR: (42, 0, 4), PIPELINE: (44, 0, 4), CONTEXT: (50, 0, 4), EXPERTS: (66, 0, 4)},
     # Checks and the spread of the groups, once a batch.
-    "advantage": {TENSOR: (34, 0, 0), PIPELINE: (34, 0, 0), CONTEXT: (36, 0, 0), EXPERTS: (34, 0, 0)},
+    "advantage": {TENSOR: (32, 0, 0), PIPELINE: (32, 0, 0), CONTEXT: (32, 0, 0), EXPERTS: (32, 0, 0)},
     # Four updates: weights of the minibatch, loss, gradient norm (Megatron computes it twice) and metrics.
     "policy": {TENSOR: (24, 0, 16), PIPELINE: (28, 0, 16), CONTEXT: (24, 0, 16), EXPERTS: (48, 0, 16)},
     # One save (two with async_save). Megatron copies optimizer states parameter by parameter, and torch and Megatron
