@@ -1,7 +1,7 @@
 """docs/learning.md: the prose of template.md, with tables and plots that are made from the records.
 
-A line `{{results TASK}}` of the template stands for the tables and the plot of a task, `{{tuning}}` for the table of
-the settings that were tried.
+A line `{{results TASK}}` of the template stands for the tables and the plot of a task, `{{short}}` for a table of all
+tasks, `{{counts}}` and `{{tuning}}` for the settings that were tried.
 """
 
 import re
@@ -42,8 +42,9 @@ def page(template: str, found: Sequence[Record]) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         name, _, task = match[1].partition(" ")
-        lines = tuning(found) if name == "tuning" else results(task, held_out(found, task))
-        return "\n".join(lines)
+        if name == "results":
+            return "\n".join(results(task, held_out(found, task)))
+        return "\n".join({"tuning": tuning, "short": short, "counts": counts}[name](found))
 
     return re.sub(r"\{\{(.+?)\}\}", replaced, template)
 
@@ -115,6 +116,43 @@ def _cost_table(found: Sequence[Record]) -> list[str]:
     return lines
 
 
+def short(found: Sequence[Record]) -> list[str]:
+    """Return the ratios to BASE of each task, as a table, the best method first."""
+    lines = [
+        f"| task | method | pairs | rollouts to {COST_AT} | CPU seconds to {COST_AT} "
+        f"| final, {BASE} | final, the method |",
+        "|---" * 7 + "|",
+    ]
+    for task in TASKS:
+        rows = []
+        runs = held_out(found, task)
+        for method in _by_method(runs):
+            both = paired(runs, [BASE, method]) if method != BASE else {}
+            if len(both.get(method, ())) < 2:
+                continue
+            base, other = both[BASE], both[method]
+            figures = [ratio(base, other, COST_AT, axis) for axis in ("rollouts", "cpu_seconds")]
+            cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in figures]
+            finals = [_interval([run.final for run in each], 2) for each in (base, other)]
+            row = [TASKS[task].title, METHODS[method].title, str(len(other)), *cells, *finals]
+            rows.append((figures[0][0], f"| {' | '.join(row)} |"))
+        lines += [row for _, row in sorted(rows, reverse=True)]
+    return lines
+
+
+def counts(found: Sequence[Record]) -> list[str]:
+    """Return how many settings of each method were tried on each task, as a list."""
+    tried: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for each in found:
+        if each.seed in TUNING_SEEDS:
+            tried[each.method][each.task].add(" ".join(each.overrides))
+    return [
+        f"- {METHODS[method].title}: "
+        + ", ".join(f"{len(settings)} on `{task}`" for task, settings in by_task.items())
+        for method, by_task in tried.items()
+    ]
+
+
 def tuning(found: Sequence[Record]) -> list[str]:
     """Return the table of the settings that were tried on tuning seeds, those of a method together, best first."""
     tried: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
@@ -137,8 +175,11 @@ def tuning(found: Sequence[Record]) -> list[str]:
 
 
 def _shown(record: Record) -> list[str]:
-    """Return the settings without the names of their tables' obvious parts."""
-    return [each for each in record.overrides if not each.startswith("environment.")]
+    """Return the settings that differ from those that the method has now."""
+    final = dict(each.split("=", 1) for each in METHODS[record.method].overrides)
+    own = dict(each.split("=", 1) for each in record.overrides)
+    differing = [f"{key}={value}" for key, value in own.items() if final.get(key) != value]
+    return [*differing, *(f"without {key}" for key in final if key not in own)] or ["as above"]
 
 
 def _cost(runs: Sequence[Record]) -> float:

@@ -22,6 +22,9 @@ def test_tables_plots_and_tuning_come_from_the_records():
         and "prm.lr=1e-3" in tuned[2]
         and tuned[3].startswith("0.90, 512")
     )
+    (summed,) = [row.split(" | ") for row in page.short(found)[2:]]
+    assert summed[2] == "2" and summed[3].startswith("1.14 [") and summed[4].startswith("1.14 [")
+    assert page.counts(found) == ["- PRIME, hindsight credit: 1 on `marks`"]
     assert "This task has not been run on held-out seeds." in text
     plot = page.plot_of("marks", [each for each in found if not each.tried])
     assert plot is not None and plot.count("<polyline") == 2 and "hindsight credit" in plot
