@@ -33,6 +33,7 @@ CALLED_BY_OTHERS = {
     "log_message": "http.server",
     "send_head": "http.server",
     "do_POST": "http.server",
+    "do_GET": "http.server",
     "emit": "logging",
     **dict.fromkeys(("format_arguments", "format_epilog", "format_options"), "click's help pages"),
 }

@@ -35,6 +35,7 @@ CHECKED_AS = {
     "eval-prm": "evaluate_prm",
     "rollout": "rollout",
     "train-prm": "train_prm",
+    "serve-prm": "serve_prm",
 }
 """Command -> the name by which preflight.checks knows it."""
 RANK_FUNCTIONS = {
@@ -82,6 +83,8 @@ def run_command(options: Options) -> int:
         return USAGE_ERROR
     if options.command == "train" and options.dry_run:
         return _dry_run(options, config, arithmetic)
+    if options.command == "serve-prm":
+        return _guarded(lambda: _call("prm.serving.serve_prm", config, options))
     return _run(options, config, arithmetic)
 
 
@@ -104,7 +107,7 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, optio
         _warn([*doubts(config, arithmetic), *_replay_doubts(config, options.replay_rollouts)])
     if command == "train_prm":
         _check_responses(config, options)
-    elif command != "evaluate_prm":
+    elif command not in ("evaluate_prm", "serve_prm"):
         from megatron_prime.preflight.trial import try_run  # it imports transformers
 
         trial = try_run(config, command)

@@ -109,15 +109,16 @@ class PrimeConfig(Section):
 
     @property
     def evaluated_reference_path(self) -> Path:
-        """The checkpoint that `eval-prm` compares the PRM with: by default the model that a PRM is trained from."""
+        """The checkpoint that `eval-prm` and `serve-prm` compare the PRM with: by default the policy."""
         return self.reference.path or self.model.path
 
     def model_paths(self, command: str) -> dict[str, Path]:
         """Return the checkpoint of each role ("policy", "prm", "reference") that a command loads.
 
-        `command` is "train", "sft", "train_prm", "evaluate" or "evaluate_prm". The tokenizer is always the policy's.
+        `command` is "train", "sft", "train_prm", "evaluate", "evaluate_prm" or "serve_prm". The tokenizer is always the
+        policy's.
         """
-        if command == "evaluate_prm":
+        if command in ("evaluate_prm", "serve_prm"):
             return {"prm": self.prm_path, "reference": self.evaluated_reference_path}
         if command == "train_prm":
             return {"prm": self.prm_path, "reference": self.reference_path}

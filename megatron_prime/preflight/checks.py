@@ -21,7 +21,7 @@ from megatron_prime.preflight.processes import process_faults
 from megatron_prime.preflight.resume import resume_faults
 from megatron_prime.preflight.rewards import reward_faults
 
-COMMANDS = ("train", "evaluate", "sft", "train_prm", "evaluate_prm", "rollout")
+COMMANDS = ("train", "evaluate", "sft", "train_prm", "evaluate_prm", "serve_prm", "rollout")
 """Commands that run a model; each needs other files."""
 
 

@@ -19,11 +19,8 @@ def data_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         fault = _file_fault(template)
         if fault:
             yield f"data.chat_template_file = {template} {fault}"
-    if command == "train_prm":
-        yield from response_faults(config)
-        return
-    if command == "evaluate_prm":
-        yield from _prm_evaluation_faults(config)
+    if "prm" in command:
+        yield from _prm_faults(config, command)
         return
     needed = {
         "train": "data.train",
@@ -57,6 +54,16 @@ def _probe_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         yield f"prm.probe: {path} {fault}"
 
 
+def _prm_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    """Yield each fault of the files of a command about a PRM alone."""
+    if command == "train_prm":
+        yield from response_faults(config)
+        return
+    if command == "evaluate_prm":
+        yield from _prm_evaluation_faults(config)
+    yield from _equal_models_faults(config)
+
+
 def _prm_evaluation_faults(config: PrimeConfig) -> Iterator[str]:
     settings = config.prm_evaluation
     files = [
@@ -73,6 +80,9 @@ def _prm_evaluation_faults(config: PrimeConfig) -> Iterator[str]:
         fault = data_file_fault(path) or _file_fault(path)
         if fault:
             yield f"{where} {fault}"
+
+
+def _equal_models_faults(config: PrimeConfig) -> Iterator[str]:
     prm, reference = config.prm_path, config.evaluated_reference_path
     if prm.absolute() == reference.absolute():
         yield (

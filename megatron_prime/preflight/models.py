@@ -43,15 +43,22 @@ def _engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         and config.rollout.starts_servers
         and config.rollout.sglang.weight_transport == "disk"
     )
-    try:
-        weights = megatron_weights(config.model.path) if reads_disk else None
-    except ModelFolderError:
-        return  # already reported by folder_faults
-    if weights is not None:
-        yield (
-            f"model.path = {config.model.path}: its weights are in Megatron's format, but the engine reads "
-            "safetensors: convert them with megatron-prime megatron-to-hf"
-        )
+    served = {"model.path": config.model.path} if reads_disk else {}
+    if command == "serve_prm" and not config.rollout.sglang.urls:
+        served = _folders(config, command)
+        served.pop("model.path", None)
+        if config.reference.path is None:
+            served["model.path"] = config.model.path
+    for key, path in served.items():
+        try:
+            weights = megatron_weights(path)
+        except ModelFolderError:
+            continue  # already reported by folder_faults
+        if weights is not None:
+            yield (
+                f"{key} = {path}: its weights are in Megatron's format, but the engine reads safetensors: convert them "
+                "with megatron-prime megatron-to-hf"
+            )
 
 
 def folder_faults(key: str, folder: Path) -> Iterator[str]:

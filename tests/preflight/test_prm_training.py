@@ -78,10 +78,11 @@ def trained(workspace) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["train", "train_prm", "evaluate_prm"])
+@pytest.mark.parametrize("command", ["train", "train_prm", "evaluate_prm", "serve_prm"])
 def test_a_trained_prm_needs_its_reference(trained, command):
     write_log(0, 1)
-    needed = ["prm.path=prm", RESPONSES, "prm_evaluation.responses=['log.parquet']"]
+    servers = "rollout.sglang.urls=['http://a:1', 'http://b:2']"
+    needed = ["prm.path=prm", RESPONSES, "prm_evaluation.responses=['log.parquet']", servers]
     check(*needed, "reference.path=model", command=command)
     write_model(Path("other"), num_hidden_layers=4)
     (fault,) = faults_of(*needed, "reference.path=other", command=command)

@@ -1,11 +1,13 @@
-"""The commands about a PRM alone: its training on saved responses, and its evaluation."""
+"""The commands about a PRM alone: its training on saved responses, its evaluation, and its service."""
 
-from megatron_prime.cli.arguments.config_command import add_config_command
+import click
+
+from megatron_prime.cli.arguments.config_command import add_config_command, option
 from megatron_prime.cli.arguments.help_style import CommandsUnderHeadings
 
 
 def add_prm_commands(program: CommandsUnderHeadings) -> None:
-    """Add `train-prm` and `eval-prm`."""
+    """Add `train-prm`, `eval-prm` and `serve-prm`."""
     add_config_command(
         program,
         "train-prm",
@@ -32,5 +34,29 @@ def add_prm_commands(program: CommandsUnderHeadings) -> None:
         (
             ("judge the PRM on the files of [prm_evaluation]", "megatron-prime eval-prm run.toml"),
             ("a PRM that convert has written", "megatron-prime eval-prm run.toml prm.path=runs/first/prm"),
+        ),
+    )
+    add_config_command(
+        program,
+        "serve-prm",
+        "Evaluate",
+        "score responses over HTTP by the PRM of prm.path and reference.path, on two SGLang servers",
+        {
+            "Address": [
+                option(
+                    "--port",
+                    type=click.IntRange(0, 65535),
+                    default=0,
+                    metavar="PORT",
+                    help="port of 127.0.0.1 to listen on; default any free one",
+                )
+            ]
+        },
+        (
+            ("start the servers of both models, and serve", "megatron-prime serve-prm run.toml --port 8100"),
+            (
+                "the scores of a PRM that train-prm has written",
+                "megatron-prime serve-prm run.toml --port 8100 prm.path=runs/a/prm",
+            ),
         ),
     )

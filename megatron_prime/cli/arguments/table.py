@@ -228,7 +228,7 @@ _command(
             option(
                 "--for",
                 "target",
-                type=click.Choice(("train", "sft", "train-prm", "eval", "eval-prm", "rollout")),
+                type=click.Choice(("train", "sft", "train-prm", "eval", "eval-prm", "serve-prm", "rollout")),
                 help="the command to check; by default train, or without data.train the one whose data are named",
             ),
             _replay_option(),

@@ -2,4 +2,6 @@
 
 - `training`: `train-prm`
 - `evaluation`: `eval-prm`
+- `serving`: `serve-prm`
+- `score_requests`: its requests and answers as JSON
 """

@@ -17,6 +17,7 @@
 - `resources`: the GPUs and cores of a node, as all its training ranks know them
 - `routing`: reads the experts that a server routed tokens to
 - `sampling`: requests to SGLang and its answers
+- `scoring`: log-probs of given responses from servers of one fixed model each
 - `server`: supervises one server process
 - `versions`: names of served weights, each bound to one server process and one proven update
 - `weights`: the training ranks' side of weight syncs

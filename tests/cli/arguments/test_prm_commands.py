@@ -6,8 +6,10 @@ from megatron_prime.cli.arguments import Options, parse
 from megatron_prime.cli.arguments.table import top
 
 
-@pytest.mark.parametrize(("name", "heading"), [("train-prm", "Train"), ("eval-prm", "Evaluate")])
-def test_both_take_a_configuration_and_overrides(name, heading):
+@pytest.mark.parametrize(
+    ("name", "heading"), [("train-prm", "Train"), ("eval-prm", "Evaluate"), ("serve-prm", "Evaluate")]
+)
+def test_all_take_a_configuration_and_overrides(name, heading):
     options = parse([name, "run.toml", "prm.beta=0.1"])
     assert isinstance(options, Options)
     assert (options.command, str(options.config), options.overrides) == (name, "run.toml", ["prm.beta=0.1"])
