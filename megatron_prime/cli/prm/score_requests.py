@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from megatron_prime.algorithm.prm_loss import PRMObjective
+from megatron_prime.algorithm.registry import PRM_OBJECTIVES
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.messages import checked_prompt
 from megatron_prime.data.rendering import PromptRenderer
@@ -41,6 +43,8 @@ class ScoreRequests:
         self._tokenizer: Any = load_tokenizer(config.model.path)
         self._renderer = PromptRenderer(config.data, self._tokenizer)
         self._beta = config.prm.beta
+        objective: PRMObjective = PRM_OBJECTIVES.load(config.prm.loss)(config.prm)
+        self._objective = objective
         shapes = [read_shape(path) for path in config.model_paths("serve_prm").values()]
         self._vocab_size = min(shape.vocab_size for shape in shapes)
         self._most_tokens = min(shape.max_position_embeddings for shape in shapes)
@@ -81,9 +85,9 @@ class ScoreRequests:
     def answer(self, request: ScoreRequest, log_ratios: Sequence[Sequence[float]]) -> dict[str, Any]:
         """Return the answer, from log pi_PRM - log pi_ref of each token of each response.
 
-        `score` is beta times the sum of the log-ratios, the PRM's logit that the response is right; `probability` is
-        its sigmoid. `step_scores` are the scores up to the end of each step, whose differences are the rewards of the
-        steps, and `token_rewards` are beta times the log-ratios.
+        `score` is the PRM's logit that the response is right, for most objectives beta times the sum of the log-ratios
+        (`prm.loss` says what it is for its own); `probability` is its sigmoid. `step_scores` are the logits at the end
+        of each step, whose differences are the rewards of the steps, and `token_rewards` are beta times the log-ratios.
         """
         scored = [
             self._scored(token_ids, ratios, request.rewards)
@@ -94,7 +98,10 @@ class ScoreRequests:
 
     def _scored(self, token_ids: Sequence[int], ratios: Sequence[float], rewards: str) -> dict[str, Any]:
         ratios_T = torch.tensor(ratios, dtype=torch.float64)
-        values_L = torch.nn.functional.pad(self._beta * ratios_T.cumsum(dim=0), (1, 0))
+        # Responses come without their group's accuracy, so the class prior is one half.
+        values_L = self._objective.prefix_logits_BL(
+            ratios_T[None], torch.ones(1, len(ratios), dtype=torch.bool), ratios_T.new_zeros(1)
+        )[0]
         score = values_L[-1].item()
         answer: dict[str, Any] = {"score": score, "probability": sigmoid(score), "num_tokens": len(token_ids)}
         if rewards == "step":

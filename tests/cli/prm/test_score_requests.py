@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from transformers import Qwen2Config
@@ -15,17 +16,26 @@ BETA = 0.5
 
 
 @pytest.fixture(scope="module")
-def requests(tmp_path_factory) -> ScoreRequests:
+def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     Qwen2Config(**SIZES | {"max_position_embeddings": 64}).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def requests(folder) -> ScoreRequests:
+    return _requests(folder, loss="ce")
+
+
+def _requests(folder: Path, loss: str) -> ScoreRequests:
     return ScoreRequests(
         PrimeConfig.model_validate(
             {
                 "run_dir": folder,
                 "model": {"path": folder},
                 "trainer": {"num_steps": 1},
-                "prm": {"beta": BETA},
+                "prm": {"beta": BETA, "loss": loss},
                 "data": {"instruction": "", "chat_template": "never"},
             }
         )
@@ -99,3 +109,14 @@ def test_scores_are_sums_of_log_ratios(requests):
     assert (scored["token_ids"], scored["token_rewards"]) == ([5, 6], pytest.approx([0.1, -0.2]))
     whole = read(requests, prompt="a", responses=["b"], rewards="sequence")
     assert "step_scores" not in requests.answer(whole, [[0.0, 0.0]])["responses"][0]
+
+
+def test_values_of_prefixes_are_those_of_the_objective(folder):
+    """ipvrm trains the mean log-ratio of each prefix to be its logit (arXiv 2604.13197)."""
+    requests = _requests(folder, loss="ipvrm")
+    request = read(requests, prompt="a", responses=["One.\nTwo."], is_complete=False)
+    ratios = [0.1 * place - 0.3 for place in range(len(request.responses[0]))]
+    (scored,) = requests.answer(request, [ratios])["responses"]
+    assert scored["score"] == pytest.approx(BETA * sum(ratios) / len(ratios))
+    first_step = len("One.\n")
+    assert scored["step_scores"][0] == pytest.approx(BETA * sum(ratios[:first_step]) / first_step)
