@@ -24,7 +24,7 @@ BOUNDS: dict[str, dict[str, tuple[int, ...]]] = {
     # A layer of experts fetches the sizes of their shares, and without Transformer Engine the tokens of each.
     "logprobs": {EXPERTS: (24, 0, 0)},
     # Two updates: loss, gradient norm and metrics. The rest are checks and metrics of a batch.
-    "prm": {TENSOR: (42, 0, 4), PIPELINE: (44, 0, 4), CONTEXT: (50, 0, 4), EXPERTS: (66, 0, 4)},
+    "prm": {TENSOR: (42, 0, 4), PIPELINE: (44, 0, 4), CONTEXT: (48, 0, 4), EXPERTS: (88, 0, 4)},
     # Checks and the spread of the groups, once a batch.
     "advantage": {TENSOR: (32, 0, 0), PIPELINE: (32, 0, 0), CONTEXT: (32, 0, 0), EXPERTS: (32, 0, 0)},
     # Four updates: weights of the minibatch, loss, gradient norm (Megatron computes it twice) and metrics.

@@ -65,8 +65,6 @@ num_minibatches = 2
 [prm]
 lr = 1e-3
 beta = 0.1
-probe = "task/probe.jsonl"
-probe_every = 2
 [sft]
 data = ["task/sft.jsonl"]
 output = "sft"
@@ -256,6 +254,9 @@ def differences(left: Sequence[dict[str, float]], right: Sequence[dict[str, floa
     largest: dict[str, float] = {}
     for mine, other in zip(left, right, strict=True):
         for name, value in mine.items():
+            if value is None or other[name] is None:  # not finite: there was nothing to count
+                assert value is other[name], name
+                continue
             gap = abs(value - other[name]) / max(1.0, abs(value))
             largest[name] = max(largest.get(name, 0.0), gap)
     return largest

@@ -119,11 +119,16 @@ def outcome_only(first_steps) -> dict:
     return first_steps[1]
 
 
+COUNTED = ("prm/length_correlation", "prm/format_", "prm/best_is_wrong_", "prm/lowest_on_last_")
+"""Statistics that are NaN in a batch where there is nothing to count, such as one without pairs of unequal lengths."""
+
+
 @pytest.mark.parametrize("variant", [*PRM_VARIANTS, *OTHER_VARIANTS, *TURN_VARIANTS])
 def test_every_option_gives_finite_metrics(steps, variant):
     metrics = steps[variant]
     assert isinstance(metrics, dict), metrics
-    assert [name for name, value in metrics.items() if not math.isfinite(value)] == []
+    unknown = [name for name, value in metrics.items() if not math.isfinite(value)]
+    assert [name for name in unknown if not name.startswith(COUNTED)] == []
     assert metrics["policy/grad_norm"] > 0
     assert metrics["advantage/std"] > 0
 
@@ -203,7 +208,7 @@ def test_the_rollout_log_agrees_with_the_metrics(toy: Toy):
         }
         assert {name: record[name] for name in expected} == pytest.approx(expected, abs=1e-5)
         assert [token["process_rewards"] for token in pairs] == pytest.approx(
-            [0.05 * ratio for ratio in ratios], abs=1e-6
+            [0.1 * ratio for ratio in ratios], abs=1e-6
         )
         assert all(token["mask"] and token["entropy"] >= 0 for token in pairs)
         for row in rows:
