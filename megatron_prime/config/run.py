@@ -194,7 +194,8 @@ class PrimeConfig(Section):
         for name, field in PRMConfig.model_fields.items():
             value = getattr(self.prm, name)
             if name not in READ_WITHOUT_A_MODEL and value != field.get_default(call_default_factory=True):
-                yield f"prm.{name} = {value!r} has no effect with {source}, which has no PRM: leave it out"
+                shown = str(value) if isinstance(value, Path) else value
+                yield f"prm.{name} = {shown!r} has no effect with {source}, which has no PRM: leave it out"
         if self.reference.mode == "policy":
             yield (
                 f"reference.mode = 'policy' with {source} compares the policy with itself, and every process reward "

@@ -5,6 +5,7 @@ its training it is the log-ratio of two unrelated models.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,21 @@ class PRMRecord:
             values: Any = json.loads((folder / FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelFolderError(folder, f"{FILE} cannot be read: {error}") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ModelFolderError(folder, f"{FILE} is of another version of megatron_prime")
         try:
-            return PRMRecord(**{field.name: values[field.name] for field in fields(PRMRecord)})
+            record = PRMRecord(**{field.name: values[field.name] for field in fields(PRMRecord)})
         except KeyError as error:
             raise ModelFolderError(folder, f"{FILE} lacks {error}") from error
+        for name, is_sound in record._sound_fields().items():
+            if not is_sound:
+                raise ModelFolderError(
+                    folder,
+                    f"{FILE} is damaged: {name} is {values[name]!r}. Copy it again from the output of train-prm",
+                )
+        return record
 
     def is_reference(self, folder: Path) -> bool:
         """Return whether a folder holds the reference, by its weights.
@@ -61,3 +69,14 @@ class PRMRecord:
         """
         identity = model_identity(folder)
         return all(identity[part] == self.reference_identity.get(part) for part in ("config.json", "weights"))
+
+    def _sound_fields(self) -> dict[str, bool]:
+        """Return for each field whether its value is one that `write` writes."""
+        return {
+            "reference": isinstance(self.reference, str),
+            "reference_identity": isinstance(self.reference_identity, dict),
+            "loss": isinstance(self.loss, str),
+            # isinstance would accept true and false, which are subclasses of int.
+            "beta": type(self.beta) in (int, float) and math.isfinite(self.beta),
+            "score_environment": isinstance(self.score_environment, bool),
+        }

@@ -12,11 +12,13 @@ from megatron_prime.preflight.loggers import backend_faults
 
 def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     """Yield each reason why a command cannot write its results."""
-    yield from _run_dir_faults(config.run_dir)
+    yield from _folder_faults("run_dir", config.run_dir)
     output_option = {"sft": "sft.output", "train_prm": "prm_training.output"}.get(command)
     output = config.stage(command).output if output_option else None
     if output is not None and output.exists():
         yield f"{output} exists already: remove it, or set {output_option} to another folder"
+    elif output is not None and not output.is_relative_to(config.run_dir):
+        yield from _folder_faults(str(output_option), output)
     if command in RESUMABLE:
         yield from backend_faults(config.logging.backends)
     if command == "train":
@@ -27,15 +29,15 @@ def output_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         yield from _checkpoint_faults(config.stage(command).folder)
 
 
-def _run_dir_faults(run_dir: Path) -> Iterator[str]:
-    # run_dir may not exist yet: the nearest folder above it that does must take new files.
-    existing = run_dir.absolute()
+def _folder_faults(option: str, folder: Path) -> Iterator[str]:
+    # The folder may not exist yet: the nearest one above it that does must take new files.
+    existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        yield f"run_dir = {run_dir}: {existing} is not a folder"
+        yield f"{option} = {folder}: {existing} is not a folder"
     elif not os.access(existing, os.W_OK | os.X_OK):
-        yield f"run_dir = {run_dir}: {existing} is not writable"
+        yield f"{option} = {folder}: {existing} is not writable"
 
 
 def _rollout_log_faults(config: PrimeConfig) -> Iterator[str]:

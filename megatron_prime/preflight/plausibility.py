@@ -35,7 +35,6 @@ RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("prm.weight_decay", 0, 1.0, "usual are 0 to 0.1"),
     ("policy.num_epochs", 1, 10, "the policy moves far from the one that sampled; usual are 1 to 4"),
     ("policy.num_minibatches", 1, 256, "usual are 1 to 16"),
-    ("prm.beta", 1e-3, 1.0, "usual are 0.01 to 0.1"),
     ("rollout.group_size", 2, 256, "usual are 4 to 64; one response has nothing to be compared with"),
     ("rollout.temperature", 0.1, 2.0, "responses are all alike, or noise; usual is 1"),
     ("rollout.top_p", 0.5, 1.0, "responses come from another distribution than the one that is trained"),
@@ -60,6 +59,12 @@ CLIP_RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], str]] = {
 }
 """policy.loss -> the smallest and largest clip_low and clip_high that are not questioned, and what is usual."""
 
+BETA_RANGES: dict[str, tuple[float, float, str]] = {
+    "ipvrm": (0.1, 100, "usual are 1 to 20, since values are means over tokens"),
+}
+"""prm.loss -> the smallest and largest prm.beta that are not questioned, and what is usual; others have BETA_RANGE."""
+BETA_RANGE = (1e-3, 1.0, "usual are 0.01 to 0.1")
+
 
 def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
     """Yield a line for each option of a `train` run that is possible but hardly meant."""
@@ -70,6 +75,9 @@ def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
             continue
         if not low <= value <= high:
             yield f"{key} = {value:g}: {reason}"
+    low, high, usual = BETA_RANGES.get(config.prm.loss, BETA_RANGE)
+    if config.prm.is_trained and not low <= config.prm.beta <= high:
+        yield f"prm.beta = {config.prm.beta:g} with prm.loss = {config.prm.loss!r}: {usual}"
     yield from _clipping(config)
     yield from _learning_rates(config)
     yield from _steps(config, arithmetic)

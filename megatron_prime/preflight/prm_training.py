@@ -1,6 +1,7 @@
 """Check the responses that `train-prm` trains on, and that a PRM meets the reference that it was trained with."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_prime.algorithm.registry import PRM_OBJECTIVES
@@ -36,7 +37,10 @@ def read_saved_groups(config: PrimeConfig) -> "SavedGroups":
 
     settings, model = config.prm_training, config.model.path
     files = response_files(settings.responses)
-    longest = config.trainer.max_tokens_per_microbatch
+    shapes = [read_shape(path) for path in config.model_paths("train_prm").values()]
+    longest = min(
+        config.trainer.max_tokens_per_microbatch, *(shape.max_position_embeddings for shape in shapes)
+    )
     reader = GroupReader(model_identity(model)["tokenizer"], read_shape(model).vocab_size, longest)
     groups = read_groups(files, reader, settings.held_out_fraction, config.seed)
     objective = PRM_OBJECTIVES.load(config.prm.loss)
@@ -62,16 +66,19 @@ def reference_faults(config: PrimeConfig, command: str) -> Iterator[str]:
             return
         follows_policy = command == "train" and config.reference.mode == "policy"
         reference = config.model.path if follows_policy else paths["reference"]
-        if record.is_reference(reference):
+        # A missing folder is reported as one, and has no weights to compare.
+        if not reference.is_dir() or record.is_reference(reference):
             return
     except ModelFolderError as error:
         yield str(error)
         return
     used = "reference.mode = 'policy'" if follows_policy else f"the reference {reference}"
+    advice = f"Set reference.path = '{record.reference}'"
+    if not Path(record.reference).is_dir():
+        advice = "That folder does not exist here: set reference.path to where the model is now"
     yield (
         f"prm.path = {paths['prm']}: this PRM was trained with the reference {record.reference} ({FILE}), and {used} "
-        "has other weights: the log-ratio of the two would be no process reward. Set "
-        f"reference.path = '{record.reference}'"
+        f"has other weights: the log-ratio of the two would be no process reward. {advice}"
     )
 
 

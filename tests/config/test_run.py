@@ -45,7 +45,7 @@ def build(**sections: dict) -> PrimeConfig:
             {"prm": {"source": "policy", "update_order": "before"}},
             "prm.update_order = 'before' has no effect with prm.source = 'policy'",
         ),
-        ({"prm": {"source": "policy", "path": "m"}}, "prm.path = "),
+        ({"prm": {"source": "policy", "path": "m"}}, "prm.path = 'm' has no effect"),
         ({"prm": {"source": "policy", "loss": "dpo"}}, "prm.loss = 'dpo' has no effect"),
         (
             {"prm": {"source": "policy"}, "reference": {"mode": "policy"}},

@@ -38,11 +38,33 @@ def test_the_reference_is_known_by_its_weights_wherever_it_stands(tmp_path):
         ("[]", "another version"),
         ('{"format": 2}', "another version"),
         ('{"format": 1}', "lacks 'reference'"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, text, message):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ModelFolderError, match=message):
+        PRMRecord.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reference", 3),
+        ("reference_identity", None),
+        ("reference_identity", ["a"]),
+        ("loss", {}),
+        ("beta", "high"),
+        ("beta", True),
+        ("beta", float("nan")),
+        ("score_environment", "yes"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(tmp_path, field, value):
+    record(write_model(tmp_path / "base")).write(tmp_path)
+    values = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({**values, field: value}))
+    with pytest.raises(ModelFolderError, match=f"is damaged: {field} is"):
         PRMRecord.read(tmp_path)
 
 

@@ -31,6 +31,19 @@ def test_an_sft_output_that_exists_is_refused_and_nothing_else_minds_it(workspac
     check("sft.output=model")
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "named"),
+    [
+        ("sft", "sft.output", "sft.data=['train.jsonl']"),
+        ("train_prm", "prm_training.output", "prm_training.responses=['train.jsonl']"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_training(workspace, command, option, named):
+    (fault,) = faults_of(named, f"{option}=train.jsonl/x", command=command)
+    assert fault.startswith(f"{option} = train.jsonl/x: ") and fault.endswith("train.jsonl is not a folder")
+    check(named, f"{option}=new/folder", command=command)
+
+
 def test_a_logger_whose_package_is_missing_is_refused(workspace, monkeypatch):
     check("logging.backends=['tensorboard', 'wandb', 'mlflow']")
 

@@ -67,6 +67,15 @@ def test_a_comparison_needs_right_and_wrong_responses(workspace):
     assert len(read_saved_groups(config).train) == 1
 
 
+def test_a_response_that_the_models_have_no_positions_for_is_left_out(workspace):
+    rows = [logged_response(0, sample, num_tokens=tokens) for sample, tokens in enumerate((3, 60, 61))]
+    write_rollouts(Path("log.parquet"), FileInfo(1), rows)
+    write_model(workspace / "model", max_position_embeddings=63)
+    groups = read_saved_groups(load_config(Path("run.toml"), [RESPONSES, "prm_training.held_out_fraction=0"]))
+    assert groups.table.num_responses == 2
+    assert groups.notes[-1] == "left out: 1 responses longer than 63 tokens with their prompt"
+
+
 @pytest.fixture
 def trained(workspace) -> Path:
     """A PRM that was trained with model/ as its reference, started from there."""
@@ -88,6 +97,17 @@ def test_a_trained_prm_needs_its_reference(trained, command):
     (fault,) = faults_of(*needed, "reference.path=other", command=command)
     assert "this PRM was trained with the reference" in fault
     assert fault.endswith(f"Set reference.path = '{Path('model').absolute()}'")
+
+
+def test_a_reference_that_was_moved_or_is_missing(trained):
+    base = Path("model").rename("moved")
+    moved = "model.path=moved"
+    check(moved, "prm.path=prm", "reference.path=moved")
+    (fault,) = faults_of(moved, "prm.path=prm")
+    assert fault.endswith("That folder does not exist here: set reference.path to where the model is now")
+    (fault,) = faults_of(moved, "prm.path=prm", "reference.path=model")
+    assert "reference.path = model: no such folder" in fault
+    base.rename("model")
 
 
 def test_the_default_reference_of_training_is_refused_for_a_trained_prm(trained):

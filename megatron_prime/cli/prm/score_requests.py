@@ -57,16 +57,16 @@ class ScoreRequests:
         """
         try:
             fields = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the body is no JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError("the body must be a JSON object")
         unknown = sorted(fields.keys() - set(FIELDS))
         if unknown:
-            raise ValueError(f"unknown fields {', '.join(unknown)}: there are {', '.join(FIELDS)}")
+            raise ValueError(f"unknown fields {_short(', '.join(unknown))}: there are {', '.join(FIELDS)}")
         rewards, is_complete = fields.get("rewards", "step"), fields.get("is_complete", True)
         if rewards not in REWARDS:
-            raise ValueError(f"'rewards' is {rewards!r}: it must be one of {', '.join(REWARDS)}")
+            raise ValueError(f"'rewards' is {_short(repr(rewards))}: it must be one of {', '.join(REWARDS)}")
         if not isinstance(is_complete, bool):
             raise ValueError("'is_complete' must be true or false")
         responses = fields.get("responses")
@@ -119,14 +119,20 @@ class ScoreRequests:
             return self._token_ids("prompt_ids", fields["prompt_ids"])
         row = DataRow(fields, Path("request"), 1)
         rendered = self._renderer.render(checked_prompt(row, "prompt"), is_question=True)
-        (token_ids,) = self._renderer.tokenize([rendered])
+        try:
+            (token_ids,) = self._renderer.tokenize([rendered])
+        except ValueError as error:
+            raise ValueError(f"'prompt': {error}") from error
         return self._token_ids("prompt", token_ids)
 
     def _response(self, number: int, value: object, is_complete: bool) -> Sequence[int]:
         name = f"responses[{number}]"
         if not isinstance(value, str):
             return self._token_ids(name, value)
-        (token_ids,) = encode(self._tokenizer, [value])
+        try:
+            (token_ids,) = encode(self._tokenizer, [value])
+        except ValueError as error:  # half of a surrogate pair, for example
+            raise ValueError(f"'{name}': {error}") from error
         # A sampled response ends with this token, which counts in the PRM's training too.
         end = (
             [self._tokenizer.eos_token_id] if is_complete and self._tokenizer.eos_token_id is not None else []
@@ -140,3 +146,8 @@ class ScoreRequests:
         if not all(type(token) is int and 0 <= token < self._vocab_size for token in value):
             raise ValueError(f"'{name}' must hold token ids from 0 to {self._vocab_size - 1}")
         return value
+
+
+def _short(text: str) -> str:
+    """Return the start of a text of any length, for a message."""
+    return text if len(text) <= 100 else f"{text[:100]}..."

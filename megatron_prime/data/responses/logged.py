@@ -39,6 +39,7 @@ class GroupReader:
         tokenizer: hash of the tokenizer that the responses must be of; see hf/identity.py.
         vocab_size: of the models that score them.
         max_tokens: longer responses, with their prompt, are left out: of a part of one, the outcome is unknown.
+            At most as many as the models have positions for.
     """
 
     tokenizer: str
@@ -57,30 +58,40 @@ class GroupReader:
             if tokenizer != self.tokenizer:
                 raise ValueError(f"{path} was sampled with another tokenizer than that of model.path")
             for number, rows in groupby(file.rows(_COLUMNS), itemgetter("group")):
-                group = list(rows)
+                group, where = list(rows), f"{path}, group {number}"
                 prompt_ids = group[0]["prompt_token_ids"]
-                responses = [response for row in group if (response := self._response(row)) is not None]
-                self._check(f"{path}, group {number}", [prompt_ids, *(each.token_ids for each in responses)])
+                responses = [
+                    response for row in group if (response := self._response(where, row)) is not None
+                ]
+                self._check(where, [prompt_ids, *(each.token_ids for each in responses)])
                 if responses:
                     yield prompt_ids, responses
 
-    def _response(self, row: Mapping[str, Any]) -> SavedResponse | None:
+    def _response(self, where: str, row: Mapping[str, Any]) -> SavedResponse | None:
         outcome, token_ids = row["outcome_reward"], row["response_token_ids"]
         if outcome is None or math.isnan(outcome):
             self.dropped.without_outcome += 1
+        elif not 0 <= outcome <= 1:
+            raise ValueError(f"{where}: its outcome {outcome} is not in [0, 1]")
         elif len(row["prompt_token_ids"]) + len(token_ids) > self.max_tokens:
             self.dropped.too_long += 1
         else:
-            return SavedResponse(token_ids, outcome, logged_turns(row))
+            turns = logged_turns(row)
+            if turns and turns[-1].end != len(token_ids):
+                raise ValueError(
+                    f"{where}: its turns end at token {turns[-1].end} of {len(token_ids)}: the file is damaged"
+                )
+            return SavedResponse(token_ids, outcome, turns)
         return None
 
     def _check(self, where: str, sequences: Sequence[Sequence[int]]) -> None:
         if not all(sequences):
             raise ValueError(f"{where}: its prompt or a response has no tokens")
-        highest = max(map(max, sequences))
-        if highest >= self.vocab_size:
+        outside = [each for tokens in sequences for each in (max(tokens), min(tokens))]
+        wrong = next((token for token in outside if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
             raise ValueError(
-                f"{where}: token {highest} is outside of the model's vocabulary of {self.vocab_size}: the responses "
+                f"{where}: token {wrong} is outside of the model's vocabulary of {self.vocab_size}: the responses "
                 "are of another model"
             )
 

@@ -87,7 +87,15 @@ def test_a_wrong_request_is_refused_by_field(requests, fields, message):
 
 
 @pytest.mark.parametrize(
-    ("body", "message"), [(b"{", "the body is no JSON"), (b"[]", "must be a JSON object")]
+    ("body", "message"),
+    [
+        (b"{", "the body is no JSON"),
+        (b"[]", "must be a JSON object"),
+        (b'{"prompt": ' + b"[" * 100_000, "the body is no JSON: maximum recursion depth"),
+        (b'{"prompt": "\\ud800", "responses": ["a"]}', "'prompt': the tokenizer fails"),
+        (b'{"prompt": "a", "responses": ["\\ud800"]}', r"'responses\[0\]': the tokenizer fails"),
+        (b'{"rewards": "' + b"x" * 1000 + b'"}', r"^'rewards' is 'x{99}\.\.\.: it must be"),
+    ],
 )
 def test_what_is_no_object_is_refused(requests, body, message):
     with pytest.raises(ValueError, match=message):

@@ -48,6 +48,15 @@ def test_groups_have_their_prompt_and_all_usable_responses(tmp_path):
         ({}, 300, "other", "sampled with another tokenizer"),
         ({}, 3, "mine", r"group 0: token 3 is outside of the model's vocabulary of 3"),
         ({"prompt_token_ids": []}, 300, "mine", "group 0: its prompt or a response has no tokens"),
+        ({"response_token_ids": [0, -3, 1]}, 300, "mine", "group 0: token -3 is outside"),
+        ({"outcome_reward": 5.0}, 300, "mine", r"group 0: its outcome 5.0 is not in \[0, 1\]"),
+        ({"outcome_reward": -float("inf")}, 300, "mine", r"group 0: its outcome -inf is not in"),
+        (
+            {"policy_mask": [True] * 3, "turn_ends": [2], "turn_rewards": [0.0]},
+            300,
+            "mine",
+            "group 0: its turns end at token 2 of 3",
+        ),
     ],
 )
 def test_responses_of_another_model_are_refused(tmp_path, changes, vocab_size, tokenizer, message):
