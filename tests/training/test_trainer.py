@@ -74,7 +74,7 @@ OTHER_VARIANTS = {
         ),
         "advantage.gamma_outcome=0.9",
     ],
-    "policy as prm": ["prm.source=policy"],
+    "policy as prm": ["prm.source=policy", "prm.lr=1e-6"],
     "spro": ["advantage.estimator=spro", "advantage.process_normalization=none", "prm.update_order=before"],
 }
 
