@@ -107,11 +107,12 @@ def flops_of_step(step: dict[str, Any], config: dict[str, Any], shape: ModelShap
     sampled = step["rollout/num_rollouts_sampled"] * mean
     group = config["rollout"]["group_size"]
     kept = step.get("rollout/num_groups_kept", 0.0) * group * mean
-    prm, has_prm = config["prm"], config["prm"]["enabled"]
-    is_trained = has_prm and prm["update_order"] != "none"
+    prm, has_rewards = config["prm"], config["prm"]["enabled"]
+    has_model = has_rewards and prm["source"] == "model"
+    is_trained = has_model and prm["update_order"] != "none"
     passes = 1 + 3 * config["policy"]["num_epochs"]
-    passes += has_prm or config["policy"]["kl_coef"] > 0
-    passes += has_prm + (3 * prm["num_epochs"] if is_trained else 0)
+    passes += has_rewards or config["policy"]["kl_coef"] > 0
+    passes += has_model + (3 * prm["num_epochs"] if is_trained else 0)
     tokens = sampled + passes * kept
     return forward_flops(shape, tokens, mean, tokens)
 
