@@ -65,6 +65,11 @@ class PRMObjective(Protocol):
         ...
 
 
+def prm_objective(config: PRMConfig) -> PRMObjective:
+    """Build the objective that `prm.loss` names. Raises ValueError if there is none."""
+    return PRM_OBJECTIVES.load(config.loss)(config)
+
+
 def prm_loss(
     rows: ScoredRows,
     labels_B: Tensor,
@@ -94,7 +99,7 @@ def prm_loss(
     check_rows(rows.num_rows, labels_B=labels_B, weights_B=weights_B)
     if targets is not None:
         targets.check_rows(rows.num_rows)
-    objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
+    objective = prm_objective(config)
     losses_B = objective.losses_B(rows, labels_B, targets)
     return (weights_B.detach().to(losses_B.dtype) * losses_B).sum()
 
@@ -117,7 +122,7 @@ def prm_targets(
     """
     if not are_labels_checked:
         check_outcomes(labels_B)
-    objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
+    objective = prm_objective(config)
     if rows is not None:
         check_rows(rows.num_rows, labels_B=labels_B, group_ids_B=group_ids_B)
         rows = replace(rows, log_ratio_BT=rows.log_ratio_BT.detach())

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_rows, check_shapes
 from megatron_prime.algorithm.groups import group_table
-from megatron_prime.algorithm.tensor_ops import next_columns_BT, zero_padding
+from megatron_prime.algorithm.implicit_reward import following_columns_BT
+from megatron_prime.algorithm.tensor_ops import zero_padding
 
 
 @torch.no_grad()
@@ -36,9 +37,7 @@ def lowest_on_last(rewards_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Te
     sizes_B = positions_BT.sum(dim=1)
     lowest_B1 = rewards_BT.masked_fill(~positions_BT, torch.inf).min(dim=1, keepdim=True).values
     is_lowest_BT = positions_BT & (rewards_BT == lowest_B1)
-    num_columns = positions_BT.shape[1]
-    following_BT = torch.nn.functional.pad(next_columns_BT(positions_BT)[:, 1:], (0, 1), value=num_columns)
-    is_last_BT = positions_BT & (following_BT == num_columns)
+    is_last_BT = positions_BT & (following_columns_BT(positions_BT) == positions_BT.shape[1])
     shares_B = (is_lowest_BT & is_last_BT).sum(dim=1).double() / is_lowest_BT.sum(dim=1).clamp(min=1)
     counted_B = sizes_B >= 2
     return _mean(shares_B, counted_B), _mean(1 / sizes_B.clamp(min=1).double(), counted_B)

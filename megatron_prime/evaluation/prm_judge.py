@@ -10,8 +10,7 @@ from typing import Protocol
 
 import torch
 
-from megatron_prime.algorithm.prm_loss import PRMObjective
-from megatron_prime.algorithm.registry import PRM_OBJECTIVES
+from megatron_prime.algorithm.prm_loss import prm_objective
 from megatron_prime.algorithm.tensor_ops import zero_padding
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.evaluation.first_errors import (
@@ -72,7 +71,7 @@ class StepScorer:
         self._progress = progress
         self._prm = prm
         self._reference = reference
-        self._objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
+        self._objective = prm_objective(config)
         self._max_tokens = max_tokens
 
     def __call__(self, texts: Sequence[JudgedText]) -> list[list[float]]:

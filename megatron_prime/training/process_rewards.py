@@ -6,9 +6,8 @@ import torch
 
 from megatron_prime.algorithm.groups import prior_logits_B
 from megatron_prime.algorithm.implicit_reward import log_ratio_BT, process_rewards_BT
-from megatron_prime.algorithm.prm_loss import PRMObjective
+from megatron_prime.algorithm.prm_loss import prm_objective
 from megatron_prime.algorithm.process_credit import CreditedRewards, credited_rewards
-from megatron_prime.algorithm.registry import PRM_OBJECTIVES
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.types import RolloutBatch
 
@@ -58,8 +57,7 @@ def _prefix_logits_BL(  # noqa: N802
     batch: RolloutBatch, prm_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, config: PrimeConfig
 ) -> torch.Tensor:
     """Return what the PRM's objective says of every prefix of the batch."""
-    objective: PRMObjective = PRM_OBJECTIVES.load(config.prm.loss)(config.prm)
     scored_BT = batch.scored_mask_BT(config.prm.score_environment)
     priors_B = prior_logits_B(batch.outcome_rewards_B, batch.group_ids_B)
     q_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_BT)
-    return objective.prefix_logits_BL(q_BT, scored_BT, priors_B)
+    return prm_objective(config.prm).prefix_logits_BL(q_BT, scored_BT, priors_B)

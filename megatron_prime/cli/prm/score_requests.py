@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_prime.algorithm.prm_loss import PRMObjective
-from megatron_prime.algorithm.registry import PRM_OBJECTIVES
+from megatron_prime.algorithm.prm_loss import prm_objective
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.data.messages import checked_prompt
 from megatron_prime.data.rendering import PromptRenderer
@@ -43,8 +42,7 @@ class ScoreRequests:
         self._tokenizer: Any = load_tokenizer(config.model.path)
         self._renderer = PromptRenderer(config.data, self._tokenizer)
         self._beta = config.prm.beta
-        objective: PRMObjective = PRM_OBJECTIVES.load(config.prm.loss)(config.prm)
-        self._objective = objective
+        self._objective = prm_objective(config.prm)
         shapes = [read_shape(path) for path in config.model_paths("serve_prm").values()]
         self._vocab_size = min(shape.vocab_size for shape in shapes)
         self._most_tokens = min(shape.max_position_embeddings for shape in shapes)

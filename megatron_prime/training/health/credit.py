@@ -3,14 +3,13 @@
 import torch
 
 from megatron_prime.algorithm.implicit_reward import log_ratio_BT, reward_positions
-from megatron_prime.algorithm.prm_loss import PRMObjective
+from megatron_prime.algorithm.prm_loss import prm_objective
 from megatron_prime.algorithm.prm_quality import (
     best_is_wrong,
     length_correlation,
     lowest_on_last,
     share_of_magnitude,
 )
-from megatron_prime.algorithm.registry import PRM_OBJECTIVES
 from megatron_prime.algorithm.tensor_ops import zero_padding
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.training.health.format_tokens import FormatTokens
@@ -73,6 +72,5 @@ def credit_metrics(
 
 def _scores_B(q_BT: torch.Tensor, scored_BT: torch.Tensor, config: PRMConfig) -> torch.Tensor:  # noqa: N802
     """Return the value of whole responses under the PRM's objective, without a class prior, float64 [B]."""
-    objective: PRMObjective = PRM_OBJECTIVES.load(config.loss)(config)
     q_BT = q_BT.double()
-    return objective.prefix_logits_BL(q_BT, scored_BT, q_BT.new_zeros(q_BT.shape[0]))[:, -1]
+    return prm_objective(config).prefix_logits_BL(q_BT, scored_BT, q_BT.new_zeros(q_BT.shape[0]))[:, -1]
