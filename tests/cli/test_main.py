@@ -16,6 +16,7 @@ from tests.support import deadlines
 from tests.support.sparse_weights import write_weights
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.toy_runs import CONFIG, environment
+from tests.support.toy_worker import write_probe
 
 SHAPE = {
     "model_type": "qwen3",
@@ -55,6 +56,7 @@ def write_workspace(folder: Path) -> None:
     for name in ("train", "heldout", "sft"):
         (folder / f"task/{name}.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 8)
     (folder / "task/benchmark.jsonl").write_text('{"problem": "1 + 1 =", "answer": "2"}\n')
+    write_probe(folder / "task/probe.jsonl", [{"prompt": "1 + 1 - 1 ="}])
     (folder / "run.toml").write_text(CONFIG)
 
 

@@ -225,7 +225,8 @@ def test_a_replay_of_all_groups_ends_with_the_same_weights_and_checkpoint(toy: T
     assert weights(replayed / "hf") == weights(original / "hf")
     assert rollouts(replayed) == rollouts(original)
     kept = [record for record in records(original) if record["step"]]
-    for record, other in zip(kept, records(replayed), strict=True):
+    again = [record for record in records(replayed) if record["step"]]
+    for record, other in zip(kept, again, strict=True):
         assert {name: record[name] for name in other} == pytest.approx(other, abs=1e-6)
         assert all(name.startswith("eval/") for name in record.keys() - other.keys())
     states = [

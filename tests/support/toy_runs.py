@@ -65,6 +65,8 @@ num_minibatches = 2
 [prm]
 lr = 1e-3
 beta = 0.1
+probe = "task/probe.jsonl"
+probe_every = 2
 [sft]
 data = ["task/sft.jsonl"]
 output = "sft"
