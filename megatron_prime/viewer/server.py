@@ -4,7 +4,7 @@ import secrets
 import sys
 import threading
 from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,11 +23,41 @@ HEADERS = {
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
-class ViewServer(ThreadingHTTPServer):
+class LoopbackServer(ThreadingHTTPServer):
+    """An HTTP server that this machine alone can reach.
+
+    Pages of other sites may ask for it under names of their own, so handlers refuse requests whose Host is not in
+    `hosts`.
+
+    Args:
+        handler: Class that answers a request.
+        port: Port to listen on; 0 for any free one.
+
+    Raises:
+        ValueError: The port is in use or not allowed.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int) -> None:
+        try:
+            super().__init__((HOST, port), handler)
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"cannot serve on port {port} of {HOST} ({error}): name another port, or 0 for any free one"
+            ) from error
+        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        return f"http://{HOST}:{self.server_port}"
+
+
+class ViewServer(LoopbackServer):
     """A server of a site's folder.
 
-    Other users of the machine can connect to the port as well, so every address begins with a secret. Pages of other
-    sites may ask for it under names of their own, so requests with other host names are refused.
+    Other users of the machine can connect to the port as well, so every address begins with a secret.
 
     Args:
         site: The pages.
@@ -37,24 +67,16 @@ class ViewServer(ThreadingHTTPServer):
         ValueError: The port is in use or not allowed.
     """
 
-    daemon_threads = True
-
     def __init__(self, site: Site, port: int = 0) -> None:
-        try:
-            super().__init__((HOST, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise ValueError(
-                f"cannot serve on port {port} of {HOST} ({error}): name another port, or 0 for any free one"
-            ) from error
+        super().__init__(_Handler, port)
         self.site = site
         self.secret = secrets.token_urlsafe(16)
-        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
         self._lock = threading.Lock()
 
     @property
     def url(self) -> str:
         """Address of the first page."""
-        return f"http://{HOST}:{self.server_port}/{self.secret}/index.html"
+        return f"{super().url}/{self.secret}/index.html"
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         """Say nothing when a browser has closed the connection, as it does when the reader leaves a page."""

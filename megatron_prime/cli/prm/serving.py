@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Coroutine
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from megatron_prime.cli.arguments import Options
@@ -17,15 +17,15 @@ from megatron_prime.engines.sglang.scoring import ModelServers, ScoringServer
 from megatron_prime.observability import Progress
 from megatron_prime.parallel.platform import num_gpus
 from megatron_prime.rollout.engine import EngineError
+from megatron_prime.viewer.server import LoopbackServer
 
-HOST = "127.0.0.1"
 MAX_BODY_BYTES = 16 << 20
 MAX_REQUESTS = 32
 """Requests that are answered at the same time; more are refused at once, and their clients may try again."""
 HEALTH_S = 30.0
 
 
-class ScoreServer(ThreadingHTTPServer):
+class ScoreServer(LoopbackServer):
     """Answers POST /score and GET /health on this machine alone.
 
     Args:
@@ -38,28 +38,14 @@ class ScoreServer(ThreadingHTTPServer):
         ValueError: the port is in use or not allowed.
     """
 
-    daemon_threads = True
-
     def __init__(
         self, requests: ScoreRequests, servers: ModelServers, loop: LoopThread, port: int = 0
     ) -> None:
-        try:
-            super().__init__((HOST, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise ValueError(
-                f"cannot serve on port {port} of {HOST} ({error}): name another port, or 0 for any free one"
-            ) from error
+        super().__init__(_Handler, port)
         self.requests = requests
         self._servers = servers
         self._loop = loop
         self.places = threading.BoundedSemaphore(MAX_REQUESTS)
-        # Pages of other sites may ask for this server under names of their own.
-        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
-
-    @property
-    def url(self) -> str:
-        """Address of the server."""
-        return f"http://{HOST}:{self.server_port}"
 
     def score(self, request: ScoreRequest) -> dict[str, Any]:
         """Return the answer to a request. Raises EngineError if a model's server fails."""

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from megatron_prime.cli.prm import serving
-from megatron_prime.cli.prm.serving import HOST, ScoreServer
+from megatron_prime.cli.prm.serving import ScoreServer
 from megatron_prime.engines.sglang.driver import LoopThread
 from megatron_prime.rollout.engine import EngineError
+from megatron_prime.viewer.server import HOST
 from tests.cli.prm.test_evaluation import save_model
 from tests.support.sglang_live import LiveModel, engine_python
 from tests.support.toy_runs import Started
