@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.learning import records
 from benchmarks.learning.methods import HELD_OUT_SEEDS, METHODS
-from benchmarks.learning.runs import Job, locked, preload, train
+from benchmarks.learning.runs import Job, locked, train
 from benchmarks.learning.tasks import TASKS
 
 
@@ -42,7 +42,6 @@ def main() -> None:
         write_page()
         return
     options.root.mkdir(parents=True, exist_ok=True)
-    preload()
     while (job := _next(_jobs(options), options)) is not None:
         _carry_out(job, options)
 

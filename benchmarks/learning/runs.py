@@ -1,16 +1,16 @@
-"""Runs of the product, each in a fork of a process that has imported it, with their CPU time by step."""
+"""Runs of the product, each in a process forked from a server that has imported it, with their CPU time by step."""
 
 import contextlib
 import fcntl
-import gc
-import importlib
+import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.learning.methods import METHODS
@@ -20,7 +20,9 @@ from megatron_prime.parallel.lifeline import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 BASE = Path(__file__).with_name("base.toml")
-PRELOADED = ("sft", "train", "assemble")
+_FORKS = multiprocessing.get_context("forkserver")
+"""Forks from a server of its own, because a fork of a process with threads, such as that of the tests, may hang."""
+_FORKS.set_forkserver_preload([f"megatron_prime.cli.{name}" for name in ("sft", "train", "assemble")])
 PRETRAINING = ("num_steps=100", "prompts_per_step=64", "lr=5e-4", "lr_decay=linear")
 """Settings of [prm_training]: about four passes over the log of a run, 64 prompts x 4 responses at a time."""
 LOGGED = "rloo"
@@ -66,15 +68,6 @@ class Usage:
     """CPU time of the process and of all that it has started."""
     cpu_at_step: list[float] = field(default_factory=list)
     """CPU seconds up to each line of metrics.jsonl."""
-
-
-def preload() -> None:
-    """Import the modules of the commands, so that forks need not."""
-    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    for name in PRELOADED:
-        importlib.import_module(f"megatron_prime.cli.{name}")
-    gc.collect()
-    gc.freeze()
 
 
 def fine_tuned(task: str, seed: int, root: Path) -> Path:
@@ -145,42 +138,38 @@ def pretrained_prm(task: str, seed: int, root: Path) -> Path:
 
 
 def command(words: Sequence[str], log: Path, metrics: Path | None = None) -> Usage:
-    """Run `megatron-prime WORDS` in a fork, with its output in a file."""
+    """Run `megatron-prime WORDS` in a process of its own, with its output in a file."""
     started, usage = time.perf_counter(), Usage()
-    parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _become(words, log, parent)
-    while True:
-        ended, status, resources = os.wait4(pid, os.WNOHANG)
-        if metrics is not None and ended == 0:
-            _note_steps(metrics, pid, usage)
-        if ended:
-            break
-        time.sleep(POLL_S)
-    usage.exit_code = os.waitstatus_to_exitcode(status)
+    receiver, sender = _FORKS.Pipe(duplex=False)
+    process = _FORKS.Process(target=_be_command, args=(words, log, sender))
+    process.start()
+    sender.close()
+    assert process.pid is not None
+    while process.is_alive():
+        process.join(POLL_S)
+        if metrics is not None:
+            _note_steps(metrics, process.pid, usage)
+    assert process.exitcode is not None
+    usage.exit_code = process.exitcode
     usage.seconds = time.perf_counter() - started
-    usage.cpu_seconds = resources.ru_utime + resources.ru_stime
+    with contextlib.suppress(EOFError):  # It was killed, and could not say.
+        usage.cpu_seconds = receiver.recv()
     return usage
 
 
-def _become(words: Sequence[str], log: Path, parent: int) -> None:
-    """Be the command, in a process that was just forked. Never returns."""
-    code = 1
+def _be_command(words: Sequence[str], log: Path, cpu_seconds: Connection) -> None:
+    """Run the command in a process that was just forked; at its end, send the CPU time that it took."""
+    die_with_parent(os.getppid())
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     try:
-        die_with_parent(parent)
-        with log.open("ab") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
         code = main(words)
-    except BaseException:  # noqa: BLE001 - the fork must not go on with the work of its parent
-        traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu_seconds.send(sum(each.ru_utime + each.ru_stime for each in used))
+    sys.exit(code)
 
 
 def _note_steps(metrics: Path, pid: int, usage: Usage) -> None:

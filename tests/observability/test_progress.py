@@ -168,6 +168,8 @@ def test_a_log_file_stays_plain_also_where_colours_are_forced(output, monkeypatc
 
 def test_sampling_is_reported_in_a_log_file_from_time_to_time(output, monkeypatch):
     monkeypatch.setattr(progress_module, "PLAIN_INTERVAL_S", 0.01)
+    # The workers of a process are global: one that another test has left at work would be counted, too.
+    monkeypatch.setattr(activity, "_workers", {})
     engine = activity.worker("an engine of this test", activity.ENGINE)
     with plain(output).sampling("evaluation"):
         for _ in engine.each([[1, 2], [3]]):
