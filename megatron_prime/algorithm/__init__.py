@@ -4,6 +4,8 @@
 - `estimators`: advantage estimators, one per module.
 - `policy_loss`: the policy's loss and its options; the protocol of a surrogate.
 - `policy_losses`: surrogates, one per module.
+- `correction`: weights for batches that another policy sampled; the protocol of an importance ratio.
+- `importance_ratios`: ratios of two policies, one per module.
 - `prm_loss`: the PRM's loss and metrics; the protocol of an objective.
 - `prm_objectives`: objectives of the PRM, one per module.
 - `prm_rows`: what an objective sees of a batch, token by token, and what it keeps of it.
@@ -84,7 +86,9 @@ Policy loss
 - aggregation "token" is the released code; "sequence" averages each response first, "constant" is Dr. GRPO.
 - kl_coef=0 as in the paper. The released code's KL option never reaches the advantage and the recipe loads a
   reference for nothing; here kl_coef adds to the loss.
-- tis_cap, clip_high > clip_low and entropy_coef are later additions, all off by default.
+- clip_high > clip_low, entropy_coef and correction are later additions, off by default. correction weighs the loss by
+  the ratio of the policy before the step and the one that sampled, as decoupled PPO does (arXiv 2505.24298), and is on
+  by default for stale batches.
 - Log-ratios are clamped to +-20 before exp; neither paper nor code says so.
 
 Filtering

@@ -11,9 +11,10 @@ from typing import Protocol, get_args
 from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_choice, check_shapes
+from megatron_prime.algorithm.correction import correction_weights_BT
 from megatron_prime.algorithm.registry import POLICY_LOSSES
 from megatron_prime.algorithm.tensor_ops import as_float, safe_exp, zero_padding
-from megatron_prime.config.tables.policy import Aggregation, KLEstimator, PolicyConfig
+from megatron_prime.config.tables.policy import NO_CORRECTION, Aggregation, KLEstimator, PolicyConfig
 
 
 class PolicyLoss(Protocol):
@@ -84,14 +85,17 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (loss, metrics): the weighted sum over tokens of the surrogate and its options, and detached sums.
 
-    loss = sum w * (tis * surrogate - entropy_coef * entropy + kl_coef * kl), with the surrogate that `policy.loss`
-    names. Log-ratios are clamped to +-20 before exp, so that nothing overflows; tokens of weight 0 are never looked
-    at, whatever stands there. Gradients reach logprobs_BT and entropy_BT alone.
+    loss = sum w * (c * surrogate - entropy_coef * entropy + kl_coef * kl), with the surrogate that `policy.loss`
+    names, and the weights c of `correction.correction_weights_BT`, which are 1 without a correction. With stale batches
+    this is decoupled PPO (AReaL, arXiv 2505.24298): the proximal policy of the clipped ratio is the one before the
+    step, and c corrects for the behaviour policy that sampled. Log-ratios are clamped to +-20 before exp, so that
+    nothing overflows; tokens of weight 0 are never looked at, whatever stands there. Gradients reach logprobs_BT and
+    entropy_BT alone.
 
     The metrics are weighted by weights_BT too, all but policy_loss divided by total_weight: their sum over a
     minibatch's microbatches is the minibatch's mean. policy_loss and those of the surrogate (for ppo_clip
-    clip_fraction, dual_clip_fraction, approx_kl, ratio_mean); where the tensors are given entropy, ref_kl, rollout_kl
-    (rollout - old), tis_mean, tis_clip_fraction.
+    clip_fraction, dual_clip_fraction, approx_kl, ratio_mean); where the tensors are given entropy and
+    ref_kl.
 
     Args:
         logprobs_BT: nats, the policy being updated.
@@ -101,7 +105,7 @@ def policy_loss(
         config: the [policy] section.
         entropy_BT: nats; needed where entropy_coef is not 0.
         ref_logprobs_BT: nats; needed where kl_coef is not 0.
-        rollout_logprobs_BT: nats, as the rollout engine reported; needed where tis_cap is set.
+        rollout_logprobs_BT: nats, as the rollout engine reported; needed for a correction.
         total_weight: sum of the weights of the whole minibatch.
 
     Raises:
@@ -124,8 +128,13 @@ def policy_loss(
     token_loss_BT, metric_BT = surrogate.token_losses_BT(
         logprobs_BT, old_BT, _constant(advantages_BT, used_BT), used_BT
     )
-    rollout_BT = _masked(rollout_logprobs_BT, used_BT)
-    token_loss_BT = _correct_for_engine(token_loss_BT, metric_BT, config, old_BT, rollout_BT)
+    if config.correction not in NO_CORRECTION:
+        if rollout_logprobs_BT is None:
+            raise ValueError(
+                f"policy.correction is {config.correction!r} but rollout_logprobs_BT is missing: have the engine "
+                "return them"
+            )
+        token_loss_BT = token_loss_BT * correction_weights_BT(old_BT, rollout_logprobs_BT, used_BT, config)[0]
     metric_BT["policy_loss"] = token_loss_BT
     entropy_BT, ref_BT = _masked(entropy_BT, used_BT), _masked(ref_logprobs_BT, used_BT)
     token_loss_BT = _add_regularizers(token_loss_BT, metric_BT, config, logprobs_BT, entropy_BT, ref_BT)
@@ -134,28 +143,6 @@ def policy_loss(
     return loss, {
         name: value if name == "policy_loss" else value / total_weight for name, value in sums.items()
     }
-
-
-def _correct_for_engine(
-    token_loss_BT: Tensor,
-    metric_BT: dict[str, Tensor],
-    config: PolicyConfig,
-    old_BT: Tensor,
-    rollout_BT: Tensor | None,
-) -> Tensor:
-    """Weigh the loss by the truncated probability ratio of trainer to engine; add rollout_kl and the tis metrics."""
-    if rollout_BT is None:
-        if config.tis_cap is not None:
-            raise ValueError("tis_cap is set but rollout_logprobs_BT is missing: have the engine return them")
-        return token_loss_BT
-    log_weight_BT = old_BT - rollout_BT.detach()
-    metric_BT["rollout_kl"] = -log_weight_BT
-    if config.tis_cap is None:
-        return token_loss_BT
-    weight_BT = safe_exp(log_weight_BT)
-    metric_BT["tis_mean"] = weight_BT.clamp(max=config.tis_cap)
-    metric_BT["tis_clip_fraction"] = (weight_BT > config.tis_cap).float()
-    return token_loss_BT * metric_BT["tis_mean"]
 
 
 def _add_regularizers(

@@ -1,4 +1,4 @@
-"""From the name in a configuration to the object that computes: estimators, PRM objectives and policy losses.
+"""From the name in a configuration to the object that computes: estimators, PRM objectives, policy losses and ratios.
 
 A built-in name is short for an import path, so a new object is one new file:
 
@@ -121,6 +121,12 @@ PRM_OBJECTIVES = Registry(
     package="megatron_prime.algorithm.prm_objectives",
     class_name="Objective",
     members=("requires", "targets", "losses_B", "prefix_logits_BL"),
+)
+IMPORTANCE_RATIOS = Registry(
+    option="policy.correction",
+    package="megatron_prime.algorithm.importance_ratios",
+    class_name="Ratio",
+    members=("log_ratios_BT",),
 )
 POLICY_LOSSES = Registry(
     option="policy.loss",

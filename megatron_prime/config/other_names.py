@@ -70,6 +70,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ppo_epochs": ("policy.num_epochs",),
     "num_ppo_epochs": ("policy.num_epochs",),
     "num_iterations": ("policy.num_epochs",),
+    "tis_cap": ("policy.correction", "policy.correction_high"),
+    "tis_imp_ratio_cap": ("policy.correction", "policy.correction_high"),
+    "rollout_is": ("policy.correction",),
+    "rollout_is_threshold": ("policy.correction_high",),
+    "use_tis": ("policy.correction",),
+    "tis_clip": ("policy.correction", "policy.correction_high"),
+    "tis_clip_low": ("policy.correction_low",),
     # Rollouts
     "logprob_alarm": ("guards.max_logprob_gap",),
     "n": ("rollout.group_size",),

@@ -93,6 +93,13 @@ class PrimeConfig(Section):
         return self.reward.reads_rows or self.environment.is_multi_turn
 
     @property
+    def corrected_policy(self) -> PolicyConfig:
+        """The [policy] table with what policy.correction = "auto" stands for in this run."""
+        if self.policy.correction != "auto":
+            return self.policy
+        return self.policy.model_copy(update={"correction": "none"})
+
+    @property
     def has_reference_model(self) -> bool:
         """True if the run holds a reference model of its own, for process rewards or for a KL term."""
         return self.reference.mode == "freeze" and (self.prm.enabled or self.policy.kl_coef > 0)

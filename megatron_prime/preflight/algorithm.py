@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from megatron_prime.algorithm.registry import (
     ESTIMATORS,
+    IMPORTANCE_RATIOS,
     POLICY_LOSSES,
     PRM_OBJECTIVES,
     Registry,
@@ -11,6 +12,7 @@ from megatron_prime.algorithm.registry import (
 )
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.advantage import AdvantageConfig
+from megatron_prime.config.tables.policy import NO_CORRECTION
 from megatron_prime.config.tables.prm import PRMConfig
 
 
@@ -20,10 +22,13 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
         (ESTIMATORS, config.advantage.estimator),
         (POLICY_LOSSES, config.policy.loss),
     ]
+    if config.policy.correction not in NO_CORRECTION:
+        named.append((IMPORTANCE_RATIOS, config.policy.correction))
     if config.prm.has_model:
         named.append((PRM_OBJECTIVES, config.prm.loss))
     faults = [fault for registry, spec in named for fault in registry.faults(spec)]
     yield from faults
+    yield from _sampling_faults(config)
     if config.prm.enabled:
         yield from _granularity_faults(config)
         yield from _credit_faults(config)
@@ -43,6 +48,16 @@ def objective_faults(config: PrimeConfig) -> Iterator[str]:
     if not faults and spec != PRMConfig().loss:
         requires = Requirements(units=PRM_OBJECTIVES.load(spec).requires.units)
         yield from (f"prm.loss = {spec!r} {fault}" for fault in _unfulfilled(requires, config))
+
+
+def _sampling_faults(config: PrimeConfig) -> Iterator[str]:
+    """Yield why the log-probs of the sampled tokens would not be those of the distribution that they came from."""
+    if config.rollout.top_p < 1:
+        yield (
+            f"rollout.top_p = {config.rollout.top_p}: engines and trainer compute the probabilities of the whole "
+            "distribution, and training would take tokens for its samples that come from a part of it. Set 1 (and keep "
+            "evaluation.top_p, which training does not depend on)"
+        )
 
 
 def _fulfils_everything(config: PrimeConfig) -> bool:

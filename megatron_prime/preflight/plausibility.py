@@ -37,7 +37,6 @@ RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("policy.num_minibatches", 1, 256, "usual are 1 to 16"),
     ("rollout.group_size", 2, 256, "usual are 4 to 64; one response has nothing to be compared with"),
     ("rollout.temperature", 0.1, 2.0, "responses are all alike, or noise; usual is 1"),
-    ("rollout.top_p", 0.5, 1.0, "responses come from another distribution than the one that is trained"),
     ("rollout.max_response_tokens", 8, math.inf, "almost every response would be truncated"),
     ("rollout.max_prompt_tokens", 8, math.inf, "almost every prompt would be left out"),
     ("filter.oversample", 1, 10, "each step samples this many times the prompts that it keeps"),

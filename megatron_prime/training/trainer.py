@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, process_share
+from megatron_prime.algorithm.correction import correction_metrics
 from megatron_prime.algorithm.process_credit import CreditedRewards
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
@@ -238,7 +239,7 @@ class Trainer:
         advantages_BT: torch.Tensor,
     ) -> dict[str, float]:
         """Take all optimizer steps of the policy; return the mean of their metrics."""
-        config = self.config.policy
+        config = self.config.corrected_policy
 
         def make_loss(rows: Sequence[int]) -> PolicyRowLoss:
             return PolicyRowLoss(
@@ -267,6 +268,7 @@ class Trainer:
         mask_BT = batch.policy_mask_BT
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
         metrics.add("rollout", batch.stats)
+        metrics.add("policy", self._correction(batch, old))
         metrics["rollout/logprob_gap"] = mismatch.mean
         metrics["rollout/logprob_gap_max"] = mismatch.max
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
@@ -278,6 +280,16 @@ class Trainer:
         if any(waited):
             # Not among the statistics of the collection, which a resumed run repeats.
             metrics["throughput/environment_wait_s"] = sum(waited) / len(waited)
+
+    def _correction(self, batch: RolloutBatch, old: Scores) -> dict[str, float]:
+        """Return how far the policy before its update is from what sampled the tokens that it was trained on."""
+        mask_BT = batch.policy_mask_BT
+        if batch.is_trained_B is not None:
+            mask_BT = mask_BT & batch.is_trained_B[:, None]
+        found = correction_metrics(
+            old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT, self.config.corrected_policy
+        )
+        return dict(zip(found, torch.stack([*found.values()]).tolist(), strict=True))
 
     def _describe_credit(self, metrics: Metrics, trained: TrainedBatch) -> None:
         """Add the signs of process rewards that mislead."""

@@ -214,14 +214,13 @@ def pair_loss(score, label, other):
     return -math.log(sigmoid(sign * (score - other)))
 
 
-def policy_token_loss(new, old, advantage, config, entropy=0.0, ref=0.0, rollout=None):
+def policy_token_loss(new, old, advantage, config, entropy=0.0, ref=0.0, correction=1.0):
     ratio = math.exp(new - old)
     clipped = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
     loss = -min(advantage * ratio, advantage * clipped)
     if config.dual_clip is not None and advantage < 0:
         loss = min(loss, -advantage * config.dual_clip)
-    if config.tis_cap is not None:
-        loss *= min(math.exp(old - rollout), config.tis_cap)
+    loss *= correction
     d = new - ref
     kl = {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[config.kl_estimator]
     return loss - config.entropy_coef * entropy + config.kl_coef * kl

@@ -19,7 +19,8 @@ EVERYTHING = PolicyConfig(
     entropy_coef=0.01,
     kl_coef=0.1,
     kl_estimator="k3",
-    tis_cap=1.3,
+    correction="token",
+    correction_high=1.3,
 )
 LONGEST = 9
 """The longest response that there may be, of aggregation `constant`."""
@@ -57,10 +58,16 @@ def each_token(batch, rows):
             yield i, t, [rows[name][i][t] for name in NAMES]
 
 
+def _correction(old, rollout, options):
+    return 1.0 if options.correction == "auto" else min(math.exp(old - rollout), options.correction_high)
+
+
 def expected_loss(batch, rows, options, mode):
     return sum(
         token_weight(batch, i, mode)
-        * oracle.policy_token_loss(new, old, advantage, options, entropy, ref, rollout)
+        * oracle.policy_token_loss(
+            new, old, advantage, options, entropy, ref, _correction(old, rollout, options)
+        )
         for i, t, (new, old, advantage, entropy, ref, rollout) in each_token(batch, rows)
     )
 
@@ -102,12 +109,12 @@ def test_empty_responses_take_no_weight():
 
 
 @pytest.mark.parametrize(
-    ("dual_clip", "kl_estimator", "tis_cap"),
-    list(itertools.product([None, 2.0], ["k1", "k2", "k3"], [None, 1.3])),
+    ("dual_clip", "kl_estimator", "correction"),
+    list(itertools.product([None, 2.0], ["k1", "k2", "k3"], ["auto", "token"])),
 )
 @pytest.mark.parametrize("mode", ["token", "sequence", "constant"])
-def test_every_option_matches_the_loops(mode, dual_clip, kl_estimator, tis_cap):
-    options = replace(EVERYTHING, dual_clip=dual_clip, kl_estimator=kl_estimator, tis_cap=tis_cap)
+def test_every_option_matches_the_loops(mode, dual_clip, kl_estimator, correction):
+    options = replace(EVERYTHING, dual_clip=dual_clip, kl_estimator=kl_estimator, correction=correction)
     for seed in range(3):
         batch = Batch(seed, extra_padding=seed)
         rows = rows_of(batch, seed)
@@ -164,27 +171,16 @@ def test_metrics_match_the_loops():
     batch = Batch(4)
     rows = rows_of(batch)
     _, metrics = loss_of(batch, rows, EVERYTHING)
-    names = (
-        "clip_fraction",
-        "dual_clip_fraction",
-        "approx_kl",
-        "ratio_mean",
-        "entropy",
-        "rollout_kl",
-        "tis_mean",
-    )
-    expected = dict.fromkeys((*names, "tis_clip_fraction"), 0.0)
-    for i, _, (new, old, advantage, entropy, _, rollout) in each_token(batch, rows):
-        w, ratio, weight = token_weight(batch, i, "token"), math.exp(new - old), math.exp(old - rollout)
+    names = ("clip_fraction", "dual_clip_fraction", "approx_kl", "ratio_mean", "entropy")
+    expected = dict.fromkeys(names, 0.0)
+    for i, _, (new, old, advantage, entropy, _, _) in each_token(batch, rows):
+        w, ratio = token_weight(batch, i, "token"), math.exp(new - old)
         clipped = (advantage > 0 and ratio > 1.28) or (advantage < 0 and ratio < 0.8)
         expected["clip_fraction"] += w * clipped
         expected["dual_clip_fraction"] += w * (advantage < 0 and ratio > 2)
         expected["approx_kl"] += w * (old - new)
         expected["ratio_mean"] += w * ratio
         expected["entropy"] += w * entropy
-        expected["rollout_kl"] += w * (rollout - old)
-        expected["tis_mean"] += w * min(weight, 1.3)
-        expected["tis_clip_fraction"] += w * (weight > 1.3)
     assert expected["dual_clip_fraction"] > 0
     assert expected["clip_fraction"] > 0
     for name, value in expected.items():
@@ -229,7 +225,6 @@ def test_bad_options_and_missing_tensors_are_explained():
         ({"clip_low": 1.0}, "clip_low\n.*less than 1"),
         ({"clip_high": 0.0}, "clip_high\n.*greater than 0"),
         ({"dual_clip": 1.0}, "dual_clip\n.*greater than 1"),
-        ({"tis_cap": 0.0}, "tis_cap\n.*greater than 0"),
         ({"entropy_coef": -1.0}, "entropy_coef\n.*greater than or equal to 0"),
         ({"kl_estimator": "k4"}, "kl_estimator\n.*'k1', 'k2' or 'k3'"),
     )
@@ -238,7 +233,7 @@ def test_bad_options_and_missing_tensors_are_explained():
             PolicyConfig(**kwargs)
     x_BT = torch.zeros(2, 3)
     for kwargs, missing in (
-        ({"tis_cap": 2.0}, "rollout_logprobs_BT"),
+        ({"correction": "token"}, "rollout_logprobs_BT"),
         ({"entropy_coef": 0.1}, "entropy_BT"),
         ({"kl_coef": 0.1}, "ref_logprobs_BT"),
     ):

@@ -65,10 +65,10 @@ def test_text_fields_take_numbers_as_text(minimal_toml, text):
 
 
 def test_none_unsets_an_optional_field_unless_it_is_a_choice(minimal_toml):
-    minimal_toml.write_text(minimal_toml.read_text() + "[policy]\ndual_clip = 3.0\ntis_cap = 'none'\n")
-    config = load_config(minimal_toml, ["policy.dual_clip=none", "advantage.whitening=none", "prm.path=none"])
+    minimal_toml.write_text(minimal_toml.read_text() + "[policy]\ndual_clip = 'none'\ncorrection = 'none'\n")
+    config = load_config(minimal_toml, ["advantage.whitening=none", "prm.path=none"])
     assert config.policy.dual_clip is None
-    assert config.policy.tis_cap is None
+    assert config.policy.correction == "none"
     assert config.prm.path is None
     assert config.advantage.whitening == "none"
 

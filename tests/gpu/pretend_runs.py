@@ -58,7 +58,7 @@ RUNS = {
         "parallel.virtual_pipeline=2",
         "policy.kl_coef=0.1",
         "policy.entropy_coef=0.01",
-        "policy.tis_cap=2.0",
+        "policy.correction=token",
     ],
     "context": [
         "parallel.context=2",

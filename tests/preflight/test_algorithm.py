@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from megatron_prime.algorithm.registry import ESTIMATORS, POLICY_LOSSES, PRM_OBJECTIVES
+from megatron_prime.algorithm.registry import ESTIMATORS, IMPORTANCE_RATIOS, POLICY_LOSSES, PRM_OBJECTIVES
 from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.preflight.algorithm import algorithm_faults
@@ -63,6 +63,14 @@ def build(**sections) -> PrimeConfig:
         (
             {"policy": {"loss": "ppo"}},
             f"policy.loss = 'ppo': known names are {', '.join(POLICY_LOSSES.names())}",
+        ),
+        (
+            {"policy": {"correction": "tokens"}},
+            f"policy.correction = 'tokens': known names are {', '.join(IMPORTANCE_RATIOS.names())}",
+        ),
+        (
+            {"rollout": {"top_p": 0.9}},
+            "rollout.top_p = 0.9: engines and trainer compute the probabilities",
         ),
         ({"rollout": {"group_size": 1}}, "advantage.estimator = 'rloo' compares the responses of a group"),
         (

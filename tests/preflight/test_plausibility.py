@@ -36,7 +36,6 @@ def test_the_examples_are_not_questioned(name):
         ("policy.kl_coef=5.0", "policy.kl_coef = 5: the KL term outweighs the rewards"),
         ("policy.num_epochs=50", "policy.num_epochs = 50"),
         ("rollout.temperature=20.0", "rollout.temperature = 20: responses are all alike, or noise"),
-        ("rollout.top_p=0.01", "rollout.top_p = 0.01"),
         ("rollout.max_response_tokens=2", "almost every response would be truncated"),
         ("rollout.max_prompt_tokens=1", "almost every prompt would be left out"),
         ("trainer.num_steps=1000000", "trainer.num_steps = 1,000,000: 16,000,000 responses; usual are"),

@@ -45,12 +45,20 @@ OTHER_VARIANTS = {
     },
     "kl without prm": [*OUTCOME_ONLY, "policy.kl_coef=0.1"],
     "reference.mode=policy": ["reference.mode=policy", "policy.kl_coef=0.1"],
-    "tis_cap": ["policy.tis_cap=2.0"],
+    **{
+        f"policy.correction={ratio}": [f"policy.correction={ratio}"]
+        for ratio in ("token", "sequence", "geometric")
+    },
+    "masked tokens": [
+        "policy.correction=token",
+        "policy.correction_low=0.5",
+        "policy.correction_outside=mask",
+    ],
     "entropy_coef": ["policy.entropy_coef=0.01"],
     "dual_clip": ["policy.dual_clip=3.0"],
     "clip higher": ["policy.clip_high=0.28"],
     "reward_scale=raw": ["prm.reward_scale=raw", "prm.update_order=before"],
-    "temperature and top_p": ["rollout.temperature=0.7", "rollout.top_p=0.9"],
+    "temperature": ["rollout.temperature=0.7"],
     "epochs": ["policy.num_epochs=2", "prm.num_epochs=2", "prm.num_minibatches=4"],
     "filter off": ["filter.enabled=false"],
     "bf16": ["platform.dtype=bf16"],
@@ -89,7 +97,7 @@ TURN_VARIANTS = {
     "turns by hindsight": ["advantage.process_credit=hindsight", "advantage.gamma_process=0.0"],
     "turns by observation": ["advantage.process_credit=observation"],
     "turns as units by hindsight": ["prm.granularity=turn", "advantage.process_credit=hindsight"],
-    "turns without scores of replies": ["prm.score_environment=false", "policy.tis_cap=2.0"],
+    "turns without scores of replies": ["prm.score_environment=false", "policy.correction=sequence"],
     "turns by istar": [
         *("advantage.estimator=istar", "prm.granularity=turn", "prm.loss=dpo"),
         *("prm.score_environment=false", "reference.mode=policy"),

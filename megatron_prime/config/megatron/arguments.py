@@ -48,7 +48,7 @@ MAPPED = {
     "grpo-entropy-term-weight": "policy.entropy_coef",
     "rl-default-temperature": "rollout.temperature",
     "rl-default-top-p": "rollout.top_p",
-    "rl-importance-sampling-truncation-coef": "policy.tis_cap",
+    "rl-importance-sampling-truncation-coef": "policy.correction_high",
 }
 """Argument -> our option of the same value; `mapping` converts those that need arithmetic."""
 

@@ -5,10 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megatron_prime.config.optimizer import OptimizerConfig
-from megatron_prime.config.section import NameOrPath, NonNegativeFloat, PositiveFloat
+from megatron_prime.config.section import NameOrPath, NonNegativeFloat, PositiveFloat, UnitInterval
 
 Aggregation = Literal["token", "sequence", "constant"]
 KLEstimator = Literal["k1", "k2", "k3"]
+
+NO_CORRECTION = ("auto", "none")
+"""Values of policy.correction that name no ratio; PrimeConfig.corrected_policy decides what auto is."""
 
 
 class PolicyConfig(OptimizerConfig):
@@ -36,5 +39,15 @@ class PolicyConfig(OptimizerConfig):
     kl_estimator: KLEstimator = "k3"
     """With d = log-prob of the policy - of the reference: k1 = d (its gradient is 0 on average, so it measures but does
     not restrain), k2 = d^2 / 2, k3 = exp(-d) - 1 + d (never negative)."""
-    tis_cap: PositiveFloat | None = None
-    """Truncated importance sampling: cap on exp(old - rollout log-prob), a detached weight; off by default."""
+    correction: NameOrPath = "auto"
+    """Weights for the difference between the policy before a step and what sampled the batch, an older version or an
+    engine that rounds otherwise: the ratio of their probabilities, of each token (token), of the response (sequence) or
+    its geometric mean over tokens (geometric); none for no weights; or a class as "package.module:Class". auto is token
+    if rollout.max_staleness is at least 1, and none otherwise."""
+    correction_low: UnitInterval = 0.0
+    """Smallest ratio that is used as it is."""
+    correction_high: Annotated[float, Field(ge=1)] = 2.0
+    """Largest ratio that is used as it is."""
+    correction_outside: Literal["truncate", "mask"] = "truncate"
+    """Weight of a ratio outside of correction_low and correction_high: truncate takes the nearer of the two, mask takes
+    0, so that the token, or the response, is not trained."""

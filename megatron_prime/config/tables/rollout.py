@@ -155,7 +155,8 @@ class RolloutConfig(Section):
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the policy's log-probs are computed at the same temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Probability mass of nucleus sampling; 1 samples from the whole distribution."""
+    """Probability mass of nucleus sampling, of the command `rollout` alone; training needs 1, the whole distribution,
+    because the probabilities that its loss compares are those of all tokens."""
     max_batch_size: Positive = 256
     """Maximum number of sequences that the local engine decodes at the same time."""
 

@@ -19,6 +19,20 @@ def check_stop_tokens(params: SamplingParams, limits: ModelLimits) -> None:
         )
 
 
+_NO_OTHER_CHANGES = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "min_new_tokens": 0,
+}
+"""Options, switched off, that would change the distribution of the tokens or their log-probs.
+
+A server may have other defaults (--preferred-sampling-params) for what a request leaves out.
+"""
+
+
 def request_body(
     input_ids: Sequence[int],
     max_tokens: int,
@@ -44,6 +58,7 @@ def request_body(
         "temperature": params.temperature,
         "top_p": params.top_p,
         "stop_token_ids": list(params.stop_token_ids),
+        **_NO_OTHER_CHANGES,
     }
     if seed is not None:
         sampling["sampling_seed"] = seed

@@ -217,7 +217,19 @@ POLICY: Sequence[Row] = (
     (
         "rollout_kl",
         "nats/token",
-        "Mean log-prob of the rollout engine minus that of the weights that began the step.",
+        "KL divergence of what sampled the batch, an older version or an engine that rounds otherwise, from the "
+        "weights that began the step, estimated by k3: the mean of r - 1 - log r over tokens, with r the probability "
+        "under these weights over that under what sampled.",
+    ),
+    (
+        "rollout_token_ess",
+        "fraction",
+        "Kish's effective sample size of the tokens under the ratios r, over their number: 1 if nothing differs.",
+    ),
+    (
+        "rollout_response_ess",
+        "fraction",
+        "The same of responses under the products of their tokens' ratios r, without any bound.",
     ),
     (
         "entropy",
@@ -238,15 +250,12 @@ POLICY: Sequence[Row] = (
         "fraction",
         "Fraction of the policy's tokens whose loss policy.dual_clip bounded.",
     ),
+    ("correction_mean", "1", "Mean weight of the policy's tokens by policy.correction."),
     (
-        "tis_mean",
-        "1",
-        "Mean weight that corrects for the rollout engine's log-probs, truncated at policy.tis_cap.",
-    ),
-    (
-        "tis_clip_fraction",
+        "correction_outside_fraction",
         "fraction",
-        "Fraction of the policy's tokens whose weight policy.tis_cap truncated.",
+        "Fraction of the policy's tokens whose ratio was outside of policy.correction_low and correction_high, and "
+        "truncated or masked.",
     ),
     ("grad_norm", "1", "Norm of the policy's gradient before clipping, averaged over the minibatches."),
     ("lr", "1", "Learning rate of the policy's update."),

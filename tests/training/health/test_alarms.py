@@ -138,5 +138,10 @@ def test_a_gap_of_log_probs_is_compared_with_a_limit_and_with_its_own_history(va
 
 def test_the_warning_of_a_gap_says_how_to_fix_it():
     _, (warning,) = alarms().look({GAP: 1.5})
-    for part in ("1.5 nats", "guards.max_logprob_gap = 1", "policy.tis_cap = 2.0", "checkpoint before it"):
+    for part in (
+        "1.5 nats",
+        "guards.max_logprob_gap = 1",
+        "policy.correction = 'token'",
+        "checkpoint before it",
+    ):
         assert part in warning
