@@ -39,7 +39,7 @@ class Step:
     num_tokens: int
     """Tokens of the responses trained on."""
     staleness: tuple[int, ...]
-    """Of each group: the step's index minus the version at the launch."""
+    """The step's index minus the version at the launch, for each group."""
     busy_s: float
     """Busy seconds of a server up to the step's end."""
     sampled: float
