@@ -1,4 +1,4 @@
-"""Groups of responses on simulated servers and verifiers: what a collector sees of an engine."""
+"""Groups of responses on simulated servers and verifiers, as a collector sees them."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

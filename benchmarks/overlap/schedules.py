@@ -48,7 +48,7 @@ class Step:
 
 @dataclass
 class Site:
-    """What a schedule works with."""
+    """The servers, the trainer and the prompts that a schedule works with, and the steps it has done."""
 
     clock: Clock
     fleet: Fleet
