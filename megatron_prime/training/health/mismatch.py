@@ -22,4 +22,4 @@ class Mismatch:
     ) -> "Mismatch":
         """Return the mismatch of a batch with at least one such token; values that are not finite propagate."""
         gap = (old_logprobs_BT - rollout_logprobs_BT)[policy_mask_BT].abs()
-        return Mismatch(gap.mean().item(), gap.max().item())
+        return Mismatch(*torch.stack([gap.mean(), gap.max()]).tolist())
