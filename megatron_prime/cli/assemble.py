@@ -28,11 +28,13 @@ from megatron_prime.observability.rollout_log import log_folder
 from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
 from megatron_prime.parallel.pipeline_messages import connect_stages
 from megatron_prime.parallel.platform import select_platform
-from megatron_prime.parallel.topology import Topology, build_topology
+from megatron_prime.parallel.topology import Topology, build_topology, with_own_host_group
 from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.rewards import RewardPools
+from megatron_prime.rollout.batches import BatchSource, OnPolicy
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.engine import CheckpointEngine
+from megatron_prime.rollout.one_step_off import OneStepOff
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.replay import LoggedGroups, ReplayCollector
 from megatron_prime.rollout.verification import RolloutVerifier
@@ -122,11 +124,13 @@ def build_rollout(
         topology: of the job.
         is_stopping: returns whether this rank was asked to stop, which ends the wait for a reward server.
     """
+    # A thread that samples ahead meets the other ranks' threads, while the trainers meet for themselves.
+    meeting = with_own_host_group(topology) if config.rollout.samples_ahead else topology
     ranks = Ranks(
         topology.rank,
         topology.world_size,
-        gather=lambda items: all_gather_lists(items, topology),
-        broadcast=lambda item: broadcast_object(item, topology),
+        gather=lambda items: all_gather_lists(items, meeting),
+        broadcast=lambda item: broadcast_object(item, meeting),
     )
     tokenizer = load_tokenizer(config.model.path)
     stop_ids = stop_token_ids(tokenizer, config.model.path)
@@ -184,6 +188,42 @@ def build_collector(config: PrimeConfig, stream: ResumableStream[Prompt], rollou
     if isinstance(collector, ReplayCollector) and rollout.replay is not None:
         collector.logged = rollout.replay
     return collector
+
+
+def build_batches(
+    config: PrimeConfig,
+    collector: Collector,
+    stream: ResumableStream[Prompt],
+    rollout: RolloutParts,
+    warn: Callable[[str], None],
+) -> BatchSource:
+    """Return the source of a trainer's batches, whose schedule follows from rollout.max_staleness."""
+    # A replay trains on what another run has sampled, in the order of that run.
+    if not config.rollout.samples_ahead or rollout.replay is not None:
+        return OnPolicy(collector, stream, warn)
+    return OneStepOff(
+        collector,
+        stream,
+        rollout.engine,
+        num_steps=config.trainer.num_steps,
+        in_background=config.rollout.uses_servers,
+        settings=_batch_settings(config),
+        warn=warn,
+    )
+
+
+def _batch_settings(config: PrimeConfig) -> dict[str, Any]:
+    """Return the options that the content and the form of a batch depend on, by name, as JSON values."""
+    sampling = ("group_size", "max_response_tokens", "temperature", "top_p")
+    return {
+        "trainer.prompts_per_step": config.trainer.prompts_per_step,
+        **{f"rollout.{name}": getattr(config.rollout, name) for name in sampling},
+        "filter": config.filter.model_dump(mode="json"),
+        "environment": config.environment.model_dump(mode="json"),
+        "policy.num_minibatches": config.policy.num_minibatches,
+        "prm.num_minibatches": config.prm.num_minibatches,
+        "prm.granularity": config.prm.granularity,
+    }
 
 
 def _sampling(config: PrimeConfig, stop_ids: Sequence[int]) -> SamplingParams:

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_prime.cli.assemble import (
     RolloutParts,
+    build_batches,
     build_collector,
     build_replay,
     build_rollout,
@@ -122,11 +123,11 @@ class _Run:
 
 def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: StopRequest) -> None:
     config, topology, progress, roles = run.config, run.topology, run.progress, run.roles
-    step_index, collector_state, owed_metrics = 0, {}, None
+    step_index, owed_metrics = 0, None
     if state is not None:
         run.stream.load_state_dict(state.prompt_stream)
         run.guards.load_state_dict(state.guards)
-        step_index, collector_state = state.step_index, state.collector
+        step_index = state.step_index
         owed_metrics = None if run.evaluator is None else state.owed_metrics
         progress.line(f"resuming after step {step_index} from {checkpoint}")
     sync = run.rollout.sampler.make_weight_sync(roles.policy.built)
@@ -134,7 +135,8 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
     recorder = _recorder(config, topology, step_index, run.lock)
     details = _details(config, topology)
     context = _trainer_context(config, roles, run.stream, sync, run.rollout, progress, recorder, details)
-    context.collector.load_state_dict(collector_state)
+    if state is not None:
+        context.batches.resume(state.collector, state.held)
     trainer = Trainer(config, context, step_index)
     logger, history = None, None
     if topology.rank == 0:
@@ -151,7 +153,7 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
             progress=progress,
             guards=run.guards,
             fence=run.lock.fence,
-            collector=context.collector,
+            batches=context.batches,
             prompt_history=history,
             recorder=recorder,
             is_stopping=lambda: any_rank(asked(), topology),
@@ -254,7 +256,7 @@ def _trainer_context(
         collector.observe = recorder.observe
     return TrainerContext(
         engine=rollout.engine,
-        collector=collector,
+        batches=build_batches(config, collector, stream, rollout, progress.warn),
         policy=roles.policy,
         prm_phase=None if roles.prm is None else PRMPhase(roles.prm, config.prm, config.seed),
         reference=roles.reference,

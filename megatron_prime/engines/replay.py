@@ -1,6 +1,7 @@
 """The engine of a run that replays logged rollouts: it takes every weight sync and samples nothing."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +32,10 @@ class ReplayEngine:
         """Raise an EngineError."""
         del model_path, policy_version
         _refuse()
+
+    def while_training(self) -> AbstractContextManager[None]:
+        """Do nothing: there are no weights."""
+        return nullcontext()
 
     def release_memory(self) -> None:
         """Do nothing: there is no memory."""

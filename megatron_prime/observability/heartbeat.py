@@ -7,6 +7,7 @@ Recording costs a few assignments. The record is global, one per process, becaus
 import linecache
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,12 +55,15 @@ def current() -> Heartbeat:
 
 
 def beat(event: str, is_common: bool = True) -> None:
-    """Record an event.
+    """Record an event of the main thread; those of other threads are left out.
 
     Args:
         event: Description, such as the name of a collective.
         is_common: True if every rank records this event equally often.
     """
+    # Another thread may sample ahead: what it does must not hide that the training is stuck.
+    if threading.current_thread() is not threading.main_thread():
+        return
     _own.event = event
     _own.count += is_common
     _own.at = time.monotonic()

@@ -12,7 +12,7 @@ the groups of the one before. Use it in this order:
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -202,10 +202,20 @@ def build_topology(
 
 def _host_group(platform: Platform) -> dist.ProcessGroup | None:
     """Create the group of all ranks over gloo unless the job's own group is that. Collective over all ranks."""
-    if platform.backend == "gloo":
-        return None
+    return None if platform.backend == "gloo" else _gloo_group(platform, "HOST_GROUP")
+
+
+def with_own_host_group(topology: Topology) -> Topology:
+    """Return the topology for a thread beside the training: its host group is a new one. Collective over all ranks.
+
+    Collectives of one group must come in the same order on every rank, which two threads cannot promise.
+    """
+    return replace(topology, host_group=_gloo_group(topology.platform, "THREAD_GROUP"))
+
+
+def _gloo_group(platform: Platform, name: str) -> dist.ProcessGroup:
     # Megatron's list of groups, to which this function adds it, is the one that `_destroy_groups` destroys.
     ranks = list(range(dist.get_world_size()))
     return _group(
-        parallel_state.create_group(ranks, timeout=platform.timeout, backend="gloo", group_desc="HOST_GROUP")
+        parallel_state.create_group(ranks, timeout=platform.timeout, backend="gloo", group_desc=name)
     )

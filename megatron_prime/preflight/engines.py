@@ -15,6 +15,8 @@ def engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         attached_keys(config.rollout.sglang)
     except ValueError as error:
         yield str(error)
+    if is_needed:
+        yield from _overlap_faults(config)
     urls = config.rollout.sglang.urls
     if command == "serve_prm" and len(urls) not in (0, 2):
         yield (
@@ -29,3 +31,16 @@ def engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
             f"rollout.sglang.python = {python} does not exist: build the engine environment with `make sglang`, name "
             "its interpreter, or attach to servers by rollout.sglang.urls"
         )
+
+
+def _overlap_faults(config: PrimeConfig) -> Iterator[str]:
+    """Yield why servers can't sample while the trainer trains, as far as the configuration says where they are.
+
+    The first GPU of a node is always a training rank's. With others, the start of the servers decides by this rule.
+    """
+    settings = config.rollout.sglang
+    on_gpus = config.platform.device != "cpu" and config.rollout.starts_servers
+    gpus = [gpu for server in range(settings.num_servers) for gpu in settings.server_gpus(server)]
+    fault = config.rollout.overlap_fault(settings.is_colocated_on(range(1), gpus if on_gpus else []))
+    if fault is not None:
+        yield fault

@@ -81,6 +81,12 @@ def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
     yield from _learning_rates(config)
     yield from _steps(config, arithmetic)
     yield from _filter(config)
+    if config.rollout.samples_ahead and not config.rollout.uses_servers:
+        yield (
+            f"rollout.max_staleness = {config.rollout.max_staleness} with rollout.engine = 'local': the training "
+            "processes sample themselves, so that batches are older and no step is faster; it is meant for comparisons "
+            "with servers"
+        )
     yield from _process_rewards(config)
     yield from other_scores(config)
 

@@ -2,12 +2,15 @@
 
 Import the modules, not this package: the collector does not depend on any concrete engine.
 
+- `batches`: the source of a trainer's batches, and the one that samples each with the weights that it trains
 - `collection_stats`: counts and statistics of one step's collection
 - `collector`: builds training batches by sampling, verifying and filtering until a batch is full
 - `collector_state`: the collector's state that later steps depend on, saved in checkpoints
 - `episode`: the protocol of environments, as an engine sees them
 - `engine`: the protocol of rollout engines and their errors
 - `group_filter`: decides which groups of responses enter a batch
+- `held_batch`: a batch that was sampled ahead, and its files in a checkpoint
+- `one_step_off`: the source of batches that samples one ahead, while the trainer learns
 - `prompt_history`: a record of every prompt sampled in a run
 - `ranks`: distribution of rollout work over the training ranks
 - `replay`: batches from a rollout log instead of an engine

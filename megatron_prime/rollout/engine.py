@@ -4,6 +4,7 @@ An engine gets its weights by a `rollout.weight_sync.WeightSync`, which knows bo
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,14 @@ class Engine(Protocol):
             ValueError: the model can't serve these params or prompts.
             WeightSyncError: there are no complete weights.
             EngineError: a part of the engine failed and could not be restarted.
+        """
+        ...
+
+    def while_training(self) -> AbstractContextManager[None]:
+        """Return a context for sampling while the trainer changes the policy. Not collective.
+
+        The engine's weights are then nowhere else: a server that loses them is out until the next weight sync, and
+        without any server left `generate` raises an EngineError.
         """
         ...
 

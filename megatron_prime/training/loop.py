@@ -17,6 +17,7 @@ from megatron_prime.observability.metrics_logger import MetricsLogger
 from megatron_prime.observability.progress import Progress
 from megatron_prime.parallel.collectives import on_first_rank
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.rollout.held_batch import HeldBatch
 from megatron_prime.rollout.prompt_history import PromptHistory, PromptRecord
 from megatron_prime.rollout.verification import VerifierAwayError
 from megatron_prime.training.checkpoint.saver import Saver, Store
@@ -77,7 +78,12 @@ class EvaluationSummary(Protocol):
 
 
 class SamplingRecord(ResumableStream, Protocol):
-    """A collector, as far as checkpoints and the prompt history read it."""
+    """A source of batches, as far as checkpoints and the prompt history read it."""
+
+    @property
+    def held(self) -> HeldBatch | None:
+        """The batch of the next step, if it is sampled already."""
+        ...
 
     @property
     def last_records(self) -> Sequence[PromptRecord]:
@@ -117,8 +123,8 @@ class LoopContext:
     guards: Guards
     fence: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered around writes to the logs; raises when another attempt of the run has taken over."""
-    collector: SamplingRecord | None = None
-    """Its state goes into checkpoints, its groups into the prompt history."""
+    batches: SamplingRecord | None = None
+    """Its state and its next batch go into checkpoints, its groups into the prompt history."""
     prompt_history: PromptHistory | None = None
     """None on every rank but rank 0."""
     recorder: RolloutRecorder | None = None
@@ -274,15 +280,16 @@ class Loop:
             self._config.seed,
             context.guards.state_dict(),
             metrics.get("eval/accuracy"),
-            {} if context.collector is None else context.collector.state_dict(),
+            {} if context.batches is None else context.batches.state_dict(),
             dict(metrics) if owes_evaluation else None,
+            None if context.batches is None else context.batches.held,
         )
         self._saver.save(context.roles, state, must_succeed)
 
     def _log_prompts(self, metrics: Metrics) -> None:
-        history, collector = self._context.prompt_history, self._context.collector
-        if history is not None and collector is not None:
-            self._write(lambda: history.log(self._trainer.step_index, collector.last_records))
+        history, batches = self._context.prompt_history, self._context.batches
+        if history is not None and batches is not None:
+            self._write(lambda: history.log(self._trainer.step_index, batches.last_records))
             metrics.add("prompts", history.metrics())
 
     def _log_rollouts(self, metrics: Metrics) -> None:

@@ -1,6 +1,8 @@
 """The training loop: Algorithm 1 of the paper, one step after another.
 
-sync -> prompts -> collector (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy
+sync -> batch (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy
+
+With rollout.max_staleness = 1 the batch is there already, and the next one is sampled from here on.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +17,8 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.activity import IdleTimes
 from megatron_prime.observability.metrics import Metrics, phase_fractions, process_memory
-from megatron_prime.rollout.collector import Collector, NoBatch
+from megatron_prime.rollout.batches import BatchSource
+from megatron_prime.rollout.collector import NoBatch
 from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.credit import credit_metrics
@@ -60,8 +63,8 @@ class TrainerContext:
     """The collaborators of a trainer, built once by the command line."""
 
     engine: Engine
-    """The engine that the collector samples from; releases its memory after the sampling of each step."""
-    collector: Collector
+    """The engine that samples the batches; releases its memory after the sampling of each step."""
+    batches: BatchSource
     policy: Trainable
     prm_phase: PRMPhase | None
     """None without a PRM: process rewards are the policy's own (prm.source), or there are none."""
@@ -111,12 +114,16 @@ class Trainer:
         with metrics.timed("step"):
             with memory.phase(metrics, "weight_sync"):
                 self.sync_weights()
-            with memory.phase(metrics, "rollout"), release_after(context.engine):
-                batch = context.collector.collect(self.step_index)
+            with memory.phase(metrics, "rollout"):
+                with release_after(context.engine):
+                    batch = context.batches.collect(self.step_index)
+                context.batches.collect_ahead(self.step_index)
             if isinstance(batch, NoBatch):
                 self._pass_over(batch, metrics)
             else:
-                trained = self._train_on(self._on_device(batch), metrics)
+                trained = self._train_beside_sampling(batch, metrics)
+            with metrics.timed("rollout_wait"):
+                context.batches.finish()
         if trained is not None:
             for observe in context.observers:
                 observe(self.step_index + 1, trained)
@@ -147,6 +154,14 @@ class Trainer:
         prm = self._context.prm_phase and self._context.prm_phase.prm
         if isinstance(prm, Trainable):
             prm.advance_schedule()
+
+    def _train_beside_sampling(self, batch: RolloutBatch, metrics: Metrics) -> TrainedBatch:
+        try:
+            return self._train_on(self._on_device(batch), metrics)
+        except FloatingPointError:
+            # Every rank raises it, and closes the engine next, which must not be sampling.
+            self._context.batches.finish()
+            raise
 
     def _train_on(self, batch: RolloutBatch, metrics: Metrics) -> TrainedBatch:
         """Update PRM and policy on a batch."""
@@ -269,6 +284,8 @@ class Trainer:
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
         metrics.add("rollout", batch.stats)
         metrics.add("policy", self._correction(batch, old))
+        ages = [self.step_index - rollout.policy_version for rollout in batch.rollouts]
+        metrics["rollout/staleness_mean"], metrics["rollout/staleness_max"] = sum(ages) / len(ages), max(ages)
         metrics["rollout/logprob_gap"] = mismatch.mean
         metrics["rollout/logprob_gap_max"] = mismatch.max
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()

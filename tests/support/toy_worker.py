@@ -351,7 +351,7 @@ def _trainer(overrides: Sequence[str]):
     sync = rollout.sampler.make_weight_sync(roles.policy.built)
     sync.push(0)
     context = train._trainer_context(config, roles, stream, sync, rollout, progress)
-    yield Trainer(config, context), context.collector
+    yield Trainer(config, context), context.batches.collector
 
 
 _ROLLOUT_PARTS: dict[str, Any] = {}

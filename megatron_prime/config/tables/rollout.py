@@ -157,6 +157,9 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Probability mass of nucleus sampling, of the command `rollout` alone; training needs 1, the whole distribution,
     because the probabilities that its loss compares are those of all tokens."""
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """Most steps between the weights that sample a batch and those that it trains. 0 samples and trains in turn; 1
+    samples the batch of the next step while the trainer learns from this one, by servers with GPUs of their own."""
     max_batch_size: Positive = 256
     """Maximum number of sequences that the local engine decodes at the same time."""
 
@@ -164,6 +167,21 @@ class RolloutConfig(Section):
     def uses_servers(self) -> bool:
         """True if SGLang servers sample; false if the training processes do."""
         return self.engine == "sglang"
+
+    @property
+    def samples_ahead(self) -> bool:
+        """True if a batch is sampled before the update of the step before it."""
+        return self.max_staleness > 0
+
+    def overlap_fault(self, is_colocated: bool) -> str | None:
+        """Return why nothing can be sampled ahead on servers that share GPUs with the trainer, or keep off them."""
+        if not self.samples_ahead or not is_colocated:
+            return None
+        return (
+            f"rollout.max_staleness = {self.max_staleness} samples while the trainer trains, but the servers release "
+            "their memory then, because they share GPUs with it (rollout.sglang.colocated): give them GPUs of their "
+            "own by rollout.sglang.gpu_ids or urls, or set max_staleness = 0"
+        )
 
     @property
     def starts_servers(self) -> bool:

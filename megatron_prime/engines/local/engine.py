@@ -4,6 +4,7 @@ Every rank holds a whole copy of the model and samples its share of the requests
 """
 
 import asyncio
+import contextlib
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,6 +100,10 @@ class LocalEngine:
         rollouts = self._ranks.gather_all([dialogue.rollout(self.policy_version) for dialogue in share])
         by_place = dict(zip(order, rollouts, strict=True))
         return [by_place[place] for place in range(len(requests))]
+
+    def while_training(self) -> contextlib.AbstractContextManager[None]:
+        """See `Engine.while_training`. The weights are a copy that only a weight sync changes."""
+        return contextlib.nullcontext()
 
     def release_memory(self) -> None:
         """See `Engine.release_memory`. Does nothing: the KV cache is freed with its batch, and the weights are kept."""

@@ -29,6 +29,7 @@ def build_sglang_engine(config: PrimeConfig, topology: Topology, ranks: Ranks) -
         run_dir=config.run_dir,
         ranks=ranks,
         gpu_bytes=topology.platform.gpu_memory_bytes,
+        check_placement=config.rollout.overlap_fault,
     )
     settings = engine.settings
 

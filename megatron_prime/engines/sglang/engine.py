@@ -85,6 +85,7 @@ class SGLangEngine:
         run_dir: Path,
         ranks: Ranks | None = None,
         gpu_bytes: int = 0,
+        check_placement: Callable[[bool], str | None] = lambda _: None,
     ) -> None:
         """Start the servers in the background; the first weight sync waits for them.
 
@@ -97,6 +98,7 @@ class SGLangEngine:
             run_dir: logs and weight files go to its folder `sglang`.
             ranks: this process among the training ranks.
             gpu_bytes: memory of a GPU; with it, servers on training ranks' GPUs get KV caches of a fixed size.
+            check_placement: returns why the run can't use servers that share GPUs with the trainer (or that don't).
 
         Raises:
             ValueError: no config.json in model_path, no engine environment, no usable API key, or settings that SGLang
@@ -116,7 +118,7 @@ class SGLangEngine:
             # Of all nodes, so that every rank raises.
             for node in resources if settings.nodes == "all" else resources[:1]:
                 node.require(plan.num_gpus)
-        plan = self._placed(plan, gpu_bytes)
+        plan = self._placed(plan, gpu_bytes, check_placement)
         self.settings = plan.settings
         """The section rollout.sglang, with the weight transport that follows from the placement of the servers."""
         self._limits = ModelLimits.of(self._model_path, SGLANG_RESERVED_POSITIONS)
@@ -169,9 +171,13 @@ class SGLangEngine:
             self.fleet = Fleet(self.servers, settings, self.driver.ask_for_resync, self.secret)
             self._memory = ServerMemory(self.fleet, plan.is_colocated)
 
-    def _placed(self, plan: LaunchPlan, gpu_bytes: int) -> LaunchPlan:
+    def _placed(
+        self, plan: LaunchPlan, gpu_bytes: int, check_placement: Callable[[bool], str | None]
+    ) -> LaunchPlan:
         """Return the plan with what follows from the servers' GPUs, equal on every rank."""
         colocated = self.ranks.from_first(is_colocated(plan))
+        if (fault := check_placement(colocated)) is not None:
+            raise ValueError(fault)
         settings = with_transport(plan.settings, plan.device, colocated)
         if colocated and gpu_bytes and not settings.urls:
             settings = with_cache_size(settings, read_shape(plan.model_path), gpu_bytes)
@@ -225,6 +231,17 @@ class SGLangEngine:
             self._routing,
         )
         return self.driver.run(lambda: self._generate(prompts, settings))
+
+    @contextlib.contextmanager
+    def while_training(self) -> Iterator[None]:
+        """See `Engine.while_training`."""
+        if self.fleet is not None:
+            self.fleet.can_resync = False
+        try:
+            yield
+        finally:
+            if self.fleet is not None:
+                self.fleet.can_resync = True
 
     def release_memory(self) -> None:
         """See `Engine.release_memory`. Servers free theirs if they share GPUs with the trainer."""
@@ -349,6 +366,7 @@ class SGLangEngine:
             served = await fleet.weight_versions()
             lacking = [server for server, version in enumerate(served) if version != policy_version]
             if not lacking:
+                await fleet.let_in()
                 return
             for server in lacking:
                 with contextlib.suppress(ServerUnreachableError):

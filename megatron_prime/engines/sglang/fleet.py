@@ -1,6 +1,7 @@
 """The servers of one engine as its event loop sees them: which are up, and how the others are recovered.
 
 up --no answer, or other weights--> down: [restart] -> answers again -> resync of its weights -> up
+                                                             or, while the weights change: out until the next sync
 """
 
 import asyncio
@@ -71,6 +72,11 @@ class Fleet:
         self._seen: set[int] = set()
         """The attached servers that have answered."""
         self._recoveries: dict[int, asyncio.Task[None]] = {}
+        self.can_resync = True
+        """Whether the trainer has the weights of the servers. While it changes them, a server that lost its own is out
+        until the next weight sync."""
+        self._out: set[int] = set()
+        """The servers that wait for the next weight sync."""
         self.policy_version = NO_WEIGHTS
         """The version that every server that is up serves."""
         self.names = VersionNames()
@@ -167,19 +173,21 @@ class Fleet:
 
     def report(self, server: int, *, hangs: bool = False) -> None:
         """Report that a server gave no answer or has wrong weights; it gets no requests until it has recovered."""
-        if server not in self._recoveries:
+        if server not in self._recoveries and server not in self._out:
             task = asyncio.ensure_future(self._recover(server, hangs))
             self._recoveries[server] = task
 
     async def guarded(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         """Await `work` while watching the servers' health, then wait until all servers are up again.
 
-        Raises EngineError as soon as a server can't be recovered.
+        Where servers can't be resynced, those that are down at the end stay out until the next weight sync.
+
+        Raises EngineError as soon as a server can't be recovered, or when all of them are out.
         """
         main = asyncio.ensure_future(work)
         watch = asyncio.ensure_future(self._watch())
         try:
-            while not main.done() or self._recoveries:
+            while not main.done() or (self._recoveries and self.can_resync):
                 waited = {watch, *self._recoveries.values()} | ({main} if not main.done() else set())
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 self._reap()
@@ -191,6 +199,15 @@ class Fleet:
             return main.result()
         finally:
             await cancel([main, watch])
+            if not self.can_resync:
+                await self._leave_out(*self._recoveries)
+
+    async def let_in(self) -> None:
+        """Give requests again to the servers that waited for a weight sync, once it has reached them."""
+        for server in self._out:
+            await self.balancer.set_up(server, True)
+        self.num_recoveries += len(self._out)
+        self._out.clear()
 
     async def aclose(self) -> None:
         """End recoveries and close connections. The supervisors close the servers themselves."""
@@ -203,6 +220,14 @@ class Fleet:
             if task.done():
                 del self._recoveries[server]
                 task.result()
+
+    async def _leave_out(self, *servers: int) -> None:
+        """Give up the recovery of servers until the next weight sync."""
+        await cancel([self._recoveries.pop(server) for server in servers])
+        for server in servers:
+            self._out.add(server)
+            # The recovery may not have come to this.
+            await self.balancer.set_up(server, False)
 
     async def _recover(self, server: int, hangs: bool) -> None:
         await self.balancer.set_up(server, False)
@@ -217,6 +242,9 @@ class Fleet:
                 await self._wait_for_scheduler(server)
                 # A hiccup of the network, for example, needs no resync: the weights are still there.
                 if await self._version(server) != self.policy_version:
+                    if not self.can_resync:
+                        self._wait_for_sync(server)
+                        return
                     await self._resync(server)
                 if await self._version(server) == self.policy_version:
                     self.num_recoveries += 1
@@ -228,6 +256,19 @@ class Fleet:
             f"SGLang server {server} could not be brought back to policy version {self.policy_version} in "
             f"{MAX_RECOVERIES} tries: {self._hint(server)}"
         )
+
+    def _wait_for_sync(self, server: int) -> None:
+        _LOG.warning(
+            "SGLang server %d has lost its weights and gets no requests before the next weight sync, because the "
+            "trainer changes the policy now",
+            server,
+        )
+        self._out.add(server)
+        if len(self._out) == self.num_servers:
+            raise EngineError(
+                f"no SGLang server is left with policy version {self.policy_version}, which the trainer has changed "
+                f"since: {self._hint(server)}"
+            )
 
     async def _wait_for_scheduler(self, server: int) -> None:
         """Return when the server's scheduler answers; a server of this job that hangs is restarted.

@@ -34,6 +34,18 @@ ROLLOUT: Sequence[Row] = (
         "Number of weight syncs before the weights that sampled the batch: the minimum over it.",
     ),
     (
+        "staleness_mean",
+        "count",
+        "Steps between the weights that sampled a response and those that it trains: the mean over the batch.",
+    ),
+    ("staleness_max", "count", "The same: the maximum over the batch; at most rollout.max_staleness."),
+    (
+        "num_lost_batches",
+        "count",
+        "1 if the batch was lost while it was sampled ahead, as without any server left, and was sampled again with "
+        "the weights of its step. Only with rollout.max_staleness = 1.",
+    ),
+    (
         "logprob_gap",
         "nats/token",
         "Mean absolute difference between the log-probs of the training engine and of the rollout engine.",

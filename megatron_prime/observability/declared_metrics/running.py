@@ -67,6 +67,12 @@ TIME: Sequence[Row] = (
     ("step_s", "s", "Time of the whole step, without evaluation and checkpoints."),
     ("weight_sync_s", "s", "Time until every server serves the new weights."),
     ("rollout_s", "s", "Time of sampling, verification and filtering."),
+    (
+        "rollout_wait_s",
+        "s",
+        "Time that training waits, at the end of a step, for the batch that is sampled ahead "
+        "(rollout.max_staleness = 1).",
+    ),
     ("logprobs_s", "s", "Time of the log-probs of the policy before its update, and of the reference."),
     ("prm_s", "s", "Time of scoring and updating the PRM."),
     ("advantage_s", "s", "Time of the advantages."),

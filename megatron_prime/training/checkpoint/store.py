@@ -3,6 +3,7 @@
 run_dir/checkpoints/step_00000010/
     policy/  prm/       weights, optimizer moments and LR schedule of each role, sharded
     rng.pt              random states of every rank
+    held_batch.*        the batch of the next step, if it is sampled already (rollout/held_batch.py)
     run.json            steps done, data position, guards' counters, held-out accuracy
     evaluated.json      the accuracy, if an outage has delayed its evaluation; not in the manifest
     manifest.json       size and checksum of every file; written last before the rename
@@ -34,6 +35,7 @@ from megatron_prime.models.chunk_state import chunk_states, fill_chunks
 from megatron_prime.models.stored_pickles import UnknownContentError, load_plain, refuse_code
 from megatron_prime.parallel.collectives import all_gather_lists, any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
+from megatron_prime.rollout.held_batch import HeldBatch, read_held, write_held
 from megatron_prime.training.checkpoint.folder import (
     all_named,
     clear_leftovers,
@@ -80,6 +82,8 @@ class RunState:
     """The collector's state_dict."""
     owed_metrics: dict[str, float] | None = None
     """The metrics of the last step if an outage has prevented its evaluation; None otherwise, and once it is done."""
+    held: HeldBatch | None = None
+    """The batch of the next step, if it is sampled already."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,7 @@ class CheckpointStore:
         """
         # Rank 0 looks first: a rank that failed alone would leave the others waiting in the collective load.
         run, states = on_first_rank(lambda: _examine(checkpoint, [*roles]), self._topology)
+        held = on_first_rank(lambda: _read_held(checkpoint), self._topology)
         for role, trainable in roles.items():
             _restore(trainable, checkpoint / role)
         if len(states) == self._topology.world_size:
@@ -263,6 +268,7 @@ class CheckpointStore:
             run.get("accuracy"),
             run.get("collector", {}),
             owed_metrics(checkpoint, run),
+            held,
         )
 
     def note_evaluation(self, step_index: int, accuracy: float | None) -> None:
@@ -339,6 +345,8 @@ class CheckpointStore:
             pending.rng, states
         )  # To a file, torch would report a full disk as a RuntimeError without a name.
         (partial / "rng.pt").write_bytes(states.getvalue())
+        if state.held is not None:
+            write_held(partial, state.held)
         run = {
             "step_index": state.step_index,
             "seed": state.seed,
@@ -403,6 +411,13 @@ def _examine(checkpoint: Path, roles: list[str]) -> tuple[dict[str, Any], list[d
             f"was written by {_writer_of(checkpoint)}, and is left as it is: continue with that version, if you trust "
             "whoever wrote the checkpoint"
         ) from error
+    except ValueError as error:
+        raise _not_loaded(checkpoint, str(error)) from error
+
+
+def _read_held(checkpoint: Path) -> HeldBatch | None:
+    try:
+        return read_held(checkpoint)
     except ValueError as error:
         raise _not_loaded(checkpoint, str(error)) from error
 
