@@ -16,10 +16,12 @@ from megatron_prime.planning.report import (
     fit_summary,
     layouts_table,
     memory_table,
+    splits_table,
     summary_lines,
     time_table,
 )
 from megatron_prime.planning.search import best_layouts, find_num_processes
+from megatron_prime.planning.splits import best_splits
 from megatron_prime.planning.times import plan_times
 
 DOES_NOT_FIT = 3
@@ -39,6 +41,7 @@ def plan(config: PrimeConfig, options: Options) -> int:
     memory, times = plan_memory(run), plan_times(run)
     progress = Progress()
     best = best_layouts(run, progress=progress)
+    splits = best_splits(run, progress=progress)
     for line in summary_lines(run, memory, times):
         progress.line(line)
     for table in (memory_table(memory), time_table(times)):
@@ -52,8 +55,11 @@ def plan(config: PrimeConfig, options: Options) -> int:
             f"no layout fits on {run.num_processes} x {run.gpu.name}"
             + (f"; {number} GPUs are enough" if number else ", nor on any larger number of them")
         )
+    if splits:
+        progress.table(splits_table(splits))
     if options.json:
-        replace_file(Path(options.json), json.dumps(as_json(run, memory, times, best), indent=1) + "\n")
+        everything = as_json(run, memory, times, best, splits)
+        replace_file(Path(options.json), json.dumps(everything, indent=1) + "\n")
     return 0 if memory.fits else DOES_NOT_FIT
 
 

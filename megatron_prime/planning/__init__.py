@@ -9,5 +9,6 @@ Planning needs no GPU, no weights and no torch.
 - `memory`: memory per rank by part and phase
 - `times`: seconds of a step by phase
 - `search`: the fastest layout that fits
+- `splits`: the best split of GPUs between training and servers
 - `report`: a plan as text, tables and JSON
 """

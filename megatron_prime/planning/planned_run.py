@@ -102,6 +102,12 @@ class PlannedRun:
         return settings.is_colocated_on(range(min(self.num_processes, self.gpu.gpus_per_node)), gpus)
 
     @property
+    def num_gpus(self) -> int:
+        """Number of GPUs of the training ranks and of servers beside them."""
+        has_own = self.config.rollout.uses_servers and not self.is_colocated
+        return self.num_processes + (self.num_servers * self.config.rollout.sglang.tensor if has_own else 0)
+
+    @property
     def rollouts(self) -> int:
         """Number of responses per step."""
         return self.config.trainer.prompts_per_step * self.config.rollout.group_size

@@ -1,5 +1,6 @@
 """A plan as text, as tables and as JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,12 +11,15 @@ from megatron_prime.planning.gpus import GB, GIB
 from megatron_prime.planning.memory import MemoryPlan
 from megatron_prime.planning.planned_run import PlannedRun
 from megatron_prime.planning.search import Candidate, misfit_message
+from megatron_prime.planning.splits import Split
 from megatron_prime.planning.times import TimePlan
 
 PART_ORDER = ("weights", "gradients", "optimizer")
 
 
-def as_json(run: PlannedRun, memory: MemoryPlan, times: TimePlan, best: list[Candidate]) -> dict[str, Any]:
+def as_json(
+    run: PlannedRun, memory: MemoryPlan, times: TimePlan, best: list[Candidate], splits: Sequence[Split]
+) -> dict[str, Any]:
     """Return everything that the tables show as JSON values."""
     layout = run.layout
     return {
@@ -44,10 +48,24 @@ def as_json(run: PlannedRun, memory: MemoryPlan, times: TimePlan, best: list[Can
         "microbatches": {role: run.microbatches(role) for role in run.trained},
         "phases": {name: {"flops": p.flops, "seconds": p.seconds} for name, p in times.phases.items()},
         "seconds": times.seconds,
+        "seconds_in_turn": times.in_turn_seconds,
+        "seconds_overlapped": None if run.is_colocated else times.overlapped_seconds,
         "weight_sync_bytes": None if times.sync is None else times.sync.network_bytes,
         "recommended": [
             {"overrides": c.overrides(), "seconds": c.times.seconds, "peak_gib": c.memory.peak[1] / GIB}
             for c in best
+        ],
+        "splits": [
+            {
+                "num_processes": split.candidate.run.num_processes,
+                "num_servers": split.candidate.run.num_servers,
+                "max_staleness": split.candidate.run.config.rollout.max_staleness,
+                "overrides": split.candidate.overrides(),
+                "seconds": split.candidate.times.seconds,
+                "sampling_seconds": split.candidate.times.sampling_seconds,
+                "training_seconds": split.candidate.times.training_seconds,
+            }
+            for split in splits
         ],
     }
 
@@ -69,6 +87,8 @@ def summary_lines(run: PlannedRun, memory: MemoryPlan, times: TimePlan) -> list[
         f"{times.bubble:.1%}",
         f"KV cache   {kv_bytes_per_token(run.shapes['policy']) / 1024:.0f} KiB per token",
     ]
+    if run.config.rollout.uses_servers:
+        lines.append(_modes(run, times))
     if times.sync is not None:
         lines.append(
             f"sync       {times.sync.network_bytes / GB:,.1f} GB over the network ({times.sync.nic_bytes / GB:,.1f} GB "
@@ -79,6 +99,19 @@ def summary_lines(run: PlannedRun, memory: MemoryPlan, times: TimePlan) -> list[
         f"per rank for offloaded parts, and {memory.host_checkpoint / GIB:,.0f} GiB while a checkpoint is written"
     )
     return lines
+
+
+def _modes(run: PlannedRun, times: TimePlan) -> str:
+    """Return one line about sampling and training in turn and at the same time."""
+    in_turn = f"in turn {times.in_turn_seconds:,.1f} s"
+    if run.is_colocated:
+        return f"step time  {in_turn}; at the same time needs servers with GPUs of their own"
+    longer = "sampling" if times.sampling_seconds > times.training_seconds else "training"
+    return (
+        f"step time  {in_turn}, at the same time (rollout.max_staleness = 1) {times.overlapped_seconds:,.1f} s: "
+        f"sampling takes {times.sampling_seconds:,.1f} s and training {times.training_seconds:,.1f} s, so the step "
+        f"waits for {longer}"
+    )
 
 
 def fit_summary(run: PlannedRun, memory: MemoryPlan) -> str:
@@ -122,9 +155,10 @@ def time_table(times: TimePlan) -> Table:
             name,
             f"{phase.flops / 1e15:,.1f}",
             f"{phase.seconds:,.1f}",
-            f"{phase.seconds / times.seconds:.0%}",
+            f"{phase.seconds / times.in_turn_seconds:.0%}",
         )
-    table.add_row("step", "", f"{times.seconds:,.1f}", "", style="bold")
+    name = "step, overlapped" if times.samples_ahead else "step"
+    table.add_row(name, "", f"{times.seconds:,.1f}", "", style="bold")
     return table
 
 
@@ -136,5 +170,26 @@ def layouts_table(best: list[Candidate]) -> Table:
             f"{candidate.times.seconds:,.1f}",
             f"{candidate.memory.peak[1] / GIB:.1f}",
             " ".join(candidate.overrides()),
+        )
+    return table
+
+
+def splits_table(splits: Sequence[Split]) -> Table:
+    """Return a table of ways to give the GPUs to servers and training, fastest first."""
+    table = Table(
+        *("seconds", "sampling", "training", "servers", "layout of training"),
+        title=f"splits of {splits[0].num_gpus} GPUs that fit, fastest first",
+    )
+    for split in splits:
+        times, run = split.candidate.times, split.candidate.run
+        where = (
+            "on the training GPUs, in turn" if run.is_colocated else "on GPUs of their own, at the same time"
+        )
+        table.add_row(
+            f"{times.seconds:,.1f}",
+            f"{times.sampling_seconds:,.1f}",
+            f"{times.training_seconds:,.1f}",
+            f"{run.num_servers} of {run.config.rollout.sglang.tensor} GPUs {where}",
+            " ".join(split.candidate.overrides()),
         )
     return table

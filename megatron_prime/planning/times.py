@@ -43,11 +43,38 @@ class TimePlan:
     """Fraction of a policy update in which a pipeline stage is idle."""
     sync: PlanSummary | None
     """Bytes of a weight sync; None without SGLang servers, or if it was not planned."""
+    samples_ahead: bool = False
+    """True if the next batch is sampled while the trainer learns from this one (rollout.max_staleness)."""
 
     @property
     def seconds(self) -> float:
         """Seconds per step."""
+        return self.overlapped_seconds if self.samples_ahead else self.in_turn_seconds
+
+    @property
+    def in_turn_seconds(self) -> float:
+        """Seconds per step if sampling and training take turns."""
         return sum(phase.seconds for phase in self.phases.values())
+
+    @property
+    def overlapped_seconds(self) -> float:
+        """Seconds per step if servers on GPUs of their own sample the next batch meanwhile."""
+        return self.sync_seconds + max(self.sampling_seconds, self.training_seconds)
+
+    @property
+    def sampling_seconds(self) -> float:
+        """Seconds of a step in which responses are sampled."""
+        return self.phases["rollout"].seconds
+
+    @property
+    def sync_seconds(self) -> float:
+        """Seconds of a step in which weights go to the servers; 0 without a planned sync."""
+        return self.phases["weight_sync"].seconds if "weight_sync" in self.phases else 0.0
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of a step in which the trainer computes."""
+        return self.in_turn_seconds - self.sampling_seconds - self.sync_seconds
 
 
 def bubble(pp: int, vpp: int, num_microbatches: int) -> float:
@@ -73,7 +100,8 @@ def plan_times(run: PlannedRun, with_sync: bool = True) -> TimePlan:
         phases["weight_sync"] = PhaseTime(0.0, sync.seconds(run.gpu.nic_gb_s * GB, run.gpu.nvlink_gb_s * GB))
     order = ("rollout", "logprobs", "prm", "policy", "weight_sync")
     idle = bubble(run.layout.pp, run.layout.vpp, run.microbatches("policy"))
-    return TimePlan({name: phases[name] for name in order if name in phases}, idle, sync)
+    ordered = {name: phases[name] for name in order if name in phases}
+    return TimePlan(ordered, idle, sync, run.config.rollout.samples_ahead)
 
 
 def _sum(parts: list[PhaseTime]) -> PhaseTime:
@@ -155,7 +183,8 @@ def _rollout(run: PlannedRun) -> PhaseTime:
     """Return the time to sample all responses of a step.
 
     Prefill is bound by FLOPs. Decoding is bound by FLOPs or by memory bandwidth, because each decoding step reads the
-    weights and the KV cache of the running sequences.
+    weights and the KV cache of the running sequences, and it takes at least as long as the longest response alone,
+    which is assumed to have rollout.max_response_tokens.
     """
     shape, assumptions, rollout = run.shapes["policy"], run.assumptions, run.config.rollout
     if rollout.uses_servers:
@@ -187,6 +216,8 @@ def _rollout(run: PlannedRun) -> PhaseTime:
     step_bytes = (weights + cache) / width
     steps = assumptions.response_tokens * sequences / batch_size
     by_memory = steps * step_bytes / (run.gpu.memory_gb_s * GB * assumptions.decode_efficiency)
+    alone = rollout.max_response_tokens * min(num_parameters(shape), num_active_parameters(shape)) * 2 / width
+    by_memory = max(by_memory, alone / (run.gpu.memory_gb_s * GB * assumptions.decode_efficiency))
     by_compute = decode / (gpus * run.gpu.bf16_tflops * 1e12 * assumptions.mfu)
     return PhaseTime(prefill + decode, compute + max(by_memory, by_compute))
 

@@ -54,3 +54,29 @@ def test_offloading_takes_time_on_the_host_link(tmp_path):
     seconds = [plan_times(run, with_sync=False).phases["prm"].seconds for run in (plain, away)]
     n = num_parameters(plain.shapes["prm"])
     assert seconds[1] - seconds[0] == pytest.approx(2 * (2 * n + 12 * n // 8) / 50e9)
+
+
+def test_a_step_takes_the_longer_of_sampling_and_training_where_they_overlap(tmp_path):
+    for concurrency in (1, 256):
+        servers = {"urls": ["http://a:1"], "tensor": 4, "colocated": False, "concurrency": concurrency}
+        rollout = {"engine": "sglang", "sglang": servers}
+        in_turn = plan_times(make_run(tmp_path, rollout=rollout))
+        ahead = plan_times(make_run(tmp_path, rollout=rollout | {"max_staleness": 1}))
+        assert in_turn.phases == ahead.phases
+        parts = {name: phase.seconds for name, phase in ahead.phases.items()}
+        training = sum(parts[name] for name in ("logprobs", "prm", "policy"))
+        assert in_turn.seconds == pytest.approx(sum(parts.values()))
+        assert (parts["rollout"] > training) == (concurrency == 1)
+        assert ahead.seconds == pytest.approx(parts["weight_sync"] + max(parts["rollout"], training))
+
+
+def test_sampling_takes_at_least_as_long_as_the_longest_response(tmp_path):
+    """However many servers there are: each of its tokens reads the weights once."""
+    many = {
+        "engine": "sglang",
+        "sglang": {"urls": [f"http://a:{port}" for port in range(1, 65)], "colocated": False},
+    }
+    run = make_run(tmp_path, rollout=many)
+    seconds = plan_times(run, with_sync=False).phases["rollout"].seconds
+    floor = 3072 * 2 * num_parameters(run.shapes["policy"]) / (3352e9 * 0.6)
+    assert floor < seconds < 1.1 * floor
