@@ -2,6 +2,8 @@
 # PRIME on a Slurm cluster:  sbatch examples/prime_70b.sh [CONFIG [section.key=value ...]]
 # The default is 16 nodes of 8 H100; sbatch options change the resources, and CONFIG can be any configuration:
 #   sbatch --nodes=4 examples/prime_70b.sh examples/prime_7b.toml policy.lr=1e-6
+# With SERVER_NODES the last nodes have no ranks, but SGLang servers that sample while the others train:
+#   SERVER_NODES=2 sbatch examples/prime_70b.sh examples/prime_70b_overlap.toml
 # Run megatron-prime check CONFIG and megatron-prime plan CONFIG first. Logs: logs/prime-JOB/START/, one file per rank.
 # Near its time limit the run saves and is requeued. A lost rank or node loses the steps since the last checkpoint.
 #SBATCH --job-name=prime
@@ -29,8 +31,11 @@ last=logs/prime-$SLURM_JOB_ID/$((restart - 1))
 mkdir -p "$logs"
 
 # Rank 0's node is the rendezvous. The port changes per attempt, since an orphaned process may still hold the last one.
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + restart) % 20000))
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+servers=${SERVER_NODES:-0}
+training=$((SLURM_NNODES - servers))
+ranks=$((training * ${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_NNODES))}))
+export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + restart) % 20000))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 CUDA_DEVICE_MAX_CONNECTIONS=1
 export MEGATRON_PRIME_STOP_FILE=$PWD/$logs/stop
 # The record of this start (run_dir/provenance) says how the last one ended.
@@ -53,10 +58,22 @@ unset SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_GPU_BIND SLURM_
 unset SLURM_TRES_PER_TASK SLURM_TRES_BIND SLURM_EXACT
 gpus=${SLURM_GPUS_ON_NODE:+--gpus-per-node=$SLURM_GPUS_ON_NODE}
 
-echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($SLURM_NTASKS ranks), logs in $logs"
-srun --kill-on-bad-exit=1 $gpus --whole --cpu-bind=none --distribution=block --output="$logs/rank-%t.log" bash -c '
-    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-    export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_NNODES))}
+echo "$(date '+%F %T') start $restart of $config on $SLURM_JOB_NODELIST ($ranks ranks), logs in $logs"
+if ((servers)); then
+    # Servers of their own nodes are not the ranks' children: this step starts again those that end. The run attaches to
+    # them by address, with a key that nobody else can read.
+    (umask 077 && od -An -tx1 -N32 /dev/urandom | tr -d ' \n' > "$logs/server.key")
+    urls=$("$python" tools/rollout_servers.py "$config" "$@" --urls "${nodes[@]:training}") || exit
+    srun --nodes="$servers" --ntasks="$servers" --ntasks-per-node=1 --relative="$training" $gpus --whole \
+        --cpu-bind=none --output="$logs/servers-%t.log" bash -c 'exec "$@" --host "$SLURMD_NODENAME"' servers \
+        "$python" tools/rollout_servers.py "$config" "$@" --key-file "$logs/server.key" &
+    server_step=$!
+    set -- "$@" "$urls" "rollout.sglang.api_key_file=$logs/server.key"
+fi
+srun --kill-on-bad-exit=1 --nodes="$training" --ntasks="$ranks" --relative=0 $gpus --whole --cpu-bind=none \
+    --distribution=block --output="$logs/rank-%t.log" bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
+    export LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES))
     # Processes that the kernel has killed for want of memory: in this cgroup, or on a node without cgroups.
     oom_kills() {
         grep -h "^oom_kill " "/sys/fs/cgroup$(sed -n "s/^0:://p" /proc/self/cgroup)/memory.events.local" \
@@ -79,6 +96,7 @@ srun --kill-on-bad-exit=1 $gpus --whole --cpu-bind=none --distribution=block --o
 step=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done   # a signal interrupts `wait`, but not the ranks
+((servers)) && kill "$server_step" && wait "$server_step"
 record=$(cat "$MEGATRON_PRIME_STOP_FILE.code" 2>/dev/null)
 code=${record:-$code}
 # Where all processes of a node were killed for want of memory, none has recorded a code, but Slurm says so.

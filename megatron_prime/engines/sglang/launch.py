@@ -64,6 +64,10 @@ class LaunchPlan:
     """Folder made by `install_receiver`; None for servers that load weights only from files and need no API key."""
     secret: str = field(default="", repr=False)
     """The run's secret, from which the servers' API keys follow; empty for servers without keys."""
+    api_key: str = field(default="", repr=False)
+    """The API key of all servers; empty if each has one of its own, which follows from the secret."""
+    first_port: int | None = None
+    """Port of server 0, which the others follow; None for free ports, other ones at each start."""
 
     def command(self, server_index: int, port: int) -> list[str]:
         """Return the server's command line."""
@@ -105,15 +109,19 @@ class LaunchPlan:
         flat = [word for option in options.items() for word in option]
         # Not resolved: a virtual environment's interpreter is a link, and Python finds the environment by its path.
         python = str(settings.python.absolute())
-        module = (
-            f"{_RECEIVER}.serve" if self.loader_folder is not None and self.secret else "sglang.launch_server"
-        )
+        has_gate = self.loader_folder is not None and self.has_keys
+        module = f"{_RECEIVER}.serve" if has_gate else "sglang.launch_server"
         # argparse takes the last of a repeated option, so that extra_args override.
         return [python, "-m", module, *flat, *switches, *settings.extra_args]
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether the servers refuse calls without an API key."""
+        return bool(self.secret or self.api_key)
+
     def key_variables(self, url: str) -> dict[str, str]:
         """Return the environment variable that gives its API key to the server at an address."""
-        return {KEY_VARIABLE: key_of(self.secret, url)} if self.secret else {}
+        return {KEY_VARIABLE: self.api_key or key_of(self.secret, url)} if self.has_keys else {}
 
     def environment(self, server_index: int, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return a server's environment: the trainer's without the variables of its job."""

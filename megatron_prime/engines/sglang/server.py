@@ -43,7 +43,8 @@ class SupervisedServer:
     """Keeps one server process running until `close`.
 
     A thread starts the server, waits until it answers, and starts it again when it ends. Every start has a new `url`,
-    by which clients notice a restart; the server then has the weights of the launch plan's model_path.
+    by which clients notice a restart, unless the launch plan has a port; the server then has the weights of the plan's
+    model_path.
     """
 
     def __init__(
@@ -148,8 +149,10 @@ class SupervisedServer:
 
     def _run_once(self) -> float | None:
         """Start the server and wait until it has ended. Returns the time at which it was ready, or None."""
-        # Another process may take the port first; the server then fails and is started again on another port.
-        url = f"http://{self._plan.host}:{(port := free_port(self._plan.host))}"
+        first = self._plan.first_port
+        # Another process may take a free port first; the server then fails and is started again on another port.
+        port = free_port(self._plan.host) if first is None else first + self.index
+        url = f"http://{self._plan.host}:{port}"
         with self.log_path.open("ab") as log:
             guardian = subprocess.Popen(
                 [sys.executable, child.__file__, str(GRACE_S), *self._plan.command(self.index, port)],
@@ -177,7 +180,7 @@ class SupervisedServer:
         ready_at: float | None = None
         while guardian.poll() is None and not self._closing.is_set():
             if ready_at is None and answers(url, self._plan.key_variables(url).get(KEY_VARIABLE, "")):
-                if self._plan.secret and answers(url):
+                if self._plan.has_keys and answers(url):
                     self._refuse_open_server()
                     return None
                 ready_at = time.monotonic()
