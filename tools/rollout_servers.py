@@ -3,11 +3,13 @@
     python tools/rollout_servers.py examples/prime_70b_overlap.toml --host node7 --key-file server.key
     python tools/rollout_servers.py examples/prime_70b_overlap.toml --urls node7 node8
 
-For nodes without training ranks, where the run starts no servers itself: it attaches to them by rollout.sglang.urls, and
-gives them their weights. rollout.sglang.num_servers counts those of a node; they have the ports 30000, 30001, ... The second
-form prints the override with their addresses, for `train`, and starts nothing. examples/prime_70b.sh does both.
+For nodes without training ranks, where the run starts no servers itself: it attaches to them by rollout.sglang.urls,
+and gives them their weights. rollout.sglang.num_servers counts those of a node; they have the ports 30000, 30001, ...
+The second form prints the override with their addresses, for `train`, and starts nothing. examples/prime_70b.sh does
+both.
 
-SIGTERM or Ctrl-C ends the servers. Exit code 1: one of them has ended more often than rollout.sglang.max_restarts allows.
+SIGTERM or Ctrl-C ends the servers. Exit code 1: one of them has ended more often than rollout.sglang.max_restarts
+allows.
 """
 
 import argparse
@@ -45,8 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--host", help="name or address of this node, as the trainer's nodes reach it")
     parser.add_argument("--port", type=int, default=FIRST_PORT, help="port of the first server")
-    parser.add_argument("--key-file", type=Path, help="file with the servers' API key, which only you may read")
-    parser.add_argument("--urls", nargs="+", metavar="NODE", help="print the override for servers on these nodes")
+    parser.add_argument(
+        "--key-file", type=Path, help="file with the servers' API key, which only you may read"
+    )
+    parser.add_argument(
+        "--urls", nargs="+", metavar="NODE", help="print the override for servers on these nodes"
+    )
     options = parser.parse_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
@@ -79,7 +85,9 @@ def launch_plan(config: PrimeConfig, host: str, first_port: int, key_file: Path)
     (api_key, *_) = attached_keys(config.rollout.sglang.model_copy(update=own))
     settings = config.rollout.sglang.model_copy(update={"urls": (), "colocated": False})
     if not settings.python.is_file():
-        raise ValueError(f"rollout.sglang.python = {settings.python} does not exist: build it with `make sglang`")
+        raise ValueError(
+            f"rollout.sglang.python = {settings.python} does not exist: build it with `make sglang`"
+        )
     settings = with_transport(settings, device, is_colocated=False)
     check_experts(settings, device)
     check_quantization(settings, device)

@@ -103,7 +103,7 @@ def _check(config: PrimeConfig, arithmetic: BatchArithmetic, command: str, optio
     """Try the run on its data, after everything that needs no import of seconds."""
     if command == "train":
         if not options.quiet:
-            print("\n".join([*arithmetic.lines(), *config.preset_lines()]), flush=True)  # noqa: T201
+            print("\n".join([*arithmetic.lines(), *config.notes()]), flush=True)  # noqa: T201
         _warn([*doubts(config, arithmetic), *_replay_doubts(config, options.replay_rollouts)])
     if command == "train_prm":
         _check_responses(config, options)

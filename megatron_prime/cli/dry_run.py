@@ -32,7 +32,7 @@ def dry_run(
     configuration (config.json).
     """
     parts = {
-        "arithmetic.txt": [*arithmetic.lines(), *config.preset_lines()],
+        "arithmetic.txt": [*arithmetic.lines(), *config.notes()],
         "processes.txt": list(process_map(config, arithmetic.num_processes, ranks_per_node)),
         "commands.sh": list(commands(config, arithmetic.num_processes, file, overrides, ranks_per_node)),
     }

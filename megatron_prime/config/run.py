@@ -82,6 +82,18 @@ class PrimeConfig(Section):
         """Return what the preset of the run sets, as lines to print; empty without one."""
         return list(preset_lines(self.preset.name, self.model_dump(mode="json")))
 
+    def notes(self) -> list[str]:
+        """Return what the run does without being told, as lines to print beside the batch arithmetic."""
+        lines = self.preset_lines()
+        if self.rollout.samples_ahead and self.policy.correction == "auto":
+            policy = self.corrected_policy
+            lines.append(
+                f"off-policy  rollout.max_staleness = {self.rollout.max_staleness}: policy.correction = "
+                f"{policy.correction!r}, ratios from {policy.correction_low:g} to {policy.correction_high:g} "
+                f"({policy.correction_outside})"
+            )
+        return lines
+
     @property
     def model_options(self) -> ModelOptions:
         """The tables that models and their optimizers take together."""
@@ -97,7 +109,9 @@ class PrimeConfig(Section):
         """The [policy] table with what policy.correction = "auto" stands for in this run."""
         if self.policy.correction != "auto":
             return self.policy
-        return self.policy.model_copy(update={"correction": "none"})
+        return self.policy.model_copy(
+            update={"correction": "token" if self.rollout.samples_ahead else "none"}
+        )
 
     @property
     def has_reference_model(self) -> bool:

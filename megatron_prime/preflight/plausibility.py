@@ -87,6 +87,11 @@ def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
             "processes sample themselves, so that batches are older and no step is faster; it is meant for comparisons "
             "with servers"
         )
+    if config.rollout.samples_ahead and config.policy.correction == "none":
+        yield (
+            f"policy.correction = 'none' with rollout.max_staleness = {config.rollout.max_staleness}: nothing corrects "
+            "for the update between the weights that sample and those that train; usual is 'token'"
+        )
     yield from _process_rewards(config)
     yield from other_scores(config)
 

@@ -8,8 +8,11 @@ import pytest
 
 from megatron_prime.cli.dry_run import commands, dry_run, process_map
 from megatron_prime.config.arithmetic import BatchArithmetic
+from megatron_prime.config.loading import load_config
 from megatron_prime.config.run import PrimeConfig
 from tests.support.hf_shapes import make_config
+from tests.support.planned_runs import write_model
+from tests.support.toy_runs import ROOT
 
 
 @pytest.fixture
@@ -73,3 +76,14 @@ def test_addresses_lose_their_secrets(folder, tmp_path):
     assert json.loads((tmp_path / "dry" / "config.json").read_text())["reward"]["verifier"] == (
         "http://***@host/verify?***"
     )
+
+
+def test_the_example_with_servers_on_their_own_nodes(tmp_path):
+    folder = write_model(tmp_path / "model", "Llama-3-70B")
+    config = load_config(ROOT / "examples" / "prime_70b_overlap.toml", [f"model.path={folder}"])
+    lines = dry_run(config, BatchArithmetic.of(config, 112), Path("run.toml"), [], None)
+    assert "processes   112 = tensor 4 x pipeline 4 x context 1 x data 7" in lines[1]
+    assert lines.count("server http://server1:30000, attached") == 1
+    assert sum(line.startswith("server ") for line in lines) == 2
+    assert any("on each of 14 nodes" in line and "examples/prime_70b.sh" in line for line in lines)
+    assert "launch_server" not in "".join(lines)

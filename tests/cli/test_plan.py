@@ -11,6 +11,7 @@ from megatron_prime.planning.gpus import KNOWN
 from megatron_prime.planning.memory import plan_memory
 from megatron_prime.planning.planned_run import read_planned_run
 from megatron_prime.planning.search import best_layouts
+from megatron_prime.planning.splits import best_splits
 from megatron_prime.planning.times import plan_times
 from tests.support.planned_runs import write_model
 from tests.support.toy_runs import ROOT
@@ -138,6 +139,7 @@ def test_the_overrides_of_a_row_plan_exactly_that_row(configured, folder, monkey
         ("prime_7b", "Qwen2.5-7B"),
         ("prime_32b", "Qwen2.5-32B"),
         ("prime_70b", "Llama-3-70B"),
+        ("prime_70b_overlap", "Llama-3-70B"),
         ("prime_moe", "Qwen3-30B-A3B"),
     ],
 )
@@ -147,3 +149,18 @@ def test_the_example_configurations_fit_their_gpus(name, model, tmp_path):
     memory = plan_memory(read_planned_run(config, config.parallel.num_processes, KNOWN["H100-80G"]))
     assert memory.fits, memory.phases
     assert (config.policy.lr, config.prm.lr, config.prm.beta) == (5e-7, 1e-6, 0.05)
+
+
+def test_the_example_with_servers_of_its_own_is_the_recommended_split_and_faster_than_in_turn(tmp_path):
+    folder = write_model(tmp_path / "model", "Llama-3-70B")
+    overlapped, in_turn = (
+        read_planned_run(config, config.parallel.num_processes, KNOWN["H100-80G"])
+        for name in ("prime_70b_overlap", "prime_70b")
+        for config in [load_config(ROOT / "examples" / f"{name}.toml", [f"model.path={folder}"])]
+    )
+    assert overlapped.num_gpus == in_turn.num_gpus == 128
+    best, *_ = best_splits(overlapped)
+    assert best.candidate.run.num_processes == overlapped.num_processes
+    assert best.candidate.run.num_servers == overlapped.num_servers
+    assert plan_times(overlapped).seconds < 1.05 * best.candidate.times.seconds
+    assert plan_times(overlapped).seconds < 0.95 * plan_times(in_turn).seconds

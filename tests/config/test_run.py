@@ -217,3 +217,24 @@ def test_a_run_whose_policy_is_its_prm_loads_a_reference_and_no_prm():
     config = build(prm={"source": "policy"})
     assert config.model_paths("train") == {"policy": Path("m"), "reference": Path("m")}
     assert (config.prm.has_model, config.prm.is_trained) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("max_staleness", "correction", "expected"),
+    [
+        (0, "auto", "none"),
+        (1, "auto", "token"),
+        (1, "none", "none"),
+        (1, "sequence", "sequence"),
+        (0, "token", "token"),
+    ],
+)
+def test_stale_batches_are_corrected_unless_the_user_says_how(max_staleness, correction, expected):
+    config = build(rollout={"max_staleness": max_staleness}, policy={"correction": correction})
+    assert config.corrected_policy == config.policy.model_copy(update={"correction": expected})
+    said = [
+        line
+        for line in config.notes()
+        if "policy.correction = 'token', ratios from 0 to 2 (truncate)" in line
+    ]
+    assert len(said) == (correction == "auto" and expected == "token")

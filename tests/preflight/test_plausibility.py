@@ -130,3 +130,10 @@ def test_what_is_a_usual_clip_depends_on_the_loss(overrides, questioned, workspa
     """A ratio of a whole response differs from 1 a thousand times less than that of a token."""
     lines = [line for line in doubts_of(workspace, *overrides) if "clip" in line]
     assert [line.split(" = ")[0] for line in lines] == [f"policy.{name}" for name in questioned]
+
+
+def test_stale_batches_without_a_correction_are_questioned(workspace):
+    before = doubts_of(workspace, "rollout.max_staleness=1")
+    (line,) = set(doubts_of(workspace, "rollout.max_staleness=1", "policy.correction=none")) - set(before)
+    assert line.startswith("policy.correction = 'none' with rollout.max_staleness = 1: nothing corrects")
+    assert doubts_of(workspace, "policy.correction=none") == []

@@ -262,17 +262,24 @@ def _remark(episode: Any) -> Reply:
 
 
 def stale_step(folder: str) -> dict[str, Any]:
-    """Run a step whose policy changed after the last sync; return metrics, engine calls, and the gap."""
+    """Run a step whose policy and PRM changed after the last sync.
+
+    Returns its metrics, the engine's calls, the gap of the log-probs, those of the policy's tokens by response, and the
+    largest difference between the log-probs behind the process rewards and those of the PRM that trains.
+    """
     import torch
 
     os.chdir(folder)
-    with _trainer(["trainer.prompts_per_step=4"]) as (trainer, collector):
+    trained, prm_scores = [], []
+    with _trainer(["trainer.prompts_per_step=4", "policy.correction=token"]) as (trainer, collector):
         context, scored, calls = trainer._context, [], []
-        score = context.policy.score
+        context.__dict__["observers"] = [lambda step, batch: trained.append(batch)]
+        score, prm = context.policy.score, context.prm_phase.prm
 
         def watched_score(sequences: Any, routing: Any = None) -> Any:
             calls.append("score")
             scored.append((sequences, score(sequences, routing)))
+            prm_scores.append(prm.score(sequences).logprobs_BT)
             return scored[-1][1]
 
         context.policy.score = watched_score
@@ -285,8 +292,9 @@ def stale_step(folder: str) -> dict[str, Any]:
         collect = collector.collect
         collector.collect = lambda step: collected.append(collect(step)) or collected[0]
         with torch.no_grad():
-            for parameter in context.policy.built.module.parameters():
-                parameter.mul_(1.5)
+            for role in (context.policy, prm):
+                for parameter in role.built.module.parameters():
+                    parameter.mul_(1.5)
         metrics = dict(trainer.step())
         for _ in range(2):
             trainer.sync_weights()
@@ -299,6 +307,8 @@ def stale_step(folder: str) -> dict[str, Any]:
         "metrics": metrics,
         "calls": calls,
         "expected_mean": total / int(mask.sum()),
+        "gaps": [row[used].tolist() for row, used in zip(gap, mask, strict=True)],
+        "prm_difference": float((trained[0].prm_logprobs_BT - prm_scores[0])[mask].abs().max()),
     }
 
 

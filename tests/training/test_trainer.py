@@ -277,3 +277,21 @@ def test_the_engine_releases_its_memory_between_sampling_and_scoring(stale_step)
 def test_the_weights_are_pushed_once_after_a_step_and_not_before_they_are_needed(stale_step):
     calls = stale_step["calls"]
     assert calls[-1] == "push" and calls.count("push") == calls.count("release_memory") == 1
+
+
+def test_a_batch_of_other_weights_is_corrected_by_the_ratio_to_the_weights_before_the_step(stale_step):
+    metrics, gaps = stale_step["metrics"], stale_step["gaps"]
+    ratios = [math.exp(gap) for row in gaps for gap in row]
+    expected = {
+        "policy/correction_mean": _mean([min(ratio, 2.0) for ratio in ratios]),
+        "policy/correction_outside_fraction": _mean([ratio > 2.0 for ratio in ratios]),
+        "policy/rollout_kl": _mean([ratio - 1 - math.log(ratio) for ratio in ratios]),
+        "policy/rollout_token_ess": sum(ratios) ** 2 / len(ratios) / sum(ratio**2 for ratio in ratios),
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert 0 < metrics["policy/rollout_response_ess"] < metrics["policy/rollout_token_ess"] < 1
+
+
+def test_the_process_rewards_of_a_batch_are_those_of_the_present_prm(stale_step):
+    """The PRM has changed since the batch was sampled, too; what it said before does not count."""
+    assert stale_step["prm_difference"] < 1e-6
