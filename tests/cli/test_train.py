@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from megatron_prime.training.health.stop import EXIT_CODE
-from tests.support import toy_worker
+from tests.support import overlap_worker, toy_worker
 from tests.support.distributed_runner import run_distributed
 from tests.support.metric_names import undocumented
 from tests.support.toy_runs import (
@@ -184,6 +184,106 @@ def test_a_killed_run_with_environments_resumes_with_the_numbers_of_an_uninterru
     last = records(run_dir)[3]
     assert last["rollout/mean_turns"] > 1 and last["rollout/num_failed_episodes"] == 0
     assert last["rollout/mean_policy_tokens"] < last["rollout/mean_response_tokens"]
+
+
+@pytest.fixture(scope="module")
+def overlapping(toy: Toy) -> dict[str, str]:
+    """Run one step off, in the main thread and in a thread beside the training; return what the runs have printed."""
+    background = [overlap_worker.IN_BACKGROUND]
+    (alone,) = run_distributed(
+        overlap_worker.train, 1, str(toy.folder), {"ahead": [], "ahead in a thread": background}
+    )
+    runs = {"ahead data=2": [], "ahead data=2 in a thread": background}
+    return (
+        alone
+        | run_distributed(
+            overlap_worker.train,
+            2,
+            str(toy.folder),
+            {name: [*LAYOUTS["data=2"], *overrides] for name, overrides in runs.items()},
+        )[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["ahead", "ahead data=2"])
+def test_what_is_sampled_beside_the_training_is_what_is_sampled_before_it(toy: Toy, overlapping, name):
+    sequential, threaded = toy.run_dir(name), toy.run_dir(f"{name} in a thread")
+    assert "is sampled in" not in overlapping[name]
+    assert overlapping[f"{name} in a thread"].count("is sampled in a thread") == NUM_STEPS - 1
+    assert records(threaded) == records(sequential)
+    assert rollouts(threaded) == rollouts(sequential)
+    assert weights(threaded / "hf") == weights(sequential / "hf")
+    assert (threaded / "prompts.jsonl").read_bytes() == (sequential / "prompts.jsonl").read_bytes()
+    steps = records(sequential)[1:]
+    assert [step["rollout/staleness_mean"] for step in steps] == [0, 1, 1, 1]
+    assert [step["rollout/staleness_max"] for step in steps] == [0, 1, 1, 1]
+    assert [step["rollout/num_lost_batches"] for step in steps] == [0, 0, 0, 0]
+    versions = [{row["policy_version"] for row in rows} for rows in rollouts(sequential).values()]
+    assert versions == [{0}, {0}, {1}, {2}]
+    assert undocumented(steps[0].keys() - {"step"}) == []
+    # The first batch has the numbers of a run without overlap, and the second one is another.
+    on_policy = records(toy.run_dir("single"))[1:]
+    assert steps[0]["rollout/accuracy_batch"] == on_policy[0]["rollout/accuracy_batch"]
+    assert steps[1]["policy/ref_kl"] != on_policy[1]["policy/ref_kl"]
+
+
+HELD = ("held_batch.json", "held_batch.safetensors")
+OVERLAPPING = {
+    "ahead": (after_save, kill_all, SAVE_EVERY, []),
+    "ahead data=2": (in_rollout_after_a_save, kill_one_rank, SAVE_EVERY, LAYOUTS["data=2"]),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_a_killed_run_that_samples_ahead_resumes_with_the_batch_that_its_checkpoint_holds(
+    toy: Toy, overlapping, tmp_path, name
+):
+    del overlapping
+    moment, end, resumed_step, layout = OVERLAPPING[name]
+    unbroken, run_dir = toy.run_dir(name), tmp_path / "run"
+    arguments = ["train", "run.toml", f"run_dir={run_dir}", *overlap_worker.OVERLAP, *layout]
+    with Started(toy.folder, *arguments, overlap_worker.IN_BACKGROUND) as started:
+        started.wait_until(lambda: moment(run_dir))
+        end(started)
+        assert started.all_gone(), started.output()
+    for file in HELD:
+        held = checkpoint_of(run_dir, resumed_step) / file
+        assert held.read_bytes() == (checkpoint_of(unbroken, resumed_step) / file).read_bytes()
+    finished = finish(toy.folder, *arguments, overlap_worker.IN_BACKGROUND)
+    assert finished.returncode == 0, finished.stderr
+    assert f"resuming after step {resumed_step}" in finished.stdout
+    assert records(run_dir) == records(unbroken)
+    assert rollouts(run_dir) == rollouts(unbroken)
+    assert (run_dir / "prompts.jsonl").read_bytes() == (unbroken / "prompts.jsonl").read_bytes()
+    assert weights(run_dir / "hf") == weights(unbroken / "hf")
+    assert not [file for file in HELD if (checkpoint_of(run_dir, NUM_STEPS) / file).exists()]
+
+
+def test_a_run_that_is_asked_to_stop_while_it_samples_ahead_saves_that_batch(toy: Toy, overlapping, tmp_path):
+    del overlapping
+    unbroken, run_dir = toy.run_dir("ahead"), tmp_path / "run"
+    arguments = [
+        "train",
+        "run.toml",
+        f"run_dir={run_dir}",
+        *overlap_worker.OVERLAP,
+        overlap_worker.IN_BACKGROUND,
+    ]
+    with Started(toy.folder, *arguments) as started:
+        started.wait_until(lambda: is_logged(run_dir, 1))
+        started.process.send_signal(signal.SIGTERM)
+        assert started.all_gone(), started.output()
+        assert started.process.returncode == EXIT_CODE, started.output()
+    # Without overlap by now: the batch of older weights is not trained on, and its prompts are taken again.
+    shutil.copytree(run_dir, tmp_path / "on-policy")
+    on_policy = finish(toy.folder, *arguments, f"run_dir={tmp_path / 'on-policy'}", "rollout.max_staleness=0")
+    assert "its prompts are sampled again" in on_policy.stdout, on_policy.stderr
+    *_, last = records(tmp_path / "on-policy")
+    assert last["rollout/staleness_max"] == 0
+    finished = finish(toy.folder, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert records(run_dir) == records(unbroken)
+    assert weights(run_dir / "hf") == weights(unbroken / "hf")
 
 
 def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(toy: Toy, tmp_path):

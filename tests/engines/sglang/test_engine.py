@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 
@@ -178,6 +179,32 @@ def test_a_server_killed_before_a_sync_gets_the_new_weights(live_engine, live_mo
     push(live_engine, live_models[1], version=6)
     prompts = live_prompts(12)
     assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[1], prompts)
+
+
+def test_a_server_that_dies_beside_the_training_is_back_at_the_next_sync(live_engine, live_models):
+    push(live_engine, live_models[1], version=7)
+    prompts, starts = live_prompts(40), [server.num_starts for server in live_engine.servers]
+
+    def sample_ahead():
+        with live_engine.while_training():
+            return live_engine.generate(prompts, GREEDY, 4, 0)
+
+    with ThreadPoolExecutor(1) as beside:
+        ahead = beside.submit(sample_ahead)
+        while live_engine.fleet.balancer._loads[0].num_requests == 0:
+            time.sleep(0.001)
+        kill(live_engine.servers[0])
+        rollouts = ahead.result()
+    assert tokens_of(rollouts[::4]) == greedy_of(live_models[1], prompts)
+    assert {rollout.policy_version for rollout in rollouts} == {7}
+    assert not live_engine.fleet.balancer.is_up(0), "its weights are nowhere else"
+    push(live_engine, live_models[0], version=8)
+    assert live_engine.fleet.balancer.is_up(0)
+    used = live_engine.fleet.balancer.requests_taken[0]
+    rollouts = live_engine.generate(prompts, GREEDY, 1, 0)
+    assert tokens_of(rollouts) == greedy_of(live_models[0], prompts)
+    assert live_engine.fleet.balancer.requests_taken[0] > used
+    assert [server.num_starts for server in live_engine.servers] == [starts[0] + 1, starts[1]]
 
 
 def test_two_ranks_attach_by_url_and_share_results_and_faults(live_engine, live_models, tmp_path):

@@ -107,6 +107,57 @@ def test_a_server_with_other_weights_is_resynced(tmp_path):
     assert with_fleet(tmp_path, scenario) == ([0], [3, 3])
 
 
+def test_while_the_trainer_changes_the_weights_a_server_that_lost_them_waits_for_the_next_sync(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        fleet.can_resync = False
+        await fleet.client_now(1).update_weights_from_disk("path", fleet.names.new(1, 2))
+
+        async def until_out():
+            while 1 not in fleet._out:
+                await asyncio.sleep(0.01)
+            fleet.report(1)  # Its last requests fail one after the other.
+            return [fleet.balancer.is_up(1)]
+
+        fleet.report(1)
+        fleet.report(0)  # a false alarm
+        (was_up,) = await fleet.guarded(until_out())
+        await update(fleet, 1, 4)
+        await fleet.let_in()
+        after = [fleet.balancer.is_up(server) for server in (0, 1)]
+        return was_up, after, resynced, fleet._recoveries, fleet._out
+
+    assert with_fleet(tmp_path, scenario) == (False, [True, True], [], {}, set())
+
+
+def test_work_that_has_ended_does_not_wait_for_a_server_that_will_lack_its_weights(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        fleet.can_resync = False
+        os.kill(servers[0].pid, signal.SIGSTOP)
+        fleet.report(0)
+        ended = await fleet.guarded(until_down(fleet, 0))
+        is_up, is_out = fleet.balancer.is_up(0), fleet._out == {0}
+        os.kill(servers[0].pid, signal.SIGCONT)
+        return ended, is_up, is_out, fleet._recoveries, resynced
+
+    assert with_fleet(tmp_path, scenario) == ([], False, True, {}, [])
+
+
+def test_without_a_server_that_has_the_weights_the_work_ends(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        fleet.can_resync = False
+        for server in servers:
+            os.kill(server.pid, signal.SIGKILL)
+            fleet.report(server.index)
+        with pytest.raises(EngineError, match="no SGLang server is left with policy version 3"):
+            await fleet.guarded(asyncio.sleep(30, []))
+        for server in (0, 1):
+            await update(fleet, server, 4)
+        await fleet.let_in()
+        return [fleet.balancer.is_up(server) for server in (0, 1)], resynced
+
+    assert with_fleet(tmp_path, scenario) == ([True, True], [])
+
+
 def test_foreign_weights_end_the_work(tmp_path):
     async def scenario(fleet, resynced, servers):
         await fleet.client_now(0).update_weights_from_disk("path", "3")
