@@ -1,6 +1,7 @@
 """Functions that one rank runs in the tests of tests/parallel."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch.distributed as dist
 
 from megatron_prime.parallel import collectives
 from megatron_prime.parallel.platform import select_platform
-from megatron_prime.parallel.topology import build_topology
+from megatron_prime.parallel.topology import build_topology, with_own_host_group
 from tests.logprobs.shard_scores import score_shard
 from tests.parallel.context_worker import share_tokens
 from tests.parallel.parallel_cases import SPARE_FILES
@@ -119,6 +120,23 @@ def _use_topologies(layouts):
     return report
 
 
+def use_two_threads():
+    """Gather in a thread and in the main thread, in an order that differs between the ranks."""
+    topology = build_topology(_platform())
+    beside, found = with_own_host_group(topology), {}
+
+    def gather_beside():
+        found["thread"] = collectives.all_gather_lists([f"thread {topology.rank}"], beside)
+
+    thread = threading.Thread(target=gather_beside)
+    thread.start()
+    if topology.rank % 2:
+        thread.join()
+    found["main"] = collectives.all_gather_lists([f"main {topology.rank}"], topology)
+    thread.join()
+    return found
+
+
 def _draw_from_parallel_stream(platform, seed):
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
@@ -135,7 +153,7 @@ def count_resources(layouts, num_rounds):
     counts = []
     for _ in range(1 + num_rounds):
         for layout in layouts:
-            topology = topology_of(layout)
+            topology = with_own_host_group(topology_of(layout))
             # A model refers to its groups in reference cycles, which only the garbage collector frees.
             cycle = {"groups": topology.process_groups}
             cycle["cycle"] = cycle
@@ -209,6 +227,7 @@ def four_processes(grids, tensor_sizes, cases, layouts, context_cases, resource_
         "shared": _share_results(layouts),
         "context": share_tokens(_platform(), context_cases),
         "uneven": use_uneven_ranks(),
+        "threads": use_two_threads(),
         "pipelines": run_pipelines(_platform()),
         "resources": count_resources(resource_layouts, num_rounds=1),
     }

@@ -53,6 +53,13 @@ def test_parallel_random_streams_follow_the_seed_and_differ_between_tensor_ranks
     assert torch.equal(first, reports[2]["streams"][0]), "data replicas draw alike"
 
 
+def test_a_thread_with_a_host_group_of_its_own_needs_no_order_with_the_main_thread(four_processes):
+    for rank in four_processes:
+        assert rank["threads"] == {
+            who: [[f"{who} {other}"] for other in range(WORLD_SIZE)] for who in ("thread", "main")
+        }
+
+
 def test_a_closed_topology_leaves_no_threads_files_or_processes(four_processes):
     for rank in four_processes:
         counts = rank["resources"]

@@ -1,5 +1,7 @@
 """The environment of SGLang servers is needed only by runs that start some, keys only by those that attach."""
 
+import pytest
+
 from tests.preflight.workspace import check, faults_of
 
 
@@ -9,6 +11,34 @@ def test_a_missing_engine_environment_is_noticed_where_it_is_needed(workspace):
     check("rollout.engine=sglang", 'rollout.sglang.urls=["http://node7:30000"]')
     (workspace / "python").touch()
     check("rollout.engine=sglang", "rollout.sglang.python=python")
+
+
+SHARED, OWN = "share GPUs with it", None
+PLACES = {
+    # overrides besides servers that sample ahead -> what the fault says
+    (): SHARED,
+    ("rollout.sglang.gpu_ids=[1]",): OWN,
+    ("rollout.sglang.gpu_ids=[1, 0]", "rollout.sglang.num_servers=2"): SHARED,
+    ("rollout.sglang.gpu_ids=[1]", "rollout.sglang.colocated=true"): SHARED,
+    ("rollout.sglang.colocated=false",): OWN,
+    ('rollout.sglang.urls=["http://node7:30000"]',): OWN,
+    ('rollout.sglang.urls=["http://node7:30000"]', "rollout.sglang.colocated=true"): SHARED,
+    ("platform.device=cpu",): OWN,
+    ("rollout.max_staleness=0",): OWN,
+    ("rollout.engine=local",): OWN,
+}
+
+
+@pytest.mark.parametrize("overrides", PLACES)
+def test_servers_that_share_gpus_with_the_trainer_cannot_sample_while_it_trains(workspace, overrides):
+    (workspace / "python").touch()
+    ahead = ("rollout.engine=sglang", "rollout.sglang.python=python", "rollout.max_staleness=1")
+    settings = (*ahead, "platform.device=cuda", *overrides)
+    if PLACES[overrides] is None:
+        check(*settings)
+    else:
+        [fault] = faults_of(*settings)
+        assert "rollout.max_staleness = 1" in fault and PLACES[overrides] in fault
 
 
 ATTACHED = ("rollout.engine=sglang", 'rollout.sglang.urls=["http://node7:30000"]')

@@ -49,6 +49,10 @@ def test_the_examples_are_not_questioned(name):
             "filter.accuracy_min=0.8",
             "filter.accuracy_min = 0.8, accuracy_max = 0.8: with rollout.group_size = 4",
         ),
+        (
+            "rollout.max_staleness=1",
+            "rollout.max_staleness = 1 with rollout.engine = 'local': the training proc",
+        ),
         ("filter.enabled=false", "filter.enabled = false: a group without a right response then follows"),
     ],
 )

@@ -49,6 +49,20 @@ def test_the_transport_decides_the_weight_sync(tmp_path, minimal_toml, transport
         parts.engine.close()
 
 
+def test_servers_on_gpus_of_the_trainer_are_refused_before_they_start_if_they_are_to_sample_ahead(
+    tmp_path, minimal_toml
+):
+    save_tiny_model("qwen2", tmp_path / "model")
+    overrides = [
+        *(f"model.path={tmp_path / 'model'}", f"run_dir={tmp_path / 'run'}", "rollout.engine=sglang"),
+        *(f"rollout.sglang.urls={URLS}", "rollout.sglang.colocated=true", "rollout.max_staleness=1"),
+    ]
+    config = load_config(minimal_toml, overrides)
+    with pytest.raises(ValueError, match=r"rollout\.max_staleness = 1 .* share GPUs with it"):
+        build_sglang_engine(config, OneRank(tmp_path / "model").topology, Ranks())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("transport", "local_world_size", "expected"),
     [
