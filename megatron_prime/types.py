@@ -90,12 +90,43 @@ def policy_spans(turns: Sequence[Turn], num_tokens: int) -> list[tuple[int, int]
     return list(zip(starts, ends, strict=True))
 
 
+def scored_spans(turns: Sequence[Turn], num_tokens: int, scored_tokens: str) -> list[tuple[int, int]]:
+    """Return first position and end of each stretch of a response that a PRM scores by `prm.scored_tokens`."""
+    if scored_tokens == "all":
+        return [(0, num_tokens)]
+    if scored_tokens == "policy":
+        return policy_spans(turns, num_tokens)
+    return [(turn.policy_end, turn.end) for turn in turns]
+
+
 def policy_mask(turns: Sequence[Turn], num_tokens: int) -> list[bool]:
     """Return whether the policy wrote each token of a response."""
     mask = [False] * num_tokens
     for start, end in policy_spans(turns, num_tokens):
         mask[start:end] = [True] * (end - start)
     return mask
+
+
+def scored_tokens_BT(  # noqa: N802
+    response_mask_BT: torch.Tensor, policy_mask_BT: torch.Tensor, scored_tokens: str
+) -> torch.Tensor:
+    """Return a bool tensor, true on the tokens that a PRM scores by `prm.scored_tokens`.
+
+    Args:
+        response_mask_BT: bool.
+        policy_mask_BT: bool, those of its tokens that the policy wrote.
+        scored_tokens: "all", "policy" or "environment".
+
+    Raises:
+        ValueError: scored_tokens is none of these.
+    """
+    if scored_tokens == "all":
+        return response_mask_BT
+    if scored_tokens == "policy":
+        return policy_mask_BT
+    if scored_tokens == "environment":
+        return response_mask_BT & ~policy_mask_BT
+    raise ValueError(f"scored_tokens is {scored_tokens!r}; it must be 'all', 'policy' or 'environment'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +241,9 @@ class RolloutBatch:
         moved = {key: tensor.to(device) for key, tensor in distinct.items()}
         return replace(self, **{name: moved[id(tensor)] for name, tensor in tensors.items()})
 
-    def scored_mask_BT(self, score_environment: bool) -> torch.Tensor:  # noqa: N802
-        """Return the tokens that a PRM scores, bool [B, T]: all response tokens, or those that the policy wrote."""
-        return self.response_mask_BT if score_environment else self.policy_mask_BT
+    def scored_mask_BT(self, scored_tokens: str) -> torch.Tensor:  # noqa: N802
+        """Return the tokens that a PRM scores by `prm.scored_tokens`, bool [B, T]."""
+        return scored_tokens_BT(self.response_mask_BT, self.policy_mask_BT, scored_tokens)
 
     def unit_ids_BT(self, granularity: str) -> torch.Tensor | None:  # noqa: N802
         """Return the unit of each token whose process rewards are summed at a granularity; None if it has no units."""

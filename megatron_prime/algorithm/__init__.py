@@ -75,7 +75,7 @@ PRM
 Text that the policy did not write
 - The paper has none. Where an environment replies between turns, response_mask_BT covers all tokens of a response and
   policy_mask_BT those of the policy; both are equal without replies.
-- score_environment, granularity="turn", process_credit="hindsight" and "observation", and turn rewards of an
+- scored_tokens, granularity="turn", process_credit="hindsight" and "observation", and turn rewards of an
   environment are ours.
 - estimator="istar" is arXiv 2509.19199: normalized over all turns of a group, with unbiased deviations and 0 for a
   constant group as in grpo. The paper scores its policy's own tokens, against the policy before the update, by "dpo".

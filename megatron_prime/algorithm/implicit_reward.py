@@ -5,8 +5,9 @@ must be exactly 0, which it is only if both models run the same kernels on the s
 information to whatever normalizes it later.
 
 Where an environment replies to the policy, a response has tokens of both, one after another, and the PRM reads all of
-them. `prm.score_environment` says whether the environment's are scored too. They are in the sum of the response and
-have rewards, since their surprise is the evidence for or against the decisions before them. Otherwise their q is 0.
+them. `prm.scored_tokens` says whose tokens are in the sum of the response and have rewards; the q of the others is 0.
+Those of the environment are scored by default, since their surprise is the evidence for or against the decisions before
+them.
 
 Shapes: B responses, T response tokens (right padded).
 """
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_choice, check_policy_mask, check_shapes
 from megatron_prime.algorithm.tensor_ops import as_float, next_columns_BT, zero_padding
-from megatron_prime.config.tables.prm import Granularity, PRMConfig
+from megatron_prime.config.tables.prm import Granularity, PRMConfig, ScoredTokens
+from megatron_prime.types import scored_tokens_BT
 
 
 def log_ratio_BT(  # noqa: N802
@@ -55,7 +57,7 @@ def reward_positions(
     unit_ids_BT: Tensor | None = None,
     policy_mask_BT: Tensor | None = None,
     *,
-    score_environment: bool = True,
+    scored_tokens: ScoredTokens = "all",
 ) -> Tensor:
     """Return a bool tensor, true on the tokens that carry a process reward at this granularity.
 
@@ -68,7 +70,7 @@ def reward_positions(
         unit_ids_BT: int, the step or turn of each token, nondecreasing along a response; read for `step` and `turn`
             only, and on the policy's tokens only. A reply belongs to the unit before it.
         policy_mask_BT: bool or 0/1, the tokens that the policy wrote; None for all of the response.
-        score_environment: whether tokens that the policy did not write carry rewards at `token`.
+        scored_tokens: the tokens that carry rewards at `token`.
 
     Raises:
         ValueError: unknown granularity, a wrong mask, ids missing or decreasing.
@@ -76,7 +78,7 @@ def reward_positions(
     check_choice("granularity", granularity, get_args(Granularity))
     mask_BT, policy_BT = check_policy_mask(policy_mask_BT, response_mask_BT)
     if granularity == "token":
-        return mask_BT if score_environment else policy_BT
+        return scored_tokens_BT(mask_BT, policy_BT, scored_tokens)
     num_columns = mask_BT.shape[1]
     following_BT = following_columns_BT(policy_BT)
     if granularity == "whole":
@@ -115,7 +117,7 @@ def process_rewards_BT(  # noqa: N802
         prm_logprobs_BT: nats.
         ref_logprobs_BT: nats.
         response_mask_BT: bool or 0/1, right padded.
-        config: the [prm] section; reads beta, granularity, reward_scale and score_environment.
+        config: the [prm] section; reads beta, granularity, reward_scale and scored_tokens.
         unit_ids_BT: int, nondecreasing; needed for granularity `step` and `turn`.
         policy_mask_BT: bool or 0/1; None for all tokens of the response.
 
@@ -127,7 +129,7 @@ def process_rewards_BT(  # noqa: N802
         config.granularity,
         unit_ids_BT,
         policy_mask_BT,
-        score_environment=config.score_environment,
+        scored_tokens=config.scored_tokens,
     )
     policy_BT = (response_mask_BT if policy_mask_BT is None else policy_mask_BT).bool()
     rewards_BT = token_rewards_BT(prm_logprobs_BT, ref_logprobs_BT, response_mask_BT, config, policy_mask_BT)
@@ -143,7 +145,7 @@ def token_rewards_BT(  # noqa: N802
 ) -> Tensor:
     """Return the reward of each token in the scale of the run, whatever the granularity, zero where none is scored."""
     policy_BT = (response_mask_BT if policy_mask_BT is None else policy_mask_BT).bool()
-    scored_BT = response_mask_BT.bool() if config.score_environment else policy_BT
+    scored_BT = scored_tokens_BT(response_mask_BT.bool(), policy_BT, config.scored_tokens)
     rewards_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_BT)
     return config.beta * rewards_BT if config.reward_scale == "beta" else rewards_BT
 

@@ -72,7 +72,7 @@ def credited_rewards(
         prm_logprobs_BT: nats.
         ref_logprobs_BT: nats.
         response_mask_BT: bool or 0/1, right padded.
-        config: the [prm] section; reads beta, granularity, reward_scale and score_environment.
+        config: the [prm] section; reads beta, granularity, reward_scale and scored_tokens.
         credit: `advantage.process_credit`.
         unit_ids_BT: int, nondecreasing; needed for granularity `step` and `turn`.
         policy_mask_BT: bool or 0/1; None for all tokens of the response.
@@ -86,11 +86,14 @@ def credited_rewards(
         config.granularity,
         unit_ids_BT,
         policy_mask_BT,
-        score_environment=config.score_environment,
+        scored_tokens=config.scored_tokens,
     )
     policy_BT = (response_mask_BT if policy_mask_BT is None else policy_mask_BT).bool()
     tokens_BT = token_rewards_BT(prm_logprobs_BT, ref_logprobs_BT, response_mask_BT, config, policy_mask_BT)
     if credit == "hindsight":
+        if config.granularity == "token":
+            # The policy's tokens are credited with what follows them also where they have no rewards themselves.
+            positions_BT = positions_BT | policy_BT
         following = _of_the_next_position if config.granularity == "token" else _sums_after
         return CreditedRewards(following(tokens_BT, positions_BT), positions_BT)
     if credit == "td":

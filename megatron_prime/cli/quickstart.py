@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from rich.table import Table
 from megatron_prime.cli.arguments import Options
 from megatron_prime.config.quiet import is_quiet
 from megatron_prime.quickstart import TASKS
-from megatron_prime.quickstart.folder import DEFAULT_ROOT, prepare
+from megatron_prime.quickstart.folder import DEFAULT_ROOT, clear, prepare
 
 GOALS = (0.5, 0.7)
 """Accuracies for which the summary counts rollouts."""
@@ -36,7 +35,7 @@ def quickstart(options: Options) -> int:
     task: str = options.task
     root: Path = options.root or Path(DEFAULT_ROOT if task == TASKS[0] else f"{DEFAULT_ROOT}-{task}")
     if options.fresh:
-        shutil.rmtree(root, ignore_errors=True)
+        clear(root)
     config = prepare(root, options.seed, task)
     run = root / "prime"
     for override in options.overrides:
@@ -53,12 +52,16 @@ def quickstart(options: Options) -> int:
         if code:
             return code
     runs = {"PRIME": run}
+    compared = [seed, *options.overrides, f"run_dir={root / 'outcome'}", "prm.enabled=false"]
+    if options.compare:
+        # An override may need the PRM, which the second run would say only after the first one.
+        code = _run("check", config, ["--quiet", *compared])
+        if code:
+            return code
     code = _run("train", config, [seed, *options.overrides])
     if code == 0 and options.compare:
         runs["outcome rewards alone"] = root / "outcome"
-        code = _run(
-            "train", config, [seed, *options.overrides, f"run_dir={root / 'outcome'}", "prm.enabled=false"]
-        )
+        code = _run("train", config, compared)
     seconds = time.monotonic() - started
     if code == 0 and not is_quiet():
         _check_export(run / "hf")

@@ -85,7 +85,7 @@ PRESETS: dict[str, Preset] = {
                 "gamma_process": 0.5,
                 "process_trust": "pair_accuracy",
             },
-            "prm": {"loss": "ce", "score_environment": True, "update_order": "before", "num_epochs": 2},
+            "prm": {"loss": "ce", "scored_tokens": "all", "update_order": "before", "num_epochs": 2},
         },
     ),
     "spro": Preset(
@@ -115,7 +115,7 @@ PRESETS: dict[str, Preset] = {
         "iStar, rewards of turns for agents, arXiv 2509.19199",
         {
             "advantage": {"estimator": "istar", "process_normalization": "none", "whitening": "none"},
-            "prm": {"loss": "dpo", "granularity": "turn", "score_environment": False},
+            "prm": {"loss": "dpo", "granularity": "turn", "scored_tokens": "policy"},
             "reference": {"mode": "policy"},
         },
     ),

@@ -12,7 +12,7 @@ from megatron_prime.evaluation.process_labels import LabelledSolution, Pair, rea
 from megatron_prime.evaluation.saved_responses import SavedProblem, SavedResponse, read_responses
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rollout.collector import step_ids_of_response
-from megatron_prime.types import Turn, policy_spans
+from megatron_prime.types import Turn, policy_spans, scored_spans
 
 
 class PRMInputs:
@@ -42,7 +42,7 @@ class PRMInputs:
             path.stem: list(read_pairs(path, config.data, tokenizer)) for path in settings.pairs
         }
         self._tokenizer = tokenizer
-        self._score_environment = config.prm.score_environment
+        self._scored_tokens = config.prm.scored_tokens
         inputs: list[tuple[str, Sequence[object]]] = [
             *self.problems.items(),
             *self.solutions.items(),
@@ -74,7 +74,7 @@ class PRMInputs:
     ) -> JudgedText:
         """Return a response split into reasoning steps, as in training; `where` names its file and row in errors."""
         steps = step_ids_of_response(partial(step_ids, self._tokenizer), response_ids, turns)
-        scored = policy_spans(turns, len(response_ids)) if turns and not self._score_environment else None
+        scored = scored_spans(turns, len(response_ids), self._scored_tokens)
         return JudgedText(where, prompt_ids, response_ids, steps, steps[-1] + 1 if steps else 0, scored)
 
     def answer_text(self, response: SavedResponse) -> str:

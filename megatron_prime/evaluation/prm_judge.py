@@ -56,7 +56,7 @@ class StepScorer:
         prm: the process reward model.
         reference: the model in the denominator of the log-ratio.
         config: the [prm] section, whose loss says how values of prefixes follow from log-ratios.
-        max_tokens: longest sequence, prompt and response, that fits into a microbatch.
+        max_tokens: longest sequence, prompt and response, that fits into a microbatch and into the models.
         progress: shows how many responses are scored.
     """
 
@@ -78,14 +78,14 @@ class StepScorer:
         """Return the score of every step of every text (see `step_scores`). Collective; equal on every rank.
 
         Raises:
-            ValueError: a text does not fit into a microbatch, or has no response token.
+            ValueError: a text is longer than max_tokens, or has no response token.
         """
         for text in texts:
             length = len(text.prompt_ids) + len(text.response_ids)
             if length > self._max_tokens:
                 raise ValueError(
-                    f"{text.where}: {length} tokens, more than trainer.max_tokens_per_microbatch = {self._max_tokens}: "
-                    "raise it"
+                    f"{text.where}: {length} tokens, more than the {self._max_tokens} that "
+                    "trainer.max_tokens_per_microbatch and the models' positions allow"
                 )
             if not text.response_ids:
                 raise ValueError(f"{text.where}: the response has no tokens")

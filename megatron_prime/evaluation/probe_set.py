@@ -13,6 +13,7 @@ from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.evaluation.first_errors import CORRECT
 from megatron_prime.evaluation.planted_errors import plant_error
 from megatron_prime.evaluation.process_labels import LabelledSolution, read_solutions, solution_tokenizer
+from megatron_prime.hf.shape import fewest_positions
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def read_probe(config: PrimeConfig) -> ProbeSet | None:
     """Read and tokenize the solutions of `prm.probe`; None without it.
 
     Raises:
-        ValueError: the file is missing or empty, a row is malformed, or a solution does not fit into a microbatch.
+        ValueError: the file is missing or empty, a row is malformed, or a solution is longer than the models
+            or a microbatch allow.
     """
     path = config.prm.probe
     if path is None or not config.prm.enabled:
@@ -52,12 +54,13 @@ def read_probe(config: PrimeConfig) -> ProbeSet | None:
             planted.append((number, tokenized(changed)))
     if not solutions:
         raise ValueError(f"prm.probe = {path} has no rows")
-    longest = config.trainer.max_tokens_per_microbatch
+    positions = fewest_positions(config.model_paths("train").values())
+    longest = min(config.trainer.max_tokens_per_microbatch, positions)
     for text in (*solutions, *(copy for _, copy in planted)):
         length = len(text.prompt_ids) + len(text.response_ids)
         if length > longest:
             raise ValueError(
-                f"prm.probe: {text.where}: {length} tokens, more than trainer.max_tokens_per_microbatch = {longest}: "
-                "raise it, or leave the solution out"
+                f"prm.probe: {text.where}: {length} tokens, more than the {longest} that "
+                "trainer.max_tokens_per_microbatch and the models' positions allow: leave the solution out"
             )
     return ProbeSet(solutions, planted)

@@ -27,7 +27,7 @@ class PRMRecord:
     """Hashes of the reference; see `model_identity`."""
     loss: str
     beta: float
-    score_environment: bool
+    scored_tokens: str
 
     def write(self, folder: Path) -> None:
         """Write the record to the HF folder of the PRM, which must exist."""
@@ -78,5 +78,5 @@ class PRMRecord:
             "loss": isinstance(self.loss, str),
             # isinstance would accept true and false, which are subclasses of int.
             "beta": type(self.beta) in (int, float) and math.isfinite(self.beta),
-            "score_environment": isinstance(self.score_environment, bool),
+            "scored_tokens": isinstance(self.scored_tokens, str),
         }

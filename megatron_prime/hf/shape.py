@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ _POSITIVE_FIELDS = (
     "max_position_embeddings",
     "vocab_divisor",
 )
+
+
+def fewest_positions(folders: Iterable[Path]) -> int:
+    """Return the tokens of the longest sequence that all these models have positions for."""
+    return min(read_shape(folder).max_position_embeddings for folder in folders)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,23 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
         yield from (f"{registry.option} = {spec!r} {fault}" for fault in _unfulfilled(requires, config))
 
 
+def scored_tokens_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    """Yield why the tokens that `prm.scored_tokens` names do not exist where a command scores with the PRM."""
+    if config.prm.scored_tokens != "environment":
+        return
+    option = "prm.scored_tokens = 'environment' scores the replies of an environment, but"
+    fix = "take 'all' or 'policy'"
+    if command == "train" and config.prm.enabled:
+        if not config.environment.is_multi_turn:
+            yield f"{option} environment.name = 'single_turn' never replies: name an environment, or {fix}"
+        if config.prm.probe is not None:
+            yield f"{option} the solutions of prm.probe have none: leave the probe out, or {fix}"
+    if command == "evaluate_prm" and (config.prm_evaluation.processbench or config.prm_evaluation.pairs):
+        yield f"{option} prm_evaluation.processbench and pairs have none: name responses alone, or {fix}"
+    if command == "serve_prm":
+        yield f"{option} requests have none: {fix}"
+
+
 def objective_faults(config: PrimeConfig) -> Iterator[str]:
     """Yield why the PRM's objective cannot be used for training on saved responses."""
     spec = config.prm.loss
@@ -164,5 +181,5 @@ def _credit_faults(config: PrimeConfig) -> Iterator[str]:
             f"{option} rewards the replies of an environment, but environment.name = 'single_turn' never replies: name "
             "an environment, or take 'own'"
         )
-    if credit == "observation" and not config.prm.score_environment:
-        yield f"{option} rewards the replies of an environment: set prm.score_environment = true"
+    if credit == "observation" and config.prm.scored_tokens == "policy":
+        yield f"{option} rewards the replies of an environment: set prm.scored_tokens = 'all' or 'environment'"

@@ -9,7 +9,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.identity import model_identity
 from megatron_prime.hf.prm_record import FILE, PRMRecord
-from megatron_prime.hf.shape import read_shape
+from megatron_prime.hf.shape import fewest_positions, read_shape
 
 if TYPE_CHECKING:
     from megatron_prime.data.responses.held_out import SavedGroups
@@ -37,10 +37,8 @@ def read_saved_groups(config: PrimeConfig) -> "SavedGroups":
 
     settings, model = config.prm_training, config.model.path
     files = response_files(settings.responses)
-    shapes = [read_shape(path) for path in config.model_paths("train_prm").values()]
-    longest = min(
-        config.trainer.max_tokens_per_microbatch, *(shape.max_position_embeddings for shape in shapes)
-    )
+    most_positions = fewest_positions(config.model_paths("train_prm").values())
+    longest = min(config.trainer.max_tokens_per_microbatch, most_positions)
     reader = GroupReader(model_identity(model)["tokenizer"], read_shape(model).vocab_size, longest)
     groups = read_groups(files, reader, settings.held_out_fraction, config.seed)
     objective = PRM_OBJECTIVES.load(config.prm.loss)
@@ -88,7 +86,7 @@ def other_scores(config: PrimeConfig) -> Iterator[str]:
         record = PRMRecord.read(config.prm_path) if config.prm.enabled else None
     except ModelFolderError:
         return  # reported as a fault
-    for name in ("beta", "score_environment"):
+    for name in ("beta", "scored_tokens"):
         mine = getattr(config.prm, name)
         trained = mine if record is None else getattr(record, name)
         if mine != trained:
@@ -103,5 +101,5 @@ def record_of(config: PrimeConfig) -> PRMRecord:
         reference_identity=model_identity(reference),
         loss=config.prm.loss,
         beta=config.prm.beta,
-        score_environment=config.prm.score_environment,
+        scored_tokens=config.prm.scored_tokens,
     )

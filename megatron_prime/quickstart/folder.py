@@ -15,8 +15,24 @@ def packaged_config(task: str = TASKS[0]) -> Path:
     return Path(__file__).with_name(f"{task}.toml")
 
 
+_EARLIER_CONFIG = "quickstart.toml"
+"""The name that earlier versions gave to the configuration of the task `arithmetic`."""
 CONFIG = packaged_config("arithmetic")
 """The configuration of the task without an environment."""
+
+
+def clear(root: Path) -> None:
+    """Remove the folder of an earlier quickstart, if there is one.
+
+    Raises:
+        ValueError: the folder holds other files and nothing of a quickstart.
+    """
+    names = {"task/sft.jsonl", *(packaged_config(task).name for task in TASKS), _EARLIER_CONFIG}
+    if root.is_dir() and any(root.iterdir()) and not any((root / name).exists() for name in names):
+        raise ValueError(
+            f"--fresh would remove {root}, which is no folder of a quickstart: choose another --root"
+        )
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def prepare(root: Path, seed: int, task: str = TASKS[0]) -> Path:
@@ -31,8 +47,7 @@ def prepare(root: Path, seed: int, task: str = TASKS[0]) -> Path:
         raise ValueError(
             f"--root {root}: choose a folder without quotes, backslashes and line breaks in its path"
         )
-    # Earlier versions named the configuration of the task `arithmetic` so.
-    files = {packaged_config(other).name: other for other in TASKS} | {"quickstart.toml": "arithmetic"}
+    files = {packaged_config(other).name: other for other in TASKS} | {_EARLIER_CONFIG: "arithmetic"}
     for name, other in files.items():
         if name != packaged_config(task).name and (root / name).exists():
             raise ValueError(

@@ -127,7 +127,7 @@ class HeldOutResponses:
         scores, labels, group_ids = [], [], []
         for batch, ref_logprobs_BT in zip(self._batches(), self._ref_logprobs, strict=True):
             logprobs_BT = self._prm.score(sequences_of(batch)).logprobs_BT.cpu()
-            scored_BT = batch.scored_mask_BT(self._config.score_environment)
+            scored_BT = batch.scored_mask_BT(self._config.scored_tokens)
             scores.append(sequence_scores_B(logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta))
             labels.append(batch.outcome_rewards_B)
             group_ids.append(batch.group_ids_B + self._groups_at_once * len(group_ids))

@@ -44,7 +44,7 @@ def policy_as_prm(
     Where the reference is the policy that a run started from, the log-ratio says which tokens have become likelier by
     training on outcomes: SPRO (arXiv 2507.01551) and prm.source = "policy".
     """
-    scored_BT = batch.scored_mask_BT(config.score_environment)
+    scored_BT = batch.scored_mask_BT(config.scored_tokens)
     rows = ScoredRows.of(old_logprobs_BT, ref_logprobs_BT, scored_BT, config.beta)
     metrics = prm_metrics(rows.scores_B, batch.outcome_rewards_B, batch.group_ids_B)
     return PRMResult(old_logprobs_BT, metrics | _unseen(metrics))
@@ -169,7 +169,7 @@ class PRMPhase:
                 config=self._config,
                 num_rows=len(batch.trained_rows(rows)),
                 ref_logprobs_BT=ref_logprobs_BT,
-                scored_mask_BT=batch.scored_mask_BT(self._config.score_environment),
+                scored_mask_BT=batch.scored_mask_BT(self._config.scored_tokens),
                 outcome_rewards_B=labels_B,
                 unit_ids_BT=self._unit_ids_BT(batch),
                 targets=targets,
@@ -183,7 +183,7 @@ class PRMPhase:
     def _rows(
         self, prm_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch
     ) -> ScoredRows:
-        scored_BT = batch.scored_mask_BT(self._config.score_environment)
+        scored_BT = batch.scored_mask_BT(self._config.scored_tokens)
         unit_ids_BT = self._unit_ids_BT(batch)
         return ScoredRows.of(prm_logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta, unit_ids_BT)
 

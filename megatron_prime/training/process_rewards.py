@@ -45,8 +45,10 @@ class ProcessRewards:
         return ProcessRewards(prm_logprobs_BT, own_BT, credited)
 
     def metrics(self, scored_mask_BT: torch.Tensor) -> dict[str, float]:
-        """Return the mean and the largest magnitude over the scored tokens."""
+        """Return the mean and the largest magnitude over the scored tokens; 0 without any, as where nobody replied."""
         rewards = self.rewards_BT[scored_mask_BT]
+        if not rewards.numel():
+            return {"process_reward_mean": 0.0, "process_reward_max_abs": 0.0}
         return {
             "process_reward_mean": rewards.mean().item(),
             "process_reward_max_abs": rewards.abs().max().item(),
@@ -57,7 +59,7 @@ def _prefix_logits_BL(  # noqa: N802
     batch: RolloutBatch, prm_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, config: PrimeConfig
 ) -> torch.Tensor:
     """Return what the PRM's objective says of every prefix of the batch."""
-    scored_BT = batch.scored_mask_BT(config.prm.score_environment)
+    scored_BT = batch.scored_mask_BT(config.prm.scored_tokens)
     priors_B = prior_logits_B(batch.outcome_rewards_B, batch.group_ids_B)
     q_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_BT)
     return prm_objective(config.prm).prefix_logits_BL(q_BT, scored_BT, priors_B)

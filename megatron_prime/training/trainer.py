@@ -221,7 +221,7 @@ class Trainer:
             result = phase.run(batch, sequences, ref_logprobs_BT, self.step_index)
         process = ProcessRewards.of(batch, result.logprobs_BT, ref_logprobs_BT, self.config)
         metrics.add("prm", result.metrics)
-        metrics.add("prm", process.metrics(batch.scored_mask_BT(prm.score_environment)))
+        metrics.add("prm", process.metrics(batch.scored_mask_BT(prm.scored_tokens)))
         metrics.add("prm", turn_metrics(batch, result.logprobs_BT, ref_logprobs_BT, prm))
         return process
 

@@ -12,6 +12,9 @@ import torch
 from tests.algorithm import oracle
 from tests.algorithm.oracle import Batch
 
+SCORED = ("all", "policy", "environment")
+"""The values of prm.scored_tokens."""
+
 
 class Dialogues(Batch):
     """A batch whose responses alternate between tokens of the policy and of an environment."""
@@ -56,24 +59,26 @@ class Dialogues(Batch):
         ids = self.unit_ids(granularity)
         return None if ids is None else self.padded(ids, padding=-5).long()
 
-    def positions(self, i, granularity, score_environment, credit="own"):
+    def positions(self, i, granularity, scored_tokens, credit="own"):
         """Whether each token of response i carries a process reward."""
         writers = self.writers[i]
-        if granularity == "token" and credit == "observation":
-            return [score_environment and not is_policy for is_policy in writers]
         if granularity == "token":
-            return [True] * len(writers) if score_environment else writers
+            return [
+                (is_scored(is_policy, scored_tokens) and not (is_policy and credit == "observation"))
+                or (is_policy and credit == "hindsight")
+                for is_policy in writers
+            ]
         ids = [0] * len(writers) if granularity == "whole" else self.unit_ids(granularity)[i]
         last = {ids[t]: t for t, is_policy in enumerate(writers) if is_policy}
         return [t in last.values() for t in range(len(writers))]
 
-    def process_rewards(self, i, token_rewards, granularity, score_environment, credit):
+    def process_rewards(self, i, token_rewards, granularity, scored_tokens, credit):
         """The rewards of `credited_rewards` for response i, but for the weights of credit `min`."""
         scored = [
-            r if (score_environment or is_policy) and not (is_policy and credit == "observation") else 0.0
+            r if is_scored(is_policy, scored_tokens) and not (is_policy and credit == "observation") else 0.0
             for r, is_policy in zip(token_rewards, self.writers[i], strict=True)
         ]
-        marks = self.positions(i, granularity, score_environment, credit)
+        marks = self.positions(i, granularity, scored_tokens, credit)
         marked = [t for t, is_one in enumerate(marks) if is_one]
         result = [0.0] * len(scored)
         for number, t in enumerate(marked):
@@ -86,6 +91,11 @@ class Dialogues(Batch):
                 ids = [0] * len(scored) if granularity == "whole" else self.unit_ids(granularity)[i]
                 result[t] = sum(r for r, unit in zip(scored, ids, strict=True) if unit == ids[t])
         return result
+
+
+def is_scored(is_policy, scored_tokens):
+    """Whether a PRM scores a token of this writer."""
+    return {"all": True, "policy": is_policy, "environment": not is_policy}[scored_tokens]
 
 
 def weighted_to_the_minimum(rewards, positions):

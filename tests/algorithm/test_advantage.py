@@ -13,7 +13,7 @@ from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.prm import PRMConfig
 from tests.algorithm import dialogues, oracle
 from tests.algorithm.advantages import PLAIN, RAGGED, RELEASED, advantages_of
-from tests.algorithm.dialogues import Dialogues, random_order
+from tests.algorithm.dialogues import SCORED, Dialogues, random_order
 from tests.algorithm.oracle import Batch, replace
 
 ESTIMATORS = ["rloo", "grpo", "reinforce", "prm_value"]
@@ -371,7 +371,7 @@ around_replies = {
         PRMConfig,
         beta=st.just(1.0),
         granularity=st.sampled_from(["token", "step", "turn", "whole"]),
-        score_environment=st.booleans(),
+        scored_tokens=st.sampled_from(SCORED),
     ),
     "credit": st.sampled_from(["own", "hindsight", "observation", "min"]),
     "with_turn_rewards": st.booleans(),
@@ -383,11 +383,11 @@ around_replies = {
 def test_advantages_around_replies_match_the_loops(seed, options, prm, credit, with_turn_rewards):
     """In any order of the rows and with poison in the padding, in every combination of the options."""
     # A response without a reply then has no position, of which the loops would take a mean.
-    assume(credit != "observation" or prm.granularity != "token")
+    assume(prm.granularity != "token" or (credit != "observation" and prm.scored_tokens != "environment"))
     batch = Dialogues(seed, extra_padding=seed % 3)
-    marks = [batch.positions(i, prm.granularity, prm.score_environment) for i in range(len(batch.ids))]
+    marks = [batch.positions(i, prm.granularity, prm.scored_tokens, credit) for i in range(len(batch.ids))]
     credited = [
-        batch.process_rewards(i, row, prm.granularity, prm.score_environment, credit)
+        batch.process_rewards(i, row, prm.granularity, prm.scored_tokens, credit)
         for i, row in enumerate(batch.rewards)
     ]
     if credit == "min":

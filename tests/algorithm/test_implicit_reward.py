@@ -12,7 +12,8 @@ from megatron_prime.algorithm.implicit_reward import (
     sequence_scores_B,
 )
 from megatron_prime.config.tables.prm import PRMConfig
-from tests.algorithm.dialogues import Dialogues
+from megatron_prime.types import scored_tokens_BT
+from tests.algorithm.dialogues import SCORED, Dialogues
 from tests.algorithm.oracle import Batch
 
 BETA = 0.05
@@ -189,12 +190,12 @@ def test_rows_are_independent_of_order_and_padding(seed, granularity):
 
 @pytest.mark.parametrize("granularity", ["token", "step", "turn", "whole"])
 def test_rewards_with_replies_add_up_to_the_score(granularity):
-    for seed, score_environment in ((0, True), (1, False)):
+    for seed, scored_tokens in enumerate(SCORED):
         batch = Dialogues(seed)
         prm, ref, _ = logprobs(batch, seed)
-        config = PRMConfig(beta=BETA, granularity=granularity, score_environment=score_environment)
+        config = PRMConfig(beta=BETA, granularity=granularity, scored_tokens=scored_tokens)
         arguments = (batch.mask_BT, config, batch.unit_ids_BT(granularity), batch.policy_mask_BT)
         result_BT = process_rewards_BT(batch.padded(prm), batch.padded(ref), *arguments)
-        scored_BT = batch.mask_BT if score_environment else batch.policy_mask_BT
+        scored_BT = scored_tokens_BT(batch.mask_BT, batch.policy_mask_BT, scored_tokens)
         scores_B = sequence_scores_B(batch.padded(prm), batch.padded(ref), scored_BT, BETA)
         torch.testing.assert_close(result_BT.sum(dim=1), scores_B)

@@ -12,7 +12,8 @@ from megatron_prime.algorithm.prm_rows import SummedPrefixes
 from megatron_prime.algorithm.process_credit import credited_rewards
 from megatron_prime.algorithm.tensor_ops import discounted_return_BT
 from megatron_prime.config.tables.prm import PRMConfig
-from tests.algorithm.dialogues import Dialogues, random_order, weighted_to_the_minimum
+from megatron_prime.types import scored_tokens_BT
+from tests.algorithm.dialogues import SCORED, Dialogues, is_scored, random_order, weighted_to_the_minimum
 from tests.algorithm.oracle import prior_logit, sigmoid
 
 BETA = 0.05
@@ -24,11 +25,11 @@ def logprobs(batch, seed=0):
     return batch.noise(seed + 1), batch.noise(seed + 2)
 
 
-@pytest.mark.parametrize("score_environment", [True, False])
+@pytest.mark.parametrize("scored_tokens", SCORED)
 @pytest.mark.parametrize("credit", CREDITS)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_rewards_match_the_loops(granularity, credit, score_environment):
-    config = PRMConfig(beta=BETA, granularity=granularity, score_environment=score_environment)
+def test_rewards_match_the_loops(granularity, credit, scored_tokens):
+    config = PRMConfig(beta=BETA, granularity=granularity, scored_tokens=scored_tokens)
     for seed in range(6):
         batch = Dialogues(seed, extra_padding=seed % 2)
         prm, ref = logprobs(batch, seed)
@@ -37,8 +38,8 @@ def test_rewards_match_the_loops(granularity, credit, score_environment):
         result = credited_rewards(*inputs, credit, ids_BT, policy_BT)
         rows = range(len(prm))
         tokens = [[BETA * (p - r) for p, r in zip(prm[i], ref[i], strict=True)] for i in rows]
-        expected = [batch.process_rewards(i, tokens[i], granularity, score_environment, credit) for i in rows]
-        marks = [batch.positions(i, granularity, score_environment, credit) for i in rows]
+        expected = [batch.process_rewards(i, tokens[i], granularity, scored_tokens, credit) for i in rows]
+        marks = [batch.positions(i, granularity, scored_tokens, credit) for i in rows]
         if credit == "min":
             expected = weighted_to_the_minimum(expected, marks)
         torch.testing.assert_close(result.rewards_BT, batch.padded(expected, padding=0.0))
@@ -80,29 +81,26 @@ def test_the_return_of_the_minimum_form_is_the_lowest_reward_that_is_still_to_co
     torch.testing.assert_close(returns_BT, torch.tensor(expected), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("score_environment", [True, False])
+@pytest.mark.parametrize("scored_tokens", SCORED)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_value_differences_match_the_loops_and_add_up_to_the_change_of_the_value(
-    granularity, score_environment
-):
-    config = PRMConfig(beta=BETA, granularity=granularity, score_environment=score_environment)
+def test_value_differences_match_the_loops_and_add_up_to_the_change_of_the_value(granularity, scored_tokens):
+    config = PRMConfig(beta=BETA, granularity=granularity, scored_tokens=scored_tokens)
     for seed in range(6):
         batch = Dialogues(seed, extra_padding=seed % 2)
         prm, ref = logprobs(batch, seed)
         values, changes = [], []
         for i, writers in enumerate(batch.writers):
             scored = [
-                BETA * (p - r) if is_policy or score_environment else 0.0
+                BETA * (p - r) if is_scored(is_policy, scored_tokens) else 0.0
                 for p, r, is_policy in zip(prm[i], ref[i], writers, strict=True)
             ]
             prior = prior_logit(batch.outcomes, batch.ids, i)
             values.append([sigmoid(prior + sum(scored[:t])) for t in range(len(scored) + 1)])
             changes.append([after - before for before, after in itertools.pairwise(values[i])])
         expected = [
-            batch.process_rewards(i, row, granularity, score_environment, "own")
-            for i, row in enumerate(changes)
+            batch.process_rewards(i, row, granularity, scored_tokens, "own") for i, row in enumerate(changes)
         ]
-        scored_BT = batch.mask_BT if score_environment else batch.policy_mask_BT
+        scored_BT = scored_tokens_BT(batch.mask_BT, batch.policy_mask_BT, scored_tokens)
         ratios_BT = log_ratio_BT(batch.padded(prm), batch.padded(ref), scored_BT)
         priors_B = prior_logits_B(batch.outcome_rewards_B, batch.group_ids_B)
         result = credited_rewards(
@@ -144,12 +142,10 @@ def test_equal_models_give_exact_zeros_in_every_form():
     seed=st.integers(0, 10**6),
     granularity=st.sampled_from(GRANULARITIES),
     credit=st.sampled_from(CREDITS),
-    score_environment=st.booleans(),
+    scored_tokens=st.sampled_from(SCORED),
 )
-def test_rewards_do_not_depend_on_order_padding_or_an_empty_hole(
-    seed, granularity, credit, score_environment
-):
-    config = PRMConfig(beta=BETA, granularity=granularity, score_environment=score_environment)
+def test_rewards_do_not_depend_on_order_padding_or_an_empty_hole(seed, granularity, credit, scored_tokens):
+    config = PRMConfig(beta=BETA, granularity=granularity, scored_tokens=scored_tokens)
 
     def rewards_of(batch, order, policy_mask_BT):
         prm, ref = logprobs(batch, seed)

@@ -90,9 +90,10 @@ def test_steps_of_a_response_of_several_turns_are_those_of_training(model):
     parts = ["One. Two.", "no", "Three."]
     ids = tuple(tokenizer.encode("".join(parts)))
     turns = (Turn(9, 11), Turn(17, 17))
-    for score_environment, spans in ((True, None), (False, [(0, 9), (11, 17)])):
+    expected = {"all": [(0, 17)], "policy": [(0, 9), (11, 17)], "environment": [(9, 11), (17, 17)]}
+    for scored_tokens, spans in expected.items():
         config = config_of(model, pairs=[SAMPLES / "pairs.jsonl"])
-        prm = config.prm.model_copy(update={"score_environment": score_environment})
+        prm = config.prm.model_copy(update={"scored_tokens": scored_tokens})
         inputs = PRMInputs(config.model_copy(update={"prm": prm}))
         text = inputs.split_steps("a, row 1", [1], ids, turns)
         assert inputs.step_texts(text) == ["One. ", "Two.no", "Three."]

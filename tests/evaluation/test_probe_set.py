@@ -7,6 +7,7 @@ import pytest
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.evaluation import probe_set
 from megatron_prime.evaluation.probe_set import read_probe
+from tests.preflight.workspace import write_model
 from tests.support.tokenizers import byte_tokenizer
 
 ROWS = [
@@ -21,13 +22,14 @@ def configured(tmp_path, monkeypatch):
     tokenizer = byte_tokenizer()
     monkeypatch.setattr(probe_set, "load_tokenizer", lambda _: tokenizer)
 
-    def make(rows=ROWS, longest=64, **prm):
+    def make(rows=ROWS, longest=64, positions=64, **prm):
+        write_model(tmp_path / "m", max_position_embeddings=positions)
         path = tmp_path / "probe.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return PrimeConfig.model_validate(
             {
                 "run_dir": "runs/a",
-                "model": {"path": "m"},
+                "model": {"path": tmp_path / "m"},
                 "data": {"chat_template": "never", "instruction": ""},
                 "rollout": {"max_prompt_tokens": 4, "max_response_tokens": 8},
                 "trainer": {"num_steps": 3, "max_tokens_per_microbatch": longest},
@@ -65,7 +67,8 @@ def test_without_a_file_or_a_prm_there_is_no_probe(configured):
     ("changes", "reason"),
     [
         ({"rows": []}, "has no rows"),
-        ({"longest": 20}, r"row 1: 22 tokens, more than trainer.max_tokens_per_microbatch = 20: raise it"),
+        ({"longest": 20}, "row 1: 22 tokens, more than the 20 that trainer.max_tokens_per_microbatch and"),
+        ({"positions": 20}, "row 1: 22 tokens, more than the 20 that trainer.max_tokens_per_microbatch and"),
         ({"rows": [ROWS[0] | {"label": 5}]}, "row 1: 'label' is 5"),
         ({"rows": [ROWS[0] | {"separator": 3}]}, "row 1: 'separator' is 3: it must be a string"),
     ],

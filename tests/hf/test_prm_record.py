@@ -11,12 +11,12 @@ from tests.preflight.workspace import write_model
 
 
 def record(reference, **changes) -> PRMRecord:
-    values = {"loss": "ce", "beta": 0.05, "score_environment": True, **changes}
+    values = {"loss": "ce", "beta": 0.05, "scored_tokens": "all", **changes}
     return PRMRecord(str(reference), model_identity(reference), **values)
 
 
 def test_a_record_is_read_back(tmp_path):
-    written = record(write_model(tmp_path / "base"), loss="dpo", beta=0.3, score_environment=False)
+    written = record(write_model(tmp_path / "base"), loss="dpo", beta=0.3, scored_tokens="policy")
     written.write(tmp_path)
     assert PRMRecord.read(tmp_path) == written
     assert PRMRecord.read(tmp_path / "base") is None
@@ -57,7 +57,7 @@ def test_a_damaged_record_is_refused(tmp_path, text, message):
         ("beta", "high"),
         ("beta", True),
         ("beta", float("nan")),
-        ("score_environment", "yes"),
+        ("scored_tokens", True),
     ],
 )
 def test_a_value_of_another_type_is_refused(tmp_path, field, value):

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from megatron_prime.algorithm.registry import ESTIMATORS, IMPORTANCE_RATIOS, POLICY_LOSSES, PRM_OBJECTIVES
 from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.preflight.algorithm import algorithm_faults
+from megatron_prime.preflight.algorithm import algorithm_faults, scored_tokens_faults
 from megatron_prime.preflight.checks import check_run
 from tests.support import deadlines
 
@@ -173,9 +174,9 @@ def build(**sections) -> PrimeConfig:
             {
                 "advantage": {"process_credit": "observation"},
                 "environment": GAME,
-                "prm": {"score_environment": False},
+                "prm": {"scored_tokens": "policy"},
             },
-            "advantage.process_credit = 'observation' rewards the replies of an environment: set prm.score_environment",
+            "advantage.process_credit = 'observation' rewards the replies of an environment: set prm.scored_tokens",
         ),
         ({"prm": {"granularity": "turn"}}, "prm.granularity = 'turn': with environment.name = 'single_turn'"),
         (
@@ -239,3 +240,27 @@ def test_the_default_configuration_is_checked_without_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=deadlines.seconds(60))
+
+
+@pytest.mark.parametrize(
+    ("command", "sections", "fault"),
+    [
+        ("train", {}, "environment.name = 'single_turn' never replies: name an environment"),
+        (
+            "train",
+            {"environment": GAME, "prm": {"probe": Path("probe.json")}},
+            "solutions of prm.probe have none",
+        ),
+        ("train", {"environment": GAME}, None),
+        ("train", {"prm": {"enabled": False}}, None),
+        ("train_prm", {}, None),
+        ("evaluate_prm", {"prm_evaluation": {"pairs": [Path("pairs.jsonl")]}}, "and pairs have none"),
+        ("evaluate_prm", {"prm_evaluation": {"responses": [Path("r.parquet")]}}, None),
+        ("serve_prm", {}, "requests have none: take 'all' or 'policy'"),
+    ],
+)
+def test_replies_cannot_be_scored_where_there_are_none(command, sections, fault):
+    of_prm = {"scored_tokens": "environment"} | sections.get("prm", {})
+    faults = list(scored_tokens_faults(build(**sections | {"prm": of_prm}), command))
+    assert len(faults) == (fault is not None) and all(fault in each for each in faults)
+    assert not list(scored_tokens_faults(build(**sections), command))

@@ -82,7 +82,7 @@ def trained(workspace) -> Path:
     folder = write_model(workspace / "prm", num_hidden_layers=3)
     config = load_config(Path("run.toml"), ["prm.path=model", "prm.loss=dpo", "prm.beta=0.2"])
     record = record_of(config)
-    assert (record.loss, record.beta, record.score_environment) == ("dpo", 0.2, True)
+    assert (record.loss, record.beta, record.scored_tokens) == ("dpo", 0.2, "all")
     record.write(folder)
     return folder
 
@@ -136,7 +136,7 @@ def test_other_settings_than_those_of_the_training_are_questioned(trained):
 
     assert doubts("prm.path=prm", "prm.beta=0.2") == []
     assert doubts("prm.path=prm", "prm.beta=0.2", "prm.enabled=false") == []
-    beta, tokens = doubts("prm.path=prm", "prm.score_environment=false")
+    beta, tokens = doubts("prm.path=prm", "prm.scored_tokens=policy")
     assert beta == "prm.beta = 0.05: the PRM in prm was trained with 0.2 (implicit_prm.json)"
-    assert tokens.startswith("prm.score_environment = False: ")
+    assert tokens.startswith("prm.scored_tokens = policy: ")
     assert doubts() == []

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_prime.config.loading import load_config
 from megatron_prime.quickstart import TASKS, arithmetic_task
-from megatron_prime.quickstart.folder import DEFAULT_ROOT, packaged_config, prepare
+from megatron_prime.quickstart.folder import DEFAULT_ROOT, clear, packaged_config, prepare
 
 
 @pytest.fixture
@@ -73,3 +73,16 @@ def test_a_folder_of_an_earlier_version_is_refused(root):
     (root / "quickstart.toml").touch()
     with pytest.raises(ValueError, match="holds the task arithmetic: choose another folder"):
         prepare(root, 0)
+
+
+def test_a_fresh_start_removes_a_quickstart_and_nothing_else(tmp_path):
+    clear(tmp_path / "missing")
+    clear(tmp_path)  # It is empty.
+    root = tmp_path / "root"
+    prepare(root, 0)
+    clear(root)
+    assert not root.exists()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="no folder of a quickstart: choose another --root"):
+        clear(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()

@@ -16,7 +16,7 @@ from tests.support.training_batches import BETA, GROUPS, LABELS, TURNS, masks, r
 from tests.training import offline_prm_worker
 
 LAYOUTS = {1: ("one",), 2: ("tp2", "pp2", "dp2")}
-CASES = {"ce": {}, "dpo": {"loss": "dpo"}, "ce, without replies": {"score_environment": False}}
+CASES = {"ce": {}, "dpo": {"loss": "dpo"}, "ce, without replies": {"scored_tokens": "policy"}}
 STEPS = 2
 
 

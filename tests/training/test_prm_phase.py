@@ -27,7 +27,7 @@ CASES = {
     "before, dpo_units": {"update_order": "before", "loss": "dpo_units", "granularity": "turn"},
     "before, minibatches": {"update_order": "before", "num_minibatches": 7},
     "before, epochs": {"update_order": "before", "num_epochs": 2},
-    "after, without replies": {"score_environment": False},
+    "after, without replies": {"scored_tokens": "policy"},
     "none": {"update_order": "none"},
 }
 SCORED_FIRST = [name for name in CASES if not name.startswith("before")]

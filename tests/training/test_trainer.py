@@ -97,10 +97,11 @@ TURN_VARIANTS = {
     "turns by hindsight": ["advantage.process_credit=hindsight", "advantage.gamma_process=0.0"],
     "turns by observation": ["advantage.process_credit=observation"],
     "turns as units by hindsight": ["prm.granularity=turn", "advantage.process_credit=hindsight"],
-    "turns without scores of replies": ["prm.score_environment=false", "policy.correction=sequence"],
+    "turns without scores of replies": ["prm.scored_tokens=policy", "policy.correction=sequence"],
+    "turns with scores of replies alone": ["prm.scored_tokens=environment", "advantage.process_credit=hindsight"],
     "turns by istar": [
         *("advantage.estimator=istar", "prm.granularity=turn", "prm.loss=dpo"),
-        *("prm.score_environment=false", "reference.mode=policy"),
+        *("prm.scored_tokens=policy", "reference.mode=policy"),
     ],
     "turns without a PRM": OUTCOME_ONLY,
 }

@@ -30,10 +30,11 @@ RATIOS_BT = torch.tensor([[1.0, 1.0, -4.0, 0.0, 2.0], [3.0, -1.0, 0.0, 9.0, 9.0]
 
 @pytest.mark.parametrize("granularity", ["token", "turn", "whole"])
 @pytest.mark.parametrize(
-    ("score_environment", "turns", "share"), [(True, [-2, 2, 2], 4 / 12), (False, [2, 2, 2], 0.0)]
+    ("scored_tokens", "turns", "share"),
+    [("all", [-2, 2, 2], 4 / 12), ("policy", [2, 2, 2], 0.0), ("environment", [-4, 0, 0], 1.0)],
 )
-def test_turns_are_summed_with_their_replies(granularity, score_environment, turns, share):
-    config = PRMConfig(beta=0.5, granularity=granularity, score_environment=score_environment)
+def test_turns_are_summed_with_their_replies(granularity, scored_tokens, turns, share):
+    config = PRMConfig(beta=0.5, granularity=granularity, scored_tokens=scored_tokens)
     found = turn_metrics(BATCH, RATIOS_BT, torch.zeros_like(RATIOS_BT), config)
     sums = 0.5 * torch.tensor(turns, dtype=torch.float64)
     assert found == pytest.approx(

@@ -220,7 +220,7 @@ def _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, options, step)
     result = phase.run(rollout_batch, batch["sequences"], ref_logprobs_BT, step)
     prm.score = score
     masks = rollout_batch.response_mask_BT, rollout_batch.policy_mask_BT
-    config = PRMConfig(beta=BETA, score_environment=options.get("score_environment", True))
+    config = PRMConfig(beta=BETA, scored_tokens=options.get("scored_tokens", "all"))
     return {
         "before": before_BT,
         "reference": ref_logprobs_BT,

@@ -1,6 +1,6 @@
 """iStar (arXiv 2509.19199): outcomes by GRPO, and each turn's process reward compared with all turns of the group.
 
-Its PRM objective is `prm.loss = "dpo"` on whole trajectories; with `prm.score_environment = false` and
+Its PRM objective is `prm.loss = "dpo"` on whole trajectories; with `prm.scored_tokens = "policy"` and
 `reference.mode = "policy"` the rewards are the paper's.
 
 Shapes: B responses, T response tokens (right padded).

@@ -8,6 +8,7 @@ from megatron_prime.evaluation.prm_judge import StepScorer
 from megatron_prime.evaluation.prm_report import METRICS_FILE, STEP_SCORES_FILE, judge_prm
 from megatron_prime.evaluation.result_files import describe
 from megatron_prime.evaluation.tables import prm_table
+from megatron_prime.hf.shape import fewest_positions
 from megatron_prime.observability import Progress
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.parallel.watchdog import stop_watchdog
@@ -43,4 +44,6 @@ def _build_scorer(config: PrimeConfig, topology: Topology, progress: Progress) -
     reference = Scorer(role_spec(config, "reference", config.evaluated_reference_path), topology)
     for role in (prm, reference):
         role.residency.park()
-    return StepScorer(prm, reference, config.prm, config.trainer.max_tokens_per_microbatch, progress)
+    positions = fewest_positions(config.model_paths("evaluate_prm").values())
+    longest = min(config.trainer.max_tokens_per_microbatch, positions)
+    return StepScorer(prm, reference, config.prm, longest, progress)

@@ -17,7 +17,7 @@ from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import encode, load_tokenizer
 from megatron_prime.evaluation.reranking import best_of_n, sigmoid
 from megatron_prime.evaluation.step_scores import step_scores
-from megatron_prime.hf.shape import read_shape
+from megatron_prime.hf.shape import fewest_positions, read_shape
 
 MAX_RESPONSES = 256
 """Responses of one request."""
@@ -43,9 +43,9 @@ class ScoreRequests:
         self._renderer = PromptRenderer(config.data, self._tokenizer)
         self._beta = config.prm.beta
         self._objective = prm_objective(config.prm)
-        shapes = [read_shape(path) for path in config.model_paths("serve_prm").values()]
-        self._vocab_size = min(shape.vocab_size for shape in shapes)
-        self._most_tokens = min(shape.max_position_embeddings for shape in shapes)
+        paths = config.model_paths("serve_prm").values()
+        self._vocab_size = min(read_shape(path).vocab_size for path in paths)
+        self._most_tokens = fewest_positions(paths)
 
     def read(self, body: bytes) -> ScoreRequest:
         """Return the request of a JSON body.

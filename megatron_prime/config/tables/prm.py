@@ -7,13 +7,14 @@ from megatron_prime.config.section import NameOrPath, NonNegativeFloat, Positive
 
 Granularity = Literal["token", "step", "turn", "whole"]
 RewardScale = Literal["beta", "raw"]
+ScoredTokens = Literal["all", "policy", "environment"]
 PRMSource = Literal["model", "policy"]
 READ_WITHOUT_A_MODEL = (
     "enabled",
     "source",
     "beta",
     "granularity",
-    "score_environment",
+    "scored_tokens",
     "reward_scale",
     "probe",
     "probe_every",
@@ -43,9 +44,10 @@ class PRMConfig(OptimizerConfig):
     granularity: Granularity = "token"
     """Tokens that carry a process reward: every token, or the last one that the policy wrote in each step, in each turn
     (needs an environment) or in the whole response, which then carry the sum. Replies belong to what precedes them."""
-    score_environment: bool = True
-    """Whether the PRM's score of a response, and process rewards, include the tokens of an environment's replies. They
-    are the evidence on the decisions before them. false leaves both to the policy's own tokens."""
+    scored_tokens: ScoredTokens = "all"
+    """Tokens whose log-ratios make up the PRM's score of a response, and that have process rewards: all, or those of
+    the policy or of the environment alone. Replies of an environment are the evidence on the decisions before them.
+    With environment, the PRM has to explain the outcome by the replies, and has no opinion of its own on decisions."""
     reward_scale: RewardScale = "beta"
     """beta multiplies the log-ratio by prm.beta (Eq. 3); raw uses beta in the loss alone, as the released code does."""
     probe: UserPath | None = None

@@ -38,7 +38,7 @@ def credit_metrics(
         format_tokens: knows the tokens that only format.
     """
     mask_BT = batch.response_mask_BT
-    scored_BT = batch.scored_mask_BT(config.score_environment)
+    scored_BT = batch.scored_mask_BT(config.scored_tokens)
     q_BT = log_ratio_BT(prm_logprobs_BT, ref_logprobs_BT, scored_BT)
     scores_B = _scores_B(q_BT, scored_BT, config)
     formats = torch.from_numpy(format_tokens.mask([rollout.response_ids for rollout in batch.rollouts]))
@@ -61,7 +61,7 @@ def credit_metrics(
             config.granularity,
             batch.unit_ids_BT(config.granularity),
             batch.policy_mask_BT,
-            score_environment=config.score_environment,
+            scored_tokens=config.scored_tokens,
         )
         values["lowest_on_last_fraction"], values["lowest_on_last_chance"] = lowest_on_last(
             rewards_BT, positions_BT

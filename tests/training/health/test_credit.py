@@ -76,7 +76,7 @@ def test_one_reward_of_a_response_is_not_asked_for_its_place():
 
 @pytest.mark.parametrize("granularity", ["token", "turn"])
 def test_replies_count_only_where_they_are_scored(granularity):
-    found = metrics(has_turns=True, score_environment=False, granularity=granularity)
+    found = metrics(has_turns=True, scored_tokens="policy", granularity=granularity)
     assert found["score_limit"] == pytest.approx(0.5 * (7 + 2 + 3) / 3)
     assert found["format_token_fraction"] == pytest.approx(4 / 9)
     assert found["length_correlation"] != found["length_correlation"]
