@@ -46,6 +46,16 @@ PRETRAINED = ("prm.path={prm}", "reference.path={sft}")
 """A PRM that was trained on the log of the run on outcomes alone with the same seed: 5,760 responses and their outcomes
 that the run itself does not sample."""
 
+DEMONSTRATED = ("prm.path={prm:demonstrations}", "reference.path={sft}", "prm.update_order=none")
+"""A frozen PRM that was trained on the 5,000 demonstrations and their outcomes, which exist before the run."""
+MARKS = (
+    "prm.path={prm:marks}",
+    "reference.path={sft}",
+    "prm.update_order=none",
+    "prm.scored_tokens=environment",
+)
+"""The same, of a PRM that scores only what the environment writes."""
+
 METHODS: dict[str, Method] = {
     "rloo": Method("outcome rewards alone (RLOO)", (*OUTCOME, "policy.lr=6e-4")),
     "hindsight": Method("PRIME, hindsight credit", HINDSIGHT),
@@ -66,6 +76,13 @@ METHODS: dict[str, Method] = {
     ),
     "hindsight_pretrained": Method(
         "PRIME, hindsight credit, PRM from an earlier run's log", (*HINDSIGHT, *PRETRAINED)
+    ),
+    "hindsight_demonstrations": Method(
+        "PRIME, hindsight credit, frozen PRM from the demonstrations", (*HINDSIGHT, *MARKS)
+    ),
+    "own_demonstrations": Method(
+        "PRIME, each token its own reward, frozen PRM from the demonstrations",
+        (*CREDIT, "advantage.gamma_process=0.0", *DEMONSTRATED),
     ),
     "own_pretrained": Method(
         "PRIME, each token its own reward, frozen PRM from an earlier run's log",

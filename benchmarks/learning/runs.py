@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from benchmarks.learning.demonstrations import write_demonstrations
 from benchmarks.learning.methods import METHODS
-from benchmarks.learning.tasks import TASKS
+from benchmarks.learning.tasks import TASKS, ChainTask
 from megatron_prime.cli.main import main
 from megatron_prime.parallel.lifeline import die_with_parent
 
@@ -23,10 +24,26 @@ BASE = Path(__file__).with_name("base.toml")
 _FORKS = multiprocessing.get_context("forkserver")
 """Forks from a server of its own, because a fork of a process with threads, such as that of the tests, may hang."""
 _FORKS.set_forkserver_preload([f"megatron_prime.cli.{name}" for name in ("sft", "train", "assemble")])
-PRETRAINING = ("num_steps=100", "prompts_per_step=64", "lr=5e-4", "lr_decay=linear")
-"""Settings of [prm_training]: about four passes over the log of a run, 64 prompts x 4 responses at a time."""
 LOGGED = "rloo"
 """The method whose rollout log is kept."""
+_ON_DEMONSTRATIONS = (
+    "prm.beta=1.0",
+    "prm_training.num_steps=40",
+    "prm_training.prompts_per_step=128",
+    "prm_training.lr=1e-3",
+)
+PRMS = {
+    "log": ("prm_training.num_steps=100", "prm_training.prompts_per_step=64", "prm_training.lr=5e-4"),
+    "demonstrations": (*_ON_DEMONSTRATIONS,),
+    "marks": (*_ON_DEMONSTRATIONS, "prm.scored_tokens=environment"),
+}
+"""Settings of the PRMs that `train-prm` makes.
+
+log: about four passes over the rollout log of a run, 64 prompts x 4 responses at a time. The others: one pass over the
+demonstrations with their outcomes; `marks` scores what the environment wrote alone.
+"""
+PLACEHOLDERS = {"log": "{prm}"} | {name: f"{{prm:{name}}}" for name in PRMS if name != "log"}
+"""What stands for their folders in the overrides of a method."""
 POLL_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -102,10 +119,11 @@ def train(job: Job, root: Path) -> Usage:
     """Carry out a training run in its folder, which must be empty."""
     start = fine_tuned(job.task, job.seed, root)
     folder = job.folder(root)
-    overrides = list(job.overrides)
-    if any("{prm}" in each for each in overrides):
-        path = str(pretrained_prm(job.task, job.seed, root))
-        overrides = [each.replace("{prm}", path).replace("{sft}", str(start / "sft")) for each in overrides]
+    overrides = [each.replace("{sft}", str(start / "sft")) for each in job.overrides]
+    for name, placeholder in PLACEHOLDERS.items():
+        if f"prm.path={placeholder}" in overrides:
+            path = pretrained_prm(job.task, job.seed, root, name)
+            overrides[overrides.index(f"prm.path={placeholder}")] = f"prm.path={path}"
     paths = [f"model.path={start / 'sft'}", f"run_dir={folder}"]
     words = ["train", str(BASE), *shared(job.task, job.seed, start), *overrides, *paths]
     usage = command(words, folder / "output.log", folder / "metrics.jsonl")
@@ -114,27 +132,31 @@ def train(job: Job, root: Path) -> Usage:
     return usage
 
 
-def pretrained_prm(task: str, seed: int, root: Path) -> Path:
-    """Return the folder of a PRM that was trained on the responses of the run on outcomes alone, of the same seed.
+def pretrained_prm(task: str, seed: int, root: Path, name: str) -> Path:
+    """Return the folder of one of the PRMS, which is trained if it is missing.
 
     Raises:
-        RuntimeError: that run has not been carried out in this folder, or the training failed.
+        RuntimeError: the run whose log it needs has not been carried out in this folder, or the training failed.
     """
     start = fine_tuned(task, seed, root)
+    folder = start / f"prm_{name}"
     with locked(start / "prm.lock"):
-        if not (start / "prm" / "config.json").exists():
-            if not (start / "logged").exists():
+        if not (folder / "config.json").exists():
+            responses = start / ("logged" if name == "log" else "demonstrations.parquet")
+            if name == "log" and not responses.exists():
                 raise RuntimeError(f"{task}, seed {seed}: run the method {LOGGED} first")
-            paths = [f"model.path={start / 'sft'}", f"run_dir={start / 'prm_run'}"]
-            paths += [
-                f'prm_training.responses=["{start / "logged"}"]',
-                f"prm_training.output={start / 'prm'}",
-            ]
-            paths += [f"prm_training.{each}" for each in PRETRAINING]
-            usage = command(["train-prm", str(BASE), *shared(task, seed, start), *paths], start / "prm.log")
+            found = TASKS[task]
+            if name != "log":
+                assert isinstance(found, ChainTask)
+                write_demonstrations(responses, found, start / "task/sft.jsonl", start / "sft")
+            words = ["train-prm", str(BASE), *shared(task, seed, start), *PRMS[name]]
+            words += [f"model.path={start / 'sft'}", f"run_dir={start / f'prm_{name}_run'}"]
+            words += [f'prm_training.responses=["{responses}"]', f"prm_training.output={folder}"]
+            words += ["prm_training.lr_decay=linear"]
+            usage = command(words, start / f"prm_{name}.log")
             if usage.exit_code:
-                raise RuntimeError(f"the PRM of {task}, seed {seed}, failed: see {start / 'prm.log'}")
-    return start / "prm"
+                raise RuntimeError(f"the PRM of {task}, seed {seed}, failed: see {start / f'prm_{name}.log'}")
+    return folder
 
 
 def command(words: Sequence[str], log: Path, metrics: Path | None = None) -> Usage:

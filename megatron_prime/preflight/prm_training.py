@@ -47,6 +47,11 @@ def read_saved_groups(config: PrimeConfig) -> "SavedGroups":
             f"prm.loss = {config.prm.loss!r} compares the right and the wrong responses to a prompt, but no group of "
             "prm_training.responses has both: take prm.loss = 'ce'"
         )
+    if groups.mean_outcome in (0.0, 1.0):
+        raise ValueError(
+            f"all responses of prm_training.responses have the outcome {groups.mean_outcome:g}, from which a PRM cannot "
+            "learn what distinguishes right ones: name files with right and wrong responses"
+        )
     return groups
 
 

@@ -67,6 +67,13 @@ def test_a_comparison_needs_right_and_wrong_responses(workspace):
     assert len(read_saved_groups(config).train) == 1
 
 
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+def test_right_and_wrong_responses_are_needed(workspace, outcome):
+    write_log(outcome, outcome)
+    with pytest.raises(ValueError, match=f"have the outcome {outcome:g}, from which a PRM cannot learn"):
+        read_saved_groups(load_config(Path("run.toml"), [RESPONSES, "prm_training.held_out_fraction=0"]))
+
+
 def test_a_response_that_the_models_have_no_positions_for_is_left_out(workspace):
     rows = [logged_response(0, sample, num_tokens=tokens) for sample, tokens in enumerate((3, 60, 61))]
     write_rollouts(Path("log.parquet"), FileInfo(1), rows)

@@ -25,6 +25,8 @@ class SavedGroups:
     """Hash of all groups and of the choice of those that are held out."""
     num_mixed: int
     """Number of groups in `train` whose responses have different outcomes."""
+    mean_outcome: float
+    """Mean outcome of the responses in `train`."""
     notes: tuple[str, ...] = ()
     """Log lines on the groups and on what was left out."""
 
@@ -66,9 +68,14 @@ def read_groups(
         *_label_notes(table, held_out, "held out"),
         *lines,
     )
-    num_mixed = sum(_is_mixed(table.outcomes(row)) for row in train)
     return SavedGroups(
-        table, Subset(table, train), Subset(table, held_out), fingerprint.hexdigest(), num_mixed, notes
+        table,
+        Subset(table, train),
+        Subset(table, held_out),
+        fingerprint.hexdigest(),
+        num_mixed=sum(_is_mixed(table.outcomes(row)) for row in train),
+        mean_outcome=_mean_outcome([table.outcomes(row) for row in train]),
+        notes=notes,
     )
 
 
@@ -81,12 +88,15 @@ def _is_mixed(outcomes: Sequence[float]) -> bool:
     return min(outcomes) < max(outcomes)
 
 
+def _mean_outcome(groups: Sequence[Sequence[float]]) -> float:
+    return math.fsum(value for group in groups for value in group) / sum(map(len, groups))
+
+
 def _label_notes(table: GroupTable, rows: Sequence[int], what: str) -> Iterator[str]:
     if not rows:
         return
     outcomes = [table.outcomes(row) for row in rows]
-    num_responses = sum(map(len, outcomes))
-    mean = math.fsum(value for group in outcomes for value in group) / num_responses
+    num_responses, mean = sum(map(len, outcomes)), _mean_outcome(outcomes)
     mixed = sum(map(_is_mixed, outcomes))
     yield (
         f"{what}: {num_responses} responses with a mean outcome of {mean:.3f}; {mixed} of {len(rows)} groups have "
