@@ -49,8 +49,8 @@ def read_saved_groups(config: PrimeConfig) -> "SavedGroups":
         )
     if groups.mean_outcome in (0.0, 1.0):
         raise ValueError(
-            f"all responses of prm_training.responses have the outcome {groups.mean_outcome:g}, from which a PRM cannot "
-            "learn what distinguishes right ones: name files with right and wrong responses"
+            f"all responses of prm_training.responses have the outcome {groups.mean_outcome:g}, from which a PRM "
+            "cannot learn what distinguishes right ones: name files with right and wrong responses"
         )
     return groups
 

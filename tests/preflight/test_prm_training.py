@@ -70,7 +70,7 @@ def test_a_comparison_needs_right_and_wrong_responses(workspace):
 @pytest.mark.parametrize("outcome", [0.0, 1.0])
 def test_right_and_wrong_responses_are_needed(workspace, outcome):
     write_log(outcome, outcome)
-    with pytest.raises(ValueError, match=f"have the outcome {outcome:g}, from which a PRM cannot learn"):
+    with pytest.raises(ValueError, match=f"have the outcome {outcome:g}, from which a PRM"):
         read_saved_groups(load_config(Path("run.toml"), [RESPONSES, "prm_training.held_out_fraction=0"]))
 
 
