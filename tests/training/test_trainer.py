@@ -98,7 +98,10 @@ TURN_VARIANTS = {
     "turns by observation": ["advantage.process_credit=observation"],
     "turns as units by hindsight": ["prm.granularity=turn", "advantage.process_credit=hindsight"],
     "turns without scores of replies": ["prm.scored_tokens=policy", "policy.correction=sequence"],
-    "turns with scores of replies alone": ["prm.scored_tokens=environment", "advantage.process_credit=hindsight"],
+    "turns with scores of replies alone": [
+        "prm.scored_tokens=environment",
+        "advantage.process_credit=hindsight",
+    ],
     "turns by istar": [
         *("advantage.estimator=istar", "prm.granularity=turn", "prm.loss=dpo"),
         *("prm.scored_tokens=policy", "reference.mode=policy"),
