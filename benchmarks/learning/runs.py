@@ -43,7 +43,7 @@ log: about four passes over the rollout log of a run, 64 prompts x 4 responses a
 demonstrations with their outcomes; `marks` scores what the environment wrote alone.
 """
 PLACEHOLDERS = {"log": "{prm}"} | {name: f"{{prm:{name}}}" for name in PRMS if name != "log"}
-"""What stands for their folders in the overrides of a method."""
+"""The word for each folder in the overrides of a method."""
 POLL_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -70,6 +70,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ppo_epochs": ("policy.num_epochs",),
     "num_ppo_epochs": ("policy.num_epochs",),
     "num_iterations": ("policy.num_epochs",),
+    "score_environment": ("prm.scored_tokens",),
     "tis_cap": ("policy.correction", "policy.correction_high"),
     "tis_imp_ratio_cap": ("policy.correction", "policy.correction_high"),
     "rollout_is": ("policy.correction",),
