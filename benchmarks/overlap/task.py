@@ -28,7 +28,8 @@ PACES = {"a": (8.0, 0.5), "b": (24.0, 0.25), "c": (72.0, 0.17), "d": (216.0, 0.0
 """Pace -> mean length of the tail, and its share of the prompts."""
 MAX_RESPONSE_TOKENS = 512
 MAX_PROMPT_TOKENS = 8
-VOCABULARY = (*(str(digit) for digit in range(10)), *PACES, "+", "-", "x", "=", TAIL, EOS_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN)
+SPECIAL = (EOS_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN)
+VOCABULARY = (*(str(digit) for digit in range(10)), *PACES, "+", "-", "x", "=", TAIL, *SPECIAL)
 NUM_DEMONSTRATIONS = 6000
 NUM_PROMPTS = 8192
 WRONG_FRACTION = 0.6

@@ -2,9 +2,10 @@
 
     python -m watched_run FILE train CONFIG [section.key=value ...]
 
-The script stands alone, because it also runs with earlier commits of the package. FILE gets a JSON object: `requests`, a
-list of [begin, end, tokens] of the requests to servers; `rounds` and `collections`, of [begin, end] of the calls that
-sample a round and that collect a batch; `steps`, of [begin, end] of the trainer's steps. Times are seconds since the epoch.
+The script stands alone, because it also runs with earlier commits of the package. FILE gets a JSON object with lists:
+`requests` of [begin, end, tokens] of each request to a server; `rounds` and `collections` of [begin, end] of the calls
+that sample a round and that collect a batch; `steps` of [begin, end] of the trainer's steps. Times are seconds since
+the epoch.
 """
 
 import functools

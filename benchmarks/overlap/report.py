@@ -1,0 +1,159 @@
+"""Figures of measured runs, and their tables."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.overlap.lengths import quantiles
+
+WARM_UP = 2
+"""Steps that are left out: the first loads code, and in the second the overlap begins."""
+TRAINING = ("logprobs", "prm", "advantage", "policy")
+TARGET = 0.85
+"""One step off should take at most the longer of sampling and training, divided by this."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over the steps of a run behind the warm-up, without the last, during which nothing is sampled ahead."""
+
+    row: str
+    num_steps: int
+    step_s: float
+    collection_s: float
+    """From the begin of the collection of a batch to its end."""
+    first_round_s: float
+    """The sampling of the first round; 0 where nothing is sampled in rounds."""
+    train_s: float
+    trainer_idle: float
+    server_idle: float
+    """Fraction of the time without a request in flight."""
+    in_flight: float
+    """Mean number of requests in flight."""
+    tokens_per_s: float
+    """Tokens of the batches, per second."""
+    sampled_tokens_per_s: float
+    """Tokens of all answers of the server, per second; responses that were aborted are not counted."""
+    mean_tokens: float
+    prompts_per_step: float
+    """Prompts whose groups were decided."""
+    staleness: tuple[float, float]
+    """Mean and maximum."""
+    accuracy: float
+    """Accuracy of all sampled responses in the last four steps."""
+    lengths: tuple[float, ...]
+    """Median, 90th, 99th percentile and maximum of the answers' tokens."""
+    load: float
+    """Mean of the machine's load at the begin and the end."""
+
+
+def figures(record: dict[str, Any]) -> Figures:
+    """Return the figures of a run."""
+    watched, metrics = record["watched"], record["metrics"]
+    begin, end = watched["steps"][WARM_UP][0], watched["steps"][-2][1]
+    seconds, steps = end - begin, metrics[WARM_UP:-1]
+    requests = [each for each in watched["requests"] if each[1] > begin and each[0] < end]
+    inside = [(max(begin, first), min(end, last)) for first, last, _ in requests]
+    collections = [last - first for first, last in watched["collections"][WARM_UP:-1]]
+    train_s = sum(sum(step.get(f"time/{phase}_s", 0.0) for phase in TRAINING) for step in steps)
+    ended = [tokens for _, last, tokens in requests if last <= end and tokens]
+    tokens = sum(step["throughput/response_tokens_per_s"] * step["time/step_s"] for step in steps)
+    return Figures(
+        record["row"],
+        len(steps),
+        seconds / len(steps),
+        statistics.fmean(collections),
+        _first_rounds_s(watched),
+        train_s / len(steps),
+        1 - train_s / seconds,
+        1 - covered(inside) / seconds,
+        sum(last - first for first, last in inside) / seconds,
+        tokens / seconds,
+        sum(ended) / seconds,
+        statistics.fmean(ended),
+        statistics.fmean(step["rollout/num_prompts_sampled"] for step in steps),
+        (
+            statistics.fmean(step.get("rollout/staleness_mean", 0.0) for step in steps),
+            max(step.get("rollout/staleness_max", 0.0) for step in steps),
+        ),
+        statistics.fmean(step["rollout/accuracy_sampled"] for step in metrics[-4:]),
+        tuple(quantiles(ended, (0.5, 0.9, 0.99, 1.0))),
+        statistics.fmean(record["load"]),
+    )
+
+
+def figures_of(record: dict[str, Any]) -> Figures:
+    """Return figures from their record, in which tuples have become lists."""
+    return Figures(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of spans."""
+    total, until = 0.0, float("-inf")
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, until))
+        until = max(until, last)
+    return total
+
+
+def _first_rounds_s(watched: dict[str, Any]) -> float:
+    """Return the mean time of the first round of a collection, or 0."""
+    firsts = []
+    for first, last in watched["collections"][WARM_UP:-1]:
+        firsts += [end - begin for begin, end in watched["rounds"] if first <= begin and end <= last][:1]
+    return statistics.fmean(firsts) if firsts else 0.0
+
+
+def mean(runs: Sequence[Figures]) -> Figures:
+    """Return the means of several runs of one row."""
+
+    def average(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], tuple):
+            return tuple(average(each) for each in zip(*values, strict=True))
+        return values[0] if isinstance(values[0], str) else statistics.fmean(values)
+
+    return Figures(*(average([getattr(run, name) for run in runs]) for name in Figures.__dataclass_fields__))
+
+
+def table(rows: Sequence[Figures]) -> str:
+    """Return the rows as a table; the last column compares with the first row."""
+    lines = [
+        "| schedule | step s | collection s | training s | trainer idle | server idle | in flight | tokens/s trained | "
+        "tokens/s sampled | prompts per step | mean tokens | staleness mean (max) | accuracy | load | speed |",
+        "|---" * 15 + "|",
+    ]
+    lines += [
+        f"| {row.row} | {row.step_s:.2f} | {row.collection_s:.2f} | {row.train_s:.2f} | {row.trainer_idle:.0%} | "
+        f"{row.server_idle:.0%} | {row.in_flight:.1f} | {row.tokens_per_s:.0f} | {row.sampled_tokens_per_s:.0f} | "
+        f"{row.prompts_per_step:.0f} | {row.mean_tokens:.1f} | {row.staleness[0]:.2f} ({row.staleness[1]:.0f}) | "
+        f"{row.accuracy:.3f} | {row.load:.1f} | {rows[0].step_s / row.step_s:.2f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def goals(rows: Sequence[Figures]) -> str:
+    """Return the goals that the rows reach or miss, where they have what is needed."""
+    by_name = {row.row: row for row in rows}
+    rounds, streaming, ahead = (by_name.get(name) for name in ("rounds", "streaming", "one step off"))
+    lines = []
+    if rounds and streaming:
+        waits = rounds.collection_s - rounds.first_round_s
+        left = streaming.collection_s - rounds.first_round_s
+        lines.append(
+            f"- A collection in rounds takes {rounds.collection_s:.2f} s, of which its first round samples for "
+            f"{rounds.first_round_s:.2f} s: {waits:.2f} s are waits for verifiers and further rounds. Streaming leaves "
+            f"{left:.2f} s of them, and removes {1 - left / waits:.0%} (goal: 80 %)."
+        )
+    if streaming and ahead:
+        longer = max(streaming.collection_s, streaming.train_s)
+        share = longer / ahead.step_s
+        lines.append(
+            f"- One step off: a step takes {ahead.step_s:.2f} s. The longer of sampling "
+            f"({streaming.collection_s:.2f} s) "
+            f"and training ({streaming.train_s:.2f} s) in turn is {share:.0%} of it (goal: {TARGET:.0%})."
+        )
+    return "\n".join(lines)
