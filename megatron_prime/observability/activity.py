@@ -19,6 +19,7 @@ ENVIRONMENT = "environment"
 VERIFIER = "verifier"
 QUEUE = "queue"
 """Kinds of workers: what samples, what replies to it, what verifies, and requests that wait for any server."""
+KINDS = (ENGINE, ENVIRONMENT, VERIFIER, QUEUE)
 TIMED = (ENGINE, ENVIRONMENT, VERIFIER)
 """Kinds whose idle times are metrics."""
 MAX_CHANGES = 500_000
@@ -56,6 +57,18 @@ class Recording:
     changes: list[Change] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The time of a worker and of its items, in seconds."""
+
+    busy_s: float = 0.0
+    """Time with at least one item in work."""
+    running_s: float = 0.0
+    """Time in work, summed over the items."""
+    pending_s: float = 0.0
+    """Time of waiting, summed over the items."""
+
+
 class Worker:
     """The queue and the busy time of something that works on items. Threads may share it."""
 
@@ -68,14 +81,14 @@ class Worker:
         """Items in work."""
         self.completed = 0
         """Items completed since the queue was last empty."""
-        self._busy_s = 0.0
-        self._busy_since = 0.0
+        self._used = Usage()
+        self._changed_at = time.perf_counter()
 
     @property
-    def busy_s(self) -> float:
-        """Seconds with at least one item in work, so far."""
+    def usage(self) -> "Usage":
+        """The time that was worked and waited so far."""
         with _lock:
-            return self._busy_s + (time.perf_counter() - self._busy_since if self.running else 0.0)
+            return self._used_until(time.perf_counter())
 
     def submit(self, count: int) -> None:
         """Record new items."""
@@ -115,12 +128,17 @@ class Worker:
         finally:
             self.withdraw(waiting)
 
+    def _used_until(self, now: float) -> "Usage":
+        seconds = now - self._changed_at
+        return Usage(
+            self._used.busy_s + (seconds if self.running else 0.0),
+            self._used.running_s + seconds * self.running,
+            self._used.pending_s + seconds * self.pending,
+        )
+
     def _set(self, pending: int, running: int) -> None:
         now = time.perf_counter()
-        if running and not self.running:
-            self._busy_since = now
-        elif self.running and not running:
-            self._busy_s += now - self._busy_since
+        self._used, self._changed_at = self._used_until(now), now
         self.pending, self.running = pending, running
         if _recording is not None and len(_recording.changes) < MAX_CHANGES:
             _recording.changes.append(Change(time.time_ns(), self.name, self.kind, pending, running))
@@ -169,25 +187,44 @@ def recorded() -> Iterator[Recording]:
         record.end_ns = time.time_ns()
 
 
-class IdleTimes:
-    """The idle times of this process's engines, environments and verifiers since the construction."""
+class StepActivity:
+    """What this process's engines, environments and verifiers do from the construction on."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
-        self._busy_s = self._busy_by_name()
+        self._before = {each.name: each.usage for kind in KINDS for each in workers(kind)}
 
-    def fractions(self) -> dict[str, float]:
-        """Return `time/engine_idle_fraction` (the mean over servers) and those of the other kinds, where known."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the time since the construction, for kinds that have workers.
+
+        They are `time/engine_idle_fraction`, the mean over servers, and those of the other kinds in TIMED; and averaged
+        over the time the numbers of responses that engines sample, of requests that wait for one, and of responses that
+        wait for a verifier.
+        """
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         result = {}
         for kind in TIMED:
-            idle = [
-                1 - min(1.0, (each.busy_s - self._busy_s.get(each.name, 0.0)) / seconds)
-                for each in workers(kind)
-            ]
+            idle = [1 - min(1.0, used.busy_s / seconds) for used in self._used(kind)]
             if idle:
                 result[f"time/{kind}_idle_fraction"] = sum(idle) / len(idle)
+        if workers(ENGINE):
+            queues = [*self._used(QUEUE), *self._used(ENGINE)]
+            result["throughput/responses_in_flight"] = sum(u.running_s for u in self._used(ENGINE)) / seconds
+            result["throughput/requests_waiting"] = sum(u.pending_s for u in queues) / seconds
+        if workers(VERIFIER):
+            result["throughput/verifier_queue"] = sum(u.pending_s for u in self._used(VERIFIER)) / seconds
         return result
 
-    def _busy_by_name(self) -> dict[str, float]:
-        return {each.name: each.busy_s for kind in TIMED for each in workers(kind)}
+    def _used(self, kind: str) -> list[Usage]:
+        """Return what each worker of a kind has done since the construction."""
+        found = []
+        for each in workers(kind):
+            before, now = self._before.get(each.name, Usage()), each.usage
+            found.append(
+                Usage(
+                    now.busy_s - before.busy_s,
+                    now.running_s - before.running_s,
+                    now.pending_s - before.pending_s,
+                )
+            )
+        return found

@@ -15,7 +15,7 @@ from megatron_prime.algorithm.correction import correction_metrics
 from megatron_prime.algorithm.process_credit import CreditedRewards
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
-from megatron_prime.observability.activity import IdleTimes
+from megatron_prime.observability.activity import StepActivity
 from megatron_prime.observability.metrics import Metrics, phase_fractions, process_memory
 from megatron_prime.rollout.batches import BatchSource
 from megatron_prime.rollout.collector import NoBatch
@@ -109,7 +109,7 @@ class Trainer:
         Raises:
             VerifierAwayError: a reward server was away for too long; no weight has changed.
         """
-        metrics, context, memory, idle = Metrics(), self._context, self._memory, IdleTimes()
+        metrics, context, memory, activity = Metrics(), self._context, self._memory, StepActivity()
         trained: TrainedBatch | None = None
         with metrics.timed("step"):
             with memory.phase(metrics, "weight_sync"):
@@ -128,7 +128,7 @@ class Trainer:
             for observe in context.observers:
                 observe(self.step_index + 1, trained)
             self._describe(metrics, trained)
-        metrics.update(phase_fractions(metrics) | idle.fractions())
+        metrics.update(phase_fractions(metrics) | activity.metrics())
         metrics.update(process_memory() | self._memory.host_copies())
         self.step_index += 1
         return metrics

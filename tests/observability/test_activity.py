@@ -11,7 +11,7 @@ from megatron_prime.observability.activity import (
     ENVIRONMENT,
     QUEUE,
     VERIFIER,
-    IdleTimes,
+    StepActivity,
     Worker,
     recorded,
     worker,
@@ -59,12 +59,12 @@ def test_a_worker_is_busy_while_anything_runs():
     each.begin()
     time.sleep(0.05)
     each.end()
-    busy = each.busy_s
+    busy = each.usage.busy_s
     assert busy >= 0.05
     each.end()
-    after = each.busy_s
+    after = each.usage.busy_s
     time.sleep(0.02)
-    assert each.busy_s == after >= busy
+    assert each.usage.busy_s == after >= busy
 
 
 def test_idle_fractions_are_means_over_the_workers_of_a_kind():
@@ -72,18 +72,49 @@ def test_idle_fractions_are_means_over_the_workers_of_a_kind():
     worker("queue", QUEUE)
     worker("environment", ENVIRONMENT)
     verifier.begin()
-    idle = IdleTimes()
+    idle = StepActivity()
     one.begin()
     time.sleep(0.05)
-    fractions = idle.fractions()
+    fractions = idle.metrics()
     assert fractions["time/engine_idle_fraction"] == pytest.approx(0.5, abs=0.05)
     assert fractions["time/verifier_idle_fraction"] == pytest.approx(0.0, abs=0.05)
     assert fractions["time/environment_idle_fraction"] == 1.0
-    assert set(fractions) == {f"time/{kind}_idle_fraction" for kind in ("engine", "environment", "verifier")}
+    timed = {name for name in fractions if name.startswith("time/")}
+    assert timed == {f"time/{kind}_idle_fraction" for kind in ("engine", "environment", "verifier")}
+
+
+def test_queues_and_responses_in_flight_are_means_over_the_time(monkeypatch):
+    """Compared with the sums of waiting and running items, moment by moment, of a clock of the test."""
+    now = [100.0]
+    monkeypatch.setattr(activity.time, "perf_counter", lambda: now[0])
+    one, two, queue = worker("one", ENGINE), worker("two", ENGINE), worker("queue", QUEUE)
+    verifier = worker("verifier", VERIFIER)
+    one.submit(9)
+    one.begin(9)
+    now[0] += 50
+    one.end(9)
+    measured = StepActivity()
+    in_flight, waiting, judged = [], [], []
+    changes = [
+        (queue.submit, 4), (queue.begin, 3), (one.submit, 2), (one.begin, 2), (two.submit, 1), (verifier.submit, 5),
+        (two.begin, 1), (one.end, 1), (verifier.begin, 2), (queue.withdraw, 1), (one.end, 1), (two.end, 1),
+    ]  # fmt: skip
+    for change, count in changes:
+        change(count)
+        now[0] += 2
+        in_flight.append(one.running + two.running)
+        waiting.append(queue.pending + one.pending + two.pending)
+        judged.append(verifier.pending)
+    metrics = measured.metrics()
+    assert metrics["throughput/responses_in_flight"] == pytest.approx(sum(in_flight) / len(changes))
+    assert metrics["throughput/requests_waiting"] == pytest.approx(sum(waiting) / len(changes))
+    assert metrics["throughput/verifier_queue"] == pytest.approx(sum(judged) / len(changes))
+    busy = [sum(1 for _ in range(*span)) for span in ((3, 10), (6, 11))]
+    assert metrics["time/engine_idle_fraction"] == pytest.approx(1 - sum(busy) / 2 / len(changes))
 
 
 def test_a_kind_without_workers_has_no_fraction():
-    assert IdleTimes().fractions() == {}
+    assert StepActivity().metrics() == {}
 
 
 def test_a_recording_holds_the_phases_and_changes_of_its_time():

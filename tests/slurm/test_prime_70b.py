@@ -115,6 +115,35 @@ def test_servers_run_on_both_nodes_and_one_that_dies_is_restarted(jobs):
     assert "SGLang server 1 ended; restart 1" in (jobs.logs(job, 0) / "rank-2.log").read_text()
 
 
+@pytest.mark.minutes
+def test_a_server_on_a_node_of_its_own_dies_while_the_others_train_and_is_back_at_the_next_push(jobs):
+    """The first node trains with two ranks; the second has two servers, which sample the next batch meanwhile."""
+    changes = {
+        "rollout.engine": "sglang",
+        "rollout.max_staleness": "1",
+        "rollout.sglang.num_servers": "2",
+        "rollout.sglang.python": str(engine_python()),
+        "rollout.sglang.weight_full_check_every": "1",
+    }
+    job = jobs.submit("slurm_overlap", ("--export=ALL,SERVER_NODES=1",), **changes)
+    jobs.until_step(job, 0, 1)
+    killed, *others = [pid for pid in jobs.lab.pids_in(NODES[1]) if is_server(pid)]
+    assert len(others) == 1
+    os.kill(killed, signal.SIGKILL)
+    log = jobs.finish(job)
+    assert "(2 ranks)" in log and "steps finished: 5 of 5" in log
+    assert sorted(path.name for path in jobs.logs(job, 0).glob("*-*.log")) == [
+        *("rank-0.log", "rank-1.log"),
+        "servers-0.log",
+    ]
+    assert "ended; restart 1 of at most 3" in (jobs.logs(job, 0) / "servers-0.log").read_text()
+    staleness = [
+        record["rollout/staleness_mean"] for record in jobs.history("slurm_overlap") if record["step"] > 0
+    ]
+    assert staleness == [0, 1, 1, 1, 1]
+    assert not any(is_server(pid) for pid in jobs.lab.pids_in(NODES[1]))
+
+
 def is_server(pid: int) -> bool:
     """Return whether a process is the main process of an SGLang server."""
     words = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")

@@ -53,6 +53,22 @@ SFT: Sequence[Row] = (
 )
 THROUGHPUT: Sequence[Row] = (
     (
+        "responses_in_flight",
+        "count",
+        "Responses that are being sampled, averaged over the time of the step: the sum over the SGLang servers, or "
+        "that of rank 0's embedded engine.",
+    ),
+    (
+        "requests_waiting",
+        "count",
+        "Responses that wait for a place at an engine, averaged over the time of the step.",
+    ),
+    (
+        "verifier_queue",
+        "count",
+        "Responses that wait for a verifier, averaged over the time of the step, on rank 0.",
+    ),
+    (
         "response_tokens_per_s",
         "tokens/s",
         "Response tokens of the training batch, an environment's included, over the time of the step.",
