@@ -37,7 +37,8 @@ REF_KL_ADVICE = (
 GAP_ADVICE = (
     "A jump from one step to the next is a stale or broken weight sync: go back to the checkpoint before it. A gap "
     "from the first step on, or one that grows, is numerics, or with rollout.max_staleness the updates in between: "
-    "serve the dtype that trains (platform.dtype); policy.correction = 'token' bounds what it does to the update, and docs/placement.md has the rest"
+    "serve the dtype that trains (platform.dtype); policy.correction = 'token' bounds what it does to the update, and "
+    "docs/placement.md has the rest"
 )
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution / its median absolute deviation."""
