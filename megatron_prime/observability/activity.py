@@ -188,7 +188,7 @@ def recorded() -> Iterator[Recording]:
 
 
 class StepActivity:
-    """What this process's engines, environments and verifiers do from the construction on."""
+    """The work of this process's engines, environments and verifiers from the construction on."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
