@@ -1,12 +1,13 @@
 """Kill a training run repeatedly at random moments, and compare its results to those of an uninterrupted run.
 
     python -m tools.chaos run.toml --work chaos --kills 50 --seed 0 parallel.num_processes=2 checkpoint.async_save=true
+    python -m tools.chaos run.toml --work chaos-ahead --kills 50 rollout.max_staleness=1
 
 SIGKILL is sent to one rank, to the launcher, or to all processes at once; during the start, in the middle of a step,
 while a checkpoint is being written, or just after a checkpoint was published. Then the run is restarted and killed
 again. Every run that finishes must have the same metrics (except measured times and sizes) and the same weights as the
-uninterrupted run, intact checkpoints and no partial files. A kill must leave no process behind. The exit code is 1 if
-anything differs.
+uninterrupted run, intact checkpoints that hold the same batches sampled ahead, and no partial files. A kill must leave
+no process behind. The exit code is 1 if anything differs.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from pathlib import Path
 
 import psutil
 
+from megatron_prime.config.loading import load_config
+from megatron_prime.rollout.held_batch import TENSORS, TEXT
 from megatron_prime.training.checkpoint.manifest import faults, read_manifest
 
 MEASURED = ("time", "throughput", "memory")
@@ -73,6 +76,12 @@ class Setting:
     config: Path
     overrides: Sequence[str]
     work: Path
+
+    @property
+    def has_launcher(self) -> bool:
+        """Whether the process of the command is a launcher, whose children are the ranks, or the only rank."""
+        parallel = load_config(self.config, self.overrides).parallel
+        return (parallel.num_processes or parallel.min_processes) > 1
 
     def start(self, run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
         """Start an attempt of the training in a new process; its output is appended to `log`."""
@@ -140,7 +149,7 @@ def _run_with_kills(
             code = process.wait()
             # An attempt may finish before its moment comes; the run then had fewer kills than planned.
             return [] if code == 0 else [f"exit code {code} after {done} kills: see {log}"]
-        family = _kill(process, target, generator)
+        family = _kill(process, target, generator, setting.has_launcher)
         tally.kills[f"{moment}, {target}"] += 1
         done += 1
         left = _left_after(family, EXIT_TIMEOUT_S)
@@ -185,12 +194,14 @@ def _num_lines(path: Path) -> int:
         return 0
 
 
-def _kill(process: subprocess.Popen[bytes], target: str, generator: random.Random) -> list[psutil.Process]:
+def _kill(
+    process: subprocess.Popen[bytes], target: str, generator: random.Random, has_launcher: bool
+) -> list[psutil.Process]:
     """Send SIGKILL to the target; return all other processes of the run, which must exit soon."""
     launcher = psutil.Process(process.pid)
     family = launcher.children(recursive=True)
-    # The children of the launcher are the ranks. A run of one process has no launcher: that process is the rank.
-    ranks = [child for child in family if child.ppid() == process.pid] or [launcher]
+    # The children of a single rank are writers of checkpoints and verifiers, whose end need not end the run.
+    ranks = [child for child in family if has_launcher and child.ppid() == process.pid] or [launcher]
     killed = {"rank": [generator.choice(ranks)], "launcher": [launcher], "everything": [launcher, *family]}
     for victim in killed[target]:
         try:
@@ -236,8 +247,16 @@ def compare(expected: Path, actual: Path) -> list[str]:
     if names[0] != names[1]:
         found.append(f"checkpoints {names[1]} instead of {names[0]}")
     for checkpoint in (actual / "checkpoints").glob("step_*"):
+        original = expected / "checkpoints" / checkpoint.name
+        for name in (TEXT, TENSORS):  # A checkpoint of a run that samples ahead holds a batch.
+            if _bytes_of(checkpoint / name) != _bytes_of(original / name):
+                found.append(f"{checkpoint.name}: {name} differs")
         found += [f"{checkpoint.name}: {fault}" for fault in faults(checkpoint, read_manifest(checkpoint))]
     return found
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _history(run_dir: Path) -> list[dict[str, float | None]]:

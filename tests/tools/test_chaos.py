@@ -6,23 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.toy_runs import Toy, environment
+from tests.support.overlap_worker import IN_BACKGROUND, OVERLAP
+from tests.support.toy_runs import Toy, environment, finish
 from tools import chaos
 
 
-def test_kills_change_nothing(toy: Toy, layout_runs, tmp_path, monkeypatch):
-    """Compare two data-parallel ranks that save in the background to a run that saved in the foreground."""
+@pytest.fixture
+def in_toy(toy: Toy, monkeypatch):
+    """Make the toy's folder and a user's environment those of this process."""
     monkeypatch.chdir(toy.folder)
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_kills_change_nothing(in_toy, layout_runs, tmp_path):
+    """Compare two data-parallel ranks that save in the background to a run that saved in the foreground."""
     overrides = ["parallel.num_processes=2", "checkpoint.async_save=true"]
     setting = chaos.Setting(Path("run.toml"), overrides, tmp_path)
     tally = chaos.kill_runs(setting, layout_runs["data=2"], num_kills=2, max_kills_per_run=2, seed=3)
     assert tally.faults == []
     assert tally.num_kills == 2
     assert tally.num_attempts >= 3
+
+
+def test_kills_change_nothing_in_a_run_that_samples_ahead(toy: Toy, in_toy, tmp_path):
+    """Compare a run that samples in a thread, with kills, to one that samples in its main thread."""
+    unbroken = tmp_path / "unbroken"
+    finished = finish(toy.folder, "train", "run.toml", f"run_dir={unbroken}", *OVERLAP)
+    assert finished.returncode == 0, finished.stderr
+    setting = chaos.Setting(Path("run.toml"), [*OVERLAP, IN_BACKGROUND], tmp_path)
+    tally = chaos.kill_runs(setting, unbroken, num_kills=2, max_kills_per_run=2, seed=0)
+    assert tally.faults == []
+    assert tally.num_kills == 2
 
 
 @pytest.fixture
@@ -56,6 +73,9 @@ CHANGES = {
     "metrics differ from record 2": change_a_metric,
     "weights in model.safetensors differ": lambda run_dir: flip_a_bit(run_dir / "hf" / "model.safetensors"),
     "another checksum": lambda run_dir: flip_a_bit(next((run_dir / "checkpoints").glob("*4/prm/*.distcp"))),
+    "held_batch.json differs": lambda run_dir: (
+        next((run_dir / "checkpoints").glob("*2"), run_dir).joinpath("held_batch.json").write_text("{}")
+    ),
     "checkpoints [": lambda run_dir: (run_dir / "checkpoints" / ".step_00000009.attempt1.partial").mkdir(),
 }
 
