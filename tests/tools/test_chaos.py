@@ -21,7 +21,8 @@ def in_toy(toy: Toy, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_kills_change_nothing(in_toy, layout_runs, tmp_path):
+@pytest.mark.usefixtures("in_toy")
+def test_kills_change_nothing(layout_runs, tmp_path):
     """Compare two data-parallel ranks that save in the background to a run that saved in the foreground."""
     overrides = ["parallel.num_processes=2", "checkpoint.async_save=true"]
     setting = chaos.Setting(Path("run.toml"), overrides, tmp_path)
@@ -31,7 +32,8 @@ def test_kills_change_nothing(in_toy, layout_runs, tmp_path):
     assert tally.num_attempts >= 3
 
 
-def test_kills_change_nothing_in_a_run_that_samples_ahead(toy: Toy, in_toy, tmp_path):
+@pytest.mark.usefixtures("in_toy")
+def test_kills_change_nothing_in_a_run_that_samples_ahead(toy: Toy, tmp_path):
     """Compare a run that samples in a thread, with kills, to one that samples in its main thread."""
     unbroken = tmp_path / "unbroken"
     finished = finish(toy.folder, "train", "run.toml", f"run_dir={unbroken}", *OVERLAP)
