@@ -218,6 +218,8 @@ class RolloutBatch:
     there is none."""
     stats: dict[str, float] = field(default_factory=dict)
     """Statistics of the collection; see `CollectionTally.stats`."""
+    throughput: dict[str, float] = field(default_factory=dict)
+    """Counts of the collection that depend on timing, so that they differ between equal runs."""
     outcome_penalties_B: torch.Tensor | None = None
     """float32 [B], at most 0; added to the outcomes of overlong responses in the advantages. None for no penalty."""
     is_trained_B: torch.Tensor | None = None

@@ -20,7 +20,7 @@ def batch() -> RolloutBatch:
         [rollout(5, 6, 7), rollout(8, outcome=0.0)],
         group_ids=[3, 3],
         step_ids=[[0, 0, 1], [0]],
-        stats={"num_rounds": 2.0},
+        stats={"num_groups_kept": 2.0},
     )
 
 
@@ -86,10 +86,10 @@ def test_to_moves_every_tensor(batch):
 
 
 def test_the_statistics_are_copied():
-    stats = {"num_rounds": 1.0}
+    stats = {"num_groups_kept": 1.0}
     batch = RolloutBatch.from_rollouts([rollout(1)], [0], stats=stats)
-    stats["num_rounds"] = 9.0
-    assert batch.stats == {"num_rounds": 1.0}
+    stats["num_groups_kept"] = 9.0
+    assert batch.stats == {"num_groups_kept": 1.0}
 
 
 def test_an_empty_batch_is_refused():

@@ -11,7 +11,6 @@ from typing import Any
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
-from megatron_prime.data.mixing import ResumableStream
 from megatron_prime.data.steps import step_ids
 from megatron_prime.data.tokenizer import load_tokenizer, stop_token_ids, vocabulary_fault
 from megatron_prime.engines.local.build import build_local_engine
@@ -32,13 +31,14 @@ from megatron_prime.parallel.topology import Topology, build_topology, with_own_
 from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.rewards import RewardPools
 from megatron_prime.rollout.batches import BatchSource, OnPolicy
-from megatron_prime.rollout.collector import Collector
+from megatron_prime.rollout.collector import BatchSize, Collector
 from megatron_prime.rollout.engine import CheckpointEngine
 from megatron_prime.rollout.one_step_off import OneStepOff
+from megatron_prime.rollout.prompt_queue import PromptQueue
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.replay import LoggedGroups, ReplayCollector
 from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import Prompt, SamplingParams
+from megatron_prime.types import SamplingParams
 
 _LOG = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def build_replay(config: PrimeConfig, source: Path) -> RolloutParts:
     return RolloutParts(replay_parts(), RolloutVerifier(lambda _: [], tokenizer), None, sampling, logged)
 
 
-def build_collector(config: PrimeConfig, stream: ResumableStream[Prompt], rollout: RolloutParts) -> Collector:
+def build_collector(config: PrimeConfig, stream: PromptQueue, rollout: RolloutParts) -> Collector:
     """Return the collector of training batches, from the engine or from a rollout log."""
     segmenter = None
     if config.prm.enabled and config.prm.granularity == "step":
@@ -178,9 +178,12 @@ def build_collector(config: PrimeConfig, stream: ResumableStream[Prompt], rollou
         rollout.verifier,
         rollout.sampling,
         config.filter,
-        prompts_per_step=config.trainer.prompts_per_step,
-        group_size=config.rollout.group_size,
-        rows_multiple_of=math.lcm(*minibatch_counts),
+        BatchSize(
+            config.trainer.prompts_per_step,
+            config.rollout.group_size,
+            math.lcm(*minibatch_counts),
+            config.rollout.max_in_flight,
+        ),
         step_segmenter=segmenter,
         allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
     )
@@ -193,7 +196,7 @@ def build_collector(config: PrimeConfig, stream: ResumableStream[Prompt], rollou
 def build_batches(
     config: PrimeConfig,
     collector: Collector,
-    stream: ResumableStream[Prompt],
+    stream: PromptQueue,
     rollout: RolloutParts,
     warn: Callable[[str], None],
 ) -> BatchSource:

@@ -19,7 +19,6 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.conversion.export import export_hf
 from megatron_prime.data.conversations.tool_calls import Schema
-from megatron_prime.data.mixing import ResumableStream
 from megatron_prime.data.prompts import PromptDataset
 from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.environments.episodes import tools_of
@@ -37,6 +36,7 @@ from megatron_prime.parallel.collectives import any_rank, on_first_rank
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.rewards import answer_check
 from megatron_prime.rollout.prompt_history import PromptHistory
+from megatron_prime.rollout.prompt_queue import PromptQueue
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.checkpoint.folder import complete, read_run, require_roles
 from megatron_prime.training.checkpoint.run_lock import RunLock
@@ -52,7 +52,6 @@ from megatron_prime.training.rollout_recorder import RolloutRecorder
 from megatron_prime.training.step_details import StepDetails
 from megatron_prime.training.step_profiler import StepProfiler
 from megatron_prime.training.trainer import Trainer, TrainerContext
-from megatron_prime.types import Prompt
 
 
 def train(config: PrimeConfig, arithmetic: BatchArithmetic, replay: Path | None = None) -> None:
@@ -111,7 +110,7 @@ class _Run:
     config: PrimeConfig
     topology: Topology
     progress: Progress
-    stream: ResumableStream[Prompt]
+    stream: PromptQueue
     store: CheckpointStore
     lock: RunLock
     roles: Roles
@@ -209,7 +208,7 @@ def _details(config: PrimeConfig, topology: Topology) -> StepDetails | None:
     return StepDetails(tokenizer, config.logging.details_every, config.seed)
 
 
-def _check_resumable(config: PrimeConfig, topology: Topology, stream: ResumableStream[Prompt]) -> None:
+def _check_resumable(config: PrimeConfig, topology: Topology, stream: PromptQueue) -> None:
     """Refuse a run whose newest checkpoint was written with other data or roles. Changes nothing.
 
     Raises:
@@ -244,7 +243,7 @@ def _first_sync(sync: WeightSync, step_index: int, startup_note: str, progress: 
 def _trainer_context(
     config: PrimeConfig,
     roles: Roles,
-    stream: ResumableStream[Prompt],
+    stream: PromptQueue,
     sync: WeightSync,
     rollout: RolloutParts,
     progress: Progress,
@@ -267,9 +266,7 @@ def _trainer_context(
     )
 
 
-def prompt_stream(
-    config: PrimeConfig, progress: Progress, tools: Sequence[Schema] | None
-) -> ResumableStream[Prompt]:
+def prompt_stream(config: PrimeConfig, progress: Progress, tools: Sequence[Schema] | None) -> PromptQueue:
     """Return the training prompts in the order of the run, with the schemas of the environment's tools."""
     tokenizer = load_tokenizer(config.model.path)
     longest = config.rollout.max_prompt_tokens
@@ -281,7 +278,7 @@ def prompt_stream(
         config.reward.verifier_of(source, ability)  # Refuse now a prompt that no verifier can judge.
     for line in (f"{len(dataset)} training prompts", *dataset.notes):
         progress.line(line)
-    return dataset.stream(config.seed, config.data.shuffle, config.data.weights)
+    return PromptQueue(dataset.stream(config.seed, config.data.shuffle, config.data.weights))
 
 
 def _evaluation(run: _Run, trainer: Trainer) -> Callable[[int], EvaluationReport] | None:

@@ -1,31 +1,36 @@
 """The engine of a run that replays logged rollouts: it takes every weight sync and samples nothing."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from megatron_prime.engines.parts import EngineParts
-from megatron_prime.rollout.engine import NO_WEIGHTS, EngineError
+from megatron_prime.rollout.engine import NO_WEIGHTS, CheckpointEngine, EngineError
 from megatron_prime.rollout.episode import Environments
-from megatron_prime.types import Prompt, Rollout, SamplingParams
+from megatron_prime.types import SamplingParams
 
 
-class ReplayEngine:
+class ReplayEngine(CheckpointEngine):
     """An engine without a model."""
 
-    policy_version = NO_WEIGHTS
+    def __init__(self) -> None:
+        self.version = NO_WEIGHTS
+        """Of the last weight sync."""
 
-    def generate(
+    @property
+    def policy_version(self) -> int:
+        """See `Engine.policy_version`."""
+        return self.version
+
+    def stream(
         self,
-        prompts: Sequence[Prompt],
         params: SamplingParams,
         group_size: int,
         stream_key: int,
         environments: Environments | None = None,
-    ) -> list[Rollout]:
+    ) -> NoReturn:
         """Raise an EngineError."""
-        del prompts, params, group_size, stream_key, environments
+        del params, group_size, stream_key, environments
         _refuse()
 
     def load_from_hf(self, model_path: Path, policy_version: int = 0) -> None:
@@ -51,7 +56,7 @@ class _ReplaySync:
         self._engine = engine
 
     def push(self, policy_version: int) -> None:
-        self._engine.policy_version = policy_version
+        self._engine.version = policy_version
 
     def resync(self, server: int) -> None:
         del server

@@ -1,8 +1,7 @@
-"""Requests to a rollout engine: the random stream of each response, and the checks of `Engine.generate`'s arguments."""
+"""Requests to a rollout engine: the random stream of each response, and the checks of `Engine.stream`'s arguments."""
 
 import hashlib
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,15 +62,6 @@ class ModelLimits:
         return ModelLimits(shape.vocab_size, shape.max_position_embeddings, num_reserved)
 
 
-def check_request(
-    prompts: Sequence[Prompt], params: SamplingParams, group_size: int, stream_key: int, limits: ModelLimits
-) -> None:
-    """Raise ValueError for arguments of `Engine.generate` that are invalid or exceed the model's limits."""
-    _check_sampling(params, group_size, stream_key)
-    for prompt in prompts:
-        check_prompt(prompt, params, limits)
-
-
 def check_prompt(prompt: Prompt, params: SamplingParams, limits: ModelLimits) -> None:
     """Raise ValueError for a prompt that the model cannot respond to."""
     if not prompt.token_ids:
@@ -84,7 +74,8 @@ def check_prompt(prompt: Prompt, params: SamplingParams, limits: ModelLimits) ->
     _check_length(prompt, params, limits)
 
 
-def _check_sampling(params: SamplingParams, group_size: int, stream_key: int) -> None:
+def check_sampling(params: SamplingParams, group_size: int, stream_key: int) -> None:
+    """Raise ValueError for arguments of `Engine.stream` that are invalid for any model."""
     if params.max_response_tokens < 1:
         raise ValueError(f"max_response_tokens = {params.max_response_tokens} must be at least 1")
     if not 0 <= params.temperature < float("inf"):

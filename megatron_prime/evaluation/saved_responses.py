@@ -58,7 +58,6 @@ def write_responses(
         info,
         policy_version=min((rollout.policy_version for rollout in rollouts), default=0),
         num_groups_sampled=len(groups),
-        num_groups_by_round=(len(groups),),
         num_groups=len(groups),
     )
     write_rollouts(path, info, rows_of_groups(groups, tokenizer))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from megatron_prime.rollout.group_filter import FilterDecision, Group, accuracy_histogram, mean_accuracy
-from megatron_prime.rollout.sampled_groups import SURPLUS, TRIMMED, SampledGroup
+from megatron_prime.rollout.sampled_groups import TRIMMED, SampledGroup
 from megatron_prime.types import FinishReason, Rollout
 
 _ADVICE = {
@@ -61,33 +61,28 @@ def accuracy_by_source(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 class CollectionTally:
-    """Counts of the groups sampled in all rounds of one step."""
+    """Counts of the groups that one step has sampled.
 
-    def __init__(self) -> None:
-        self.num_rounds = 0
-        self.groups: list[Group] = []
-        """All sampled groups, kept or dropped."""
-        self.decisions: Counter[FilterDecision] = Counter()
-        self._decision_of_group: list[FilterDecision] = []
-        self._round_of_group: list[int] = []
+    Args:
+        groups: the groups in the order of their prompts, kept or dropped.
+        decisions: the filter's decision on each.
+    """
 
-    def add_round(self, groups: Sequence[Group], decisions: Sequence[FilterDecision]) -> None:
-        """Add the groups of one sampling round and the decisions on them."""
-        self._round_of_group.extend([self.num_rounds] * len(groups))
-        self.num_rounds += 1
-        self.groups.extend(groups)
-        self._decision_of_group.extend(decisions)
-        self.decisions.update(decisions)
+    def __init__(self, groups: Sequence[Group], decisions: Sequence[FilterDecision]) -> None:
+        self.groups = list(groups)
+        """All groups, kept or dropped."""
+        self.decisions = Counter(decisions)
+        self._decision_of_group = list(decisions)
 
     @property
     def keep_rate(self) -> float:
-        """Fraction of groups that passed the filter, smoothed to be in (0, 1]; 1 before the first round."""
-        # Add-one smoothing: a round without kept groups must not make the next round infinitely large.
+        """Fraction of groups that passed the filter, smoothed to be in (0, 1]; 1 without groups."""
+        # Add-one smoothing: a step without kept groups must not make the next one sample without bound.
         return (self.decisions[FilterDecision.KEPT] + 1) / (len(self.groups) + 1)
 
     @property
     def num_kept(self) -> int:
-        """Number of groups that passed the filter, including surplus ones."""
+        """Number of groups that passed the filter."""
         return self.decisions[FilterDecision.KEPT]
 
     def records(self) -> list[tuple[int, float, str]]:
@@ -100,25 +95,17 @@ class CollectionTally:
             for group, decision in zip(self.groups, self._decision_of_group, strict=True)
         ]
 
-    def sampled(self, num_in_batch: int, num_trimmed: int) -> list[SampledGroup]:
-        """Return every sampled group with what became of it.
-
-        Args:
-            num_in_batch: groups in the batch, the first of those that passed the filter.
-            num_trimmed: groups after them that were left out to make the batch divisible.
-        """
+    def sampled(self, num_in_batch: int) -> list[SampledGroup]:
+        """Return every group with what became of it; the first `num_in_batch` that passed the filter are the batch."""
         sampled, num_passed = [], 0
-        for group, decision, number in zip(
-            self.groups, self._decision_of_group, self._round_of_group, strict=True
-        ):
+        for group, decision in zip(self.groups, self._decision_of_group, strict=True):
             verdict, batch_index = decision.value, None
             if decision is FilterDecision.KEPT:
                 is_in_batch = num_passed < num_in_batch
                 batch_index = num_passed if is_in_batch else None
-                if not is_in_batch:
-                    verdict = TRIMMED if num_passed < num_in_batch + num_trimmed else SURPLUS
+                verdict = verdict if is_in_batch else TRIMMED
                 num_passed += 1
-            sampled.append(SampledGroup(group, verdict, number, batch_index))
+            sampled.append(SampledGroup(group, verdict, batch_index))
         return sampled
 
     @property
@@ -141,24 +128,23 @@ class CollectionTally:
         _, worst = max(dropped, default=(0, FilterDecision.KEPT), key=lambda pair: pair[0])
         counts = ", ".join(f"{decision.value} {self.decisions[decision]}" for decision in FilterDecision)
         return (
-            f"{len(self.groups)} prompts sampled in {self.num_rounds} rounds: {counts}; "
+            f"{len(self.groups)} prompts sampled: {counts}; "
             f"{self.num_all_right / len(self.groups):.0%} all right, {self.num_all_wrong / len(self.groups):.0%} all "
             f"wrong; "
-            f"{accuracy_histogram(self.groups)}. {_ADVICE[worst]}; or raise filter.max_rounds."
+            f"{accuracy_histogram(self.groups)}. {_ADVICE[worst]}; or raise filter.max_prompts_factor."
         )
 
-    def stats(self, batch_groups: Sequence[Group], num_trimmed: int) -> dict[str, float]:
+    def stats(self, batch_groups: Sequence[Group]) -> dict[str, float]:
         """Return the statistics of the collection of a batch.
 
-        The keys are num_rounds, num_prompts_sampled, num_rollouts_sampled, num_groups_kept (in the batch),
-        num_groups_dropped_<reason>, num_groups_surplus (passed the filter, but the batch was full),
-        num_groups_trimmed, num_verifier_errors (responses), accuracy_sampled (of all responses), accuracy_batch,
-        truncated_fraction and mean_response_tokens (of all sampled responses), policy_version (the oldest in the
-        batch, or of all samples if it is empty) and accuracy_by_source/<source> (before the filter).
+        The keys are num_prompts_sampled, num_rollouts_sampled, num_groups_kept (in the batch),
+        num_groups_dropped_<reason>, num_groups_trimmed (passed the filter, but left out to make the batch divisible),
+        num_verifier_errors (responses), accuracy_sampled (of all responses), accuracy_batch, truncated_fraction and
+        mean_response_tokens (of all sampled responses), policy_version (the oldest in the batch, or of all samples if
+        it is empty) and accuracy_by_source/<source> (before the filter).
 
         Args:
             batch_groups: the groups of the batch.
-            num_trimmed: groups that passed the filter but were left out to make the batch divisible.
         """
         sampled = [rollout for group in self.groups for rollout in group]
         batch = [rollout for group in batch_groups for rollout in group]
@@ -169,16 +155,12 @@ class CollectionTally:
         }
         # The filter keeps only groups of medium accuracy, so an accuracy after it would say little about a source.
         by_source = accuracy_by_source(sampled)
-        # Every group that passed the filter is in the batch, trimmed for divisibility, or surplus.
-        num_surplus = self.decisions[FilterDecision.KEPT] - len(batch_groups) - num_trimmed
         return {
-            "num_rounds": float(self.num_rounds),
             "num_prompts_sampled": float(len(self.groups)),
             "num_rollouts_sampled": float(len(sampled)),
             "num_groups_kept": float(len(batch_groups)),
             **dropped,
-            "num_groups_surplus": float(num_surplus),
-            "num_groups_trimmed": float(num_trimmed),
+            "num_groups_trimmed": float(self.num_kept - len(batch_groups)),
             "num_verifier_errors": float(sum(math.isnan(rollout.outcome_reward) for rollout in sampled)),
             "accuracy_sampled": mean([rollout.outcome_reward for rollout in sampled]),
             "accuracy_batch": mean([rollout.outcome_reward for rollout in batch]),

@@ -1,14 +1,17 @@
 """Collection of a training batch: sample, verify and filter until it is full (lines 2-5 of Algorithm 1).
 
-prompt stream -> engine -> verifier -> filter --kept--> batch
-      ^                                  |
-      +--- another round for the rest ---+
+prompts -> engine -> verifier -> filter --kept--> batch
+   ^                               |
+   +-- the next prompt at once ----+ dropped
+
+The three work at the same time: a group is verified as soon as it has finished. The batch is made of the first groups
+that the filter keeps, in the order of the prompts (`prefix`), so that it does not depend on what finishes first.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -16,17 +19,21 @@ from megatron_prime.algorithm.overlong import overlong_penalties_B
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.rollout.collection_stats import CollectionTally, environment_stats
 from megatron_prime.rollout.collector_state import CollectorState
-from megatron_prime.rollout.engine import Engine
+from megatron_prime.rollout.engine import Engine, GroupStream
 from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups, split_groups
+from megatron_prime.rollout.prefix import Prefix, max_prompts
 from megatron_prime.rollout.prompt_history import PromptRecord
+from megatron_prime.rollout.prompt_queue import PromptQueue
 from megatron_prime.rollout.sampled_groups import GroupObserver
 from megatron_prime.rollout.stream_keys import training_stream_key
-from megatron_prime.rollout.verification import RolloutVerifier
-from megatron_prime.types import FinishReason, Prompt, RolloutBatch, SamplingParams, Turn, policy_spans
+from megatron_prime.rollout.verification import RolloutVerifier, VerificationStream
+from megatron_prime.types import FinishReason, RolloutBatch, SamplingParams, Turn, policy_spans
 
-MAX_ROUND_FACTOR = 2
-"""Upper limit of the prompts in a round, as a multiple of prompts_per_step, if the filter keeps few groups."""
+POLL_S = 0.05
+"""Time between two looks for verdicts while responses are being sampled."""
+WAIT_S = 10.0
+"""Longest wait for one thing alone, after which all ranks meet again: shorter than the deadline of a collective."""
 
 StepSegmenter = Callable[[Sequence[int]], Sequence[int]]
 """Maps the token ids of a text to the reasoning step of each token, from 0 and nondecreasing."""
@@ -40,14 +47,46 @@ class NoBatch:
     """The statistics of the collection."""
     reason: str
     """The counts, and a suggestion."""
+    throughput: dict[str, float] = field(default_factory=dict)
+    """See RolloutBatch.throughput."""
 
 
-class PromptProvider(Protocol):
-    """An endless, resumable stream of prompts."""
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """The size of the batches of a run.
 
-    def next(self, num_prompts: int, /) -> Sequence[Prompt]:
-        """Return the next `num_prompts` prompts, equal on every rank."""
-        ...
+    Raises:
+        ValueError: the number of responses in a full batch is not a multiple of rows_multiple_of.
+    """
+
+    prompts_per_step: int
+    """Number of groups in a full batch."""
+    group_size: int
+    """Responses per prompt."""
+    rows_multiple_of: int = 1
+    """Divisor of the number of responses in every batch (the least common multiple of the minibatch counts)."""
+    max_in_flight: int | None = None
+    """Most responses that are sampled at a time; None for as many as the engine takes."""
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_step < 1 or self.group_size < 1 or self.rows_multiple_of < 1:
+            raise ValueError("prompts_per_step, group_size and rows_multiple_of must be positive")
+        if self.prompts_per_step * self.group_size % self.rows_multiple_of:
+            raise ValueError(
+                f"prompts_per_step * group_size = {self.prompts_per_step} * {self.group_size} responses are not a "
+                f"multiple of {self.rows_multiple_of}: change trainer.prompts_per_step or the num_minibatches"
+            )
+
+    @property
+    def groups_multiple_of(self) -> int:
+        """Divisor of the number of groups in every batch."""
+        # n groups have n * group_size rows, a multiple of rows_multiple_of exactly if n is a multiple of this.
+        return self.rows_multiple_of // math.gcd(self.rows_multiple_of, self.group_size)
+
+    @property
+    def max_groups_in_flight(self) -> float:
+        """Most groups that are sampled at a time."""
+        return math.inf if self.max_in_flight is None else max(1, self.max_in_flight // self.group_size)
 
 
 class Collector:
@@ -56,14 +95,12 @@ class Collector:
     def __init__(
         self,
         engine: Engine,
-        prompts: PromptProvider,
+        prompts: PromptQueue,
         verifier: RolloutVerifier,
         sampling: SamplingParams,
         filter_config: FilterConfig,
+        size: BatchSize,
         *,
-        prompts_per_step: int,
-        group_size: int,
-        rows_multiple_of: int = 1,
         step_segmenter: StepSegmenter | None = None,
         allow_mixed_versions: bool = False,
     ) -> None:
@@ -71,36 +108,20 @@ class Collector:
 
         Args:
             engine: samples the responses.
-            prompts: provides the prompts of every round; its position must be saved in checkpoints.
+            prompts: the prompts of the run; their position must be saved in checkpoints.
             verifier: computes the outcomes.
             sampling: sampling parameters of the responses.
             filter_config: criteria for keeping groups, and the behaviour if too few are kept.
-            prompts_per_step: number of groups in a full batch.
-            group_size: responses per prompt.
-            rows_multiple_of: divisor of the number of responses in every batch (the least common multiple of the
-                minibatch counts).
+            size: of the batches.
             step_segmenter: fills RolloutBatch.step_ids_BT; only for rewards with step granularity.
             allow_mixed_versions: accept groups whose responses were sampled by different policy versions.
-
-        Raises:
-            ValueError: the number of responses in a full batch is not a multiple of rows_multiple_of.
         """
-        if prompts_per_step < 1 or group_size < 1 or rows_multiple_of < 1:
-            raise ValueError("prompts_per_step, group_size and rows_multiple_of must be positive")
-        if prompts_per_step * group_size % rows_multiple_of:
-            raise ValueError(
-                f"prompts_per_step * group_size = {prompts_per_step} * {group_size} responses are not a multiple of "
-                f"{rows_multiple_of}: change trainer.prompts_per_step or the num_minibatches"
-            )
         self._engine = engine
         self._prompts = prompts
         self._verifier = verifier
         self._sampling = sampling
         self._filter = filter_config
-        self._prompts_per_step = prompts_per_step
-        self._group_size = group_size
-        # n groups have n * group_size rows, a multiple of rows_multiple_of exactly if n is a multiple of this.
-        self._groups_multiple_of = rows_multiple_of // math.gcd(rows_multiple_of, group_size)
+        self._size = size
         self._step_segmenter = step_segmenter
         self._allow_mixed_versions = allow_mixed_versions
         self.environments: Environments | None = None
@@ -128,99 +149,109 @@ class Collector:
 
         Without a group to train on, the result is a NoBatch, unless filter.on_shortage is "error".
 
-        The random numbers depend only on step_index and the round, so a resumed run samples the same responses.
+        The random numbers depend only on step_index, so a resumed run samples the same responses.
 
         Raises:
             RuntimeError: too few groups passed the filter and filter.on_shortage is "error"; too many steps in a row
-                were short; or the engine or the prompt provider returned a wrong number of items.
+                were short; or the engine or the prompt stream returned a wrong number of items.
         """
-        tally = CollectionTally()
-        kept: list[Group] = []
-        for round_index in range(self._filter.max_rounds):
-            groups = self._sample_groups(self._round_size(len(kept), tally), step_index, round_index)
-            if not groups:  # a replay has no more rounds
-                break
-            decisions = decide_groups(groups, self._filter)
-            tally.add_round(groups, decisions)
-            kept += [
-                group
-                for group, decision in zip(groups, decisions, strict=True)
-                if decision is FilterDecision.KEPT
-            ]
-            if len(kept) >= self._prompts_per_step:
-                break
+        sampled, throughput = self._sample(step_index)
+        tally = CollectionTally([group for group, _ in sampled], [decision for _, decision in sampled])
+        kept = [group for group, decision in sampled if decision is FilterDecision.KEPT]
         self._records = tally.records()
-        # Surplus groups are not kept for the next step, whose policy will be newer than the one that sampled them.
         # An error about this step comes before the one of `_update_state` about a run of short steps.
         batch_groups = self._cut(kept, tally, step_index)
         self._update_state(tally, step_index, is_empty=not batch_groups)
-        num_trimmed = min(len(kept), self._prompts_per_step) - len(batch_groups)
-        stats = tally.stats(batch_groups, num_trimmed)
+        stats = tally.stats(batch_groups)
         if self.environments is not None:
             stats |= environment_stats([rollout for group in tally.groups for rollout in group])
         if self.observe is not None:
-            self.observe(step_index, tally.sampled(len(batch_groups), num_trimmed))
+            self.observe(step_index, tally.sampled(len(batch_groups)))
         if not batch_groups:
-            return NoBatch(stats, f"{self._shortage(kept, step_index)}. {tally.explain()}")
-        return self._to_batch(batch_groups, stats)
+            return NoBatch(stats, f"{self._shortage(kept, step_index)}. {tally.explain()}", throughput)
+        return self._to_batch(batch_groups, stats, throughput)
 
-    def _round_size(self, num_kept: int, tally: CollectionTally) -> int:
-        """Return the number of prompts that will fill the batch if the filter keeps groups at the same rate."""
-        num_missing = self._prompts_per_step - num_kept
-        if tally.num_rounds == 0:
-            # Every round waits for its longest response, so oversampling in the first one saves a second round.
-            keep_rate = self._state.keep_rate or 1.0
-            most = math.floor(self._filter.oversample * self._prompts_per_step)
-            return min(math.ceil(num_missing / keep_rate), most)
-        # The rate of this step is more accurate now. It is smoothed, so it is not zero if nothing was kept so far.
-        most = math.floor(max(MAX_ROUND_FACTOR, self._filter.oversample) * self._prompts_per_step)
-        return min(math.ceil(num_missing / tally.keep_rate), most)
+    def _sample(self, step_index: int) -> tuple[list[tuple[Group, FilterDecision]], dict[str, float]]:
+        """Return the groups that the step uses, in the order of the prompts, and counts that depend on timing.
+
+        Prompts that the step does not use stay in the queue.
+        """
+        needed = self._size.prompts_per_step
+        prefix = Prefix(needed, max_prompts(self._filter, needed), self._state.keep_rate)
+        key = training_stream_key(step_index)
+        with (
+            self._engine.stream(self._sampling, self._size.group_size, key, self.environments) as sampling,
+            self._verifier.stream() as verification,
+        ):
+            while not prefix.is_complete:
+                self._submit(prefix, sampling)
+                for number, group in self._finished(sampling, verification):
+                    [decision] = decide_groups([group], self._filter)
+                    prefix.decide(number, group, decision)
+        groups = prefix.groups()
+        self._prompts.take(len(groups))
+        return groups, {"groups_aborted": float(prefix.num_submitted - len(groups))}
+
+    def _submit(self, prefix: Prefix, sampling: GroupStream) -> None:
+        """Sample as far ahead as the batch is likely to need and the limits allow."""
+        if sampling.is_batched and prefix.num_undecided:
+            return
+        count = int(min(prefix.num_wanted(), self._size.max_groups_in_flight - sampling.num_in_flight))
+        if count > 0:
+            sampling.submit(self._prompts.ahead(prefix.num_submitted, count))
+            prefix.num_submitted += count
+
+    def _finished(self, sampling: GroupStream, verification: VerificationStream) -> list[tuple[int, Group]]:
+        """Wait until a group has been sampled or verified; return those that have been verified."""
+        if sampling.num_in_flight:
+            for number, rollouts in sampling.finished(POLL_S if verification.num_pending else WAIT_S):
+                if len(rollouts) != self._size.group_size:
+                    raise RuntimeError(
+                        f"the engine returned {len(rollouts)} rollouts of a prompt instead of {self._size.group_size}"
+                    )
+                verification.submit(number, rollouts)
+        verified = verification.finished(0.0 if sampling.num_in_flight else WAIT_S)
+        return [
+            (number, group)
+            for number, rollouts in verified
+            for group in split_groups(
+                rollouts, self._size.group_size, allow_mixed_versions=self._allow_mixed_versions
+            )
+        ]
 
     def _update_state(self, tally: CollectionTally, step_index: int, is_empty: bool) -> None:
-        is_short = tally.num_kept < self._filter.short_fraction * self._prompts_per_step
+        is_short = tally.num_kept < self._filter.short_fraction * self._size.prompts_per_step
         self._state = self._state.update(tally, is_short or is_empty)
         limit = self._filter.max_short_steps
         if limit and self._state.num_short_steps >= limit:
             raise RuntimeError(
                 f"steps {step_index + 1 - limit} to {step_index} kept less than {self._filter.short_fraction:.0%} of "
-                f"{self._prompts_per_step} prompts each. {self._state.explain()} The last step: {tally.explain()} "
+                f"{self._size.prompts_per_step} prompts each. {self._state.explain()} The last step: {tally.explain()} "
                 "filter.max_short_steps = 0 disables this check."
             )
 
-    def _sample_groups(self, num_prompts: int, step_index: int, round_index: int) -> list[Group]:
-        prompts = self._prompts.next(num_prompts)
-        if len(prompts) != num_prompts:
-            raise RuntimeError(f"the prompt stream returned {len(prompts)} prompts instead of {num_prompts}")
-        stream_key = training_stream_key(step_index, round_index)
-        rollouts = self._engine.generate(
-            prompts, self._sampling, self._group_size, stream_key, self.environments
-        )
-        if len(rollouts) != num_prompts * self._group_size:
-            raise RuntimeError(
-                f"the engine returned {len(rollouts)} rollouts for {num_prompts} prompts x {self._group_size}"
-            )
-        return split_groups(
-            self._verifier(rollouts), self._group_size, allow_mixed_versions=self._allow_mixed_versions
-        )
-
     def _cut(self, kept: list[Group], tally: CollectionTally, step_index: int) -> list[Group]:
         """Return the groups of the batch: the first of the kept ones; dropped groups never fill it up."""
-        if len(kept) >= self._prompts_per_step:
-            return kept[: self._prompts_per_step]
+        if len(kept) == self._size.prompts_per_step:
+            return kept
         if self._filter.on_shortage == "error":
             raise RuntimeError(
                 f"{self._shortage(kept, step_index)}. {tally.explain()} filter.on_shortage = 'partial' trains on fewer "
                 "prompts."
             )
-        return kept[: len(kept) - len(kept) % self._groups_multiple_of]
+        return kept[: len(kept) - len(kept) % self._size.groups_multiple_of]
 
     def _shortage(self, kept: list[Group], step_index: int) -> str:
-        shortage = f"step {step_index} kept {len(kept)} of the {self._prompts_per_step} prompts it needs"
-        if 0 < len(kept) < self._groups_multiple_of:
-            shortage += f"; the minibatches need a positive multiple of {self._groups_multiple_of} prompts"
+        shortage = f"step {step_index} kept {len(kept)} of the {self._size.prompts_per_step} prompts it needs"
+        if 0 < len(kept) < self._size.groups_multiple_of:
+            shortage += (
+                f"; the minibatches need a positive multiple of {self._size.groups_multiple_of} prompts"
+            )
         return shortage
 
-    def _to_batch(self, groups: Sequence[Group], stats: dict[str, float]) -> RolloutBatch:
+    def _to_batch(
+        self, groups: Sequence[Group], stats: dict[str, float], throughput: dict[str, float]
+    ) -> RolloutBatch:
         rollouts = [rollout for group in groups for rollout in group]
         segmenter = self._step_segmenter
         batch = RolloutBatch.from_rollouts(
@@ -235,7 +266,7 @@ class Collector:
             ],
             stats=stats,
         )
-        return self._with_overlong(batch)
+        return self._with_overlong(replace(batch, throughput=throughput))
 
     def _with_overlong(self, batch: RolloutBatch) -> RolloutBatch:
         """Mask or penalize responses at or near the length limit, as filter.overlong specifies."""

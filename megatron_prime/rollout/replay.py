@@ -7,11 +7,12 @@ from typing import Any
 from megatron_prime.observability.rollout_log import RolloutFile, step_path
 from megatron_prime.observability.rollout_log.turns import TURN_COLUMNS, logged_turns
 from megatron_prime.rollout.collector import Collector
-from megatron_prime.rollout.group_filter import Group
+from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups
+from megatron_prime.rollout.prefix import Prefix
 from megatron_prime.types import FinishReason, Prompt, Rollout
 
 COLUMNS = (
-    *("group", "sample", "round", "prompt_index", "source", "ability", "ground_truth", "prompt_token_ids"),
+    *("group", "sample", "prompt_index", "source", "ability", "ground_truth", "prompt_token_ids"),
     *(
         "response_token_ids",
         "rollout_logprobs",
@@ -36,27 +37,17 @@ class LoggedGroups:
     def __init__(self, folder: Path, most_tokens: tuple[int, int]) -> None:
         self._folder = folder
         self._most_tokens = most_tokens
-        self._step_index = -1
-        self._rounds: list[list[Group]] = []
-        self._sizes: list[int] = []
 
-    def sampled(self, step_index: int, round_index: int) -> tuple[list[Group], int]:
-        """Return the logged groups of a round, and how many groups the round has sampled; none after the last round.
+    def sampled(self, step_index: int) -> tuple[list[Group], int]:
+        """Return the logged groups of a step in order, and how many groups the step has sampled.
 
         Raises:
             ValueError: the file of the step is missing or damaged, or a sequence is longer than the run allows.
         """
-        if step_index != self._step_index:
-            self._read(step_index)
-        if round_index >= len(self._rounds):
-            return [], 0
-        return self._rounds[round_index], self._sizes[round_index]
-
-    def _read(self, step_index: int) -> None:
         path = step_path(self._folder, step_index + 1)
+        groups: dict[int, Group] = {}
         with RolloutFile(path) as file:
-            self._sizes = list(file.info.num_groups_by_round)
-            rounds: list[dict[int, Group]] = [{} for _ in self._sizes]
+            num_sampled = file.info.num_groups_sampled
             for row in file.rows(COLUMNS):
                 rollout = _rollout(row)
                 lengths = len(rollout.prompt.token_ids), len(rollout.response_ids)
@@ -65,9 +56,8 @@ class LoggedGroups:
                         f"{path} holds a prompt of {lengths[0]} and a response of {lengths[1]} tokens, more than "
                         "rollout.max_prompt_tokens and max_response_tokens allow: raise them"
                     )
-                rounds[row["round"]].setdefault(row["group"], []).append(rollout)
-        self._rounds = [list(groups.values()) for groups in rounds]
-        self._step_index = step_index
+                groups.setdefault(row["group"], []).append(rollout)
+        return list(groups.values()), num_sampled
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:
@@ -101,9 +91,13 @@ class ReplayCollector(Collector):
     logged: LoggedGroups
     """Must be set before the first step."""
 
-    def _sample_groups(self, num_prompts: int, step_index: int, round_index: int) -> list[Group]:
-        groups, num_sampled = self.logged.sampled(step_index, round_index)
-        if num_sampled:
-            # The stream moves as in the run that sampled, so that this run's checkpoints continue where that one's do.
-            self._prompts.next(num_sampled)
-        return groups
+    def _sample(self, step_index: int) -> tuple[list[tuple[Group, FilterDecision]], dict[str, float]]:
+        groups, num_sampled = self.logged.sampled(step_index)
+        # A log of an earlier version may have groups behind the one that filled the batch.
+        prefix = Prefix(self._size.prompts_per_step, len(groups), None)
+        prefix.num_submitted = len(groups)
+        for number, decision in enumerate(decide_groups(groups, self._filter)):
+            prefix.decide(number, groups[number], decision)
+        # The prompts move as in the run that sampled, so that this run's checkpoints continue where that one's do.
+        self._prompts.take(num_sampled)
+        return prefix.groups(), {}

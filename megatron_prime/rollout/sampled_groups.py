@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from megatron_prime.rollout.group_filter import Group
 
 KEPT = "kept"
-SURPLUS = "surplus"
-"""Passed the filter when the batch was full."""
 TRIMMED = "trimmed"
 """Passed the filter, but was left out to make the batch divisible into minibatches."""
 
@@ -19,10 +17,8 @@ class SampledGroup:
     rollouts: Group
     """With their outcomes."""
     verdict: str | None
-    """KEPT if the group is in the batch, SURPLUS, TRIMMED, or the decision of the filter that dropped it; None where
+    """KEPT if the group is in the batch, TRIMMED, or the decision of the filter that dropped it; None where
     nothing is filtered."""
-    round_index: int = 0
-    """Sampling round of the step."""
     batch_index: int | None = None
     """Position of the group in the batch; None if it is not in it."""
 

@@ -1,24 +1,24 @@
-"""Keys that select the random numbers of a call of `Engine.generate`: one per (step, round) and per evaluation.
+"""Keys that select the random numbers of a call of `Engine.stream`: one per training step and per evaluation.
 
 A key depends only on the position in the run, not on what ran before, so a resumed run draws the same numbers.
 """
 
-# A training key is step * 2^16 + round, below 2^56. Evaluation keys have bit 62 set, so the two never collide.
-MAX_ROUNDS = 1 << 16
+# A training key is step * 2^16, below 2^56. Evaluation keys have bit 62 set, so the two never collide.
+_STEP = 1 << 16
 _MAX_STEPS = 1 << 40
 _MAX_SETS = 1 << 20
 _EVALUATION = 1 << 62
 
 
-def training_stream_key(step_index: int, round_index: int) -> int:
-    """Return the key of one sampling round of a training step.
+def training_stream_key(step_index: int) -> int:
+    """Return the key of a training step.
 
     Raises:
-        ValueError: the step or the round is out of range.
+        ValueError: the step is out of range.
     """
-    if not 0 <= step_index < _MAX_STEPS or not 0 <= round_index < MAX_ROUNDS:
-        raise ValueError(f"no stream key for step {step_index}, round {round_index}")
-    return step_index * MAX_ROUNDS + round_index
+    if not 0 <= step_index < _MAX_STEPS:
+        raise ValueError(f"no stream key for step {step_index}")
+    return step_index * _STEP
 
 
 def evaluation_stream_key(step_index: int, set_index: int = 0) -> int:

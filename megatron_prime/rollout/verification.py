@@ -2,17 +2,19 @@
 
 import json
 import logging
-import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
+from megatron_prime.rollout.background_verifier import BackgroundVerifier, Status, Verdict, Verify
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.sample import Sample
 from megatron_prime.types import Decoder, FinishReason, Rollout
 
-FIRST_PAUSE_S = 1.0
-MAX_PAUSE_S = 30.0
-"""Limits of the time between two attempts to reach a server, which doubles."""
+MEET_EVERY_S = 5.0
+"""Time after which the ranks meet while they wait for nothing but verdicts, far below the deadline of a collective."""
+MEET_WHEN_AWAY_S = 1.0
+"""The same while a reward server is away."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,37 +23,15 @@ class VerifierAwayError(RuntimeError):
     """A reward server has not answered for as long as the run may wait; raised on every rank alike."""
 
 
-class Outcome(Protocol):
-    """The result of verifying one response."""
-
-    @property
-    def reward(self) -> float:
-        """Reward in [0, 1]; NaN if the verifier failed or timed out."""
-        ...
-
-    @property
-    def is_away(self) -> bool:
-        """Whether the verifier is a server that gives no reward to anyone now."""
-        ...
-
-    @property
-    def detail(self) -> str:
-        """The reason for the reward, or the description of a failure; may be empty."""
-        ...
-
-
-Verify = Callable[[Sequence[Sample]], Sequence[Outcome]]
-"""Maps each response to its outcome, in order."""
-
-
 class RolloutVerifier:
-    """Verifies rollouts; each rank verifies a share of them.
+    """Verifies rollouts; each rank verifies a share of them, in a thread.
 
     Args:
-        verify: returns the outcomes of this rank's share.
+        verify: returns the outcomes of this rank's share; only this object's thread calls it.
         tokenizer: decodes responses.
         ranks: the ranks that share the work; default this process alone.
         max_outage_s: seconds to wait for a reward server that is away.
+        is_stopping: returns whether this rank was asked to stop, which ends that wait.
     """
 
     def __init__(
@@ -64,83 +44,139 @@ class RolloutVerifier:
     ) -> None:
         self._verify = verify
         self._tokenizer = tokenizer
-        self._ranks = ranks or Ranks()
-        self._max_outage_s = max_outage_s
-        self._is_stopping = is_stopping
+        self.ranks = ranks or Ranks()
+        self.max_outage_s = max_outage_s
+        self.is_stopping = is_stopping
+        # One thread for the whole run: verifiers may not be called by two at a time.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="verification")
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the rollouts with their outcomes, on every rank. Collective; all ranks pass equal rollouts.
 
-        Rollouts whose outcome an environment gave, or that failed with it, are returned as they are.
+        See `VerificationStream.finished` for the errors.
+        """
+        with self.stream() as stream:
+            stream.submit(0, rollouts)
+            while True:
+                for _, verified in stream.finished(MEET_EVERY_S):
+                    return verified
+
+    @contextmanager
+    def stream(self) -> Iterator["VerificationStream"]:
+        """Return a stream of groups to verify; leaving it gives up those that are not verified."""
+        background = BackgroundVerifier(self._verify, self._executor)
+        try:
+            yield VerificationStream(self, background)
+        finally:
+            background.close()
+
+    def sample_of(self, rollout: Rollout) -> Sample:
+        """Return what a verifier may know of a rollout."""
+        return sample_of(rollout, self._tokenizer)
+
+
+class VerificationStream:
+    """Groups that are being verified. All ranks call its methods with equal arguments."""
+
+    def __init__(self, owner: RolloutVerifier, background: BackgroundVerifier) -> None:
+        self._owner = owner
+        self._background = background
+        self._groups: dict[int, list[Rollout]] = {}
+        self._missing: dict[int, set[int]] = {}
+        """Number of a group -> its responses without a verdict."""
+        self._num_asked = 0
+        self._is_away = False
+
+    @property
+    def num_pending(self) -> int:
+        """Number of groups that were submitted and that `finished` has not returned yet."""
+        return len(self._groups)
+
+    def submit(self, number: int, rollouts: Sequence[Rollout]) -> None:
+        """Begin to verify a group; rollouts whose outcome an environment gave, or that failed with it, are left alone.
+
+        Args:
+            number: of the group, unique in the stream.
+            rollouts: of the group, equal on all ranks.
+        """
+        assert number not in self._groups
+        ranks = self._owner.ranks
+        asked = [row for row, rollout in enumerate(rollouts) if _needs_verification(rollout)]
+        self._groups[number] = list(rollouts)
+        self._missing[number] = set(asked)
+        # Neighbours share a prompt, and all responses to a hard one may be slow to verify: each rank takes some.
+        first = (ranks.rank - self._num_asked) % ranks.world_size
+        self._num_asked += len(asked)
+        self._background.put(
+            [
+                ((number, row), self._owner.sample_of(rollouts[row]))
+                for row in asked[first :: ranks.world_size]
+            ]
+        )
+
+    def finished(self, wait_s: float) -> list[tuple[int, list[Rollout]]]:
+        """Return the groups that have been verified since the last call, with their numbers. Collective.
+
+        Args:
+            wait_s: longest time to wait, as long as this rank has a response to verify.
 
         Raises:
-            RuntimeError: the verifier returned a wrong number of outcomes, or a reward outside [0, 1].
+            RuntimeError: a verifier failed as a whole, or returned a wrong number of outcomes, or a reward outside
+                [0, 1]. The error is raised on every rank.
             VerifierAwayError: a reward server was away for max_outage_s, or while the run was asked to stop.
         """
-        # The shares are strided, because neighbouring rollouts share a prompt, and all responses to a hard prompt may
-        # be slow to verify.
-        num_ranks = self._ranks.world_size
-        asked = [row for row, rollout in enumerate(rollouts) if _needs_verification(rollout)]
-        order = [row for first in range(num_ranks) for row in asked[first::num_ranks]]
-        share = [rollouts[row] for row in self._ranks.share(order)]
-        outcomes = self._outcomes([sample_of(rollout, self._tokenizer) for rollout in share])
-        verdicts = self._ranks.gather_all([(float(outcome.reward), outcome.detail) for outcome in outcomes])
-        outside = [reward for reward, _ in verdicts if reward < 0 or reward > 1]
+        if not self._groups:
+            return []
+        found, status = self._background.take(MEET_WHEN_AWAY_S if self._is_away else wait_s)
+        gathered = self._owner.ranks.gather([(found, status, self._owner.is_stopping())])
+        self._raise_fault([status for [(_, status, _)] in gathered])
+        self._wait_for_servers([(status, is_stopping) for [(_, status, is_stopping)] in gathered])
+        for [(verdicts, _, _)] in gathered:
+            self._add(verdicts)
+        done = [number for number, missing in self._missing.items() if not missing]
+        for number in done:
+            del self._missing[number]
+        return [(number, self._groups.pop(number)) for number in done]
+
+    def _add(self, verdicts: Sequence[Verdict]) -> None:
+        outside = [reward for _, reward, _ in verdicts if reward < 0 or reward > 1]
         if outside:
             raise RuntimeError(f"the verifier returned rewards outside [0, 1]: {outside[:5]}")
-        # The gathered verdicts are in the strided order; this maps them back to the rows.
-        verdict_of_row = dict(zip(order, verdicts, strict=True))
-        return [
-            rollout.with_outcome(*verdict_of_row[row]) if row in verdict_of_row else rollout
-            for row, rollout in enumerate(rollouts)
-        ]
+        for (number, row), reward, detail in verdicts:
+            self._groups[number][row] = self._groups[number][row].with_outcome(reward, detail)
+            self._missing[number].remove(row)
 
-    def _outcomes(self, responses: Sequence[Sample]) -> list[Outcome]:
-        """Verify this rank's share, and wait as long as any rank finds its server away. Collective.
+    def _raise_fault(self, statuses: Sequence[Status]) -> None:
+        for rank, status in enumerate(statuses):
+            if status.fault:
+                raise self._background.fault or RuntimeError(
+                    f"verification failed on rank {rank}: {status.fault}"
+                )
 
-        The ranks wait together, because one that waited alone would exceed the deadline of the others' collective.
-        """
-        outcomes = self._verified(responses)
-        started, pause_s, is_waiting = time.monotonic(), FIRST_PAUSE_S, False
-        while True:
-            away = [row for row, outcome in enumerate(outcomes) if outcome.is_away]
-            details = self._ranks.gather_all([outcomes[row].detail for row in away])
-            if not details:
-                if is_waiting and self._ranks.rank == 0:
-                    _LOG.warning("the reward server is back")
-                return outcomes
-            # The ranks' clocks differ a little, a request may have reached one alone, and all must decide alike.
-            clocks = self._ranks.gather_all([(time.monotonic() - started, self._is_stopping())])
-            waited_s = max(waited for waited, _ in clocks) if is_waiting else 0.0
-            if any(is_stopping for _, is_stopping in clocks):
-                raise VerifierAwayError(
-                    f"the run was asked to stop while the reward server was away: {details[0]}"
-                )
-            if waited_s >= self._max_outage_s:
-                raise VerifierAwayError(
-                    f"the reward server has been away for {waited_s:.0f} s (reward.http.max_outage_s): {details[0]}"
-                )
-            if not is_waiting and self._ranks.rank == 0:
-                _LOG.warning(
-                    "the reward server is away: %s. Waiting up to %.0f s (reward.http.max_outage_s)",
-                    details[0],
-                    self._max_outage_s,
-                )
-            is_waiting = True
-            time.sleep(min(pause_s, self._max_outage_s - waited_s))
-            pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            # One response shows whether the server is back. A server that hangs would hold up all of them.
-            if away and not self._verified([responses[away[0]]])[0].is_away:
-                for row, outcome in zip(away, self._verified([responses[row] for row in away]), strict=True):
-                    outcomes[row] = outcome
-
-    def _verified(self, responses: Sequence[Sample]) -> list[Outcome]:
-        outcomes = list(self._verify(responses))
-        if len(outcomes) != len(responses):
-            raise RuntimeError(
-                f"the verifier returned {len(outcomes)} outcomes for {len(responses)} responses"
+    def _wait_for_servers(self, statuses: Sequence[tuple[Status, bool]]) -> None:
+        """Decide, on all ranks alike, whether to wait for reward servers that are away; raise if not."""
+        away = [status for status, _ in statuses if status.away_s is not None]
+        is_first = self._owner.ranks.rank == 0
+        if not away:
+            if self._is_away and is_first:
+                _LOG.warning("the reward server is back")
+            self._is_away = False
+            return
+        detail, limit_s = away[0].away_detail, self._owner.max_outage_s
+        if any(is_stopping for _, is_stopping in statuses):
+            raise VerifierAwayError(f"the run was asked to stop while the reward server was away: {detail}")
+        waited_s = max(status.away_s or 0.0 for status in away)
+        if waited_s >= limit_s:
+            raise VerifierAwayError(
+                f"the reward server has been away for {waited_s:.0f} s (reward.http.max_outage_s): {detail}"
             )
-        return outcomes
+        if not self._is_away and is_first:
+            _LOG.warning(
+                "the reward server is away: %s. Waiting up to %.0f s (reward.http.max_outage_s)",
+                detail,
+                limit_s,
+            )
+        self._is_away = True
 
 
 def _needs_verification(rollout: Rollout) -> bool:

@@ -92,15 +92,12 @@ class RolloutRecorder:
             return
         most = len(groups) if settings.groups_per_step == "all" else settings.groups_per_step
         chosen = chosen_groups(groups, most)
-        num_rounds = 1 + max((group.round_index for group in groups), default=-1)
-        by_round = [sum(group.round_index == number for group in groups) for number in range(num_rounds)]
         versions = [rollout.policy_version for group in groups for rollout in group.rollouts]
         info = replace(
             self._info,
             step=step,
             policy_version=min(versions, default=0),
             num_groups_sampled=len(groups),
-            num_groups_by_round=by_round,
             num_groups=len(chosen),
         )
         self._pending = _Pending(info, chosen)

@@ -32,7 +32,6 @@ def rows_of_groups(
         prompt = group.rollouts[0].prompt
         common = {
             "group": number,
-            "round": group.round_index,
             "prompt_index": prompt.index,
             "source": prompt.source,
             "ability": prompt.ability,

@@ -118,6 +118,7 @@ class Trainer:
                 with release_after(context.engine):
                     batch = context.batches.collect(self.step_index)
                 context.batches.collect_ahead(self.step_index)
+            metrics.add("throughput", batch.throughput)
             if isinstance(batch, NoBatch):
                 self._pass_over(batch, metrics)
             else:

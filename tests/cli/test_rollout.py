@@ -8,7 +8,6 @@ from tests.support.toy_runs import Started, Toy, finish, rollouts
 SAMPLED = (
     "prompt_index",
     "sample",
-    "round",
     "response",
     "response_token_ids",
     "outcome_reward",

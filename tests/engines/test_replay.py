@@ -15,6 +15,7 @@ def test_a_sync_sets_the_version_and_nothing_is_sampled():
     assert engine.policy_version == 3
     for refused in (
         lambda: engine.generate([], SamplingParams(1), 1, 0),
+        lambda: engine.stream(SamplingParams(1), 1, 0),
         lambda: engine.load_from_hf(Path()),
         lambda: sync.resync(0),
     ):

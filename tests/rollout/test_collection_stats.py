@@ -29,17 +29,20 @@ def group(index, outcomes, source="", lengths=None, reason=FinishReason.STOP, ve
 
 
 KEPT = group(0, [1.0, 0.0], "algebra", [2, 4])
-SURPLUS = group(1, [0.0, 1.0], "algebra")
+TRIMMED = group(1, [0.0, 1.0], "algebra")
 EASY = group(2, [1.0, 1.0], "geometry", reason=FinishReason.LENGTH)
 BROKEN = group(3, [math.nan, 1.0])
 
 
 @pytest.fixture
 def tally():
-    tally = CollectionTally()
-    tally.add_round([KEPT, EASY], [FilterDecision.KEPT, FilterDecision.TOO_EASY])
-    tally.add_round([SURPLUS, BROKEN], [FilterDecision.KEPT, FilterDecision.VERIFIER_ERROR])
-    return tally
+    decisions = [
+        FilterDecision.KEPT,
+        FilterDecision.TOO_EASY,
+        FilterDecision.KEPT,
+        FilterDecision.VERIFIER_ERROR,
+    ]
+    return CollectionTally([KEPT, EASY, TRIMMED, BROKEN], decisions)
 
 
 def test_the_mean_ignores_nan():
@@ -79,10 +82,9 @@ def test_accuracy_by_source_ignores_verifier_errors_and_unnamed_sources():
 
 
 def test_all_statistics_of_a_batch(tally):
-    stats = tally.stats([KEPT], num_trimmed=0)
+    stats = tally.stats([KEPT])
     assert all(type(value) is float for value in stats.values())
     assert stats == {
-        "num_rounds": 2,
         "num_prompts_sampled": 4,
         "num_rollouts_sampled": 8,
         "num_groups_kept": 1,
@@ -91,8 +93,7 @@ def test_all_statistics_of_a_batch(tally):
         "num_groups_dropped_truncated": 0,
         "num_groups_dropped_too_hard": 0,
         "num_groups_dropped_too_easy": 1,
-        "num_groups_surplus": 1,
-        "num_groups_trimmed": 0,
+        "num_groups_trimmed": 1,
         "num_verifier_errors": 1,
         "accuracy_sampled": pytest.approx((1 + 0 + 1 + 1 + 0 + 1 + 1) / 7),
         "accuracy_batch": 0.5,
@@ -104,31 +105,22 @@ def test_all_statistics_of_a_batch(tally):
     }
 
 
-def test_every_kept_group_is_counted_as_used_trimmed_or_surplus(tally):
-    tally.add_round([KEPT], [FilterDecision.KEPT])
-    stats = tally.stats([KEPT], num_trimmed=1)
-    counts = [stats[f"num_groups_{name}"] for name in ("kept", "trimmed", "surplus")]
-    assert counts == [1, 1, 1]
-    assert sum(value for name, value in stats.items() if name.startswith("num_groups_")) == 5
-
-
 def test_the_policy_version_of_a_batch_is_its_oldest():
     older = group(4, [1.0, 0.0], version=1)
-    tally = CollectionTally()
-    tally.add_round([KEPT, older], [FilterDecision.KEPT, FilterDecision.KEPT])
-    assert tally.stats([KEPT, older], num_trimmed=0)["policy_version"] == 1
+    tally = CollectionTally([KEPT, older], [FilterDecision.KEPT, FilterDecision.KEPT])
+    assert tally.stats([KEPT, older])["policy_version"] == 1
 
 
 def test_the_keep_rate_is_smoothed_and_never_zero(tally):
-    assert CollectionTally().keep_rate == 1.0
+    assert CollectionTally([], []).keep_rate == 1.0
     assert tally.keep_rate == pytest.approx((2 + 1) / (4 + 1))
 
 
 def test_the_explanation_has_counts_and_a_suggestion(tally):
     text = tally.explain()
-    assert "4 prompts sampled in 2 rounds" in text
+    assert "4 prompts sampled: " in text
     assert "dropped_too_easy 1" in text
-    assert "filter.max_rounds" in text
+    assert "filter.max_prompts_factor" in text
 
 
 @pytest.mark.parametrize(
@@ -146,8 +138,7 @@ def test_the_advice_follows_the_most_frequent_reason(decision, advice):
     rare = FilterDecision.TOO_EASY if decision is FilterDecision.TOO_HARD else FilterDecision.TOO_HARD
     others = [FilterDecision.KEPT] * 4 + [rare] * (decision is not FilterDecision.KEPT)
     decisions = [*others, decision, decision]
-    tally = CollectionTally()
-    tally.add_round([KEPT] * len(decisions), decisions)
+    tally = CollectionTally([KEPT] * len(decisions), decisions)
     assert advice in tally.explain()
 
 

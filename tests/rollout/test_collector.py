@@ -1,7 +1,9 @@
-"""Collecting a batch: refills, surplus, shortage and statistics, and collection with a real model."""
+"""Collecting a batch: its groups and their order, shortage and statistics, and collection with a real model."""
 
 import json
 import math
+import random
+import time
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.engines.local.engine import LocalEngine
-from megatron_prime.rollout.collector import MAX_ROUND_FACTOR, Collector, NoBatch, step_ids_of_response
+from megatron_prime.rollout.collector import BatchSize, Collector, NoBatch, step_ids_of_response
+from megatron_prime.rollout.prompt_queue import PromptQueue
 from megatron_prime.rollout.ranks import Ranks
-from megatron_prime.rollout.stream_keys import evaluation_stream_key, training_stream_key
+from megatron_prime.rollout.stream_keys import training_stream_key
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import FinishReason, SamplingParams, Turn
 from tests.support.rollout_doubles import (
@@ -24,6 +27,7 @@ from tests.support.rollout_doubles import (
     CountingStream,
     FixedOutcome,
     ScriptedEngine,
+    ScriptedStream,
     WordTokenizer,
     run_on_ranks,
     verify_words,
@@ -38,14 +42,14 @@ ERROR = [[GOOD], [BROKEN]]
 
 def make_collector(engine, stream=None, prompts_per_step=4, group_size=2, **changes):
     filter_fields = {name: changes.pop(name) for name in list(changes) if name in FilterConfig.model_fields}
+    sizes = {name: changes.pop(name) for name in ("rows_multiple_of", "max_in_flight") if name in changes}
     return Collector(
         engine,
-        stream or CountingStream(),
-        RolloutVerifier(verify_words, WordTokenizer()),
+        stream or PromptQueue(CountingStream()),
+        changes.pop("verifier", None) or RolloutVerifier(verify_words, WordTokenizer()),
         SamplingParams(8),
         FilterConfig(**filter_fields),
-        prompts_per_step=prompts_per_step,
-        group_size=group_size,
+        BatchSize(prompts_per_step, group_size, **sizes),
         **changes,
     )
 
@@ -54,54 +58,53 @@ def indices(batch):
     return [rollout.prompt.index for rollout in batch.rollouts]
 
 
-def test_a_first_round_that_keeps_all_groups_is_the_batch():
-    batch = make_collector(ScriptedEngine(lambda index: MIXED)).collect(3)
+def test_groups_that_are_all_kept_are_the_batch():
+    engine = ScriptedEngine(lambda index: MIXED)
+    batch = make_collector(engine).collect(3)
+    assert (engine.submitted, engine.stream_keys) == ([4], [training_stream_key(3)])
     assert indices(batch) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert batch.outcome_rewards_B.tolist() == [1, 0] * 4
     assert batch.response_mask_BT.tolist() == [[True, False], [True, True]] * 4
     assert batch.step_ids_BT is None
-    assert batch.stats["num_rounds"] == 1
-    assert batch.stats["num_groups_surplus"] == 0
+    assert batch.throughput == {"groups_aborted": 0}
 
 
-def test_further_rounds_fill_the_batch_with_kept_groups_and_count_dropped_ones():
+def test_dropped_groups_are_replaced_and_counted():
     kinds = [EASY, MIXED, HARD, ERROR, MIXED]
-    stream = CountingStream(sources=("algebra", "geometry"))
+    stream = PromptQueue(CountingStream(sources=("algebra", "geometry")))
     engine = ScriptedEngine(
         lambda index: kinds[index % 5],
         finish=lambda index, sample: FinishReason.LENGTH if index == 1 and sample == 1 else FinishReason.STOP,
     )
     batch = make_collector(engine, stream).collect(2)
-    # Round 0 samples prompts 0..3 and keeps 1; round 1 needs 3 more at a rate of (1 + 1) / (4 + 1): 8 prompts.
-    assert stream.requests == [4, 8]
-    assert engine.stream_keys == [training_stream_key(2, 0), training_stream_key(2, 1)]
+    assert engine.stream_keys == [training_stream_key(2)]
+    # The fourth kept group is that of prompt 9, with which the step ends, however many were sampled.
+    assert stream.state_dict() == {"num_taken": 10}
     assert indices(batch) == [1, 1, 4, 4, 6, 6, 9, 9]
     assert not batch.outcome_rewards_B.isnan().any()
     assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     rewards = {0: (1, 1), 1: (1, 0), 2: (0, 0), 3: (1,), 4: (1, 0)}
-    known = [reward for index in range(12) for reward in rewards[index % 5]]
-    even = [reward for index in range(0, 12, 2) for reward in rewards[index % 5]]
-    odd = [reward for index in range(1, 12, 2) for reward in rewards[index % 5]]
-    lengths = [len(ids) for index in range(12) for ids in kinds[index % 5]]
+    known = [reward for index in range(10) for reward in rewards[index % 5]]
+    even = [reward for index in range(0, 10, 2) for reward in rewards[index % 5]]
+    odd = [reward for index in range(1, 10, 2) for reward in rewards[index % 5]]
+    lengths = [len(ids) for index in range(10) for ids in kinds[index % 5]]
     assert batch.stats == pytest.approx(
         {
-            "num_rounds": 2,
-            "num_prompts_sampled": 12,
-            "num_rollouts_sampled": 24,
+            "num_prompts_sampled": 10,
+            "num_rollouts_sampled": 20,
             "num_groups_kept": 4,
             "num_groups_dropped_aborted": 0,
             "num_groups_dropped_verifier_error": 2,
             "num_groups_dropped_truncated": 0,
             "num_groups_dropped_too_hard": 2,
-            "num_groups_dropped_too_easy": 3,
-            "num_groups_surplus": 1,
+            "num_groups_dropped_too_easy": 2,
             "num_groups_trimmed": 0,
             "num_verifier_errors": 2,
             "accuracy_sampled": sum(known) / len(known),
             "accuracy_batch": 0.5,
-            "truncated_fraction": 1 / 24,
-            "mean_response_tokens": sum(lengths) / 24,
+            "truncated_fraction": 1 / 20,
+            "mean_response_tokens": sum(lengths) / 20,
             "policy_version": 5,
             "accuracy_by_source/algebra": sum(even) / len(even),
             "accuracy_by_source/geometry": sum(odd) / len(odd),
@@ -109,17 +112,103 @@ def test_further_rounds_fill_the_batch_with_kept_groups_and_count_dropped_ones()
     )
 
 
-def test_rounds_and_their_size_are_bounded():
-    stream = CountingStream()
-    collector = make_collector(
-        ScriptedEngine(lambda index: MIXED if index == 0 else HARD),
-        stream,
-        max_rounds=3,
-        on_shortage="partial",
+def test_the_prompts_of_a_step_are_bounded():
+    engine = ScriptedEngine(lambda index: MIXED if index == 0 else HARD)
+    stream = PromptQueue(CountingStream())
+    collector = make_collector(engine, stream, max_prompts_factor=2.9, on_shortage="partial")
+    assert indices(collector.collect(0)) == [0, 0]
+    assert sum(engine.submitted) == stream.state_dict()["num_taken"] == 11
+    exact = make_collector(engine, max_prompts_factor=1.0)
+    exact.collect(0)
+    assert engine.submitted == [4], "a step may sample its prompts alone, whatever is dropped"
+
+
+def sequential(script, num_steps, prompts_per_step=4, most=20):
+    """Collect one prompt after the other: for each step, (prompt, accuracy, is kept), and the prompts of the batch."""
+    prompt, steps = 0, []
+    for _ in range(num_steps):
+        seen, batch = [], []
+        while len(batch) < prompts_per_step and len(seen) < most:
+            outcomes = [float(ids[-1] == GOOD) for ids in script(prompt)]
+            accuracy = sum(outcomes) / len(outcomes)
+            seen.append((prompt, accuracy, 0.2 <= accuracy <= 0.8))
+            batch += [prompt] * (0.2 <= accuracy <= 0.8)
+            prompt += 1
+        steps.append((seen, batch))
+    return steps
+
+
+def by_chance(seed, num_ranks):
+    """Return for each rank the same choice: at each look some of the groups in flight, in any order, or none."""
+
+    def choice():
+        draws = random.Random(seed)
+        return lambda numbers: draws.sample(numbers, draws.randint(0, len(numbers)))
+
+    return [choice() for _ in range(num_ranks)]
+
+
+class LateVerifier:
+    """Verifies words, each call after a delay by chance."""
+
+    def __init__(self, seed):
+        self.draws = random.Random(seed)
+
+    def __call__(self, samples):
+        time.sleep(self.draws.choice([0, 0, 0.001, 0.004]))
+        return verify_words(samples)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+@pytest.mark.parametrize(
+    "finish_next", [lambda numbers: numbers[-1:], lambda numbers: numbers[:1], lambda numbers: numbers, None]
+)
+def test_whatever_finishes_first_the_batches_are_those_of_one_prompt_after_the_other(num_ranks, finish_next):
+    """With any bound of what is in flight, any order of the engine, late verifiers, and any number of ranks."""
+    for seed, max_in_flight in enumerate([2, 6, 22, None]):
+        kinds = random.Random(seed).choices([MIXED, EASY, HARD], [2, 1, 3], k=200)
+        wanted = sequential(kinds.__getitem__, num_steps=4)
+
+        def collect(ranks, seed=seed, kinds=kinds, max_in_flight=max_in_flight):
+            engine = ScriptedEngine(
+                kinds.__getitem__, finish_next=finish_next or by_chance(seed, num_ranks)[ranks.rank]
+            )
+            verifier = RolloutVerifier(LateVerifier(10 * seed + ranks.rank), WordTokenizer(), ranks)
+            stream = PromptQueue(CountingStream())
+            collector = make_collector(
+                engine, stream, max_prompts_factor=5.0, max_in_flight=max_in_flight, verifier=verifier
+            )
+            steps = []
+            for step in range(4):
+                batch = collector.collect(step)
+                steps.append((collector.last_records, batch, stream.state_dict(), collector.state_dict()))
+            assert max_in_flight is None or engine.most_in_flight <= max_in_flight // 2
+            return steps
+
+        first, *others = run_on_ranks(num_ranks, collect)
+        for (records, batch, position, _), (seen, in_batch) in zip(first, wanted, strict=True):
+            assert [(index, mean, decision == "kept") for index, mean, decision in records] == seen
+            assert indices(batch) == [index for index in in_batch for _ in range(2)]
+            assert batch.stats["num_prompts_sampled"] == len(seen)
+            assert position == {"num_taken": seen[-1][0] + 1}
+        for other in others:
+            assert [(step[0], step[1].stats, *step[2:]) for step in other] == [
+                (step[0], step[1].stats, *step[2:]) for step in first
+            ]
+
+
+def test_an_engine_that_samples_in_batches_gets_prompts_only_when_all_verdicts_are_known():
+    kinds = [MIXED, HARD, HARD]
+    engine = ScriptedEngine(
+        lambda index: kinds[index % 3], finish_next=lambda numbers: numbers[:1], is_batched=True
     )
-    batch = collector.collect(0)
-    assert stream.requests == [4, 8, MAX_ROUND_FACTOR * 4]
-    assert indices(batch) == [0, 0]
+    verifier = RolloutVerifier(LateVerifier(0), WordTokenizer())
+    submitted = []
+    for _ in range(2):
+        make_collector(engine, verifier=verifier).collect(0)
+        submitted.append(engine.submitted)
+    # 4 prompts; 2 of them kept at a smoothed rate of (2 + 1) / (4 + 1) leave 2 to find, and so on.
+    assert submitted == [[4, 4, 3]] * 2
 
 
 @pytest.mark.parametrize(
@@ -132,7 +221,9 @@ def test_rounds_and_their_size_are_bounded():
 )
 @pytest.mark.parametrize("on_shortage", ["error", "partial"])
 def test_a_step_without_kept_groups_is_explained(script, words, on_shortage):
-    collector = make_collector(ScriptedEngine(lambda index: script), max_rounds=2, on_shortage=on_shortage)
+    collector = make_collector(
+        ScriptedEngine(lambda index: script), max_prompts_factor=3.0, on_shortage=on_shortage
+    )
     if on_shortage == "error":
         with pytest.raises(RuntimeError, match="step 6 kept 0 of the 4 prompts") as caught:
             collector.collect(6)
@@ -144,26 +235,25 @@ def test_a_step_without_kept_groups_is_explained(script, words, on_shortage):
         assert nothing.stats["policy_version"] == 5 and math.isnan(nothing.stats["accuracy_batch"])
         text = nothing.reason
     sampled = 4 + 8
-    assert f"{sampled} prompts sampled in 2 rounds" in text
+    assert f"{sampled} prompts sampled: " in text
     assert all(word.replace("16", str(sampled)) in text for word in words)
 
 
 def test_a_shortage_is_an_error_if_configured_even_when_some_groups_are_kept():
     engine = ScriptedEngine(lambda index: MIXED if index < 3 else HARD)
     with pytest.raises(RuntimeError, match=r"kept 3 of the 4.*kept 3, .*filter.on_shortage = 'partial'"):
-        make_collector(engine, on_shortage="error", max_rounds=2).collect(0)
+        make_collector(engine, on_shortage="error", max_prompts_factor=3.0).collect(0)
 
 
 def test_a_partial_batch_stays_divisible():
     engine = ScriptedEngine(lambda index: MIXED if index < 3 else HARD)
-    batch = make_collector(engine, max_rounds=1, rows_multiple_of=4).collect(0)
+    batch = make_collector(engine, max_prompts_factor=1.0, rows_multiple_of=4).collect(0)
     assert indices(batch) == [0, 0, 1, 1]
     assert batch.stats["num_groups_trimmed"] == 1
-    assert batch.stats["num_groups_surplus"] == 0
-    nothing = make_collector(engine, max_rounds=1, rows_multiple_of=8).collect(0)
+    nothing = make_collector(engine, max_prompts_factor=1.0, rows_multiple_of=8).collect(0)
     assert isinstance(nothing, NoBatch) and "positive multiple of 4 prompts" in nothing.reason
     assert nothing.stats["num_groups_trimmed"] == 3
-    stuck = make_collector(engine, max_rounds=1, rows_multiple_of=8, max_short_steps=1)
+    stuck = make_collector(engine, max_prompts_factor=1.0, rows_multiple_of=8, max_short_steps=1)
     with pytest.raises(RuntimeError, match="kept less than"):
         stuck.collect(0)
     with pytest.raises(ValueError, match=r"4 \* 2 responses are not a multiple of 3"):
@@ -179,18 +269,18 @@ def test_a_disabled_filter_drops_only_verifier_errors():
 def test_a_prompt_sampled_twice_has_two_groups():
     stream = CountingStream()
     stream.next = lambda num_prompts: CountingStream().next(1) * num_prompts
-    batch = make_collector(ScriptedEngine(lambda index: MIXED), stream).collect(0)
+    batch = make_collector(ScriptedEngine(lambda index: MIXED), PromptQueue(stream)).collect(0)
     assert batch.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_wrong_results_of_the_engine_and_the_prompt_provider_are_reported():
+def test_wrong_results_of_the_engine_are_reported(monkeypatch):
     mixed = ScriptedEngine(lambda index: MIXED, version=lambda sample: 5 + sample)
     with pytest.raises(RuntimeError, match=r"mixes policy versions \[5, 6\]"):
         make_collector(mixed).collect(0)
-    short = CountingStream()
-    short.next = lambda num_prompts: CountingStream().next(num_prompts - 1)
-    with pytest.raises(RuntimeError, match="3 prompts instead of 4"):
-        make_collector(ScriptedEngine(lambda index: MIXED), short).collect(0)
+    whole = ScriptedStream.group
+    monkeypatch.setattr(ScriptedStream, "group", lambda stream, prompt: whole(stream, prompt)[:1])
+    with pytest.raises(RuntimeError, match="1 rollouts of a prompt instead of 2"):
+        make_collector(ScriptedEngine(lambda index: MIXED)).collect(0)
 
 
 def test_step_ids_are_padded_with_the_last_step():
@@ -216,37 +306,22 @@ def test_each_turn_is_divided_into_steps_on_its_own():
     assert step_ids_of_response(segmenter, ids, ()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_oversampling_follows_the_keep_rate_of_previous_steps_also_after_a_resume():
+def test_the_number_of_prompts_ahead_follows_the_keep_rate_of_previous_steps_also_after_a_resume():
     kinds = [MIXED, EASY, HARD]
-    stream = CountingStream()
 
     def collector(stream):
-        engine = ScriptedEngine(lambda index: kinds[index % 3])
-        return make_collector(engine, stream, oversample=2.5)
+        return make_collector(ScriptedEngine(lambda index: kinds[index % 3]), stream)
 
-    first = collector(stream)
-    batches = [first.collect(step) for step in range(2)]
-    # Step 0 keeps prompts 0 and 3 of 4, 6 of the next 2 / (3 / 5), and 9 of the next 1 / (4 / 9). Step 1 starts with
-    # 4 / (5 / 12) = 9.6 prompts, at most 10, and needs one more group from 1 / (4 / 11).
-    assert stream.requests == [4, 4, 3, 10, 3]
-    assert all(len({rollout.prompt.index for rollout in batch.rollouts}) == 4 for batch in batches)
-    state = json.loads(json.dumps(first.state_dict()))
-    resumed_stream = CountingStream()
-    resumed_stream.num_taken = stream.num_taken
-    resumed = collector(resumed_stream)
-    resumed.load_state_dict(state)
-    del stream.requests[:]
-    assert indices(resumed.collect(2)) == indices(first.collect(2))
-    assert resumed_stream.requests == stream.requests
-    assert max(stream.requests) <= 10
-
-
-def test_without_oversampling_the_first_round_has_the_size_of_a_batch():
-    stream = CountingStream()
-    collector = make_collector(ScriptedEngine(lambda index: HARD if index < 3 else MIXED), stream)
+    first = collector(PromptQueue(CountingStream()))
     for step in range(2):
-        collector.collect(step)
-    assert stream.requests[0] == stream.requests[-1] == 4
+        first.collect(step)
+    assert first._engine.submitted[0] > 4
+    resumed_stream = PromptQueue(CountingStream())
+    resumed_stream.load_state_dict(json.loads(json.dumps(first._prompts.state_dict())))
+    resumed = collector(resumed_stream)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert indices(resumed.collect(2)) == indices(first.collect(2))
+    assert resumed._engine.submitted == first._engine.submitted
 
 
 def test_a_data_set_that_is_too_hard_stops_with_an_explanation():
@@ -254,14 +329,14 @@ def test_a_data_set_that_is_too_hard_stops_with_an_explanation():
     collector = make_collector(
         engine,
         prompts_per_step=20,
-        max_rounds=1,
+        max_prompts_factor=1.0,
         max_short_steps=3,
         short_fraction=0.2,
         on_shortage="partial",
     )
     for step in range(2):
         collector.collect(2 * step)  # Every second batch of prompts has a mixed group.
-        collector._prompts.num_taken += 20
+        collector._prompts.take(20)
     with pytest.raises(RuntimeError) as caught:
         collector.collect(2)
     text = str(caught.value)
@@ -279,7 +354,7 @@ def test_a_full_step_resets_the_count_of_short_steps_and_zero_disables_the_check
         collector = make_collector(
             ScriptedEngine(lambda index, script=script: script[index]),
             prompts_per_step=10,
-            max_rounds=1,
+            max_prompts_factor=1.0,
             short_fraction=0.3,
             max_short_steps=limit,
         )
@@ -288,7 +363,7 @@ def test_a_full_step_resets_the_count_of_short_steps_and_zero_disables_the_check
     easy = make_collector(
         ScriptedEngine(lambda index: [MIXED, *[EASY] * 9][index % 10]),
         prompts_per_step=10,
-        max_rounds=1,
+        max_prompts_factor=1.0,
         short_fraction=0.3,
         max_short_steps=2,
     )
@@ -322,7 +397,7 @@ def test_overlong_responses_are_kept_masked_or_penalised():
 
 
 def test_every_sampled_group_is_recorded():
-    collector = make_collector(ScriptedEngine(lambda index: [MIXED, EASY][index % 2]), max_rounds=1)
+    collector = make_collector(ScriptedEngine(lambda index: [MIXED, EASY][index % 2]), max_prompts_factor=1.0)
     collector.collect(0)
     assert list(collector.last_records) == [
         (0, 0.5, "kept"),
@@ -330,20 +405,6 @@ def test_every_sampled_group_is_recorded():
         (2, 0.5, "kept"),
         (3, 1.0, "dropped_too_easy"),
     ]
-
-
-def test_stream_keys_are_distinct_and_bounded():
-    keys = {training_stream_key(step, round_index) for step in range(5) for round_index in range(5)}
-    keys |= {evaluation_stream_key(step) for step in range(5)}
-    assert len(keys) == 30
-    assert max(keys) < 1 << 64
-    for call in (
-        lambda: training_stream_key(0, 1 << 16),
-        lambda: training_stream_key(-1, 0),
-        lambda: evaluation_stream_key(-1),
-    ):
-        with pytest.raises(ValueError, match="no stream key"):
-            call()
 
 
 def verify_parity(samples):
@@ -368,16 +429,17 @@ def collect_with_real_model(folder, ranks, stream):
         RolloutVerifier(verify_parity, tokenizer, ranks),
         SamplingParams(6, stop_token_ids=(299, 250, 251)),
         FilterConfig(),
-        prompts_per_step=6,
-        group_size=4,
+        BatchSize(6, 4),
     )
     return [collector.collect(step) for step in range(2)]
 
 
 def test_real_model_and_tokenizer_on_one_and_two_ranks(tmp_path):
     save_tiny_model("qwen2", tmp_path)
-    alone = collect_with_real_model(tmp_path, Ranks(), CountingStream())
-    by_rank = run_on_ranks(2, lambda ranks: collect_with_real_model(tmp_path, ranks, CountingStream()))
+    alone = collect_with_real_model(tmp_path, Ranks(), PromptQueue(CountingStream()))
+    by_rank = run_on_ranks(
+        2, lambda ranks: collect_with_real_model(tmp_path, ranks, PromptQueue(CountingStream()))
+    )
     for batches in by_rank:
         for batch, wanted in zip(batches, alone, strict=True):
             assert [each.response_ids for each in batch.rollouts] == [

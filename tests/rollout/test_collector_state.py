@@ -9,7 +9,6 @@ MIXED, EASY, HARD = group(0, [1.0, 0.0]), group(1, [1.0, 1.0]), group(2, [0.0, 0
 
 
 def tally_of(*groups):
-    tally = CollectionTally()
     decisions = [
         FilterDecision.KEPT
         if each is MIXED
@@ -18,8 +17,7 @@ def tally_of(*groups):
         else FilterDecision.TOO_HARD
         for each in groups
     ]
-    tally.add_round(groups, decisions)
-    return tally
+    return CollectionTally(groups, decisions)
 
 
 def test_the_keep_rate_is_a_moving_average():

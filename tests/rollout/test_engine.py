@@ -14,6 +14,7 @@ MEMBERS = [name for name in vars(Engine) if not name.startswith("_")]
 def test_the_protocol_is_what_the_trainer_uses():
     assert set(MEMBERS) == {
         "policy_version",
+        "stream",
         "generate",
         "release_memory",
         "close",
@@ -27,7 +28,7 @@ def test_every_engine_has_the_same_signatures(engine, name):
     if isinstance(wanted, property):
         assert isinstance(given, property)
     else:
-        assert inspect.signature(given) == inspect.signature(wanted)
+        assert inspect.signature(given).parameters == inspect.signature(wanted).parameters
 
 
 def test_no_weights_is_not_a_policy_version():

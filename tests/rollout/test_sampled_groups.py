@@ -6,7 +6,7 @@ from megatron_prime.rollout.sampled_groups import SampledGroup, chosen_groups
 def groups(pattern):
     """Return a group per letter: k is in the batch, anything else is not."""
     return [
-        SampledGroup([], letter, index, index if letter == "k" else None)
+        SampledGroup([index], letter, index if letter == "k" else None)
         for index, letter in enumerate(pattern)
     ]
 

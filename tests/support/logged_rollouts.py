@@ -12,7 +12,6 @@ def logged_response(group: int = 0, sample: int = 0, num_tokens: int = 3, **chan
     return {
         "group": group,
         "sample": sample,
-        "round": 0,
         "prompt_index": 7 + group,
         "source": "sums",
         "ability": "math",

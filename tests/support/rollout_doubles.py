@@ -1,10 +1,12 @@
 """Test doubles for the rollout package: ranks as threads, a scripted engine, a toy verifier."""
 
+import contextlib
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.types import FinishReason, Prompt, Rollout
 from tests.support import deadlines
@@ -69,11 +71,15 @@ class CountingStream:
 
     def __init__(self, sources=("",)):
         self.num_taken = 0
-        self.requests = []
         self._sources = sources
 
+    def state_dict(self):
+        return {"num_taken": self.num_taken}
+
+    def load_state_dict(self, state):
+        self.num_taken = state["num_taken"]
+
     def next(self, num_prompts):
-        self.requests.append(num_prompts)
         indices = range(self.num_taken, self.num_taken + num_prompts)
         self.num_taken += num_prompts
         return [
@@ -82,33 +88,78 @@ class CountingStream:
         ]
 
 
-class ScriptedEngine:
-    """An engine that answers prompt i with the token lists script(i), one per sample."""
+class ScriptedEngine(Engine):
+    """An engine that answers prompt i with the token lists script(i), one per sample.
 
-    def __init__(self, script, finish=lambda index, sample: FinishReason.STOP, version=lambda sample: 5):
+    `finish_next(numbers)` chooses which of the groups in flight, by their numbers, the next look finds finished.
+    """
+
+    def __init__(
+        self,
+        script,
+        finish=lambda index, sample: FinishReason.STOP,
+        version=lambda sample: 5,
+        finish_next=list,
+        is_batched=False,
+    ):
         self.script = script
         self.finish = finish
         self.version = version
+        self.finish_next = finish_next
+        self.is_batched = is_batched
         self.stream_keys = []
+        self.submitted = []
+        """Numbers of prompts of all submissions of the last stream."""
+        self.most_in_flight = 0
 
     policy_version = 5
 
-    def generate(self, prompts, params, group_size, stream_key, environments=None):
+    @contextlib.contextmanager
+    def stream(self, params, group_size, stream_key, environments=None):
         self.stream_keys.append(stream_key)
         self.environments = environments
-        return [
-            Rollout(
-                prompt=prompt,
-                sample_index=sample,
-                response_ids=tuple(self.script(prompt.index)[sample]),
-                rollout_logprobs=(-1.0,) * len(self.script(prompt.index)[sample]),
-                finish_reason=self.finish(prompt.index, sample),
-                policy_version=self.version(sample),
-            )
-            for prompt in prompts
-            for sample in range(group_size)
-        ]
+        self.submitted = []
+        yield ScriptedStream(self, group_size)
 
     def release_memory(self): ...
 
     def close(self): ...
+
+
+class ScriptedStream:
+    """The stream of a ScriptedEngine."""
+
+    def __init__(self, engine, group_size):
+        self.engine, self.group_size = engine, group_size
+        self.is_batched = engine.is_batched
+        self.in_flight = {}
+        self.num_submitted = 0
+
+    @property
+    def num_in_flight(self):
+        return len(self.in_flight)
+
+    def submit(self, prompts):
+        self.engine.submitted.append(len(prompts))
+        for prompt in prompts:
+            self.in_flight[self.num_submitted] = prompt
+            self.num_submitted += 1
+        self.engine.most_in_flight = max(self.engine.most_in_flight, len(self.in_flight))
+
+    def finished(self, wait_s):
+        chosen = list(self.in_flight) if wait_s is None else self.engine.finish_next(list(self.in_flight))
+        return [(number, self.group(self.in_flight.pop(number))) for number in chosen]
+
+    def group(self, prompt):
+        script = self.engine.script(prompt.index)
+        return [
+            Rollout(
+                prompt=prompt,
+                sample_index=sample,
+                response_ids=tuple(script[sample]),
+                rollout_logprobs=(-1.0,) * len(script[sample]),
+                finish_reason=self.engine.finish(prompt.index, sample),
+                policy_version=self.engine.version(sample),
+            )
+            for sample in range(self.group_size)
+        ]

@@ -92,7 +92,6 @@ def row(
     values: dict[str, Any] = {
         "group": group,
         "sample": sample,
-        "round": 0,
         "prompt_index": group,
         "source": "gsm8k",
         "ability": "math",

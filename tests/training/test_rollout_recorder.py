@@ -33,7 +33,7 @@ def sampled(verdicts):
             )
             rollouts.append(rollout)
         is_kept = verdict == "kept"
-        groups.append(SampledGroup(rollouts, verdict, index // 3, num_kept if is_kept else None))
+        groups.append(SampledGroup(rollouts, verdict, num_kept if is_kept else None))
         num_kept += is_kept
     return groups
 
@@ -65,7 +65,7 @@ def read(folder, step):
 
 @pytest.mark.parametrize("most", ["all", 3])
 def test_each_token_has_the_values_of_its_place_in_the_batch(tmp_path, most):
-    groups = sampled(["dropped_too_hard", "kept", "surplus", "kept", "kept", "dropped_too_easy"])
+    groups = sampled(["dropped_too_hard", "kept", "trimmed", "kept", "kept", "dropped_too_easy"])
     batch = batch_of(groups)
     trained = trained_of(batch)
     figures = {
@@ -83,7 +83,7 @@ def test_each_token_has_the_values_of_its_place_in_the_batch(tmp_path, most):
     log.finish()
     info, rows = read(tmp_path, 12)
     assert (info.step, info.policy_version, info.beta) == (12, 4, 0.5)
-    assert (info.num_groups_sampled, list(info.num_groups_by_round)) == (6, [3, 3])
+    assert info.num_groups_sampled == 6
     assert info.num_groups == len(rows) // GROUP_SIZE == (6 if most == "all" else 3)
     lines = {(rollout.prompt.index, rollout.sample_index): row for row, rollout in enumerate(batch.rollouts)}
     for row in rows:

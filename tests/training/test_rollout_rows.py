@@ -36,7 +36,6 @@ def test_a_row_holds_everything_that_is_known_of_a_response():
     assert rows[1] == {
         "group": 1,
         "sample": 0,
-        "round": 1,
         "prompt_index": 8,
         "source": "sums",
         "ability": "math",
@@ -78,7 +77,7 @@ def test_a_replay_reads_the_response_that_was_logged(tmp_path):
     turns = (Turn(1, 2, reward=0.25), Turn(3, 3))
     several = replace(group(7, [1.0]).rollouts[0], turns=turns)
     rows = rows_of_groups([SampledGroup([several], "kept", 0)], TOKENIZER)
-    info = FileInfo(1, num_groups=1, num_groups_sampled=1, num_groups_by_round=(1,))
+    info = FileInfo(1, num_groups=1, num_groups_sampled=1)
     write_rollouts(step_path(tmp_path, 1), info, rows)
-    ((replayed,),), _ = LoggedGroups(tmp_path, (9, 9)).sampled(0, 0)
+    ((replayed,),), _ = LoggedGroups(tmp_path, (9, 9)).sampled(0)
     assert replayed == several

@@ -18,13 +18,12 @@ class FilterConfig(Section):
     """Maximum mean accuracy of a kept group, inclusive."""
     max_truncated_fraction: UnitInterval = 1.0
     """Maximum fraction of truncated responses in a kept group; 1, the default, drops none."""
-    max_rounds: Positive = 4
-    """Maximum number of sampling rounds to fill the batch of a step."""
+    max_prompts_factor: Annotated[float, Field(ge=1)] = 7.0
+    """Maximum number of prompts that a step samples to fill its batch, in multiples of prompts_per_step; 1 samples
+    exactly prompts_per_step prompts, however many of them are dropped."""
     on_shortage: Literal["partial", "error"] = "partial"
-    """Reaction when the batch is not full after max_rounds: partial trains on the kept groups; error stops the run."""
-    oversample: Annotated[float, Field(ge=1)] = 1.0
-    """Maximum size of the first round, in multiples of prompts_per_step; the recent fraction of kept groups determines
-    the size."""
+    """Reaction when the batch is not full after so many prompts: partial trains on the kept groups; error stops the
+    run."""
     overlong: Literal["keep", "mask", "penalize"] = "keep"
     """Treatment of responses truncated at max_response_tokens: keep trains on them like on others; mask leaves them out
     of both losses; penalize reduces the outcome of long responses gradually (soft overlong punishment)."""

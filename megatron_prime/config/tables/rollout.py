@@ -162,6 +162,9 @@ class RolloutConfig(Section):
     samples the batch of the next step while the trainer learns from this one, by servers with GPUs of their own."""
     max_batch_size: Positive = 256
     """Maximum number of sequences that the local engine decodes at the same time."""
+    max_in_flight: Positive | None = None
+    """Maximum number of responses that are being sampled at a time, in whole groups. Default as many as the servers
+    take (rollout.sglang.concurrency of each); with the local engine, as many as the batch is expected to need."""
 
     @property
     def uses_servers(self) -> bool:

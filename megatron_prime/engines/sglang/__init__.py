@@ -9,7 +9,8 @@
 - `driver`: collective calls in which rank 0 does the work
 - `engine`: the implementation of `rollout.engine.Engine`
 - `fleet`: tracks which servers are up and recovers the others
-- `generation`: one call of `generate` on a fleet
+- `generation`: the groups of one stream on a fleet
+- `group_stream`: prompts that are being sampled, as all ranks see them
 - `launch`: command line, environment and files of a server
 - `loader`: the package that runs inside the servers and receives weights
 - `memory`: frees and allocates the memory of colocated servers

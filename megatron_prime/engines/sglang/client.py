@@ -109,6 +109,10 @@ class SGLangClient:
         answer = await self._call("/generate", body, timeout_s=self._request_timeout_s, retry=ONCE)
         return _as_dict(answer, self.url, "/generate")
 
+    async def abort(self, request_id: str) -> None:
+        """End a request, which is then answered with the tokens so far. Does nothing if the server does not have it."""
+        await self._call("/abort_request", {"rid": request_id}, retry=ONCE, empty_answer=True)
+
     async def pause_generation(self, mode: PauseMode) -> None:
         """Stop sampling until `continue_generation`.
 

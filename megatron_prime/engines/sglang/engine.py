@@ -1,6 +1,6 @@
 """The rollout engine of SGLang servers: the production implementation of `rollout.engine.Engine`.
 
-main thread, all ranks     generate, weight updates --> Driver: meet, wait, share the result
+calling thread, all ranks  stream, weight updates --> Driver: meet, wait, share the result
 driver's loop (rank 0)     Generation --> Fleet / Balancer --> SGLangClient --HTTP--> servers
 supervisor threads         SupervisedServer --> guardian process --> server
 """
@@ -8,8 +8,9 @@ supervisor threads         SupervisedServer --> guardian process --> server
 import contextlib
 import logging
 import os
+import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,13 +19,14 @@ from urllib.parse import urlsplit
 from megatron_prime.config.server_keys import attached_keys
 from megatron_prime.config.tables.rollout import SGLANG_RESERVED_POSITIONS, SGLangConfig
 from megatron_prime.engines.dialogue import DialogueSettings
-from megatron_prime.engines.requests import ModelLimits, check_request
+from megatron_prime.engines.requests import ModelLimits, check_sampling
 from megatron_prime.engines.sglang.access import shared_secret
 from megatron_prime.engines.sglang.client import ServerUnreachableError
 from megatron_prime.engines.sglang.disk_loading import MAX_UPDATES, load_everywhere, reload
 from megatron_prime.engines.sglang.driver import Driver
 from megatron_prime.engines.sglang.fleet import Fleet
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
+from megatron_prime.engines.sglang.group_stream import SGLangGroupStream
 from megatron_prime.engines.sglang.launch import (
     LaunchPlan,
     check_experts,
@@ -42,11 +44,11 @@ from megatron_prime.engines.sglang.resources import gather_resources
 from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.engines.sglang.sampling import check_stop_tokens
 from megatron_prime.hf.shape import read_shape
-from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
+from megatron_prime.rollout.engine import NO_WEIGHTS, CheckpointEngine, WeightSyncError
 from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_sync import WeightSync
-from megatron_prime.types import Prompt, Rollout, SamplingParams
+from megatron_prime.types import SamplingParams
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 30.0
@@ -64,7 +66,7 @@ class EngineStats:
     """Groups sampled again because their policy versions differed."""
 
 
-class SGLangEngine:
+class SGLangEngine(CheckpointEngine):
     """See `rollout.engine.Engine`; every method is collective unless it says otherwise.
 
     Rank 0 starts the servers on its node, or each node's first rank those there, or they are attached to by URL; rank 0
@@ -129,7 +131,9 @@ class SGLangEngine:
         self._sync: WeightSync | None = None
         self._restore: Callable[[int], None] | None = None
         """Gives a restarted server, by index, the current weights; None before there are any."""
-        self._num_calls = 0
+        self._num_streams = 0
+        self._name = secrets.token_hex(4)
+        """Part of the ids of requests, as servers may have other clients."""
         self.stats = EngineStats()
         self.driver = Driver(self.ranks, self._resync)
         self.folder = run_dir / "sglang"
@@ -207,19 +211,19 @@ class SGLangEngine:
         """See `Engine.policy_version`."""
         return self._policy_version
 
-    def generate(
+    @contextlib.contextmanager
+    def stream(
         self,
-        prompts: Sequence[Prompt],
         params: SamplingParams,
         group_size: int,
         stream_key: int,
         environments: Environments | None = None,
-    ) -> list[Rollout]:
-        """See `Engine.generate`, and the class for the meaning of stream_key."""
+    ) -> Iterator[SGLangGroupStream]:
+        """See `Engine.stream`, and the class for the meaning of stream_key."""
         self._require_open()
         if self._policy_version == NO_WEIGHTS or self._incoming_version is not None:
-            raise WeightSyncError("can't generate: no weight sync has succeeded yet, or one is open")
-        check_request(prompts, params, group_size, stream_key, self._limits)
+            raise WeightSyncError("can't sample: no weight sync has succeeded yet, or one is open")
+        check_sampling(params, group_size, stream_key)
         check_stop_tokens(params, self._limits)
         settings = GenerationSettings(
             DialogueSettings(params, self._limits, environments),
@@ -230,7 +234,17 @@ class SGLangEngine:
             self.settings.allow_mixed_versions,
             self._routing,
         )
-        return self.driver.run(lambda: self._generate(prompts, settings))
+        self._num_streams += 1
+        name = f"prime-{self._name}-{self._num_streams}"
+        stream = SGLangGroupStream(
+            self.driver, lambda: Generation(self.open_fleet(), settings, name), settings
+        )
+        try:
+            yield stream
+        except BaseException:
+            stream.give_up()
+            raise
+        self._note(stream.close())
 
     @contextlib.contextmanager
     def while_training(self) -> Iterator[None]:
@@ -335,14 +349,10 @@ class SGLangEngine:
         assert self.fleet is not None, "coroutines run on the driver"
         return self.fleet
 
-    async def _generate(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[Rollout]:
-        fleet = self.open_fleet()
-        self._num_calls += 1
-        generation = Generation(fleet, settings, self._num_calls)
-        try:
-            return await fleet.guarded(generation.run(prompts))
-        finally:
-            self.stats.num_recoveries = fleet.num_recoveries
+    def _note(self, generation: Generation | None) -> None:
+        """Add up what has happened in a stream; there is one on the driver alone."""
+        if generation is not None:
+            self.stats.num_recoveries = self.open_fleet().num_recoveries
             self.stats.num_replayed += generation.num_replayed
             self.stats.num_resampled_groups += generation.num_resampled_groups
 

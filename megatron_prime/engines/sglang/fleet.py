@@ -7,7 +7,7 @@ up --no answer, or other weights--> down: [restart] -> answers again -> resync o
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from megatron_prime.config.server_keys import attached_keys
@@ -77,6 +77,7 @@ class Fleet:
         until the next weight sync."""
         self._out: set[int] = set()
         """The servers that wait for the next weight sync."""
+        self._watching: asyncio.Task[None] | None = None
         self.policy_version = NO_WEIGHTS
         """The version that every server that is up serves."""
         self.names = VersionNames()
@@ -177,37 +178,52 @@ class Fleet:
             task = asyncio.ensure_future(self._recover(server, hangs))
             self._recoveries[server] = task
 
-    async def guarded(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-        """Await `work` while watching the servers' health, then wait until all servers are up again.
-
-        Where servers can't be resynced, those that are down at the end stay out until the next weight sync.
-
-        Raises EngineError as soon as a server can't be recovered, or when all of them are out.
-        """
-        main = asyncio.ensure_future(work)
-        watch = asyncio.ensure_future(self._watch())
-        try:
-            while not main.done() or (self._recoveries and self.can_resync):
-                waited = {watch, *self._recoveries.values()} | ({main} if not main.done() else set())
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                self._reap()
-                # The watch only ends with an error, and a failed rollout does not wait for recoveries.
-                if watch.done() or (main.done() and main.exception() is not None):
-                    break
-            if watch.done():
-                watch.result()
-            return main.result()
-        finally:
-            await cancel([main, watch])
-            if not self.can_resync:
-                await self._leave_out(*self._recoveries)
-
     async def let_in(self) -> None:
         """Give requests again to the servers that waited for a weight sync, once it has reached them."""
         for server in self._out:
             await self.balancer.set_up(server, True)
         self.num_recoveries += len(self._out)
         self._out.clear()
+
+    def start_watch(self) -> None:
+        """Begin to probe the servers' health, which lasts until `stop_watch`."""
+        assert self._watching is None, "one stream at a time"
+        self._watching = asyncio.ensure_future(self._watch())
+
+    async def stop_watch(self) -> None:
+        """End the watch. Where servers can't be resynced, those that are down stay out until the next weight sync."""
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            await cancel([watching])
+        if not self.can_resync:
+            await self._leave_out(*self._recoveries)
+
+    async def wait_for(self, work: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
+        """Wait until `work` is done, and return whether it is by the timeout; for use while the watch is on.
+
+        Raises EngineError as soon as a server can't be recovered, or when all of them are out.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not work.done():
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not await self._any_change({work}, left_s):
+                break
+        return work.done()
+
+    async def wait_until_up(self) -> None:
+        """Wait until all servers are up again that can be resynced; see `wait_for`."""
+        while self._recoveries and self.can_resync:
+            await self._any_change(set(), None)
+
+    async def _any_change(self, waited: set[asyncio.Future[Any]], timeout_s: float | None) -> bool:
+        """Wait for a change of what is awaited, of a recovery or of the watch; return whether there was one."""
+        assert self._watching is not None
+        waited = waited | {self._watching, *self._recoveries.values()}
+        done, _ = await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        self._reap()
+        if self._watching.done():  # The watch only ends with an error.
+            self._watching.result()
+        return bool(done)
 
     async def aclose(self) -> None:
         """End recoveries and close connections. The supervisors close the servers themselves."""

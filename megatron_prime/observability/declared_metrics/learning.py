@@ -55,9 +55,8 @@ ROLLOUT: Sequence[Row] = (
         "nats/token",
         "Largest absolute difference between the log-probs of the training engine and of the rollout engine.",
     ),
-    ("num_rounds", "count", "Sampling rounds until the batch was full."),
-    ("num_prompts_sampled", "count", "Prompts sampled in the step, kept or dropped."),
-    ("num_rollouts_sampled", "count", "Responses sampled in the step, kept or dropped."),
+    ("num_prompts_sampled", "count", "Prompts up to the one that filled the batch, kept or dropped."),
+    ("num_rollouts_sampled", "count", "Responses to these prompts."),
     ("num_groups_kept", "count", "Groups in the training batch."),
     (
         "num_groups_dropped_too_hard",
@@ -76,7 +75,6 @@ ROLLOUT: Sequence[Row] = (
         "Groups dropped because the verifier failed on a response.",
     ),
     ("num_groups_dropped_aborted", "count", "Groups dropped because the engine did not finish a response."),
-    ("num_groups_surplus", "count", "Groups that passed the filter when the batch was already full."),
     (
         "num_groups_trimmed",
         "count",

@@ -69,6 +69,11 @@ THROUGHPUT: Sequence[Row] = (
         "Responses that wait for a verifier, averaged over the time of the step, on rank 0.",
     ),
     (
+        "groups_aborted",
+        "count",
+        "Groups that were begun, and not needed when the batch was full; their prompts are the next step's.",
+    ),
+    (
         "response_tokens_per_s",
         "tokens/s",
         "Response tokens of the training batch, an environment's included, over the time of the step.",

@@ -5,7 +5,7 @@ docs/rollouts.md shows the same table to users; a test compares the two.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,6 @@ _INTEGERS = _per_token(pyarrow.int32())
 COLUMNS: tuple[Column, ...] = (
     Column("group", pyarrow.int32(), "Number of the group in the file, from 0; its rows stand together."),
     Column("sample", pyarrow.int32(), "Number of the response in its group, from 0."),
-    Column(
-        "round",
-        pyarrow.int32(),
-        "Sampling round of the step, from 0: a step short of kept groups samples again.",
-    ),
     Column("prompt_index", pyarrow.int64(), "Row of the prompt in the data set, over all its files."),
     Column("source", pyarrow.string(), "Data source of the prompt."),
     Column("ability", pyarrow.string(), "Kind of problem as named in the data."),
@@ -107,7 +102,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "filter",
         pyarrow.string(),
-        "kept (in the batch), surplus or trimmed (passed, but not in the batch), or dropped_... with the reason.",
+        "kept (in the batch), trimmed (passed, but not in the batch), or dropped_... with the reason.",
         True,
     ),
     Column("rollout_logprobs", _FLOATS, "Log-prob of each token as the engine reported it, in nats."),
@@ -146,8 +141,6 @@ class FileInfo:
     """Attempt of the run that wrote the file."""
     num_groups_sampled: int = 0
     """Number of groups that the step sampled; the file holds all of them or a part."""
-    num_groups_by_round: Sequence[int] = ()
-    """The same, for each sampling round of the step."""
     num_groups: int = 0
     """Number of groups in the file."""
     name: str = ""
@@ -169,7 +162,6 @@ class FileInfo:
         try:
             values: Any = json.loads(data)
             version = values.pop("schema")
-            values["num_groups_by_round"] = tuple(map(int, values.get("num_groups_by_round", ())))
             known = {field.name for field in fields(FileInfo)}
             info = FileInfo(**{name: value for name, value in values.items() if name in known})
         except (ValueError, AttributeError, KeyError, TypeError) as error:

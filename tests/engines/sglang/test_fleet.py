@@ -71,6 +71,20 @@ async def never(server):
     raise AssertionError(f"server {server} is resynced")
 
 
+async def guarded(fleet, work):
+    """Await work while the fleet is watched, and then until all servers are up again."""
+    fleet.start_watch()
+    main = asyncio.ensure_future(work)
+    try:
+        assert await fleet.wait_for(main)
+        result = main.result()
+        await fleet.wait_until_up()
+        return result
+    finally:
+        main.cancel()
+        await fleet.stop_watch()
+
+
 async def until_down(fleet, server):
     while fleet.balancer.is_up(server):
         await asyncio.sleep(0.01)
@@ -81,7 +95,7 @@ def test_a_false_alarm_needs_no_resync(tmp_path):
     async def scenario(fleet, resynced, servers):
         fleet.report(0)
         fleet.report(0)
-        await fleet.guarded(until_down(fleet, 0))
+        await guarded(fleet, until_down(fleet, 0))
         return fleet.balancer.is_up(0), resynced, fleet.num_recoveries
 
     assert with_fleet(tmp_path, scenario) == (True, [], 1)
@@ -91,7 +105,7 @@ def test_a_killed_server_comes_back_and_is_resynced(tmp_path):
     async def scenario(fleet, resynced, servers):
         os.kill(servers[1].pid, signal.SIGKILL)
         fleet.report(1)
-        await fleet.guarded(until_down(fleet, 1))
+        await guarded(fleet, until_down(fleet, 1))
         return fleet.balancer.is_up(1), resynced, await fleet.weight_versions()
 
     assert with_fleet(tmp_path, scenario) == (True, [1], [3, 3])
@@ -101,7 +115,7 @@ def test_a_server_with_other_weights_is_resynced(tmp_path):
     async def scenario(fleet, resynced, servers):
         await update(fleet, 0, 2)
         fleet.report(0)
-        await fleet.guarded(until_down(fleet, 0))
+        await guarded(fleet, until_down(fleet, 0))
         return resynced, await fleet.weight_versions()
 
     assert with_fleet(tmp_path, scenario) == ([0], [3, 3])
@@ -120,7 +134,7 @@ def test_while_the_trainer_changes_the_weights_a_server_that_lost_them_waits_for
 
         fleet.report(1)
         fleet.report(0)  # a false alarm
-        (was_up,) = await fleet.guarded(until_out())
+        (was_up,) = await guarded(fleet, until_out())
         await update(fleet, 1, 4)
         await fleet.let_in()
         after = [fleet.balancer.is_up(server) for server in (0, 1)]
@@ -134,7 +148,7 @@ def test_work_that_has_ended_does_not_wait_for_a_server_that_will_lack_its_weigh
         fleet.can_resync = False
         os.kill(servers[0].pid, signal.SIGSTOP)
         fleet.report(0)
-        ended = await fleet.guarded(until_down(fleet, 0))
+        ended = await guarded(fleet, until_down(fleet, 0))
         is_up, is_out = fleet.balancer.is_up(0), fleet._out == {0}
         os.kill(servers[0].pid, signal.SIGCONT)
         return ended, is_up, is_out, fleet._recoveries, resynced
@@ -149,7 +163,7 @@ def test_without_a_server_that_has_the_weights_the_work_ends(tmp_path):
             os.kill(server.pid, signal.SIGKILL)
             fleet.report(server.index)
         with pytest.raises(EngineError, match="no SGLang server is left with policy version 3"):
-            await fleet.guarded(asyncio.sleep(30, []))
+            await guarded(fleet, asyncio.sleep(30, []))
         for server in (0, 1):
             await update(fleet, server, 4)
         await fleet.let_in()
@@ -163,7 +177,7 @@ def test_foreign_weights_end_the_work(tmp_path):
         await fleet.client_now(0).update_weights_from_disk("path", "3")
         fleet.report(0)
         with pytest.raises(ForeignWeightsError, match="server 0 has weights named '3'"):
-            await fleet.guarded(asyncio.sleep(30, []))
+            await guarded(fleet, asyncio.sleep(30, []))
 
     with_fleet(tmp_path, scenario)
 
@@ -174,7 +188,7 @@ def test_a_server_that_hangs_is_noticed_and_restarted(tmp_path, monkeypatch):
 
     async def scenario(fleet, resynced, servers):
         os.kill(servers[0].pid, signal.SIGSTOP)
-        await fleet.guarded(until_down(fleet, 0))
+        await guarded(fleet, until_down(fleet, 0))
         return servers[0].num_starts, resynced
 
     assert with_fleet(tmp_path, scenario) == (2, [0])
@@ -187,11 +201,13 @@ def test_a_server_whose_scheduler_hangs_gets_no_requests_until_it_is_restarted(t
     async def scenario(fleet, resynced, servers):
         await fleet.client_now(0)._call("/hang", {})
         settings = GenerationSettings(dialogues(SamplingParams(1)), group_size=2, seed=0, stream_key=0)
-        generation = Generation(fleet, settings, 0)
-        rollouts = await fleet.guarded(generation.run(live_prompts(3)))
-        return len(rollouts), generation.num_replayed >= 6, servers[0].num_starts, resynced
+        generation = Generation(fleet, settings, "test")
+        generation.submit(live_prompts(3))
+        groups = await generation.finished(None)
+        await generation.close()
+        return len(groups), generation.num_replayed >= 6, servers[0].num_starts, resynced
 
-    assert with_fleet(tmp_path, scenario, num_servers=1, request_timeout_s=0.5) == (6, True, 2, [0])
+    assert with_fleet(tmp_path, scenario, num_servers=1, request_timeout_s=0.5) == (3, True, 2, [0])
 
 
 def test_an_attached_server_whose_scheduler_hangs_is_waited_for_as_one_that_starts(tmp_path):
@@ -204,7 +220,7 @@ def test_an_attached_server_whose_scheduler_hangs_is_waited_for_as_one_that_star
         attached.report(0)
         try:
             with pytest.raises(EngineError, match=r"scheduler of SGLang server 0 .*startup_timeout_s = 1"):
-                await attached.guarded(asyncio.sleep(30, []))
+                await guarded(attached, asyncio.sleep(30, []))
         finally:
             await attached.aclose()
 
@@ -226,7 +242,7 @@ def test_a_server_that_was_given_up_ends_the_work(tmp_path):
         os.kill(servers[0].pid, signal.SIGKILL)
         fleet.report(0)
         with pytest.raises(EngineError, match=r"max_restarts = 0"):
-            await fleet.guarded(asyncio.sleep(30, []))
+            await guarded(fleet, asyncio.sleep(30, []))
 
     with_fleet(tmp_path, scenario, max_restarts=0)
 
@@ -240,7 +256,7 @@ def test_a_resync_that_fails_ends_the_work(tmp_path):
         fleet.policy_version = 4
         fleet.report(0)
         with pytest.raises(EngineError, match="the weights are gone"):
-            await fleet.guarded(asyncio.sleep(30, []))
+            await guarded(fleet, asyncio.sleep(30, []))
 
     with_fleet(tmp_path, scenario)
 
@@ -251,7 +267,7 @@ def test_a_fault_of_the_work_is_raised_at_once(tmp_path):
             raise ValueError("bad request")
 
         with pytest.raises(ValueError, match="bad request"):
-            await fleet.guarded(work())
+            await guarded(fleet, work())
 
     with_fleet(tmp_path, scenario, num_servers=1)
 

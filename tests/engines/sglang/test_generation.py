@@ -22,6 +22,15 @@ from tests.support.episodes import ScriptedEnvironments, echo, told
 from tests.support.sglang_live import dialogues, live_prompts
 
 
+async def sampled(generation):
+    """Wait for all groups, end the generation, and return the rollouts in order."""
+    try:
+        groups = dict(await generation.finished(None))
+    finally:
+        await generation.close()
+    return [rollout for number in sorted(groups) for rollout in groups[number]]
+
+
 def generate_over_an_update(engine, new_model, **changes):
     """Sample from one server, which gets new weights as version 2 amid it. Returns rollouts and the generation."""
     settings = GenerationSettings(
@@ -36,8 +45,9 @@ def generate_over_an_update(engine, new_model, **changes):
         fleet.names = engine.fleet.names
         [client] = await fleet.clients()
         fleet.policy_version = 1
-        generation = Generation(fleet, settings, call_index=99)
-        running = asyncio.ensure_future(fleet.guarded(generation.run(live_prompts(6))))
+        generation = Generation(fleet, settings, "update")
+        generation.submit(live_prompts(6))
+        running = asyncio.ensure_future(sampled(generation))
         await asyncio.sleep(0.3)
         await client.pause_generation("retract")
         name = fleet.names.new(0, 2)
@@ -105,7 +115,9 @@ def generate_with(clients, params=TURNS, environments=None, group_size=1, **chan
         settings = GenerationSettings(
             dialogues(params, environments), group_size, seed=3, stream_key=5, **changes
         )
-        return await Generation(fleet, settings, 0).run(live_prompts(1)), fleet
+        generation = Generation(fleet, settings, "test")
+        generation.submit(live_prompts(1))
+        return await sampled(generation), fleet
 
     return asyncio.run(scenario())
 
