@@ -15,7 +15,7 @@ class ReplayEngine(CheckpointEngine):
 
     def __init__(self) -> None:
         self.version = NO_WEIGHTS
-        """Of the last weight sync."""
+        """The version of the last weight sync."""
 
     @property
     def policy_version(self) -> int:

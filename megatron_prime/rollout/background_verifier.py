@@ -43,7 +43,7 @@ Verdict = tuple[Place, float, str]
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How the verifications of one rank are going."""
+    """The state of the verifications of one rank."""
 
     fault: str = ""
     """The exception that ended them; empty if there is none."""
@@ -74,7 +74,7 @@ class BackgroundVerifier:
         self._away_since: float | None = None
         self._away_detail = ""
         self._was_away = False
-        """What `take` has returned last."""
+        """Whether a server was away at the last `take`."""
         self.fault: BaseException | None = None
         """The exception that ended the verifications."""
         self._is_closed = False

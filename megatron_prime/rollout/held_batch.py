@@ -90,6 +90,7 @@ def write_held(folder: Path, held: HeldBatch) -> None:
         "collector_before": held.collector_before,
         "records": held.records,
         "stats": batch.stats,
+        "throughput": batch.throughput,
         "reason": batch.reason if isinstance(batch, NoBatch) else None,
         "tensors": names,
         "groups": [_group_to_json(group) for group in groups],
@@ -137,10 +138,12 @@ def _held_of(text: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> HeldB
         groups.append(SampledGroup(rollouts, **of_group))
     result: RolloutBatch | NoBatch
     if text["reason"] is not None:
-        result = NoBatch(text["stats"], text["reason"])
+        result = NoBatch(text["stats"], text["reason"], text["throughput"])
     else:
         of_batch = {name: tensors[stored] for name, stored in text["tensors"].items()}
-        result = RolloutBatch(tuple(_in_batch(groups)), stats=text["stats"], **of_batch)
+        result = RolloutBatch(
+            tuple(_in_batch(groups)), stats=text["stats"], throughput=text["throughput"], **of_batch
+        )
     records = [(index, accuracy, decision) for index, accuracy, decision in text["records"]]
     before = text["prompts_before"], text["collector_before"]
     return HeldBatch(text["step_index"], result, records, groups, *before, text["settings"])

@@ -2,8 +2,9 @@
 
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.rollout.batches import OnPolicy
-from megatron_prime.rollout.collector import Collector, NoBatch
+from megatron_prime.rollout.collector import BatchSize, Collector, NoBatch
 from megatron_prime.rollout.held_batch import HeldBatch
+from megatron_prime.rollout.prompt_queue import PromptQueue
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 from tests.support.rollout_doubles import (
@@ -17,22 +18,21 @@ from tests.support.rollout_doubles import (
 
 
 def test_each_batch_is_collected_when_it_is_needed_and_nothing_ahead():
-    stream, engine = CountingStream(), ScriptedEngine(lambda _: [[GOOD], [BAD]])
+    stream, engine = PromptQueue(CountingStream()), ScriptedEngine(lambda _: [[GOOD], [BAD]])
     collector = Collector(
         engine,
         stream,
         RolloutVerifier(verify_words, WordTokenizer()),
         SamplingParams(4),
         FilterConfig(),
-        prompts_per_step=2,
-        group_size=2,
+        BatchSize(2, 2),
     )
     source = OnPolicy(collector, stream)
     batch = source.collect(0)
     source.collect_ahead(0)
     source.finish()
     assert [rollout.prompt.index for rollout in batch.rollouts] == [0, 0, 1, 1]
-    assert stream.num_taken == 2 and source.held is None
+    assert stream.state_dict()["num_taken"] == 2 and source.held is None
     assert source.last_records == collector.last_records
     assert source.state_dict() == collector.state_dict()
 

@@ -16,6 +16,7 @@ def test_the_protocol_is_what_the_trainer_uses():
         "policy_version",
         "stream",
         "generate",
+        "while_training",
         "release_memory",
         "close",
     }

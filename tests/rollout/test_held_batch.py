@@ -37,7 +37,7 @@ def held_batch() -> HeldBatch:
     kept[1] = replace(kept[1], routed_experts=torch.tensor([[[1, 2]], [[0, 3]]], dtype=torch.int16))
     dropped = [replace(rollout(second, 0, (4, 4)), outcome_reward=math.nan, finish_reason=FinishReason.ABORT)]
     batch = RolloutBatch.from_rollouts(kept, [0, 0], stats={"accuracy_batch": 0.1, "other": math.nan})
-    batch = replace(batch, outcome_penalties_B=torch.tensor([-0.5, 0.0]))
+    batch = replace(batch, outcome_penalties_B=torch.tensor([-0.5, 0.0]), throughput={"groups_aborted": 2.0})
     groups = [SampledGroup(dropped, "too_hard"), SampledGroup(kept, KEPT, batch_index=0)]
     records = [(9, math.nan, "dropped_too_hard"), (3, 1 / 3, "kept")]
     return HeldBatch(12, batch, records, groups, {"offset": 2}, {"keep_rate": None}, {"filter": {"a": 1}})
@@ -70,11 +70,12 @@ def test_a_batch_comes_back_bit_for_bit(tmp_path):
     assert read.result.rollouts == held.result.rollouts
     assert read.result.rollouts[0] is read.groups[1].rollouts[0]
     assert str(read.result.stats) == str(held.result.stats)
+    assert read.result.throughput == held.result.throughput == {"groups_aborted": 2.0}
     for each in fields(RolloutBatch):
         mine, theirs = getattr(held.result, each.name), getattr(read.result, each.name)
         if isinstance(mine, torch.Tensor):
             assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), each.name
-        elif each.name not in ("rollouts", "stats"):
+        elif each.name not in ("rollouts", "stats", "throughput"):
             assert theirs is mine is None, each.name
     again = tmp_path / "again"
     again.mkdir()

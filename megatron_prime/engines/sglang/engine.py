@@ -132,8 +132,7 @@ class SGLangEngine(CheckpointEngine):
         self._restore: Callable[[int], None] | None = None
         """Gives a restarted server, by index, the current weights; None before there are any."""
         self._num_streams = 0
-        self._name = secrets.token_hex(4)
-        """Part of the ids of requests, as servers may have other clients."""
+        self._name = f"prime-{secrets.token_hex(4)}"  # Servers may have other clients.
         self.stats = EngineStats()
         self.driver = Driver(self.ranks, self._resync)
         self.folder = run_dir / "sglang"
@@ -222,7 +221,7 @@ class SGLangEngine(CheckpointEngine):
         """See `Engine.stream`, and the class for the meaning of stream_key."""
         self._require_open()
         if self._policy_version == NO_WEIGHTS or self._incoming_version is not None:
-            raise WeightSyncError("can't sample: no weight sync has succeeded yet, or one is open")
+            raise WeightSyncError("can't generate: no weight sync has succeeded yet, or one is open")
         check_sampling(params, group_size, stream_key)
         check_stop_tokens(params, self._limits)
         settings = GenerationSettings(
@@ -235,7 +234,7 @@ class SGLangEngine(CheckpointEngine):
             self._routing,
         )
         self._num_streams += 1
-        name = f"prime-{self._name}-{self._num_streams}"
+        name = f"{self._name}-{self._num_streams}"
         stream = SGLangGroupStream(
             self.driver, lambda: Generation(self.open_fleet(), settings, name), settings
         )
