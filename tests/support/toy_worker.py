@@ -285,7 +285,7 @@ def stale_step(folder: str) -> dict[str, Any]:
         context.policy.score = watched_score
         context.engine.__dict__ |= {
             name: partial(_watched, calls, name, getattr(context.engine, name))
-            for name in ("generate", "release_memory")
+            for name in ("stream", "release_memory")
         }
         context.weight_sync.__dict__["push"] = partial(_watched, calls, "push", context.weight_sync.push)
         collected: list[Any] = []
@@ -301,7 +301,7 @@ def stale_step(folder: str) -> dict[str, Any]:
         batch, mask = collected[0], collected[0].response_mask_BT
         gap = (scored[0][1].logprobs_BT - batch.rollout_logprobs_BT).double()
         total = sum(abs(value) for value in gap[mask].tolist())
-        for name in ("generate", "release_memory"):
+        for name in ("stream", "release_memory"):
             del context.engine.__dict__[name]
     return {
         "metrics": metrics,

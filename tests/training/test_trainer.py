@@ -274,7 +274,7 @@ def test_the_policy_as_its_own_prm_trains_none_and_starts_at_zero(steps):
 
 def test_the_engine_releases_its_memory_between_sampling_and_scoring(stale_step):
     calls = stale_step["calls"]
-    last_sampled, first_scored = len(calls) - 1 - calls[::-1].index("generate"), calls.index("score")
+    last_sampled, first_scored = len(calls) - 1 - calls[::-1].index("stream"), calls.index("score")
     assert calls[last_sampled + 1 : first_scored] == ["release_memory"]
 
 
