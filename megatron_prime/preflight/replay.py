@@ -71,6 +71,11 @@ def _file_faults(config: PrimeConfig, path: Path) -> Iterator[str]:
         what = "tokenizer" if "tokenizer" in other else "architecture (config.json)"
         yield f"{path} was sampled with another {what} than that of model.path = {config.model.path}"
         return
+    if info.top_p < 1:
+        yield (
+            f"{path} was sampled with rollout.top_p = {info.top_p:g}, but its log-probs are those of the whole "
+            "distribution: sample with 1 what is to be trained on"
+        )
     group_size, most = config.rollout.group_size, config.trainer.prompts_per_step
     if info.num_groups * group_size != num_rows:
         yield (

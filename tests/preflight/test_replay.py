@@ -20,6 +20,7 @@ REFUSED_REPLAYS = {
     ),
     "other": ([], "was sampled with another tokenizer"),
     "shape": ([], r"was sampled with another architecture \(config\.json\)"),
+    "nucleus": ([], r"was sampled with rollout\.top_p = 0\.9, but its log-probs are those of the whole"),
     "part": (
         [],
         "holds 2 of the 99 groups that the step has sampled, fewer than trainer.prompts_per_step = 8",
@@ -32,7 +33,7 @@ def test_a_log_that_cannot_be_replayed_is_refused_by_check(toy: Toy, tmp_path, m
     monkeypatch.chdir(toy.folder)
     overrides, message = REFUSED_REPLAYS[source]
     path = Path(source)
-    if source in ("cut", "other", "shape", "part"):
+    if source in ("cut", "other", "shape", "nucleus", "part"):
         path = tmp_path / "log"
         shutil.copytree("single/rollouts", path)
         first = path / "step-00000001.parquet"
@@ -44,6 +45,8 @@ def test_a_log_that_cannot_be_replayed_is_refused_by_check(toy: Toy, tmp_path, m
             info = replace(info, model={"tokenizer": "x"}) if source == "other" else info
             if source == "shape":
                 info = replace(info, model={**info.model, "config.json": "x"})
+            if source == "nucleus":
+                info = replace(info, top_p=0.9)
             if source == "part":
                 rows, info = rows[:8], replace(info, num_groups=2, num_groups_sampled=99)
             write_rollouts(first, info, rows)

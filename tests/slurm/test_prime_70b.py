@@ -117,7 +117,10 @@ def test_servers_run_on_both_nodes_and_one_that_dies_is_restarted(jobs):
 
 @pytest.mark.minutes
 def test_a_server_on_a_node_of_its_own_dies_while_the_others_train_and_is_back_at_the_next_push(jobs):
-    """The first node trains with two ranks; the second has two servers, which sample the next batch meanwhile."""
+    """The first node trains with two ranks; the second has two servers, which sample the next batch meanwhile.
+
+    Then the job is asked to stop, and goes on with servers of another key.
+    """
     changes = {
         "rollout.engine": "sglang",
         "rollout.max_staleness": "1",
@@ -130,8 +133,12 @@ def test_a_server_on_a_node_of_its_own_dies_while_the_others_train_and_is_back_a
     killed, *others = [pid for pid in jobs.lab.pids_in(NODES[1]) if is_server(pid)]
     assert len(others) == 1
     os.kill(killed, signal.SIGKILL)
+    jobs.until_step(job, 0, 2)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=jobs.lab.environment, check=True)
     log = jobs.finish(job)
-    assert "(2 ranks)" in log and "steps finished: 5 of 5" in log
+    assert log.count("(2 ranks)") == 2 and log.count("queued again") == 1 and "steps finished: 5 of 5" in log
+    keys = {(jobs.logs(job, start) / "server.key").read_text() for start in (0, 1)}
+    assert len(keys) == 2 and all(len(key) == 64 for key in keys)
     assert sorted(path.name for path in jobs.logs(job, 0).glob("*-*.log")) == [
         *("rank-0.log", "rank-1.log"),
         "servers-0.log",

@@ -145,6 +145,8 @@ class FileInfo:
     """Number of groups in the file."""
     name: str = ""
     """Name of the prompt set, in an evaluation."""
+    top_p: float = 1.0
+    """Probability mass of the nucleus from which tokens were sampled."""
     model: Mapping[str, str] | None = None
     """Hashes of the model's architecture, tokenizer and weights at the start of the run, as in provenance.json."""
 
