@@ -58,8 +58,6 @@ def _recorder(config: PrimeConfig, topology: Topology) -> RolloutRecorder | None
     if topology.rank != 0:
         return None
     tokenizer: Any = load_tokenizer(config.model.path)
-    info = FileInfo(
-        0, "rollout", top_p=config.rollout.top_p, model=model_identity(config.model.path)
-    )
+    info = FileInfo(0, "rollout", top_p=config.rollout.top_p, model=model_identity(config.model.path))
     settings = RolloutLogConfig(groups_per_step="all")
     return RolloutRecorder(settings, RolloutLog(config.run_dir / ROLLOUTS), tokenizer, info)
