@@ -1,10 +1,11 @@
-"""The simulation of PRIME with 70B parameters on 128 H100: examples/prime_70b.toml with long, published lengths.
+"""The simulation of PRIME with 70B parameters on 128 H100: the examples with long, published lengths.
 
 All speeds come from `megatron_prime.planning`, at its assumptions: training from `plan_times`, decoding from the bytes
 of weights and KV cache that a step reads, a weight sync from the bytes on its links. Nothing of it has been measured on
 a GPU.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from megatron_prime.planning.gpus import GB, GIB, KNOWN
 from megatron_prime.planning.planned_run import Assumptions, PlannedRun
 from megatron_prime.planning.times import plan_times
 
-CONFIG = Path(__file__).parents[2] / "examples" / "prime_70b.toml"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHARED, APART = EXAMPLES / "prime_70b.toml", EXAMPLES / "prime_70b_overlap.toml"
+"""The runs with servers on the GPUs of training ranks, and on GPUs of their own."""
 GPU = KNOWN["H100-80G"]
 NUM_GPUS = 128
 SERVER_GPUS = 8
@@ -30,8 +33,8 @@ NUM_VERIFIERS = 128
 WARM_UP = 5
 """Steps that are left out: the first ones find the servers empty."""
 NUM_STEPS = 25
-SPLITS = (64, 96)
-"""GPUs of the trainer beside servers of their own. 32, one replica of the layout, do not hold the three models."""
+SPLITS = (64, 80, 96, 112)
+"""GPUs of the trainer beside servers of their own."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,14 @@ def planned(training_gpus: int, response_tokens: float, workload: Workload, is_c
         f"parallel.num_processes={training_gpus}",
         f"rollout.max_response_tokens={workload.lengths.limit}",
         # A microbatch holds the longest sequence.
-        f"trainer.max_tokens_per_microbatch={max(8192, 1024 + workload.lengths.limit)}",
-        f"rollout.sglang.colocated={str(is_colocated).lower()}",
+        f"trainer.max_tokens_per_microbatch={1024 + workload.lengths.limit}",
     ]
     if workload.lengths.limit > 8192:
         overrides.append("memory.recompute.granularity=full")
     if not is_colocated:
-        # Servers elsewhere leave the room for what a trainer beside them has to move to host memory.
-        overrides += ["memory.offload_policy_optimizer=false", "memory.offload_prm=false"]
-    config = load_config(CONFIG, overrides)
+        urls = [f"http://server{index}:30000" for index in range((NUM_GPUS - training_gpus) // SERVER_GPUS)]
+        overrides.append(f"rollout.sglang.urls={json.dumps(urls)}")
+    config = load_config(SHARED if is_colocated else APART, overrides)
     shapes = dict.fromkeys(("policy", "prm", "reference"), LLAMA_70B)
     assumptions = Assumptions(workload.prompt_tokens, response_tokens)
     return PlannedRun(config, shapes, training_gpus, GPU, assumptions)
@@ -78,8 +80,7 @@ def planned(training_gpus: int, response_tokens: float, workload: Workload, is_c
 def trainer(run: PlannedRun) -> Trainer:
     """Return the trainer's speed: the planner's time for responses of the mean length, in proportion to the tokens."""
     phases = plan_times(run).phases
-    outside = ("rollout", "weight_sync")
-    seconds = sum(phase.seconds for name, phase in phases.items() if name not in outside)
+    seconds = sum(phases[name].seconds for name in ("logprobs", "prm", "policy"))
     return Trainer(0.0, seconds / run.tokens, phases["weight_sync"].seconds)
 
 
