@@ -9,6 +9,8 @@ staleness is exactly 1 from the second step on. An engine that samples in proces
 training; another one samples the same batch at the same point of the schedule, before the update.
 """
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +23,20 @@ from megatron_prime.rollout.held_batch import HeldBatch, Resumable
 from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.sampled_groups import SampledGroup
 from megatron_prime.types import RolloutBatch
+
+THREAD = "sampling-ahead"
+
+
+def leave_if_sampling(exit_code: int) -> None:
+    """End the process at once if it still samples ahead, as after an error on this rank alone.
+
+    Python would wait for no daemon thread, and abort the process, with another exit code, if the thread came back from
+    a collective while the interpreter shuts down.
+    """
+    if any(thread.name == THREAD for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 class SteadyEngine(Protocol):
@@ -136,7 +152,7 @@ class OneStepOff:
             self._sample_ahead(step_index + 1)
             return
         self._thread = threading.Thread(
-            target=self._sample_ahead, args=(step_index + 1,), name="sampling-ahead", daemon=True
+            target=self._sample_ahead, args=(step_index + 1,), name=THREAD, daemon=True
         )
         self._thread.start()
 

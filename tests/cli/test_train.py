@@ -187,12 +187,10 @@ def test_a_killed_run_with_environments_resumes_with_the_numbers_of_an_uninterru
 
 
 @pytest.fixture(scope="module")
-def overlapping(toy: Toy) -> dict[str, str]:
+def overlapping(toy: Toy) -> dict[str, Any]:
     """Run one step off, in the main thread and in a thread beside the training; return what the runs have printed."""
     background = [overlap_worker.IN_BACKGROUND]
-    (alone,) = run_distributed(
-        overlap_worker.train, 1, str(toy.folder), {"ahead": [], "ahead in a thread": background}
-    )
+    (alone,) = run_distributed(overlap_worker.alone, 1, str(toy.folder))
     runs = {"ahead data=2": [], "ahead data=2 in a thread": background}
     return (
         alone
@@ -257,6 +255,22 @@ def test_a_killed_run_that_samples_ahead_resumes_with_the_batch_that_its_checkpo
     assert (run_dir / "prompts.jsonl").read_bytes() == (unbroken / "prompts.jsonl").read_bytes()
     assert weights(run_dir / "hf") == weights(unbroken / "hf")
     assert not [file for file in HELD if (checkpoint_of(run_dir, NUM_STEPS) / file).exists()]
+
+
+def test_an_outage_while_a_batch_is_sampled_ahead_costs_the_next_step_its_overlap(toy: Toy, overlapping):
+    (code, output), (code_after, output_after) = overlapping["outage"]
+    assert (code, code_after) == (EXIT_CODE, 0), output + output_after
+    assert f"stopped after step 2 of {NUM_STEPS}, the reward server has been away" in output
+    assert "resuming after step 2" in output_after
+    found, unbroken = records(toy.run_dir("ahead_outage")), records(toy.run_dir("ahead"))
+    assert found[:3] == unbroken[:3], "the step beside which the server went away is completed"
+    assert [step["rollout/staleness_max"] for step in found[1:]] == [0, 1, 0, 1]
+    taken = [
+        (toy.run_dir(name) / "prompts.jsonl").read_text().splitlines()[2]
+        for name in ("ahead", "ahead_outage")
+    ]
+    first = [json.loads(line)["prompts"][0][0] for line in taken]
+    assert first[0] == first[1], "its prompts are taken again"
 
 
 def test_a_run_that_is_asked_to_stop_while_it_samples_ahead_saves_that_batch(toy: Toy, overlapping, tmp_path):

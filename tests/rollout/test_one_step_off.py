@@ -1,6 +1,8 @@
 """The schedule of one-step-off sampling is one table, whatever the timing, the failures and the attempts of a run."""
 
 import contextlib
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +13,7 @@ from megatron_prime.rollout.engine import EngineError
 from megatron_prime.rollout.one_step_off import OneStepOff
 from megatron_prime.rollout.verification import VerifierAwayError
 from tests.support import deadlines
+from tests.support.toy_runs import ROOT
 
 NUM_STEPS = 4
 
@@ -163,6 +166,27 @@ def test_another_error_is_raised_by_the_step_that_it_concerns(error, in_backgrou
     train(run, source, first=2)
     assert "batch 2 by version 2 from 3" in run.journal
     assert "batch 3 by version 2 from 6 ahead" in run.journal
+
+
+ENDING = """
+import sys, threading, time
+from megatron_prime.rollout.one_step_off import OneStepOff, leave_if_sampling
+from tests.rollout.test_one_step_off import Run, source_of
+run = Run(held_up={1: threading.Event()})
+source = source_of(run, in_background=True)
+source.collect(0)
+leave_if_sampling(3)
+source.collect_ahead(0)
+print("sampling", flush=True)
+leave_if_sampling(69)
+"""
+
+
+def test_a_rank_that_fails_while_it_samples_ahead_ends_at_once_with_its_exit_code():
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (ended.returncode, ended.stdout) == (69, "sampling\n"), ended.stderr
 
 
 def test_groups_and_records_are_those_of_the_batch_that_is_trained():
