@@ -107,6 +107,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     "gpu_memory_utilization": ("rollout.sglang.mem_fraction",),
     "vllm_gpu_memory_utilization": ("rollout.sglang.mem_fraction",),
     "mem_fraction_static": ("rollout.sglang.mem_fraction",),
+    "max_trajectory_age_steps": ("rollout.max_staleness",),
+    "max_head_offpolicyness": ("rollout.max_staleness",),
+    "max_staleness_steps": ("rollout.max_staleness",),
+    "staleness_threshold": ("rollout.max_staleness",),
+    "async_level": ("rollout.max_staleness",),
+    "max_async_level": ("rollout.max_staleness",),
+    "async_train": ("rollout.max_staleness",),
     # Models and layouts
     "pretrain": ("model.path",),
     "model_name": ("model.path",),
