@@ -76,7 +76,9 @@ CHANGES = {
     "weights in model.safetensors differ": lambda run_dir: flip_a_bit(run_dir / "hf" / "model.safetensors"),
     "another checksum": lambda run_dir: flip_a_bit(next((run_dir / "checkpoints").glob("*4/prm/*.distcp"))),
     "held_batch.json differs": lambda run_dir: (
-        next((run_dir / "checkpoints").glob("*2"), run_dir).joinpath("held_batch.json").write_text("{}")
+        next((run_dir / "checkpoints").glob("*2"), run_dir)
+        .joinpath("held_batch.json")
+        .write_text('{"step_index": 9}')
     ),
     "checkpoints [": lambda run_dir: (run_dir / "checkpoints" / ".step_00000009.attempt1.partial").mkdir(),
 }
