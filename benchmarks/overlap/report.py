@@ -40,8 +40,6 @@ class Figures:
     """Prompts whose groups were decided."""
     staleness: tuple[float, float]
     """Mean and maximum."""
-    accuracy: float
-    """Accuracy of all sampled responses in the last four steps."""
     lengths: tuple[float, ...]
     """Median, 90th, 99th percentile and maximum of the answers' tokens."""
     load: float
@@ -77,7 +75,6 @@ def figures(record: dict[str, Any]) -> Figures:
             statistics.fmean(step.get("rollout/staleness_mean", 0.0) for step in steps),
             max(step.get("rollout/staleness_max", 0.0) for step in steps),
         ),
-        statistics.fmean(step["rollout/accuracy_sampled"] for step in metrics[-4:]),
         tuple(quantiles(ended, (0.5, 0.9, 0.99, 1.0))),
         statistics.fmean(record["load"]),
     )
@@ -122,14 +119,14 @@ def table(rows: Sequence[Figures]) -> str:
     """Return the rows as a table; the last column compares with the first row."""
     lines = [
         "| schedule | step s | collection s | training s | trainer idle | server idle | in flight | tokens/s trained | "
-        "tokens/s sampled | prompts per step | mean tokens | staleness mean (max) | accuracy | load | speed |",
-        "|---" * 15 + "|",
+        "tokens/s sampled | prompts per step | mean tokens | staleness mean (max) | load | speed |",
+        "|---" * 14 + "|",
     ]
     lines += [
         f"| {row.row} | {row.step_s:.2f} | {row.collection_s:.2f} | {row.train_s:.2f} | {row.trainer_idle:.0%} | "
         f"{row.server_idle:.0%} | {row.in_flight:.1f} | {row.tokens_per_s:.0f} | {row.sampled_tokens_per_s:.0f} | "
         f"{row.prompts_per_step:.0f} | {row.mean_tokens:.1f} | {row.staleness[0]:.2f} ({row.staleness[1]:.0f}) | "
-        f"{row.accuracy:.3f} | {row.load:.1f} | {rows[0].step_s / row.step_s:.2f} |"
+        f"{row.load:.1f} | {rows[0].step_s / row.step_s:.2f} |"
         for row in rows
     ]
     return "\n".join(lines)

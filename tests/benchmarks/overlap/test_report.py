@@ -20,7 +20,6 @@ def record(row="rounds", rounds=True):
         "time/step_s": 10.0,
         "throughput/response_tokens_per_s": 7.0,
         "rollout/num_prompts_sampled": 12.0,
-        "rollout/accuracy_sampled": 0.5,
     }
     return {
         "row": row,
