@@ -55,13 +55,17 @@ def test_spans_that_overlap_are_counted_once():
 
 def test_tables_and_goals():
     rounds = figures(record())
-    faster = dataclasses.replace(rounds, row="streaming", collection_s=4.4, step_s=6.5, first_round_s=0.0)
+    faster = dataclasses.replace(
+        rounds, row="streaming", collection_s=4.4, step_s=6.5, first_round_s=0.0, server_idle=0.4
+    )
     ahead = dataclasses.replace(faster, row="one step off", step_s=5.0)
     lines = table([rounds, faster]).splitlines()
     assert lines[2].endswith("| 1.00 |") and lines[3].endswith("| 1.54 |")
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
     text = goals([rounds, faster, ahead])
-    assert "4.00 s are waits" in text and "leaves 0.40 s" in text and "removes 90%" in text
+    # Rounds have no request for 4 of 10 s, 2 of them in training; streaming for 2.6 of 6.5 s, 2.1 of them in training.
+    assert "for 2.00 s with rounds and for 0.50 s with streaming, which removes 75%" in text
+    assert "leaves 0.40 of the 4.00 s behind it and removes 90%" in text
     assert "is 88% of it" in text
     assert goals([rounds]) == ""
 
