@@ -27,12 +27,18 @@ def write_demonstrations(path: Path, task: ChainTask, sft: Path, model: Path) ->
     write_responses(path, FileInfo(0, "eval", model=model_identity(model)), rollouts, 1, tokenizer)
 
 
+def write_right_demonstrations(path: Path, task: ChainTask, sft: Path) -> None:
+    """Write the rows of an sft.jsonl whose outcome is right."""
+    lines = sft.read_text(encoding="utf-8").splitlines()
+    right = [line for line in lines if _outcome(task, json.loads(line))]
+    path.write_text("".join(f"{line}\n" for line in right), encoding="utf-8")
+
+
 def _rollouts(task: ChainTask, sft: Path, tokenizer) -> Iterator[Rollout]:
     for index, line in enumerate(sft.read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
-        prompt, response = row["prompt"].split(), row["response"].split()
-        # A number, and the reply to it, up to the last number.
-        width = (len(response) - 1) // (task.num_steps - 1)
+        response = row["response"].split()
+        width = _width(task, response)
         places = range(0, len(response), width)
         turns = [Turn(place + 1, min(place + width, len(response))) for place in places]
         encoded = [
@@ -46,14 +52,20 @@ def _rollouts(task: ChainTask, sft: Path, tokenizer) -> Iterator[Rollout]:
             rollout_logprobs=(0.0,) * len(response),
             finish_reason=FinishReason.STOP,
             policy_version=0,
-            outcome_reward=float(_is_right([*prompt, *response], len(prompt), width, task.modulus)),
+            outcome_reward=_outcome(task, row),
             turns=tuple(turns),
         )
 
 
-def _is_right(words: list[str], start: int, width: int, modulus: int) -> bool:
-    """Return whether the last number is that of the chain."""
-    value = int(words[0])
-    for place in range(start, len(words), width):
-        value = apply(value, operation_of(words[place - 1]), modulus)
-    return words[-1] == str(value)
+def _width(task: ChainTask, response: list[str]) -> int:
+    """Return the number of words from one number to the next."""
+    return (len(response) - 1) // (task.num_steps - 1)
+
+
+def _outcome(task: ChainTask, row: dict[str, str]) -> float:
+    """Return 1 if the last number is that of the chain."""
+    prompt, response = row["prompt"].split(), row["response"].split()
+    words, value = [*prompt, *response], int(prompt[0])
+    for place in range(len(prompt), len(words), _width(task, response)):
+        value = apply(value, operation_of(words[place - 1]), task.modulus)
+    return float(words[-1] == str(value))

@@ -49,15 +49,19 @@ that the run itself does not sample."""
 DEMONSTRATED = ("prm.path={prm:demonstrations}", "reference.path={sft}", "prm.update_order=none")
 """A frozen PRM that was trained on the 5,000 demonstrations and their outcomes, which exist before the run."""
 MARKS = (
-    "prm.path={prm:marks}",
-    "reference.path={sft}",
-    "prm.update_order=none",
-    "prm.scored_tokens=environment",
+    *("prm.path={prm:marks}", "reference.path={sft}", "prm.scored_tokens=environment"),
+    *("prm.lr=3e-4", "prm.num_epochs=2", "prm.num_minibatches=1"),
 )
-"""The same, of a PRM that scores only what the environment writes."""
+"""A PRM of the demonstrations and their outcomes that scores only what the environment writes, and learns on."""
+RIGHT_DEMONSTRATIONS = "model.path={right}"
+"""A policy that was fine-tuned on the right demonstrations alone: the other use of their outcomes."""
 
 METHODS: dict[str, Method] = {
     "rloo": Method("outcome rewards alone (RLOO)", (*OUTCOME, "policy.lr=6e-4")),
+    "rloo_right": Method(
+        "outcome rewards alone, fine-tuned on the right demonstrations",
+        (*OUTCOME, "policy.lr=6e-4", RIGHT_DEMONSTRATIONS),
+    ),
     "hindsight": Method("PRIME, hindsight credit", HINDSIGHT),
     "observation": Method(
         "PRIME, rewards on observations, gamma 1", (*CREDIT, "advantage.process_credit=observation")
@@ -78,7 +82,7 @@ METHODS: dict[str, Method] = {
         "PRIME, hindsight credit, PRM from an earlier run's log", (*HINDSIGHT, *PRETRAINED)
     ),
     "hindsight_demonstrations": Method(
-        "PRIME, hindsight credit, frozen PRM from the demonstrations", (*HINDSIGHT, *MARKS)
+        "PRIME, hindsight credit, PRM of marks from the demonstrations", (*HINDSIGHT, *MARKS)
     ),
     "own_demonstrations": Method(
         "PRIME, each token its own reward, frozen PRM from the demonstrations",

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.learning.demonstrations import write_demonstrations
-from benchmarks.learning.methods import METHODS
+from benchmarks.learning.demonstrations import write_demonstrations, write_right_demonstrations
+from benchmarks.learning.methods import METHODS, RIGHT_DEMONSTRATIONS
 from benchmarks.learning.tasks import TASKS, ChainTask
 from megatron_prime.cli.main import main
 from megatron_prime.parallel.lifeline import die_with_parent
@@ -104,8 +104,25 @@ def fine_tuned(task: str, seed: int, root: Path) -> Path:
     return folder
 
 
+def fine_tuned_on_right(task: str, seed: int, root: Path) -> Path:
+    """Return a model that was fine-tuned on the right demonstrations alone; it is made if it is missing."""
+    start, found = fine_tuned(task, seed, root), TASKS[task]
+    output = start / "sft_right"
+    with locked(start / "sft.lock"):
+        if not (output / "config.json").exists():
+            assert isinstance(found, ChainTask)
+            write_right_demonstrations(start / "right.jsonl", found, start / "task/sft.jsonl")
+            of_task = shared(task, seed, start)[:-2]
+            words = [*of_task, f'sft.data=["{start / "right.jsonl"}"]', f"sft.output={output}"]
+            words += [f"model.path={start / 'task/model'}", f"run_dir={start / 'sft_right_run'}"]
+            usage = command(["sft", str(BASE), *words], start / "sft_right.log")
+            if usage.exit_code:
+                raise RuntimeError(f"SFT of {task}, seed {seed}, failed: see {start / 'sft_right.log'}")
+    return output
+
+
 def shared(task: str, seed: int, folder: Path) -> list[str]:
-    """Return the overrides of all commands on a task."""
+    """Return the overrides of all commands on a task; the last two are those of SFT."""
     return [
         *TASKS[task].overrides(),
         f"seed={seed}",
@@ -124,7 +141,11 @@ def train(job: Job, root: Path) -> Usage:
         if f"prm.path={placeholder}" in overrides:
             path = pretrained_prm(job.task, job.seed, root, name)
             overrides[overrides.index(f"prm.path={placeholder}")] = f"prm.path={path}"
-    paths = [f"model.path={start / 'sft'}", f"run_dir={folder}"]
+    model = start / "sft"
+    if RIGHT_DEMONSTRATIONS in overrides:
+        overrides.remove(RIGHT_DEMONSTRATIONS)
+        model = fine_tuned_on_right(job.task, job.seed, root)
+    paths = [f"model.path={model}", f"run_dir={folder}"]
     words = ["train", str(BASE), *shared(job.task, job.seed, start), *overrides, *paths]
     usage = command(words, folder / "output.log", folder / "metrics.jsonl")
     if job == Job(job.task, LOGGED, job.seed) and usage.exit_code == 0:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.learning.chain import judged_numbers
-from benchmarks.learning.demonstrations import write_demonstrations
+from benchmarks.learning.demonstrations import write_demonstrations, write_right_demonstrations
 from benchmarks.learning.tasks import ChainTask
 from megatron_prime.evaluation.saved_responses import read_responses
 
@@ -34,3 +34,6 @@ def test_outcomes_and_turns_are_those_of_the_task(tmp_path, monkeypatch, marks):
         if all(judged_numbers(words, places, 10)):
             assert outcome == 1.0
     assert 0 < sum(outcomes) < len(outcomes)
+    write_right_demonstrations(tmp_path / "right.jsonl", task, tmp_path / "sft.jsonl")
+    right = [json.loads(line) for line in (tmp_path / "right.jsonl").read_text().splitlines()]
+    assert right == [row for row, outcome in zip(rows, outcomes, strict=True) if outcome]
