@@ -52,7 +52,7 @@ def batch_of(group_size: int, num_tokens: int, ids: list[int]) -> tuple[list[Sam
             logprobs = tuple((-torch.rand(num_tokens).exp()).tolist())
             rollout = Rollout(prompt, sample, tokens, logprobs, FinishReason.STOP, 3, float(sample % 2))
             rollouts.append(rollout)
-        groups.append(SampledGroup(rollouts, "kept", 0, index))
+        groups.append(SampledGroup(rollouts, "kept", index))
     flat = [rollout for group in groups for rollout in group.rollouts]
     return groups, RolloutBatch.from_rollouts(flat, [row // group_size for row in range(len(flat))])
 

@@ -122,8 +122,8 @@ def test_turns_tell_the_tokens_of_the_policy_from_the_replies():
     assert batch.turn_ids_BT.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
     assert batch.turn_rewards_BT.tolist() == [[0, -0.5, 0, 0, 0], [0, 0, 0, 0, 0]]
     assert several.policy_spans == [(0, 2), (4, 5)] and rollout(8, 9).policy_spans == [(0, 2)]
-    assert batch.scored_mask_BT(True).equal(batch.response_mask_BT)
-    assert batch.scored_mask_BT(False).equal(batch.policy_mask_BT)
+    assert batch.scored_mask_BT("all").equal(batch.response_mask_BT)
+    assert batch.scored_mask_BT("policy").equal(batch.policy_mask_BT)
     assert batch.unit_ids_BT("turn") is batch.turn_ids_BT and batch.unit_ids_BT("step") is None
 
 

@@ -171,10 +171,14 @@ def _extend(
     model: PreTrainedModel, requests: Sequence[Request], cache: DynamicCache, mask_BL: Tensor
 ) -> _Batch:
     """Compute the tokens of the requests that the cache does not have."""
-    new_ids = [
-        request.input_ids[length:]
-        for request, length in zip(requests, mask_BL.sum(dim=1).tolist(), strict=True)
-    ]
+    lengths = mask_BL.sum(dim=1).tolist()
+    for row, request in enumerate(requests):
+        # After an empty reply of the environment the cache may have all tokens. The logits behind the last one are
+        # gone, so it is computed again.
+        if lengths[row] == len(request.input_ids):
+            mask_BL[row, -1] = 0
+            lengths[row] -= 1
+    new_ids = [request.input_ids[length:] for request, length in zip(requests, lengths, strict=True)]
     logits_BV, mask_BL = _append(model, cache, mask_BL, new_ids)
     return _begun(cache, mask_BL, logits_BV, requests)
 

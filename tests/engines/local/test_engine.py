@@ -18,7 +18,7 @@ from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.engines.local.engine import LocalEngine
 from megatron_prime.engines.requests import StreamKey
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
-from megatron_prime.rollout.episode import EpisodeError
+from megatron_prime.rollout.episode import EpisodeError, Reply
 from megatron_prime.rollout.group_filter import FilterDecision, decide_groups, split_groups
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import tensor_checksum
@@ -219,6 +219,26 @@ def test_turns_continue_from_the_replies_with_the_random_numbers_of_their_places
         is_drawn = (above - np.exp(chosen) - 1e-6 <= draws) & (draws <= above + 1e-6)
         assert is_drawn[mask].all()
     assert not environments.live and len(environments.episodes) == 20
+
+
+def test_turns_continue_after_empty_replies_in_batches_as_alone(checkpoints):
+    """Turns of different lengths: the cache has all tokens of a row that finishes before the others."""
+    folder, _ = checkpoints("qwen2")
+
+    def script(episode):
+        return echo(3)(episode) if len(episode.seen) == 3 else Reply(() if len(episode.seen) == 1 else (7,))
+
+    together, alone = (
+        make_engine(folder, max_batch_size=size).generate(PROMPTS, TURNS, 4, 5, ScriptedEnvironments(script))
+        for size in (64, 1)
+    )
+    assert tokens_of(together) == tokens_of(alone)
+    empty = [
+        each.turns[0]
+        for each in together
+        if len(each.turns) == 3 and each.turns[0].policy_end == each.turns[0].end
+    ]
+    assert len({turn.end for turn in empty}) > 1
 
 
 def test_an_environment_that_ends_after_one_turn_changes_nothing(checkpoints):

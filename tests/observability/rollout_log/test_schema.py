@@ -8,7 +8,7 @@ from megatron_prime.observability.rollout_log.schema import COLUMNS, FileInfo, s
 
 
 def test_a_description_survives_its_encoding():
-    info = FileInfo(12, "train", 11, 0.05, 3, 64, (40, 24), 8, model={"tokenizer": "abc"})
+    info = FileInfo(12, "train", 11, 0.05, 3, 64, 8, model={"tokenizer": "abc"})
     assert FileInfo.decode(info.encode()) == info
 
 
