@@ -34,7 +34,7 @@ _ON_DEMONSTRATIONS = (
 )
 PRMS = {
     "log": ("prm_training.num_steps=100", "prm_training.prompts_per_step=64", "prm_training.lr=5e-4"),
-    "demonstrations": (*_ON_DEMONSTRATIONS,),
+    "demonstrations": _ON_DEMONSTRATIONS,
     "marks": (*_ON_DEMONSTRATIONS, "prm.scored_tokens=environment"),
 }
 """Settings of the PRMs that `train-prm` makes.
@@ -95,40 +95,43 @@ def fine_tuned(task: str, seed: int, root: Path) -> Path:
         if not (folder / "task").exists():
             TASKS[task].write(folder / "partial", seed)
             (folder / "partial").rename(folder / "task")
-        if not (folder / "sft" / "config.json").exists():
-            paths = [f"model.path={folder / 'task/model'}", f"run_dir={folder / 'sft_run'}"]
-            words = ["sft", str(BASE), *shared(task, seed, folder), *paths]
-            usage = command(words, folder / "sft.log")
-            if usage.exit_code:
-                raise RuntimeError(f"SFT of {task}, seed {seed}, failed: see {folder / 'sft.log'}")
+        _fine_tune(task, seed, folder, folder / "task/sft.jsonl", "sft")
     return folder
 
 
 def fine_tuned_on_right(task: str, seed: int, root: Path) -> Path:
     """Return a model that was fine-tuned on the right demonstrations alone; it is made if it is missing."""
-    start, found = fine_tuned(task, seed, root), TASKS[task]
-    output = start / "sft_right"
-    with locked(start / "sft.lock"):
-        if not (output / "config.json").exists():
-            assert isinstance(found, ChainTask)
-            write_right_demonstrations(start / "right.jsonl", found, start / "task/sft.jsonl")
-            of_task = shared(task, seed, start)[:-2]
-            words = [*of_task, f'sft.data=["{start / "right.jsonl"}"]', f"sft.output={output}"]
-            words += [f"model.path={start / 'task/model'}", f"run_dir={start / 'sft_right_run'}"]
-            usage = command(["sft", str(BASE), *words], start / "sft_right.log")
-            if usage.exit_code:
-                raise RuntimeError(f"SFT of {task}, seed {seed}, failed: see {start / 'sft_right.log'}")
+    folder, found = fine_tuned(task, seed, root), TASKS[task]
+    assert isinstance(found, ChainTask)
+    right = folder / "right.jsonl"
+    with locked(folder / "sft.lock"):
+        write_right_demonstrations(right, found, folder / "task/sft.jsonl")
+        return _fine_tune(task, seed, folder, right, "sft_right")
+
+
+def _fine_tune(task: str, seed: int, folder: Path, data: Path, name: str) -> Path:
+    """Return the folder of a task's model that is fine-tuned on some demonstrations, unless it is there already."""
+    output, log = folder / name, folder / f"{name}.log"
+    if not (output / "config.json").exists():
+        words = [
+            "sft",
+            str(BASE),
+            *shared(task, seed, folder),
+            f'sft.data=["{data}"]',
+            f"sft.output={output}",
+        ]
+        words += [f"model.path={folder / 'task/model'}", f"run_dir={folder / f'{name}_run'}"]
+        if command(words, log).exit_code:
+            raise RuntimeError(f"SFT of {task}, seed {seed}, failed: see {log}")
     return output
 
 
 def shared(task: str, seed: int, folder: Path) -> list[str]:
-    """Return the overrides of all commands on a task; the last two are those of SFT."""
+    """Return the overrides of all commands on a task."""
     return [
         *TASKS[task].overrides(),
         f"seed={seed}",
         f'data.train=["{folder / "task/train.jsonl"}"]',
-        f'sft.data=["{folder / "task/sft.jsonl"}"]',
-        f"sft.output={folder / 'sft'}",
     ]
 
 
