@@ -57,21 +57,32 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._is_closing = False
+        self._lock = threading.Lock()
+        """Orders `submit` and `close`: what is submitted before it is cancelled by it, and nothing comes after it."""
         self._thread = threading.Thread(target=self.loop.run_forever, name="sglang-client", daemon=True)
         self._thread.start()
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
-        """Run a coroutine on the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run a coroutine on the loop. Raises EngineError if the loop is closed, where it would wait forever."""
+        with self._lock:
+            if not self._is_closing:
+                return asyncio.run_coroutine_threadsafe(work, self.loop)
+        work.close()
+        raise EngineError("the engine is closed: it cannot do any more work")
 
     def close(self) -> None:
         """Cancel all work, so that it frees what it holds, and stop the loop. May be called twice."""
-        if not self.loop.is_closed():
-            with contextlib.suppress(TimeoutError):
-                self.submit(_cancel_others()).result(_JOIN_S)
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(_JOIN_S)
-            self.loop.close()
+        with self._lock:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            cancelling = asyncio.run_coroutine_threadsafe(_cancel_others(), self.loop)
+        with contextlib.suppress(TimeoutError):
+            cancelling.result(_JOIN_S)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(_JOIN_S)
+        self.loop.close()
 
 
 async def _cancel_others() -> None:

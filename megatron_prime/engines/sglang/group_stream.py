@@ -1,10 +1,13 @@
 """The prompts that SGLang servers sample: a `GroupStream` whose work goes on between its calls."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 
 from megatron_prime.engines.requests import check_prompt
 from megatron_prime.engines.sglang.driver import Driver
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
+from megatron_prime.rollout.engine import EngineError
 from megatron_prime.types import Prompt, Rollout
 
 _CLOSE_S = 60.0
@@ -66,7 +69,9 @@ class SGLangGroupStream:
     def give_up(self) -> None:
         """Abort what is unfinished after an error, which the other ranks may not have. Not collective."""
         if self._driver.loop_thread is not None and self._generation is not None:
-            self._driver.loop_thread.submit(self._generation.close(is_orderly=False)).result(_CLOSE_S)
+            # A closed engine has aborted everything already, and the error that led here says more than its refusal.
+            with contextlib.suppress(EngineError, CancelledError):
+                self._driver.loop_thread.submit(self._generation.close(is_orderly=False)).result(_CLOSE_S)
 
     def _running(self) -> Generation:
         assert self._generation is not None, "coroutines run on the driver"

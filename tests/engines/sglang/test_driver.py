@@ -151,3 +151,33 @@ def test_closing_cancels_the_work_and_lets_it_clean_up():
         assert freed
         with pytest.raises(CancelledError):
             running.result(10)
+
+
+def test_a_closed_driver_refuses_work_instead_of_waiting_for_it():
+    async def work():
+        raise AssertionError("a closed loop runs nothing")
+
+    driver = Driver(Ranks(), lambda server: None)
+    driver.close()
+    with pytest.raises(EngineError, match="closed"):
+        driver.run(work)
+
+
+def test_work_that_is_submitted_while_the_driver_closes_ends():
+    """Whatever the order of the threads: a future of a loop that has stopped would never be done."""
+    for _ in range(20):
+        driver = Driver(Ranks(), lambda server: None)
+        outcomes = []
+
+        def submit(driver=driver, outcomes=outcomes):
+            while True:
+                try:
+                    outcomes.append(driver.loop_thread.submit(asyncio.sleep(60)))
+                except EngineError:
+                    return
+
+        with ThreadPoolExecutor(1) as pool:
+            submitting = pool.submit(submit)
+            driver.close()
+            submitting.result(10)
+        assert all(outcome.done() for outcome in outcomes)
