@@ -94,7 +94,7 @@ def shape_fields(config: ConfigJson) -> dict[str, Any]:
     if missing:
         raise ValueError(f"config.json of the {model_type} model lacks {', '.join(missing)}")
     _refuse_unsupported(config, family)
-    rope_theta, rope_scaling = read_rope(config)
+    rope_theta, rope_scaling = read_rope(config, family.default_rope_theta)
     num_attention_heads = config["num_attention_heads"]
     attention_bias = bool(config.get("attention_bias", False))
     mlp_bias = bool(config.get("mlp_bias", False))
@@ -147,8 +147,13 @@ def _refuse_unsupported(config: ConfigJson, family: Family) -> None:
         if layer_types is None
         else any(layer_type != "full_attention" for layer_type in layer_types)
     )
-    if slides:
-        raise ValueError(f"the {name} config uses sliding window attention, which is not supported")
+    window, positions = config.get("sliding_window"), config["max_position_embeddings"]
+    # A window that holds the longest sequence is the same as none.
+    if slides and (window is None or window < positions):
+        raise ValueError(
+            f"the {name} config uses sliding window attention, which is not supported; sequences that fit into the "
+            "window are: set sliding_window to its size, and max_position_embeddings to no more than that"
+        )
     if config.get("quantization_config"):
         raise ValueError(
             f"the {name} checkpoint is quantized (quantization_config); start from an unquantized one"

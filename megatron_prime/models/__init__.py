@@ -2,6 +2,7 @@
 
 - `builder`: builds this rank's part of a model and fills it with weights
 - `gpt`: a GPT model that returns log-probs and entropies instead of logits
+- `rope`: frequencies of rotary position embeddings
 - `layers`: attention and norm in plain torch
 - `te_layers`: layers of Transformer Engine, and FP8
 - `experts`: routing of mixtures of experts in packed batches

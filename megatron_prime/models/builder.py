@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -30,6 +31,7 @@ from megatron_prime.models.gpt import ScoringGPTModel
 from megatron_prime.models.layers import PackedAttention, RMSNorm
 from megatron_prime.models.megatron_folder import load_megatron_weights
 from megatron_prime.models.passthrough import with_passthrough
+from megatron_prime.models.rope import set_frequencies, softmax_scale
 from megatron_prime.models.te_layers import fill_quantized, quantized_parts, te_layer_spec, te_settings
 from megatron_prime.parallel.topology import Topology
 
@@ -208,15 +210,8 @@ def _build_chunk(
         vp_stage=vp_stage,
     )
     module.num_real_tokens = shape.vocab_size
-    if shape.rope_scaling is not None:
-        rotary = module.rotary_pos_emb
-        rotary.inv_freq = rotary._apply_scaling(
-            rotary.inv_freq,
-            factor=shape.rope_scaling.factor,  # type: ignore[arg-type]
-            low_freq_factor=shape.rope_scaling.low_freq_factor,  # type: ignore[arg-type]
-            high_freq_factor=shape.rope_scaling.high_freq_factor,  # type: ignore[arg-type]
-            original_max_position_embeddings=shape.rope_scaling.original_max_position_embeddings,
-        )
+    assert isinstance(module.rotary_pos_emb, RotaryEmbedding)
+    set_frequencies(module.rotary_pos_emb, shape)
     return module.to(device=topology.platform.device, dtype=topology.platform.dtype)
 
 
@@ -237,6 +232,7 @@ def transformer_config(
         "num_attention_heads": shape.num_attention_heads,
         "num_query_groups": shape.num_query_groups,
         "kv_channels": shape.head_dim,
+        "softmax_scale": softmax_scale(shape),
         "normalization": "RMSNorm",
         "layernorm_epsilon": shape.rms_norm_eps,
         "qk_layernorm": shape.qk_norm,

@@ -1,9 +1,13 @@
 """Check what the SGLang servers of a run need."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.server_keys import attached_keys
+from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.rope import served_rope_fault
+from megatron_prime.hf.shape import read_shape
 
 
 def engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
@@ -17,6 +21,7 @@ def engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         yield str(error)
     if is_needed:
         yield from _overlap_faults(config)
+    yield from _rope_faults({config.model.path} if is_needed else set(config.model_paths(command).values()))
     urls = config.rollout.sglang.urls
     if command == "serve_prm" and len(urls) not in (0, 2):
         yield (
@@ -31,6 +36,17 @@ def engine_faults(config: PrimeConfig, command: str) -> Iterator[str]:
             f"rollout.sglang.python = {python} does not exist: build the engine environment with `make sglang`, name "
             "its interpreter, or attach to servers by rollout.sglang.urls"
         )
+
+
+def _rope_faults(paths: set[Path]) -> Iterator[str]:
+    """Yield why servers of these models would not compute what the trainer does."""
+    for path in sorted(paths):
+        try:
+            fault = served_rope_fault(read_shape(path).rope_scaling)
+        except ModelFolderError:
+            continue  # reported with the models
+        if fault is not None:
+            yield f"{path}: {fault}"
 
 
 def _overlap_faults(config: PrimeConfig) -> Iterator[str]:

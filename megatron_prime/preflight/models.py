@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.rope import YarnScaling
 from megatron_prime.hf.shape import ModelShape, read_shape
 from megatron_prime.hf.training_limits import ModelSplit, fp8_faults, training_faults
 from megatron_prime.hf.weight_files import check_weights, megatron_weights
@@ -102,7 +103,23 @@ def _shape_faults(config: PrimeConfig, shape: ModelShape) -> Iterator[str]:
             f"rollout.max_prompt_tokens + max_response_tokens = {longest} exceeds "
             f"max_position_embeddings = {shape.max_position_embeddings}"
             + (f" less the {reserved} that SGLang reserves" if reserved else "")
+            + _longer_positions(shape)
         )
+
+
+def _longer_positions(shape: ModelShape) -> str:
+    """Return how the limit can be raised, if the model's positions are scaled for more."""
+    scaling = shape.rope_scaling
+    if not isinstance(scaling, YarnScaling):
+        return ""
+    positions = int(scaling.factor * scaling.original_max_position_embeddings)
+    if positions <= shape.max_position_embeddings:
+        return ""
+    original = scaling.original_max_position_embeddings
+    return (
+        f"; its YaRN scaling reaches {positions}: set max_position_embeddings to that in its config.json, and "
+        f"original_max_position_embeddings = {original} beside the scaling"
+    )
 
 
 def _role_faults(config: PrimeConfig, command: str, role: str, shape: ModelShape) -> Iterator[str]:

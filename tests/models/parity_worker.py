@@ -12,7 +12,7 @@ from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.training.trainable import RoleSpec, Trainable
 from tests.parallel.pipeline_worker import counted_waits
 from tests.support.layout_worker import blocks_of, topology_of
-from tests.support.tiny_models import DENSE_BUILDERS, MOE_BUILDERS, SHALLOW
+from tests.support.tiny_models import DENSE_BUILDERS, MOE_BUILDERS, SCALED_BUILDERS, SHALLOW
 
 DENSE_LAYOUTS = (
     "one",
@@ -63,6 +63,7 @@ CASES = [
         (DENSE_LAYOUTS, DENSE_BUILDERS),
         (MOE_LAYOUTS, MOE_BUILDERS),
         (["pp4"], ["qwen3", "qwen3 moe"]),
+        (["one", "tp2", "pp2", "cp2"], SCALED_BUILDERS),
     )
     for layout in layouts
     for name in names

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.preflight.workspace import check, faults_of
+from tests.preflight.workspace import check, faults_of, write_model
 
 
 def test_a_missing_engine_environment_is_noticed_where_it_is_needed(workspace):
@@ -58,3 +58,11 @@ def test_a_bad_key_file_is_noticed_where_it_is_used(workspace):
     [fault] = faults_of(*named)
     assert "has 0 lines with keys" in fault
     check("rollout.engine=local", "rollout.sglang.api_key_file=keys")
+
+
+def test_a_model_whose_positions_servers_would_rotate_otherwise_is_refused(workspace):
+    write_model(workspace / "model", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    [fault] = faults_of(*ATTACHED)
+    assert fault.startswith("model: SGLang applies dynamic rope scaling to sequences of every length")
+    assert fault in faults_of(*ATTACHED, command="serve_prm")
+    check("rollout.engine=local")

@@ -28,10 +28,12 @@ ONE = Topology(
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 REFUSED_BY_TRAIN = {
-    "YaRN": {"rope_scaling": YARN},
-    "YaRN of a Qwen3 model": {"model_type": "qwen3", "head_dim": 8, "rope_scaling": YARN},
-    "YaRN as transformers 5 writes it": {"rope_parameters": {"rope_theta": 1e6} | YARN},
-    "linear scaling": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "LongRoPE": {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+    "YaRN without a factor": {"rope_scaling": YARN | {"factor": None}},
+    "linear scaling that compresses nothing": {"rope_scaling": {"type": "linear", "factor": 0.5}},
+    "dynamic scaling with alpha": {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000}},
+    "mistral with the default window": {"model_type": "mistral"},
+    "mistral with a window": {"model_type": "mistral", "sliding_window": 8191},
     "incomplete Llama 3 scaling": {"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}},
     "sliding window": {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 1},
     "sliding window by layer": {"layer_types": ["full_attention", "sliding_attention"]},
@@ -119,9 +121,17 @@ def test_scales_of_experts_that_megatron_mixes_up_are_refused(workspace):
         ),
         ({"max_position_embeddings": 4095}, [], "= 4096 exceeds max_position_embeddings = 4095"),
         (
+            {
+                "max_position_embeddings": 1024,
+                "rope_scaling": YARN | {"original_max_position_embeddings": 1024},
+            },
+            [],
+            "its YaRN scaling reaches 4096: set max_position_embeddings to that in its config.json",
+        ),
+        (
             {"model_type": "gpt2"},
             [],
-            "unknown model_type 'gpt2' in config.json; known: llama, mixtral, qwen2",
+            "unknown model_type 'gpt2' in config.json; known: llama, mistral, mixtral, qwen2",
         ),
     ],
 )

@@ -25,6 +25,8 @@ VARIANTS = {name: {"model_type": name} for name in FAMILIES} | {
     "qwen2_tied": {"model_type": "qwen2", "hidden_size": 24, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True},
     "qwen3_bias": {"model_type": "qwen3", "attention_bias": True},
+    # The window holds the longest sequence; without the key, transformers uses one of 4096.
+    "mistral": {"model_type": "mistral", "sliding_window": 64},
     "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
     "qwen3_moe": {
         "model_type": "qwen3_moe",

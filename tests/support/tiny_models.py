@@ -6,6 +6,8 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
@@ -71,7 +73,34 @@ MOE_BUILDERS = {
         MixtralConfig(**SIZES | EXPERTS | sizes, num_local_experts=4, sliding_window=None)
     ),
 }
-BUILDERS = DENSE_BUILDERS | MOE_BUILDERS
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 4.0,
+    "attention_factor": 1.3,
+}
+SCALED_BUILDERS = {
+    "mistral": lambda **sizes: MistralForCausalLM(
+        MistralConfig(**SIZES | sizes, head_dim=12, sliding_window=None)
+    ),
+    "qwen3 yarn": lambda **sizes: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES | sizes, head_dim=12, tie_word_embeddings=False, rope_parameters=YARN_ROPE)
+    ),
+    "llama linear": lambda **sizes: LlamaForCausalLM(
+        LlamaConfig(
+            **SIZES | sizes, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+        )
+    ),
+    "qwen2 dynamic": lambda **sizes: Qwen2ForCausalLM(
+        Qwen2Config(
+            **SIZES | sizes, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+        )
+    ),
+}
+"""Mistral, and dense models with scaled positions."""
+BUILDERS = DENSE_BUILDERS | MOE_BUILDERS | SCALED_BUILDERS
 FUSED_EXPERTS = {
     # model_type: (name of the MLP in a checkpoint, names of its gate, up and down projections)
     "qwen3_moe": (".mlp.", "gate_proj", "up_proj", "down_proj"),

@@ -43,6 +43,7 @@ from megatron_prime.engines.sglang.nodes import Nodes, NodeServers, Server, star
 from megatron_prime.engines.sglang.resources import gather_resources
 from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.engines.sglang.sampling import check_stop_tokens
+from megatron_prime.hf.rope import served_rope_fault
 from megatron_prime.hf.shape import read_shape
 from megatron_prime.rollout.engine import NO_WEIGHTS, CheckpointEngine, WeightSyncError
 from megatron_prime.rollout.episode import Environments
@@ -395,6 +396,8 @@ def _check(plan: LaunchPlan) -> None:
     """Raise ValueError if the servers cannot be started, reached or given weights as configured."""
     settings = plan.settings
     attached_keys(settings)
+    if (fault := served_rope_fault(read_shape(plan.model_path).rope_scaling)) is not None:
+        raise ValueError(f"{plan.model_path}: {fault}")
     if settings.weight_transport == "shards":
         check_transport(plan)
     if settings.urls:

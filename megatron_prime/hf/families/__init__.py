@@ -6,7 +6,7 @@ layers compute something that `models.builder` cannot configure.
 - `table`: the types of a family and of the rows of its parameter table
 - `decoder`: rows shared by Llama-like decoders: embedding, attention, dense MLP, output layer
 - `experts`: rows and sizes of mixtures of experts
-- `llama`, `qwen2`, `qwen3`: dense families
+- `llama`, `mistral`, `qwen2`, `qwen3`: dense families
 - `qwen3_moe`, `mixtral`: mixtures of experts
 """
 

@@ -29,4 +29,5 @@ FAMILY = Family(
     read_experts=_read_experts,
     # There is no switch: a window, if there is one, applies to all layers.
     uses_sliding_window=lambda config: config.get("sliding_window") is not None,
+    default_rope_theta=1e6,
 )

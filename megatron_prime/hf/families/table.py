@@ -111,6 +111,9 @@ class Family:
     uses_sliding_window: Callable[[ConfigJson], bool] = later_layers_slide
     """Tells for a file without `layer_types` whether some layer attends to a window only, which is not supported."""
 
+    default_rope_theta: float = 10000.0
+    """Theta that transformers uses for a file without one."""
+
     @property
     def is_moe(self) -> bool:
         """True for a family whose models are mixtures of experts."""
