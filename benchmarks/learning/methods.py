@@ -35,7 +35,7 @@ CREDIT = (
 )
 """The settings of all forms of credit but the published one."""
 HINDSIGHT = (*CREDIT, "advantage.process_credit=hindsight", "advantage.gamma_process=0.0")
-RELEASED = (*PRM, "prm.lr=3e-4", "prm.num_epochs=2", "filter.enabled=true", "policy.lr=6e-4")
+RELEASED = (*PRM, "prm.lr=1e-4", "prm.num_epochs=2", "filter.enabled=false", "policy.lr=6e-4")
 GAE = (
     "advantage.estimator=prm_gae",
     "advantage.process_credit=td",
