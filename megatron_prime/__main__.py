@@ -22,8 +22,8 @@ def run() -> int:
         from megatron_prime.parallel.topology import leave_job
 
         leave_job()
-    if "megatron_prime.rollout.one_step_off" in sys.modules:
-        from megatron_prime.rollout.one_step_off import leave_if_sampling
+    if "megatron_prime.rollout.schedules.one_step_off" in sys.modules:
+        from megatron_prime.rollout.schedules.one_step_off import leave_if_sampling
 
         leave_if_sampling(code)
     return code

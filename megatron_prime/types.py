@@ -5,6 +5,7 @@ longest response of the batch). A *rollout* is one sampled response; a *group* i
 policy version; a *batch* is all rollouts that one step trains on.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -186,6 +187,16 @@ class Rollout:
     def policy_spans(self) -> list[tuple[int, int]]:
         """First position and end of each stretch of tokens that the policy wrote."""
         return policy_spans(self.turns, len(self.response_ids))
+
+    @property
+    def tokens_by_version(self) -> Counter[int]:
+        """Number of tokens that each policy version sampled."""
+        spans = self.version_spans or ((self.policy_version, 0, len(self.response_ids)),)
+        counts: Counter[int] = Counter()
+        for version, first, end in spans:
+            for start, stop in self.policy_spans:
+                counts[version] += max(0, min(end, stop) - max(first, start))
+        return counts
 
     def with_outcome(self, outcome_reward: float, reason: str = "") -> "Rollout":
         """Return a copy with the given outcome and the reason for it."""

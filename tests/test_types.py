@@ -127,6 +127,15 @@ def test_turns_tell_the_tokens_of_the_policy_from_the_replies():
     assert batch.unit_ids_BT("turn") is batch.turn_ids_BT and batch.unit_ids_BT("step") is None
 
 
+def test_the_tokens_of_a_response_are_counted_by_the_version_that_sampled_them():
+    whole = dataclasses.replace(rollout(1, 2, 3, 4, 5), policy_version=3)
+    assert whole.tokens_by_version == {3: 5}
+    parts = dataclasses.replace(whole, version_spans=((3, 0, 1), (4, 1, 3), (6, 3, 5)))
+    assert parts.tokens_by_version == {3: 1, 4: 2, 6: 2}
+    with_reply = dataclasses.replace(parts, turns=(Turn(policy_end=2, end=4), Turn(policy_end=5, end=5)))
+    assert +with_reply.tokens_by_version == {3: 1, 4: 1, 6: 1}
+
+
 def test_without_an_environment_the_policy_writes_everything(batch):
     assert batch.policy_mask_BT.equal(batch.response_mask_BT)
     assert batch.turn_ids_BT is None and batch.turn_rewards_BT is None

@@ -37,6 +37,8 @@ ROWS = {
     "rounds": Row(commit=ROUNDS_COMMIT),
     "streaming": Row(),
     "one step off": Row(("rollout.max_staleness=1",)),
+    "k = 4, wait": Row(("rollout.max_staleness=4",)),
+    "k = 4, continue": Row(("rollout.max_staleness=4", "rollout.partial=continue")),
 }
 
 

@@ -22,7 +22,7 @@ class Figures:
     num_steps: int
     step_s: float
     collection_s: float
-    """From the begin of the collection of a batch to its end."""
+    """From the begin of the collection of a batch to its end; only the trainer's wait for it with k = 4."""
     first_round_s: float
     """The sampling of the first round; 0 where nothing is sampled in rounds."""
     train_s: float

@@ -4,10 +4,11 @@
 
 The script stands alone, because it also runs with earlier commits of the package. FILE gets a JSON object with lists:
 `requests` of [begin, end, tokens] of each request to a server; `rounds` and `collections` of [begin, end] of the calls
-that sample a round and that collect a batch; `steps` of [begin, end] of the trainer's steps. Times are seconds since
-the epoch.
+that sample a round and that collect a batch, or wait for the next one where sampling never ends; `steps` of [begin,
+end] of the trainer's steps. Times are seconds since the epoch.
 """
 
+import contextlib
 import functools
 import json
 import sys
@@ -32,6 +33,10 @@ def main(words: list[str]) -> int:
     SGLangEngine.generate = watched(SGLangEngine.generate, seen["rounds"])
     Collector.collect = watched(Collector.collect, seen["collections"])
     Trainer.step = watched(Trainer.step, seen["steps"])
+    with contextlib.suppress(ImportError):  # in earlier commits
+        from megatron_prime.rollout.schedules.continuous import Continuous
+
+        Continuous.collect = watched(Continuous.collect, seen["collections"])
     try:
         return command_line(words[1:])
     finally:

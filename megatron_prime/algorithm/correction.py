@@ -6,6 +6,10 @@ last two are compared. They differ because the engine rounds otherwise, and by w
 ahead (`rollout.max_staleness`). The engine reports each token's log-prob under the version that sampled this token, at
 the sampling temperature and without any truncation, which `check` therefore refuses in training.
 
+Where several versions sampled a response (`rollout.partial`), the behaviour policy takes each token from the version
+that sampled it. The probability of a response is still the product of those of its tokens, so that all ratios hold as
+they are; and the mean of the other outcomes of a group remains a baseline that does not depend on the response itself.
+
 Shapes: B responses, T response tokens (right padded).
 """
 

@@ -30,13 +30,14 @@ from megatron_prime.parallel.platform import select_platform
 from megatron_prime.parallel.topology import Topology, build_topology, with_own_host_group
 from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.rewards import RewardPools
-from megatron_prime.rollout.batches import BatchSource, OnPolicy
 from megatron_prime.rollout.collector import BatchSize, Collector
 from megatron_prime.rollout.engine import CheckpointEngine
-from megatron_prime.rollout.one_step_off import OneStepOff
 from megatron_prime.rollout.prompt_queue import PromptQueue
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.replay import LoggedGroups, ReplayCollector
+from megatron_prime.rollout.schedules.batches import BatchSource, OnPolicy
+from megatron_prime.rollout.schedules.continuous import Continuous
+from megatron_prime.rollout.schedules.one_step_off import OneStepOff
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 
@@ -185,7 +186,7 @@ def build_collector(config: PrimeConfig, stream: PromptQueue, rollout: RolloutPa
             config.rollout.max_in_flight,
         ),
         step_segmenter=segmenter,
-        allow_mixed_versions=config.rollout.sglang.allow_mixed_versions,
+        allow_mixed_versions=config.rollout.mixes_versions,
     )
     collector.environments = rollout.environments
     if isinstance(collector, ReplayCollector) and rollout.replay is not None:
@@ -204,6 +205,8 @@ def build_batches(
     # A replay trains on what another run has sampled, in the order of that run.
     if not config.rollout.samples_ahead or rollout.replay is not None:
         return OnPolicy(collector, stream, warn)
+    if config.rollout.max_staleness > 1:
+        return Continuous(collector, config.rollout.max_staleness, config.trainer.num_steps, warn)
     return OneStepOff(
         collector,
         stream,

@@ -165,6 +165,7 @@ def _train(run: _Run, checkpoint: Path | None, state: RunState | None, asked: St
         asked.defer()
         Loop(config, trainer, loop_context).run()
     finally:
+        context.batches.close()
         for file in filter(None, (recorder, logger, history)):
             file.close()
     if config.checkpoint.export_hf:

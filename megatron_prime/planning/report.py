@@ -106,9 +106,13 @@ def _modes(run: PlannedRun, times: TimePlan) -> str:
     in_turn = f"in turn {times.in_turn_seconds:,.1f} s"
     if run.is_colocated:
         return f"step time  {in_turn}; at the same time needs servers with GPUs of their own"
+    rollout = run.config.rollout
+    how = f"rollout.max_staleness = {max(1, rollout.max_staleness)}"
+    if rollout.max_staleness > 1:
+        how += f", partial = {rollout.partial!r}"
     longer = "sampling" if times.sampling_seconds > times.training_seconds else "training"
     return (
-        f"step time  {in_turn}, at the same time (rollout.max_staleness = 1) {times.overlapped_seconds:,.1f} s: "
+        f"step time  {in_turn}, at the same time ({how}) {times.overlapped_seconds:,.1f} s: "
         f"sampling takes {times.sampling_seconds:,.1f} s and training {times.training_seconds:,.1f} s, so the step "
         f"waits for {longer}"
     )

@@ -66,13 +66,12 @@ def shared(run: PlannedRun) -> PlannedRun:
 
 
 def dedicated(run: PlannedRun, num_servers: int) -> PlannedRun:
-    """Return the run with some of its GPUs for servers that sample one step ahead."""
+    """Return the run with some of its GPUs for servers that sample ahead: one step, or more if it is configured so."""
     # A run does not start servers on nodes without training ranks, but attaches to them.
     urls = tuple(f"http://server-{number}:30000" for number in range(num_servers))
     num_processes = run.num_gpus - num_servers * run.config.rollout.sglang.tensor
-    return _with_servers(
-        run, num_processes, {"urls": urls, "gpu_ids": (), "colocated": False}, max_staleness=1
-    )
+    servers = {"urls": urls, "gpu_ids": (), "colocated": False}
+    return _with_servers(run, num_processes, servers, max(1, run.config.rollout.max_staleness))
 
 
 def _dedicated(run: PlannedRun) -> Iterator[PlannedRun]:

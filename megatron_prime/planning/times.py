@@ -44,7 +44,7 @@ class TimePlan:
     sync: PlanSummary | None
     """Bytes of a weight sync; None without SGLang servers, or if it was not planned."""
     samples_ahead: bool = False
-    """True if the next batch is sampled while the trainer learns from this one (rollout.max_staleness)."""
+    """True if later batches are sampled while the trainer learns from this one (rollout.max_staleness)."""
 
     @property
     def seconds(self) -> float:
@@ -58,7 +58,7 @@ class TimePlan:
 
     @property
     def overlapped_seconds(self) -> float:
-        """Seconds per step if servers on GPUs of their own sample the next batch meanwhile."""
+        """Seconds per step if servers on GPUs of their own sample later batches meanwhile."""
         return self.sync_seconds + max(self.sampling_seconds, self.training_seconds)
 
     @property
@@ -184,7 +184,8 @@ def _rollout(run: PlannedRun) -> PhaseTime:
 
     Prefill is bound by FLOPs. Decoding is bound by FLOPs or by memory bandwidth, because each decoding step reads the
     weights and the KV cache of the running sequences, and it takes at least as long as the longest response alone,
-    which is assumed to have rollout.max_response_tokens.
+    which is assumed to have rollout.max_response_tokens. With rollout.partial = "continue" responses go on over the
+    weight syncs, so that the batches of max_staleness steps are in work together and the longest response has as long.
     """
     shape, assumptions, rollout = run.shapes["policy"], run.assumptions, run.config.rollout
     if rollout.uses_servers:
@@ -194,7 +195,8 @@ def _rollout(run: PlannedRun) -> PhaseTime:
     else:
         replicas, width, concurrent = run.num_processes, 1, rollout.max_batch_size
     sequences = run.rollouts / replicas
-    batch_size = max(1.0, min(concurrent, sequences))
+    batches_in_work = max(1, rollout.max_staleness) if rollout.partial == "continue" else 1
+    batch_size = max(1.0, min(concurrent, sequences * batches_in_work))
     context = assumptions.prompt_tokens + assumptions.response_tokens
     prefill = (
         forward_flops(
@@ -217,6 +219,7 @@ def _rollout(run: PlannedRun) -> PhaseTime:
     steps = assumptions.response_tokens * sequences / batch_size
     by_memory = steps * step_bytes / (run.gpu.memory_gb_s * GB * assumptions.decode_efficiency)
     alone = rollout.max_response_tokens * min(num_parameters(shape), num_active_parameters(shape)) * 2 / width
+    alone /= batches_in_work
     by_memory = max(by_memory, alone / (run.gpu.memory_gb_s * GB * assumptions.decode_efficiency))
     by_compute = decode / (gpus * run.gpu.bf16_tflops * 1e12 * assumptions.mfu)
     return PhaseTime(prefill + decode, compute + max(by_memory, by_compute))

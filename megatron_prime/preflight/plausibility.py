@@ -36,6 +36,7 @@ RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("policy.num_epochs", 1, 10, "the policy moves far from the one that sampled; usual are 1 to 4"),
     ("policy.num_minibatches", 1, 256, "usual are 1 to 16"),
     ("rollout.group_size", 2, 256, "usual are 4 to 64; one response has nothing to be compared with"),
+    ("rollout.max_staleness", 0, 8, "most of such old samples are corrected away; usual are 0 to 4"),
     ("rollout.temperature", 0.1, 2.0, "responses are all alike, or noise; usual is 1"),
     ("rollout.max_response_tokens", 8, math.inf, "almost every response would be truncated"),
     ("rollout.max_prompt_tokens", 8, math.inf, "almost every prompt would be left out"),
@@ -90,6 +91,11 @@ def doubts(config: PrimeConfig, arithmetic: BatchArithmetic) -> Iterator[str]:
         yield (
             f"policy.correction = 'none' with rollout.max_staleness = {config.rollout.max_staleness}: nothing corrects "
             "for the update between the weights that sample and those that train; usual is 'token'"
+        )
+    if config.rollout.max_staleness > 1 and config.rollout.sglang.deterministic:
+        yield (
+            f"rollout.sglang.deterministic = true with rollout.max_staleness = {config.rollout.max_staleness}: sampling"
+            " is slower for it, but no run repeats, because timing decides which weights sample a group"
         )
     yield from _process_rewards(config)
     yield from other_scores(config)

@@ -9,7 +9,8 @@ that the filter keeps, in the order of the prompts (`prefix`), so that it does n
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,21 +20,18 @@ from megatron_prime.algorithm.overlong import overlong_penalties_B
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.rollout.collection_stats import CollectionTally, environment_stats
 from megatron_prime.rollout.collector_state import CollectorState
-from megatron_prime.rollout.engine import Engine, GroupStream
+from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.episode import Environments
-from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups, split_groups
+from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups
 from megatron_prime.rollout.prefix import Prefix, max_prompts
 from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.prompt_queue import PromptQueue
+from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.sampled_groups import GroupObserver
 from megatron_prime.rollout.stream_keys import training_stream_key
-from megatron_prime.rollout.verification import RolloutVerifier, VerificationStream
+from megatron_prime.rollout.verification import RolloutVerifier
+from megatron_prime.rollout.verified_groups import VerifiedGroups, verified_groups
 from megatron_prime.types import FinishReason, RolloutBatch, SamplingParams, Turn, policy_spans
-
-POLL_S = 0.05
-"""Time between two looks for verdicts while responses are being sampled."""
-WAIT_S = 10.0
-"""Longest wait for one thing alone, after which all ranks meet again: shorter than the deadline of a collective."""
 
 StepSegmenter = Callable[[Sequence[int]], Sequence[int]]
 """Maps the token ids of a text to the reasoning step of each token, from 0 and nondecreasing."""
@@ -117,11 +115,13 @@ class Collector:
             allow_mixed_versions: accept groups whose responses were sampled by different policy versions.
         """
         self._engine = engine
-        self._prompts = prompts
+        self.prompts = prompts
+        """The prompts of the run."""
         self._verifier = verifier
         self._sampling = sampling
         self._filter = filter_config
-        self._size = size
+        self.size = size
+        """The size of the batches."""
         self._step_segmenter = step_segmenter
         self._allow_mixed_versions = allow_mixed_versions
         self.environments: Environments | None = None
@@ -130,6 +130,11 @@ class Collector:
         """Receives all groups of each step, once the batch is known."""
         self._state = CollectorState()
         self._records: list[PromptRecord] = []
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks that collect together."""
+        return self._verifier.ranks
 
     @property
     def last_records(self) -> Sequence[PromptRecord]:
@@ -155,14 +160,23 @@ class Collector:
             RuntimeError: too few groups passed the filter and filter.on_shortage is "error"; too many steps in a row
                 were short; or the engine or the prompt stream returned a wrong number of items.
         """
-        sampled, throughput = self._sample(step_index)
+        return self.batch_of(step_index, *self._sample(step_index))
+
+    def batch_of(
+        self,
+        step_index: int,
+        sampled: Sequence[tuple[Group, FilterDecision]],
+        throughput: dict[str, float],
+        further_stats: Mapping[str, float] | None = None,
+    ) -> RolloutBatch | NoBatch:
+        """Return the batch of a step that has sampled these groups; see `collect`, also for the errors."""
         tally = CollectionTally([group for group, _ in sampled], [decision for _, decision in sampled])
         kept = [group for group, decision in sampled if decision is FilterDecision.KEPT]
         self._records = tally.records()
         # An error about this step comes before the one of `_update_state` about a run of short steps.
         batch_groups = self._cut(kept, tally, step_index)
         self._update_state(tally, step_index, is_empty=not batch_groups)
-        stats = tally.stats(batch_groups)
+        stats = tally.stats(batch_groups) | dict(further_stats or {})
         if self.environments is not None:
             stats |= environment_stats([rollout for group in tally.groups for rollout in group])
         if self.observe is not None:
@@ -176,76 +190,77 @@ class Collector:
 
         Prompts that the step does not use stay in the queue.
         """
-        needed = self._size.prompts_per_step
-        prefix = Prefix(needed, max_prompts(self._filter, needed), self._state.keep_rate)
-        key = training_stream_key(step_index)
-        with (
-            self._engine.stream(self._sampling, self._size.group_size, key, self.environments) as sampling,
-            self._verifier.stream() as verification,
-        ):
+        prefix = self.prefix()
+        with self.open(step_index) as groups_in_work:
             while not prefix.is_complete:
-                self._submit(prefix, sampling)
-                for number, group in self._finished(sampling, verification):
-                    [decision] = decide_groups([group], self._filter)
-                    prefix.decide(number, group, decision)
+                self._submit(prefix, groups_in_work)
+                for number, group in groups_in_work.finished():
+                    prefix.decide(number, group, self.decide(group))
         groups = prefix.groups()
-        self._prompts.take(len(groups))
+        self.prompts.take(len(groups))
         return groups, {"groups_aborted": float(prefix.num_submitted - len(groups))}
 
-    def _submit(self, prefix: Prefix, sampling: GroupStream) -> None:
+    def prefix(self) -> Prefix:
+        """Return the groups of a step before any of them is decided."""
+        needed = self.size.prompts_per_step
+        return Prefix(needed, max_prompts(self._filter, needed), self._state.keep_rate)
+
+    def decide(self, group: Group) -> FilterDecision:
+        """Return the filter's decision on a verified group."""
+        return decide_groups([group], self._filter)[0]
+
+    def while_training(self) -> AbstractContextManager[None]:
+        """See `Engine.while_training`."""
+        return self._engine.while_training()
+
+    def open(self, step_index: int) -> AbstractContextManager[VerifiedGroups]:
+        """Return a stream of groups with the random numbers of a step."""
+        return verified_groups(
+            self._engine,
+            self._verifier,
+            self._sampling,
+            self.size.group_size,
+            training_stream_key(step_index),
+            self.environments,
+            allow_mixed_versions=self._allow_mixed_versions,
+        )
+
+    def _submit(self, prefix: Prefix, groups: VerifiedGroups) -> None:
         """Sample as far ahead as the batch is likely to need and the limits allow."""
-        if sampling.is_batched and prefix.num_undecided:
+        if groups.is_batched and prefix.num_undecided:
             return
-        count = int(min(prefix.num_wanted(), self._size.max_groups_in_flight - sampling.num_in_flight))
+        count = int(min(prefix.num_wanted(), self.size.max_groups_in_flight - groups.num_in_flight))
         if count > 0:
-            sampling.submit(self._prompts.ahead(prefix.num_submitted, count))
+            groups.submit(self.prompts.ahead(prefix.num_submitted, count))
             prefix.num_submitted += count
 
-    def _finished(self, sampling: GroupStream, verification: VerificationStream) -> list[tuple[int, Group]]:
-        """Wait until a group has been sampled or verified; return those that have been verified."""
-        if sampling.num_in_flight:
-            for number, rollouts in sampling.finished(POLL_S if verification.num_pending else WAIT_S):
-                if len(rollouts) != self._size.group_size:
-                    raise RuntimeError(
-                        f"the engine returned {len(rollouts)} rollouts of a prompt instead of {self._size.group_size}"
-                    )
-                verification.submit(number, rollouts)
-        verified = verification.finished(0.0 if sampling.num_in_flight else WAIT_S)
-        return [
-            (number, group)
-            for number, rollouts in verified
-            for group in split_groups(
-                rollouts, self._size.group_size, allow_mixed_versions=self._allow_mixed_versions
-            )
-        ]
-
     def _update_state(self, tally: CollectionTally, step_index: int, is_empty: bool) -> None:
-        is_short = tally.num_kept < self._filter.short_fraction * self._size.prompts_per_step
+        is_short = tally.num_kept < self._filter.short_fraction * self.size.prompts_per_step
         self._state = self._state.update(tally, is_short or is_empty)
         limit = self._filter.max_short_steps
         if limit and self._state.num_short_steps >= limit:
             raise RuntimeError(
                 f"steps {step_index + 1 - limit} to {step_index} kept less than {self._filter.short_fraction:.0%} of "
-                f"{self._size.prompts_per_step} prompts each. {self._state.explain()} The last step: {tally.explain()} "
+                f"{self.size.prompts_per_step} prompts each. {self._state.explain()} The last step: {tally.explain()} "
                 "filter.max_short_steps = 0 disables this check."
             )
 
     def _cut(self, kept: list[Group], tally: CollectionTally, step_index: int) -> list[Group]:
         """Return the groups of the batch: the first of the kept ones; dropped groups never fill it up."""
-        if len(kept) == self._size.prompts_per_step:
+        if len(kept) == self.size.prompts_per_step:
             return kept
         if self._filter.on_shortage == "error":
             raise RuntimeError(
                 f"{self._shortage(kept, step_index)}. {tally.explain()} filter.on_shortage = 'partial' trains on fewer "
                 "prompts."
             )
-        return kept[: len(kept) - len(kept) % self._size.groups_multiple_of]
+        return kept[: len(kept) - len(kept) % self.size.groups_multiple_of]
 
     def _shortage(self, kept: list[Group], step_index: int) -> str:
-        shortage = f"step {step_index} kept {len(kept)} of the {self._size.prompts_per_step} prompts it needs"
-        if 0 < len(kept) < self._size.groups_multiple_of:
+        shortage = f"step {step_index} kept {len(kept)} of the {self.size.prompts_per_step} prompts it needs"
+        if 0 < len(kept) < self.size.groups_multiple_of:
             shortage += (
-                f"; the minibatches need a positive multiple of {self._size.groups_multiple_of} prompts"
+                f"; the minibatches need a positive multiple of {self.size.groups_multiple_of} prompts"
             )
         return shortage
 

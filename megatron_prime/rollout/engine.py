@@ -126,10 +126,10 @@ class Engine(Protocol):
         return [rollout for number in range(len(prompts)) for rollout in groups[number]]
 
     def while_training(self) -> AbstractContextManager[None]:
-        """Return a context for sampling while the trainer changes the policy. Not collective.
+        """Return a context for sampling while the trainer changes the policy, up to the next weight sync.
 
-        The engine's weights are then nowhere else: a server that loses them is out until the next weight sync, and
-        without any server left `generate` raises an EngineError.
+        The engine's weights are then nowhere else: a server that loses them is out until that sync, and without any
+        server left a stream raises an EngineError. Not collective.
         """
         ...
 

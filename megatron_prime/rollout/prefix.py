@@ -26,8 +26,10 @@ class Prefix:
     def __init__(self, num_needed: int, max_prompts: int, keep_rate: float | None) -> None:
         self.num_submitted = 0
         """Prompts that were submitted so far; they are numbered from 0."""
-        self._num_needed = num_needed
-        self._max_prompts = max_prompts
+        self.num_needed = num_needed
+        """Groups of a full batch."""
+        self.max_prompts = max_prompts
+        """Most prompts of the step."""
         self._keep_rate = 1.0 if keep_rate is None else keep_rate
         self._decided: dict[int, tuple[Group, FilterDecision]] = {}
         self._num_kept = 0
@@ -39,7 +41,7 @@ class Prefix:
     @property
     def is_complete(self) -> bool:
         """Whether the step needs no further group."""
-        return self._num_kept_inside == self._num_needed or self._length == self._max_prompts
+        return self._num_kept_inside == self.num_needed or self._length == self.max_prompts
 
     @property
     def num_undecided(self) -> int:
@@ -48,13 +50,13 @@ class Prefix:
 
     def num_wanted(self) -> int:
         """Return how many further prompts are needed to fill the batch if the filter keeps groups at the same rate."""
-        num_missing = self._num_needed - self._num_kept
+        num_missing = self.num_needed - self._num_kept
         if num_missing <= 0:
             return 0
-        prior = max(1.0, PRIOR_WEIGHT * self._num_needed)
+        prior = max(1.0, PRIOR_WEIGHT * self.num_needed)
         rate = (self._num_kept + prior * self._keep_rate) / (len(self._decided) + prior)
         wanted = math.ceil(num_missing / rate) - self.num_undecided
-        return max(0, min(wanted, self._max_prompts - self.num_submitted))
+        return max(0, min(wanted, self.max_prompts - self.num_submitted))
 
     def decide(self, number: int, group: Group, decision: FilterDecision) -> None:
         """Add a group that has been verified, and the filter's decision on it."""

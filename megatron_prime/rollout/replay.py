@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_prime.observability.rollout_log import RolloutFile, step_path
 from megatron_prime.observability.rollout_log.turns import TURN_COLUMNS, logged_turns
+from megatron_prime.observability.rollout_log.versions import VERSION_COLUMNS, logged_versions
 from megatron_prime.rollout.collector import Collector
 from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups
 from megatron_prime.rollout.prefix import Prefix
@@ -22,6 +23,7 @@ COLUMNS = (
         "policy_version",
     ),
     *TURN_COLUMNS,
+    *VERSION_COLUMNS,
 )
 """Columns that a replay reads."""
 
@@ -77,6 +79,7 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         FinishReason(row["finish_reason"]),
         row["policy_version"],
         float("nan") if outcome is None else outcome,
+        version_spans=logged_versions(row),
         reason=row["reason"],
         turns=logged_turns(row),
     )
@@ -94,10 +97,10 @@ class ReplayCollector(Collector):
     def _sample(self, step_index: int) -> tuple[list[tuple[Group, FilterDecision]], dict[str, float]]:
         groups, num_sampled = self.logged.sampled(step_index)
         # A log of an earlier version may have groups behind the one that filled the batch.
-        prefix = Prefix(self._size.prompts_per_step, len(groups), None)
+        prefix = Prefix(self.size.prompts_per_step, len(groups), None)
         prefix.num_submitted = len(groups)
         for number, decision in enumerate(decide_groups(groups, self._filter)):
             prefix.decide(number, groups[number], decision)
         # The prompts move as in the run that sampled, so that this run's checkpoints continue where that one's do.
-        self._prompts.take(num_sampled)
+        self.prompts.take(num_sampled)
         return prefix.groups(), {}

@@ -50,6 +50,8 @@ def _row(rollout: Rollout, tokenizer: Decoder) -> dict[str, Any]:
     layout = text_layout(tokenizer, rollout.response_ids)
     outcome = rollout.outcome_reward
     of_turns = _of_turns(rollout, tokenizer) if rollout.turns else {}
+    spans = rollout.version_spans
+    of_versions = {"version_ends": [span[2] for span in spans], "versions": [span[0] for span in spans]}
     return {
         "sample": rollout.sample_index,
         "response": layout.text,
@@ -62,6 +64,7 @@ def _row(rollout: Rollout, tokenizer: Decoder) -> dict[str, Any]:
         "policy_version": rollout.policy_version,
         "rollout_logprobs": rollout.rollout_logprobs,
         **of_turns,
+        **(of_versions if spans else {}),
     }
 
 

@@ -2,9 +2,10 @@
 
 sync -> batch (rollout, verify, filter) -> old and reference log-probs -> PRM -> advantages -> policy
 
-With rollout.max_staleness = 1 the batch is there already, and the next one is sampled from here on.
+With rollout.max_staleness of 1 or more the batch may be there already, and what comes next is sampled from here on.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,9 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.models.forward import Routing, Scores, Sequences
 from megatron_prime.observability.activity import StepActivity
 from megatron_prime.observability.metrics import Metrics, phase_fractions, process_memory
-from megatron_prime.rollout.batches import BatchSource
 from megatron_prime.rollout.collector import NoBatch
 from megatron_prime.rollout.engine import NO_WEIGHTS, Engine
+from megatron_prime.rollout.schedules.batches import BatchSource
 from megatron_prime.rollout.weight_sync import WeightSync
 from megatron_prime.training.health.credit import credit_metrics
 from megatron_prime.training.health.format_tokens import FormatTokens
@@ -285,8 +286,7 @@ class Trainer:
         mismatch = Mismatch.of(old.logprobs_BT, batch.rollout_logprobs_BT, mask_BT)
         metrics.add("rollout", batch.stats)
         metrics.add("policy", self._correction(batch, old))
-        ages = [self.step_index - rollout.policy_version for rollout in batch.rollouts]
-        metrics["rollout/staleness_mean"], metrics["rollout/staleness_max"] = sum(ages) / len(ages), max(ages)
+        metrics.add("rollout", staleness(batch, self.step_index))
         metrics["rollout/logprob_gap"] = mismatch.mean
         metrics["rollout/logprob_gap_max"] = mismatch.max
         metrics["advantage/mean"] = advantages_BT[mask_BT].mean().item()
@@ -325,3 +325,12 @@ class Trainer:
             formats,
         )
         metrics.add("prm", found)
+
+
+def staleness(batch: RolloutBatch, step_index: int) -> dict[str, float]:
+    """Return by how many steps the weights that sampled the batch are older than those of a step, over its tokens."""
+    counts: Counter[int] = Counter()
+    for rollout in batch.rollouts:
+        counts += rollout.tokens_by_version
+    total = sum((step_index - version) * count for version, count in counts.items())
+    return {"staleness_mean": total / counts.total(), "staleness_max": step_index - min(counts)}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 
 from megatron_prime.observability.rollout_log import FileInfo, RolloutFile
+from megatron_prime.observability.rollout_log.versions import VERSION_COLUMNS
 from megatron_prime.viewer import encoding
 
 QUANTITIES = (
@@ -50,6 +51,7 @@ _ROW_COLUMNS = (
         "finish_reason",
         "policy_version",
         "filter",
+        *VERSION_COLUMNS,
     ),
 )
 
@@ -124,7 +126,7 @@ class LoggedStep:
         }
         return {
             "step": self.info.step,
-            "policy_version": self.info.policy_version,
+            "policy_versions": self._versions(),
             "beta": self.info.beta,
             "groups": list(self._groups()),
             "rows": {
@@ -138,6 +140,14 @@ class LoggedStep:
             "scales": self.scales(),
             "parts": [[part[0], part[1]] for part in self._part_bounds()],
         }
+
+    def _versions(self) -> list[int]:
+        """Return the oldest and the newest policy version that sampled a token of the step."""
+        found = [
+            *self._columns["policy_version"].to_pylist(),
+            *self._columns["versions"].flatten().to_pylist(),
+        ]
+        return [min([self.info.policy_version, *found]), max([self.info.policy_version, *found])]
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         column = self._columns
@@ -201,7 +211,14 @@ class LoggedStep:
             tokens = slice(int(self.starts[first]), int(self.ends[end - 1]))
             lists = {
                 name: self._columns[name].slice(first, end - first).to_pylist()
-                for name in ("step_ends", "policy_mask", "turn_ends", "turn_rewards", "mask")
+                for name in (
+                    "step_ends",
+                    "policy_mask",
+                    "turn_ends",
+                    "turn_rewards",
+                    "mask",
+                    *VERSION_COLUMNS,
+                )
             }
             numbers: dict[str, Any] = {
                 "lengths": encoding.uint16(self._text_lengths(first, end, texts)),
@@ -218,6 +235,11 @@ class LoggedStep:
                     for of_row in zip(
                         lists["turn_ends"], lists["policy_mask"], lists["turn_rewards"], strict=True
                     )
+                ]
+            if any(lists["versions"]):
+                numbers["versions"] = [
+                    list(zip(ends or [], versions or [], strict=True))
+                    for ends, versions in zip(lists["version_ends"], lists["versions"], strict=True)
                 ]
             for name in QUANTITIES:
                 values = self._values[name][tokens]

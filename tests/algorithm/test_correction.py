@@ -152,3 +152,22 @@ def test_bounds_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             PolicyConfig(**kwargs)
+
+
+def test_a_response_of_two_versions_is_weighed_by_the_product_of_what_sampled_its_tokens():
+    """Over all responses of two tokens, the weighted mean under the mixture is the mean under the proximal policy."""
+    generator = torch.Generator().manual_seed(0)
+
+    def table(*shape):
+        return torch.randn(*shape, 3, generator=generator, dtype=torch.float64).log_softmax(-1)
+
+    # The log-probs of the first token under version 3, and of the second, given the first, under version 4.
+    first_3, second_4, prox_first, prox_second = table(), table(3), table(), table(3)
+    rollout_BT = torch.stack([first_3[:, None].expand(3, 3), second_4], dim=-1).reshape(9, 2)
+    prox_BT = torch.stack([prox_first[:, None].expand(3, 3), prox_second], dim=-1).reshape(9, 2)
+    mask_BT = torch.ones(9, 2, dtype=torch.bool)
+    config = corrections.options("sequence", 0.0, 1e6, "truncate")
+    weights_BT, _ = correction_weights_BT(prox_BT, rollout_BT, mask_BT, config)
+    rewards_B = torch.arange(9.0)
+    found = (rollout_BT.sum(1).exp() * weights_BT[:, 0] * rewards_B).sum()
+    assert float(found) == pytest.approx(float((prox_BT.sum(1).exp() * rewards_B).sum()), rel=1e-5)

@@ -53,4 +53,7 @@ def test_text_tables_and_json_agree(tmp_path):
     other = make_run(tmp_path, processes=4, rollout=beside)
     lines = "\n".join(summary_lines(other, plan_memory(other), plan_times(other)))
     assert "at the same time (rollout.max_staleness = 1)" in lines and "waits for training" in lines
+    further = make_run(tmp_path, processes=4, rollout=beside | {"max_staleness": 4, "partial": "continue"})
+    lines = "\n".join(summary_lines(further, plan_memory(further), plan_times(further)))
+    assert "at the same time (rollout.max_staleness = 4, partial = 'continue')" in lines
     assert fit_summary(run, memory).startswith(("fits: ", "does not fit: "))

@@ -317,7 +317,7 @@ def test_the_number_of_prompts_ahead_follows_the_keep_rate_of_previous_steps_als
         first.collect(step)
     assert first._engine.submitted[0] > 4
     resumed_stream = PromptQueue(CountingStream())
-    resumed_stream.load_state_dict(json.loads(json.dumps(first._prompts.state_dict())))
+    resumed_stream.load_state_dict(json.loads(json.dumps(first.prompts.state_dict())))
     resumed = collector(resumed_stream)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert indices(resumed.collect(2)) == indices(first.collect(2))
@@ -336,7 +336,7 @@ def test_a_data_set_that_is_too_hard_stops_with_an_explanation():
     )
     for step in range(2):
         collector.collect(2 * step)  # Every second batch of prompts has a mixed group.
-        collector._prompts.take(20)
+        collector.prompts.take(20)
     with pytest.raises(RuntimeError) as caught:
         collector.collect(2)
     text = str(caught.value)

@@ -7,7 +7,7 @@ case, so that a run with threads can be compared bit for bit to one without: see
 from typing import Any
 
 from megatron_prime.algorithm.estimators.rloo import Estimator
-from megatron_prime.rollout.one_step_off import OneStepOff
+from megatron_prime.rollout.schedules.one_step_off import OneStepOff
 
 __all__ = ["Estimator"]
 

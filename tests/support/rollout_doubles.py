@@ -121,6 +121,9 @@ class ScriptedEngine(Engine):
         self.submitted = []
         yield ScriptedStream(self, group_size)
 
+    def while_training(self):
+        return contextlib.nullcontext()
+
     def release_memory(self): ...
 
     def close(self): ...

@@ -12,6 +12,7 @@ import pytest
 GROUPS = (
     # Starting SGLang servers takes all cores, so no two groups may do it at the same time.
     ("tests/engines/sglang/", "servers"),
+    ("tests/rollout/schedules/test_continuous", "servers"),
     ("tests/cli/prm/test_serving", "servers"),
     ("tests/cli/test_quickstart.py::test_the_policy_learns", "learning"),
     ("tests/cli/test_plan.py", "plan"),

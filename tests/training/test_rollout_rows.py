@@ -75,7 +75,8 @@ def test_a_row_of_several_turns_says_who_wrote_what():
 
 def test_a_replay_reads_the_response_that_was_logged(tmp_path):
     turns = (Turn(1, 2, reward=0.25), Turn(3, 3))
-    several = replace(group(7, [1.0]).rollouts[0], turns=turns)
+    spans = ((5, 0, 1), (6, 1, 3))
+    several = replace(group(7, [1.0]).rollouts[0], turns=turns, version_spans=spans)
     rows = rows_of_groups([SampledGroup([several], "kept", 0)], TOKENIZER)
     info = FileInfo(1, num_groups=1, num_groups_sampled=1)
     write_rollouts(step_path(tmp_path, 1), info, rows)

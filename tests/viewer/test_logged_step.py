@@ -48,6 +48,19 @@ def test_the_parts_have_every_figure_of_every_token(tmp_path, generator, monkeyp
             assert floats(part.numbers[name]) == pytest.approx(values, rel=1e-3, abs=1e-6, nan_ok=True)
 
 
+def test_versions_are_shown_where_a_response_has_several(tmp_path, generator):
+    rows = step_rows(generator, [0.5, 1.0])
+    (plain,) = LoggedStep(write_step(tmp_path, 6, rows)).parts()
+    assert "versions" not in plain.numbers
+    oldest = rows[0]["policy_version"]
+    rows[1] |= {"version_ends": [1, len(rows[1]["token_ends"])], "versions": [oldest, 9]}
+    step = LoggedStep(write_step(tmp_path, 7, rows))
+    (part,) = step.parts()
+    ends = rows[1]["version_ends"]
+    assert part.numbers["versions"][:3] == [[], list(zip(ends, [oldest, 9], strict=True)), []]
+    assert step.index()["policy_versions"] == [oldest, 9]
+
+
 def test_the_index_sums_and_scales_as_a_loop_does(tmp_path, generator):
     rows = step_rows(generator, [0.5, 1.0])
     step = LoggedStep(write_step(tmp_path, 7, rows))

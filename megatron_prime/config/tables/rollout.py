@@ -157,14 +157,43 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Probability mass of nucleus sampling, of the command `rollout` alone; training needs 1, the whole distribution,
     because the probabilities that its loss compares are those of all tokens."""
-    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
-    """Most steps between the weights that sample a batch and those that it trains. 0 samples and trains in turn; 1
-    samples the batch of the next step while the trainer learns from this one, by servers with GPUs of their own."""
+    max_staleness: NonNegative = 0
+    """Most steps between the weights that sample a token and those that train on it. 0 samples and trains in turn; 1
+    samples the batch of the next step while the trainer learns from this one, by servers with GPUs of their own; with 2
+    or more these servers sample all the time, and runs do not repeat."""
+    partial: Literal["wait", "continue"] = "wait"
+    """Responses in work when new weights come, with max_staleness of 2 or more: wait lets them end first, while no
+    others begin; continue goes on with the new weights, so that a response is of several versions."""
     max_batch_size: Positive = 256
     """Maximum number of sequences that the local engine decodes at the same time."""
     max_in_flight: Positive | None = None
     """Maximum number of responses that are being sampled at a time, in whole groups. Default as many as the servers
     take (rollout.sglang.concurrency of each); with the local engine, as many as the batch is expected to need."""
+
+    @model_validator(mode="after")
+    def _check_continuous(self) -> Self:
+        if self.max_staleness > 1 and not self.uses_servers:
+            raise ValueError(
+                f"max_staleness = {self.max_staleness} keeps sampling beside the training, but engine = 'local' "
+                "samples in the training processes: set engine = 'sglang', or max_staleness to 0 or 1"
+            )
+        if self.partial == "continue" and self.max_staleness < 2:
+            raise ValueError(
+                f"partial = 'continue' needs max_staleness of 2 or more: with {self.max_staleness}, no response is in "
+                "work when new weights come"
+            )
+        if self.partial == "continue" and self.sglang.routing_replay:
+            raise ValueError(
+                "partial = 'continue' with sglang.routing_replay: a response that continues is computed anew, so that "
+                "the experts of its first tokens are no longer those that sampled them; set partial = 'wait', or "
+                "routing_replay = false"
+            )
+        return self
+
+    @property
+    def mixes_versions(self) -> bool:
+        """True if a group may be sampled by several policy versions."""
+        return self.sglang.allow_mixed_versions or self.partial == "continue"
 
     @property
     def uses_servers(self) -> bool:

@@ -30,6 +30,7 @@ def build_sglang_engine(config: PrimeConfig, topology: Topology, ranks: Ranks) -
         ranks=ranks,
         gpu_bytes=topology.platform.gpu_memory_bytes,
         check_placement=config.rollout.overlap_fault,
+        continues_responses=config.rollout.partial == "continue",
     )
     settings = engine.settings
 

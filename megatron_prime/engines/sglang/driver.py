@@ -106,6 +106,8 @@ class Driver:
         self._resync = resync
         self._messages: queue.Queue[_Help | None] = queue.Queue()
         self._helped: Future[None] | None = None
+        self._wanted: _Help | None = None
+        """The request that `_helped` is the answer to."""
         self.loop_thread = LoopThread() if self.is_driver else None
 
     @property
@@ -119,11 +121,12 @@ class Driver:
         while self._helped is not None:
             await asyncio.wait([asyncio.wrap_future(self._helped)])
         self._helped = Future()
-        self._messages.put(_Help(server))
+        self._wanted = _Help(server)
+        self._messages.put(self._wanted)
         try:
             await asyncio.wrap_future(self._helped)
         finally:
-            self._helped = None
+            self._helped = self._wanted = None
 
     def run(self, make_work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Run make_work() on the driver and return its result on every rank. Collective.
@@ -155,7 +158,8 @@ class Driver:
             # None says that some future is done. With nested calls it may be another one than this.
             with contextlib.suppress(queue.Empty):
                 message = self._messages.get(timeout=HEARTBEAT_S)
-        if message is not None:
+        # A request that was given up since must not be met: the trainer may have begun to change its weights.
+        if message is not None and message is self._wanted:
             return message
         if not future.done():
             return _Pending()

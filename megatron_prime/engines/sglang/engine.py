@@ -89,6 +89,7 @@ class SGLangEngine(CheckpointEngine):
         ranks: Ranks | None = None,
         gpu_bytes: int = 0,
         check_placement: Callable[[bool], str | None] = lambda _: None,
+        continues_responses: bool = False,
     ) -> None:
         """Start the servers in the background; the first weight sync waits for them.
 
@@ -102,6 +103,7 @@ class SGLangEngine(CheckpointEngine):
             ranks: this process among the training ranks.
             gpu_bytes: memory of a GPU; with it, servers on training ranks' GPUs get KV caches of a fixed size.
             check_placement: returns why the run can't use servers that share GPUs with the trainer (or that don't).
+            continues_responses: responses in work continue with the weights of a sync; otherwise it waits for them.
 
         Raises:
             ValueError: no config.json in model_path, no engine environment, no usable API key, or settings that SGLang
@@ -110,16 +112,14 @@ class SGLangEngine(CheckpointEngine):
         self.ranks = ranks or Ranks()
         self._model_path = Path(model_path)
         self._seed = seed
+        self._continues_responses = continues_responses
         resources = gather_resources(self.ranks)
         self.first_node_gpus = resources[0].gpus
         """Names of the GPUs of rank 0's node, those of training ranks first; empty if they are just numbered."""
-        own = resources[self.ranks.rank]
-        plan = LaunchPlan(
-            self._model_path, device, dtype, seed, settings, node_gpus=own.gpus, cores=own.cores
-        )
+        own, path = resources[self.ranks.rank], self._model_path
+        plan = LaunchPlan(path, device, dtype, seed, settings, node_gpus=own.gpus, cores=own.cores)
         if device == "cuda" and not settings.urls and not settings.gpu_ids:
-            # Of all nodes, so that every rank raises.
-            for node in resources if settings.nodes == "all" else resources[:1]:
+            for node in resources if settings.nodes == "all" else resources[:1]:  # Every rank raises.
                 node.require(plan.num_gpus)
         plan = self._placed(plan, gpu_bytes, check_placement)
         self.settings = plan.settings
@@ -225,16 +225,17 @@ class SGLangEngine(CheckpointEngine):
             raise WeightSyncError("can't generate: no weight sync has succeeded yet, or one is open")
         check_sampling(params, group_size, stream_key)
         check_stop_tokens(params, self._limits)
+        self._num_streams += 1
         settings = GenerationSettings(
             DialogueSettings(params, self._limits, environments),
             group_size,
             self._seed,
             stream_key,
             self.settings.deterministic,
-            self.settings.allow_mixed_versions,
+            self.settings.allow_mixed_versions or self._continues_responses,
             self._routing,
+            self._num_streams,
         )
-        self._num_streams += 1
         name = f"{self._name}-{self._num_streams}"
         stream = SGLangGroupStream(
             self.driver, lambda: Generation(self.open_fleet(), settings, name), settings
@@ -249,8 +250,8 @@ class SGLangEngine(CheckpointEngine):
     @contextlib.contextmanager
     def while_training(self) -> Iterator[None]:
         """See `Engine.while_training`."""
-        if self.fleet is not None:
-            self.fleet.can_resync = False
+        if self.fleet is not None and self.driver.loop_thread is not None:
+            self.driver.loop_thread.submit(self.fleet.keep_weights()).result()
         try:
             yield
         finally:
@@ -286,16 +287,17 @@ class SGLangEngine(CheckpointEngine):
             raise WeightSyncError(f"the weight sync to version {self._incoming_version} is still open")
         self._sync = sync
         self._policy_version = NO_WEIGHTS
-        self._incoming_version = policy_version
-        try:
-            self._may_start.set()
-            # The KV cache comes back later: until then its memory is free for the buffers of the transfer.
-            self.driver.run(lambda: self._server_memory().wake_for_weights())
-            yield
-        finally:
-            self._incoming_version = None
-        self.driver.run(lambda: self._server_memory().wake())
-        self._adopt(policy_version, sync.resync)
+        with self._paused():
+            try:
+                self._incoming_version = policy_version
+                self._may_start.set()
+                # The KV cache comes back later: until then its memory is free for the buffers of the transfer.
+                self.driver.run(lambda: self._server_memory().wake_for_weights())
+                yield
+            finally:
+                self._incoming_version = None
+            self.driver.run(lambda: self._server_memory().wake())
+            self._adopt(policy_version, sync.resync)
 
     def load_from_hf(self, model_path: Path, policy_version: int = 0) -> None:
         """See `CheckpointEngine.load_from_hf`. The servers must be able to read the files.
@@ -355,6 +357,19 @@ class SGLangEngine(CheckpointEngine):
             self.stats.num_recoveries = self.open_fleet().num_recoveries
             self.stats.num_replayed += generation.num_replayed
             self.stats.num_resampled_groups += generation.num_resampled_groups
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Let no group of responses begin inside; those in work end first, unless they continue with other weights."""
+        self.driver.run(lambda: self.open_fleet().pause(until_idle=not self._continues_responses))
+        try:
+            yield
+        except BaseException:
+            # Not collective, as other ranks may be without the error.
+            if self.driver.loop_thread is not None:
+                self.driver.loop_thread.submit(self.open_fleet().go_on())
+            raise
+        self.driver.run(lambda: self.open_fleet().go_on())
 
     def _resync(self, server: int) -> None:
         if self._restore is None:

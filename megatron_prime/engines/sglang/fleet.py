@@ -78,6 +78,9 @@ class Fleet:
         self._out: set[int] = set()
         """The servers that wait for the next weight sync."""
         self._watching: asyncio.Task[None] | None = None
+        self._num_watches = 0
+        """Streams that need the watch: an evaluation samples beside a stream that lasts."""
+        self._is_paused = False
         self.policy_version = NO_WEIGHTS
         """The version that every server that is up serves."""
         self.names = VersionNames()
@@ -174,29 +177,62 @@ class Fleet:
 
     def report(self, server: int, *, hangs: bool = False) -> None:
         """Report that a server gave no answer or has wrong weights; it gets no requests until it has recovered."""
-        if server not in self._recoveries and server not in self._out:
-            task = asyncio.ensure_future(self._recover(server, hangs))
-            self._recoveries[server] = task
+        before = self._recoveries.get(server)
+        # One that has failed is kept for `wait_for`, which raises its error.
+        is_recovering = before is not None and not (before.done() and before.exception() is None)
+        if not is_recovering and server not in self._out:
+            # The sync that is under way waits for the server itself.
+            work = self._leave_out(server) if self._is_paused else self._recover(server, hangs)
+            self._recoveries[server] = asyncio.ensure_future(work)
 
     async def let_in(self) -> None:
         """Give requests again to the servers that waited for a weight sync, once it has reached them."""
         for server in self._out:
-            await self.balancer.set_up(server, True)
+            self.balancer.set_up(server, True)
         self.num_recoveries += len(self._out)
         self._out.clear()
+        # The weights that the servers have now are those of the trainer.
+        self.can_resync = True
+
+    async def keep_weights(self) -> None:
+        """Resync no server until `let_in`: the trainer begins to change the weights. Those that are down are out."""
+        self.can_resync = False
+        await self._give_up_recoveries()
+
+    async def pause(self, until_idle: bool) -> None:
+        """Let no group begin on the servers until `go_on`, for a weight sync, which pauses them one by one.
+
+        Args:
+            until_idle: wait until the responses in work have ended; otherwise they continue with the new weights.
+        """
+        self.balancer.hold()
+        if until_idle:
+            await self.balancer.wait_until_idle()
+        # From here on the sync waits for servers that are down, and restarts those that hang.
+        self._is_paused = True
+        await self._give_up_recoveries()
+
+    async def go_on(self) -> None:
+        """Undo `pause`."""
+        self._is_paused = False
+        self.balancer.release()
 
     def start_watch(self) -> None:
         """Begin to probe the servers' health, which lasts until `stop_watch`."""
-        assert self._watching is None, "one stream at a time"
-        self._watching = asyncio.ensure_future(self._watch())
+        self._num_watches += 1
+        if self._watching is None:
+            self._watching = asyncio.ensure_future(self._watch())
 
     async def stop_watch(self) -> None:
         """End the watch. Where servers can't be resynced, those that are down stay out until the next weight sync."""
+        self._num_watches -= 1
+        if self._num_watches:
+            return
         watching, self._watching = self._watching, None
         if watching is not None:
             await cancel([watching])
         if not self.can_resync:
-            await self._leave_out(*self._recoveries)
+            await self._give_up_recoveries()
 
     async def wait_for(self, work: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
         """Wait until `work` is done, and return whether it is by the timeout; for use while the watch is on.
@@ -237,16 +273,20 @@ class Fleet:
                 del self._recoveries[server]
                 task.result()
 
-    async def _leave_out(self, *servers: int) -> None:
-        """Give up the recovery of servers until the next weight sync."""
-        await cancel([self._recoveries.pop(server) for server in servers])
-        for server in servers:
-            self._out.add(server)
-            # The recovery may not have come to this.
-            await self.balancer.set_up(server, False)
+    async def _give_up_recoveries(self) -> None:
+        """Leave the servers that are down out until the next weight sync."""
+        recoveries, self._recoveries = self._recoveries, {}
+        await cancel(list(recoveries.values()))
+        for server, task in recoveries.items():
+            if task.cancelled() or task.exception() is not None:
+                await self._leave_out(server)
+
+    async def _leave_out(self, server: int) -> None:
+        self._out.add(server)
+        self.balancer.set_up(server, False)
 
     async def _recover(self, server: int, hangs: bool) -> None:
-        await self.balancer.set_up(server, False)
+        self.balancer.set_up(server, False)
         if hangs and self._supervised:
             await asyncio.to_thread(self._supervised[server].restart)
         for _ in range(MAX_RECOVERIES):
@@ -264,7 +304,7 @@ class Fleet:
                     await self._resync(server)
                 if await self._version(server) == self.policy_version:
                     self.num_recoveries += 1
-                    await self.balancer.set_up(server, True)
+                    self.balancer.set_up(server, True)
                     return
             except ServerUnreachableError:
                 continue
@@ -318,8 +358,8 @@ class Fleet:
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
             for server in range(self.num_servers):
-                # A server that is down is being recovered already.
-                if not self.balancer.is_up(server) or server not in self._clients:
+                # A server that is down is being recovered already, and one that is paused gives no sign.
+                if not self.balancer.is_up(server) or server not in self._clients or self._is_paused:
                     num_missed[server] = 0
                     continue
                 try:

@@ -47,6 +47,8 @@ class GenerationSettings:
     allow_mixed_versions: bool = False
     routing: RoutingReader | None = None
     """Reads the experts of each token; None when routing is not replayed."""
+    stream: int = 0
+    """Number of the stream; groups of the newest begin first."""
 
     @property
     def params(self) -> SamplingParams:
@@ -62,7 +64,6 @@ class Generation:
         self._fleet = fleet
         self._settings = settings
         self._name = name
-        self._first_version = fleet.policy_version
         self._num_seen: Counter[int] = Counter()
         """Occurrences of each prompt, by its index."""
         self._tasks: dict[asyncio.Task[list[Rollout]], int] = {}
@@ -140,13 +141,14 @@ class Generation:
         for _ in range(MAX_RESAMPLES):
             # Responses that are sampled again have new environments as well: the old ones have seen the old turns.
             group = self._dialogues(prompt, first_draw)
+            oldest = self._fleet.policy_version
             try:
-                await self._sample_group(group)
+                await self._sample_group(group, oldest)
             finally:
                 close_all(group)
             versions = frozenset[int]().union(*(dialogue.conversation.versions for dialogue in group))
             if self._settings.allow_mixed_versions or len(versions) <= 1:
-                version = min(versions, default=self._first_version)
+                version = min(versions, default=oldest)
                 return [dialogue.rollout(version) for dialogue in group]
             self.num_resampled_groups += 1
         raise EngineError(
@@ -163,26 +165,26 @@ class Generation:
         ]
         return [Dialogue(prompt, sample, key, settings.dialogues) for sample, key in enumerate(keys)]
 
-    async def _sample_group(self, group: Sequence[Dialogue]) -> None:
+    async def _sample_group(self, group: Sequence[Dialogue], oldest: int) -> None:
         fault: ServerUnreachableError | None = None
         for _ in range(MAX_REPLAYS):
             missing = [dialogue for dialogue in group if not dialogue.is_over]
             if not missing:
                 return
-            fault = await self._submit(missing) or fault
+            fault = await self._submit(missing, oldest) or fault
         raise EngineError(
             f"the responses to prompt {group[0].conversation.prompt.index} were submitted {MAX_REPLAYS} times, each "
             f"time to a server that then failed. The last fault: {fault}"
         )
 
-    async def _submit(self, dialogues: Sequence[Dialogue]) -> ServerUnreachableError | None:
+    async def _submit(self, dialogues: Sequence[Dialogue], oldest: int) -> ServerUnreachableError | None:
         """Finish some responses of a group on one server, as far as it lives; return an error that needs a replay."""
         # The whole group goes to one server and stays there, whose prefix cache then computes the prompt once, and
         # every turn once.
         params = self._settings.params
         num_tokens = len(dialogues[0].conversation.prompt.token_ids) + params.max_response_tokens
-        server = await self._fleet.balancer.take([num_tokens] * len(dialogues))
-        tasks = [asyncio.ensure_future(self._respond(server, dialogue)) for dialogue in dialogues]
+        server = await self._fleet.balancer.take([num_tokens] * len(dialogues), self._settings.stream)
+        tasks = [asyncio.ensure_future(self._respond(server, dialogue, oldest)) for dialogue in dialogues]
         # Not at the end of a task's coroutine, which does not run at all when the task is cancelled at once.
         freed = [asyncio.ensure_future(self._free(server, num_tokens, task)) for task in tasks]
         try:
@@ -206,24 +208,24 @@ class Generation:
         # The server's capacity is kept while the environment works: the next turn finds its place free and the turns
         # before it in the prefix cache, and no more environments are open than the servers have places.
         await asyncio.wait([task])
-        await self._fleet.balancer.give_back(server, num_tokens)
+        self._fleet.balancer.give_back(server, num_tokens)
 
-    async def _respond(self, server: int, dialogue: Dialogue) -> None:
+    async def _respond(self, server: int, dialogue: Dialogue, oldest: int) -> None:
         """Continue one response on a server to its end. When the server fails, its complete turns are kept."""
         if not dialogue.has_begun:
             await dialogue.begin()
         while not dialogue.is_over:
-            dialogue.add_turn(await self._turn(server, dialogue))
+            dialogue.add_turn(await self._turn(server, dialogue, oldest))
             await dialogue.reply()
 
-    async def _turn(self, server: int, dialogue: Dialogue) -> SampledTurn:
+    async def _turn(self, server: int, dialogue: Dialogue, oldest: int) -> SampledTurn:
         """Sample the next turn of a response."""
         client = self._fleet.client_now(server)
         turn = await self._ask(client, server, dialogue)
-        if min(turn.versions) < self._first_version:
+        if min(turn.versions) < oldest:
             # The server restarted and serves the weights it was started with, until the fleet has resynced it.
             raise ServerUnreachableError(
-                f"{client.url} served policy version {min(turn.versions)} instead of {self._first_version}"
+                f"{client.url} served policy version {min(turn.versions)} instead of {oldest}"
             )
         return turn
 

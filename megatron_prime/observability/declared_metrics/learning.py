@@ -36,14 +36,14 @@ ROLLOUT: Sequence[Row] = (
     (
         "staleness_mean",
         "count",
-        "Steps between the weights that sampled a response and those that it trains: the mean over the batch.",
+        "Steps between the weights that sampled a token and those that it trains: the mean over the batch's tokens.",
     ),
-    ("staleness_max", "count", "The same: the maximum over the batch; at most rollout.max_staleness."),
+    ("staleness_max", "count", "The same: the maximum over the tokens; at most rollout.max_staleness."),
     (
         "num_lost_batches",
         "count",
         "1 if the batch was lost while it was sampled ahead, as without any server left, and was sampled again with "
-        "the weights of its step. Only with rollout.max_staleness = 1.",
+        "the weights of its step. Only with rollout.max_staleness of 1 or more.",
     ),
     (
         "logprob_gap",

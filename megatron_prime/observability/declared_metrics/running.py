@@ -92,7 +92,7 @@ TIME: Sequence[Row] = (
         "rollout_wait_s",
         "s",
         "Time that training waits, at the end of a step, for the batch that is sampled ahead "
-        "(rollout.max_staleness = 1).",
+        "(rollout.max_staleness = 1; with more it waits in rollout_s).",
     ),
     ("logprobs_s", "s", "Time of the log-probs of the policy before its update, and of the reference."),
     ("prm_s", "s", "Time of scoring and updating the PRM."),

@@ -6,6 +6,7 @@ Training writes `run_dir/rollouts/step-00000012.parquet`; `rollout`, `eval` and 
 - `writer`: writes the file of one step, as a whole or not at all
 - `folder`: the files of a run, of limited size
 - `turns`: the turns of a logged response
+- `versions`: the policy versions of a logged response
 - `reader`: lists the steps of a run, and reads the columns of a step
 """
 

@@ -98,7 +98,25 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("reason", pyarrow.string(), "The verifier's reason, or its error; may be empty."),
     Column("finish_reason", pyarrow.string(), "stop, length or abort."),
-    Column("policy_version", pyarrow.int64(), "Weight syncs before the weights that sampled the response."),
+    Column(
+        "policy_version",
+        pyarrow.int64(),
+        "Weight syncs before the weights that sampled the response, or its first token.",
+    ),
+    Column(
+        "version_ends",
+        _INTEGERS,
+        "Number of tokens up to the end of each part that one policy version sampled; null if one sampled all.",
+        True,
+        True,
+    ),
+    Column(
+        "versions",
+        _per_token(pyarrow.int64()),
+        "Policy version of each of these parts; null if one sampled all.",
+        True,
+        True,
+    ),
     Column(
         "filter",
         pyarrow.string(),

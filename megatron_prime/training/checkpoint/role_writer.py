@@ -1,12 +1,16 @@
-"""Writing one role of a checkpoint with Megatron's dist_checkpointing, in the foreground or in a forked process.
+"""Writing one role of a checkpoint with Megatron's dist_checkpointing, in a forked process.
 
 A fork has a snapshot of the memory, so the trainer may change weights right after it (on a GPU they are copied to the
-host first). Collective operations happen before the fork and after all forks have ended.
+host first). Collective operations happen before the fork and after all forks have ended. In the foreground the trainer
+waits for the fork, which ends when one of the writers that Megatron forks in turn is killed; the trainer would not.
 """
 
 import gc
 import multiprocessing
+import os
 import shutil
+import threading
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ from megatron_prime.training.checkpoint.fork_results import ForkResults
 from megatron_prime.training.checkpoint.manifest import SUMS_SUFFIX, write_sums
 
 FORMAT = ("torch_dist", 1)
+POLL_S = 0.1
+"""Time between two looks for writers that were killed."""
 OPTIMIZER_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     # The shards of a bucket are gathered in the host memory of one data-parallel rank. Otherwise every rank gathers
@@ -53,7 +59,7 @@ class RoleWriter:
         self._topology = topology
         self._process: BaseProcess | None = None
         self._strategy = _ShardedStrategy(*FORMAT)
-        filesystem_async._results_queue = ForkResults()
+        self._results = filesystem_async._results_queue = ForkResults()
         _common.errors.clear()
         try:
             request = dist_checkpointing.save(state, str(folder), self._strategy, async_sharded_save=True)
@@ -72,12 +78,13 @@ class RoleWriter:
         if request.preload_fn is not None:
             arguments[1] = request.preload_fn()
         work = (request.async_fn, arguments, dict(request.async_fn_kwargs), self._folder, self._topology.rank)
-        tie_forked_children()  # Megatron forks writers in the foreground too.
-        if not in_background:
-            _write(*work)
-            return
-        self._process = multiprocessing.get_context("fork").Process(target=_write_alone, args=work)
+        tie_forked_children()
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_write_alone, args=(self._results, *work)
+        )
         self._process.start()
+        if not in_background:
+            self._process.join()
 
     def is_done(self) -> bool:
         """Return whether this rank has nothing left to write, whether it succeeded or failed."""
@@ -160,12 +167,26 @@ _common = _CommonStrategy("torch", 1)
 register_default_strategy(StrategyAction.SAVE_COMMON, _common.backend, _common.version, _common)
 
 
-def _write_alone(*work: Any) -> None:  # noqa: ANN401
+def _write_alone(results: ForkResults, *work: Any) -> None:  # noqa: ANN401
     # A collection could free GPU memory, and a fork must not call CUDA.
     gc.disable()
     # A fork has none of the threads of torch's pool, and would wait for them forever.
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_a_killed_writer, args=(results,), daemon=True).start()
     _write(*work)
+
+
+def _end_with_a_killed_writer(results: ForkResults) -> None:
+    """End this process if one that it has forked is killed, as where memory is short: Megatron waits for it forever."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # There is none yet, or none any more.
+            ended = None
+        if ended is not None and ended.si_code != os.CLD_EXITED:
+            results.put(RuntimeError(f"a process that wrote it was killed by signal {ended.si_status}"))
+            os._exit(1)
+        time.sleep(POLL_S)
 
 
 def _write(function: Any, arguments: list[Any], keywords: dict[str, Any], folder: Path, rank: int) -> None:  # noqa: ANN401

@@ -48,8 +48,9 @@ function summary() {
   const tokens = index.rows.tokens.reduce((sum, count) => sum + count, 0);
   const share = rewards.length ? `${Math.round((100 * right) / rewards.length)} % right` : "none verified";
   const kept = index.groups.filter((group) => group.filter === "kept").length;
+  const [oldest, newest] = index.policy_versions;
   return `${index.groups.length} groups with ${index.rows.tokens.length} responses and ${tokens.toLocaleString("en-US")} tokens: ${share}; ` +
-    `${kept} groups were kept for training. Sampled by policy version ${index.policy_version}.`;
+    `${kept} groups were kept for training. Sampled by policy version${oldest === newest ? "" : `s ${oldest} to`} ${newest}.`;
 }
 
 function jump() {

@@ -65,7 +65,7 @@ function decodePart(texts, numbers, tokens) {
   const ids = new Int32Array(bytes(numbers.ids));
   const floats = {};
   for (const [name, value] of Object.entries(numbers)) {
-    if (["lengths", "ids", "steps", "left_out", "turns"].includes(name)) continue;
+    if (["lengths", "ids", "steps", "left_out", "turns", "versions"].includes(name)) continue;
     const halves = new Uint16Array(bytes(value));
     floats[name] = new Float32Array(halves.length);
     for (let index = 0; index < halves.length; index++) floats[name][index] = halfFloats[halves[index]];
@@ -74,7 +74,7 @@ function decodePart(texts, numbers, tokens) {
   return texts.map((text, row) => {
     const end = start + tokens[row];
     const values = { text, ids: ids.subarray(start, end), steps: numbers.steps[row] || [], left_out: new Set(numbers.left_out[row]),
-      turns: turnsOf(numbers.turns?.[row] || []), ends: new Uint32Array(tokens[row]) };
+      turns: turnsOf(numbers.turns?.[row] || []), versions: numbers.versions?.[row] || [], ends: new Uint32Array(tokens[row]) };
     for (let index = 0, sum = 0; index < tokens[row]; index++) values.ends[index] = sum += lengths[start + index];
     for (const name of Object.keys(floats)) {
       const part = floats[name].subarray(start, end);
@@ -131,6 +131,7 @@ function tokenFigures(values, token) {
     ["token", `${token + 1} of ${values.ids.length}, id ${values.ids[token]}`],
     ["written by", turn < 0 ? null : isReply ? "the environment" : "the policy"],
     ["turn", turn < 0 ? null : `${isReply ? "reply to " : ""}${turn + 1} of ${values.turns.length}`],
+    ["policy version", isReply ? null : values.versions.find(([end]) => token < end)?.[1] ?? null],
     ["reasoning step", isReply || step < 0 ? null : `${step + 1} of ${values.steps.length}`],
     ["process reward", plain("process_rewards")],
     ["advantage", plain("advantages")],

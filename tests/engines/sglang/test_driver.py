@@ -72,6 +72,29 @@ def test_a_fault_is_raised_on_every_rank(raised, others_see):
     assert run_drivers(scenario) == [type(raised), others_see, others_see]
 
 
+def test_a_resync_that_was_given_up_is_not_carried_out_later():
+    """By then the trainer has other weights than the servers."""
+    helped = []
+
+    def scenario(driver):
+        async def give_up():
+            asking = asyncio.ensure_future(driver.ask_for_resync(1))
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+        async def work():
+            await asyncio.sleep(0.05)
+            return 5
+
+        if driver.loop_thread is not None:
+            driver.loop_thread.submit(give_up()).result()
+        return driver.run(work)
+
+    found = run_drivers(scenario, resync=lambda driver, server: helped.append(server))
+    assert found == [5, 5, 5] and not helped
+
+
 def test_all_ranks_help_to_resync_while_the_work_goes_on():
     helped = []
 

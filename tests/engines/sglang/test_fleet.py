@@ -156,6 +156,60 @@ def test_work_that_has_ended_does_not_wait_for_a_server_that_will_lack_its_weigh
     assert with_fleet(tmp_path, scenario) == ([], False, True, {}, [])
 
 
+@pytest.mark.parametrize("moment", ["training begins", "a sync begins", "during a sync"])
+def test_the_recovery_of_a_server_is_left_to_the_next_sync(tmp_path, moment):
+    async def scenario(fleet, resynced, servers):
+        os.kill(servers[1].pid, signal.SIGKILL)
+        if moment == "during a sync":
+            await fleet.pause(until_idle=True)
+        fleet.report(1)
+        await asyncio.sleep(0)
+        if moment == "training begins":
+            await fleet.keep_weights()
+        elif moment == "a sync begins":
+            await fleet.pause(until_idle=False)
+        await until_down(fleet, 1)
+        out = set(fleet._out)
+        await update(fleet, 1, 4)
+        await fleet.let_in()
+        await fleet.go_on()
+        fleet.report(0)  # a false alarm
+        await guarded(fleet, until_down(fleet, 0))
+        return out, [fleet.balancer.is_up(server) for server in (0, 1)], resynced, fleet.can_resync
+
+    assert with_fleet(tmp_path, scenario) == ({1}, [True, True], [], True)
+
+
+def test_a_server_that_dies_again_before_anybody_waits_is_recovered_again(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        for _ in range(2):
+            os.kill(servers[1].pid, signal.SIGKILL)
+            fleet.report(1)
+            await until_down(fleet, 1)
+            while not fleet.balancer.is_up(1):
+                await asyncio.sleep(0.01)
+        return resynced
+
+    assert with_fleet(tmp_path, scenario, max_restarts=5) == [1, 1]
+
+
+def test_a_sync_waits_for_the_responses_in_work_and_nothing_else_begins(tmp_path):
+    async def scenario(fleet, resynced, servers):
+        server = await fleet.balancer.take([1])
+        pausing = asyncio.ensure_future(fleet.pause(until_idle=True))
+        waiting = asyncio.ensure_future(fleet.balancer.take([1]))
+        await asyncio.sleep(0.01)
+        states = [pausing.done(), waiting.done()]
+        fleet.balancer.give_back(server, 1)
+        await pausing
+        states.append(waiting.done())
+        await fleet.go_on()
+        await waiting
+        return states
+
+    assert with_fleet(tmp_path, scenario, num_servers=1) == [False, False, False]
+
+
 def test_without_a_server_that_has_the_weights_the_work_ends(tmp_path):
     async def scenario(fleet, resynced, servers):
         fleet.can_resync = False
@@ -230,7 +284,7 @@ def test_an_attached_server_whose_scheduler_hangs_is_waited_for_as_one_that_star
 def test_a_server_that_is_down_has_no_client(tmp_path):
     async def scenario(fleet, resynced, servers):
         fleet.client_now(0)
-        await fleet.balancer.set_up(0, False)
+        fleet.balancer.set_up(0, False)
         with pytest.raises(ServerUnreachableError, match="is down"):
             fleet.client_now(0)
 

@@ -1,10 +1,10 @@
 """Without overlap the source of batches is the collector, and a batch that older weights sampled is given back."""
 
 from megatron_prime.config.tables.filter import FilterConfig
-from megatron_prime.rollout.batches import OnPolicy
 from megatron_prime.rollout.collector import BatchSize, Collector, NoBatch
 from megatron_prime.rollout.held_batch import HeldBatch
 from megatron_prime.rollout.prompt_queue import PromptQueue
+from megatron_prime.rollout.schedules.batches import OnPolicy
 from megatron_prime.rollout.verification import RolloutVerifier
 from megatron_prime.types import SamplingParams
 from tests.support.rollout_doubles import (

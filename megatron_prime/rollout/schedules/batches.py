@@ -27,6 +27,13 @@ class BatchSource(Protocol):
         """Wait until the engine is free. Errors are raised by the `collect` that they concern."""
         ...
 
+    def close(self) -> None:
+        """Abort what is sampled for later steps, at the end of the run. Not collective.
+
+        Does nothing while the engine samples, as after an error of this rank alone.
+        """
+        ...
+
     @property
     def held(self) -> HeldBatch | None:
         """The batch of the next step, if it is sampled already; a checkpoint must hold it."""
@@ -75,6 +82,9 @@ class OnPolicy:
 
     def finish(self) -> None:
         """Do nothing: nothing runs."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is sampled for later steps."""
 
     @property
     def last_records(self) -> Sequence[PromptRecord]:

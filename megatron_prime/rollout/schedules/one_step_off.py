@@ -162,6 +162,9 @@ class OneStepOff:
             self._thread.join()
             self._thread = None
 
+    def close(self) -> None:
+        """Do nothing: a batch that was sampled ahead is complete."""
+
     def _sample_ahead(self, step_index: int) -> None:
         try:
             with self._engine.while_training():

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_prime.rollout.collector import NoBatch
 from megatron_prime.rollout.engine import EngineError
-from megatron_prime.rollout.one_step_off import OneStepOff
+from megatron_prime.rollout.schedules.one_step_off import OneStepOff
 from megatron_prime.rollout.verification import VerifierAwayError
 from tests.support import deadlines
 from tests.support.toy_runs import ROOT
@@ -170,8 +170,8 @@ def test_another_error_is_raised_by_the_step_that_it_concerns(error, in_backgrou
 
 ENDING = """
 import sys, threading, time
-from megatron_prime.rollout.one_step_off import OneStepOff, leave_if_sampling
-from tests.rollout.test_one_step_off import Run, source_of
+from megatron_prime.rollout.schedules.one_step_off import OneStepOff, leave_if_sampling
+from tests.rollout.schedules.test_one_step_off import Run, source_of
 run = Run(held_up={1: threading.Event()})
 source = source_of(run, in_background=True)
 source.collect(0)
