@@ -45,7 +45,7 @@ from megatron_prime.engines.sglang.routing import RoutingReader
 from megatron_prime.engines.sglang.sampling import check_stop_tokens
 from megatron_prime.hf.rope import served_rope_fault
 from megatron_prime.hf.shape import read_shape
-from megatron_prime.rollout.engine import NO_WEIGHTS, CheckpointEngine, WeightSyncError
+from megatron_prime.rollout.engine import NO_WEIGHTS, CheckpointEngine, EngineError, WeightSyncError
 from megatron_prime.rollout.episode import Environments
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_sync import WeightSync
@@ -365,9 +365,10 @@ class SGLangEngine(CheckpointEngine):
         try:
             yield
         except BaseException:
-            # Not collective, as other ranks may be without the error.
+            # Not collective, as other ranks may be without the error. A closed engine has nothing to go on with.
             if self.driver.loop_thread is not None:
-                self.driver.loop_thread.submit(self.open_fleet().go_on())
+                with contextlib.suppress(EngineError):
+                    self.driver.loop_thread.submit(self.open_fleet().go_on())
             raise
         self.driver.run(lambda: self.open_fleet().go_on())
 
