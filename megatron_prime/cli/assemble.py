@@ -73,6 +73,7 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         virtual_pipeline=parallel.virtual_pipeline,
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
+        layers_per_stage=parallel.layers_per_stage,
     )
     connect_stages(topology)
     route_warnings(Progress(), topology.rank)

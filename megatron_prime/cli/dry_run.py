@@ -56,8 +56,9 @@ def process_map(config: PrimeConfig, num_processes: int, ranks_per_node: int) ->
         vpp=parallel.virtual_pipeline,
         ep=parallel.expert,
         etp=parallel.expert_tensor,
+        layers_per_stage=parallel.layers_per_stage,
     )
-    stages = layout.stage_layers(read_shape(config.model.path).num_layers)
+    stages = layout.stage_layers(read_shape(config.model.path))
     yield "rank  node  local  pipeline  data  context  tensor  expert  layers"
     for rank in range(num_processes):
         tensor, pipeline = layout.coordinates(rank)

@@ -132,6 +132,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "tp_size": ("parallel.tensor",),
     "pipeline_model_parallel_size": ("parallel.pipeline",),
     "pipeline_parallel_size": ("parallel.pipeline",),
+    "pipeline_model_parallel_layout": ("parallel.stage_layers",),
     "pp_size": ("parallel.pipeline",),
     "virtual_pipeline_model_parallel_size": ("parallel.virtual_pipeline",),
     "context_parallel_size": ("parallel.context",),

@@ -5,6 +5,7 @@ All but `checkpoint` and `convert` use the standard library only, so that a logi
 - `config_json`: reads config.json into the fields of a `ModelShape`
 - `rope`: reads the scaling of rotary position embeddings
 - `shape`: `ModelShape`, the sizes and flags of a model, and `read_shape`
+- `stages`: the layers of each pipeline stage
 - `families/`: one file per supported `model_type`: its parameter table and how its config.json is read
 - `training_limits`: models and layouts that cannot be trained; used by `check` and by the model builder
 - `prm_record`: with which reference and settings the scores of a PRM have a meaning

@@ -112,6 +112,14 @@ class ModelShape:
         """Return whether the MLP of an HF layer is a mixture of experts."""
         return self.is_moe and layer not in self.dense_layers
 
+    def weights_per_token(self, layer: int) -> int:
+        """Return the number of weights of a layer's matrices that are applied to one token."""
+        attention = 2 * self.hidden_size * (self.query_size + self.kv_size)
+        if not self.has_experts(layer):
+            return attention + 3 * self.hidden_size * self.ffn_hidden_size
+        experts = 3 * self.hidden_size * self.moe_ffn_hidden_size * self.num_experts_per_tok
+        return attention + experts + self.hidden_size * self.num_experts
+
     def padded_vocab_size(self, tp_size: int) -> int:
         """Return the rows of the whole Megatron embedding at this tensor-parallel size."""
         return padded_vocab_size(self.vocab_size, self.vocab_divisor, tp_size)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from megatron_prime.config.tables.parallel import ParallelConfig
 from megatron_prime.config.tables.performance.fp8 import Fp8Config
+from megatron_prime.config.tables.performance.memory import RecomputeConfig
 from megatron_prime.hf.shape import ModelShape
+from megatron_prime.hf.stages import stage_faults, stage_layers
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class ModelSplit:
     expert: int = 1
     expert_tensor: int = 1
     sequence_parallel: bool = False
+    layers_per_stage: tuple[int, ...] | None = None
+    """Layers of each chunk in model order; None chooses them by cost (see hf.stages)."""
 
     @staticmethod
     def of(parallel: ParallelConfig) -> ModelSplit:
@@ -34,18 +38,15 @@ class ModelSplit:
             expert=parallel.expert,
             expert_tensor=parallel.expert_tensor,
             sequence_parallel=parallel.sequence_parallel,
+            layers_per_stage=parallel.layers_per_stage,
         )
-
-    @property
-    def num_chunks(self) -> int:
-        """Chunks of layers in the whole model: one per pipeline stage and virtual stage."""
-        return self.pipeline * self.virtual_pipeline
 
 
 def training_faults(shape: ModelShape, split: ModelSplit) -> Iterator[str]:
     """Yield each reason why a model of this shape cannot be trained in this layout."""
     yield from _model_faults(shape)
     yield from _divisibility_faults(shape, split)
+    yield from stage_faults(shape, split.pipeline, split.virtual_pipeline, split.layers_per_stage)
     yield from _expert_faults(shape, split)
 
 
@@ -59,26 +60,32 @@ def fp8_faults(shape: ModelShape, fp8: Fp8Config, role: str) -> Iterator[str]:
         )
 
 
+def recompute_faults(shape: ModelShape, split: ModelSplit, recompute: RecomputeConfig) -> Iterator[str]:
+    """Yield each reason why whole layers of a model of this shape cannot be recomputed as configured."""
+    sizes = split.pipeline, split.virtual_pipeline, split.layers_per_stage
+    if recompute.granularity != "full" or any(stage_faults(shape, *sizes)):
+        return
+    stages = [[len(chunk) for chunk in chunks] for chunks in stage_layers(shape, *sizes)]
+    longest = max(sum(chunks) for chunks in stages)
+    if recompute.num_layers > longest:
+        yield (
+            f"memory.recompute.num_layers = {recompute.num_layers} exceeds the {longest} layers of a pipeline stage"
+        )
+    elif recompute.method == "uniform":
+        lengths = {length for chunks in stages for length in chunks}
+        # Megatron would look for layers behind the last one.
+        if any(length % recompute.num_layers for length in lengths):
+            yield (
+                f"memory.recompute.num_layers = {recompute.num_layers} does not divide the layers of each part of the "
+                f"model, {', '.join(map(str, sorted(lengths)))}: choose a divisor, or method = 'block'"
+            )
+
+
 def check_training(shape: ModelShape, split: ModelSplit) -> None:
     """Raise ValueError with all reasons why a model of this shape cannot be trained in this layout."""
     faults = list(training_faults(shape, split))
     if faults:
         raise ValueError("\n".join(faults))
-
-
-def stage_layers(
-    shape: ModelShape, pipeline_size: int, pipeline_rank: int, virtual_size: int = 1
-) -> tuple[range, ...]:
-    """Return the HF layers of each chunk of a pipeline stage.
-
-    Chunk c of the model belongs to stage c mod `pipeline_size` (interleaved schedule), so that a stage's chunks are
-    not adjacent. The number of layers must be a multiple of the number of chunks (see `training_faults`).
-    """
-    num_chunks = pipeline_size * virtual_size
-    size = shape.num_layers // num_chunks
-    return tuple(
-        range(chunk * size, (chunk + 1) * size) for chunk in range(pipeline_rank, num_chunks, pipeline_size)
-    )
 
 
 def _model_faults(shape: ModelShape) -> Iterator[str]:
@@ -105,9 +112,6 @@ def _divisibility_faults(shape: ModelShape, split: ModelSplit) -> Iterator[str]:
     has_dense_mlp = not shape.is_moe or bool(shape.dense_layers)
     if has_dense_mlp and shape.ffn_hidden_size % split.tensor:
         yield f"parallel.tensor = {split.tensor} does not divide intermediate_size = {shape.ffn_hidden_size}"
-    if shape.num_layers % split.num_chunks:
-        chunks = "pipeline * virtual_pipeline" if split.virtual_pipeline > 1 else "pipeline"
-        yield f"parallel.{chunks} = {split.num_chunks} does not divide num_hidden_layers = {shape.num_layers}"
 
 
 def _expert_faults(shape: ModelShape, split: ModelSplit) -> Iterator[str]:
@@ -135,12 +139,12 @@ def _expert_faults(shape: ModelShape, split: ModelSplit) -> Iterator[str]:
 
 def _dense_stage_faults(shape: ModelShape, split: ModelSplit) -> Iterator[str]:
     # Experts have an optimizer of their own, and a distributed checkpoint needs the same optimizers on every stage.
-    if shape.num_layers % split.num_chunks:
+    sizes = split.pipeline, split.virtual_pipeline, split.layers_per_stage
+    if any(stage_faults(shape, *sizes)):
         return
-    for rank in range(split.pipeline):
-        chunks = stage_layers(shape, split.pipeline, rank, split.virtual_pipeline)
+    for rank, chunks in enumerate(stage_layers(shape, *sizes)):
         if not any(shape.has_experts(layer) for chunk in chunks for layer in chunk):
             yield (
                 f"pipeline stage {rank} would have no layer with experts, only dense ones of the {shape.family} model: "
-                "choose a smaller parallel.pipeline"
+                "choose a smaller parallel.pipeline or another parallel.stage_layers"
             )

@@ -24,7 +24,8 @@ from megatron_prime.hf.checkpoint import HFCheckpointReader
 from megatron_prime.hf.convert import import_hf
 from megatron_prime.hf.mapping import ExpertShare, ParameterPieces, hf_tensors, parameters_of
 from megatron_prime.hf.shape import ModelShape, read_shape
-from megatron_prime.hf.training_limits import ModelSplit, check_training, stage_layers
+from megatron_prime.hf.stages import stage_layers
+from megatron_prime.hf.training_limits import ModelSplit, check_training
 from megatron_prime.hf.weight_files import loaded_megatron_weights
 from megatron_prime.models.experts import PackedRouter, RoutedTransformerLayer, expert_settings
 from megatron_prime.models.gpt import ScoringGPTModel
@@ -87,7 +88,7 @@ def build_model(
     """
     shape = read_shape(hf_path)
     check_training(shape, _split_of(topology))
-    layers = stage_layers(shape, topology.pipeline_size, topology.pipeline_rank, topology.virtual_size)
+    layers = _layers_of(shape, topology)[topology.pipeline_rank]
     config = transformer_config(shape, topology, recompute, role, options)
     chunks = _build_chunks(shape, topology, layers, config)
     parameters, module_names = _parameters(shape, topology, layers)
@@ -111,7 +112,13 @@ def _split_of(topology: Topology) -> ModelSplit:
         expert=topology.expert_size,
         expert_tensor=topology.expert_tensor_size,
         sequence_parallel=topology.sequence_parallel,
+        layers_per_stage=topology.layers_per_stage,
     )
+
+
+def _layers_of(shape: ModelShape, topology: Topology) -> list[tuple[range, ...]]:
+    """Return the layers of each chunk of each pipeline stage."""
+    return stage_layers(shape, topology.pipeline_size, topology.virtual_size, topology.layers_per_stage)
 
 
 def _parameters(
@@ -245,6 +252,7 @@ def transformer_config(
         "tensor_model_parallel_size": topology.tensor_size,
         "pipeline_model_parallel_size": topology.pipeline_size,
         "virtual_pipeline_model_parallel_size": topology.virtual_size if topology.virtual_size > 1 else None,
+        "pipeline_model_parallel_layout": _pipeline_layout(shape, topology),
         "context_parallel_size": topology.context_size,
         "sequence_parallel": topology.sequence_parallel,
         "params_dtype": dtype,
@@ -268,6 +276,16 @@ def transformer_config(
         # directions would pair what is sent forward with what is expected from the other direction.
         settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     return with_passthrough(TransformerConfig, options.megatron, **settings)
+
+
+def _pipeline_layout(shape: ModelShape, topology: Topology) -> list[list[str]] | None:
+    """Return Megatron's description of chunks of unequal size, in model order; None for equal ones, its default."""
+    stages = _layers_of(shape, topology)
+    chunks = [stage[index] for index in range(topology.virtual_size) for stage in stages]
+    if len({len(layers) for layers in chunks}) == 1:
+        return None
+    layout = [["decoder"] * len(layers) for layers in chunks]
+    return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
 
 
 def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:

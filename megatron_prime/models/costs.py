@@ -11,18 +11,9 @@ def row_costs(shape: ModelShape) -> RowCosts:
     over L tokens costs 2 L^2 * query_size (half of the scores and half of the weighted sum, 2 * L^2 * query_size each).
     They are equal at L = n / query_size. The output layer adds 2 * vocab_size * hidden_size for each scored token.
     """
-    layers = [_weights_per_token(shape, layer) for layer in range(shape.num_layers)]
+    layers = [shape.weights_per_token(layer) for layer in range(shape.num_layers)]
     weights = sum(layers)
     return RowCosts(
         attention_tokens=weights / (shape.num_layers * shape.query_size),
         output_share=shape.vocab_size * shape.hidden_size / weights,
     )
-
-
-def _weights_per_token(shape: ModelShape, layer: int) -> int:
-    """Return the number of weights of a layer's matrices that are applied to one token."""
-    attention = 2 * shape.hidden_size * (shape.query_size + shape.kv_size)
-    if not shape.has_experts(layer):
-        return attention + 3 * shape.hidden_size * shape.ffn_hidden_size
-    experts = 3 * shape.hidden_size * shape.moe_ffn_hidden_size * shape.num_experts_per_tok
-    return attention + experts + shape.hidden_size * shape.num_experts

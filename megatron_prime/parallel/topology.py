@@ -44,6 +44,8 @@ class Topology:
     context_rank: int = 0
     virtual_size: int = 1
     """Number of model chunks per pipeline stage (interleaved schedule); 1 without a virtual pipeline."""
+    layers_per_stage: tuple[int, ...] | None = None
+    """Number of layers of each chunk, in model order; None chooses them by cost (see hf.stages)."""
     expert_size: int = 1
     expert_rank: int = 0
     expert_tensor_size: int = 1
@@ -142,28 +144,17 @@ def build_topology(
     virtual_pipeline: int = 1,
     expert: int = 1,
     expert_tensor: int = 1,
+    layers_per_stage: tuple[int, ...] | None = None,
 ) -> Topology:
     """Create Megatron's process groups over the running job and seed the parallel random streams.
 
     Groups of an earlier topology of this process are destroyed first. Collective over all ranks.
 
     Raises:
-        ValueError: The number of processes is not a multiple of tensor * pipeline * context, expert * expert_tensor
-            does not divide the processes of a pipeline stage, or a virtual pipeline is requested without a pipeline.
+        ValueError: The sizes do not divide the processes, or there is a virtual pipeline without a pipeline.
     """
     world_size = dist.get_world_size()
-    if world_size % (tensor * pipeline * context):
-        raise ValueError(
-            f"{world_size} processes are not a multiple of parallel.tensor * pipeline * context = "
-            f"{tensor} * {pipeline} * {context}"
-        )
-    if world_size // pipeline % (expert * expert_tensor):
-        raise ValueError(
-            f"parallel.expert * expert_tensor = {expert} * {expert_tensor} does not divide the "
-            f"{world_size // pipeline} processes of a pipeline stage"
-        )
-    if virtual_pipeline > 1 and pipeline == 1:
-        raise ValueError(f"parallel.virtual_pipeline = {virtual_pipeline} needs parallel.pipeline > 1")
+    _check_sizes(world_size, tensor, pipeline, context, virtual_pipeline, expert * expert_tensor)
     # Megatron holds its groups in module-level state, so only one topology can exist at a time.
     _destroy_groups(platform)
     parallel_state.initialize_model_parallel(
@@ -192,12 +183,30 @@ def build_topology(
         context_size=context,
         context_rank=parallel_state.get_context_parallel_rank(),
         virtual_size=virtual_pipeline,
+        layers_per_stage=layers_per_stage,
         expert_size=expert,
         expert_rank=parallel_state.get_expert_model_parallel_rank(),
         expert_tensor_size=expert_tensor,
         expert_tensor_rank=_group(parallel_state.get_expert_tensor_parallel_group()).rank(),
         host_group=_host_group(platform),
     )
+
+
+def _check_sizes(
+    world_size: int, tensor: int, pipeline: int, context: int, virtual_pipeline: int, expert_size: int
+) -> None:
+    if world_size % (tensor * pipeline * context):
+        raise ValueError(
+            f"{world_size} processes are not a multiple of parallel.tensor * pipeline * context = "
+            f"{tensor} * {pipeline} * {context}"
+        )
+    if world_size // pipeline % expert_size:
+        raise ValueError(
+            f"parallel.expert * expert_tensor = {expert_size} does not divide the "
+            f"{world_size // pipeline} processes of a pipeline stage"
+        )
+    if virtual_pipeline > 1 and pipeline == 1:
+        raise ValueError(f"parallel.virtual_pipeline = {virtual_pipeline} needs parallel.pipeline > 1")
 
 
 def _host_group(platform: Platform) -> dist.ProcessGroup | None:

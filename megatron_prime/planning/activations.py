@@ -56,7 +56,7 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
     """
     sizes = _Sizes.of(run, run.shapes[role])
     layout, recompute = run.layout, run.config.memory.recompute
-    chunks = layout.stage_layers(sizes.shape.num_layers)[stage]
+    chunks = layout.stage_layers(sizes.shape)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
     kinds = _layer_of_each_kind(sizes.shape, layers)
     # A unit in flight is a model chunk, 1 / vpp of the stage's layers.

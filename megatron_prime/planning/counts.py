@@ -47,7 +47,7 @@ def num_active_parameters(shape: ModelShape) -> int:
 @lru_cache(maxsize=4096)
 def rank_parameters(shape: ModelShape, layout: TrainingLayout, stage: int) -> Count:
     """Return the number of parameters per rank of a pipeline stage, including padding of the vocabulary."""
-    chunks = layout.stage_layers(shape.num_layers)[stage]
+    chunks = layout.stage_layers(shape)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
     num_moe = sum(shape.has_experts(layer) for layer in layers)
     # All layers with (or without) experts are equal, so one of each is counted and multiplied.
@@ -102,8 +102,30 @@ def forward_flops(shape: ModelShape, tokens: float, context: float, scored: floa
         context: Mean sequence length in tokens.
         scored: Number of tokens for which the output layer is computed.
     """
+    return _layer_flops(shape, tokens, context) + _output_flops(shape, scored)
+
+
+def imbalance(
+    shape: ModelShape, layout: TrainingLayout, tokens: float, context: float, scored: float
+) -> float:
+    """Return the FLOPs of the most expensive chunk of a pipeline relative to the mean over the chunks, at least 1.
+
+    That is the stage without virtual stages; with them, too, the most expensive chunk sets the pace of the others. The
+    arguments are those of `forward_flops`. All layers count as the mean of them.
+    """
+    layers, output = _layer_flops(shape, tokens, context), _output_flops(shape, scored)
+    stages = layout.stage_layers(shape)
+    flops = [layers * len(chunk) / shape.num_layers for chunks in stages for chunk in chunks]
+    flops[-1] += output  # the last chunk of the last stage
+    return max(flops) * len(flops) / sum(flops)
+
+
+def _layer_flops(shape: ModelShape, tokens: float, context: float) -> float:
+    # The embedding is a lookup without products, and the output layer is counted for the scored tokens only.
     vocab = shape.vocab_size * shape.hidden_size
-    # The embedding is a lookup without products, and the output layer is counted below for the scored tokens.
     weights = num_active_parameters(shape) - vocab * (2 if shape.untied else 1)
-    attention = 2 * context * shape.query_size * shape.num_layers
-    return tokens * (2 * weights + attention) + 2 * scored * vocab
+    return tokens * (2 * weights + 2 * context * shape.query_size * shape.num_layers)
+
+
+def _output_flops(shape: ModelShape, scored: float) -> float:
+    return 2 * scored * shape.vocab_size * shape.hidden_size

@@ -64,8 +64,12 @@ class MemoryPlan:
 
 def plan_memory(run: PlannedRun) -> MemoryPlan:
     """Return the plan of the pipeline stage with the highest peak."""
-    plans = [_plan_stage(run, stage) for stage in range(run.layout.pp)]
-    return max(plans, key=lambda plan: plan.peak[1])
+    return max(plan_stages(run), key=lambda plan: plan.peak[1])
+
+
+def plan_stages(run: PlannedRun) -> list[MemoryPlan]:
+    """Return the plan of each pipeline stage."""
+    return [_plan_stage(run, stage) for stage in range(run.layout.pp)]
 
 
 def role_bytes(run: PlannedRun, role: str, stage: int) -> dict[str, int]:

@@ -60,6 +60,7 @@ class PlannedRun:
             vpp=parallel.virtual_pipeline,
             ep=parallel.expert,
             etp=parallel.expert_tensor,
+            layers_per_stage=parallel.layers_per_stage,
         )
 
     @property
@@ -123,7 +124,7 @@ class PlannedRun:
         """Number of tokens in the sequences of one step, prompts and responses."""
         return self.rollouts * (self.assumptions.prompt_tokens + self.assumptions.response_tokens)
 
-    def with_parallel(self, **sizes: int | bool) -> "PlannedRun":
+    def with_parallel(self, **sizes: int | bool | str | tuple[int, ...]) -> "PlannedRun":
         """Return the same run in another layout. Raises ValueError if the sizes are inconsistent."""
         parallel = ParallelConfig.model_validate({**self.config.parallel.model_dump(), **sizes})
         return replace(self, config=self.config.model_copy(update={"parallel": parallel}))

@@ -26,6 +26,7 @@ def as_json(
         "gpu": run.gpu.name,
         "processes": run.num_processes,
         "layout": {axis: getattr(layout, axis) for axis in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")},
+        "layers": _layers_by_stage(run),
         "parameters": {
             role: {
                 "total": num_parameters(shape),
@@ -87,6 +88,8 @@ def summary_lines(run: PlannedRun, memory: MemoryPlan, times: TimePlan) -> list[
         f"{times.bubble:.1%}",
         f"KV cache   {kv_bytes_per_token(run.shapes['policy']) / 1024:.0f} KiB per token",
     ]
+    if layout.pp > 1:
+        lines.append(f"stages     {' + '.join(map(str, _layers_by_stage(run)))} layers")
     if run.config.rollout.uses_servers:
         lines.append(_modes(run, times))
     if times.sync is not None:
@@ -99,6 +102,11 @@ def summary_lines(run: PlannedRun, memory: MemoryPlan, times: TimePlan) -> list[
         f"per rank for offloaded parts, and {memory.host_checkpoint / GIB:,.0f} GiB while a checkpoint is written"
     )
     return lines
+
+
+def _layers_by_stage(run: PlannedRun) -> list[int]:
+    """Return the number of the policy's layers on each pipeline stage."""
+    return [sum(map(len, chunks)) for chunks in run.layout.stage_layers(run.shapes["policy"])]
 
 
 def _modes(run: PlannedRun, times: TimePlan) -> str:

@@ -9,16 +9,18 @@ from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.section import Section
 from megatron_prime.config.tables.performance.memory import MemoryConfig, RecomputeConfig
-from megatron_prime.hf.training_limits import ModelSplit, check_training
+from megatron_prime.hf.training_limits import ModelSplit, check_training, recompute_faults
 from megatron_prime.observability.progress import SILENT, Progress
 from megatron_prime.planning.gpus import GIB
-from megatron_prime.planning.memory import MemoryPlan, plan_memory
+from megatron_prime.planning.memory import MemoryPlan, plan_stages
 from megatron_prime.planning.planned_run import PlannedRun
 from megatron_prime.planning.times import TimePlan, plan_times
 
 MAX_PROCESSES = 8192
 """Largest number of processes that is tried."""
 GRANULARITIES = ("none", "selective", "full")
+_NEARLY = 1.2
+"""Up to this multiple of the memory, a stage's layers are moved to others to make it fit."""
 LONG_SEQUENCE = 16384
 """Sequence length in tokens from which on context parallelism is tried."""
 
@@ -61,8 +63,8 @@ def best_layouts(run: PlannedRun, max_results: int = 5, progress: Progress = SIL
     fitting = []
     candidates = list(_candidates(run))
     with progress.phase("layouts tried", len(candidates)) as advance:
-        for candidate in candidates:
-            memory = plan_memory(candidate)
+        for tried in candidates:
+            candidate, memory = _with_moved_layers(tried)
             if memory.fits:
                 fitting.append(
                     Candidate(
@@ -99,7 +101,8 @@ def find_num_processes(run: PlannedRun) -> int | None:
     """
     number = max(run.num_processes, run.gpu.gpus_per_node)
     while number <= MAX_PROCESSES:
-        if any(plan_memory(candidate).fits for candidate in _candidates(replace(run, num_processes=number))):
+        tried = _candidates(replace(run, num_processes=number))
+        if any(_with_moved_layers(candidate)[1].fits for candidate in tried):
             return number
         number *= 2
     return None
@@ -127,25 +130,61 @@ def _candidates(run: PlannedRun) -> Iterator[PlannedRun]:
     for sizes in _layouts(run):
         try:
             candidate = run.with_parallel(**sizes)
+            split = ModelSplit.of(candidate.config.parallel)
             for shape in run.shapes.values():
-                check_training(shape, ModelSplit.of(candidate.config.parallel))
+                check_training(shape, split)
             _ = candidate.layout  # refuses sizes that do not fit the processes
         except ValueError:
             continue  # the sizes do not divide the model or the processes
-        stage_layers = run.shapes["policy"].num_layers // candidate.config.parallel.pipeline
         for memory in _memory_settings(run):
-            if memory.recompute.num_layers > stage_layers:
+            if any(recompute_faults(run.shapes["policy"], split, memory.recompute)):
                 continue  # `check` refuses it
             yield replace(candidate, config=candidate.config.model_copy(update={"memory": memory}))
 
 
-def _layouts(run: PlannedRun) -> Iterator[dict[str, int | bool]]:
+def _with_moved_layers(run: PlannedRun) -> tuple[PlannedRun, MemoryPlan]:
+    """Return the run and its memory, with layers moved off a stage that needs slightly more memory than there is."""
+    plans = plan_stages(run)
+    fullest = max(plans, key=lambda plan: plan.peak[1])
+    while not fullest.fits and len(plans) > 1 and fullest.peak[1] < _NEARLY * fullest.limit:
+        emptiest = min(plans, key=lambda plan: plan.peak[1])
+        moved = _with_moved_layer(run, fullest.stage, emptiest.stage)
+        if moved is None:
+            break
+        plans = plan_stages(moved)
+        after = max(plans, key=lambda plan: plan.peak[1])
+        if after.peak[1] >= fullest.peak[1]:
+            break
+        run, fullest = moved, after
+    return run, fullest
+
+
+def _with_moved_layer(run: PlannedRun, source: int, target: int) -> PlannedRun | None:
+    """Return the run with one layer more in a stage and one less in another; None if that cannot be."""
+    stages = run.layout.stage_layers(run.shapes["policy"])
+    counts = [[len(chunk) for chunk in chunks] for chunks in stages]
+    for stage, choose, change in ((source, max, -1), (target, min, 1)):
+        counts[stage][counts[stage].index(choose(counts[stage]))] += change
+    in_order = tuple(chunks[index] for index in range(run.layout.vpp) for chunks in counts)
+    try:
+        moved = run.with_parallel(stage_layers=in_order)
+        for shape in run.shapes.values():
+            check_training(shape, ModelSplit.of(moved.config.parallel))
+    except ValueError:
+        return None
+    recompute = run.config.memory.recompute
+    if any(recompute_faults(run.shapes["policy"], ModelSplit.of(moved.config.parallel), recompute)):
+        return None
+    return moved
+
+
+def _layouts(run: PlannedRun) -> Iterator[dict[str, int | bool | str]]:
     shape, number = run.shapes["policy"], run.num_processes
     longest = run.config.rollout.max_sequence_tokens
     contexts = [c for c in (1, 2, 4, 8) if c == 1 or longest >= LONG_SEQUENCE]
     # Tensor parallelism stays within a node, whose GPUs are connected by NVLink, and splits whole KV heads.
     for tensor in _powers_of_two(min(run.gpu.gpus_per_node, shape.num_query_groups, number)):
-        for pipeline in (p for p in range(1, shape.num_layers + 1) if shape.num_layers % p == 0):
+        for pipeline in range(1, shape.num_layers + 1):
             for context in contexts:
                 size = tensor * pipeline * context
                 if number % size:
@@ -160,6 +199,7 @@ def _layouts(run: PlannedRun) -> Iterator[dict[str, int | bool]]:
                             "expert": expert,
                             "expert_tensor": 1,
                             "virtual_pipeline": chunks,
+                            "stage_layers": "auto",
                             # Sequence parallelism costs no more communication and saves activations, so it is always
                             # used where possible.
                             "sequence_parallel": tensor > 1,

@@ -1,6 +1,6 @@
 """Estimated seconds of a step by phase, from FLOPs and bytes at assumed efficiencies.
 
-The estimate is optimistic: it leaves out imbalance between ranks, waiting, and Python overhead.
+The estimate is optimistic: it leaves out imbalance between data-parallel ranks, waiting, and Python overhead.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from megatron_prime.hf.serving import kv_bytes_per_token
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.counts import (
     forward_flops,
+    imbalance,
     num_active_parameters,
     num_parameters,
     rank_parameters,
@@ -113,11 +114,13 @@ def _pass(run: PlannedRun, role: str, passes: float) -> PhaseTime:
     shape, assumptions = run.shapes[role], run.assumptions
     # Causal attention reads half of the context on average, which `forward_flops` takes into account.
     context = assumptions.prompt_tokens + assumptions.response_tokens
-    flops = passes * forward_flops(shape, run.tokens, context, run.rollouts * assumptions.response_tokens)
+    work = run.tokens, context, run.rollouts * assumptions.response_tokens
+    flops = passes * forward_flops(shape, *work)
     num_micro = run.microbatches(role)
     compute = flops / (run.num_processes * run.gpu.bf16_tflops * 1e12 * assumptions.mfu)
-    # Stages wait while the pipeline fills and drains, which lengthens the pass by the idle fraction.
-    compute /= 1 - bubble(run.layout.pp, run.layout.vpp, num_micro)
+    # Stages wait while the pipeline fills and drains, which lengthens the pass by the idle fraction, and for the most
+    # expensive stage.
+    compute *= imbalance(shape, run.layout, *work) / (1 - bubble(run.layout.pp, run.layout.vpp, num_micro))
     return PhaseTime(flops, compute + passes * _tensor_parallel_seconds(run, shape))
 
 
@@ -147,7 +150,7 @@ def _tensor_parallel_seconds(run: PlannedRun, shape: ModelShape) -> float:
     tokens = run.tokens / layout.dp / layout.cp
     # A ring all-reduce sends 2 (n - 1) / n of its data.
     num_bytes = 2 * 2 * (layout.tp - 1) / layout.tp * tokens * shape.hidden_size * run.dtype_bytes
-    layers = shape.num_layers / layout.pp
+    layers = max(sum(map(len, chunks)) for chunks in layout.stage_layers(shape))
     speed = run.gpu.nvlink_gb_s if layout.tp <= run.gpu.gpus_per_node else run.gpu.nic_gb_s
     return layers * num_bytes / (NETWORK_EFFICIENCY * speed * GB)
 

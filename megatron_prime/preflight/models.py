@@ -7,7 +7,7 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.rope import YarnScaling
 from megatron_prime.hf.shape import ModelShape, read_shape
-from megatron_prime.hf.training_limits import ModelSplit, fp8_faults, training_faults
+from megatron_prime.hf.training_limits import ModelSplit, fp8_faults, recompute_faults, training_faults
 from megatron_prime.hf.weight_files import check_weights, megatron_weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -90,13 +90,9 @@ def _folders(config: PrimeConfig, command: str) -> dict[str, Path]:
 
 
 def _shape_faults(config: PrimeConfig, shape: ModelShape) -> Iterator[str]:
-    yield from training_faults(shape, ModelSplit.of(config.parallel))
-    recompute, stage_layers = config.memory.recompute, shape.num_layers // config.parallel.pipeline
-    if recompute.granularity == "full" and recompute.num_layers > stage_layers:
-        yield (
-            f"memory.recompute.num_layers = {recompute.num_layers} exceeds the {stage_layers} layers of a pipeline "
-            "stage"
-        )
+    split = ModelSplit.of(config.parallel)
+    yield from training_faults(shape, split)
+    yield from recompute_faults(shape, split, config.memory.recompute)
     longest, reserved = config.rollout.max_sequence_tokens, config.rollout.reserved_positions
     if longest > shape.max_position_embeddings - reserved:
         yield (

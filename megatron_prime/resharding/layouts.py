@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from megatron_prime.hf.mapping import (
     ExpertShare,
@@ -14,6 +13,7 @@ from megatron_prime.hf.mapping import (
     ParameterPieces,
     parameters_of,
 )
+from megatron_prime.hf.stages import stage_layers
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TrainingLayout:
     ep: int = 1
     etp: int = 1
     layers_per_stage: tuple[int, ...] | None = None
-    """Number of layers of each of the pp * vpp chunks, in model order; None splits the layers evenly."""
+    """Number of layers of each of the pp * vpp chunks, in model order; None chooses them by cost (see hf.stages)."""
 
     def __post_init__(self) -> None:
         for axis in ("tp", "pp", "dp", "cp", "vpp", "ep", "etp"):
@@ -88,26 +88,13 @@ class TrainingLayout:
         # stage.
         return ExpertShare(self.ep, rank // self.etp % self.ep, self.etp, rank % self.etp)
 
-    def stage_layers(self, num_layers: int) -> list[tuple[range, ...]]:
+    def stage_layers(self, shape: ModelShape) -> list[tuple[range, ...]]:
         """Return the HF layers of each chunk of each pipeline stage.
 
         Raises:
-            ValueError: the layers cannot be split evenly, or layers_per_stage does not add up to `num_layers`.
+            ValueError: there are fewer layers than chunks, or layers_per_stage does not add up to the model's layers.
         """
-        num_chunks = self.pp * self.vpp
-        counts = self.layers_per_stage
-        if counts is None:
-            if num_layers % num_chunks:
-                raise ValueError(
-                    f"{num_layers} layers cannot be split evenly over {self.pp} pipeline stages of {self.vpp} chunks:"
-                    " choose another pp or vpp, or give layers_per_stage"
-                )
-            counts = (num_layers // num_chunks,) * num_chunks
-        if sum(counts) != num_layers or min(counts) < 0:
-            raise ValueError(f"layers_per_stage {counts} does not add up to the model's {num_layers} layers")
-        # Stage s holds chunks s, s + pp, s + 2 * pp, ... of the model, as the interleaved schedule requires.
-        chunks = [range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
-        return [tuple(chunks[stage :: self.pp]) for stage in range(self.pp)]
+        return stage_layers(shape, self.pp, self.vpp, self.layers_per_stage)
 
 
 @dataclass(frozen=True)
@@ -203,7 +190,7 @@ def local_parameters(
 ) -> tuple[ParameterPieces, ...]:
     """Return the Megatron parameters of one training rank, as pieces of HF tensors."""
     tp_rank, pp_rank = training.coordinates(rank)
-    chunks = training.stage_layers(shape.num_layers)[pp_rank]
+    chunks = training.stage_layers(shape)[pp_rank]
     return parameters_of(
         shape,
         tp_size=training.tp,

@@ -113,7 +113,7 @@ def tensor_groups(
     check_tensor_parallel(shape, training.tp)
     check_expert_parallel(shape, training.ep, training.etp)
     check_expert_parallel(shape, engines.ep, 1)
-    stages = training.stage_layers(shape.num_layers)
+    stages = training.stage_layers(shape)
     rows = rows_of(shape)
     groups: list[TensorGroup] = []
     for row in rows:

@@ -33,6 +33,7 @@ def training_layout(topology: Topology) -> TrainingLayout:
         vpp=topology.virtual_size,
         ep=topology.expert_size,
         etp=topology.expert_tensor_size,
+        layers_per_stage=topology.layers_per_stage,
     )
 
 

@@ -81,8 +81,20 @@ FAULTS = {
         "parallel.tensor = 4 does not divide num_attention_heads = 6",
     ),
     "pipeline against layers": (
-        ["parallel.pipeline=2"],
-        "parallel.pipeline = 2 does not divide num_hidden_layers = 3",
+        ["parallel.pipeline=4"],
+        "parallel.pipeline = 4 exceeds num_hidden_layers = 3",
+    ),
+    "layers of stages": (
+        ["parallel.pipeline=2", "parallel.stage_layers=[2,2]"],
+        "parallel.stage_layers = [2, 2] adds up to 4 layers, but num_hidden_layers = 3",
+    ),
+    "number of stages": (
+        ["parallel.pipeline=2", "parallel.stage_layers=[3]"],
+        "stage_layers has 1 numbers: it needs pipeline * virtual_pipeline = 2 * 1",
+    ),
+    "stage without layers": (
+        ["parallel.pipeline=2", "parallel.stage_layers=[3,0]"],
+        'parallel.stage_layers: must be "auto" or a list of whole numbers from 1',
     ),
     "processes": (["parallel.tensor=2", "parallel.num_processes=3"], "num_processes = 3 is not a multiple"),
     "batch": (["policy.num_minibatches=5"], "policy.num_minibatches = 5 does not divide the batch"),
@@ -148,7 +160,7 @@ def test_the_version_is_printed(finished):
 
 
 def test_all_errors_are_reported_at_once(workspace, capsys):
-    assert main(["train", "run.toml", "parallel.pipeline=2", "reward.verifier=x", "data.train=[]"]) == 2
+    assert main(["train", "run.toml", "parallel.pipeline=4", "reward.verifier=x", "data.train=[]"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 

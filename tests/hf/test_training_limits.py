@@ -4,11 +4,12 @@ import pytest
 
 from megatron_prime.config.tables.parallel import ParallelConfig
 from megatron_prime.config.tables.performance.fp8 import Fp8Config
+from megatron_prime.config.tables.performance.memory import RecomputeConfig
 from megatron_prime.hf.training_limits import (
     ModelSplit,
     check_training,
     fp8_faults,
-    stage_layers,
+    recompute_faults,
     training_faults,
 )
 from tests.support.hf_shapes import VARIANTS, make_shape
@@ -24,12 +25,19 @@ CASES = [
         {"tensor": 2},
         "parallel.tensor = 2 does not divide intermediate_size = 21",
     ),
-    ("llama", {}, {"pipeline": 3}, "parallel.pipeline = 3 does not divide num_hidden_layers = 2"),
+    ("llama", {}, {"pipeline": 3}, "parallel.pipeline = 3 exceeds num_hidden_layers = 2"),
     (
         "llama",
         {},
         {"pipeline": 2, "virtual_pipeline": 2},
-        "parallel.pipeline * virtual_pipeline = 4 does not divide num_hidden_layers = 2",
+        "parallel.pipeline * virtual_pipeline = 4 exceeds num_hidden_layers = 2",
+    ),
+    ("llama", {}, {"pipeline": 2, "layers_per_stage": (2, 1)}, "adds up to 3 layers"),
+    (
+        "qwen3_moe",
+        {"num_layers": 3, "dense_layers": (0, 1)},
+        {"pipeline": 2, "layers_per_stage": (2, 1)},
+        "stage 0 would have no layer with experts",
     ),
     ("llama", {}, {"expert": 2}, "parallel.expert = 2, expert_tensor = 1: the model has no experts"),
     ("mixtral", {}, {"tensor": 2}, "needs parallel.sequence_parallel = true"),
@@ -65,6 +73,8 @@ def test_experts_need_no_tensor_parallel_ffn_unless_some_layers_are_dense():
 def test_sizes_are_those_of_the_configuration():
     parallel = ParallelConfig(tensor=2, pipeline=4, virtual_pipeline=2, expert=3, sequence_parallel=True)
     assert ModelSplit.of(parallel) == ModelSplit(2, 4, 2, 3, 1, True)
+    given = ParallelConfig(pipeline=2, stage_layers=(3, 1))
+    assert ModelSplit.of(given) == ModelSplit(pipeline=2, layers_per_stage=(3, 1))
 
 
 def test_delayed_scales_are_refused_for_experts_only():
@@ -75,10 +85,20 @@ def test_delayed_scales_are_refused_for_experts_only():
     assert not list(fp8_faults(make_shape("llama"), fp8, "policy"))
 
 
-@pytest.mark.parametrize(("pipeline_size", "virtual_size"), [(1, 1), (2, 1), (4, 1), (2, 2)])
-def test_chunks_share_the_layers_in_order_and_alternate_between_stages(pipeline_size, virtual_size):
-    shape = make_shape("llama", num_layers=4)
-    stages = [stage_layers(shape, pipeline_size, rank, virtual_size) for rank in range(pipeline_size)]
-    in_order = [stages[rank][index] for index in range(virtual_size) for rank in range(pipeline_size)]
-    assert [layer for chunk in in_order for layer in chunk] == [0, 1, 2, 3]
-    assert {len(chunk) for chunk in in_order} == {4 // (pipeline_size * virtual_size)}
+@pytest.mark.parametrize(
+    ("method", "num_layers", "split", "fault"),
+    [
+        ("uniform", 3, ModelSplit(), None),
+        ("uniform", 4, ModelSplit(), "= 4 does not divide the layers of each part of the model, 6"),
+        ("uniform", 2, ModelSplit(pipeline=2), "does not divide the layers of each part of the model, 3"),
+        ("uniform", 3, ModelSplit(pipeline=2), None),
+        ("uniform", 2, ModelSplit(pipeline=2, layers_per_stage=(4, 2)), None),
+        ("uniform", 2, ModelSplit(pipeline=2, layers_per_stage=(5, 1)), "each part of the model, 1, 5"),
+        ("block", 4, ModelSplit(pipeline=2, layers_per_stage=(4, 2)), None),
+        ("block", 5, ModelSplit(pipeline=2, layers_per_stage=(4, 2)), "exceeds the 4 layers of a pipeline"),
+    ],
+)
+def test_layers_are_recomputed_in_groups_that_every_part_of_the_model_has(method, num_layers, split, fault):
+    recompute = RecomputeConfig(granularity="full", method=method, num_layers=num_layers)
+    faults = list(recompute_faults(make_shape("llama", num_layers=6), split, recompute))
+    assert not faults if fault is None else len(faults) == 1 and fault in faults[0]

@@ -12,7 +12,7 @@ from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.training.trainable import RoleSpec, Trainable
 from tests.parallel.pipeline_worker import counted_waits
 from tests.support.layout_worker import blocks_of, topology_of
-from tests.support.tiny_models import DENSE_BUILDERS, MOE_BUILDERS, SCALED_BUILDERS, SHALLOW
+from tests.support.tiny_models import DEEP, DENSE_BUILDERS, MOE_BUILDERS, SCALED_BUILDERS, SHALLOW
 
 DENSE_LAYOUTS = (
     "one",
@@ -48,7 +48,7 @@ MOE_LAYOUTS = (
     "pp2 vpp2 ep2",
     "tp2+sp ep2 etp2",
 )
-DEEP_LAYOUTS = ("pp2", "pp2 vpp2", "tp2 pp2 vpp2", "pp2 vpp2 ep2", "pp2 ep2", "pp4")
+DEEP_LAYOUTS = ("pp2 uneven", "pp3", "pp2", "pp2 vpp2", "tp2 pp2 vpp2", "pp2 vpp2 ep2", "pp2 ep2", "pp4")
 """Layouts with models of four layers: four parts need them, some have several in a stage, and experts in each."""
 
 
@@ -57,6 +57,8 @@ def model_for(layout: str, name: str) -> str:
     return name if layout in DEEP_LAYOUTS else SHALLOW + name
 
 
+UNEVEN_MODELS = ("qwen3 tied", "qwen3 moe mixed")
+"""Models that are also tested with stages of unequal size, one of them with a layer without experts."""
 CASES = [
     (layout, model_for(layout, name))
     for layouts, names in (
@@ -64,10 +66,11 @@ CASES = [
         (MOE_LAYOUTS, MOE_BUILDERS),
         (["pp4"], ["qwen3", "qwen3 moe"]),
         (["one", "tp2", "pp2", "cp2"], SCALED_BUILDERS),
+        (["pp2 uneven", "pp3"], UNEVEN_MODELS),
     )
     for layout in layouts
     for name in names
-]
+] + [("pp2 vpp2 uneven", DEEP + name) for name in UNEVEN_MODELS]
 """(layout, model) pairs to test."""
 PADDED = "qwen3"
 """The model that is also tested with the padding that FP8 needs."""

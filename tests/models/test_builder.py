@@ -75,7 +75,7 @@ def test_a_broken_config_is_refused(content, tmp_path):
 
 def test_an_unknown_family_is_refused(checkpoint, tmp_path):
     folder = with_config(checkpoint, tmp_path / "m", model_type="mamba")
-    with pytest.raises(ValueError, match=r"'mamba'.*known: llama, mixtral, qwen2, qwen3"):
+    with pytest.raises(ValueError, match=r"'mamba'.*known: llama, mistral, mixtral, qwen2, qwen3"):
         build_model(folder, ONE)
 
 
@@ -110,7 +110,7 @@ EXPERTS = {
             {"expert_tensor_size": 2},
             "parallel.expert_tensor = 2 does not divide the experts' intermediate size = 15",
         ),
-        ({"mlp_only_layers": [0, 1]}, {"pipeline_size": 2}, "stage 0 would have no layer with experts"),
+        ({"mlp_only_layers": [0, 1, 2]}, {"pipeline_size": 2}, "stage 0 would have no layer with experts"),
         ({"num_experts_per_tok": 1}, {}, "chooses one expert per token and normalizes"),
     ],
 )
@@ -127,9 +127,9 @@ def test_expert_parallelism_of_a_dense_model_is_refused(checkpoint):
         build_model(checkpoint[0], replace(ONE, world_size=2, expert_size=2))
 
 
-def test_a_pipeline_that_does_not_divide_the_layers_is_refused(checkpoint):
-    with pytest.raises(ValueError, match=r"parallel\.pipeline = 3 does not divide num_hidden_layers = 4"):
-        build_model(checkpoint[0], replace(ONE, world_size=3, pipeline_size=3))
+def test_a_pipeline_with_more_stages_than_layers_is_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"parallel\.pipeline = 5 exceeds num_hidden_layers = 4"):
+        build_model(checkpoint[0], replace(ONE, world_size=5, pipeline_size=5))
 
 
 def test_tensor_parallelism_that_does_not_divide_the_heads_is_refused(checkpoint):
@@ -137,8 +137,8 @@ def test_tensor_parallelism_that_does_not_divide_the_heads_is_refused(checkpoint
         build_model(checkpoint[0], replace(ONE, world_size=8, tensor_size=8))
 
 
-def test_chunks_that_do_not_divide_the_layers_are_refused(checkpoint):
-    with pytest.raises(ValueError, match=r"pipeline \* virtual_pipeline = 6 does not divide"):
+def test_more_chunks_than_layers_are_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"pipeline \* virtual_pipeline = 6 exceeds num_hidden_layers"):
         build_model(checkpoint[0], replace(ONE, world_size=2, pipeline_size=2, virtual_size=3))
 
 

@@ -7,6 +7,7 @@ import pytest
 from megatron_prime.hf.mapping import ModelShape
 from megatron_prime.planning.counts import (
     forward_flops,
+    imbalance,
     num_active_parameters,
     num_parameters,
     rank_parameters,
@@ -68,3 +69,15 @@ def test_flops_of_a_small_model_equal_a_count_by_hand():
     assert forward_flops(shape, 1, 0, 0) == 2 * (matrices + vectors)
     assert forward_flops(shape, 0, 0, 1) == 2 * 800
     assert forward_flops(shape, 1, 100, 0) - forward_flops(shape, 1, 0, 0) == 2 * 100 * 8
+
+
+def test_the_most_expensive_stage_has_the_output_layer_unless_it_has_fewer_layers():
+    config = PUBLIC["Qwen2.5-7B"]
+    shape = ModelShape.from_hf_config(config)
+    whole, output = forward_flops(shape, 1, 0, 1), forward_flops(shape, 0, 0, 1)
+    even = imbalance(shape, TrainingLayout(pp=4, layers_per_stage=(7, 7, 7, 7)), 1, 0, 1)
+    assert even == pytest.approx(((whole - output) / 4 + output) / (whole / 4))
+    chosen = imbalance(shape, TrainingLayout(pp=4), 1, 0, 1)
+    assert chosen == pytest.approx((whole - output) * 8 / 28 / (whole / 4))
+    assert 1 < chosen < even
+    assert imbalance(shape, TrainingLayout(), 1, 0, 1) == 1

@@ -4,7 +4,13 @@ import pytest
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.planning.memory import plan_memory
-from megatron_prime.planning.search import best_layouts, find_num_processes, misfit_message
+from megatron_prime.planning.search import (
+    _candidates,
+    _with_moved_layers,
+    best_layouts,
+    find_num_processes,
+    misfit_message,
+)
 from tests.support.planned_runs import make_run
 
 WIDE = {"engine": "sglang", "sglang": {"tensor": 8, "num_servers": 1, "mem_fraction": 0.6, "colocated": True}}
@@ -22,6 +28,19 @@ def test_the_recommended_layouts_fit_and_come_fastest_first(tmp_path):
         assert plan_memory(candidate.run).fits
         assert candidate.run.layout.num_ranks == 64
         PrimeConfig.model_validate(candidate.run.config.model_dump())
+
+
+def test_stages_of_unequal_size_are_searched(tmp_path):
+    """28 layers in eight stages; and layers moved off a stage that needs slightly too much memory."""
+    candidates = list(_candidates(make_run(tmp_path, "Qwen2.5-7B", 8)))
+    assert any(candidate.layout.pp == 8 for candidate in candidates)
+    moved = [_with_moved_layers(candidate) for candidate in candidates if not plan_memory(candidate).fits]
+    made_to_fit = [(run, memory) for run, memory in moved if memory.fits]
+    assert made_to_fit
+    for run, memory in made_to_fit:
+        layers = run.config.parallel.layers_per_stage
+        assert layers is not None and sum(layers) == 28 and min(layers) >= 1
+        assert plan_memory(run) == memory
 
 
 def test_more_memory_allows_a_faster_layout(tmp_path):

@@ -25,6 +25,16 @@ def test_the_bubble_follows_its_formula():
     assert bubble(4, 2, 8) == 3 / 19
 
 
+def test_a_pass_waits_for_the_stage_with_the_output_layer(tmp_path):
+    def seconds(layers):
+        parallel = {"pipeline": 4, "num_processes": 8, "stage_layers": layers}
+        run = make_run(tmp_path, parallel=parallel, policy={"num_minibatches": 1})
+        return plan_times(run, with_sync=False).phases["policy"].seconds
+
+    # The output layer is worth 2.3 layers of this model: the slowest stage does the work of 8 layers, or of 7 + 2.3.
+    assert seconds("auto") == seconds((7, 8, 8, 5)) < 0.95 * seconds((7, 7, 7, 7))
+
+
 def test_decoding_reads_the_weights_once_per_step(tmp_path):
     alone = {"engine": "sglang", "sglang": {"num_servers": 1, "concurrency": 1, "colocated": True}}
     run = make_run(tmp_path, rollout=alone, trainer={"num_steps": 1, "prompts_per_step": 4})

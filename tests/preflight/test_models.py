@@ -70,6 +70,10 @@ def test_the_check_refuses_what_the_start_refuses_with_the_same_words(case, work
 LAYOUTS_REFUSED_BY_TRAIN = {
     "tensor": ({"tensor_size": 4}, ["parallel.tensor=4"]),
     "pipeline": ({"pipeline_size": 3}, ["parallel.pipeline=3"]),
+    "stages": (
+        {"pipeline_size": 2, "layers_per_stage": (1, 2)},
+        ["parallel.pipeline=2", "parallel.stage_layers=[1,2]"],
+    ),
     "expert": ({"expert_size": 2}, ["parallel.expert=2"]),
 }
 
@@ -108,7 +112,7 @@ def test_scales_of_experts_that_megatron_mixes_up_are_refused(workspace):
         ),
         ({"num_key_value_heads": 1}, ["parallel.tensor=2"], "does not divide num_key_value_heads = 1"),
         ({"intermediate_size": 63}, ["parallel.tensor=2"], "does not divide intermediate_size = 63"),
-        ({"num_hidden_layers": 3}, ["parallel.pipeline=2"], "does not divide num_hidden_layers = 3"),
+        ({"num_hidden_layers": 1}, ["parallel.pipeline=2"], "exceeds num_hidden_layers = 1"),
         ({"num_hidden_layers": None}, [], "config.json of the qwen2 model lacks num_hidden_layers"),
         (
             {"num_hidden_layers": 4},
@@ -156,9 +160,9 @@ EXPERTS = {
     ("changes", "overrides", "fault"),
     [
         (
-            {"num_hidden_layers": 6},
+            {"num_hidden_layers": 3},
             ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
-            "parallel.pipeline * virtual_pipeline = 4 does not divide num_hidden_layers = 6",
+            "parallel.pipeline * virtual_pipeline = 4 exceeds num_hidden_layers = 3",
         ),
         ({}, ["parallel.expert=2"], "parallel.expert = 2, expert_tensor = 1: the model has no experts"),
         ({}, ["policy.load_balance_coef=0.1"], "policy.load_balance_coef = 0.1: the model has no experts"),

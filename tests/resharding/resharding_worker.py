@@ -17,6 +17,7 @@ from tests.support.layout_worker import topology_of
 CASES = [
     *((layout, name) for layout in ("tp2", "pp2", "dp2", "tp2 pp2") for name in ("qwen2 tied", "qwen3")),
     ("pp2 vpp2", "qwen2 tied"),
+    ("pp2 uneven", "qwen2 tied"),
     ("ep2", "qwen3 moe"),
     ("tp2+sp etp2", "mixtral"),
     ("pp2 vpp2 ep2", "mixtral"),

@@ -8,7 +8,10 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from megatron_prime.hf.mapping import hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout, local_parameters
+from tests.support.hf_shapes import make_shape
 from tests.support.plan_shapes import make_moe_shape
+
+FOUR_LAYERS = make_shape("llama", num_layers=4)
 
 
 @pytest.mark.parametrize(
@@ -17,8 +20,11 @@ from tests.support.plan_shapes import make_moe_shape
         (lambda: TrainingLayout(vpp=2), "vpp=2 needs a pipeline"),
         (lambda: TrainingLayout(ep=4, tp=2), "etp=1 times ep=4 does not divide the 2 ranks of a stage"),
         (lambda: TrainingLayout(tp=0), "tp must be positive"),
-        (lambda: TrainingLayout(pp=3).stage_layers(4), "4 layers cannot be split evenly over 3"),
-        (lambda: TrainingLayout(pp=2, layers_per_stage=(1, 2)).stage_layers(4), "does not add up"),
+        (
+            lambda: TrainingLayout(pp=5).stage_layers(FOUR_LAYERS),
+            "pipeline = 5 exceeds num_hidden_layers = 4",
+        ),
+        (lambda: TrainingLayout(pp=2, layers_per_stage=(1, 2)).stage_layers(FOUR_LAYERS), "adds up to 3"),
         (lambda: TrainingLayout(pp=2, layers_per_stage=(4,)), "1 entries for 2"),
         (lambda: EngineLayout(0, 1, ()), "must be positive"),
         (lambda: EngineLayout(1, 2, ((0, 1),), ep=3), "ep=3 must divide its tp=2"),
@@ -91,15 +97,17 @@ def test_chunks_have_the_layers_of_megatrons_interleaved_schedule(pp, vpp, num_l
         virtual_pipeline_model_parallel_size=vpp if vpp > 1 else None,
         pipeline_dtype=torch.float32,
     )
-    for stage, chunks in enumerate(TrainingLayout(pp=pp, vpp=vpp).stage_layers(num_layers)):
+    shape = make_shape("llama", num_layers=num_layers)
+    for stage, chunks in enumerate(TrainingLayout(pp=pp, vpp=vpp).stage_layers(shape)):
         for chunk, layers in enumerate(chunks):
             offset = get_transformer_layer_offset(config, vp_stage=chunk if vpp > 1 else None, pp_rank=stage)
             assert layers == range(offset, offset + num_layers // (pp * vpp))
 
 
 def test_layers_per_stage_lists_the_chunks_in_model_order():
-    layout = TrainingLayout(pp=2, vpp=2, layers_per_stage=(1, 2, 3, 0))
-    assert layout.stage_layers(6) == [(range(0, 1), range(3, 6)), (range(1, 3), range(6, 6))]
+    layout = TrainingLayout(pp=2, vpp=2, layers_per_stage=(1, 2, 3, 1))
+    shape = make_shape("llama", num_layers=7)
+    assert layout.stage_layers(shape) == [(range(0, 1), range(3, 6)), (range(1, 3), range(6, 7))]
 
 
 @pytest.mark.parametrize("sizes", [{"pp": 2}, {"pp": 2, "vpp": 2}, {"tp": 2, "dp": 2, "ep": 4}], ids=str)

@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -132,7 +133,8 @@ def megatron_rank(shape, training, rank):
     embedding = ids["model.embed_tokens.weight"]
     head = embedding if shape.tied else ids["lm_head.weight"]
     num_rows = -(-shape.vocab_size // (shape.vocab_divisor * tp)) * shape.vocab_divisor * tp
-    chunk_layers = np.split(np.arange(shape.num_layers), pp * vpp)
+    counts = training.layers_per_stage or (shape.num_layers // (pp * vpp),) * (pp * vpp)
+    chunk_layers = np.split(np.arange(shape.num_layers), np.cumsum(counts)[:-1])
     for chunk in range(vpp):
         prefix = f"{chunk}." if vpp > 1 else ""
         if stage == 0 and chunk == 0:
@@ -340,6 +342,10 @@ def test_any_placement_of_engines(tp, pp, dp, engine_tp, vocab_size, shape_name,
     if shape.num_experts:
         ways = [(ep, etp) for ep in (1, 2, 4, 8) for etp in (1, 2, 4) if tp * dp % (ep * etp) == 0]
         sizes["ep"], sizes["etp"] = data.draw(st.sampled_from(ways))
+    num_chunks = pp * sizes.get("vpp", 1)
+    cuts = st.sets(st.integers(1, shape.num_layers - 1), min_size=num_chunks - 1, max_size=num_chunks - 1)
+    bounds = (0, *sorted(data.draw(cuts)), shape.num_layers)
+    sizes["layers_per_stage"] = tuple(stop - start for start, stop in pairwise(bounds))
     training = TrainingLayout(**sizes)
     engine_ep = (
         data.draw(st.sampled_from([n for n in (1, 2, 4, 8) if n <= engine_tp])) if shape.num_experts else 1

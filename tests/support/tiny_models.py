@@ -41,6 +41,8 @@ EXPERTS = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
 
 SHALLOW = "shallow "
 """Before a name: with two layers instead of four, for tests that need no more."""
+DEEP = "deep "
+"""Before a name: with six layers instead of four, for parts of a pipeline that have unequal numbers of layers."""
 
 
 def _qwen3_moe(**changes) -> PreTrainedModel:
@@ -132,8 +134,10 @@ def as_in_checkpoint(model: PreTrainedModel, named: dict[str, torch.Tensor]) -> 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     """Return an fp32 model in which all weights are random, norms and biases too, so that tests notice missing ones."""
     torch.manual_seed(seed)
-    sizes = {"num_hidden_layers": 2} if name.startswith(SHALLOW) else {}
-    model = BUILDERS[name.removeprefix(SHALLOW)](**sizes)
+    depths = {SHALLOW: 2, DEEP: 6}
+    prefix = next((prefix for prefix in depths if name.startswith(prefix)), "")
+    sizes = {"num_hidden_layers": depths[prefix]} if prefix else {}
+    model = BUILDERS[name.removeprefix(prefix)](**sizes)
     for parameter_name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in parameter_name), std=0.1)
     return model.eval()

@@ -10,7 +10,7 @@ import torch
 from tests.support import layout_worker
 from tests.support.distributed_runner import run_distributed
 from tests.support.layout_worker import hf_weights, layouts_of, whole_tensors
-from tests.support.tiny_models import MOE_BUILDERS, SHALLOW, save_tiny_model
+from tests.support.tiny_models import DEEP, MOE_BUILDERS, SHALLOW, save_tiny_model
 from tests.support.training_batches import PLAIN_LOSSES, plain_load_balance_loss, ragged_batch, score_with_hf
 from tests.training import training_worker
 
@@ -26,9 +26,11 @@ DENSE_LAYOUTS = (
     "tp2 dp2",
     "pp2 dp2",
     "tp2+sp pp2",
+    "pp2 uneven",
 )
 MOE_LAYOUTS = (
     "one",
+    "pp2 uneven",
     "tp2+sp",
     "pp2 vpp2",
     "dp2",
@@ -42,7 +44,7 @@ MOE_LAYOUTS = (
     "pp2 ep2",
     "tp2+sp ep2 etp2",
 )
-DEEP_LAYOUTS = ("pp2", "pp2 vpp2", "pp2 ep2")
+DEEP_LAYOUTS = ("pp2 uneven", "pp2", "pp2 vpp2", "pp2 ep2")
 """Layouts with several layers in a stage or four parts, which train models of four layers instead of two."""
 OVERLAPPED_LAYOUTS = ("one", "tp2", "pp2 vpp2", "dp2", "cp2", "pp2", "tp2 dp2", "pp2 dp2")
 OVERLAPPED_MOE_LAYOUTS = ("dp2", "ep2", "tp2+sp ep2", "ep2 dp2")
@@ -78,6 +80,8 @@ JOBS = JOBS_OF_FOUR_LAYERS | {
 
 
 def layouts_for(job):
+    if job["model"].startswith(DEEP):
+        return ["one", "pp2 vpp2 uneven"]
     is_shallow = job["model"].startswith(SHALLOW)
     is_overlapped, is_moe = job.get("overlap", False), job["model"].removeprefix(SHALLOW) in MOE_BUILDERS
     if is_overlapped:
@@ -89,6 +93,7 @@ def layouts_for(job):
     return [layout for layout in layouts if layout not in deep] if is_shallow else ["one", *deep] * bool(deep)
 
 
+JOBS["policy of six layers"] = {"model": "deep qwen2 tied", "weight_decay": 0.0, "grad_clip": 0.3}
 CASES = [(layout, job) for job, settings in JOBS.items() for layout in layouts_for(settings)]
 """Pairs of a layout and the job that it trains."""
 TOLERANCE = 1e-5

@@ -273,9 +273,7 @@ _REFUSED = {
     "weights are not sharded over data-parallel ranks (FSDP)": (
         "use-torch-fsdp2 torch-fsdp2-no-reshard-after-forward enable-full-sharding-in-hsdp"
     ),
-    "every pipeline stage has the same number of layers": (
-        "decoder-first-pipeline-num-layers decoder-last-pipeline-num-layers"
-    ),
+    "set parallel.stage_layers": ("decoder-first-pipeline-num-layers decoder-last-pipeline-num-layers"),
     "the model is not of a supported family": (
         "encoder-num-layers decoder-num-layers relative-attention-num-buckets relative-attention-max-distance "
         "rotary-seq-len-interpolation-factor no-position-embedding openai-gelu squared-relu quick-geglu "

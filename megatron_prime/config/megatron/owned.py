@@ -8,7 +8,6 @@ ADAMW = "the optimizer is AdamW"
 NO_FSDP = "weights are not sharded over data-parallel ranks here; the distributed optimizer shards its states"
 NO_CAPACITY = "a dropped token would make log-probs depend on what else is in the microbatch"
 BY_PACKING = "a loss over a microbatch depends on the packing"
-EVEN = "every pipeline stage has the same number of layers: parallel.pipeline, parallel.virtual_pipeline"
 LENGTHS = "microbatches differ in length, which CUDA graphs do not take"
 ENGINE = "rollouts come from an engine; the training models do not generate"
 TILES = "the output layer works in tiles that never hold whole logits"
@@ -58,7 +57,7 @@ _TRANSFORMER = {
     ),
     # These losses are means over a microbatch, and the microbatches follow from the packing and the layout.
     BY_PACKING: "moe_z_loss_coeff mtp_loss_scaling_factor dsa_indexer_loss_coeff dsa_indexer_use_sparse_loss",
-    EVEN: (
+    "set parallel.stage_layers": (
         "num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage pipeline_model_parallel_layout "
         "account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split mtp_standalone"
     ),

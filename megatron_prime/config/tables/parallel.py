@@ -1,11 +1,23 @@
 """The [parallel] table: how one model is split over processes."""
 
 import math
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from megatron_prime.config.section import Positive, Section
+
+
+def _check_stage_layers(value: object) -> object:
+    # By itself, pydantic reports for each member of the union why the value is not one.
+    if value == "auto":
+        return value
+    if isinstance(value, list | tuple) and value and all(type(count) is int and count > 0 for count in value):
+        return tuple(value)
+    raise ValueError('must be "auto" or a list of whole numbers from 1, such as [24, 23]')
+
+
+StageLayers = Annotated[Literal["auto"] | tuple[int, ...], BeforeValidator(_check_stage_layers)]
 
 
 class ParallelConfig(Section):
@@ -14,9 +26,12 @@ class ParallelConfig(Section):
     tensor: Positive = 1
     """Tensor-parallel size: must divide attention heads, KV heads and the FFN."""
     pipeline: Positive = 1
-    """Pipeline-parallel size: must divide the number of layers."""
+    """Pipeline-parallel size: stages, each with some of the layers."""
     virtual_pipeline: Positive = 1
     """Chunks of layers per pipeline stage (interleaved schedule): less idle time, more messages; needs pipeline > 1."""
+    stage_layers: StageLayers = "auto"
+    """Layers of each pipeline stage, or of each of the pipeline * virtual_pipeline chunks in the order of the layers;
+    auto makes the stages equally expensive, the output layer counted, and evenly long where that is nearly as good."""
     context: Positive = 1
     """Context-parallel size: ranks that share each sequence."""
     expert: Positive = 1
@@ -28,6 +43,11 @@ class ParallelConfig(Section):
     """Split norms and residuals along the sequence over the tensor-parallel ranks; needs tensor > 1."""
     num_processes: Positive | None = None
     """Number of processes to start when not under torchrun or Slurm; default the fewest that hold the model."""
+
+    @property
+    def layers_per_stage(self) -> tuple[int, ...] | None:
+        """The layers of each chunk, or None if they are chosen by cost."""
+        return None if self.stage_layers == "auto" else self.stage_layers
 
     @property
     def model_size(self) -> int:
@@ -47,6 +67,12 @@ class ParallelConfig(Section):
             raise ValueError("sequence_parallel needs tensor > 1; set parallel.sequence_parallel = false")
         if self.virtual_pipeline > 1 and self.pipeline == 1:
             raise ValueError(f"virtual_pipeline = {self.virtual_pipeline} needs pipeline > 1")
+        given = self.layers_per_stage
+        if given is not None and len(given) != self.pipeline * self.virtual_pipeline:
+            raise ValueError(
+                f"stage_layers has {len(given)} numbers: it needs pipeline * virtual_pipeline = {self.pipeline} * "
+                f"{self.virtual_pipeline}, in the order of the layers"
+            )
         if self.num_processes is not None and self.num_processes % self.model_size:
             raise ValueError(
                 f"num_processes = {self.num_processes} is not a multiple of tensor * pipeline * context = "

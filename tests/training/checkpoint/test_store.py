@@ -19,6 +19,7 @@ TWO = (
     ("tp2", "fp32"),
     ("pp2", "fp32"),
     ("pp2 vpp2", "fp32"),
+    ("pp2 uneven", "fp32"),
     ("dp2", "fp32"),
     ("dp2", "bf16"),
     *((f"experts {layout}", "fp32") for layout in ("ep2", "etp2", "pp2 vpp2")),
@@ -30,13 +31,15 @@ PAIRS_OF_TWO = (
     ("tp2", "pp2 vpp2"),
     ("pp2 vpp2", "cp2"),
     ("dp2", "tp2"),
+    ("pp2", "pp2 uneven"),
+    ("experts pp2 vpp2", "experts pp2 uneven"),
     ("experts ep2", "experts pp2 vpp2"),
     ("experts pp2 vpp2", "experts tp2+sp etp2"),
     ("experts etp2", "experts tp2+sp ep2"),
 )
 PAIR_OF_FOUR = ("tp2 pp2", "cp2 dp2")
 """A pair of layouts between which tensor, pipeline, context and data parallelism all change."""
-PAIRS_TO_ONE = (("tp2", "one"), ("dp2", "one"), ("experts ep2", "experts one"))
+PAIRS_TO_ONE = (("tp2", "one"), ("pp2 uneven", "one"), ("dp2", "one"), ("experts ep2", "experts one"))
 PAIRS = (*PAIRS_OF_TWO, *PAIRS_TO_ONE, PAIR_OF_FOUR)
 VOCAB_SIZE = 300
 """Number of tokens in the vocabulary of the tiny models."""
