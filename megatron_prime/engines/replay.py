@@ -55,8 +55,9 @@ class _ReplaySync:
     def __init__(self, engine: ReplayEngine) -> None:
         self._engine = engine
 
-    def push(self, policy_version: int) -> None:
+    def push(self, policy_version: int) -> dict[str, float]:
         self._engine.version = policy_version
+        return {}
 
     def resync(self, server: int) -> None:
         del server

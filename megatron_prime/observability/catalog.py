@@ -100,6 +100,7 @@ def _all_metrics() -> Iterator[Metric]:
         "guards": running.GUARDS,
         "sft": running.SFT,
         "throughput": running.THROUGHPUT,
+        "weight_sync": running.WEIGHT_SYNC,
         "time": running.TIME,
         "memory": running.MEMORY,
         "run": running.RUN,

@@ -36,6 +36,8 @@ class MemoryPlan:
     """Phase -> bytes on the GPU by part."""
     host: int = 0
     """Bytes of host memory for a rank's offloaded parts."""
+    host_sent: int = 0
+    """Bytes of host memory in which a rank keeps the weights that it sent to servers last."""
     host_checkpoint: int = 0
     """Bytes of host memory that a node needs besides while it writes a checkpoint."""
     host_node: int = 0
@@ -108,18 +110,36 @@ def _plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
         # Gradients are dropped instead of copied, so they take no host memory.
         if part in memory.offloaded_parts(role) and part != "gradients"
     )
+    sent = _sent_bytes(run, stage)
     written = num_checkpoint_writers(run) * sum(_saved_bytes(run, role, stage) for role in _saved(run, parts))
     return MemoryPlan(
         stage,
         parts,
         phases,
         host,
+        sent,
         written,
-        host * min(run.num_processes, run.gpu.gpus_per_node) + written,
+        (host + sent) * min(run.num_processes, run.gpu.gpus_per_node) + written,
         int(run.gpu.memory_gib * GIB),
         int(run.gpu.host_memory_gib * GIB),
         overhead,
     )
+
+
+def _sent_bytes(run: PlannedRun, stage: int) -> int:
+    """Return the bytes of a rank's copy of what it sends to servers, from which it knows the changes of the next sync.
+
+    The replicas of a weight share the servers, so that a rank keeps what its own servers get: all of its weights if
+    there are as many servers as replicas.
+    """
+    settings = run.config.rollout.sglang
+    if not run.config.rollout.uses_servers or not settings.sends_changes(is_colocated=run.is_colocated):
+        return 0
+    layout = run.layout
+    count = rank_parameters(run.shapes["policy"], layout, stage)
+    kept = count.dense * min(1.0, run.num_servers / (layout.dp * layout.cp))
+    kept += count.expert * min(1.0, run.num_servers * layout.ep * layout.etp / layout.ranks_per_stage)
+    return int(kept * run.dtype_bytes)
 
 
 def _saved(run: PlannedRun, parts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -41,6 +41,7 @@ def as_json(
             for phase, parts in memory.phases.items()
         },
         "host_memory_gib": memory.host / GIB,
+        "host_sent_weights_gib": memory.host_sent / GIB,
         "host_memory_node_gib": memory.host_node / GIB,
         "fits": memory.fits,
         "limit_gib": memory.limit / GIB,
@@ -99,7 +100,8 @@ def summary_lines(run: PlannedRun, memory: MemoryPlan, times: TimePlan) -> list[
         )
     lines.append(
         f"host       {memory.host_node / GIB:,.0f} GiB of host memory on the fullest node: {memory.host / GIB:.1f} GiB "
-        f"per rank for offloaded parts, and {memory.host_checkpoint / GIB:,.0f} GiB while a checkpoint is written"
+        f"per rank for offloaded parts, {memory.host_sent / GIB:.1f} GiB per rank for the weights that were sent to "
+        f"servers last, and {memory.host_checkpoint / GIB:,.0f} GiB while a checkpoint is written"
     )
     return lines
 

@@ -30,9 +30,10 @@ class BlockSync:
         self._sink = sink
         self._transport = transport
 
-    def push(self, policy_version: int) -> None:
+    def push(self, policy_version: int) -> dict[str, float]:
         """See `WeightSync.push`."""
         self._sink.receive(policy_version, self._transport.deliver())
+        return {}
 
     def resync(self, server: int) -> None:
         """Do nothing: the engine is part of the training processes and has no server that could restart alone."""

@@ -14,8 +14,10 @@ class WeightSync(Protocol):
     `push` and `resync` are collective: all training ranks call them at the same time.
     """
 
-    def push(self, policy_version: int) -> None:
+    def push(self, policy_version: int) -> dict[str, float]:
         """Send all weights; returns when the whole engine is proven to serve them as `policy_version` (>= 0).
+
+        Returns measurements for the metrics group `weight_sync`, equal on every rank.
 
         Raises:
             ValueError: the version is negative.

@@ -114,7 +114,7 @@ class Trainer:
         trained: TrainedBatch | None = None
         with metrics.timed("step"):
             with memory.phase(metrics, "weight_sync"):
-                self.sync_weights()
+                metrics.add("weight_sync", self.sync_weights())
             with memory.phase(metrics, "rollout"):
                 with release_after(context.engine):
                     batch = context.batches.collect(self.step_index)
@@ -135,18 +135,20 @@ class Trainer:
         self.step_index += 1
         return metrics
 
-    def sync_weights(self) -> None:
+    def sync_weights(self) -> dict[str, float]:
         """Give the engine the policy's weights, unless it has them. Collective over all ranks.
+
+        Returns measurements of the sync, none if the engine has the weights.
 
         This comes before sampling and not after training, so that a checkpoint is written while servers on the same
         GPUs hold no memory.
         """
         engine = self._context.engine
         if engine.policy_version == self.step_index:
-            return
+            return {}
         if engine.policy_version == NO_WEIGHTS:
             free_memory_for_servers(self._context.policy.topology)
-        self._context.weight_sync.push(self.step_index)
+        return self._context.weight_sync.push(self.step_index)
 
     def _pass_over(self, nothing: NoBatch, metrics: Metrics) -> None:
         """End a step that has nothing to train on."""

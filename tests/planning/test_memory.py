@@ -18,6 +18,8 @@ from megatron_prime.planning.memory import (
 )
 from megatron_prime.planning.planned_run import read_planned_run
 from megatron_prime.planning.search import misfit_message
+from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
+from megatron_prime.resharding.plan import plan_reshard
 from tests.support.planned_runs import PUBLIC, make_run, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +131,29 @@ def test_the_examples_fit_at_every_moment(tmp_path, name):
     run = read_planned_run(config, config.parallel.num_processes, KNOWN["H100-80G"])
     plan = plan_memory(run)
     assert run.is_colocated and plan.fits, misfit_message(run, plan)
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "parallel", "servers"),
+    [
+        ("Qwen2.5-7B", TrainingLayout(tp=2, dp=4), {"tensor": 2}, 2),
+        ("Qwen2.5-7B", TrainingLayout(tp=2, dp=4), {"tensor": 2}, 8),
+        ("Qwen3-30B-A3B", TrainingLayout(tp=2, dp=4, ep=4), {"tensor": 2, "expert": 4}, 1),
+    ],
+)
+def test_ranks_keep_the_weights_that_the_plan_has_them_send(tmp_path, model, training, parallel, servers):
+    sglang = {"num_servers": servers, "gpu_ids": [*range(8, 8 + 2 * servers)], "tensor": 2}
+    rollout = {"engine": "sglang", "sglang": sglang}
+    run = make_run(tmp_path, model, 8, parallel=parallel, rollout=rollout)
+    shape = ModelShape.from_hf_config(PUBLIC[model])
+    plan = plan_reshard(
+        shape, training, EngineLayout.consecutive(servers, 2, first_rank=8), bytes_per_element=2
+    )
+    kept = [sum({(*t[4:10],): t.num_bytes for t in plan.sent_by(rank)}.values()) for rank in range(8)]
+    planned = plan_memory(run)
+    assert planned.host_sent == pytest.approx(max(kept), rel=0.05)
+    assert planned.host_node == 8 * (planned.host + planned.host_sent) + planned.host_checkpoint
+    for changed in ({"weight_transport": "ipc"}, {"weight_transport": "disk"}, {"colocated": True}):
+        other = {"engine": "sglang", "sglang": sglang | changed}
+        assert plan_memory(make_run(tmp_path, model, 8, parallel=parallel, rollout=other)).host_sent == 0
+    assert plan_memory(make_run(tmp_path, model, 8, parallel=parallel)).host_sent == 0

@@ -34,9 +34,10 @@ class SGLangConfig(Section):
     expert: Positive = 1
     """Expert-parallel size of each server; must divide its tensor-parallel size."""
     weight_transport: Literal["shards", "ipc", "disk"] | None = None
-    """Path of new weights to the servers. shards sends slices of the training ranks' memory by gloo or NCCL; ipc passes
-    them through memory that is shared within a node, also on the same GPUs; disk writes an HF checkpoint. Default ipc
-    for servers on GPUs of training ranks, which NCCL cannot reach, and shards for others."""
+    """Path of new weights to the servers. shards sends slices of the training ranks' memory by gloo or NCCL, after the
+    first sync only the elements that have changed; ipc passes whole slices through memory that is shared within a node,
+    also on the same GPUs; disk writes an HF checkpoint. Default ipc for servers on GPUs of training ranks, which NCCL
+    cannot reach, and shards for others."""
     quantization: Literal["none", "fp8"] = "none"
     """fp8 serves linear layers that the senders quantize in blocks of 128 x 128; needs GPUs. Default none."""
     weight_full_check_every: NonNegative = 0
@@ -88,6 +89,14 @@ class SGLangConfig(Section):
         if self.colocated is not None:
             return self.colocated
         return not self.urls and any(gpu in training_gpus for gpu in server_gpus)
+
+    def sends_changes(self, *, is_colocated: bool) -> bool:
+        """Return whether servers that hold the weights of the last sync are sent only what has changed since.
+
+        Servers that give their memory up hold nothing, SGLang rearranges quantized layers after every update, and files
+        and shared memory hold whole weights.
+        """
+        return self.weight_transport in (None, "shards") and self.quantization == "none" and not is_colocated
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:

@@ -71,6 +71,7 @@ def _shard_sync(
         _engine_layout(settings, topology, engine),
         max_bucket_bytes=settings.weight_bucket_mib << 20,
         is_quantized=settings.quantization == "fp8",
+        sends_changes=settings.sends_changes(is_colocated=engine.is_colocated),
     )
     return ShardSync(
         engine,

@@ -158,6 +158,8 @@ class SGLangEngine(CheckpointEngine):
     def _start(self, plan: LaunchPlan) -> None:
         """Start this rank's servers, if it has any, or attach to those of the configuration."""
         settings = plan.settings
+        self.is_colocated = plan.is_colocated
+        """Whether the servers give up the memory of their weights while the trainer uses it."""
         # Only the ranks that start servers write their files: several ranks of a node would write the same ones.
         if self.ranks.rank in self.nodes.first_ranks:
             plan = self._prepare(plan)

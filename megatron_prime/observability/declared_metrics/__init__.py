@@ -3,5 +3,5 @@
 - `rows`: the types of a row
 - `learning`: rollouts, prompts, PRM, policy and advantages
 - `evaluation`: evaluations of the policy and of a PRM
-- `running`: guards, supervised fine-tuning, throughput, time and memory
+- `running`: guards, supervised fine-tuning, throughput, weight syncs, time and memory
 """

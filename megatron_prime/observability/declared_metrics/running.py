@@ -84,6 +84,26 @@ THROUGHPUT: Sequence[Row] = (
         "Mean time that a response of the training batch waited for its environment; others are sampled meanwhile.",
     ),
 )
+WEIGHT_SYNC: Sequence[Row] = (
+    (
+        "gib_sent",
+        "GiB",
+        "Bytes of weights that all ranks sent to servers, repetitions included; whole weights or their changes.",
+    ),
+    (
+        "changed_fraction",
+        "fraction",
+        "Share of the weights whose bits have changed since the last sync, where servers were sent changes alone; a "
+        "slice that was sent whole counts as changed.",
+    ),
+    ("num_patched", "count", "Servers that were sent changes alone."),
+    (
+        "num_fallbacks",
+        "count",
+        "Servers that were sent changes and then needed the whole weights, because that failed.",
+    ),
+    ("num_repeats", "count", "Attempts that followed a failed one."),
+)
 TIME: Sequence[Row] = (
     ("step_s", "s", "Time of the whole step, without evaluation and checkpoints."),
     ("weight_sync_s", "s", "Time until every server serves the new weights."),

@@ -3,6 +3,7 @@
 It needs the standard library and torch, nothing else. The trainer imports `signing`, `wire` and `staging` from here as
 well, so that both ends of the protocol are written once.
 
+- `changes`: changed elements of tensors, and the messages in which they travel
 - `parameters`: views of SGLang's fused parameters by Hugging Face tensor names
 - `receiver`: the custom weight loader that SGLang calls
 - `serve`: starts SGLang with an API key from the environment

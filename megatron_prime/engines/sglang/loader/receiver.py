@@ -3,8 +3,9 @@
     trainer rank 0 --one POST per server, instructions for each TP rank--> SGLang --receive(model, [(text, tensor)])
     training ranks --slices, then their checksums, by gloo, NCCL or shared memory--> memory of the parameters
 
-Slices are written where they belong without a whole tensor in between. Everything is then read back from the parameters
-and compared with the senders' checksums. See `wire` for the keys by which trainer and receiver coordinate.
+Slices are written where they belong without a whole tensor in between; of weights that this process holds already only
+the changes come. In both cases everything is then read back from the parameters and compared with the senders'
+checksums. See `wire` for the keys by which trainer and receiver coordinate.
 """
 
 import functools
@@ -15,12 +16,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .changes import packed_size, part_sizes, unpack
 from .parameters import ParameterViews
 from .signing import SignedStore
 from .staging import map_staging, staging_offsets
 from .wire import (
     PROTOCOL,
     UNKNOWN_LAYOUT,
+    ChecksumError,
     ProcessGroup,
     Slice,
     check_nccl,
@@ -62,6 +65,8 @@ _groups: dict[str, ProcessGroup] = {}
 """The process group of the last sync by its name, for reuse: connecting costs seconds on a large job."""
 _layouts: dict[str, _Layout] = {}
 """The layout of the last sync by its name. It is the same in every sync, so that it is sent only once."""
+_held: set[str] = set()
+"""The label of the weights that the last sync has proven to be here; empty before, and while they are overwritten."""
 
 
 def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
@@ -89,12 +94,12 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Ten
         close_groups(_groups, instructions.backend)
         text = f"{type(error).__name__}: {error}"
         print(f"weight sync {instructions.attempt} failed: {text}", flush=True)  # noqa: T201
-        _try_report(store, instructions.rank, text)
+        _try_report(store, instructions.rank, {"error": text, "is_damaged": isinstance(error, ChecksumError)})
 
 
-def _try_report(store: SignedStore, rank: int, error: str) -> None:
+def _try_report(store: SignedStore, rank: int, report: dict[str, Any]) -> None:
     try:
-        store.set(f"report/{rank}", {"error": error})
+        store.set(f"report/{rank}", report)
     except Exception as unreachable:  # noqa: BLE001 - without a trainer nobody reads the report
         print(f"weight sync: the trainer is gone: {unreachable!r}", flush=True)  # noqa: T201
 
@@ -151,21 +156,27 @@ def _take_part(model: torch.nn.Module, instructions: _Instructions, store: Signe
         store.set(hello, {"error": f"{error}"})
         return
     # Everything that can be refused has been checked by now: from here on the parameters are overwritten.
-    store.set(hello, {"groups": list(_groups)})
+    store.set(hello, {"groups": list(_groups), "held": list(_held)})
     go = _await_go(store, instructions.timeout_s)
     if str(instructions.rank) not in go["ranks"]:
         # Another rank of this server failed to say hello, so the whole server sits this attempt out.
         return
+    is_patched = instructions.rank in go["patched"]
+    if is_patched and go["base"] not in _held:
+        raise ValueError(f"changes since {go['base']} do not apply to {[*_held] or 'unproven weights'}")
+    _held.clear()
     if instructions.backend == "ipc":
         receive_bucket = _StagingReader(instructions, store).receive
     else:
         group = _group(go, instructions, store)
-        receive_bucket = functools.partial(_receive_bucket, group, instructions)
+        receive = _receive_changes if is_patched else _receive_bucket
+        receive_bucket = functools.partial(receive, group, instructions)
     parameters.clear_padding()
     digest = [0, 0]
     for bucket in buckets:
         sums = receive_bucket(bucket)
         digest = [(total + int(part)) % (1 << 64) for total, part in zip(digest, sums.tolist(), strict=True)]
+    _held.add(go["label"])
     store.set(f"report/{instructions.rank}", {"digest": digest})
 
 
@@ -215,6 +226,32 @@ def _receive_bucket(group: ProcessGroup, instructions: _Instructions, bucket: _V
             view.copy_(piece.view(view.shape))
     # Taken from the parameters' own memory: a slice that was written to a wrong place, or not at all, shows too.
     return torch.stack([verify_checksums(views, checksums) for views, checksums in expected]).sum(0)
+
+
+def _receive_changes(group: ProcessGroup, instructions: _Instructions, bucket: _Views) -> torch.Tensor:
+    """Write the changes of a bucket into the parameters, otherwise like `_receive_bucket`."""
+    parts: list[tuple[list[torch.Tensor], torch.Tensor]] = []
+    headers: list[tuple[int, torch.Tensor]] = []
+    for source, slices in bucket:
+        views = [view for _, view in slices]
+        header = torch.empty(len(views), 3, dtype=torch.int64, device=views[0].device)
+        parts.append((views, header))
+        headers.append((source, header))
+    exchange(group, [], headers, instructions.backend, instructions.timeout_s)
+    messages: list[tuple[int, torch.Tensor]] = []
+    unpacked: list[tuple[torch.Tensor, list[torch.Tensor], list[int]]] = []
+    for (source, header), (views, _) in zip(headers, parts, strict=True):
+        nums = header[:, 0].tolist()
+        sizes = [size for view, num in zip(views, nums, strict=True) for size in part_sizes(view, num)]
+        if sizes:
+            message = torch.empty(packed_size(sizes), dtype=torch.uint8, device=header.device)
+            messages.append((source, message))
+            unpacked.append((message, views, nums))
+    exchange(group, [], messages, instructions.backend, instructions.timeout_s)
+    for message, views, nums in unpacked:
+        unpack(message, views, nums)
+    # Of all elements and not of the changed ones: so an element that differed before shows, too.
+    return torch.stack([verify_checksums(views, header[:, 1:]) for views, header in parts]).sum(0)
 
 
 class _StagingReader:

@@ -2,8 +2,10 @@
 
 Trainer and receivers meet in a store that trainer rank 0 hosts, see `signing`. The keys of one attempt share a prefix:
 
-    hello/RANK   receiver: the instructions fit the model (or an error), and the process groups that it still has
-    go           trainer:  the process group to use, and the rank in it of each receiver that takes part
+    hello/RANK   receiver: the instructions fit the model (or an error), the process groups that it still has, and the
+                 label of the weights that it holds
+    go           trainer:  the process group to use, the rank in it of each receiver that takes part, and the label of
+                 the new weights; who gets only the changes since which weights
     report/RANK  receiver: the sum of the checksums of its parameters, or an error
 """
 
@@ -15,10 +17,11 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from .signing import SignedStore
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the protocol. The trainer sends it along, and a receiver refuses any other."""
 DIRECT_BYTES = 1 << 20
 """A slice of at least this size that is contiguous in memory is a message of its own, sent without a copy."""
@@ -26,8 +29,11 @@ UNKNOWN_LAYOUT = "unknown layout"
 """The error of a receiver that lacks the list of slices and needs it sent again."""
 BLOCK_SIZE = 128
 """Rows and columns that share a scale in block FP8, as in DeepSeek's checkpoints and SGLang's kernels."""
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integer type of each size in bytes."""
 _CHUNK = 1 << 20
+_WIDTH = 1 << 10
+"""Divides _CHUNK."""
 _ERROR_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 _ABORT_ONLY = "2"
 """Value of the variable with which torch's watchdog of a group aborts the group after an error.
@@ -239,25 +245,32 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     This is Fletcher's checksum in 64 bits: one of the two sums changes when an element changes, when elements swap, and
     when a block moves. Sums of checksums can be compared without an order, and they run on the tensor's device.
     """
-    words = tensor.detach().contiguous().view(-1).view(_WORDS[tensor.element_size()])
+    words = tensor.detach().contiguous().view(-1).view(WORDS[tensor.element_size()])
     total = torch.zeros(2, dtype=torch.int64, device=words.device)
-    positions = torch.arange(1, min(_CHUNK, words.numel()) + 1, device=words.device)
+    places = torch.arange(max(_WIDTH, _CHUNK // _WIDTH), device=words.device)
     # In chunks: as int64 the whole tensor would take up to eight times its memory.
     for index, chunk in enumerate(words.split(_CHUNK)):
-        values = chunk.long()
-        plain = values.sum()
+        # As a matrix, whose sums of rows and of columns need no product for each element.
+        matrix = F.pad(chunk.long(), (0, -chunk.numel() % _WIDTH)).view(-1, _WIDTH)
+        rows, columns = matrix.sum(1), matrix.sum(0)
+        plain = rows.sum()
         total[0] += plain
-        total[1] += values.mul_(positions[: values.numel()]).sum() + plain * (index * _CHUNK)
+        total[1] += (rows * places[: len(rows)]).sum() * _WIDTH + (columns * places[:_WIDTH]).sum()
+        total[1] += plain * (index * _CHUNK + 1)
     return total
+
+
+class ChecksumError(RuntimeError):
+    """Tensors are not what the sender has."""
 
 
 def verify_checksums(tensors: Sequence[torch.Tensor], expected: torch.Tensor) -> torch.Tensor:
     """Compare the checksums of tensors with the expected ones, int64 [num_tensors, 2]; return their sum, int64 [2].
 
-    Raises RuntimeError unless all are equal.
+    Raises ChecksumError unless all are equal.
     """
     found = torch.stack([checksum(tensor) for tensor in tensors])
     if not torch.equal(found, expected):
         num_wrong = int((found != expected).any(dim=1).sum())
-        raise RuntimeError(f"{num_wrong} of {len(tensors)} slices arrived with a wrong checksum")
+        raise ChecksumError(f"{num_wrong} of {len(tensors)} slices arrived with a wrong checksum")
     return found.sum(0).cpu()

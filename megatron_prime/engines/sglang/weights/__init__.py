@@ -9,6 +9,7 @@
 - `ipc_sender`: hands slices over in memory shared with the servers
 - `quantize`: block FP8 quantization
 - `sender`: interface and records of the senders
+- `sent_weights`: the bits that were sent last, and what has changed since
 - `shard_sync`: weight sync from rank to rank
 - `shared_buffer`: memory that another process on the node can map
 - `source`: the sending side, built from the policy and the servers' layout

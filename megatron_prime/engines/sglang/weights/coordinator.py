@@ -7,9 +7,9 @@ import pickle
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,11 +33,22 @@ class Fault:
     message: str
     is_unreachable: bool = False
     """True if the server gave no answer, so that it may come back as a new process."""
+    is_damaged: bool = False
+    """True if the server got everything and holds other weights than were sent."""
 
     @classmethod
     def of(cls, error: EngineError) -> "Fault":
         """Return the fault behind the error of a call."""
         return cls(str(error), isinstance(error, ServerUnreachableError))
+
+
+class _Hello(NamedTuple):
+    """The answer of a receiver that can take part."""
+
+    groups: list[str]
+    """The process groups that it still has."""
+    held: list[str]
+    """The label of the weights that it holds, if these are proven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,12 @@ class Coordinator:
         """The name of the weights that each server gets in this attempt."""
 
     async def prepare(
-        self, servers: Sequence[int], version: int, kept_groups: Sequence[str]
+        self,
+        servers: Sequence[int],
+        version: int,
+        kept_groups: Sequence[str],
+        push: int = 0,
+        patchable: Collection[int] = (),
     ) -> PreparedAttempt:
         """Pause the servers and bring their receivers to the rendezvous. The senders go there next.
 
@@ -101,6 +117,8 @@ class Coordinator:
             servers: the servers that lack the version.
             version: the version that they will serve.
             kept_groups: names of the process groups that every sender can use again.
+            push: number of the push whose weights are sent; weights of equal numbers are equal.
+            patchable: servers that may be sent the changes since the push before, if they say that they hold it.
 
         Raises:
             EngineError: a server can't be started any more.
@@ -117,8 +135,11 @@ class Coordinator:
         rendezvous = self._rendezvous(attempt, hellos, faults, kept_groups)
         go: dict[str, Any] = {"group": "", "size": 0, "ranks": {}}
         if rendezvous is not None:
+            rendezvous = self._with_changes(rendezvous, hellos, push, patchable)
             ranks = {str(self._index(target)): rank for target, rank in rendezvous.members}
             go = {"group": rendezvous.group, "size": rendezvous.size, "ranks": ranks}
+            go |= {"label": rendezvous.label, "base": rendezvous.base}
+            go["patched"] = [self._index(target) for target in rendezvous.patched]
         self._store.under(attempt).set("go", go)
         return PreparedAttempt(rendezvous, faults)
 
@@ -198,9 +219,9 @@ class Coordinator:
 
     async def _await_hellos(
         self, attempt: str, servers: Sequence[int], faults: dict[int, Fault]
-    ) -> dict[Target, list[str]]:
-        """Return the groups that each receiver still has; servers that say an error or nothing go to `faults`."""
-        hellos: dict[Target, list[str]] = {}
+    ) -> dict[Target, _Hello]:
+        """Return what each receiver says; servers that say an error or nothing go to `faults`."""
+        hellos: dict[Target, _Hello] = {}
         deadline = time.monotonic() + self._timeout_s
         while True:
             waiting = [t for t in self._targets(servers) if t not in hellos and t[0] not in faults]
@@ -216,7 +237,7 @@ class Coordinator:
                     self._layout_sent.pop(target, None)
                     faults[server] = Fault(self._explained(hello["error"]))
                 elif hello is not None:
-                    hellos[target] = hello["groups"]
+                    hellos[target] = _Hello(hello["groups"], hello["held"])
                 elif is_answered:
                     faults[server] = await self._fault_of_post(server)
                 elif time.monotonic() > deadline:
@@ -241,7 +262,7 @@ class Coordinator:
     def _rendezvous(
         self,
         attempt: str,
-        hellos: Mapping[Target, list[str]],
+        hellos: Mapping[Target, _Hello],
         faults: Mapping[int, Fault],
         kept_groups: Sequence[str],
     ) -> Rendezvous | None:
@@ -251,12 +272,26 @@ class Coordinator:
         members = tuple((target, self._num_senders + place) for place, target in enumerate(targets))
         # The members are part of a group's name, so that an old group of this name gives everyone the same rank.
         described = ".".join(str(self._index(target)) for target in targets)
-        kept = set(kept_groups).intersection(*(hellos[target] for target in targets))
+        kept = set(kept_groups).intersection(*(hellos[target].groups for target in targets))
         group = next((name for name in kept if name.startswith(f"{described}/")), f"{described}/{attempt}")
         size = self._num_senders + len(targets)
         store = self._store
         where = (store.address, store.port)
         return Rendezvous(attempt, where, store.under(attempt).key, group, size, members, self._timeout_s)
+
+    def _with_changes(
+        self, rendezvous: Rendezvous, hellos: Mapping[Target, _Hello], push: int, patchable: Collection[int]
+    ) -> Rendezvous:
+        """Name the weights, and decide which servers get their changes alone: those whose ranks all hold the base.
+
+        The receivers' own word counts: a process that has restarted, or missed a push, does not hold it.
+        """
+        label, base = (f"{self._layout}/{number}" for number in (push, push - 1))
+        lacking = {target[0] for target, hello in hellos.items() if base not in hello.held}
+        patched = frozenset(
+            target for target, _ in rendezvous.members if target[0] in patchable and target[0] not in lacking
+        )
+        return replace(rendezvous, label=label, base=base, patched=patched)
 
     def _with_reported_faults(self, faults: Mapping[int, Fault], rendezvous: Rendezvous) -> dict[int, Fault]:
         """Return the faults with those that receivers report in place of what their senders saw."""
@@ -267,7 +302,9 @@ class Coordinator:
             # when a sender has read a forged value, which must end the sync.
             is_forged = server in faults and FORGED in faults[server].message
             if report is not None and "error" in report and not is_forged:
-                explained[server] = Fault(f"TP rank {tp_rank}: {report['error']}")
+                explained[server] = Fault(
+                    f"TP rank {tp_rank}: {report['error']}", is_damaged=report["is_damaged"]
+                )
         return explained
 
     async def _end_transfer(self, server: int) -> None:

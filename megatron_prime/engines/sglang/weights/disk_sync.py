@@ -1,6 +1,7 @@
 """The weight sync by way of an HF checkpoint on disk, which rank 0 writes and the servers read."""
 
 import asyncio
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,11 +51,13 @@ class DiskSync:
         self._current: Path | None = None
         """The checkpoint that the servers have, on the driver."""
 
-    def push(self, policy_version: int) -> None:
+    def push(self, policy_version: int) -> dict[str, float]:
         """See `WeightSync.push`."""
         with self._engine.weight_update(policy_version, self):
             tensors, error = self._gather(policy_version)
             self._engine.driver.run(lambda: self._deliver(policy_version, tensors, error))
+        num_bytes = sum(spec.dtype.itemsize * math.prod(spec.shape) for spec in self._specs.values())
+        return {"gib_sent": num_bytes / (1 << 30)}
 
     def resync(self, server: int) -> None:
         """See `WeightSync.resync`. Has the server load the newest checkpoint."""

@@ -1,12 +1,15 @@
 """Weights to servers with devices of their own: each training rank sends its slices through a process group.
 
 The group (gloo on CPUs, NCCL on GPUs) joins all training ranks and the receivers; `loader.receiver` is its other end.
+A receiver that has the weights of the last sync is sent what has changed since.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
+from megatron_prime.engines.sglang.loader.changes import WHOLE, Changes, pack, packed_size
 from megatron_prime.engines.sglang.loader.wire import (
     ProcessGroup,
     close_groups,
@@ -22,8 +25,17 @@ from megatron_prime.engines.sglang.weights.sender import (
     SliceKey,
     slice_key,
 )
+from megatron_prime.engines.sglang.weights.sent_weights import SentWeights
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.resharding.plan import Transfer
+
+
+class _Encoded(NamedTuple):
+    """An `EncodedSlice`, and the changes of each tensor since the last sync; None if they are not known or too many."""
+
+    tensors: list[torch.Tensor]
+    checksums: list[torch.Tensor]
+    changes: list[Changes | None]
 
 
 class GroupSender:
@@ -34,6 +46,7 @@ class GroupSender:
         parameters: this rank's Megatron parameters by name.
         topology: the layout that the plan was made for.
         dtype: the type to send; slices are cast here.
+        sends_changes: keep a copy of what is sent, and send later changes to receivers that have it.
     """
 
     def __init__(
@@ -42,6 +55,8 @@ class GroupSender:
         parameters: Mapping[str, torch.Tensor],
         topology: Topology,
         dtype: torch.dtype,
+        *,
+        sends_changes: bool = False,
     ) -> None:
         self._topology = topology
         self._plan = plan
@@ -49,6 +64,12 @@ class GroupSender:
         self._dtype = dtype
         self._buckets = plan.outgoing(topology.rank)
         self._groups: dict[str, ProcessGroup] = {}
+        self._sent = SentWeights(is_pinned=topology.platform.is_cuda) if sends_changes else None
+
+    @property
+    def sends_changes(self) -> bool:
+        """See `Sender.sends_changes`."""
+        return self._sent is not None
 
     @property
     def backend(self) -> str:
@@ -104,26 +125,79 @@ class GroupSender:
     ) -> None:
         ranks = dict(rendezvous.members)
         # Several targets may get the same slice, such as the servers of a fleet: it is encoded once.
-        encoded: dict[SliceKey, EncodedSlice] = {}
+        encoded: dict[SliceKey, _Encoded] = {}
+        headers: list[tuple[int, torch.Tensor]] = []
         outgoing: list[tuple[int, torch.Tensor]] = []
         for target, transfers in bucket.items():
             if target[0] in report.faults:
                 continue
             for transfer in transfers:
                 if slice_key(transfer) not in encoded:
-                    encoded[slice_key(transfer)] = EncodedSlice.encode(
-                        transfer, self._slice(transfer), self._plan
-                    )
-            slices = [(t.dim, tensor) for t in transfers for tensor in encoded[slice_key(t)].tensors]
-            checksums = torch.stack([c for t in transfers for c in encoded[slice_key(t)].checksums])
-            outgoing += [(ranks[target], message) for message in self.messages(slices, checksums)]
-            report.num_bytes += sum(tensor.nbytes for _, tensor in slices)
+                    encoded[slice_key(transfer)] = self._encode(transfer, rendezvous, report)
+            parts = [encoded[slice_key(transfer)] for transfer in transfers]
+            checksums = torch.stack([checksum for part in parts for checksum in part.checksums])
+            slices = [
+                (t.dim, tensor) for t, part in zip(transfers, parts, strict=True) for tensor in part.tensors
+            ]
+            if target in rendezvous.patched:
+                changes = [change for part in parts for change in part.changes]
+                header, messages = self.changed([tensor for _, tensor in slices], changes, checksums)
+                headers.append((ranks[target], header))
+                report.num_bytes += header.nbytes + sum(message.nbytes for message in messages)
+            else:
+                messages = self.messages(slices, checksums)
+                report.num_bytes += sum(tensor.nbytes for _, tensor in slices)
+            outgoing += [(ranks[target], message) for message in messages]
             report.add(target, checksums.sum(0).tolist())
-        errors = exchange(group, outgoing, [], self.backend, rendezvous.timeout_s)
+        # Receivers learn the sizes of their messages from the headers, in an exchange of its own.
+        errors = exchange(group, headers, [], self.backend, rendezvous.timeout_s)
+        outgoing = [(rank, message) for rank, message in outgoing if rank not in errors]
+        errors |= exchange(group, outgoing, [], self.backend, rendezvous.timeout_s)
         engines = {rank: target[0] for target, rank in rendezvous.members}
         report.faults |= {
             engines[rank]: f"rank {self._topology.rank}: {error}" for rank, error in errors.items()
         }
+
+    def _encode(self, transfer: Transfer, rendezvous: Rendezvous, report: SendReport) -> "_Encoded":
+        """Encode a slice, and find what has changed in it if that is to be sent."""
+        tensors, checksums = EncodedSlice.encode(transfer, self._slice(transfer), self._plan)
+        changes: list[Changes | None] = [None] * len(tensors)
+        if self._sent is not None:
+            # The HF name, too: a parameter that is sent by two names is compared twice.
+            key = (transfer.hf_name, slice_key(transfer))
+            base = rendezvous.base if rendezvous.patched else None
+            changes = self._sent.advance(key, tensors, base, rendezvous.label)
+            if base is not None:
+                report.num_compared += sum(tensor.numel() for tensor in tensors)
+                report.num_changed += sum(
+                    tensor.numel() if change is None else len(change.values)
+                    for tensor, change in zip(tensors, changes, strict=True)
+                )
+        return _Encoded(tensors, checksums, changes)
+
+    def changed(
+        self, tensors: Sequence[torch.Tensor], changes: Sequence[Changes | None], checksums: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the header for one receiver and one bucket, and the message, if there are any changes.
+
+        Args:
+            tensors: the whole slices.
+            changes: the changes of each; None to send it whole.
+            checksums: int64 [number of slices, 2] of the whole slices.
+        """
+        nums = torch.tensor([WHOLE if change is None else len(change.values) for change in changes])
+        header = torch.cat([nums.to(checksums.device)[:, None], checksums], dim=1)
+        parts = [
+            part
+            for tensor, change in zip(tensors, changes, strict=True)
+            for part in ([tensor] if change is None else change.parts)
+        ]
+        if not parts:
+            return header, []
+        size = packed_size([part.nbytes for part in parts])
+        message = torch.empty(size, dtype=torch.uint8, device=checksums.device)
+        pack(parts, message)
+        return header, [message]
 
     def messages(
         self, slices: Sequence[tuple[int, torch.Tensor]], checksums: torch.Tensor

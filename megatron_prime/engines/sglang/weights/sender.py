@@ -33,6 +33,12 @@ class Rendezvous:
     members: tuple[tuple[Target, int], ...]
     """Each receiver that takes part, and its rank in the group."""
     timeout_s: float
+    label: str = ""
+    """Name of the weights that are sent."""
+    base: str = ""
+    """Name of the weights that the receivers in `patched` have."""
+    patched: frozenset[Target] = frozenset()
+    """The receivers that get only what has changed since `base`."""
 
     def connect(self) -> SignedStore:
         """Return the attempt's part of the store. Raises RuntimeError when the store is gone."""
@@ -49,6 +55,10 @@ class SendReport:
     digests: dict[Target, tuple[int, int]] = field(default_factory=dict)
     """Sum of the checksums of all slices sent to each target, modulo 2**64."""
     num_bytes: int = 0
+    num_compared: int = 0
+    """Elements that were compared with those sent last; each once, however many receivers there are."""
+    num_changed: int = 0
+    """Elements of these that differ; all of a slice that is sent whole."""
 
     def add(self, target: Target, checksums: Sequence[int]) -> None:
         """Add the checksums of a slice, or their sum over slices, to a target's digest."""
@@ -63,6 +73,11 @@ class Sender(Protocol):
     @property
     def backend(self) -> str:
         """Name of the transport, as the receivers know it: gloo, nccl or ipc."""
+        ...
+
+    @property
+    def sends_changes(self) -> bool:
+        """True if receivers that have the weights of the last sync can be sent the changes alone."""
         ...
 
     @property

@@ -6,14 +6,17 @@ One attempt, for the servers that still lack the version:
     all ranks   send their slices; the receivers write, read back, compare
     driver      compare the receivers' sums with the senders'; accept the weights' name; let the server sample
 
-A server that fails in any step is given everything again. The weights' name comes with them and is accepted last, so
-that neither a half-written server nor one that has restarted passes for one that serves the version; see `versions`.
+A server that still holds the weights of the push before is sent only the elements that have changed since. The proof is
+the same: the checksums are of whole slices. A server that fails in any step is given everything again. The weights'
+name comes with them and is accepted last, so that neither a half-written server nor one that has restarted passes for
+one that serves the version; see `versions`.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from megatron_prime.engines.sglang.access import store_key
 from megatron_prime.engines.sglang.client import ServerUnreachableError
@@ -28,8 +31,30 @@ from megatron_prime.parallel.rendezvous import address_towards, master_host, mee
 from megatron_prime.rollout.engine import WeightSyncError
 
 _LOG = logging.getLogger(__name__)
+_MAX_REFUTED = 3
+"""Failed proofs in a row after which a server is sent no changes any more."""
 _STEP_SHARE = 0.8
 """Deadline of each step inside a control call, as a share of the call's: the inner error must come first."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The sums over all ranks of one push."""
+
+    num_bytes: int = 0
+    num_compared: int = 0
+    num_changed: int = 0
+
+    def add(self, reports: Sequence[SendReport]) -> None:
+        self.num_bytes += sum(report.num_bytes for report in reports)
+        self.num_compared += sum(report.num_compared for report in reports)
+        self.num_changed += sum(report.num_changed for report in reports)
+
+    def measurements(self) -> dict[str, float]:
+        found = {"gib_sent": self.num_bytes / (1 << 30)}
+        if self.num_compared:
+            found["changed_fraction"] = self.num_changed / self.num_compared
+        return found
 
 
 @dataclass(slots=True)
@@ -41,6 +66,10 @@ class SyncStats:
     """Attempts that followed a failed one."""
     num_bytes_sent: int = 0
     """Bytes sent by this rank."""
+    num_patched: int = 0
+    """Servers, added up over attempts, that were sent changes alone."""
+    num_fallbacks: int = 0
+    """Servers of these that had to be given everything, because that failed."""
     last_fault: str = ""
     """Why servers had to be given their weights again, the last time."""
 
@@ -65,7 +94,9 @@ class ShardSync:
         self._engine = engine
         self.source = source
         self._full_check_every = full_check_every
-        self._num_syncs = 0
+        self._num_pushes = 0
+        self._refuted: Counter[int] = Counter()
+        """Number of times in a row that a server held other weights after it was sent changes."""
         self._coordinator: Coordinator | None = None
         own = address_towards(master_host())
         addresses = engine.ranks.gather_all([own])
@@ -84,11 +115,18 @@ class ShardSync:
                 store,
             )
         self.stats = SyncStats()
+        self._tally = _Tally()
 
-    def push(self, policy_version: int) -> None:
+    def push(self, policy_version: int) -> dict[str, float]:
         """See `WeightSync.push`."""
+        before, self._tally = replace(self.stats), _Tally()
         with self._engine.weight_update(policy_version, self):
             self._deliver(policy_version)
+        return self._tally.measurements() | {
+            "num_patched": self.stats.num_patched - before.num_patched,
+            "num_fallbacks": self.stats.num_fallbacks - before.num_fallbacks,
+            "num_repeats": self.stats.num_repeats - before.num_repeats,
+        }
 
     def resync(self, server: int) -> None:
         """See `WeightSync.resync`. Sends the parameters as they are now.
@@ -130,11 +168,13 @@ class ShardSync:
     def _deliver(self, version: int) -> None:
         waiting: Sequence[int] = range(self.source.plan.reshard.engines.num_engines)
         faults: dict[int, Fault] = {}
-        self._num_syncs += 1
-        is_checked = bool(self._full_check_every) and self._num_syncs % self._full_check_every == 0
+        self._num_pushes += 1
+        is_checked = bool(self._full_check_every) and self._num_pushes % self._full_check_every == 0
         for num_failed in range(MAX_UPDATES):
             self.stats.num_repeats += bool(num_failed)
-            faults = self._attempt(waiting, version)
+            # What a server holds after a failed attempt is not known, so that a repetition brings everything.
+            patchable = self._patchable() if not num_failed else []
+            faults = self._attempt(waiting, version, patchable)
             # A difference counts as a fault of the server, which then gets everything again.
             if not faults and is_checked:
                 faults = {server: Fault(text) for server, text in self.full_check().items()}
@@ -146,21 +186,38 @@ class ShardSync:
             "with half-written weights stay paused until a sync succeeds; see docs/placement.md"
         )
 
-    def _attempt(self, servers: Sequence[int], version: int) -> dict[int, Fault]:
+    def _patchable(self) -> list[int]:
+        """Return the servers that may be sent the changes since the last push, equal on every rank.
+
+        Some layers may rearrange their weights after an update, whoever wrote them. Such a server never holds what it
+        was sent, and to try it again and again would cost two transfers a push.
+        """
+        if not self.source.sender.sends_changes:
+            return []
+        servers = range(self.source.plan.reshard.engines.num_engines)
+        return [server for server in servers if self._refuted[server] < _MAX_REFUTED]
+
+    def _attempt(
+        self, servers: Sequence[int], version: int, patchable: Sequence[int] = ()
+    ) -> dict[int, Fault]:
         """Make one attempt for some servers; return the faults by server, equal on every rank."""
         driver, ranks, sender = self._engine.driver, self._engine.ranks, self.source.sender
         self.stats.num_attempts += 1
         groups = sender.groups
-        prepared: PreparedAttempt = driver.run(lambda: self._lead().prepare(servers, version, groups))
+        prepared: PreparedAttempt = driver.run(
+            lambda: self._lead().prepare(servers, version, groups, self._num_pushes, patchable)
+        )
         reports: list[SendReport] = []
         if prepared.rendezvous is not None:
             reports = ranks.gather_all([sender.send(prepared.rendezvous)])
             self.stats.num_bytes_sent += reports[ranks.rank].num_bytes
+            self._tally.add(reports)
             if any(report.faults for report in reports):
                 # A rank that failed sends nothing more. Closing all connections makes the receivers that wait for it
                 # give up at once instead of at the deadline.
                 sender.drop_groups()
         faults = driver.run(lambda: self._lead().finish(prepared, reports))
+        self._judge(prepared, faults)
         if faults:
             self.stats.last_fault = _listed(faults)
             # Whoever writes to the store would not stop at another attempt.
@@ -171,6 +228,22 @@ class ShardSync:
                     "weight sync to version %d failed and is repeated: %s", version, self.stats.last_fault
                 )
         return faults
+
+    def _judge(self, prepared: PreparedAttempt, faults: Mapping[int, Fault]) -> None:
+        """Record what became of the servers that were sent changes alone."""
+        rendezvous = prepared.rendezvous
+        for server in {server for server, _ in rendezvous.patched} if rendezvous else ():
+            fault = faults.get(server)
+            self.stats.num_patched += 1
+            self.stats.num_fallbacks += fault is not None
+            self._refuted[server] = self._refuted[server] + 1 if fault and fault.is_damaged else 0
+            if self._refuted[server] == _MAX_REFUTED and self._engine.driver.is_driver:
+                _LOG.warning(
+                    "SGLang server %d held other weights after the changes of %d syncs in a row: from now on it gets "
+                    "all weights in every sync",
+                    server,
+                    _MAX_REFUTED,
+                )
 
     async def _served_version(self) -> int:
         return self._engine.open_fleet().policy_version

@@ -42,6 +42,7 @@ class WeightSource:
         *,
         max_bucket_bytes: int = 256 << 20,
         is_quantized: bool = False,
+        sends_changes: bool = True,
     ) -> WeightSource:
         """Plan the transfers to servers of some layout and make this rank's sender.
 
@@ -54,6 +55,8 @@ class WeightSource:
                 NCCL, or all on training ranks of the servers' nodes, which hand slices over in shared memory.
             max_bucket_bytes: the most bytes that an engine rank receives at a time.
             is_quantized: send linear layers in block FP8.
+            sends_changes: send servers that are not on training ranks, and hold the weights of the last sync, the
+                changes alone. This keeps a copy of the weights in host memory.
 
         Raises:
             ValueError: the shape can't be divided that way.
@@ -67,8 +70,11 @@ class WeightSource:
             from_host=hosted[0],
             is_quantized=is_quantized,
         )
-        make_sender = IpcSender if hosted[0] else GroupSender
-        sender: Sender = make_sender(plan, parameters, topology, dtype)
+        sender: Sender
+        if hosted[0]:
+            sender = IpcSender(plan, parameters, topology, dtype)
+        else:
+            sender = GroupSender(plan, parameters, topology, dtype, sends_changes=sends_changes)
 
         def gather() -> dict[str, torch.Tensor]:
             to_rank_0 = plan_for(shape, topology, ON_RANK_0, dtype)

@@ -32,7 +32,8 @@ def integers(tensor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 def test_the_checksum_is_the_sum_and_the_weighted_sum_of_the_bits(dtype, monkeypatch):
-    monkeypatch.setattr(wire, "_CHUNK", 7)
+    monkeypatch.setattr(wire, "_CHUNK", 6)
+    monkeypatch.setattr(wire, "_WIDTH", 3)
     tensor = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
     for part in (tensor, tensor[1:3], tensor[:, 2:5], tensor[0]):
         words = integers(part)

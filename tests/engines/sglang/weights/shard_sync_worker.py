@@ -57,11 +57,11 @@ def _sync(layout, folders, engine_settings, prompts, run_dir):
         built.shape, parameters, topology, torch.float32, engines, max_bucket_bytes=SMALL_BUCKET
     )
     sync = ShardSync(engine, source, timeout_s=60, full_check_every=2)
-    report = {"rollouts": [], "checksums": [], "full_checks": []}
+    report = {"rollouts": [], "checksums": [], "full_checks": [], "pushes": []}
     params = SamplingParams(max_response_tokens=6, temperature=0.0)
     for version, folder in enumerate(folders, start=3):
         import_hf(parameters, built.parameters, HFCheckpointReader(folder).read_slice)
-        sync.push(version)
+        report["pushes"].append(sync.push(version))
         report["rollouts"].append(engine.generate(prompts, params, group_size=1, stream_key=0))
         checksums = {name: tensor_checksum(tensor) for name, tensor in source.gather().items()}
         report["checksums"].append(dict(ranks.gather_all([*checksums.items()])))

@@ -1,5 +1,6 @@
 """Weights arrive completely in real servers from every layout, and every fault is detected and repaired."""
 
+import copy
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.rollout.weight_intake import tensor_checksum
 from megatron_prime.types import SamplingParams
 from tests.engines.sglang.weights.shard_sync_worker import IPC, SMALL_BUCKET, sync_layouts
+from tests.engines.sglang.weights.sync_chain import DISTURBANCES, SyncChain
 from tests.support.distributed_runner import run_distributed
 from tests.support.one_rank import OneRank
 from tests.support.sglang_live import LiveModel, attachment, live_prompts, sglang_settings
@@ -31,12 +33,29 @@ EXPERT_LAYOUTS = ("ep2", "tp2+sp ep2", "pp2 vpp2", f"ep2{IPC}")
 GREEDY = SamplingParams(max_response_tokens=6, temperature=0.0)
 
 
+def slightly_changed(model, path):
+    """A model that differs from another in one of a hundred elements, by at least a quarter."""
+    changed = copy.deepcopy(model.hf)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter[torch.rand(parameter.shape, generator=generator) < 0.01] *= 1.5
+    changed.save_pretrained(path)
+    return LiveModel(path, changed)
+
+
 @pytest.fixture(scope="module")
-def reports(request, live_models, tmp_path_factory):
+def three_models(live_models, tmp_path_factory):
+    """Two models with different weights, and one that is almost the second."""
+    return (*live_models, slightly_changed(live_models[1], tmp_path_factory.mktemp("changed")))
+
+
+@pytest.fixture(scope="module")
+def reports(request, live_models, three_models, tmp_path_factory):
     """The reports of each layout. The servers are shared, so the world sizes run one after another."""
     engine = request.getfixturevalue("_live_engine")
     engine.load_from_hf(live_models[0].path, policy_version=1)
-    folders = [model.path for model in live_models]
+    folders = [model.path for model in three_models]
     run_dir = tmp_path_factory.mktemp("attached")
     attached = attachment(engine, run_dir)
     found = {}
@@ -50,25 +69,25 @@ def reports(request, live_models, tmp_path_factory):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_greedy_output_follows_the_sync_and_equals_hf(reports, live_models, layout):
+def test_greedy_output_follows_the_sync_and_equals_hf(reports, three_models, layout):
     for report in reports[layout]:
-        for version, (model, rollouts) in enumerate(zip(live_models, report["rollouts"], strict=True), 3):
+        for version, (model, rollouts) in enumerate(zip(three_models, report["rollouts"], strict=True), 3):
             for rollout in rollouts:
                 assert list(rollout.response_ids) == model.greedy(rollout.prompt.token_ids, 6)
                 expected = model.logprobs(rollout.prompt.token_ids, rollout.response_ids)
                 got = torch.tensor(rollout.rollout_logprobs, dtype=torch.float64)
                 torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
                 assert rollout.policy_version == version
-    first, second = (
-        [rollout.response_ids for rollout in rollouts] for rollouts in reports[layout][0]["rollouts"]
+    first, second, third = (
+        [rollout.rollout_logprobs for rollout in rollouts] for rollouts in reports[layout][0]["rollouts"]
     )
-    assert first != second
+    assert first != second != third
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sglangs_own_checker_agrees_and_detects_other_weights(reports, layout):
     for report in reports[layout]:
-        assert report["full_checks"] == [{}, {}]
+        assert report["full_checks"] == [{}, {}, {}]
         assert sorted(report["foreign"]) == [0, 1]
         assert all("model.norm.weight" in text for text in report["foreign"].values())
 
@@ -76,15 +95,32 @@ def test_sglangs_own_checker_agrees_and_detects_other_weights(reports, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_rank_sends_its_part_once(reports, layout):
     stats = [report["stats"] for report in reports[layout]]
-    assert all(s["num_attempts"] == 2 and s["num_repeats"] == 0 and not s["last_fault"] for s in stats)
-    assert sum(s["num_bytes_sent"] for s in stats) == 2 * reports[layout][0]["num_needed"]
+    assert all(s["num_attempts"] == 3 and s["num_repeats"] == 0 and not s["last_fault"] for s in stats)
     assert all(s["num_bytes_sent"] > 0 for s in stats)
+    check_pushes(reports[layout], num_servers=2, is_ipc=layout.endswith(IPC))
+
+
+def check_pushes(of_ranks, num_servers, is_ipc):
+    """Everything is sent first; nothing is saved if everything changes; changes alone are sent if there are few."""
+    pushes = of_ranks[0]["pushes"]
+    assert all(report["pushes"] == pushes for report in of_ranks)
+    sent = sum(report["stats"]["num_bytes_sent"] for report in of_ranks)
+    first, second, third = (round(push["gib_sent"] * (1 << 30)) for push in pushes)
+    needed = of_ranks[0]["num_needed"]
+    assert first == needed and first + second + third == sent
+    assert [push["num_patched"] for push in pushes] == [0, *[0 if is_ipc else num_servers] * 2]
+    assert not any(push["num_fallbacks"] or push["num_repeats"] for push in pushes)
+    if is_ipc:
+        assert second == third == needed
+    else:
+        assert needed < second < 1.03 * needed and pushes[1]["changed_fraction"] > 0.9
+        assert third < 0.05 * needed and 0.008 < pushes[2]["changed_fraction"] < 0.012
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_checksums_are_those_of_the_checkpoint(reports, live_models, layout):
+def test_checksums_are_those_of_the_checkpoint(reports, three_models, layout):
     for report in reports[layout]:
-        for model, checksums in zip(live_models, report["checksums"], strict=True):
+        for model, checksums in zip(three_models, report["checksums"], strict=True):
             assert checksums == {n: tensor_checksum(t) for n, t in model.hf.state_dict().items()}
 
 
@@ -97,6 +133,7 @@ def of_experts(tmp_path_factory):
             LiveModel(folder / f"m{seed}", save_tiny_model("qwen3 moe wide", folder / f"m{seed}", seed))
             for seed in (0, 1)
         ]
+    models.append(slightly_changed(models[1], folder / "changed"))
     engine = SGLangEngine(
         models[0].path,
         device="cpu",
@@ -119,7 +156,7 @@ def of_experts(tmp_path_factory):
 def test_experts_arrive_in_a_server_of_two_ranks(of_experts, layout):
     reports, models = of_experts
     for report in reports[layout]:
-        assert report["full_checks"] == [{}, {}]
+        assert report["full_checks"] == [{}, {}, {}]
         assert list(report["foreign"]) == [0]
         assert report["stats"]["num_repeats"] == 0
         for model, rollouts in zip(models, report["rollouts"], strict=True):
@@ -128,8 +165,7 @@ def test_experts_arrive_in_a_server_of_two_ranks(of_experts, layout):
                 expected = model.logprobs(rollout.prompt.token_ids, rollout.response_ids)
                 got = torch.tensor(rollout.rollout_logprobs, dtype=torch.float64)
                 torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
-    needed = reports[layout][0]["num_needed"]
-    assert sum(report["stats"]["num_bytes_sent"] for report in reports[layout]) == 2 * needed
+    check_pushes(reports[layout], num_servers=1, is_ipc=layout.endswith(IPC))
 
 
 @pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
@@ -265,6 +301,34 @@ def test_a_sync_is_repeated_for_a_server_killed_during_it(bench, live_models, mo
     bench.push(live_models[1], 2)
     assert killed and bench.sync.stats.num_repeats >= 1
     bench.check_serves(live_models[1], 2)
+
+
+def test_a_disturbed_chain_of_changes_ends_with_the_weights_of_a_full_sync(live_engine, live_models):
+    """A chain of 200 is in benchmarks/delta_sync."""
+    model = live_models[0]
+    chain = SyncChain(live_engine, model.path, model.hf.state_dict(), torch.float32, share=0.01)
+    num_fallbacks = {"none": 0, "damaged": 1, "cut": 2, "overwritten": 2}
+    chain.push("none")
+    for disturbance in DISTURBANCES:
+        found = chain.push(disturbance)
+        assert chain.disturbed[disturbance] == (disturbance != "none")
+        # A server that is killed may take the other one's transfer with it, or its time.
+        if disturbance in num_fallbacks:
+            assert found["num_patched"] == 2, disturbance
+            assert found["num_fallbacks"] == num_fallbacks[disturbance], disturbance
+        assert chain.differences() == {}, disturbance
+    found = chain.push("none")
+    assert found["num_patched"] == 2 and found["num_fallbacks"] == 0
+    assert chain.differences() == {}
+
+
+def test_a_server_that_never_holds_what_it_was_sent_gets_everything(live_engine, live_models, caplog):
+    model = live_models[0]
+    chain = SyncChain(live_engine, model.path, model.hf.state_dict(), torch.float32, share=0.01)
+    chain.push("none")
+    patched = [chain.push("overwritten")["num_patched"] for _ in range(4)]
+    assert patched == [2, 2, 2, 0]
+    assert caplog.text.count("from now on it gets all weights in every sync") == 2
 
 
 def test_a_sync_is_repeated_for_a_server_killed_after_its_transfer(bench, live_models, monkeypatch):
