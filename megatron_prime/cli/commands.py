@@ -65,7 +65,9 @@ def run_command(options: Options) -> int:
         if run_alone is not None:
             return run_alone(options)
         config = load_config(options.config, options.overrides)
-        run_here = {"doctor": _doctor, "plan": _plan, "convert": _convert}.get(options.command)
+        run_here = {"doctor": _doctor, "plan": _plan, "rehearse": _rehearse, "convert": _convert}.get(
+            options.command
+        )
         if run_here is not None:
             return run_here(config, options)
         # Before the checks, which refuse an output that exists.
@@ -230,6 +232,15 @@ def _plan(config: PrimeConfig, options: Options) -> int:
         return _call("plan.plan", config, options)
     except (ValueError, OSError) as error:  # OSError: the file of --json
         raise ConfigError("plan", str(error).splitlines()) from error
+
+
+def _rehearse(config: PrimeConfig, options: Options) -> int:
+    # Megatron is imported with the command: it compiles its fused functions unless this is set before.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    try:
+        return _call("rehearse.rehearse_run", config, options)
+    except (ValueError, OSError) as error:  # OSError: the file of --json
+        raise ConfigError("rehearse", str(error).splitlines()) from error
 
 
 def _from_megatron(options: Options) -> int:

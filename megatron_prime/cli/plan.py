@@ -37,7 +37,7 @@ def plan(config: PrimeConfig, options: Options) -> int:
     Raises:
         ValueError: If a model is not supported, a GPU is unknown, or the layout is not possible.
     """
-    run = _planned_run(config, options)
+    run = planned_run(config, options)
     memory, times = plan_memory(run), plan_times(run)
     progress = Progress()
     best = best_layouts(run, progress=progress)
@@ -63,7 +63,12 @@ def plan(config: PrimeConfig, options: Options) -> int:
     return 0 if memory.fits else DOES_NOT_FIT
 
 
-def _planned_run(config: PrimeConfig, options: Options) -> PlannedRun:
+def planned_run(config: PrimeConfig, options: Options) -> PlannedRun:
+    """Return the run that the options --gpu, --gpus, --gpu-set and those of assumptions describe.
+
+    Raises:
+        ValueError: a model is not supported, or a GPU or one of its properties is unknown.
+    """
     changes = {}
     for text in options.gpu_set:
         key, equals, value = text.partition("=")

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._device import _device_constructors
 
+CPU = torch.device("cpu")
 CUDA_TYPE_NAMES = {
     torch.float32: "torch.cuda.FloatTensor",
     torch.float16: "torch.cuda.HalfTensor",
@@ -56,37 +57,40 @@ def _names_cuda(device: object) -> bool:
     return isinstance(device, str) and device.startswith("cuda")
 
 
-def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with a CUDA device replaced by the CPU, and without pinned memory."""
+def _redirected(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the arguments with a CUDA device replaced by another, and without pinned memory."""
     if _names_cuda(kwargs.get("device")):
-        kwargs = {**kwargs, "device": torch.device("cpu")}
+        kwargs = {**kwargs, "device": device}
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
     return kwargs
 
 
-def _factory_on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+def _redirected_factory(factory: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         if "device" in kwargs or "pin_memory" in kwargs:
-            kwargs = _on_cpu(kwargs)
+            kwargs = _redirected(kwargs, device)
         return factory(*args, **kwargs)
 
     return make
 
 
-def cpu_replacements() -> list[tuple[Any, str, Callable[..., Any]]]:
+def cpu_replacements(device: torch.device = CPU) -> list[tuple[Any, str, Callable[..., Any]]]:
     """Return (owner, attribute, replacement) of each function of torch that must not ask for a CUDA device.
 
     Functions are replaced one by one, since a TorchFunctionMode would pass every torch call of the process, even
     `tensor.shape`, through Python. Type names are those of CUDA tensors, because Megatron distinguishes fp32 from
     16-bit parameters by strings such as "torch.cuda.FloatTensor".
+
+    Args:
+        device: the device that takes the place of a CUDA device.
     """
     tensor_to, tensor_type = torch.Tensor.to, torch.Tensor.type
 
     def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
-        args = tuple(torch.device("cpu") if _names_cuda(arg) else arg for arg in args)
-        return tensor_to(tensor, *args, **_on_cpu(kwargs))
+        args = tuple(device if _names_cuda(arg) else arg for arg in args)
+        return tensor_to(tensor, *args, **_redirected(kwargs, device))
 
     def type_of(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         name = None if args or kwargs else CUDA_TYPE_NAMES.get(tensor.dtype)
@@ -95,12 +99,15 @@ def cpu_replacements() -> list[tuple[Any, str, Callable[..., Any]]]:
     def unchanged(tensor: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
         return tensor
 
-    methods = {"cuda": unchanged, "pin_memory": unchanged, "to": to, "type": type_of}
+    def on_device(tensor: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
+        return tensor if device == CPU else tensor_to(tensor, device)
+
+    methods = {"cuda": on_device, "pin_memory": unchanged, "to": to, "type": type_of}
     return [
-        *((torch, name, _factory_on_cpu(getattr(torch, name))) for name in FACTORIES),
-        *((torch.Tensor, name, _factory_on_cpu(getattr(torch.Tensor, name))) for name in METHODS),
+        *((torch, name, _redirected_factory(getattr(torch, name), device)) for name in FACTORIES),
+        *((torch.Tensor, name, _redirected_factory(getattr(torch.Tensor, name), device)) for name in METHODS),
         *((torch.Tensor, name, method) for name, method in methods.items()),
-        (torch.cuda, "current_device", lambda: torch.device("cpu")),
+        (torch.cuda, "current_device", lambda: device),
         (torch.cuda, "synchronize", lambda *_args, **_kwargs: None),
     ]
 
@@ -202,8 +209,12 @@ def _reduce_scatter_first_dim(original: Callable[..., Any]) -> Callable[..., Any
 _is_installed = False
 
 
-def install() -> None:
-    """Redirect Megatron-core's CUDA calls to the CPU, once per process. Call it before models are built."""
+def install(device: torch.device = CPU) -> None:
+    """Redirect Megatron-core's CUDA calls to the CPU, once per process. Call it before models are built.
+
+    Args:
+        device: the device that takes the place of a CUDA device; a rehearsal names another one than the CPU.
+    """
     global _is_installed
     if _is_installed:
         return
@@ -215,7 +226,7 @@ def install() -> None:
     # `with torch.device("meta")` recognizes factories by a table that torch makes at its first use, from the attributes
     # of its module: it must hold the functions that are called in the end.
     _device_constructors()
-    for owner, name, replacement in cpu_replacements():
+    for owner, name, replacement in cpu_replacements(device):
         setattr(owner, name, replacement)
 
     from megatron.core.tensor_parallel import mappings

@@ -209,7 +209,7 @@ def move_together(tensors: Sequence[torch.Tensor], device: torch.device | str) -
     To a GPU they go in one copy from pinned memory, which is queued like a kernel. A plain `.to` of each would wait
     until the GPU has finished everything queued before, and would then leave it idle while the host goes on.
     """
-    if torch.device(device).type != "cuda":
+    if torch.device(device).type == "cpu":
         return [tensor.to(device) for tensor in tensors]
     packed = torch.cat([tensor.reshape(-1).long() for tensor in tensors]).pin_memory()
     parts = packed.to(device, non_blocking=True).split([tensor.numel() for tensor in tensors])

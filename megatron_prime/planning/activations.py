@@ -3,10 +3,12 @@
 Elements per token that a layer keeps for its backward pass, as this package's layers in plain torch do (h hidden size,
 q query size, k KV size, f FFN size, d head size):
 
-    attention   6 h + 4 q + 3 k + 4 d    hidden states and norms; queries before and after rotation, and the result
-                                         twice; keys twice, and values; sines and cosines
+    attention   6 h + 4 q + 3 k + 4 d    hidden states and norms (4 h with the norms in one kernel, as GPUs have them);
+                                         queries before and after rotation, and the result twice; keys twice, and
+                                         values; sines and cosines
                 + q + k (+ q)            with query and key norms (grouped queries are copied for them)
-    MLP         5 f                      gate and up projection, silu, product, and a copy of the product
+    MLP         5 f                      gate and up projection, silu, product, and a copy of the product (3 f on GPUs,
+                                         where silu and product are one kernel)
     experts     K (6 f + h) + 5 E        K of E experts per token; f is the FFN size of an expert
 
 Tensor, sequence and context parallelism divide these, and recomputation drops most of them; `_Sizes.kept` has the
@@ -171,7 +173,7 @@ class _Sizes:
     def attention(self) -> float:
         s = self.shape
         query, kv = s.query_size * self.split, s.kv_size * self.split
-        total = 6 * self.hidden + 4 * query + 3 * kv + 4 * s.head_dim
+        total = (4 if self.is_cuda else 6) * self.hidden + 4 * query + 3 * kv + 4 * s.head_dim
         if s.qk_norm:
             total += query + kv + (query if s.num_attention_heads != s.num_query_groups else 0)
         return total
@@ -179,7 +181,7 @@ class _Sizes:
     def mlp(self, layer: int) -> float:
         s = self.shape
         if not s.has_experts(layer):
-            return 5 * self.ffn
+            return (3 if self.is_cuda else 5) * self.ffn
         expert = 6 * s.moe_ffn_hidden_size * self.expert_split + s.hidden_size
         # Sequence parallelism hands each rank a share of the tokens to route.
         return (s.num_experts_per_tok * expert + 5 * s.num_experts) * (self.whole if s.is_moe else 1.0)
@@ -203,6 +205,14 @@ class _Sizes:
 
     def backward_peak(self, layer: int, granularity: str) -> float:
         """Return the bytes of the largest transient of a layer's backward pass."""
+        if self.is_cuda:
+            # Whole hidden states and their gradient, the gradients of all projections, and what is computed again.
+            recomputed = 3 if granularity == "selective" else 0
+            return (
+                self.tokens
+                * self.width
+                * (2 * self.shape.hidden_size + (3 + recomputed) * self._mlp_width(layer))
+            )
         mlp = self.shape.hidden_size * self.whole + 2 * self._mlp_width(layer)
         if granularity == "selective":
             mlp += self.hidden + 5 * self._mlp_width(layer)

@@ -11,7 +11,7 @@ from megatron_prime.planning.counts import rank_parameters
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.planned_run import PlannedRun
 
-PHASES = ("start", "weight_sync", "rollout", "logprobs", "prm", "policy", "checkpoint")
+PHASES = ("build", "start", "weight_sync", "rollout", "logprobs", "prm", "policy", "checkpoint")
 GRAD_BYTES = 4
 """Bytes of a gradient per parameter: float32."""
 MASTER_BYTES = 4
@@ -71,7 +71,7 @@ def plan_memory(run: PlannedRun) -> MemoryPlan:
 
 def plan_stages(run: PlannedRun) -> list[MemoryPlan]:
     """Return the plan of each pipeline stage."""
-    return [_plan_stage(run, stage) for stage in range(run.layout.pp)]
+    return [plan_stage(run, stage) for stage in range(run.layout.pp)]
 
 
 def role_bytes(run: PlannedRun, role: str, stage: int) -> dict[str, int]:
@@ -80,22 +80,26 @@ def role_bytes(run: PlannedRun, role: str, stage: int) -> dict[str, int]:
     count = rank_parameters(run.shapes[role], layout, stage)
     parts = {"weights": count.total * run.dtype_bytes}
     if role in run.trained:
-        # Weights in float32 serve as their own master weights.
-        master = MASTER_BYTES if run.dtype_bytes < MASTER_BYTES else 0
         # The distributed optimizer shards states over the replicas of a parameter: dp * cp for dense ones.
         expert_replicas = layout.ranks_per_stage // (layout.ep * layout.etp)
         sharded = count.dense / (layout.dp * layout.cp) + count.expert / expert_replicas
         parts |= {
             "gradients": count.total * GRAD_BYTES,
-            "optimizer": int(sharded * (master + MOMENT_BYTES)),
+            "optimizer": int(sharded * (_master_bytes(run) + MOMENT_BYTES)),
         }
     return parts
 
 
-def _plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
+def plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
+    """Return the plan of a pipeline stage."""
     memory = run.config.memory
     parts = {role: role_bytes(run, role, stage) for role in run.shapes}
-    phases = {phase: _residents(memory, parts, _in_use(run, parts, phase)) for phase in PHASES}
+    phases = {
+        phase: _build(run, memory, parts)
+        if phase == "build"
+        else _residents(memory, parts, _in_use(run, parts, phase))
+        for phase in PHASES
+    }
     if "prm" not in run.shapes:
         del phases["prm"]
     overhead = int(run.assumptions.overhead_gib * GIB) if run.config.platform.device != "cpu" else 0
@@ -191,6 +195,32 @@ def _residents(
     return held
 
 
+def _build(run: PlannedRun, memory: MemoryConfig, parts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return the bytes on the device while the role is built that needs most.
+
+    One role after the other is built and then offloaded. Megatron copies the weights of a trained role into its buffer,
+    which holds both for a while; moments do not exist yet.
+    """
+    fullest: dict[str, int] = {}
+    built: dict[str, Mapping[str, int]] = {}
+    for role, sizes in parts.items():
+        held = _residents(memory, built, {})
+        held |= {f"{role} {part}": size for part, size in sizes.items()}
+        if role in run.trained:
+            held[f"{role} weights"] *= 2
+            held[f"{role} optimizer"] = (
+                held[f"{role} optimizer"] * _master_bytes(run) // (_master_bytes(run) + MOMENT_BYTES)
+            )
+        fullest = max(fullest, held, key=lambda each: sum(each.values()))
+        built[role] = sizes
+    return fullest
+
+
+def _master_bytes(run: PlannedRun) -> int:
+    """Return the bytes of a master weight per parameter; weights in float32 serve as their own."""
+    return MASTER_BYTES if run.dtype_bytes < MASTER_BYTES else 0
+
+
 def _working(run: PlannedRun, phase: str, stage: int) -> dict[str, int]:
     """Return the bytes of the activations of a phase, with those of the output layer separately."""
     if phase == "logprobs":
@@ -202,12 +232,19 @@ def _working(run: PlannedRun, phase: str, stage: int) -> dict[str, int]:
         activations = scoring_activations(run, phase, stage)
     else:
         return {}
-    return {"activations": activations.total - activations.tiles, "output layer": activations.tiles}
+    working = {"activations": activations.total - activations.tiles, "output layer": activations.tiles}
+    if run.config.parallel.sequence_parallel:
+        # Megatron gathers the hidden states of a microbatch into one buffer, which it keeps for the whole run.
+        tokens = run.config.trainer.max_tokens_per_microbatch // run.config.parallel.context
+        working["gather buffer"] = tokens * run.shapes["policy"].hidden_size * run.dtype_bytes
+    return working
 
 
 def _engine(run: PlannedRun, phase: str) -> dict[str, int]:
     """Return the bytes that the rollout engine holds on a training rank's GPU."""
     shape = run.shapes["policy"]
+    if phase == "build":
+        return {}
     if not run.config.rollout.uses_servers:
         weights = num_parameters(shape) * run.dtype_bytes
         # The embedded engine keeps its copy of the weights in all phases, but its cache only while it samples.

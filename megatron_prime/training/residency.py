@@ -82,6 +82,11 @@ class Residency:
             if not self._holders[name] and name not in self._away:
                 self._offload(name)
 
+    def parts(self) -> Iterator[tuple[PartName, Iterable[torch.Tensor]]]:
+        """Yield the name and the tensors of each part."""
+        for name, part in self._parts.items():
+            yield name, part.tensors()
+
     def bytes_of(self, name: PartName) -> int:
         """Return the bytes of a part on the device."""
         if name in self._away:

@@ -47,12 +47,14 @@ def role_spec(config: PrimeConfig, name: str, hf_path: Path, temperature: float 
     return RoleSpec(name, hf_path, scoring_settings(config, temperature), config.memory, config.model_options)
 
 
-def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> Roles:
+def build_roles(
+    config: PrimeConfig, topology: Topology, load_weights: bool, load_frozen_weights: bool = True
+) -> Roles:
     """Build every model that the run needs; `load_weights` is False when a checkpoint is loaded right after.
 
     Each is offloaded, if it is to be, before the next one is built, so that they never share the device at full size.
     The reference has no state in a checkpoint, and a PRM that is never updated has none either: both always start from
-    their HF checkpoints.
+    their HF checkpoints. With `load_frozen_weights` False they have none, for a rehearsal, which needs no weights.
     """
     num_steps = config.trainer.num_steps
     spec = role_spec(config, "policy", config.model.path, config.rollout.temperature)
@@ -63,10 +65,11 @@ def build_roles(config: PrimeConfig, topology: Topology, load_weights: bool) -> 
         if config.prm.is_trained:
             prm = _parked(Trainable(spec, topology, config.prm, num_steps, load_weights))
         else:
-            prm = _parked(Scorer(spec, topology))
+            prm = _parked(Scorer(spec, topology, load_frozen_weights))
     reference: Scorer | None = None
     if config.has_reference_model:
-        reference = Scorer(role_spec(config, "reference", config.reference_path), topology)
+        spec = role_spec(config, "reference", config.reference_path)
+        reference = Scorer(spec, topology, load_frozen_weights)
         # Where no rewards are computed, the alignment does not matter.
         align_like(reference.built.module, (prm or policy).built.module)
         _parked(reference)

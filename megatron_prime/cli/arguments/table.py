@@ -55,6 +55,37 @@ def _replay_option() -> click.Option:
     )
 
 
+def _gpu_options() -> list[Any]:
+    return [
+        option(
+            "--gpu",
+            default="H100-80G",
+            shell_complete=_complete_gpu,
+            metavar="NAME",
+            help="H100-80G (default), H200, A100-80G, A100-40G or B200",
+        ),
+        option(
+            "--gpus",
+            type=int,
+            metavar="NUMBER",
+            help="GPUs to train on; default parallel.num_processes",
+        ),
+        option("--gpu-set", multiple=True, metavar="FIGURE=VALUE", help="change a property of the GPU"),
+    ]
+
+
+def _length_options() -> list[Any]:
+    return [
+        option(
+            f"--{name}-tokens",
+            type=float,
+            metavar="NUMBER",
+            help=f"mean length of a {name}; default half of the longest",
+        )
+        for name in ("prompt", "response")
+    ]
+
+
 _command(
     "quickstart",
     "Train",
@@ -244,34 +275,20 @@ _command(
     "Prepare and check",
     "estimate a run without a GPU: memory, time, weight sync, layouts that fit",
     {
-        "GPUs": [
-            option(
-                "--gpu",
-                default="H100-80G",
-                shell_complete=_complete_gpu,
-                metavar="NAME",
-                help="H100-80G (default), H200, A100-80G, A100-40G or B200",
-            ),
-            option(
-                "--gpus",
-                type=int,
-                metavar="NUMBER",
-                help="GPUs to train on; default parallel.num_processes",
-            ),
-            option("--gpu-set", multiple=True, metavar="FIGURE=VALUE", help="change a property of the GPU"),
-        ],
+        "GPUs": _gpu_options(),
         "Assumptions": [
-            option(f"--{name}", type=float, metavar="NUMBER", help=text)
-            for name, text in (
-                ("prompt-tokens", "mean length of a prompt; default half of the longest"),
-                ("response-tokens", "mean length of a response; default half of the longest"),
-                ("mfu", "fraction of the peak FLOPs that training reaches; default 0.4"),
-                (
-                    "decode-efficiency",
-                    "fraction of the memory bandwidth that decoding reaches; default 0.6",
-                ),
-                ("overhead-gib", "memory of a process outside of models, in GiB; default 3"),
-            )
+            *_length_options(),
+            *(
+                option(f"--{name}", type=float, metavar="NUMBER", help=text)
+                for name, text in (
+                    ("mfu", "fraction of the peak FLOPs that training reaches; default 0.4"),
+                    (
+                        "decode-efficiency",
+                        "fraction of the memory bandwidth that decoding reaches; default 0.6",
+                    ),
+                    ("overhead-gib", "memory of a process outside of models, in GiB; default 3"),
+                )
+            ),
         ],
         "Output": [
             option("--json", type=click.Path(), metavar="FILE", help="write the plan to this file too")
@@ -283,6 +300,35 @@ _command(
         (
             "with the lengths and the speed that were measured",
             "megatron-prime plan run.toml --response-tokens 900 --mfu 0.35",
+        ),
+    ),
+)
+_command(
+    "rehearse",
+    "Prepare and check",
+    "run a training step of chosen ranks at full size without GPUs: memory, collectives, waits, faults",
+    {
+        "Ranks": [
+            option(
+                "--ranks",
+                default="stages",
+                metavar="NUMBERS",
+                help="such as 0,127; default stages: one of each pipeline stage, and their neighbours at both ends",
+            ),
+            option("--steps", type=int, default=1, metavar="NUMBER", help="training steps; default 1"),
+            option("--jobs", type=int, metavar="NUMBER", help="ranks at a time; default one per core"),
+        ],
+        "GPUs": _gpu_options(),
+        "Assumptions": _length_options(),
+        "Output": [
+            option("--json", type=click.Path(), metavar="FILE", help="write everything to this file too")
+        ],
+    },
+    (
+        ("does each pipeline stage run, and fit", "megatron-prime rehearse run.toml"),
+        (
+            "the last rank of 128, with a smaller batch",
+            "megatron-prime rehearse run.toml --ranks 127 trainer.prompts_per_step=16",
         ),
     ),
 )

@@ -1,0 +1,24 @@
+"""The switch is tested by whole rehearsals (test_rank.py); here are its parts."""
+
+import torch
+
+from megatron_prime.observability import heartbeat
+from megatron_prime.rehearsal.ledger import Ledger
+from megatron_prime.rehearsal.world import current_phase, current_place, follow_resizes
+
+
+def test_a_place_is_a_line_of_this_project():
+    with heartbeat.phase("policy"):
+        assert current_phase() == "policy"
+    assert current_place() == "?"
+
+
+def test_a_resized_storage_is_counted(monkeypatch):
+    monkeypatch.setattr(torch.UntypedStorage, "resize_", torch.UntypedStorage.resize_)
+    ledger = Ledger("meta", lambda: "phase", lambda: "here")
+    follow_resizes(ledger, torch.device("meta"))
+    storage = torch.empty(10, dtype=torch.uint8, device="meta").untyped_storage()
+    storage.resize_(25)
+    assert ledger.live == 25
+    storage.resize_(0)
+    assert ledger.live == 0
