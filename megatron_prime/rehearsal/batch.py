@@ -57,7 +57,7 @@ def rehearsed_batch(
 
 
 class RehearsedBatches:
-    """Gives a trainer the same batch in every step. Implements `rollout.batches.BatchSource`.
+    """Gives a trainer the same batch in every step. Implements `rollout.schedules.batches.BatchSource`.
 
     Args:
         batch: the batch.
@@ -79,6 +79,9 @@ class RehearsedBatches:
         """Do nothing."""
 
     def finish(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
         """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -75,7 +75,9 @@ CONSTANTS = {
 }
 
 
-GUESSED = {aten.eq.Tensor, aten.ne.Tensor, aten.eq.Scalar, aten.ne.Scalar, aten.topk.default}
+NEVER = {aten.isnan.default, aten.isinf.default}
+"""Operations that find nothing in a healthy run."""
+GUESSED = NEVER | {aten.eq.Tensor, aten.ne.Tensor, aten.eq.Scalar, aten.ne.Scalar, aten.topk.default}
 """Operations whose results are known though their arguments are not; see `_guess`."""
 
 
@@ -391,7 +393,9 @@ def _guess(func: Any, args: tuple[Any, ...], made: list[torch.Tensor]) -> None: 
 
     All numbers are finite, and experts are chosen evenly.
     """
-    if func in (aten.eq.Tensor, aten.ne.Tensor) and args[0] is args[1]:
+    if func in NEVER:
+        constant(made[0], 0)
+    elif func in (aten.eq.Tensor, aten.ne.Tensor) and args[0] is args[1]:
         constant(made[0], func is aten.eq.Tensor)
     elif func in (aten.eq.Scalar, aten.ne.Scalar) and args[1] in (math.inf, -math.inf):
         constant(made[0], func is aten.ne.Scalar)

@@ -30,7 +30,7 @@ def test_full_recomputation_keeps_the_input_of_each_layer(tmp_path):
 def test_a_layer_keeps_the_documented_number_of_elements(tmp_path):
     run = make_run(tmp_path)
     hidden, kv, ffn = 3584, 512, 18944
-    elements = 6 * hidden + 4 * hidden + 3 * kv + 4 * 128 + 5 * ffn
+    elements = 4 * hidden + 4 * hidden + 3 * kv + 4 * 128 + 3 * ffn
     small = 4 * (28 + 2)
     assert training_activations(run, "policy", 0, 1).kept == 28 * 16384 * (2 * elements + small)
 
