@@ -44,6 +44,8 @@ class Heartbeat:
     """Number of common events so far. All ranks run the same program, so that a rank with a lower count is behind."""
     at: float = 0.0
     """Time of the last event, by time.monotonic()."""
+    failed_phase: str = ""
+    """Innermost phase that the first error has left; empty if there was none."""
 
 
 _own = Heartbeat(at=time.monotonic())
@@ -84,6 +86,9 @@ def phase(name: str) -> Iterator[None]:
     beat(f"begin of {name}")
     try:
         yield
+    except BaseException:
+        _own.failed_phase = _own.failed_phase or name
+        raise
     finally:
         _own.phase = outer
         beat(f"end of {name}")

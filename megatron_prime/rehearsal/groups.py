@@ -68,8 +68,6 @@ class RehearsedGroup(dist.ProcessGroup):
             return _done(_flat(args[0]) if args else [])
         if kind == "all_gather":
             outputs, inputs = _flat(args[0]), _flat(args[1])
-            if len(outputs) == len(inputs):  # One output for all ranks.
-                outputs = [part for output in outputs for part in output.view(-1).chunk(self._size)]
             for index, source in enumerate(inputs):
                 share = len(outputs) // len(inputs)
                 RehearsedGroup.fill(outputs[index * share : (index + 1) * share], [source])

@@ -75,7 +75,7 @@ def rehearse_rank(run: PlannedRun, rank: int, num_steps: int = 1) -> RankReport:
     try:
         _rehearse(run, report, num_steps)
     except Exception as error:  # noqa: BLE001 - whatever the run raises is the finding
-        phase = heartbeat.current().phase
+        phase = heartbeat.current().failed_phase or heartbeat.current().phase
         report.error = f"rank {rank}, phase {phase}: {type(error).__name__}: {error}"
     report.seconds = time.monotonic() - started
     return report

@@ -1,6 +1,5 @@
 """The switch that turns this process into one rank of a job whose devices and other ranks do not exist."""
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def enter(config: PrimeConfig, rank: int, world_size: int) -> World:
     # The mode stays active for the rest of the process, so it is entered without a matching exit.
     operations.__enter__()
     collectives = join_alone(rank, world_size)
-    RehearsedGroup.fill = staticmethod(_fill)
+    RehearsedGroup.fill = staticmethod(fill)
     RehearsedGroup.is_known = staticmethod(lambda tensor: not tensor.is_meta or twin_of(tensor) is not None)
     platform = RehearsedPlatform(
         META,
@@ -87,6 +86,7 @@ def enter(config: PrimeConfig, rank: int, world_size: int) -> World:
         virtual_pipeline=parallel.virtual_pipeline,
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
+        layers_per_stage=parallel.layers_per_stage,
     )
     return World(topology, collectives, operations, ledger)
 
@@ -154,14 +154,16 @@ def follow_resizes(ledger: Ledger, device: torch.device) -> None:
     torch.UntypedStorage.resize_ = resize_and_follow  # type: ignore[method-assign]
 
 
-def _fill(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
+def fill(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
     """Give the outputs of a collective the input's values, where those are known."""
     for output, source in zip(outputs, list(inputs) * len(outputs), strict=False):
         known = twin_of(source) if source.is_meta else source
-        if known is None or source.numel() < output.numel():
+        if known is None or not source.numel() or not output.numel():
             continue
-        values = known.detach().reshape(-1)[: math.prod(output.shape)].reshape(output.shape)
+        # One output for all ranks holds what every one of them has.
+        parts = -(-output.numel() // source.numel())
+        values = known.detach().reshape(-1).repeat(parts)[: output.numel()].reshape(output.shape)
         if output.is_meta:
-            set_twin(output, values.clone())
+            set_twin(output, values)
         else:
             output.copy_(values)

@@ -48,11 +48,12 @@ def test_optimizer_states_of_experts_are_sharded_over_their_replicas_only(tmp_pa
 def test_offloaded_parts_are_resident_only_in_their_phase(tmp_path):
     everything = {"offload_reference": True, "offload_prm": True, "offload_policy_optimizer": True}
     plan, kept = plan_memory(make_run(tmp_path, memory=everything)), plan_memory(make_run(tmp_path))
-    where = {name: [p for p, parts in plan.phases.items() if name in parts] for name in kept.phases["prm"]}
+    steps = {phase: parts for phase, parts in plan.phases.items() if phase != "build"}
+    where = {name: [p for p, parts in steps.items() if name in parts] for name in kept.phases["prm"]}
     assert where["reference weights"] == ["logprobs"]
     assert where["prm optimizer"] == where["prm gradients"] == where["prm weights"] == ["prm"]
     assert where["policy optimizer"] == ["policy", "checkpoint"]
-    assert where["policy weights"] == [*plan.phases]
+    assert where["policy weights"] == [*steps]
     assert plan.host == 2 * N + 2 * N + 2 * (12 * N // 8)
     assert kept.host == 0
     assert kept.total("policy") - plan.total("policy") == 2 * N + 2 * N + 4 * N + 12 * N // 8
@@ -157,3 +158,12 @@ def test_ranks_keep_the_weights_that_the_plan_has_them_send(tmp_path, model, tra
         other = {"engine": "sglang", "sglang": sglang | changed}
         assert plan_memory(make_run(tmp_path, model, 8, parallel=parallel, rollout=other)).host_sent == 0
     assert plan_memory(make_run(tmp_path, model, 8, parallel=parallel)).host_sent == 0
+
+
+def test_a_role_is_built_with_its_weights_twice_and_without_moments(tmp_path):
+    everything = {"offload_reference": True, "offload_prm": True, "offload_policy_optimizer": True}
+    plan = plan_memory(make_run(tmp_path, memory=everything))
+    # Weights twice, gradients and master weights of the PRM, beside the policy's weights.
+    assert plan.phases["build"]["policy weights"] == 2 * N
+    assert plan.phases["build"]["prm weights"] == 4 * N
+    assert plan.phases["build"]["prm optimizer"] == 4 * N // 8

@@ -6,14 +6,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_prime.rehearsal.groups import RehearsedGroup, join_alone
+from megatron_prime.rehearsal.world import fill
 
 
 def _answers(sender):
     record = join_alone(1, 4)
     RehearsedGroup.is_known = staticmethod(lambda tensor: not tensor.is_meta)
-    RehearsedGroup.fill = staticmethod(
-        lambda outputs, inputs: [output.copy_(inputs[0].view(output.shape)) for output in outputs]
-    )
+    RehearsedGroup.fill = staticmethod(fill)
     pair = dist.new_group([1, 3], backend="gloo", group_desc="PAIR")
     assert dist.new_group([0, 2]) is dist.GroupMember.NON_GROUP_MEMBER
     gathered = [None] * 4
