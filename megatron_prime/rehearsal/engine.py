@@ -66,8 +66,8 @@ class RehearsedSync:
         self.facts: dict[str, int] = {}
         """Numbers of the plan: slices and bytes that this rank sends, to other nodes too; empty without servers."""
 
-    def push(self, policy_version: int) -> None:
-        """Plan the sync once, and set the engine's version.
+    def push(self, policy_version: int) -> dict[str, float]:
+        """Plan the sync once, set the engine's version, and return no metrics.
 
         Raises:
             ValueError: the plan names a slice that this rank does not hold.
@@ -75,6 +75,7 @@ class RehearsedSync:
         if not self.facts and self._run.engines is not None:
             self.facts = self._plan()
         self._engine.policy_version = policy_version
+        return {}
 
     def resync(self, server: int) -> None:
         """Do nothing: no server restarts."""

@@ -22,7 +22,7 @@ def test_an_engine_loses_its_weights_with_its_memory():
 def test_the_embedded_engine_needs_no_plan(small):
     engine = RehearsedEngine()
     sync = RehearsedSync(engine, small, SimpleNamespace(), 0)
-    sync.push(2)
+    assert sync.push(2) == {}
     assert engine.policy_version == 2
     assert sync.facts == {}
 
