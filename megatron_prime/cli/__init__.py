@@ -7,7 +7,7 @@
 - `assemble`: builds topology, engine, verifier and weight sync from the configuration
 - `attempt`: the lock, the store and the records of one attempt of a run that can be resumed
 - `offline`: the attempt, the checkpoints and the loop that `sft` and `train-prm` share
-- `train`, `sft`, `evaluate`, `rollout`, `convert`, `plan`, `verify`, `view`: one command each
+- `train`, `sft`, `evaluate`, `rollout`, `convert`, `plan`, `rehearse`, `verify`, `view`: one command each
 - `prm`: the commands about a PRM alone
 - `quickstart`: a complete run on a toy task
 - `formats`: changes the format of a whole checkpoint, HF to Megatron and back

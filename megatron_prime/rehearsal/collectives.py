@@ -30,7 +30,7 @@ class Group(NamedTuple):
     """A process group, equal on all its ranks."""
 
     name: str
-    """What it is for, as Megatron calls it."""
+    """The purpose of the group, as Megatron calls it."""
     ranks: tuple[int, ...]
 
 

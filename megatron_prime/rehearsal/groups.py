@@ -49,10 +49,6 @@ class RehearsedGroup(dist.ProcessGroup):
         """The name by which torch registers the group."""
         return dist.distributed_c10d._world.pg_names[self]  # type: ignore[index]
 
-    def getBackendName(self) -> str:  # noqa: N802 - torch's name
-        """Return the name of the backend."""
-        return BACKEND
-
     @staticmethod
     def has_content(kind: str, args: Sequence[Any]) -> bool:
         """Return whether a call has anything to answer with; data that depends on weights has not."""

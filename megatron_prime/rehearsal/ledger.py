@@ -11,7 +11,7 @@ import torch
 
 
 class Owner(NamedTuple):
-    """What a storage is for."""
+    """The purpose of a storage."""
 
     role: str
     """policy, prm, reference, or step for what belongs to no model."""

@@ -83,7 +83,7 @@ GUESSED = NEVER | {aten.eq.Tensor, aten.ne.Tensor, aten.eq.Scalar, aten.ne.Scala
 
 @dataclass
 class PhaseCounts:
-    """What a phase does on the device."""
+    """Work of a phase on the device."""
 
     kernels: int = 0
     """Operations that launch a kernel, about."""
@@ -94,7 +94,7 @@ class PhaseCounts:
     assumed: Counter[str] = field(default_factory=Counter)
     """Operation and place -> how often a value that the host read had to be assumed."""
     faults: Counter[str] = field(default_factory=Counter)
-    """What would fail on a GPU, and where -> how often."""
+    """Operation that would fail on a GPU, and place -> how often."""
 
 
 class Operations(TorchDispatchMode):

@@ -27,7 +27,7 @@ from megatron_prime.training.trainer import Trainer, TrainerContext
 
 @dataclass
 class RankReport:
-    """What one rank did."""
+    """The record of one rank."""
 
     rank: int
     where: dict[str, int]
