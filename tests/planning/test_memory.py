@@ -14,9 +14,10 @@ from megatron_prime.planning.memory import (
     SERVER_AWAKE,
     num_checkpoint_writers,
     plan_memory,
+    plan_stage,
     role_bytes,
 )
-from megatron_prime.planning.planned_run import read_planned_run
+from megatron_prime.planning.planned_run import Assumptions, read_planned_run
 from megatron_prime.planning.search import misfit_message
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
 from megatron_prime.resharding.plan import plan_reshard
@@ -167,3 +168,24 @@ def test_a_role_is_built_with_its_weights_twice_and_without_moments(tmp_path):
     assert plan.phases["build"]["policy weights"] == 2 * N
     assert plan.phases["build"]["prm weights"] == 4 * N
     assert plan.phases["build"]["prm optimizer"] == 4 * N // 8
+
+
+REHEARSED = {
+    ("7b", 0): {"build": 39.010, "logprobs": 14.933, "prm": 46.725, "policy": 39.633},
+    ("32b", 0): {"build": 41.969, "logprobs": 15.595, "prm": 48.126, "policy": 40.495},
+    ("70b", 3): {"build": 23.271, "logprobs": 9.013, "prm": 30.850, "policy": 26.621},
+}
+"""GiB that `rehearse` found on a rank of a stage, without engine and overhead (benchmarks/results/rehearsal.md)."""
+
+
+@pytest.mark.parametrize(("name", "stage"), REHEARSED)
+def test_the_plan_is_within_3_percent_of_the_rehearsal(tmp_path, name, stage):
+    model = write_model(tmp_path / name, EXAMPLES[name])
+    overrides = [f"model.path={model}", "policy.num_minibatches=1", "prm.num_minibatches=1"]
+    config = load_config(ROOT / "examples" / f"prime_{name}.toml", overrides)
+    run = read_planned_run(config, config.parallel.num_processes, KNOWN["H100-80G"], Assumptions(1024, 3072))
+    plan = plan_stage(run, stage)
+    for phase, gib in REHEARSED[name, stage].items():
+        parts = plan.phases[phase].items()
+        own = sum(size for part, size in parts if not part.startswith(("engine", "sync", "overhead")))
+        assert own / GIB == pytest.approx(gib, rel=0.03), phase
