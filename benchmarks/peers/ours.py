@@ -1,0 +1,68 @@
+"""Train with this project, and report the costs of each step: python -m benchmarks.peers.ours FOLDER SIZE METHOD."""
+
+import functools
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.peers.task import GROUP_SIZE, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, SIZES
+
+METHODS = {
+    "RLOO": ["prm.enabled=false"],
+    "PRIME": [],
+}
+
+
+def main(folder: Path, size_name: str, method: str, output: Path) -> int:
+    """Run `train` in this process, and write the costs of its steps to output."""
+    from megatron_prime.cli import main as command_line
+    from megatron_prime.training.trainer import Trainer
+
+    size = SIZES[size_name]
+    marks: list[tuple[float, float]] = []
+    step = Trainer.step
+
+    @functools.wraps(step)
+    def marked(self):
+        start = time.perf_counter(), time.process_time()
+        result = step(self)
+        marks.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+        return result
+
+    # A timer from outside, so that the product contains no benchmark code.
+    Trainer.step = marked
+    run = folder / f"ours-{method}"
+    code = command_line(
+        [
+            "train",
+            str(Path(__file__).with_name("ours.toml")),
+            f"run_dir={run}",
+            f"model.path={folder / 'model'}",
+            f'data.train=["{folder / "train.jsonl"}"]',
+            f"rollout.group_size={GROUP_SIZE}",
+            f"rollout.max_prompt_tokens={MAX_PROMPT_TOKENS}",
+            f"rollout.max_response_tokens={MAX_RESPONSE_TOKENS}",
+            f"trainer.prompts_per_step={size.prompts_per_step}",
+            f"trainer.num_steps={size.num_steps}",
+            *METHODS[method],
+        ]
+    )
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        {
+            "step_s": seconds,
+            "cpu_s": cpu,
+            "sampling_s": record["time/rollout_s"],
+            "sampled_tokens": record["rollout/mean_response_tokens"] * size.prompts_per_step * GROUP_SIZE,
+        }
+        for (seconds, cpu), record in zip(marks, metrics, strict=True)
+    ]
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    output.write_text(json.dumps({"steps": steps, "peak_mb": peak_mb}))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])))
