@@ -1,4 +1,4 @@
-"""The page of the comparison, from the records of its runs."""
+"""docs/performance.md and its plot, from the records of the runs."""
 
 import json
 import statistics
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.task import MEAN_RESPONSE_TOKENS, SIZES
+from benchmarks.plots import ranged_bars
 
-RESULTS = Path(__file__).parents[1] / "results/peers.jsonl"
-PAGE = RESULTS.with_suffix(".md")
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results/peers.jsonl"
+PAGE = ROOT / "docs/performance.md"
+PLOT = ROOT / "docs/images/performance_peers.svg"
 TEMPLATE = Path(__file__).with_name("template.md")
 REFERENCE = "TRL RLOO"
 Record = dict[str, Any]
@@ -22,14 +25,31 @@ def write_report() -> None:
     )
 
 
+def _by_trainer(records: list[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["trainer"], []).append(record)
+    return found
+
+
+def _plot(records: list[Record]) -> str:
+    """Return bars of whole steps: the median ratio of each trainer and size to the reference."""
+    bars = []
+    for size in SIZES:
+        by_trainer = _by_trainer([record for record in records if record["size"] == size])
+        for trainer, runs in by_trainer.items():
+            base = by_trainer[REFERENCE]
+            ratios = [step_rate(run) / step_rate(other) for run, other in zip(runs, base, strict=False)]
+            bars.append((f"{size}, {trainer}", min(ratios), statistics.median(ratios), max(ratios)))
+    return ranged_bars("Whole steps: tokens per second, relative to TRL RLOO", bars)
+
+
 def _table(size: str, records: list[Record]) -> str:
     """Return the table of a size: medians over rounds, and the range of the ratios of rounds."""
     own = [record for record in records if record["size"] == size]
     if not own:
         return f"## {size}\n\nNot measured.\n"
-    by_trainer: dict[str, list[Record]] = {}
-    for record in own:
-        by_trainer.setdefault(record["trainer"], []).append(record)
+    by_trainer = _by_trainer(own)
     lines = [
         f"## {size} parameters, {SIZES[size].prompts_per_step} prompts x 4 responses of about "
         f"{MEAN_RESPONSE_TOKENS} tokens, {len(by_trainer[REFERENCE])} rounds\n",
