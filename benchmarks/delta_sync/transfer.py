@@ -63,7 +63,9 @@ def _rounds(engine: SGLangEngine, folder: Path, floor: Floor, num_rounds: int) -
     for number in range(1, num_rounds + 1):
         for share in (*SHARES, None):
             for parameter in policy.parameters.values():
-                is_changed = torch.rand(parameter.shape, generator=generator) < (share or 0.01)
+                is_changed = torch.rand(parameter.shape, generator=generator) < (
+                    0.01 if share is None else share
+                )
                 # The lowest bit: an element that moves to the next value.
                 bits_of(parameter)[is_changed] ^= 1
             start = time.perf_counter()
