@@ -3,6 +3,7 @@
 - task: the models, the prompts and the reward that all share
 - ours: runs this project
 - trl_trainer: runs TRL, in TRL's environment
-- report: the table of the runs
+- bars: the plot
+- report: docs/performance.md from the records
 - __main__: builds that environment, carries out the runs and prints their table
 """

@@ -5,8 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.bars import ranged_bars
 from benchmarks.peers.task import MEAN_RESPONSE_TOKENS, SIZES
-from benchmarks.plots import ranged_bars
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/peers.jsonl"

@@ -1,7 +1,6 @@
 """The page of the comparison: ratios are of runs of one round."""
 
 from benchmarks.peers import report
-from benchmarks.plots import ranged_bars
 
 
 def run(trainer, step_s, tokens=100.0):
@@ -25,9 +24,3 @@ def test_the_page_is_that_of_the_records():
     before = report.PAGE.read_text()
     report.write_report()
     assert report.PAGE.read_text() == before
-
-
-def test_the_plot_names_every_trainer_and_escapes_what_it_is_given():
-    plot = ranged_bars("a < b", [("ours", 1.0, 2.0, 3.0), ("TRL", 1.0, 1.0, 1.0)])
-    assert "a &lt; b" in plot and plot.count("<rect") == 3 and "2.00" in plot
-    assert ranged_bars("nothing measured", []).endswith("</svg>\n")
