@@ -1,11 +1,9 @@
 """The command prints tables, writes JSON, and its exit code says whether the run would work."""
 
 import json
-import subprocess
-import sys
 
-from tests.support.forked_commands import FORKED
-from tests.support.rehearsed_runs import small_run
+from megatron_prime.cli.main import main
+from tests.support.rehearsed_runs import MODEL
 
 RUN = """
 run_dir = "run"
@@ -23,31 +21,21 @@ max_prompt_tokens = 32
 max_response_tokens = 96
 [trainer]
 num_steps = 1
-prompts_per_step = 4
-max_tokens_per_microbatch = 256
+prompts_per_step = 2
+max_tokens_per_microbatch = 1024
 """
 
 
-def rehearse(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, *FORKED, "-m", "megatron_prime", "rehearse", "run.toml", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_exit_codes_and_json(tmp_path):
-    small_run(tmp_path)
+def test_exit_codes_and_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(MODEL | {"num_hidden_layers": 1}))
     (tmp_path / "run.toml").write_text(RUN)
-    done = rehearse(tmp_path, "--ranks", "0,1", "--jobs", "1", "--json", "out.json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no fault in 2 ranks" in done.stdout
-    assert [rank["rank"] for rank in json.loads((tmp_path / "out.json").read_text())["ranks"]] == [0, 1]
-    large = rehearse(tmp_path, "--ranks", "1", "--gpu-set", "memory_gib=3")
-    assert large.returncode == 3
-    assert "rank 1, phase " in large.stdout
-    wrong = rehearse(tmp_path, "--ranks", "4")
-    assert wrong.returncode == 2
-    assert "ranks 0 to 3" in wrong.stderr
+    code = main(["rehearse", "run.toml", "--ranks", "0", "--json", "out.json"])
+    output = capsys.readouterr()
+    assert code == 0, output
+    assert "no fault in 1 ranks" in output.out
+    assert [rank["rank"] for rank in json.loads((tmp_path / "out.json").read_text())["ranks"]] == [0]
+    assert main(["rehearse", "run.toml", "--ranks", "1", "--gpu-set", "memory_gib=3"]) == 3
+    assert "rank 1, phase " in capsys.readouterr().out
+    assert main(["rehearse", "run.toml", "--ranks", "4"]) == 2
+    assert "ranks 0 to 3" in capsys.readouterr().err
