@@ -5,7 +5,10 @@ from html import escape
 
 Points = Sequence[tuple[float, float, float, float]]
 """(x, y, lower end, upper end), x ascending, y in [0, 1]."""
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f", "#e377c2")
+COLOURS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f", "#e377c2"),
+    *("#bcbd22", "#000000", "#a6761d", "#66c2a5", "#5254a3"),
+)
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 34, 46
 
