@@ -10,8 +10,9 @@ from megatron_prime.rehearsal.rank import RankReport
 def differences(reports: Sequence[RankReport]) -> list[str]:
     """Return a line for each group whose rehearsed ranks differ, and for each link whose ends do.
 
-    All collectives of a group must have the same kinds and sizes in the same order on all its ranks; what one rank
-    sends to another, the other must receive. Ranks that ended with an error are left out.
+    All collectives of a group must have the same kinds and sizes in the same order on all its ranks, except for the
+    sizes of all-to-alls, which depend on the experts that a rank's tokens choose. What one rank sends to another, the
+    other must receive. Ranks that ended with an error are left out.
     """
     found: list[str] = []
     whole = [report for report in reports if not report.error]
@@ -22,8 +23,8 @@ def differences(reports: Sequence[RankReport]) -> list[str]:
             first, second = _calls(one, group), _calls(other, group)
             found += _first_difference(
                 group.name,
-                (one.rank, [call for call in first if not call.is_message]),
-                (other.rank, [call for call in second if not call.is_message]),
+                (one.rank, _comparable(first)),
+                (other.rank, _comparable(second)),
             )
             for sender, receiver in ((one, other), (other, one)):
                 sent = [call for call in _calls(sender, group) if call[0::2] == ("send", receiver.rank)]
@@ -39,6 +40,15 @@ def differences(reports: Sequence[RankReport]) -> list[str]:
 def _calls(report: RankReport, group: Group) -> list[Collective]:
     calls = report.collectives.groups.get(group)
     return [] if calls is None else calls.sequence
+
+
+def _comparable(calls: Sequence[Collective]) -> list[Collective]:
+    """Return what must be equal on all ranks of a group."""
+    return [
+        call._replace(num_bytes=0) if call.kind == "all_to_all" else call
+        for call in calls
+        if not call.is_message
+    ]
 
 
 def _first_difference(

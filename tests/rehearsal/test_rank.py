@@ -2,11 +2,13 @@
 
 import pytest
 
+from megatron_prime.planning.memory import plan_stage
+from megatron_prime.rehearsal.comparison import differences
 from megatron_prime.rehearsal.processes import rehearse
 from megatron_prime.rehearsal.rank import rehearsable
 from tests.rehearsal.conftest import RANKS
 from tests.support.distributed_runner import run_distributed
-from tests.support.rehearsed_runs import NUM_RANKS, calls_by_ranks, real_rank, small_run
+from tests.support.rehearsed_runs import MIXTURE, NUM_RANKS, calls_by_ranks, real_rank, small_run
 
 EXACT = ("weights", "gradients", "optimizer")
 
@@ -47,6 +49,30 @@ def test_a_step_passes_without_faults(reports):
     assert not any(counts.faults for counts in report.counts.values())
     assert report.counts["policy"].flops > report.counts["advantage"].flops
     assert report.host_bytes > 0
+
+
+def test_experts_of_other_ranks_are_reached_by_all_to_all(tmp_path):
+    run = small_run(
+        tmp_path, 4, model=MIXTURE, parallel={"pipeline": 1, "expert": 2}, policy={"num_minibatches": 1}
+    )
+    reports = rehearse(run, [0, 1], jobs=2)
+    assert [report.error for report in reports] == ["", ""]
+    assert not any(counts.faults for report in reports for counts in report.counts.values())
+    # Two ranks whose tokens choose unequal numbers of experts send unequal sizes.
+    assert differences(reports) == []
+    kinds = {
+        call.kind
+        for group, calls in reports[0].collectives.groups.items()
+        if group.name == "EXPERT_MODEL_PARALLEL_GROUP"
+        for call in calls.sequence
+    }
+    assert "all_to_all" in kinds
+    planned = plan_stage(run, 0).phases["policy"]
+    for kind in EXACT:
+        held = sum(
+            size for owner, size in reports[0].memory["policy"].at_peak.items() if owner == ("policy", kind)
+        )
+        assert held == pytest.approx(planned[f"policy {kind}"], rel=0.01), kind
 
 
 def test_a_layout_that_does_not_divide_the_model_is_an_error_with_rank_and_phase(tmp_path):

@@ -32,12 +32,20 @@ MODEL = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
+MIXTURE = MODEL | {
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 1,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+}
 NUM_RANKS = 8
 
 
-def small_run(folder, num_ranks=NUM_RANKS, gpu=KNOWN["H100-80G"], **sections):
+def small_run(folder, num_ranks=NUM_RANKS, gpu=KNOWN["H100-80G"], model=MODEL, **sections):
     """Return the run; `sections` are merged into its configuration."""
-    Path(folder, "config.json").write_text(json.dumps(MODEL))
+    Path(folder, "config.json").write_text(json.dumps(model))
     tables = {
         "run_dir": "unused",
         "model": {"path": folder},
