@@ -14,6 +14,7 @@ from megatron_prime.rehearsal.ledger import Ledger
 from megatron_prime.rehearsal.results import Results
 from megatron_prime.rehearsal.values import (
     META,
+    MOST_CONSTANT_REALS,
     MOST_NUMBERS,
     TWIN,
     UnknownValueError,
@@ -287,7 +288,8 @@ class Operations(TorchDispatchMode):
     ) -> None:
         """Compute the values of the results, where those of all arguments are known."""
         if func in CONSTANTS:
-            constant(result, CONSTANTS[func])
+            # What models are made of, such as the moments of thousands of experts, would fill the host's memory.
+            constant(result, CONSTANTS[func], 0 if self._phase() == "build" else MOST_CONSTANT_REALS)
         if func in CONSTANTS or func in EMPTY:
             return
         devices = [tensor for tensor in tensors if tensor.is_meta]

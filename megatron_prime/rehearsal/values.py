@@ -41,9 +41,12 @@ def forget(tensor: torch.Tensor) -> None:
         twin.untyped_storage().is_unknown = True
 
 
-def constant(tensor: torch.Tensor, value: float) -> None:
-    """Give a device tensor the same value everywhere; a large one of real numbers takes one element of memory."""
-    if tensor.numel() > (MOST_CONSTANT_REALS if tensor.is_floating_point() else MOST_NUMBERS):
+def constant(tensor: torch.Tensor, value: float, most_reals: int = MOST_CONSTANT_REALS) -> None:
+    """Give a device tensor the same value everywhere.
+
+    One of more than `most_reals` real numbers takes one element of memory, and is unknown once it is written to.
+    """
+    if tensor.numel() > (most_reals if tensor.is_floating_point() else MOST_NUMBERS):
         set_twin(tensor, torch.full((), value, dtype=tensor.dtype).expand(tensor.shape))
     else:
         set_twin(tensor, torch.full(tensor.shape, value, dtype=tensor.dtype))

@@ -43,6 +43,9 @@ def test_a_large_constant_takes_one_element():
     constant(tensor, 1)
     assert twin_of(tensor).untyped_storage().nbytes() == 4
     assert twin_of(tensor).shape == tensor.shape
+    small = torch.empty(8, device="meta")
+    constant(small, 1, most_reals=0)
+    assert twin_of(small).untyped_storage().nbytes() == 4
 
 
 def test_lists_of_tensors_become_numbers():
