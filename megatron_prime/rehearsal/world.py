@@ -21,7 +21,7 @@ from megatron_prime.rehearsal.groups import RehearsedGroup, join_alone
 from megatron_prime.rehearsal.ledger import Ledger
 from megatron_prime.rehearsal.operations import Operations
 from megatron_prime.rehearsal.platform import RehearsedPlatform
-from megatron_prime.rehearsal.values import META, numbers_from, set_twin, twin_of
+from megatron_prime.rehearsal.values import META, MOST_NUMBERS, forget, numbers_from, set_twin, twin_of
 
 PASSING = ("/megatron_prime/rehearsal/", "/megatron_prime/parallel/cpu_shim.py")
 """Code of this project that every operation passes through."""
@@ -159,6 +159,10 @@ def fill(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Non
     for output, source in zip(outputs, list(inputs) * len(outputs), strict=False):
         known = twin_of(source) if source.is_meta else source
         if known is None or not source.numel() or not output.numel():
+            continue
+        if output.numel() > MOST_NUMBERS:
+            # A large constant takes one number, which a reduction of all gradients would write out.
+            forget(output)
             continue
         # One output for all ranks holds what every one of them has.
         parts = -(-output.numel() // source.numel())
