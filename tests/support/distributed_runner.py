@@ -20,6 +20,10 @@ from tests.support.forked_commands import FORKED
 ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; from tests.support.distributed_runner import run_rank; run_rank(sys.argv[1])"
 
+POLL_S = 0.05
+AFTER_FAILURE_S = 20.0
+"""Time that the other ranks have to fail too, which says what they were waiting for."""
+
 
 def _free_port() -> int:
     """Return a free port below the system's ephemeral range.
@@ -68,9 +72,11 @@ def run_distributed(
             processes.append(process)
         deadline = time.monotonic() + seconds(timeout_s)
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                for process in processes:
-                    process.wait(max(0.0, deadline - time.monotonic()))
+            while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+                if any(process.returncode for process in processes):
+                    # The others may wait for the one that has failed until the deadline.
+                    deadline = min(deadline, time.monotonic() + seconds(AFTER_FAILURE_S))
+                time.sleep(POLL_S)
         finally:
             codes = [process.poll() for process in processes]
             for process in processes:

@@ -1,6 +1,7 @@
 """A small run with TP2, PP2 and DP2 on CPUs, to be rehearsed and to be run for real with the same recorders."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -94,7 +95,10 @@ def record_groups(record):
 
 def real_rank(folder):
     """Run this rank for real; return its calls by ranks of the group, and its phases' memory."""
-    run = small_run(folder)
+    # Every rank writes the model's configuration, so each needs a folder of its own.
+    own = Path(folder, os.environ["RANK"])
+    own.mkdir()
+    run = small_run(own)
     platform = select_platform("cpu")
     platform.start_process_group()
     record = CollectiveRecord()
