@@ -1,4 +1,4 @@
-"""The ranks that are rehearsed, each in a forked process of its own, since a process can be one rank only."""
+"""The ranks that are rehearsed, each in a process of its own, since a process can be one rank only."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -40,7 +40,9 @@ def chosen_ranks(text: str, layout: TrainingLayout) -> list[int]:
 
 def rehearse(run: PlannedRun, ranks: Sequence[int], num_steps: int = 1, jobs: int = 1) -> list[RankReport]:
     """Rehearse ranks, `jobs` at a time, and return their reports in the order of `ranks`."""
-    context = multiprocessing.get_context("fork")
+    # Forks of a server that has done nothing but import: this process may be a rank of a job itself, or have threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     waiting, running = list(ranks), dict[Connection, int]()
     reports: dict[int, RankReport] = {}
     while waiting or running:

@@ -56,7 +56,7 @@ def test_the_run_is_examined_like_check_does(workspace, monkeypatch):
     (workspace / "train.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n' * 4)
     assert run_findings() == [("ok", "the configuration is sound")]
     ((state, text),) = run_findings("parallel.pipeline=3")
-    assert (state, text.partition(" does")[0]) == ("fault", "model.path = model: parallel.pipeline = 3")
+    assert (state, text.partition(" exceeds")[0]) == ("fault", "model.path = model: parallel.pipeline = 3")
     assert run_findings("trainer.eval_every=9")[0][0] == "warning"
     (workspace / "train.jsonl").write_text('{"prompt": "1+1"}\n')
     ((state, text),) = run_findings()

@@ -30,7 +30,7 @@ def _answers(sender):
 
 def test_calls_are_answered_and_recorded():
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_answers, args=(sender,))
+    process = multiprocessing.get_context("forkserver").Process(target=_answers, args=(sender,))
     process.start()
     sender.close()
     gathered, vote, parts, message, calls = receiver.recv()

@@ -127,6 +127,7 @@ def test_the_receiver_stands_alone_where_servers_import_it(tmp_path):
     assert list(folder.iterdir()) == [package]
     assert sorted(p.name for p in package.iterdir()) == [
         "__init__.py",
+        "changes.py",
         "parameters.py",
         "receiver.py",
         "serve.py",
