@@ -73,8 +73,10 @@ def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch, local_rank, num_visible, i
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_tensors_that_move_together_keep_shape_and_type(device):
+def test_tensors_that_move_together_keep_shape_and_type(device, monkeypatch):
     """tests/gpu/pretend_faults.py does the same with a pretended GPU."""
+    # Only a machine with an accelerator has pinned memory.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     tensors = [
         torch.arange(6).view(2, 3),
         torch.tensor([7], dtype=torch.int32),
