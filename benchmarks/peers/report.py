@@ -50,9 +50,10 @@ def _table(size: str, records: list[Record]) -> str:
     if not own:
         return f"## {size}\n\nNot measured.\n"
     by_trainer = _by_trainer(own)
+    rounds = len(by_trainer[REFERENCE])
     lines = [
         f"## {size} parameters, {SIZES[size].prompts_per_step} prompts x 4 responses of about "
-        f"{MEAN_RESPONSE_TOKENS} tokens, {len(by_trainer[REFERENCE])} rounds\n",
+        f"{MEAN_RESPONSE_TOKENS} tokens, {rounds} round{'s' * (rounds > 1)}\n",
         "| trainer | whole step, tokens/s | x TRL RLOO, wall | x TRL RLOO, CPU | sampling, x TRL | training, x TRL "
         "| peak memory, MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
