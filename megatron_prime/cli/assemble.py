@@ -27,7 +27,7 @@ from megatron_prime.observability.rollout_log import log_folder
 from megatron_prime.parallel.collectives import all_gather_lists, broadcast_object
 from megatron_prime.parallel.pipeline_messages import connect_stages
 from megatron_prime.parallel.platform import select_platform
-from megatron_prime.parallel.topology import Topology, build_topology, with_own_host_group
+from megatron_prime.parallel.topology import Topology, configured_topology, with_own_host_group
 from megatron_prime.parallel.watchdog import start_watchdog
 from megatron_prime.rewards import RewardPools
 from megatron_prime.rollout.collector import BatchSize, Collector
@@ -63,18 +63,7 @@ def start_topology(config: PrimeConfig, data_parallel_only: bool = False) -> Top
         check_acceleration(config.model_options, platform)
     platform.start_process_group()
     parallel = ParallelConfig() if data_parallel_only else config.parallel
-    topology = build_topology(
-        platform,
-        parallel.tensor,
-        parallel.pipeline,
-        parallel.sequence_parallel,
-        config.seed,
-        context=parallel.context,
-        virtual_pipeline=parallel.virtual_pipeline,
-        expert=parallel.expert,
-        expert_tensor=parallel.expert_tensor,
-        layers_per_stage=parallel.layers_per_stage,
-    )
+    topology = configured_topology(platform, parallel, config.seed)
     connect_stages(topology)
     route_warnings(Progress(), topology.rank)
     # This is a warning, since plain torch layers compute the same, only slower.

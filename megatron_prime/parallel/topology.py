@@ -18,6 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_prime.config.tables.parallel import ParallelConfig
 from megatron_prime.parallel.platform import Platform
 
 
@@ -131,6 +132,22 @@ def leave_job() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def configured_topology(platform: Platform, parallel: ParallelConfig, seed: int) -> Topology:
+    """Return the topology of a run's configuration; see `build_topology`."""
+    return build_topology(
+        platform,
+        parallel.tensor,
+        parallel.pipeline,
+        parallel.sequence_parallel,
+        seed,
+        context=parallel.context,
+        virtual_pipeline=parallel.virtual_pipeline,
+        expert=parallel.expert,
+        expert_tensor=parallel.expert_tensor,
+        layers_per_stage=parallel.layers_per_stage,
+    )
 
 
 def build_topology(

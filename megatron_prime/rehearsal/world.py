@@ -14,7 +14,7 @@ from megatron_prime.logprobs import output_layer
 from megatron_prime.observability import heartbeat
 from megatron_prime.parallel import cpu_shim
 from megatron_prime.parallel.platform import DTYPES
-from megatron_prime.parallel.topology import Topology, build_topology
+from megatron_prime.parallel.topology import Topology, configured_topology
 from megatron_prime.rehearsal import gpu_kernels
 from megatron_prime.rehearsal.collectives import CollectiveRecord
 from megatron_prime.rehearsal.groups import RehearsedGroup, join_alone
@@ -75,19 +75,7 @@ def enter(config: PrimeConfig, rank: int, world_size: int) -> World:
         ledger=ledger,
         is_gpu=is_gpu,
     )
-    parallel = config.parallel
-    topology = build_topology(
-        platform,
-        parallel.tensor,
-        parallel.pipeline,
-        parallel.sequence_parallel,
-        config.seed,
-        context=parallel.context,
-        virtual_pipeline=parallel.virtual_pipeline,
-        expert=parallel.expert,
-        expert_tensor=parallel.expert_tensor,
-        layers_per_stage=parallel.layers_per_stage,
-    )
+    topology = configured_topology(platform, config.parallel, config.seed)
     return World(topology, collectives, operations, ledger)
 
 

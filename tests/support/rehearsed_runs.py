@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.parallel.pipeline_messages import connect_stages
 from megatron_prime.parallel.platform import select_platform
-from megatron_prime.parallel.topology import build_topology
+from megatron_prime.parallel.topology import configured_topology
 from megatron_prime.planning.gpus import KNOWN
 from megatron_prime.planning.planned_run import Assumptions, read_planned_run
 from megatron_prime.rehearsal import world
@@ -103,10 +103,7 @@ def real_rank(folder):
     platform.start_process_group()
     record = CollectiveRecord()
     record_groups(record)
-    parallel = run.config.parallel
-    topology = build_topology(
-        platform, parallel.tensor, parallel.pipeline, parallel.sequence_parallel, run.config.seed
-    )
+    topology = configured_topology(platform, run.config.parallel, run.config.seed)
     connect_stages(topology)
     ledger = Ledger("cpu", world.current_phase, world.current_place)
     world.follow_resizes(ledger, torch.device("cpu"))
