@@ -18,11 +18,12 @@ Record = dict[str, Any]
 
 
 def write_report() -> None:
-    """Write the page."""
+    """Write the page and its plot."""
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     PAGE.write_text(
         TEMPLATE.read_text().replace("{tables}", "\n".join(_table(size, records) for size in SIZES))
     )
+    PLOT.write_text(_plot(records))
 
 
 def _by_trainer(records: list[Record]) -> dict[str, list[Record]]:

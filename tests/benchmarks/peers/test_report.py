@@ -20,7 +20,9 @@ def test_a_size_without_runs_says_so():
     assert "Not measured" in report._table("50M", [run("TRL RLOO", 1.0)])
 
 
-def test_the_page_is_that_of_the_records():
-    before = report.PAGE.read_text()
+def test_the_page_and_its_plot_are_those_of_the_records(tmp_path, monkeypatch):
+    written = {name: getattr(report, name).read_text() for name in ("PAGE", "PLOT")}
+    for name in written:
+        monkeypatch.setattr(report, name, tmp_path / name)
     report.write_report()
-    assert report.PAGE.read_text() == before
+    assert {name: (tmp_path / name).read_text() for name in written} == written
