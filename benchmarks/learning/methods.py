@@ -42,6 +42,13 @@ GAE = (
     "advantage.gamma_process=0.9",
     "advantage.gamma_outcome=0.9",
 )
+CRITIC = (
+    *("prm.loss=value", "advantage.estimator=gae", "advantage.process_credit=td"),
+    *("advantage.gamma_process=0.95", "advantage.gamma_outcome=0.95"),
+    *("advantage.process_normalization=none", "advantage.whitening=joint"),
+    *("filter.enabled=false", "policy.lr=6e-4", "prm.lr=5e-4", "prm.num_epochs=1", "prm.num_minibatches=4"),
+)
+"""PPO: a critic of the policy's size that starts as a copy of it and sees the same tokens as a PRM."""
 PRETRAINED = ("prm.path={prm}", "reference.path={sft}")
 """A PRM that was trained on the log of the run on outcomes alone with the same seed: 5,760 responses and their outcomes
 that the run itself does not sample."""
@@ -99,6 +106,7 @@ METHODS: dict[str, Method] = {
     "gae_pretrained": Method(
         "PRIME, GAE with the PRM's value, PRM from an earlier run's log", (*CREDIT, *GAE, *PRETRAINED)
     ),
+    "critic": Method("PPO with a critic", CRITIC),
     "hindsight_intercept": Method(
         "PRIME, hindsight credit, cross-entropy with a class prior", (*HINDSIGHT, "prm.loss=ce_intercept")
     ),

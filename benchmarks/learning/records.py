@@ -111,7 +111,7 @@ def flops_of_step(step: dict[str, Any], config: dict[str, Any], shape: ModelShap
     has_model = has_rewards and prm["source"] == "model"
     is_trained = has_model and prm["update_order"] != "none"
     passes = 1 + 3 * config["policy"]["num_epochs"]
-    passes += has_rewards or config["policy"]["kl_coef"] > 0
+    passes += (has_rewards and prm["loss"] != "value") or config["policy"]["kl_coef"] > 0
     passes += has_model + (3 * prm["num_epochs"] if is_trained else 0)
     tokens = sampled + passes * kept
     return forward_flops(shape, tokens, mean, tokens)

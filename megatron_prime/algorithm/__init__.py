@@ -58,7 +58,8 @@ Baselines and returns
 - estimator="prm_gae" with process_credit="td" is ours: lambda returns of probabilities, whose scale is the outcomes'.
 - estimator="spro" is arXiv 2507.01551; with prm.source="policy" its rewards are the paper's: those of the policy
   before the update, and no PRM.
-- A value head (PPO) is not in this package.
+- estimator="gae" with prm.loss="value" is the critic of PPO (arXiv 1707.06347). Its value is read from two tokens of
+  the output layer, trained on outcomes by cross-entropy, and not clipped.
 
 PRM
 - prm.loss="ce" takes logits; the released code takes a sigmoid first and saturates. Soft labels are allowed, as

@@ -33,6 +33,8 @@ class Requirements:
     value_differences: bool = False
     """Process rewards that are changes of a probability, as they are: advantage.process_credit = "td", nothing that
     rescales them alone, and gamma_process = gamma_outcome."""
+    critic: bool = False
+    """A critic (prm.loss = "value")."""
     tokens: bool = False
     """Process rewards of tokens (prm.granularity = "token")."""
     prior_scores: bool = False

@@ -20,6 +20,7 @@ PresetName = Literal[
     "istar",
     "outcome",
     "paper",
+    "ppo",
     "pure",
     "reinforce_pp",
     "released",
@@ -124,6 +125,22 @@ PRESETS: dict[str, Preset] = {
         {
             "advantage": {"process_credit": "td", "process_normalization": "none", "whitening": "none"},
             "prm": {"loss": "ipvrm", "beta": 10.0},
+        },
+    ),
+    "ppo": Preset(
+        "PPO with a critic, arXiv 1707.06347, and generalized advantage estimation, arXiv 1506.02438",
+        {
+            "advantage": {
+                "estimator": "gae",
+                "process_credit": "td",
+                "process_normalization": "none",
+                "whitening": "joint",
+                "gamma_process": 1.0,
+                "gamma_outcome": 1.0,
+            },
+            "prm": {"loss": "value", "granularity": "token", "update_order": "after"},
+            "policy": {"loss": "ppo_clip", "aggregation": "token"},
+            "filter": {"enabled": False},
         },
     ),
     "gspo": Preset(

@@ -116,7 +116,8 @@ class PrimeConfig(Section):
     @property
     def has_reference_model(self) -> bool:
         """True if the run holds a reference model of its own, for process rewards or for a KL term."""
-        return self.reference.mode == "freeze" and (self.prm.enabled or self.policy.kl_coef > 0)
+        has_log_ratio = self.prm.enabled and not self.prm.is_critic
+        return self.reference.mode == "freeze" and (has_log_ratio or self.policy.kl_coef > 0)
 
     @property
     def prm_path(self) -> Path:

@@ -70,6 +70,9 @@ class ScoringSettings:
     temperature: float = 1.0
     kernel: LogprobKernel = "auto"
     """Kernel of the output layer; see `logprobs.output_layer`."""
+    value_tokens: tuple[int, int] | None = None
+    """Two token ids. The scores are then those of a critic: before each response token, log p(first) - log p(second),
+    the difference of their logits, instead of the log-prob of the token itself. It costs the output layer twice."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,10 @@ class PackedPass:
         # What is computed from the packing is computed on the host: reading it from a GPU would wait for the GPU.
         packed = microbatch.packed.to(device)
         share, (rows_b,) = share.to(device), move_together([microbatch.rows_b], device)
+        positions_R, labels_R = share.positions_R, packed.labels_S[packed.predict_positions_R][share.scored_R]
+        if self._settings.value_tokens is not None:
+            labels_R = torch.cat([torch.full_like(labels_R, token) for token in self._settings.value_tokens])
+            positions_R = positions_R.repeat(2)
         output = model(
             token_ids_S=packed.token_ids_S[share.tokens_L],
             position_ids_S=packed.position_ids_S[share.tokens_L],
@@ -260,8 +267,8 @@ class PackedPass:
                 routing=None if routing is None else routing.to(device),
             ),
             request=ScoreRequest(
-                positions_R=share.positions_R,
-                labels_R=packed.labels_S[packed.predict_positions_R][share.scored_R],
+                positions_R=positions_R,
+                labels_R=labels_R,
                 temperature=self._settings.temperature,
                 chunk_tokens=self._settings.chunk_tokens,
                 kernel=self._settings.kernel,
@@ -299,6 +306,9 @@ class PackedPass:
         loss: RowLoss | None,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Return (scalar to differentiate, token count, report), as Megatron's schedule expects on the last stage."""
+        if self._settings.value_tokens is not None:
+            (first_R, second_R), (entropy_R, _) = (each.chunk(2) for each in output_2R)
+            output_2R = torch.stack([first_R - second_R, entropy_R])
         logprobs_bT = self._whole_rows(output_2R[0], packed, share, sink.num_columns)
         entropy_bT = self._whole_rows(output_2R[1], packed, share, sink.num_columns)
         sink.put(rows_b, logprobs_bT, entropy_bT)

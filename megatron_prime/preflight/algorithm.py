@@ -13,7 +13,7 @@ from megatron_prime.algorithm.registry import (
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.advantage import AdvantageConfig
 from megatron_prime.config.tables.policy import NO_CORRECTION
-from megatron_prime.config.tables.prm import PRMConfig
+from megatron_prime.config.tables.prm import VALUE, PRMConfig
 
 
 def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
@@ -32,6 +32,8 @@ def algorithm_faults(config: PrimeConfig) -> Iterator[str]:
     if config.prm.enabled:
         yield from _granularity_faults(config)
         yield from _credit_faults(config)
+    if config.prm.is_critic:
+        yield from _critic_faults(config)
     if faults or _fulfils_everything(config):
         return
     for registry, spec in named:
@@ -54,6 +56,16 @@ def scored_tokens_faults(config: PrimeConfig, command: str) -> Iterator[str]:
         yield f"{option} prm_evaluation.processbench and pairs have none: name responses alone, or {fix}"
     if command == "serve_prm":
         yield f"{option} requests have none: {fix}"
+
+
+def critic_command_faults(config: PrimeConfig, command: str) -> Iterator[str]:
+    """Yield why a command that works with log-ratios cannot take a critic."""
+    if command in ("train_prm", "evaluate_prm", "serve_prm") and config.prm.loss == VALUE:
+        name = command.replace("evaluate_prm", "eval_prm").replace("_", "-")
+        yield (
+            f"prm.loss = 'value' is a critic, which learns within `train`, and {name} works with log-ratios of a PRM "
+            "and its reference: name another objective"
+        )
 
 
 def objective_faults(config: PrimeConfig) -> Iterator[str]:
@@ -88,7 +100,8 @@ def _fulfils_everything(config: PrimeConfig) -> bool:
         undiscounted_process=True,
         own_credit=True,
         units=not has_default_loss,
-        value_differences=not is_default,
+        value_differences=not is_default or not has_default_loss,
+        critic=not is_default,
         tokens=not is_default,
         turns=not is_default,
     )
@@ -111,6 +124,8 @@ def _unfulfilled(requires: Requirements, config: PrimeConfig) -> Iterator[str]:
         )
     if requires.value_differences:
         yield from _value_faults(config.advantage)
+    if requires.critic and not config.prm.is_critic:
+        yield f"needs a critic: set prm.loss = 'value', not {config.prm.loss!r}, or take 'prm_gae'"
     if requires.tokens and config.prm.granularity != "token":
         yield f"compares tokens: set prm.granularity = 'token', not {config.prm.granularity!r}"
     if requires.units and config.prm.granularity not in ("step", "turn"):
@@ -143,6 +158,26 @@ def _value_faults(advantage: AdvantageConfig) -> Iterator[str]:
             "subtracts values from outcomes, so both need one scale: set advantage.whitening to 'joint' or 'none', not "
             "'per_source'"
         )
+
+
+def _critic_faults(config: PrimeConfig) -> Iterator[str]:
+    """Yield what does not go with a critic."""
+    option = "prm.loss = 'value' trains a critic,"
+    estimator, trust = config.advantage.estimator, config.advantage.process_trust
+    if estimator != "gae" and estimator in ESTIMATORS.names():
+        yield f"{option} whose values are baselines: set advantage.estimator = 'gae', not {estimator!r}"
+    if trust != "full":
+        yield (
+            f"{option} whose changes of the value add up to the same for all responses to a prompt, so that "
+            f"advantage.process_trust = {trust!r} could not tell a good one: set 'full'"
+        )
+    if config.prm.scored_tokens == "environment":
+        yield (
+            f"{option} which needs a value before every token that the policy writes: set prm.scored_tokens = 'all' or "
+            "'policy'"
+        )
+    if config.prm.probe is not None:
+        yield f"{option} and prm.probe measures log-ratios: leave it out"
 
 
 def _granularity_faults(config: PrimeConfig) -> Iterator[str]:

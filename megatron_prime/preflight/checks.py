@@ -10,7 +10,12 @@ from pathlib import Path
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.preflight.algorithm import algorithm_faults, objective_faults, scored_tokens_faults
+from megatron_prime.preflight.algorithm import (
+    algorithm_faults,
+    critic_command_faults,
+    objective_faults,
+    scored_tokens_faults,
+)
 from megatron_prime.preflight.data import data_faults
 from megatron_prime.preflight.engines import engine_faults
 from megatron_prime.preflight.environments import environment_faults
@@ -70,7 +75,11 @@ def check_run(
         faults += objective_faults(config)
     if command in ("sft", "train_prm"):
         faults += resume_faults(config, command)
-    faults += [*scored_tokens_faults(config, command), *reference_faults(config, command)]
+    faults += [
+        *scored_tokens_faults(config, command),
+        *critic_command_faults(config, command),
+        *reference_faults(config, command),
+    ]
     if faults:
         raise ConfigError(f"{command} on {num_processes} processes", faults)
     return arithmetic

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_prime.algorithm.prm_loss import prm_metrics, prm_targets
+from megatron_prime.algorithm.prm_objectives.value import last_values_B
 from megatron_prime.algorithm.prm_rows import ScoredRows
 from megatron_prime.algorithm.registry import PRM_OBJECTIVES, Requirements
 from megatron_prime.config.tables.prm import PRMConfig
@@ -106,7 +107,10 @@ class PRMPhase:
     def run(
         self, batch: RolloutBatch, sequences: Sequences, ref_logprobs_BT: torch.Tensor, step_index: int
     ) -> PRMResult:
-        """Score and update as configured, in the order configured. Collective over all ranks."""
+        """Score and update as configured, in the order configured. Collective over all ranks.
+
+        The reference of a critic, whose scores are logits already, is 0 everywhere.
+        """
         with self.prm.resident():
             return self._run(batch, sequences, ref_logprobs_BT, step_index)
 
@@ -136,13 +140,13 @@ class PRMPhase:
             elif config.update_order == "before":
                 scores = self.prm.score(sequences)
         assert scores is not None
-        scores_B = self._rows(scores.logprobs_BT, ref_logprobs_BT, batch).scores_B
+        scores_B = self._scores_B(scores.logprobs_BT, ref_logprobs_BT, batch)
         quality = prm_metrics(scores_B, batch.outcome_rewards_B, batch.group_ids_B)
         if config.update_order != "before":
             metrics |= _unseen(quality)
         elif unseen.logprobs_BT is not None:
-            rows = self._rows(unseen.logprobs_BT, ref_logprobs_BT, batch)
-            metrics |= _unseen(unseen.metrics(rows.scores_B, batch))
+            unseen_B = self._scores_B(unseen.logprobs_BT, ref_logprobs_BT, batch)
+            metrics |= _unseen(unseen.metrics(unseen_B, batch))
         return PRMResult(scores.logprobs_BT, metrics | quality)
 
     def _update(
@@ -186,6 +190,13 @@ class PRMPhase:
         scored_BT = batch.scored_mask_BT(self._config.scored_tokens)
         unit_ids_BT = self._unit_ids_BT(batch)
         return ScoredRows.of(prm_logprobs_BT, ref_logprobs_BT, scored_BT, self._config.beta, unit_ids_BT)
+
+    def _scores_B(  # noqa: N802
+        self, prm_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch
+    ) -> torch.Tensor:
+        """Return the logit that each response is right, of a critic before its last scored token."""
+        rows = self._rows(prm_logprobs_BT, ref_logprobs_BT, batch)
+        return last_values_B(rows) if self._config.is_critic else rows.scores_B
 
     def _unit_ids_BT(self, batch: RolloutBatch) -> torch.Tensor | None:  # noqa: N802
         return batch.unit_ids_BT(self._config.granularity) if self._requires.units else None

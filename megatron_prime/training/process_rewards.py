@@ -19,7 +19,7 @@ class ProcessRewards:
     prm_logprobs_BT: torch.Tensor
     """Log-probs that the rewards are made of."""
     rewards_BT: torch.Tensor
-    """The reward of each token, step or turn itself, whatever the credit form."""
+    """The reward of each token, step or turn itself, whatever the credit form; of a critic the change of its value."""
     credited: CreditedRewards
     """The rewards that each of them is credited with."""
 
@@ -40,7 +40,9 @@ class ProcessRewards:
         )
         credited = credited_rewards(*inputs, credit, unit_ids_BT, policy_BT, values_BL)
         own_BT = (
-            credited.rewards_BT if credit == "own" else process_rewards_BT(*inputs, unit_ids_BT, policy_BT)
+            credited.rewards_BT
+            if credit == "own" or config.prm.is_critic
+            else process_rewards_BT(*inputs, unit_ids_BT, policy_BT)
         )
         return ProcessRewards(prm_logprobs_BT, own_BT, credited)
 

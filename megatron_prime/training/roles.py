@@ -1,10 +1,12 @@
 """The models of a run, built from its configuration: policy, PRM and reference."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from megatron_prime.algorithm.prm_objectives.value import value_tokens
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.models.forward import ScoringSettings
 from megatron_prime.parallel.topology import Topology
 from megatron_prime.training.same_alignment import align_like
@@ -44,7 +46,10 @@ def scoring_settings(config: PrimeConfig, temperature: float = 1.0) -> ScoringSe
 
 def role_spec(config: PrimeConfig, name: str, hf_path: Path, temperature: float = 1.0) -> RoleSpec:
     """Return the spec of one role of a run."""
-    return RoleSpec(name, hf_path, scoring_settings(config, temperature), config.memory, config.model_options)
+    scoring = scoring_settings(config, temperature)
+    if name == "prm" and config.prm.is_critic:
+        scoring = replace(scoring, value_tokens=value_tokens(read_shape(hf_path).vocab_size))
+    return RoleSpec(name, hf_path, scoring, config.memory, config.model_options)
 
 
 def build_roles(

@@ -218,6 +218,8 @@ class Trainer:
         prm, phase = self.config.prm, self._context.prm_phase
         if not prm.enabled:
             return None
+        if prm.is_critic:
+            ref_logprobs_BT = torch.zeros_like(old.logprobs_BT)
         assert ref_logprobs_BT is not None
         if phase is None:
             result = policy_as_prm(batch, old.logprobs_BT, ref_logprobs_BT, prm)
@@ -226,7 +228,8 @@ class Trainer:
         process = ProcessRewards.of(batch, result.logprobs_BT, ref_logprobs_BT, self.config)
         metrics.add("prm", result.metrics)
         metrics.add("prm", process.metrics(batch.scored_mask_BT(prm.scored_tokens)))
-        metrics.add("prm", turn_metrics(batch, result.logprobs_BT, ref_logprobs_BT, prm))
+        if not prm.is_critic:
+            metrics.add("prm", turn_metrics(batch, result.logprobs_BT, ref_logprobs_BT, prm))
         return process
 
     def _advantages(
@@ -314,7 +317,8 @@ class Trainer:
     def _describe_credit(self, metrics: Metrics, trained: TrainedBatch) -> None:
         """Add the signs of process rewards that mislead."""
         formats, rewards_BT = self._context.format_tokens, trained.process_rewards_BT
-        if formats is None or rewards_BT is None:
+        # These are signs of log-ratios that mislead.
+        if formats is None or rewards_BT is None or self.config.prm.is_critic:
             return
         assert trained.prm_logprobs_BT is not None
         assert trained.ref_logprobs_BT is not None

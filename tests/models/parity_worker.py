@@ -1,5 +1,6 @@
 """Functions that one rank runs in the layout tests: score a fixed batch, and export gradients and weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_prime.algorithm.prm_objectives.value import value_tokens
 from megatron_prime.config.tables.policy import PolicyConfig
-from megatron_prime.models.forward import ScoringSettings
+from megatron_prime.models.forward import PackedPass, ScoringSettings
 from megatron_prime.training.trainable import RoleSpec, Trainable
 from tests.parallel.pipeline_worker import counted_waits
 from tests.support.layout_worker import blocks_of, topology_of
@@ -133,6 +135,11 @@ def _one_model(
         config.fp8, config.fp8_recipe = "hybrid", "tensorwise"
         replayed["padded"] = trainable.score(sequences).logprobs_BT
         config.fp8 = None
+        critic = replace(settings, value_tokens=value_tokens(trainable.built.shape.vocab_size))
+        values = PackedPass(trainable._pass._chunks, topology, critic, trainable._pass._costs).score(
+            sequences
+        )
+        replayed |= {"values": values.logprobs_BT, "entropy of values": values.entropy_BT}
     return replayed | {
         "logprobs": scores.logprobs_BT,
         "entropy": scores.entropy_BT,

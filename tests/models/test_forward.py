@@ -52,17 +52,19 @@ def oracle(models, weights_BT):
     expected = {}
     for name, (_, model) in models.items():
         logprobs_BT = torch.zeros(len(SEQUENCES), NUM_COLUMNS)
-        entropy_BT = torch.zeros_like(logprobs_BT)
+        entropy_BT, values_BT = torch.zeros_like(logprobs_BT), torch.zeros_like(logprobs_BT)
         for row, (prompt, response) in enumerate(SEQUENCES):
             logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
             full = torch.log_softmax(logits, dim=-1)
             logprobs_BT[row, : len(response)] = full[range(len(response)), response]
             entropy_BT[row, : len(response)] = -(full.exp() * full).sum(-1)
+            values_BT[row, : len(response)] = logits[:, -1] - logits[:, -2]
         model.zero_grad()
         value = (weights_BT * (logprobs_BT + entropy_BT / 10)).sum()
         value.backward()
         gradients = as_in_checkpoint(model, {n: p.grad.clone() for n, p in model.named_parameters()})
-        expected[name] = (logprobs_BT.detach(), entropy_BT.detach(), value.item(), gradients)
+        values_BT = values_BT.detach()
+        expected[name] = (logprobs_BT.detach(), entropy_BT.detach(), value.item(), gradients, values_BT)
     return expected
 
 
@@ -81,7 +83,7 @@ def results(models, weights_BT):
 
 @pytest.mark.parametrize(("layout", "name"), parity_worker.CASES)
 def test_scores_equal_hf(layout, name, results, oracle):
-    logprobs_BT, entropy_BT, value, _ = oracle[name]
+    logprobs_BT, entropy_BT, value, *_ = oracle[name]
     for of_rank in results[layout, name]:
         torch.testing.assert_close(of_rank["logprobs"], logprobs_BT, rtol=0, atol=1e-5)
         torch.testing.assert_close(of_rank["entropy"], entropy_BT, rtol=0, atol=1e-5)
@@ -93,6 +95,14 @@ def test_padding_for_fp8_changes_no_result(layout, results, oracle):
     name = parity_worker.model_for(layout, parity_worker.PADDED)
     for of_rank in results[layout, name]:
         torch.testing.assert_close(of_rank["padded"], oracle[name][0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", parity_worker.DENSE_LAYOUTS)
+def test_the_values_of_a_critic_are_differences_of_two_logits_of_hf(layout, results, oracle):
+    name = parity_worker.model_for(layout, parity_worker.PADDED)
+    for of_rank in results[layout, name]:
+        torch.testing.assert_close(of_rank["values"], oracle[name][4], rtol=0, atol=1e-5)
+        torch.testing.assert_close(of_rank["entropy of values"], oracle[name][1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,11 @@ import pytest
 from megatron_prime.algorithm.registry import ESTIMATORS, IMPORTANCE_RATIOS, POLICY_LOSSES, PRM_OBJECTIVES
 from megatron_prime.config.loading import ConfigError
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.preflight.algorithm import algorithm_faults, scored_tokens_faults
+from megatron_prime.preflight.algorithm import (
+    algorithm_faults,
+    critic_command_faults,
+    scored_tokens_faults,
+)
 from megatron_prime.preflight.checks import check_run
 from tests.support import deadlines
 
@@ -34,6 +38,8 @@ a_number = 3
 
 
 GAME = {"name": "guess_number"}
+CRITIC = {"estimator": "gae", "process_credit": "td", "process_normalization": "none"}
+VALUE = {"loss": "value"}
 GAE = {"estimator": "prm_gae", "process_credit": "td", "process_normalization": "none"}
 
 
@@ -55,8 +61,8 @@ def build(**sections) -> PrimeConfig:
     ("sections", "fault"),
     [
         (
-            {"advantage": {"estimator": "gae"}},
-            f"advantage.estimator = 'gae': known names are {', '.join(ESTIMATORS.names())}; "
+            {"advantage": {"estimator": "vtrace"}},
+            f"advantage.estimator = 'vtrace': known names are {', '.join(ESTIMATORS.names())}; "
             "a class of your own is package.module:Class",
         ),
         ({"advantage": {"estimator": "rlo"}}, "; did you mean 'rloo'?"),
@@ -183,6 +189,26 @@ def build(**sections) -> PrimeConfig:
             {"advantage": {"estimator": "istar"}, "environment": GAME},
             "advantage.estimator = 'istar' normalizes the rewards of turns: set prm.granularity = 'turn'",
         ),
+        (
+            {"advantage": CRITIC},
+            "advantage.estimator = 'gae' needs a critic: set prm.loss = 'value', not 'ce'",
+        ),
+        (
+            {"advantage": GAE, "prm": VALUE},
+            "whose values are baselines: set advantage.estimator = 'gae', not 'prm_gae'",
+        ),
+        (
+            {"advantage": CRITIC | {"process_trust": "pair_accuracy"}, "prm": VALUE},
+            "could not tell a good one",
+        ),
+        (
+            {"advantage": CRITIC, "prm": VALUE | {"scored_tokens": "environment"}, "environment": GAME},
+            "needs a value before every token that the policy writes",
+        ),
+        (
+            {"advantage": CRITIC, "prm": VALUE | {"probe": Path("p.json")}},
+            "measures log-ratios: leave it out",
+        ),
         ({"policy": {"loss": "my_estimators:a_number"}}, "must name a class with token_losses_BT"),
     ],
 )
@@ -212,6 +238,7 @@ def test_what_cannot_train_is_refused(sections, fault):
         },
         {"advantage": GAE | {"gamma_process": 0.9, "gamma_outcome": 0.9}},
         {"advantage": {"estimator": "spro"}, "prm": {"source": "policy"}},
+        {"advantage": CRITIC, "prm": VALUE, "rollout": {"group_size": 1}},
     ],
 )
 def test_what_can_train_passes(sections):
@@ -219,13 +246,13 @@ def test_what_can_train_passes(sections):
 
 
 def test_train_is_checked_and_other_commands_are_not():
-    config = build(advantage={"estimator": "gae"})
+    config = build(advantage={"estimator": "vtrace"})
     with pytest.raises(ConfigError) as caught:
         check_run(config, 1, "train")
-    assert any("'gae'" in fault for fault in caught.value.faults)
+    assert any("'vtrace'" in fault for fault in caught.value.faults)
     with pytest.raises(ConfigError) as caught:
         check_run(config, 1, "sft")
-    assert not any("'gae'" in fault for fault in caught.value.faults)
+    assert not any("'vtrace'" in fault for fault in caught.value.faults)
 
 
 def test_the_default_configuration_is_checked_without_torch():
@@ -235,7 +262,7 @@ def test_the_default_configuration_is_checked_without_torch():
         "from megatron_prime.preflight.algorithm import algorithm_faults\n"
         "sections = {'run_dir': 'a', 'model': {'path': 'm'}, 'trainer': {'num_steps': 1}}\n"
         "assert not list(algorithm_faults(PrimeConfig.model_validate(sections)))\n"
-        "wrong = {**sections, 'advantage': {'estimator': 'gae'}}\n"
+        "wrong = {**sections, 'advantage': {'estimator': 'vtrace'}}\n"
         "assert len(list(algorithm_faults(PrimeConfig.model_validate(wrong)))) == 1\n"
         "assert 'torch' not in sys.modules"
     )
@@ -264,3 +291,15 @@ def test_replies_cannot_be_scored_where_there_are_none(command, sections, fault)
     faults = list(scored_tokens_faults(build(**sections | {"prm": of_prm}), command))
     assert len(faults) == (fault is not None) and all(fault in each for each in faults)
     assert not list(scored_tokens_faults(build(**sections), command))
+
+
+def test_a_critic_is_no_prm_for_other_commands():
+    for command, name in (
+        ("train_prm", "train-prm"),
+        ("evaluate_prm", "eval-prm"),
+        ("serve_prm", "serve-prm"),
+    ):
+        (fault,) = critic_command_faults(build(prm=VALUE), command)
+        assert f"{name} works with log-ratios" in fault
+        assert not list(critic_command_faults(build(), command))
+    assert not list(critic_command_faults(build(prm=VALUE), "train"))

@@ -29,8 +29,10 @@ CASES = {
     "before, epochs": {"update_order": "before", "num_epochs": 2},
     "after, without replies": {"scored_tokens": "policy"},
     "none": {"update_order": "none"},
+    "after, critic": {"loss": "value", "scored_tokens": "policy"},
+    "before, critic": {"update_order": "before", "loss": "value", "num_minibatches": 7},
 }
-SCORED_FIRST = [name for name in CASES if not name.startswith("before")]
+SCORED_FIRST = [name for name in CASES if not name.startswith("before") and "critic" not in name]
 TRAINED = [name for name in CASES if name != "none"]
 
 
@@ -153,7 +155,18 @@ def test_layouts_train_the_same_prm(name, results):
                 assert step["metrics"] == pytest.approx(reference["metrics"], rel=1e-3, abs=1e-4, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", ["after", "before"])
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_a_critic_is_measured_by_its_value_before_the_last_token_of_the_policy(layout, results):
+    _, own_BT = masks()
+    last_B = torch.where(own_BT, torch.arange(own_BT.shape[1]), 0).max(dim=1).values
+    for steps in results[layout, "after, critic"]:
+        for step in steps:
+            values_B = step["before"].gather(1, last_B[:, None])[:, 0]
+            quality = prm_metrics(values_B, torch.tensor(LABELS), torch.tensor(GROUPS))
+            assert {name: step["metrics"][name] for name in quality} == pytest.approx(quality, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["after", "before", "after, critic"])
 def test_cross_entropy_falls(name, results):
     first, second = results["one", name][0]
     assert second["metrics"]["ce"] < first["metrics"]["ce"]

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.prm import PRMConfig
+from megatron_prime.hf.shape import read_shape
 from megatron_prime.training.roles import role_spec, scoring_settings
+from tests.support.tiny_models import save_tiny_model
 
 
 @pytest.fixture
@@ -32,3 +35,14 @@ def test_a_spec_carries_the_memory_and_options_of_the_run(config):
     assert (spec.name, spec.hf_path, spec.scoring) == ("reference", Path("r"), scoring_settings(config))
     assert spec.memory.offloaded_parts("reference")
     assert spec.options == config.model_options
+
+
+def test_the_scores_of_a_critic_are_read_from_two_tokens_and_need_no_reference(config, tmp_path):
+    save_tiny_model("shallow qwen2", tmp_path)
+    critic = config.model_copy(update={"prm": PRMConfig(loss="value")})
+    vocab_size = read_shape(tmp_path).vocab_size
+    assert role_spec(critic, "prm", tmp_path).scoring.value_tokens == (vocab_size - 1, vocab_size - 2)
+    assert role_spec(critic, "policy", tmp_path).scoring.value_tokens is None
+    assert role_spec(config, "prm", tmp_path).scoring.value_tokens is None
+    assert config.has_reference_model and not critic.has_reference_model
+    assert set(critic.model_paths("train")) == {"policy", "prm"}

@@ -22,6 +22,10 @@ PRM_VARIANTS = {
     for combination in itertools.product(ORDERS, LOSSES, GRANULARITIES)
 }
 OUTCOME_ONLY = ["prm.enabled=false"]
+CRITIC = [
+    *("prm.loss=value", "advantage.estimator=gae", "advantage.process_credit=td"),
+    *("advantage.process_normalization=none", "advantage.gamma_process=0.9", "advantage.gamma_outcome=0.9"),
+]
 OTHER_VARIANTS = {
     **{
         f"advantage.{key}={value}": [f"advantage.{key}={value}"]
@@ -82,6 +86,13 @@ OTHER_VARIANTS = {
         ),
         "advantage.gamma_outcome=0.9",
     ],
+    "critic": [*CRITIC, "prm.num_minibatches=2"],
+    "critic and kl": [
+        *CRITIC,
+        "policy.kl_coef=0.1",
+        "advantage.process_warmup_steps=1",
+        "trainer.num_steps=2",
+    ],
     "policy as prm": ["prm.source=policy", "prm.lr=1e-6"],
     "spro": ["advantage.estimator=spro", "advantage.process_normalization=none", "prm.update_order=before"],
 }
@@ -107,6 +118,7 @@ TURN_VARIANTS = {
         *("prm.scored_tokens=policy", "reference.mode=policy"),
     ],
     "turns without a PRM": OUTCOME_ONLY,
+    "turns with a critic and no PRM": [*CRITIC, "prm.scored_tokens=policy"],
 }
 
 
@@ -270,6 +282,13 @@ def test_the_policy_as_its_own_prm_trains_none_and_starts_at_zero(steps):
     assert metrics["prm/process_reward_max_abs"] == 0
     assert [name for name in metrics if name.startswith("prm/") and ("grad" in name or "lr" in name)] == []
     assert metrics["prm/pair_accuracy"] == 0.5
+
+
+def test_a_critic_gives_values_from_the_first_step_on_and_no_signs_of_log_ratios(steps):
+    metrics = steps["critic"]
+    assert 0 < metrics["prm/process_reward_max_abs"] < 1, "changes of probabilities"
+    assert metrics["prm/ce"] == pytest.approx(math.log(2), abs=0.5)
+    assert [name for name in metrics if name.startswith(COUNTED)] == []
 
 
 def test_the_engine_releases_its_memory_between_sampling_and_scoring(stale_step):

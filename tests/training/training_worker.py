@@ -1,9 +1,12 @@
 """Functions that one rank runs in the tests of tests/training."""
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT
+from megatron_prime.algorithm.prm_objectives.value import value_tokens
 from megatron_prime.config.model_options import ModelOptions
 from megatron_prime.config.optimizer import OptimizerConfig
 from megatron_prime.config.tables.guards import GuardsConfig
@@ -198,16 +201,19 @@ def run_prm_phases(layouts, folder, batch, rollout_batch, cases, num_steps):
         topology = topology_of(layout)
         reference = Scorer(RoleSpec("reference", folder, SETTINGS), topology)
         ref_logprobs_BT = reference.score(batch["sequences"]).logprobs_BT
-        spec = RoleSpec("prm", folder, SETTINGS)
+        tokens = value_tokens(reference.built.shape.vocab_size)
         for name, options in cases.items():
             config = PRMConfig(**{"lr": 1e-3, "adam_eps": 1e-6, "beta": BETA} | options)
+            scoring = replace(SETTINGS, value_tokens=tokens) if config.is_critic else SETTINGS
+            spec = RoleSpec("prm", folder, scoring)
             if config.update_order == "none":
                 prm = Scorer(spec, topology)
             else:
                 prm = Trainable(spec, topology, config, num_steps=10)
             phase = PRMPhase(prm, config, seed=3)
+            ref_BT = torch.zeros_like(ref_logprobs_BT) if config.is_critic else ref_logprobs_BT
             report[layout, name] = [
-                _run_phase(phase, prm, batch, rollout_batch, ref_logprobs_BT, options, step)
+                _run_phase(phase, prm, batch, rollout_batch, ref_BT, options, step)
                 for step in range(num_steps)
             ]
     return report

@@ -9,5 +9,6 @@ A module holds a class `Objective` that fulfils `algorithm.prm_loss.PRMObjective
 - `bon_rm`: dpo weighted by the response's rank in its group by score.
 - `dpo_units`: dpo after each step or turn.
 - `ipvrm`: cross-entropy of the length-normalized value of every prefix with the outcome.
+- `value`: a critic instead of a PRM; cross-entropy of its value of every prefix with the outcome.
 - `noisy_and`: experimental; cross-entropy of the probability that all tokens are right.
 """

@@ -18,7 +18,7 @@ class AdvantageConfig(Section):
     """
 
     estimator: NameOrPath = "rloo"
-    """A module of algorithm/estimators (rloo, grpo, reinforce, prm_value, prm_gae, istar, spro), or a class as
+    """A module of algorithm/estimators (rloo, grpo, reinforce, gae, prm_value, prm_gae, istar, spro), or a class as
     "package.module:Class"."""
     process_baseline: ProcessBaseline = "released"
     """The baseline that rloo subtracts from process rewards: Eq. 5 as printed (sequence_sum), the same total taken once

@@ -9,6 +9,8 @@ Granularity = Literal["token", "step", "turn", "whole"]
 RewardScale = Literal["beta", "raw"]
 ScoredTokens = Literal["all", "policy", "environment"]
 PRMSource = Literal["model", "policy"]
+VALUE = "value"
+"""The prm.loss of a critic."""
 READ_WITHOUT_A_MODEL = (
     "enabled",
     "source",
@@ -38,7 +40,8 @@ class PRMConfig(OptimizerConfig):
     """Scale of the log-ratio (Eq. 3)."""
     loss: NameOrPath = "ce"
     """A module of algorithm/prm_objectives (ce, ce_intercept, ipvrm, noisy_and, dpo, bon_acc, bon_rm, dpo_units), or a
-    class as "package.module:Class"."""
+    class as "package.module:Class". value makes the PRM a critic, which predicts the outcome from every prefix and
+    needs no reference; it goes with advantage.estimator = "gae"."""
     update_order: Literal["after", "before", "none", "reverse"] = "after"
     """after and reverse score with the PRM before this step's update, before with the updated one; none: no update."""
     granularity: Granularity = "token"
@@ -61,6 +64,11 @@ class PRMConfig(OptimizerConfig):
     def has_model(self) -> bool:
         """True if the run holds a PRM of its own."""
         return self.enabled and self.source == "model"
+
+    @property
+    def is_critic(self) -> bool:
+        """True if the run's own PRM is a critic: it scores values of prefixes instead of the response's tokens."""
+        return self.has_model and self.loss == VALUE
 
     @property
     def is_trained(self) -> bool:
