@@ -26,6 +26,7 @@ PRIVATE_JARGON = re.compile(
 """Words that this project once used for terms that the field has a word for: fix, expensive, option, restart."""
 
 CALLED_BY_OTHERS = {
+    "get_nowait": "megatron-core's checkpoint writers",
     "find_class": "pickle.Unpickler",
     "get_replay_topk": "megatron-core's router",
     "forward": "autograd functions and modules",

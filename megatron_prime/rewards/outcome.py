@@ -118,7 +118,14 @@ class OutcomeCounts:
         self._lock = threading.Lock()
 
     def add(self, outcomes: Iterable[VerificationOutcome]) -> None:
-        """Count outcomes, with a warning for those that have no reward although their verifier is there."""
+        """Count outcomes, with a warning for those that have no reward although their verifier is there.
+
+        Threads may call it at the same time.
+        """
+        with self._lock:
+            self._add(outcomes)
+
+    def _add(self, outcomes: Iterable[VerificationOutcome]) -> None:
         repeated: Counter[str] = Counter()
         for outcome in outcomes:
             self._counts[outcome.status] += 1
@@ -137,7 +144,7 @@ class OutcomeCounts:
             _LOG.warning("verification: %d more with %s (%d so far)", count, kind, self._failures[kind])
 
     def add_restart(self) -> None:
-        """Count a restarted worker, or a repeated request. Threads of a pool call it at the same time."""
+        """Count a restarted worker, or a repeated request. Threads may call it at the same time."""
         with self._lock:
             self._num_restarts += 1
 

@@ -1,6 +1,6 @@
 """Verification in worker processes that can be killed, so that a deadline holds whatever the verifier does.
 
-    verify_all -> one thread per worker -> frames over pipes -> worker process -> frames -> outcomes in order
+    verify_all -> a queue of all callers -> one thread per worker -> frames over pipes -> worker process -> outcomes
 
 The processes are those of `workers.process`.
 """
@@ -8,8 +8,9 @@ The processes are those of `workers.process`.
 import json
 import math
 import queue
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
@@ -26,12 +27,15 @@ from megatron_prime.workers.process import (
 NUM_ATTEMPTS = 2
 """Attempts per response. A worker may die for an unrelated reason, such as the machine's memory, so one retry."""
 
+CLOSED = "this VerifierPool was closed during a batch"
+
 
 class VerifierPool:
     """Verifies batches of responses in `num_workers` processes, each response under a deadline.
 
     A verifier that declares `in_process` runs in the calling process instead, and no worker is started.
-    Close the pool, or use it as a context manager. A pool must not be used by several threads at the same time.
+    Close the pool, or use it as a context manager. Threads may share a pool: responses are verified in the order in
+    which they were asked for, and each caller waits for its own alone.
     """
 
     def __init__(
@@ -72,13 +76,20 @@ class VerifierPool:
         self._counts = OutcomeCounts()
         self._worker = worker(f"verifier {name}", VERIFIER)
         self._is_closed = False
+        self._lock = threading.Lock()
+        self._num_callers = 0
+        """Threads that wait for outcomes of workers."""
         self._no_start = ""
-        """Why no worker could be started, twice in a row, since the begin of this batch."""
+        """Why no worker could be started, twice in a row, since nobody waited last."""
         self._workers: list[WorkerProcess | None] = []
+        self._free_slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        """Indices of workers that have no response. There are as many threads as workers, so it is never empty."""
         self._threads: ThreadPoolExecutor | None = None
         if self._in_process_verifier is None:
             self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="verifier")
             self._workers = [None] * num_workers
+            for slot in range(num_workers):
+                self._free_slots.put(slot)
             try:
                 list(self._threads.map(self._start_worker, range(num_workers)))
             except (WorkerDiedError, WorkerTimeoutError, OSError) as error:
@@ -115,11 +126,12 @@ class VerifierPool:
         if self._is_closed:
             raise RuntimeError("this VerifierPool is closed")
         if self._in_process_verifier is not None:
-            outcomes = [
-                run_verifier(self._in_process_verifier, sample)
-                for batch in self._worker.each([samples])
-                for sample in batch
-            ]
+            with self._lock:  # one thread at a time, as in a worker process
+                outcomes = [
+                    run_verifier(self._in_process_verifier, sample)
+                    for batch in self._worker.each([samples])
+                    for sample in batch
+                ]
         else:
             outcomes = self._verify_in_workers(samples)
         self._counts.add(outcomes)
@@ -137,37 +149,42 @@ class VerifierPool:
                 self._workers[slot] = None
 
     def _verify_in_workers(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
-        assert self._threads is not None
-        self._no_start = ""
-        # A shared queue instead of equal shares: some responses take a thousand times longer than others.
-        indices: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for index in range(len(samples)):
-            indices.put(index)
-
-        # One thread per worker empties the queue: a worker's pipes are therefore never used by two threads.
-        def drain(slot: int) -> list[tuple[int, VerificationOutcome]]:
-            done = []
-            while True:
-                if self._is_closed:
-                    raise RuntimeError("this VerifierPool was closed during a batch")
-                try:
-                    index = indices.get_nowait()
-                except queue.Empty:
-                    return done
-                self._worker.begin()
-                try:
-                    done.append((index, self._verify_one(slot, samples[index])))
-                finally:
-                    self._worker.end()
-
+        with self._lock:
+            if not self._num_callers:
+                self._no_start = ""
+            self._num_callers += 1
         self._worker.submit(len(samples))
-        outcomes: dict[int, VerificationOutcome] = {}
+        waiting: list[Future[VerificationOutcome]] = []
         try:
-            for done in self._threads.map(drain, range(len(self._workers))):
-                outcomes.update(done)
+            for sample in samples:
+                waiting.append(self._submit(sample))
+            return [future.result() for future in waiting]
         finally:
-            self._worker.withdraw(len(samples) - len(outcomes))
-        return [outcomes[index] for index in range(len(samples))]
+            # After an error, such as Ctrl-C: what has not begun does not begin.
+            num_cancelled = sum(future.cancel() for future in waiting) + len(samples) - len(waiting)
+            self._worker.withdraw(num_cancelled)
+            with self._lock:
+                self._num_callers -= 1
+
+    def _submit(self, sample: Sample) -> Future[VerificationOutcome]:
+        assert self._threads is not None
+        try:
+            return self._threads.submit(self._verify_next, sample)
+        except RuntimeError as error:  # the threads were shut down
+            raise RuntimeError(CLOSED) from error
+
+    def _verify_next(self, sample: Sample) -> VerificationOutcome:
+        if self._is_closed:
+            self._worker.withdraw(1)
+            raise RuntimeError(CLOSED)
+        # The slot is taken until the outcome is there: a worker's pipes are never used by two threads.
+        slot = self._free_slots.get()
+        self._worker.begin()
+        try:
+            return self._verify_one(slot, sample)
+        finally:
+            self._worker.end()
+            self._free_slots.put(slot)
 
     def _verify_one(self, slot: int, sample: Sample) -> VerificationOutcome:
         """Verify one response by the worker in `slot`, which is replaced if it dies or has to be killed."""
@@ -181,7 +198,7 @@ class VerifierPool:
             except (WorkerDiedError, WorkerTimeoutError, OSError) as error:
                 detail = f"no worker can be started: {error}"
                 if attempt == NUM_ATTEMPTS - 1:
-                    # A start may take minutes: the other responses of the batch do not wait for it one by one.
+                    # A start may take minutes: other responses that wait do not try it again one by one.
                     self._no_start = detail
                 continue
             try:

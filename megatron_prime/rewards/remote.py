@@ -1,7 +1,7 @@
 """Verification by servers over HTTP: requests with deadlines and retries, and whether a server is there at all.
 
-At most max_concurrency requests run at a time, and each response has a deadline over all its attempts. Failed
-connections and the statuses 429, 500, 502, 503 and 504 are retried with exponential backoff.
+At most max_concurrency requests run at a time, whichever threads ask, and each response has a deadline over all its
+attempts. Failed connections and the statuses 429, 500, 502, 503 and 504 are retried with exponential backoff.
 
 A reply must not harm the trainer and must belong to its request: each request has a connection of its own, since
 surplus bytes on a connection would be read as the reply to the next request; a compressed reply is refused, since a few
@@ -19,8 +19,10 @@ import math
 import os
 import random
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -30,6 +32,7 @@ from megatron_prime.config.redaction import redact, secrets_of
 from megatron_prime.config.tables.reward import RequestConfig
 from megatron_prime.rewards.outcome import OutcomeCounts, VerificationOutcome, VerificationStatus
 from megatron_prime.sample import Sample
+from megatron_prime.workers.loop_thread import LoopThread
 
 # At its level INFO, httpx logs the whole URL of every request.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -74,7 +77,7 @@ class Exchange:
 
 
 class RemoteVerifier(ABC):
-    """Verifies batches of responses by a server, with the interface of `VerifierPool`.
+    """Verifies batches of responses by a server, with the interface of `VerifierPool`. Threads may share it.
 
     Args:
         url: The server's address, which requests go to.
@@ -100,7 +103,9 @@ class RemoteVerifier(ABC):
         self._secrets = secrets_of(url)
         self._config = config
         self._max_reply_bytes = max_reply_bytes
-        self._num_at_once = max(1, config.max_concurrency // requests_per_response)
+        self._responses = asyncio.Semaphore(max(1, config.max_concurrency // requests_per_response))
+        self._requests = asyncio.Semaphore(config.max_concurrency)
+        """Limits of what is in work at a time, over all callers."""
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         token = token_of(config, table)
         if token:
@@ -113,6 +118,10 @@ class RemoteVerifier(ABC):
         self._counts = OutcomeCounts()
         self._answered: Sample | None = None
         """A response that the server has given a reward for."""
+        self._lock = threading.Lock()
+        # Both are there from the first batch on, and the client belongs to the loop's thread.
+        self._loop: LoopThread | None = None
+        self._client: httpx.AsyncClient | None = None
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -132,79 +141,96 @@ class RemoteVerifier(ABC):
         Returns:
             One outcome per response, in order. Failures of the server are outcomes and never raise.
         """
-        # Each batch has an event loop of its own, so the client, whose connections belong to a loop, lives as long as
-        # a batch.
-        outcomes = asyncio.run(self._verify_all(samples))
+        future = self._open_loop().submit(self._verify_all(samples))
+        try:
+            outcomes = future.result()
+        except CancelledError:
+            raise self._closed_error() from None
+        except BaseException:
+            future.cancel()  # Ctrl-C
+            raise
         self._counts.add(outcomes)
-        for sample, outcome in zip(samples, outcomes, strict=True):
-            if outcome.status is VerificationStatus.OK:
-                self._answered = sample
-                break
         return outcomes
 
     def close(self) -> None:
-        """Send no further request of a batch; connections are closed after each batch."""
-        self._is_closed = True
+        """End all batches, and close the connections; a second call does nothing."""
+        with self._lock:
+            self._is_closed = True
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.submit(self._close_client()).result()
+            loop.close()
+
+    def _open_loop(self) -> LoopThread:
+        with self._lock:
+            if self._is_closed:
+                raise self._closed_error()
+            if self._loop is None:
+                self._loop = LoopThread(f"the verifier {self._shown}")
+            return self._loop
+
+    def _closed_error(self) -> RuntimeError:
+        return RuntimeError(f"the verifier {self._shown} is closed")
+
+    async def _close_client(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    def _open_client(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                headers=self._headers,
+                limits=httpx.Limits(
+                    max_connections=self._config.max_concurrency, max_keepalive_connections=0
+                ),
+                timeout=self._config.timeout_s,
+                # Otherwise httpx would send the requests through a proxy that the environment names.
+                trust_env=False,
+            )
+        return self._client
 
     @abstractmethod
     async def _outcome(self, sample: Sample, exchange: Exchange) -> VerificationOutcome:
         """Return the outcome of one response by `_reply`. May raise NoRewardError."""
 
     async def _verify_all(self, samples: Sequence[Sample]) -> list[VerificationOutcome]:
-        slots = asyncio.Semaphore(self._num_at_once)
-        requests = asyncio.Semaphore(self._config.max_concurrency)
-        limits = httpx.Limits(max_connections=self._config.max_concurrency, max_keepalive_connections=0)
-        async with httpx.AsyncClient(
-            # With trust_env, httpx would send the requests through a proxy that the environment names.
-            headers=self._headers,
-            limits=limits,
-            timeout=self._config.timeout_s,
-            trust_env=False,
-        ) as client:
+        client = self._open_client()
 
-            async def verify(sample: Sample) -> VerificationOutcome:
-                # The deadline begins when a slot is free: waiting for other requests does not count.
-                async with slots:
-                    if self._is_closed:
-                        raise RuntimeError(f"the verifier {self._shown} was closed during a batch")
-                    self._worker.begin()
-                    try:
-                        return await self._verify_one(sample, Exchange(client, requests))
-                    finally:
-                        self._worker.end()
+        async def verify(sample: Sample) -> VerificationOutcome:
+            # The deadline begins when a slot is free: waiting for other requests does not count.
+            async with self._responses:
+                self._worker.begin()
+                try:
+                    return await self._verify_one(sample, Exchange(client, self._requests))
+                finally:
+                    self._worker.end()
 
-            self._worker.submit(len(samples))
-            outcomes = list(await asyncio.gather(*map(verify, samples)))
-            unanswered = [row for row, outcome in enumerate(outcomes) if outcome.is_away]
-            # A server that gave any reply is slow with the responses that ran into the deadline, not away.
-            if all(outcome.status is VerificationStatus.TIMEOUT for outcome in outcomes):
-                unanswered = [*range(len(outcomes))]
-            if unanswered and await self._is_there(
-                Exchange(client, requests, is_probe=True), samples, outcomes
-            ):
-                # It may have come back in the meantime; what it does not answer now is not its absence.
-                again = await asyncio.gather(*(verify(samples[row]) for row in unanswered))
-                for row, outcome in zip(unanswered, again, strict=True):
-                    outcomes[row] = replace(outcome, is_away=False)
-            else:
-                for row in unanswered:
-                    outcomes[row] = replace(outcomes[row], is_away=True)
-            return outcomes
-
-    async def _is_there(
-        self,
-        exchange: Exchange,
-        samples: Sequence[Sample],
-        outcomes: Sequence[VerificationOutcome],
-    ) -> bool:
-        """Return whether the server answers a request again that it has given a reward for."""
-        answered = self._answered
+        self._worker.submit(len(samples))
+        outcomes = list(await asyncio.gather(*map(verify, samples)))
         for sample, outcome in zip(samples, outcomes, strict=True):
             if outcome.status is VerificationStatus.OK:
-                answered = sample
-        if answered is None:
+                self._answered = sample
+                break
+        unanswered = [row for row, outcome in enumerate(outcomes) if outcome.is_away]
+        # A server that gave any reply is slow with the responses that ran into the deadline, not away.
+        if all(outcome.status is VerificationStatus.TIMEOUT for outcome in outcomes):
+            unanswered = [*range(len(outcomes))]
+        if unanswered and await self._is_there(client):
+            # It may have come back in the meantime; what it does not answer now is not its absence.
+            again = await asyncio.gather(*(verify(samples[row]) for row in unanswered))
+            for row, outcome in zip(unanswered, again, strict=True):
+                outcomes[row] = replace(outcome, is_away=False)
+        else:
+            for row in unanswered:
+                outcomes[row] = replace(outcomes[row], is_away=True)
+        return outcomes
+
+    async def _is_there(self, client: httpx.AsyncClient) -> bool:
+        """Return whether the server answers a request again that it has given a reward for."""
+        if self._answered is None:
             return False
-        return (await self._verify_one(answered, exchange)).status is VerificationStatus.OK
+        probe = Exchange(client, self._requests, is_probe=True)
+        return (await self._verify_one(self._answered, probe)).status is VerificationStatus.OK
 
     async def _verify_one(self, sample: Sample, exchange: Exchange) -> VerificationOutcome:
         try:

@@ -49,7 +49,7 @@ def answer_check(reward: RewardConfig) -> Callable[[str, str, str], None]:
 
 
 class Pool(Protocol):
-    """A verifier of batches of responses, such as `VerifierPool`."""
+    """A verifier of batches of responses, such as `VerifierPool`, which threads may share."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -66,7 +66,7 @@ class Pool(Protocol):
 
 
 class RewardPools:
-    """All verifiers of a run; each response is verified by that of its data source or ability."""
+    """All verifiers of a run; each response is verified by that of its data source or ability. Threads may share it."""
 
     def __init__(self, reward: RewardConfig) -> None:
         """Start the processes.

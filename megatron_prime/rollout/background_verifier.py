@@ -1,4 +1,4 @@
-"""Verification in a thread, so that responses are judged while others are being sampled. Knows one rank alone."""
+"""Verification in threads, so that responses are judged while others are being sampled. Knows one rank alone."""
 
 import threading
 import time
@@ -9,6 +9,9 @@ from typing import Protocol
 
 from megatron_prime.sample import Sample
 
+MAX_SHARES = 256
+"""Threads, each of which waits for the outcomes of one `put`: at least as many as a verifier has workers, so that no
+worker is idle because all threads wait for slow responses."""
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 30.0
 """Limits of the time between two attempts to reach a server, which doubles."""
@@ -54,20 +57,23 @@ class Status:
 
 
 class BackgroundVerifier:
-    """Verifies responses in a thread, all that wait together, in the order of `put`.
+    """Verifies responses in threads: what one `put` adds together, and beside what others have added.
 
-    A server that is away is asked again and again, and holds up the responses behind it.
+    A server that is away is asked again and again, and holds up the responses that come after it.
 
     Args:
-        verify: returns the outcomes; only this thread calls it.
-        executor: the thread, which several verifiers may share, one after the other.
+        verify: returns the outcomes; several threads call it at the same time.
+        executor: the threads, which several verifiers may share.
     """
 
     def __init__(self, verify: Verify, executor: ThreadPoolExecutor) -> None:
         self._verify = verify
         self._executor = executor
         self._changed = threading.Condition()
-        self._waiting: list[tuple[Place, Sample]] = []
+        self._held_up: list[tuple[Place, Sample]] = []
+        """Responses whose server is away, and those that came after them."""
+        self._is_asking_again = False
+        """Whether a thread is at work on them."""
         self._num_open = 0
         """Responses without a verdict, those in work included."""
         self._verdicts: list[Verdict] = []
@@ -84,9 +90,11 @@ class BackgroundVerifier:
         if not share:
             return
         with self._changed:
-            self._waiting += share
             self._num_open += len(share)
-        self._executor.submit(self._work)
+            if self._is_asking_again:
+                self._held_up += share
+                return
+        self._executor.submit(self._work, list(share))
 
     def take(self, wait_s: float) -> tuple[list[Verdict], Status]:
         """Return the verdicts that are new, and how the others are going.
@@ -107,49 +115,61 @@ class BackgroundVerifier:
             return verdicts, Status(fault, away_s, self._away_detail)
 
     def close(self) -> None:
-        """Give up all verifications: what waits does not begin, and the one in work has no effect."""
+        """Give up all verifications: what waits does not begin, and what is in work has no effect."""
         with self._changed:
             self._is_closed = True
-            self._waiting.clear()
             self._changed.notify_all()
 
-    def _work(self) -> None:
-        with self._changed:
-            share, self._waiting = self._waiting, []
+    def _work(self, share: Sequence[tuple[Place, Sample]]) -> None:
         try:
-            pause_s = FIRST_PAUSE_S
-            # One response shows whether a server is back. One that hangs would hold up all of them.
-            asked = share
-            while share and not self._is_closed:
-                share = self._ask(asked) + share[len(asked) :]
-                if not share:
-                    break
-                if self._away_since is None:
-                    asked = share
-                    continue
-                with self._changed:
-                    self._changed.wait_for(lambda: self._is_closed, pause_s)
-                pause_s, asked = min(2 * pause_s, MAX_PAUSE_S), share[:1]
+            if self._is_closed or not self._ask(share):
+                return
+            with self._changed:
+                if self._is_asking_again:
+                    return
+                self._is_asking_again = True
+            self._ask_again()
         except BaseException as error:  # noqa: BLE001 - the thread that waits for the verdicts raises it
             with self._changed:
                 self.fault = error
                 self._changed.notify_all()
 
-    def _ask(self, share: Sequence[tuple[Place, Sample]]) -> list[tuple[Place, Sample]]:
-        """Verify responses, publish the verdicts, and return those whose server is away."""
+    def _ask_again(self) -> None:
+        """Ask for the responses that are held up until there are none."""
+        pause_s, is_back = FIRST_PAUSE_S, False
+        while True:
+            with self._changed:
+                if not is_back:
+                    self._changed.wait_for(lambda: self._is_closed, pause_s)
+                if self._is_closed:
+                    return
+                if not self._held_up:
+                    self._is_asking_again = False
+                    return
+                # One response shows whether a server is back. One that hangs would hold up all of them.
+                count = len(self._held_up) if is_back else 1
+                share, self._held_up = self._held_up[:count], self._held_up[count:]
+            is_back = not self._ask(share)
+            if is_back:
+                with self._changed:
+                    self._away_since = None
+                    self._changed.notify_all()
+            else:
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    def _ask(self, share: Sequence[tuple[Place, Sample]]) -> bool:
+        """Verify responses and publish the verdicts. Return whether a server is away, which holds up its responses."""
         outcomes = list(self._verify([sample for _, sample in share]))
         if len(outcomes) != len(share):
             raise RuntimeError(f"the verifier returned {len(outcomes)} outcomes for {len(share)} responses")
         left = [each for each, outcome in zip(share, outcomes, strict=True) if outcome.is_away]
         with self._changed:
             for (place, _), outcome in zip(share, outcomes, strict=True):
-                if outcome.is_away:
-                    if self._away_since is None:
-                        self._away_since, self._away_detail = time.monotonic(), outcome.detail
-                    continue
-                self._verdicts.append((place, float(outcome.reward), outcome.detail))
-                self._num_open -= 1
-            if not left:
-                self._away_since = None
+                if not outcome.is_away:
+                    self._verdicts.append((place, float(outcome.reward), outcome.detail))
+                    self._num_open -= 1
+                elif self._away_since is None:
+                    self._away_since, self._away_detail = time.monotonic(), outcome.detail
+            self._held_up = left + self._held_up
             self._changed.notify_all()
-        return left
+        return bool(left)

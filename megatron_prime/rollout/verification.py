@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from megatron_prime.rollout.background_verifier import BackgroundVerifier, Status, Verdict, Verify
+from megatron_prime.rollout.background_verifier import (
+    MAX_SHARES,
+    BackgroundVerifier,
+    Status,
+    Verdict,
+    Verify,
+)
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.sample import Sample
 from megatron_prime.types import Decoder, FinishReason, Rollout
@@ -24,10 +30,10 @@ class VerifierAwayError(RuntimeError):
 
 
 class RolloutVerifier:
-    """Verifies rollouts; each rank verifies a share of them, in a thread.
+    """Verifies rollouts; each rank verifies a share of them, in threads.
 
     Args:
-        verify: returns the outcomes of this rank's share; only this object's thread calls it.
+        verify: returns the outcomes of a part of this rank's share; several threads call it at the same time.
         tokenizer: decodes responses.
         ranks: the ranks that share the work; default this process alone.
         max_outage_s: seconds to wait for a reward server that is away.
@@ -47,8 +53,7 @@ class RolloutVerifier:
         self.ranks = ranks or Ranks()
         self.max_outage_s = max_outage_s
         self.is_stopping = is_stopping
-        # One thread for the whole run: verifiers may not be called by two at a time.
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="verification")
+        self._executor = ThreadPoolExecutor(MAX_SHARES, thread_name_prefix="verification")
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the rollouts with their outcomes, on every rank. Collective; all ranks pass equal rollouts.

@@ -1,4 +1,4 @@
-"""Worker processes that run users' code under a deadline: verifiers and environments.
+"""Worker processes that run users' code under a deadline (verifiers and environments), and an event loop in a thread.
 
 Only the standard library is imported, because every worker process imports the package.
 
@@ -6,4 +6,5 @@ Only the standard library is imported, because every worker process imports the 
 - `program`: the worker's side
 - `process`: the side of the process that started it
 - `errors`: describes an exception of a user's code, with its place there
+- `loop_thread`: an asyncio event loop in a thread
 """

@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from base64 import b64encode
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -134,6 +135,29 @@ def test_rewards_come_in_order_and_in_parallel(server):
     assert server.requests[0][0].keys() == {"response", "answer", *fields}
     assert endpoint.counts == {"ok": 50, "timeout": 0, "error": 0, "restarts": 0}
     assert endpoint.verify_all([]) == []
+
+
+def test_threads_share_the_limit_of_requests(server):
+    endpoint = HttpEndpoint(server.url, HttpRewardConfig(timeout_s=20.0, max_concurrency=3))
+    batches = [samples([(f"reward {n / 20}", f"{n}"), ("reward 0", f"{n}")]) for n in range(20)]
+    with ThreadPoolExecutor(10) as threads:
+        outcomes = list(threads.map(endpoint.verify_all, batches))
+    assert [[outcome.reward for outcome in batch] for batch in outcomes] == [[n / 20, 0.0] for n in range(20)]
+    assert server.most_busy == 3
+    assert endpoint.counts["ok"] == 40
+    endpoint.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        endpoint.verify_all(batches[0])
+
+
+def test_closing_ends_a_batch(server):
+    endpoint = HttpEndpoint(server.url, HttpRewardConfig(timeout_s=deadlines.seconds(60)))
+    with ThreadPoolExecutor(1) as threads:
+        batch = threads.submit(endpoint.verify_all, samples([("sleep 2", "")] * 2))
+        deadlines.wait_until(lambda: server.busy, 30)
+        endpoint.close()
+        with pytest.raises(RuntimeError, match="is closed"):
+            batch.result(1)
 
 
 def test_transient_failures_are_retried(server):

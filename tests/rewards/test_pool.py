@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -55,6 +56,20 @@ def test_rewards_come_in_order_from_several_workers(tmp_path):
         log = str(tmp_path / "pids")
         pool.verify_all(samples([("sleep 0.3", ""), ("sleep 0.3", ""), ("pid", log), ("pid", log)]))
         assert pool.counts == {"ok": 104, "timeout": 0, "error": 0, "restarts": 0}
+
+
+def test_threads_share_a_pool_and_a_slow_response_holds_up_its_own_caller_alone():
+    with scripted(num_workers=2) as pool, ThreadPoolExecutor(8) as threads:
+        slow = threads.submit(pool.verify_all, samples([("sleep 2", ""), ("reward 1", "")]))
+        batches = [
+            threads.submit(pool.verify_all, samples([(f"reward {n / 100}", ""), ("reward 0", "")]))
+            for n in range(50)
+        ]
+        rewards = [[outcome.reward for outcome in batch.result()] for batch in batches]
+        assert rewards == [[n / 100, 0.0] for n in range(50)]
+        assert not slow.done()
+        assert [outcome.reward for outcome in slow.result()][1] == 1.0
+        assert pool.counts == {"ok": 102, "timeout": 0, "error": 0, "restarts": 0}
 
 
 def test_an_in_process_verifier_starts_no_processes():

@@ -12,12 +12,12 @@ from typing import Any
 from megatron_prime.cli.arguments import Options
 from megatron_prime.cli.prm.score_requests import ScoreRequest, ScoreRequests
 from megatron_prime.config.run import PrimeConfig
-from megatron_prime.engines.sglang.driver import LoopThread
 from megatron_prime.engines.sglang.scoring import ModelServers, ScoringServer
 from megatron_prime.observability import Progress
 from megatron_prime.parallel.platform import num_gpus
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.viewer.server import LoopbackServer
+from megatron_prime.workers.loop_thread import LoopThread
 
 MAX_BODY_BYTES = 16 << 20
 MAX_REQUESTS = 32
@@ -158,7 +158,7 @@ def serve_prm(config: PrimeConfig, options: Options) -> None:
     requests = ScoreRequests(config)
     device = "cuda" if config.platform.device != "cpu" and num_gpus() else "cpu"
     folder = config.run_dir / "serve_prm"
-    loop = LoopThread()
+    loop = LoopThread("the score server")
     servers = ModelServers(
         config.model_paths("serve_prm"),
         config.rollout.sglang,

@@ -8,20 +8,18 @@ the result.
 import asyncio
 import contextlib
 import queue
-import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from megatron_prime.engines.sglang.client import ServerUnreachableError
-from megatron_prime.engines.sglang.fleet import cancel
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.rollout.ranks import Ranks
+from megatron_prime.workers.loop_thread import LoopThread
 
 DRIVER = 0
 HEARTBEAT_S = 20.0
-_JOIN_S = 30.0
 
 Result = TypeVar("Result")
 
@@ -52,44 +50,6 @@ class _Failed:
     error: BaseException
 
 
-class LoopThread:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._is_closing = False
-        self._lock = threading.Lock()
-        """Orders `submit` and `close`: what is submitted before it is cancelled by it, and nothing comes after it."""
-        self._thread = threading.Thread(target=self.loop.run_forever, name="sglang-client", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
-        """Run a coroutine on the loop. Raises EngineError if the loop is closed, where it would wait forever."""
-        with self._lock:
-            if not self._is_closing:
-                return asyncio.run_coroutine_threadsafe(work, self.loop)
-        work.close()
-        raise EngineError("the engine is closed: it cannot do any more work")
-
-    def close(self) -> None:
-        """Cancel all work, so that it frees what it holds, and stop the loop. May be called twice."""
-        with self._lock:
-            if self._is_closing:
-                return
-            self._is_closing = True
-            cancelling = asyncio.run_coroutine_threadsafe(_cancel_others(), self.loop)
-        with contextlib.suppress(TimeoutError):
-            cancelling.result(_JOIN_S)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(_JOIN_S)
-        self.loop.close()
-
-
-async def _cancel_others() -> None:
-    """Cancel all tasks of the loop but this one, and wait for their end."""
-    await cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
-
-
 class Driver:
     """Runs coroutines on the driver rank on behalf of all ranks."""
 
@@ -108,7 +68,7 @@ class Driver:
         self._helped: Future[None] | None = None
         self._wanted: _Help | None = None
         """The request that `_helped` is the answer to."""
-        self.loop_thread = LoopThread() if self.is_driver else None
+        self.loop_thread = LoopThread("the engine", EngineError) if self.is_driver else None
 
     @property
     def is_driver(self) -> bool:

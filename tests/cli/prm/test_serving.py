@@ -12,9 +12,9 @@ import pytest
 
 from megatron_prime.cli.prm import serving
 from megatron_prime.cli.prm.serving import ScoreServer
-from megatron_prime.engines.sglang.driver import LoopThread
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.viewer.server import HOST
+from megatron_prime.workers.loop_thread import LoopThread
 from tests.cli.prm.test_evaluation import save_model
 from tests.support.sglang_live import LiveModel, engine_python
 from tests.support.toy_runs import Started
@@ -84,7 +84,7 @@ def served():
 
     servers: Any = SimpleNamespace(servers=models, faults=faults)
     requests: Any = Requests()
-    loop = LoopThread()
+    loop = LoopThread("the score server")
     with ScoreServer(requests, servers, loop) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -184,23 +184,3 @@ def test_a_closed_driver_refuses_work_instead_of_waiting_for_it():
     driver.close()
     with pytest.raises(EngineError, match="closed"):
         driver.run(work)
-
-
-def test_work_that_is_submitted_while_the_driver_closes_ends():
-    """Whatever the order of the threads: a future of a loop that has stopped would never be done."""
-    for _ in range(20):
-        driver = Driver(Ranks(), lambda server: None)
-        outcomes = []
-
-        def submit(driver=driver, outcomes=outcomes):
-            while True:
-                try:
-                    outcomes.append(driver.loop_thread.submit(asyncio.sleep(60)))
-                except EngineError:
-                    return
-
-        with ThreadPoolExecutor(1) as pool:
-            submitting = pool.submit(submit)
-            driver.close()
-            submitting.result(10)
-        assert all(outcome.done() for outcome in outcomes)
