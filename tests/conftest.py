@@ -1,5 +1,6 @@
 """Settings for all tests: no hub look-ups, one thread per process, and deadlines scaled for this machine."""
 
+import gc
 import os
 
 import pytest
@@ -23,5 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Scale the deadline of a whole test (pytest-timeout) like those within tests."""
     from tests.support.deadlines import seconds
 
+    # The collection of tests makes millions of objects that stay, among which there is no garbage to look for.
+    gc.disable()
     if config.option.timeout is None:
         config.option.timeout = seconds(float(config.getini("timeout")))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, of what the tests themselves make."""
+    gc.freeze()
+    gc.enable()

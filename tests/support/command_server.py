@@ -253,12 +253,15 @@ def main() -> None:
     # The folder of this file, whose names would hide libraries. Option -P would reach processes that a fork spawns.
     del sys.path[0]
     number, *modules = sys.argv[1:]
+    # Imports make millions of objects and hardly any garbage, for which collections would search them again and again.
+    gc.disable()
     for module in modules:
         importlib.import_module(module)
     fork_commands()
     # Otherwise each garbage collection of a fork walks all objects of the imported modules.
     gc.collect()
     gc.freeze()
+    gc.enable()
     with socket.socket(fileno=int(number)) as requests:
         serve(requests)
 

@@ -28,6 +28,8 @@ FORKED = ("-X", "forked")
 MODULES = (
     *(f"megatron_prime.cli.{name}" for name in ("main", "commands", "launch", "train", "sft", "evaluate")),
     *("megatron_prime.cli.convert", "tests.support.layout_worker"),
+    # pyarrow imports it when the first rollouts are logged, which would take a quarter of a short run's processor time.
+    "pandas",
 )
 GUARDIAN = "/megatron_prime/engines/sglang/child.py"
 """End of the path of the program that starts a server; its arguments are a time and the server's command line."""
