@@ -1,15 +1,13 @@
 """Conversion of one model (role) of a training checkpoint to HF format."""
 
-import json
 from pathlib import Path
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.conversion.to_hf import DTYPES, megatron_to_hf
-from megatron_prime.observability.durable import replace_file
 from megatron_prime.observability.progress import Progress
+from megatron_prime.preflight.prm_training import record_of
 from megatron_prime.training.checkpoint.folder import complete, read_run
 
-REWARD_MODEL = "reward_model.json"
 MAX_FILE_BYTES = 5 * 10**9
 """Size limit of a safetensors file, as Hugging Face libraries choose it by default."""
 
@@ -36,7 +34,8 @@ def convert_role(
 ) -> None:
     """Write the model in `source`, a folder of `role_folder`, as an HF checkpoint, without building the model.
 
-    A PRM also gets a `reward_model.json` with the reference and the beta that turn its log-ratio into a reward.
+    A PRM also gets the record of `hf.prm_record`, as that of `train-prm`, unless its reference followed the policy
+    (reference.mode = "policy"), so that no folder holds it.
 
     Args:
         config: configuration of the run.
@@ -47,9 +46,11 @@ def convert_role(
         progress: reports the progress.
 
     Raises:
-        ValueError: the checkpoint is damaged, or `output` exists.
+        ValueError: the checkpoint is damaged, `output` exists, or the reference of a PRM cannot be read.
     """
     is_prm = source.name == "prm"
+    # A reference that is missing is found before the weights are written.
+    record = record_of(config) if is_prm and config.reference.mode == "freeze" else None
     companions = config.prm_path if is_prm else config.model.path
     megatron_to_hf(
         source,
@@ -60,10 +61,5 @@ def convert_role(
         max_file_bytes=MAX_FILE_BYTES,
         progress=progress,
     )
-    if is_prm:
-        reward = {
-            "beta": config.prm.beta,
-            "reference": str(config.reference_path),
-            "reward": "beta * (log p - log p_reference)",
-        }
-        replace_file(output / REWARD_MODEL, json.dumps(reward, indent=1) + "\n")
+    if record is not None:
+        record.write(output)

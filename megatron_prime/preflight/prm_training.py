@@ -99,7 +99,11 @@ def other_scores(config: PrimeConfig) -> Iterator[str]:
 
 
 def record_of(config: PrimeConfig) -> PRMRecord:
-    """Return the record of the PRM that `train-prm` trains."""
+    """Return the record of the PRM that `train-prm` or `train` trains.
+
+    Raises:
+        ModelFolderError: the reference cannot be read.
+    """
     reference = config.reference_path
     return PRMRecord(
         reference=str(reference.absolute()),

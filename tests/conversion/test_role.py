@@ -8,11 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_prime.config.run import PrimeConfig
+from megatron_prime.config.tables.reference import ReferenceConfig
 from megatron_prime.conversion.role import convert_role, role_folder
+from megatron_prime.hf.config_json import ModelFolderError
+from megatron_prime.hf.prm_record import FILE
 from megatron_prime.observability.progress import Progress
+from megatron_prime.preflight.prm_training import other_scores, reference_faults
 
 
-def config_of(tmp_path, model):
+def config_of(tmp_path, model, **sections):
     return PrimeConfig.model_validate(
         {
             "run_dir": tmp_path / "run",
@@ -21,6 +25,7 @@ def config_of(tmp_path, model):
             "trainer": {"num_steps": 1, "max_tokens_per_microbatch": 128},
             "prm": {"beta": 0.25},
         }
+        | sections
     )
 
 
@@ -40,12 +45,30 @@ def test_the_newest_complete_checkpoint_is_the_default(tmp_path):
         role_folder(config, "prm", None)
 
 
-def test_a_prm_is_written_with_its_reference_and_beta(hf_models, converted, tmp_path):
+def test_a_prm_is_written_with_the_record_that_other_commands_read(hf_models, converted, tmp_path):
     model = hf_models[0] / "qwen3"
     source = shutil.copytree(converted / "qwen3" / "release", tmp_path / "checkpoint" / "prm")
     output = tmp_path / "prm"
     convert_role(config_of(tmp_path, model), source, output, "bf16", 1, Progress(enabled=False))
-    reward = json.loads((output / "reward_model.json").read_text())
-    assert (reward["beta"], reward["reference"]) == (0.25, str(model))
+    config = config_of(tmp_path, model, prm={"beta": 0.25, "path": output})
+    assert list(other_scores(config)) == []
+    (fault,) = reference_faults(config, "train")  # Without reference.path it would be the PRM's own start.
+    assert f"Set reference.path = '{model}'" in fault
+    for command in ("train", "serve_prm"):
+        with_reference = config.model_copy(update={"reference": ReferenceConfig(path=model)})
+        assert list(reference_faults(with_reference, command)) == []
     for name, tensor in load_file(output / "model.safetensors").items():
         assert torch.equal(tensor, load_file(model / "model.safetensors")[name].bfloat16())
+
+
+def test_no_reference_no_record(hf_models, converted, tmp_path):
+    """One that followed the policy is in no folder; one that is missing is found before anything is written."""
+    model = hf_models[0] / "qwen3"
+    source = shutil.copytree(converted / "qwen3" / "release", tmp_path / "checkpoint" / "prm")
+    follows = config_of(tmp_path, model, reference={"mode": "policy"})
+    convert_role(follows, source, tmp_path / "a", "keep", 1, Progress(enabled=False))
+    assert not (tmp_path / "a" / FILE).exists()
+    moved = config_of(tmp_path, model, reference={"path": tmp_path / "moved"})
+    with pytest.raises(ModelFolderError):
+        convert_role(moved, source, tmp_path / "b", "keep", 1, Progress(enabled=False))
+    assert not (tmp_path / "b").exists()
