@@ -134,14 +134,17 @@ def demonstration_reader(
     tools: Sequence[Schema] | None = None,
 ) -> ProblemReader:
     """Return a reader whose problems have the response in the place of the answer; see `SFTDataset.read`."""
-    row_layout, read_response = _response_reader(config, response_field, messages_field)
+    row_layout, read_response = response_reader(config, response_field, messages_field)
     return ProblemReader(paths, config, row_layout.in_conversation(tools), tokenizer, read_response)
 
 
-def _response_reader(
+def response_reader(
     config: DataConfig, response_field: str, messages_field: str | None
 ) -> tuple[Layout, Callable[[DataRow], str | list[Message]]]:
-    """Return the layout that reads the prompt of a row, and the function that reads its response."""
+    """Return the layout that reads the prompt of a row, and the function that reads its response.
+
+    With `messages_field` the response is the messages of a conversation from the first of the assistant on.
+    """
     # The layout reads the prompt alone: demonstrations have a response instead of an answer.
     base = layout(config.layout, config)
     if messages_field is not None:

@@ -13,13 +13,17 @@ from megatron_prime.hf.shape import fewest_positions, read_shape
 
 if TYPE_CHECKING:
     from megatron_prime.data.responses.held_out import SavedGroups
+    from megatron_prime.data.responses.text import TextReader
 
 
 def response_faults(config: PrimeConfig) -> Iterator[str]:
     """Yield why the files of prm_training.responses cannot be opened."""
     paths = config.prm_training.responses
     if not paths:
-        yield "prm_training.responses is empty: name run_dirs with a rollout log, or files of such a log"
+        yield (
+            "prm_training.responses is empty: name run_dirs with a rollout log, files of such a log, or .jsonl files "
+            "of responses with outcomes"
+        )
     for path in paths:
         if not path.exists():
             yield f"prm_training.responses: {path} does not exist"
@@ -33,13 +37,14 @@ def read_saved_groups(config: PrimeConfig) -> "SavedGroups":
     """
     # pyarrow takes a while to import.
     from megatron_prime.data.responses.held_out import read_groups
-    from megatron_prime.data.responses.logged import GroupReader, response_files
+    from megatron_prime.data.responses.logged import GroupReader, is_log, response_files
 
     settings, model = config.prm_training, config.model.path
     files = response_files(settings.responses)
     most_positions = fewest_positions(config.model_paths("train_prm").values())
     longest = min(config.trainer.max_tokens_per_microbatch, most_positions)
-    reader = GroupReader(model_identity(model)["tokenizer"], read_shape(model).vocab_size, longest)
+    texts = None if all(map(is_log, files)) else _text_reader(config)
+    reader = GroupReader(model_identity(model)["tokenizer"], read_shape(model).vocab_size, longest, texts)
     groups = read_groups(files, reader, settings.held_out_fraction, config.seed)
     objective = PRM_OBJECTIVES.load(config.prm.loss)
     if objective.requires.group and not groups.num_mixed:
@@ -53,6 +58,16 @@ def read_saved_groups(config: PrimeConfig) -> "SavedGroups":
             "cannot learn what distinguishes right ones: name files with right and wrong responses"
         )
     return groups
+
+
+def _text_reader(config: PrimeConfig) -> "TextReader":
+    """Return the reader of responses as text."""
+    # transformers takes a while to import.
+    from megatron_prime.data.responses.text import TextReader
+    from megatron_prime.data.tokenizer import load_tokenizer
+    from megatron_prime.environments.episodes import tools_of
+
+    return TextReader(config, load_tokenizer(config.model.path), tools_of(config))
 
 
 def reference_faults(config: PrimeConfig, command: str) -> Iterator[str]:

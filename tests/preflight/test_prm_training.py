@@ -21,7 +21,8 @@ def write_log(*outcomes: float) -> None:
 
 def test_responses_must_be_named_and_exist(workspace):
     assert faults_of(command="train_prm") == (
-        "prm_training.responses is empty: name run_dirs with a rollout log, or files of such a log",
+        "prm_training.responses is empty: name run_dirs with a rollout log, files of such a log, or .jsonl files of "
+        "responses with outcomes",
     )
     assert faults_of(RESPONSES, command="train_prm") == (
         "prm_training.responses: log.parquet does not exist",

@@ -18,7 +18,8 @@ class PRMTrainingConfig(OptimizerConfig):
     grad_clip: NonNegativeFloat = 10.0
     responses: tuple[UserPath, ...] = ()
     """Responses with their outcomes: run_dirs with a rollout log, folders of such a log, or single files of its format,
-    which `eval` writes to run_dir/responses too; none by default."""
+    which `eval` writes to run_dir/responses too; or jsonl, json or csv files with the text of a response and its
+    outcome_reward in each row, read by [data] and [sft] as demonstrations are; none by default."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the prompts whose responses are never trained on, but scored before the first and after the last step;
     0 trains on all."""

@@ -1,4 +1,4 @@
-"""Reads the groups of rollout logs."""
+"""Reads the groups of rollout logs, and of files with responses as text."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_prime.data.responses.table import SavedResponse
 from megatron_prime.observability.rollout_log import RolloutFile, log_folder, logged_steps
 from megatron_prime.observability.rollout_log.turns import TURN_COLUMNS, logged_turns
 
+if TYPE_CHECKING:
+    from megatron_prime.data.responses.text import TextReader
+
+_Group = tuple[str, Sequence[int], list[SavedResponse]]
+"""Place in a file, prompt, and responses."""
 _COLUMNS = ("group", "prompt_token_ids", "response_token_ids", "outcome_reward", *TURN_COLUMNS)
 
 
@@ -33,18 +38,20 @@ class Dropped:
 
 @dataclass
 class GroupReader:
-    """Reads the groups of rollout logs.
+    """Reads the groups of rollout logs, and of files with responses as text.
 
     Attributes:
         tokenizer: hash of the tokenizer that the responses must be of; see hf/identity.py.
         vocab_size: of the models that score them.
         max_tokens: longer responses, with their prompt, are left out: of a part of one, the outcome is unknown.
             At most as many as the models have positions for.
+        texts: reads files with other endings than .parquet; None if none will be read.
     """
 
     tokenizer: str
     vocab_size: int
     max_tokens: int
+    texts: "TextReader | None" = None
     dropped: Dropped = field(default_factory=Dropped)
 
     def groups(self, path: Path) -> Iterator[tuple[Sequence[int], list[SavedResponse]]]:
@@ -53,36 +60,47 @@ class GroupReader:
         Raises:
             ValueError: the file is damaged, or of another tokenizer.
         """
+        groups = self._logged(path) if is_log(path) else self._written(path)
+        for where, prompt_ids, group in groups:
+            responses = [each for each in group if self._is_usable(where, prompt_ids, each)]
+            self._check(where, [prompt_ids, *(each.token_ids for each in responses)])
+            if responses:
+                yield prompt_ids, responses
+
+    def _logged(self, path: Path) -> Iterator[_Group]:
+        """Yield the groups of a rollout log, with the place of each for messages."""
         with RolloutFile(path) as file:
             tokenizer = (file.info.model or {}).get("tokenizer", self.tokenizer)
             if tokenizer != self.tokenizer:
                 raise ValueError(f"{path} was sampled with another tokenizer than that of model.path")
             for number, rows in groupby(file.rows(_COLUMNS), itemgetter("group")):
                 group, where = list(rows), f"{path}, group {number}"
-                prompt_ids = group[0]["prompt_token_ids"]
-                responses = [
-                    response for row in group if (response := self._response(where, row)) is not None
-                ]
-                self._check(where, [prompt_ids, *(each.token_ids for each in responses)])
-                if responses:
-                    yield prompt_ids, responses
+                yield where, group[0]["prompt_token_ids"], [_logged_response(row) for row in group]
 
-    def _response(self, where: str, row: Mapping[str, Any]) -> SavedResponse | None:
-        outcome, token_ids = row["outcome_reward"], row["response_token_ids"]
-        if outcome is None or math.isnan(outcome):
+    def _written(self, path: Path) -> Iterator[_Group]:
+        """Yield the groups of a file with responses as text: the responses to one prompt, wherever they stand."""
+        assert self.texts is not None
+        groups: dict[tuple[int, ...], list[SavedResponse]] = {}
+        for prompt_ids, response in self.texts.responses(path):
+            groups.setdefault(prompt_ids, []).append(response)
+        for number, (prompt_ids, group) in enumerate(groups.items()):
+            yield f"{path}, prompt {number + 1}", prompt_ids, group
+
+    def _is_usable(self, where: str, prompt_ids: Sequence[int], response: SavedResponse) -> bool:
+        outcome, turns, length = response.outcome, response.turns, len(response.token_ids)
+        if math.isnan(outcome):
             self.dropped.without_outcome += 1
         elif not 0 <= outcome <= 1:
             raise ValueError(f"{where}: its outcome {outcome} is not in [0, 1]")
-        elif len(row["prompt_token_ids"]) + len(token_ids) > self.max_tokens:
+        elif len(prompt_ids) + length > self.max_tokens:
             self.dropped.too_long += 1
+        elif turns and turns[-1].end != length:
+            raise ValueError(
+                f"{where}: its turns end at token {turns[-1].end} of {length}: the file is damaged"
+            )
         else:
-            turns = logged_turns(row)
-            if turns and turns[-1].end != len(token_ids):
-                raise ValueError(
-                    f"{where}: its turns end at token {turns[-1].end} of {len(token_ids)}: the file is damaged"
-                )
-            return SavedResponse(token_ids, outcome, turns)
-        return None
+            return True
+        return False
 
     def _check(self, where: str, sequences: Sequence[Sequence[int]]) -> None:
         if not all(sequences):
@@ -96,8 +114,20 @@ class GroupReader:
             )
 
 
+def _logged_response(row: Mapping[str, Any]) -> SavedResponse:
+    outcome = row["outcome_reward"]
+    return SavedResponse(
+        row["response_token_ids"], math.nan if outcome is None else outcome, logged_turns(row)
+    )
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a file is taken for a rollout log, and not for responses as text."""
+    return path.suffix == ".parquet"
+
+
 def response_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files of rollout logs that are named by themselves, by their folder or by its run_dir.
+    """Return the files that are named by themselves, and rollout logs by their folder or by its run_dir.
 
     Raises:
         ValueError: nothing is named, or a path holds no rollout log.
