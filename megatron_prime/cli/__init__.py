@@ -11,7 +11,7 @@
 - `prm`: the commands about a PRM alone
 - `quickstart`: a complete run on a toy task
 - `formats`: changes the format of a whole checkpoint, HF to Megatron and back
-- `dry_run`: what `train` would start
+- `dry_run`: what `train` or `train-prm` would start
 - `from_megatron`: writes a configuration from Megatron-LM's arguments
 - `megatron_script`: reads the arguments out of commands, scripts and YAML files
 """

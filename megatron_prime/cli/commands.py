@@ -83,7 +83,7 @@ def run_command(options: Options) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"megatron-prime: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
-    if options.command == "train" and options.dry_run:
+    if options.command in ("train", "train-prm") and options.dry_run:
         return _dry_run(options, config, arithmetic)
     if options.command == "serve-prm":
         return _guarded(lambda: _call("prm.serving.serve_prm", config, options))
@@ -180,7 +180,8 @@ def _doctor(config: PrimeConfig | None, options: Options) -> int:
 
 def _dry_run(options: Options, config: PrimeConfig, arithmetic: BatchArithmetic) -> int:
     output = None if options.dry_run == "-" else Path(options.dry_run)
-    lines = _call("dry_run.dry_run", config, arithmetic, options.config, options.overrides, output)
+    file, overrides = options.config, options.overrides
+    lines = _call("dry_run.dry_run", config, arithmetic, file, overrides, output, options.command)
     print("\n".join(lines))  # noqa: T201
     return 0
 

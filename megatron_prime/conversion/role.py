@@ -34,8 +34,8 @@ def convert_role(
 ) -> None:
     """Write the model in `source`, a folder of `role_folder`, as an HF checkpoint, without building the model.
 
-    A PRM also gets the record of `hf.prm_record`, as that of `train-prm`, unless its reference followed the policy
-    (reference.mode = "policy"), so that no folder holds it.
+    A PRM also gets the record of `hf.prm_record`, as that of `train-prm`, unless it is a critic or its reference
+    followed the policy (reference.mode = "policy"), so that no folder holds it.
 
     Args:
         config: configuration of the run.
@@ -50,7 +50,8 @@ def convert_role(
     """
     is_prm = source.name == "prm"
     # A reference that is missing is found before the weights are written.
-    record = record_of(config) if is_prm and config.reference.mode == "freeze" else None
+    has_reference = is_prm and config.reference.mode == "freeze" and not config.prm.is_critic
+    record = record_of(config) if has_reference else None
     companions = config.prm_path if is_prm else config.model.path
     megatron_to_hf(
         source,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_prime.algorithm.registry import PRM_OBJECTIVES
+from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.identity import model_identity
@@ -27,6 +28,18 @@ def response_faults(config: PrimeConfig) -> Iterator[str]:
     for path in paths:
         if not path.exists():
             yield f"prm_training.responses: {path} does not exist"
+
+
+def offline_lines(config: PrimeConfig, arithmetic: BatchArithmetic) -> list[str]:
+    """Return the batch arithmetic of `train-prm`, which has no sampling."""
+    settings = config.prm_training
+    num_groups = settings.num_steps * settings.prompts_per_step
+    return [
+        arithmetic.lines()[0],
+        f"batch       {settings.prompts_per_step} groups of responses per step, 1 update per step",
+        f"microbatch  up to {config.trainer.max_tokens_per_microbatch} packed tokens per process",
+        f"run         {settings.num_steps} steps x {settings.prompts_per_step} = {num_groups} groups",
+    ]
 
 
 def read_saved_groups(config: PrimeConfig) -> "SavedGroups":

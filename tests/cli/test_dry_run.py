@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_prime.cli.dry_run import commands, dry_run, process_map
+from megatron_prime.cli.dry_run import commands, dry_run, process_map, server_commands, server_map
 from megatron_prime.config.arithmetic import BatchArithmetic
 from megatron_prime.config.loading import load_config
 from megatron_prime.config.run import PrimeConfig
@@ -28,7 +28,7 @@ def make(folder, **sections):
 
 def test_the_process_map_has_the_rank_order_of_megatron(folder):
     config = make(folder, parallel={"tensor": 2, "pipeline": 2, "virtual_pipeline": 2, "context": 2})
-    lines = [line.split() for line in process_map(config, 16, 8)]
+    lines = [line.split() for line in process_map(config, folder, 16, 8)]
     assert lines[0] == ["rank", "node", "local", "pipeline", "data", "context", "tensor", "expert", "layers"]
     # In Megatron's order, the tensor rank varies fastest, then context, data and pipeline.
     expected = [
@@ -42,11 +42,32 @@ def test_the_process_map_has_the_rank_order_of_megatron(folder):
 def test_servers_are_listed_with_their_gpus_and_commands(folder):
     servers = {"engine": "sglang", "sglang": {"num_servers": 2, "tensor": 2, "gpu_ids": [4, 5, 6, 7]}}
     config = make(folder, rollout=servers, platform={"device": "cuda"})
-    assert list(process_map(config, 4, 8))[-1] == "server 1 on the node of rank 0, GPUs 6 7"
-    ours = list(commands(config, 16, Path("run.toml"), ["policy.lr=1e-6"], 8))
+    assert list(server_map(config))[-1] == "server 1 on the node of rank 0, GPUs 6 7"
+    ours = list(commands(["train", "run.toml", "policy.lr=1e-6"], 16, 8))
     assert ours[1].startswith("torchrun --nnodes=2 --nproc-per-node=8 ")
     assert ours[1].endswith("--rdzv-endpoint=$MASTER:29500 -m megatron_prime train run.toml policy.lr=1e-6")
-    assert "sglang.launch_server" in ours[-1] and "--tp-size 2" in ours[-1] and "--port PORT" in ours[-1]
+    server = list(server_commands(config))[-1]
+    assert "sglang.launch_server" in server and "--tp-size 2" in server and "--port PORT" in server
+    lines = dry_run(config, BatchArithmetic.of(config, 16), Path("run.toml"), [], None)
+    assert server in lines and "server 1 on the node of rank 0, GPUs 6 7" in lines
+
+
+def test_the_training_of_a_prm_has_its_own_layers_and_arithmetic_and_no_servers(folder, tmp_path):
+    prm = tmp_path / "prm"
+    prm.mkdir()
+    (prm / "config.json").write_text(json.dumps(make_config("llama", num_hidden_layers=12)))
+    config = make(
+        folder,
+        parallel={"pipeline": 2},
+        prm={"path": prm},
+        prm_training={"num_steps": 30, "prompts_per_step": 4},
+        rollout={"engine": "sglang", "sglang": {"num_servers": 1}},
+    )
+    lines = dry_run(config, BatchArithmetic.of(config, 2), Path("run.toml"), ["seed=3"], None, "train-prm")
+    assert "run         30 steps x 4 = 120 groups" in lines
+    assert [line.split()[-1] for line in lines if line.startswith(("0 ", "1 "))] == ["0-5", "6-11"]
+    assert not any("server" in line or "responses trained on" in line for line in lines)
+    assert shlex.split(lines[-1])[1:] == ["-m", "megatron_prime", "train-prm", "run.toml", "seed=3"]
 
 
 def test_a_dry_run_writes_its_files_and_nothing_else(folder):

@@ -62,13 +62,14 @@ def test_a_prm_is_written_with_the_record_that_other_commands_read(hf_models, co
 
 
 def test_no_reference_no_record(hf_models, converted, tmp_path):
-    """One that followed the policy is in no folder; one that is missing is found before anything is written."""
+    """A critic has none, one that followed the policy is in no folder, and one that is missing is found first."""
     model = hf_models[0] / "qwen3"
     source = shutil.copytree(converted / "qwen3" / "release", tmp_path / "checkpoint" / "prm")
-    follows = config_of(tmp_path, model, reference={"mode": "policy"})
-    convert_role(follows, source, tmp_path / "a", "keep", 1, Progress(enabled=False))
-    assert not (tmp_path / "a" / FILE).exists()
+    for name, sections in {"a": {"reference": {"mode": "policy"}}, "b": {"prm": {"loss": "value"}}}.items():
+        without = config_of(tmp_path, model, **sections)
+        convert_role(without, source, tmp_path / name, "keep", 1, Progress(enabled=False))
+        assert not (tmp_path / name / FILE).exists()
     moved = config_of(tmp_path, model, reference={"path": tmp_path / "moved"})
     with pytest.raises(ModelFolderError):
-        convert_role(moved, source, tmp_path / "b", "keep", 1, Progress(enabled=False))
-    assert not (tmp_path / "b").exists()
+        convert_role(moved, source, tmp_path / "c", "keep", 1, Progress(enabled=False))
+    assert not (tmp_path / "c").exists()

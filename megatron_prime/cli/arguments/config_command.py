@@ -49,6 +49,17 @@ def option(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
     return click.Option(list(names), **settings)
 
 
+def dry_run_option() -> click.Option:
+    """Return the option with which a command only prints what it would start; see `options_of`."""
+    return option(
+        "--dry-run",
+        is_flag=False,
+        flag_value="-",
+        metavar="[FOLDER]",
+        help="start nothing: print the arithmetic, the process map and the commands (and write them to FOLDER)",
+    )
+
+
 def path_option(*names: str, **settings: Any) -> click.Option:  # noqa: ANN401
     """Return an option that names a file or a folder, which shells complete."""
     return click.Option(list(names), type=click.Path(path_type=Path), **settings)

@@ -2,7 +2,7 @@
 
 import click
 
-from megatron_prime.cli.arguments.config_command import add_config_command, option
+from megatron_prime.cli.arguments.config_command import add_config_command, dry_run_option, option
 from megatron_prime.cli.arguments.help_style import CommandsUnderHeadings
 
 
@@ -13,7 +13,7 @@ def add_prm_commands(program: CommandsUnderHeadings) -> None:
         "train-prm",
         "Train",
         "train the PRM on saved responses with outcomes and write an HF checkpoint",
-        {},
+        {"Instead of training": [dry_run_option()]},
         (
             (
                 "on what another run has sampled, to run_dir/prm",
@@ -23,6 +23,11 @@ def add_prm_commands(program: CommandsUnderHeadings) -> None:
                 "with another objective, for 400 steps",
                 "megatron-prime train-prm run.toml prm.loss=dpo prm_training.num_steps=400",
             ),
+            (
+                "on responses of any policy, one with its outcome a line",
+                "megatron-prime train-prm run.toml 'prm_training.responses=[\"a.jsonl\"]'",
+            ),
+            ("see what would run where, and start nothing", "megatron-prime train-prm run.toml --dry-run"),
         ),
     )
     add_config_command(

@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from megatron_prime import __version__
-from megatron_prime.cli.arguments.config_command import add_config_command, option, path_option
+from megatron_prime.cli.arguments.config_command import (
+    add_config_command,
+    dry_run_option,
+    option,
+    path_option,
+)
 from megatron_prime.cli.arguments.formats import add_format_commands
 from megatron_prime.cli.arguments.help_style import (
     NAME,
@@ -130,13 +135,7 @@ _command(
     "run PRIME; continues automatically from the newest checkpoint of run_dir",
     {
         "Instead of training": [
-            option(
-                "--dry-run",
-                is_flag=False,
-                flag_value="-",
-                metavar="[FOLDER]",
-                help="start nothing: print the arithmetic, the process map and the commands (and write them to FOLDER)",
-            ),
+            dry_run_option(),
         ],
         "Debugging": [_replay_option()],
     },

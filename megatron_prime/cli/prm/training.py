@@ -16,7 +16,7 @@ from megatron_prime.data.tokenizer import load_tokenizer
 from megatron_prime.observability import Progress
 from megatron_prime.parallel.collectives import on_first_rank
 from megatron_prime.parallel.topology import Topology
-from megatron_prime.preflight.prm_training import read_saved_groups, record_of
+from megatron_prime.preflight.prm_training import offline_lines, read_saved_groups, record_of
 from megatron_prime.rollout.collector import StepSegmenter
 from megatron_prime.training.health.stop import listen
 from megatron_prime.training.offline_prm import HeldOutPRM, HeldOutResponses, OfflinePRMTrainer
@@ -110,13 +110,6 @@ def _segmenter(config: PrimeConfig) -> StepSegmenter | None:
 
 def _start_lines(config: PrimeConfig, arithmetic: BatchArithmetic, groups: SavedGroups) -> list[str]:
     """Return the batch arithmetic, and the notes on the responses, for the start of the log."""
-    settings = config.prm_training
-    num_groups = settings.num_steps * settings.prompts_per_step
-    return [
-        arithmetic.lines()[0],
-        f"batch       {settings.prompts_per_step} groups of responses per step, 1 update per step",
-        f"microbatch  up to {config.trainer.max_tokens_per_microbatch} packed tokens per process",
-        f"run         {settings.num_steps} steps x {settings.prompts_per_step} = {num_groups} groups, "
-        f"{num_groups / len(groups.train):.2f} epochs",
-        *groups.notes,
-    ]
+    *lines, run = offline_lines(config, arithmetic)
+    num_groups = config.prm_training.num_steps * config.prm_training.prompts_per_step
+    return [*lines, f"{run}, {num_groups / len(groups.train):.2f} epochs", *groups.notes]
