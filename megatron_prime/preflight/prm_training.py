@@ -130,9 +130,14 @@ def record_of(config: PrimeConfig) -> PRMRecord:
     """Return the record of the PRM that `train-prm` or `train` trains.
 
     Raises:
-        ModelFolderError: the reference cannot be read.
+        ValueError: the reference cannot be read.
     """
     reference = config.reference_path
+    if not reference.is_dir():
+        raise ValueError(
+            f"reference.path: {reference} does not exist, and {FILE} has hashes of it: set reference.path to where the "
+            "reference of the PRM is now"
+        )
     return PRMRecord(
         reference=str(reference.absolute()),
         reference_identity=model_identity(reference),

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.reference import ReferenceConfig
 from megatron_prime.conversion.role import convert_role, role_folder
-from megatron_prime.hf.config_json import ModelFolderError
 from megatron_prime.hf.prm_record import FILE
 from megatron_prime.observability.progress import Progress
 from megatron_prime.preflight.prm_training import other_scores, reference_faults
@@ -70,6 +69,6 @@ def test_no_reference_no_record(hf_models, converted, tmp_path):
         convert_role(without, source, tmp_path / name, "keep", 1, Progress(enabled=False))
         assert not (tmp_path / name / FILE).exists()
     moved = config_of(tmp_path, model, reference={"path": tmp_path / "moved"})
-    with pytest.raises(ModelFolderError):
+    with pytest.raises(ValueError, match=r"moved does not exist, and implicit_prm\.json has hashes of it"):
         convert_role(moved, source, tmp_path / "c", "keep", 1, Progress(enabled=False))
     assert not (tmp_path / "c").exists()

@@ -55,7 +55,7 @@ def read_groups(
     held_out_keys = set(distinct[: math.ceil(held_out_fraction * len(distinct))])
     held_out = [row for row, key in enumerate(keys) if key in held_out_keys]
     train = [row for row, key in enumerate(keys) if key not in held_out_keys]
-    lines = reader.dropped.lines(reader.max_tokens)
+    lines = reader.log_lines()
     if not train:
         raise ValueError(
             f"no response is left to train on in {', '.join(map(str, files[:3]))} "

@@ -30,7 +30,7 @@ class Dropped:
     def lines(self, max_tokens: int) -> list[str]:
         """Return a log line for each reason that has left out a response."""
         counts = [
-            (self.without_outcome, "without an outcome, after verifier errors"),
+            (self.without_outcome, "without an outcome, as after verifier errors"),
             (self.too_long, f"longer than {max_tokens} tokens with their prompt"),
         ]
         return [f"left out: {count} responses {reason}" for count, reason in counts if count]
@@ -66,6 +66,10 @@ class GroupReader:
             self._check(where, [prompt_ids, *(each.token_ids for each in responses)])
             if responses:
                 yield prompt_ids, responses
+
+    def log_lines(self) -> list[str]:
+        """Return log lines on what was left out of the files read so far."""
+        return [*self.dropped.lines(self.max_tokens), *(self.texts.notes if self.texts else ())]
 
     def _logged(self, path: Path) -> Iterator[_Group]:
         """Yield the groups of a rollout log, with the place of each for messages."""

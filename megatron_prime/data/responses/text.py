@@ -7,7 +7,7 @@ response that was cut off, which then gets no end-of-sequence token.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,8 @@ class TextReader:
     config: PrimeConfig
     tokenizer: PreTrainedTokenizerBase
     tools: Sequence[Schema] | None = None
+    notes: list[str] = field(default_factory=list)
+    """Log lines on rows that were left out, of the files read so far."""
 
     def responses(self, path: Path) -> Iterator[tuple[tuple[int, ...], SavedResponse]]:
         """Yield the prompt's tokens and the response of each row; its outcome is NaN if it is unknown.
@@ -72,6 +74,7 @@ class TextReader:
             label = labels.pop(problem.index)
             token_ids = problem.response_ids[: -1 if label.is_cut_off else None]
             yield problem.prompt_ids, SavedResponse(token_ids, label.outcome, problem.turns)
+        self.notes.extend(reader.log_lines())
 
 
 def _label(row: DataRow) -> _Label:

@@ -37,7 +37,7 @@ def test_groups_have_their_prompt_and_all_usable_responses(tmp_path):
     assert (first.token_ids, first.outcome, first.turns) == ([0, 1, 2], 0.25, ())
     assert (second.outcome, second.turns) == (1.0, (Turn(2, 3),))
     assert read.dropped.lines(6) == [
-        "left out: 2 responses without an outcome, after verifier errors",
+        "left out: 2 responses without an outcome, as after verifier errors",
         "left out: 1 responses longer than 6 tokens with their prompt",
     ]
 

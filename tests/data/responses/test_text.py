@@ -76,8 +76,10 @@ def test_an_error_names_file_and_line(tmp_path, row, message):
     path = write(tmp_path / "a.jsonl", response(), row)
     with pytest.raises(ValueError, match=rf"a\.jsonl, row 2: .*{message}"):
         list(text_reader().responses(path))
-    ((_, kept),) = text_reader(data={"on_bad_row": "skip"}).responses(path)
+    reader = text_reader(data={"on_bad_row": "skip"})
+    ((_, kept),) = reader.responses(path)
     assert kept.outcome == 1.0
+    assert reader.notes[-2] == "1 invalid rows were dropped:" and "row 2" in reader.notes[-1]
 
 
 def test_all_responses_to_a_prompt_are_a_group(tmp_path):
@@ -86,4 +88,7 @@ def test_all_responses_to_a_prompt_are_a_group(tmp_path):
     reader = GroupReader("any", 300, 20, text_reader(data={"dedup": "exact"}))
     groups = [(text_of(prompt), [each.outcome for each in group]) for prompt, group in reader.groups(path)]
     assert groups == [("1+1=", [1.0, 0.0]), ("2+2=", [1.0])]
-    assert (reader.dropped.without_outcome, reader.dropped.too_long) == (1, 1)
+    assert reader.log_lines()[:2] == [
+        "left out: 1 responses without an outcome, as after verifier errors",
+        "left out: 1 responses longer than 20 tokens with their prompt",
+    ]
