@@ -28,7 +28,7 @@ CUT_OFF = "length"
 
 @dataclass(frozen=True, slots=True)
 class _Label:
-    """What a row says of its response besides the text."""
+    """The outcome of a row, and the end of its response."""
 
     outcome: float
     """NaN if it is unknown."""
