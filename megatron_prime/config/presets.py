@@ -82,7 +82,7 @@ PRESETS: dict[str, Preset] = {
                 "estimator": "rloo",
                 "process_credit": "hindsight",
                 "process_normalization": "none",
-                "whitening": "per_source",
+                "whitening": "joint",
                 "gamma_process": 0.5,
                 "process_trust": "pair_accuracy",
             },
