@@ -1,8 +1,11 @@
 """Errors during a run are one line with an exit code; bugs keep their traceback."""
 
+import gc
+
 import pytest
 
-from megatron_prime.cli.commands import _guarded, _warn
+from megatron_prime.cli import commands
+from megatron_prime.cli.commands import _call, _guarded, _warn
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,24 @@ def test_no_message_shows_the_secrets_of_an_address(capsys, monkeypatch):
         "http://***@host/v?*** does not answer" in errors and "WARNING: 'http://***@host' is slow" in errors
     )
     assert "SECRET" not in errors
+
+
+def test_no_garbage_is_collected_while_a_command_is_imported(monkeypatch):
+    states = []
+
+    class Module:
+        @staticmethod
+        def command():
+            states.append(gc.isenabled())
+
+    def imported(name):
+        states.append(gc.isenabled())
+        if name.endswith("broken"):
+            raise ImportError(name)
+        return Module
+
+    monkeypatch.setattr(commands, "import_module", imported)
+    _call("train.command")
+    with pytest.raises(ImportError):
+        _call("broken.command")
+    assert states == [False, True, False] and gc.isenabled()

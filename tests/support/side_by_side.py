@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 GROUPS = (
-    # Starting SGLang servers takes all cores, so no two groups may do it at the same time.
+    # Two groups of about equal length, because one with all servers would still run when everything else has ended.
+    ("tests/engines/sglang/weights/", "servers with new weights"),
+    ("tests/cli/prm/test_serving", "servers with new weights"),
     ("tests/engines/sglang/", "servers"),
     ("tests/rollout/schedules/test_continuous", "servers"),
-    ("tests/cli/prm/test_serving", "servers"),
     ("tests/cli/test_quickstart.py::test_the_policy_learns", "learning"),
     ("tests/cli/test_plan.py", "plan"),
     ("tests/cli/", "toy"),
@@ -40,20 +41,23 @@ GROUPS = (
     ("tests/parallel/", "parallel"),
     ("tests/logprobs/", "parallel"),
     ("tests/resharding/", "resharding"),
+    ("tests/rehearsal/", "rehearsal"),
 )
 """(start of a test's id, group) pairs, of which the first match applies. A file without a match is a separate group."""
-GROUP_OF_FIXTURE = {
-    "_live_engine": "servers",
-    "toy": "toy",
-    "resharded_models": "resharding",
-    "hf_models": "conversion",
-    "four_processes": "parallel",
+GROUPS_OF_FIXTURE = {
+    "_live_engine": ("servers with new weights", "servers"),
+    "toy": ("toy",),
+    "resharded_models": ("resharding",),
+    "hf_models": ("conversion",),
+    "four_processes": ("parallel",),
 }
-"""Session fixture -> group that all tests that use it must belong to."""
+"""Session fixture -> groups of which each test that uses it must belong to one; each group makes it once."""
 LONGEST = (
-    "servers",
     "toy",
+    "servers with new weights",
     "learning",
+    "servers",
+    "rehearsal",
     "tests/training/checkpoint/test_store.py",
     "tests/training/test_trainable.py",
     "tests/models/test_forward.py",
@@ -75,13 +79,13 @@ def group_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Raise UsageError if two groups would start the same fixture, and put long groups first."""
+    """Raise UsageError if another group than planned would start a fixture, and put long groups first."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
-            if GROUP_OF_FIXTURE.get(fixture, group_of(item.nodeid)) != group_of(item.nodeid):
-                group = GROUP_OF_FIXTURE[fixture]
+            groups = GROUPS_OF_FIXTURE.get(fixture)
+            if groups is not None and group_of(item.nodeid) not in groups:
                 raise pytest.UsageError(
-                    f"{item.nodeid} uses {fixture}: put its file into {group!r} of {__name__}.GROUPS"
+                    f"{item.nodeid} uses {fixture}: put its file into {' or '.join(groups)!r} of {__name__}.GROUPS"
                 )
     if not hasattr(config, "workerinput"):
         return
