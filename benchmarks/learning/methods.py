@@ -44,9 +44,9 @@ GAE = (
 )
 CRITIC = (
     *("prm.loss=value", "advantage.estimator=gae", "advantage.process_credit=td"),
-    *("advantage.gamma_process=0.95", "advantage.gamma_outcome=0.95"),
+    *("advantage.gamma_process=0.99", "advantage.gamma_outcome=0.99"),
     *("advantage.process_normalization=none", "advantage.whitening=joint"),
-    *("filter.enabled=false", "policy.lr=6e-4", "prm.lr=5e-4", "prm.num_epochs=1", "prm.num_minibatches=4"),
+    *("filter.enabled=false", "policy.lr=6e-4", "prm.lr=1e-3", "prm.num_epochs=1", "prm.num_minibatches=4"),
 )
 """PPO: a critic of the policy's size that starts as a copy of it and sees the same tokens as a PRM."""
 PRETRAINED = ("prm.path={prm}", "reference.path={sft}")
