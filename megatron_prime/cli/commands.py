@@ -94,7 +94,7 @@ def run_command(options: Options) -> int:
 def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
     """Import "module.function" of this package only now, and call it: most modules import torch and Megatron."""
     module, _, name = function.rpartition(".")
-    # Imports make millions of objects and hardly any garbage. Searching them for it takes a third of the time.
+    # Imports make millions of objects and hardly any garbage. Searching them for it takes up to a third of the time.
     gc.disable()
     try:
         imported = import_module(f"megatron_prime.cli.{module}")

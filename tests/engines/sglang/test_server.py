@@ -15,6 +15,7 @@ from megatron_prime.engines.sglang import server as sglang_server
 from megatron_prime.engines.sglang.server import ServerFailedError, SupervisedServer, answers, free_port
 from tests.engines.sglang.tiny_plan import tiny_plan
 from tests.support import deadlines
+from tests.support.forked_commands import FORKED
 from tests.support.sglang_live import ROOT, engine_python
 
 ZOMBIE = psutil.STATUS_ZOMBIE
@@ -147,7 +148,7 @@ time.sleep(600)
 
 
 def test_a_real_server_leaves_no_orphan_when_the_trainer_is_killed(live_models, tmp_path):
-    command = [sys.executable, "-c", TRAINER, engine_python(), live_models[0].path, tmp_path / "log"]
+    command = [sys.executable, *FORKED, "-c", TRAINER, engine_python(), live_models[0].path, tmp_path / "log"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, env=environment) as trainer:
         try:

@@ -13,6 +13,7 @@ from megatron_prime.rollout.engine import EngineError
 from megatron_prime.rollout.schedules.one_step_off import OneStepOff
 from megatron_prime.rollout.verification import VerifierAwayError
 from tests.support import deadlines
+from tests.support.forked_commands import FORKED
 from tests.support.toy_runs import ROOT
 
 NUM_STEPS = 4
@@ -184,7 +185,7 @@ leave_if_sampling(69)
 
 def test_a_rank_that_fails_while_it_samples_ahead_ends_at_once_with_its_exit_code():
     ended = subprocess.run(
-        [sys.executable, "-c", ENDING], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, *FORKED, "-c", ENDING], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert (ended.returncode, ended.stdout) == (69, "sampling\n"), ended.stderr
 

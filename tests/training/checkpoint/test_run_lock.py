@@ -14,6 +14,7 @@ from megatron_prime.parallel.topology import build_topology
 from megatron_prime.training.checkpoint.run_lock import FencedError, Lease, RunLock
 from megatron_prime.training.checkpoint.store import CheckpointStore, RunState
 from tests.support import deadlines
+from tests.support.forked_commands import FORKED
 
 HOLDER = """
 import sys, time
@@ -69,7 +70,9 @@ def topology():
 @pytest.fixture
 def holder(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, *FORKED, "-W", "ignore", "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
@@ -86,7 +89,7 @@ def test_a_requeued_job_takes_over_and_its_orphan_cannot_write(tmp_path, topolog
     """Slurm has requeued the job while rank 0 of the previous attempt still runs and holds the lock."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     orphan = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", ORPHAN, str(tmp_path)],
+        [sys.executable, *FORKED, "-W", "ignore", "-c", ORPHAN, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
