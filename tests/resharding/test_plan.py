@@ -231,6 +231,10 @@ def check(shape, training, engines, ranks_per_node=None):
     counted = summary(plan)
     assert counted.network_bytes == counted.lower_bound_bytes == fewest * BYTES_PER_ELEMENT
     assert counted.delivered_bytes == sum(array.size for array in expected.values()) * BYTES_PER_ELEMENT
+    for tp_rank in range(engines.tp):
+        slices = [plan.received_by(engine, tp_rank) for engine in range(engines.num_engines)]
+        assert [[t.source_rank for t in each] for each in slices] == [*map(list, plan.sources(tp_rank))]
+        assert len({tuple((t.hf_name, t.hf_start, t.length) for t in each) for each in slices}) == 1
     return plan
 
 

@@ -11,6 +11,8 @@ checksums. See `wire` for the keys by which trainer and receiver coordinate.
 import functools
 import json
 import time
+import zlib
+from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -114,7 +116,7 @@ def _parse(text: str) -> _Instructions:
     host, port = raw["store"]
     if raw.get("body") is not None:
         _layouts.clear()
-        _layouts[raw["layout"]] = _parse_layout(json.loads(raw["body"]))
+        _layouts[raw["layout"]] = _parse_layout(raw["body"])
     return _Instructions(
         raw["attempt"],
         raw["rank"],
@@ -128,14 +130,17 @@ def _parse(text: str) -> _Instructions:
 
 
 def _parse_layout(body: dict[str, Any]) -> _Layout:
-    names, dtypes = body["names"], body["dtypes"]
-    return [
-        [
-            (source, [Slice(names[s[0]], s[1], s[2], s[3], s[4], dtypes[s[5]]) for s in slices])
-            for source, slices in bucket
-        ]
-        for bucket in body["buckets"]
-    ]
+    common = json.loads(zlib.decompress(b64decode(body["slices"])))
+    names, dtypes = common["names"], common["dtypes"]
+    sources = iter(body["sources"])
+    layout: _Layout = []
+    for bucket in common["buckets"]:
+        by_source: dict[int, list[Slice]] = {}
+        for s in bucket:
+            row = Slice(names[s[0]], s[1], s[2], s[3], s[4], dtypes[s[5]])
+            by_source.setdefault(next(sources), []).append(row)
+        layout.append(list(by_source.items()))
+    return layout
 
 
 def _take_part(model: torch.nn.Module, instructions: _Instructions, store: SignedStore) -> None:

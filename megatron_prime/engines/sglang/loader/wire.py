@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from .signing import SignedStore
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of the protocol. The trainer sends it along, and a receiver refuses any other."""
 DIRECT_BYTES = 1 << 20
 """A slice of at least this size that is contiguous in memory is a message of its own, sent without a copy."""

@@ -6,6 +6,10 @@ between two ranks in the same order.
 
 from __future__ import annotations
 
+import json
+import zlib
+from array import array
+from base64 import b64encode
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -123,30 +127,60 @@ class BucketedPlan:
     def incoming(self, engine: int, tp_rank: int) -> dict[str, Any]:
         """Return the layout of a target's slices as its receiver parses it, ready for JSON.
 
-        Names and dtypes are listed once, and each slice is a row of numbers that refers to them: the layout of a large
-        model has hundreds of thousands of slices.
+        `slices` is compressed JSON, one text for all engines; `sources` has the source rank of each slice. This takes
+        long for the first target alone.
         """
-        names: dict[str, int] = {}
-        buckets: list[dict[int, list[list[int]]]] = []
-        for transfers in self.received(engine, tp_rank):
-            buckets.append(defaultdict(list))
-            for transfer in transfers:
-                name = names.setdefault(transfer.hf_name, len(names))
-                num_elements = transfer.num_bytes // self.reshard.bytes_per_element
-                source = transfer.target_rank if self.from_host else transfer.source_rank
-                rows = buckets[-1][source]
-                if transfer.hf_name not in self.quantized_sizes:
-                    rows.append([name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0])
-                    continue
-                rows.append([name, transfer.dim, transfer.target_start, transfer.length, num_elements, 1])
-                # The scales of a slice are a slice of the tensor of scales, 128 times smaller in both dims.
-                scales = names.setdefault(scale_name(transfer.hf_name), len(names))
-                num_blocks = num_blocks_of(transfer.length)
-                num_scales = num_blocks * num_blocks_of(num_elements // transfer.length)
-                first = transfer.target_start // BLOCK_SIZE
-                rows.append([scales, transfer.dim, first, num_blocks, num_scales, 2])
+        text, sizes = self._slices[tp_rank]
+        if self.from_host:
+            host = self.reshard.engines.ranks[engine][tp_rank]
+            return {"slices": text, "sources": [host] * sum(sizes)}
+        by_transfer = self._sources[tp_rank][engine]
         return {
-            "names": list(names),
-            "dtypes": [self.dtype, "float8_e4m3fn", "float32"],
-            "buckets": [list(bucket.items()) for bucket in buckets if bucket],
+            "slices": text,
+            "sources": [source for source, size in zip(by_transfer, sizes, strict=True) for _ in range(size)],
         }
+
+    @cached_property
+    def _sources(self) -> list[list[array[int]]]:
+        return [self.reshard.sources(tp_rank) for tp_rank in range(self.reshard.engines.tp)]
+
+    @cached_property
+    def _slices(self) -> list[tuple[str, bytes]]:
+        """The slices of each TP rank as text, equal for all engines, and how many slices each transfer is sent as.
+
+        Names and dtypes are listed once, and each slice is a row of numbers that refers to them: a large model has
+        hundreds of thousands of slices.
+        """
+        found = []
+        for tp_rank in range(self.reshard.engines.tp):
+            names: dict[str, int] = {}
+            sizes = bytearray()
+            buckets = []
+            for transfers in self.received(0, tp_rank):
+                rows = [self._rows(transfer, names) for transfer in transfers]
+                sizes += bytes(len(each) for each in rows)
+                buckets.append([row for each in rows for row in each])
+            body = {
+                "names": list(names),
+                "dtypes": [self.dtype, "float8_e4m3fn", "float32"],
+                "buckets": [bucket for bucket in buckets if bucket],
+            }
+            text = b64encode(zlib.compress(json.dumps(body).encode())).decode()
+            found.append((text, bytes(sizes)))
+        return found
+
+    def _rows(self, transfer: Transfer, names: dict[str, int]) -> list[list[int]]:
+        """Return the slices that a transfer is sent as, and number their names."""
+        name = names.setdefault(transfer.hf_name, len(names))
+        num_elements = transfer.num_bytes // self.reshard.bytes_per_element
+        if transfer.hf_name not in self.quantized_sizes:
+            return [[name, transfer.dim, transfer.target_start, transfer.length, num_elements, 0]]
+        # The scales of a slice are a slice of the tensor of scales, 128 times smaller in both dims.
+        scales = names.setdefault(scale_name(transfer.hf_name), len(names))
+        num_blocks = num_blocks_of(transfer.length)
+        num_scales = num_blocks * num_blocks_of(num_elements // transfer.length)
+        first = transfer.target_start // BLOCK_SIZE
+        return [
+            [name, transfer.dim, transfer.target_start, transfer.length, num_elements, 1],
+            [scales, transfer.dim, first, num_blocks, num_scales, 2],
+        ]

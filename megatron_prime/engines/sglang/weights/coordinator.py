@@ -76,7 +76,7 @@ class Coordinator:
         timeout_s: float,
         store: SignedStore,
     ) -> None:
-        """Prepare the instructions of each receiver.
+        """Keep what the control calls need; the layout of a receiver's slices is computed when it is sent.
 
         Args:
             fleet: the servers, numbered like the plan's engines.
@@ -92,7 +92,6 @@ class Coordinator:
         self._backend = backend
         self._timeout_s = timeout_s
         self._store = store
-        self._bodies = {target: json.dumps(plan.incoming(*target)) for target in self._targets()}
         # A new name for every coordinator: receivers must not use the layout of an earlier run's plan.
         self._layout = uuid.uuid4().hex
         self._layout_sent: dict[Target, str] = {}
@@ -211,7 +210,7 @@ class Coordinator:
             "nccl": nccl_version() if self._backend == "nccl" else None,
             "timeout_s": self._timeout_s,
             "layout": self._layout,
-            "body": None if has_layout else self._bodies[target],
+            "body": None if has_layout else self._plan.incoming(*target),
         }
         self._layout_sent[target] = url
         named_tensors = [(json.dumps(instructions), torch.empty(0))]

@@ -14,4 +14,4 @@ def test_instructions_that_can_not_be_read_or_followed_never_raise(capfd):
         receive(model, [(instructions, torch.empty(0))])
     output = capfd.readouterr().out
     assert output.count("weight sync: no trainer reached") == 2
-    assert "protocol -1, this receiver 4" in output
+    assert "protocol -1, this receiver 5" in output

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import pytest
 
+from megatron_prime.engines.sglang.loader.receiver import _parse_layout
 from megatron_prime.engines.sglang.weights.bucketed_plan import BucketedPlan, bucket_of_names
 from megatron_prime.hf.mapping import hf_shards, hf_tensors
 from megatron_prime.resharding.layouts import EngineLayout, TrainingLayout
@@ -17,6 +18,11 @@ CASES = {
     "dense, fewer engine ranks": (make_shape(), TrainingLayout(tp=4, vpp=2, pp=2), 1, 2, 1),
     "experts": (make_moe_shape(), TrainingLayout(tp=2, dp=2, ep=2), 2, 4, 2),
 }
+
+
+def layout_of(plan, engine, tp_rank):
+    """Return a target's layout as its receiver parses it."""
+    return _parse_layout(json.loads(json.dumps(plan.incoming(engine, tp_rank))))
 
 
 def bucketed(case, max_bytes=800):
@@ -38,11 +44,10 @@ def test_senders_and_receivers_list_the_same_slices_in_the_same_order(case):
     awaited = defaultdict(list)
     for engine in range(plan.reshard.engines.num_engines):
         for tp_rank in range(plan.reshard.engines.tp):
-            body = json.loads(json.dumps(plan.incoming(engine, tp_rank)))
-            assert body["dtypes"] == ["bfloat16", "float8_e4m3fn", "float32"]
-            for bucket in body["buckets"]:
-                for source, rows in bucket:
-                    awaited[(engine, tp_rank), source] += [(body["names"][r[0]], *r[1:5]) for r in rows]
+            for bucket in layout_of(plan, engine, tp_rank):
+                for source, slices in bucket:
+                    assert {s.dtype for s in slices} == {"bfloat16"}
+                    awaited[(engine, tp_rank), source] += [s[:5] for s in slices]
     assert sent == awaited
 
 
@@ -52,12 +57,11 @@ def test_a_target_gets_every_entry_of_its_shard_once(case):
     shape, engines = plan.reshard.shape, plan.reshard.engines
     for engine in range(engines.num_engines):
         for tp_rank in range(engines.tp):
-            body = plan.incoming(engine, tp_rank)
             got = defaultdict(list)
-            for bucket in body["buckets"]:
-                for _, rows in bucket:
-                    for name, _, start, length, _, _ in rows:
-                        got[body["names"][name]] += range(start, start + length)
+            for bucket in layout_of(plan, engine, tp_rank):
+                for _, slices in bucket:
+                    for s in slices:
+                        got[s.hf_name] += range(s.start, s.start + s.length)
             shards = hf_shards(shape, tp_size=engines.tp, tp_rank=tp_rank, ep_size=engines.ep)
             wanted = {shard.hf_name: list(range(shard.length)) for shard in shards if shard.length}
             assert {name: sorted(rows) for name, rows in got.items()} == wanted
@@ -77,6 +81,14 @@ def test_a_bucket_is_small_or_one_tensor(case, max_bytes):
         names[buckets[t.hf_name]].add(t.hf_name)
     assert all(load <= max_bytes or len(names[key[0]]) == 1 for key, load in loads.items())
     assert max_bytes < 10**9 or set(numbers) == {0}
+
+
+def test_targets_share_the_list_of_slices_and_differ_in_their_sources():
+    plan = bucketed("dense")
+    first, second = plan.incoming(0, 1), plan.incoming(1, 1)
+    assert first["slices"] is second["slices"] and first["slices"] != plan.incoming(0, 0)["slices"]
+    assert first["sources"] != second["sources"]
+    assert len(first["sources"]) == len(plan.reshard.received_by(0, 1))
 
 
 def test_the_size_of_a_bucket_must_be_positive():
@@ -101,14 +113,12 @@ def test_quantized_weights_are_values_and_scales_on_both_ends(name):
     linear = {n for n in dims if n.endswith("_proj.weight")}
     assert set(plan.quantized_sizes) == linear
     for tp_rank in (0, 1):
-        body = plan.incoming(0, tp_rank)
-        rows = [row for bucket in body["buckets"] for _, part in bucket for row in part]
+        rows = [row for bucket in layout_of(plan, 0, tp_rank) for _, part in bucket for row in part]
         elements = defaultdict(int)
-        for row_name, _, start, length, num_elements, dtype in rows:
-            named = body["names"][row_name]
+        for named, _, start, length, num_elements, dtype in rows:
             is_scale = named.endswith("_scale_inv")
             of_weight = named.removesuffix("_scale_inv")
-            assert body["dtypes"][dtype] == (
+            assert dtype == (
                 "float32" if is_scale else "float8_e4m3fn" if named in linear else "bfloat16"
             )
             assert start >= 0 and length > 0

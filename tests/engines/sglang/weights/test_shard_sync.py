@@ -1,10 +1,11 @@
 """Weights arrive completely in real servers from every layout, and every fault is detected and repaired."""
 
+import base64
 import copy
-import json
 import os
 import signal
 import threading
+import zlib
 
 import pytest
 import torch
@@ -365,9 +366,10 @@ def test_a_server_killed_during_a_rollout_gets_its_weights_back(bench, live_mode
 
 
 def test_a_model_that_does_not_fit_is_an_error_with_its_tensor(bench, live_models):
-    body = bench.source.plan.incoming(0, 0)
-    body["names"][-1] = "model.norm.wait"
-    bench.sync._lead()._bodies[0, 0] = json.dumps(body)
+    slices = bench.source.plan._slices
+    text, sizes = slices[0]
+    wrong = zlib.decompress(base64.b64decode(text)).replace(b"model.norm.weight", b"model.norm.wait")
+    slices[0] = base64.b64encode(zlib.compress(wrong)).decode(), sizes
     with pytest.raises(WeightSyncError, match=r"refuses the weights: .*model\.norm\.wait"):
         bench.sync.push(2)
 
