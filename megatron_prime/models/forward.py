@@ -250,6 +250,9 @@ class PackedPass:
         routing = self._token_routing(microbatch, share, balance_weight)
         # What is computed from the packing is computed on the host: reading it from a GPU would wait for the GPU.
         packed = microbatch.packed.to(device)
+        is_plain = self._topology.platform.layers == "torch"
+        # Layers of plain torch read the bounds of sequences on the host, and Transformer Engine's on the device.
+        bounds = microbatch.packed.cu_seqlens if is_plain else packed.cu_seqlens
         share, (rows_b,) = share.to(device), move_together([microbatch.rows_b], device)
         positions_R, labels_R = share.positions_R, packed.labels_S[packed.predict_positions_R][share.scored_R]
         if self._settings.value_tokens is not None:
@@ -260,8 +263,8 @@ class PackedPass:
             position_ids_S=packed.position_ids_S[share.tokens_L],
             packed_seq_params=RoutedSeqParams(
                 qkv_format="thd",
-                cu_seqlens_q=packed.cu_seqlens,
-                cu_seqlens_kv=packed.cu_seqlens,
+                cu_seqlens_q=bounds,
+                cu_seqlens_kv=bounds,
                 max_seqlen_q=packed.max_seqlen,
                 max_seqlen_kv=packed.max_seqlen,
                 routing=None if routing is None else routing.to(device),

@@ -114,6 +114,13 @@ def weighted_swiglu_back(
     return _kernel(gates), _kernel(weights)
 
 
+def l2_norm(
+    _chunk: int, _flag: torch.Tensor, tensors: list[list[torch.Tensor]], *_: object
+) -> tuple[torch.Tensor, None]:
+    """Take the place of the norm of all gradients, one kernel in Transformer Engine; in plain torch each is waited for."""
+    return tensors[0][0].new_empty(1, dtype=torch.float32).neg_(), None
+
+
 def _kernel(like: torch.Tensor) -> torch.Tensor:
     """Return a result of the same shape: memory, and one kernel that writes it."""
     return torch.empty_like(like, memory_format=torch.contiguous_format).zero_()
@@ -126,6 +133,7 @@ def install(logprob_kernel: str) -> None:
         logprob_kernel: `trainer.logprob_kernel`; all but torch means Triton, which CUDA builds of torch include.
     """
     from megatron.core.fusions import fused_bias_swiglu
+    from megatron.core.optimizer import clip_grads
 
     from megatron_prime.logprobs import output_layer
 
@@ -133,6 +141,7 @@ def install(logprob_kernel: str) -> None:
     F.scaled_dot_product_attention = attention
     for replacement in (swiglu, swiglu_back, weighted_swiglu, weighted_swiglu_back):
         setattr(fused_bias_swiglu, replacement.__name__, replacement)
+    clip_grads.l2_norm_impl = l2_norm
     output_layer._add_product = _add_product
     if logprob_kernel != "torch":
         output_layer._tile_math = lambda _kernel: FusedTileMath

@@ -8,6 +8,7 @@ from megatron_prime.rehearsal.gpu_kernels import (
     FusedTileMath,
     attention,
     cpu_attention,
+    l2_norm,
     rms_norm,
     swiglu,
     swiglu_back,
@@ -50,3 +51,8 @@ def test_a_tile_has_one_buffer_with_aligned_rows():
     product = tile.product_buffer(3, 30)
     assert (product.shape, product.stride(0)) == ((3, 30), 32)
     assert tile.gradient(product, None, 0, None).data_ptr() == product.data_ptr()
+
+
+def test_the_norm_of_gradients_is_one_float32_number():
+    norm, flag = l2_norm(65536, torch.zeros(1), [[torch.empty(4, dtype=torch.bfloat16, device="meta")] * 3])
+    assert (norm.shape, norm.dtype, norm.device.type, flag) == ((1,), torch.float32, "meta", None)
