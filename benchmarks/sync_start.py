@@ -45,7 +45,9 @@ def measure(shape, training, engine_experts):
     step("rank 0's own slices", lambda: plan.outgoing(0))
     targets = [(engine, tp_rank) for engine in range(engines.num_engines) for tp_rank in range(TENSOR)]
     step("layouts", lambda: [json.dumps(plan.incoming(*target)) and None for target in targets])
-    layouts = step("layouts as before", lambda: [by_itself(plan, *target) for target in targets[:NUM_SAMPLED]])
+    layouts = step(
+        "layouts as before", lambda: [by_itself(plan, *target) for target in targets[:NUM_SAMPLED]]
+    )
     scale = len(targets) / NUM_SAMPLED
     seconds = found["layouts as before"][0] * scale
     found["layouts as before"] = seconds, sum(map(len, layouts)) * scale / 1e6

@@ -117,7 +117,7 @@ def weighted_swiglu_back(
 def l2_norm(
     _chunk: int, _flag: torch.Tensor, tensors: list[list[torch.Tensor]], *_: object
 ) -> tuple[torch.Tensor, None]:
-    """Take the place of the norm of all gradients, one kernel in Transformer Engine; in plain torch each is waited for."""
+    """Take the place of the norm of all gradients: one kernel in Transformer Engine, a wait for each in plain torch."""
     return tensors[0][0].new_empty(1, dtype=torch.float32).neg_(), None
 
 

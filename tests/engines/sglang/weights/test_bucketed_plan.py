@@ -118,9 +118,7 @@ def test_quantized_weights_are_values_and_scales_on_both_ends(name):
         for named, _, start, length, num_elements, dtype in rows:
             is_scale = named.endswith("_scale_inv")
             of_weight = named.removesuffix("_scale_inv")
-            assert dtype == (
-                "float32" if is_scale else "float8_e4m3fn" if named in linear else "bfloat16"
-            )
+            assert dtype == ("float32" if is_scale else "float8_e4m3fn" if named in linear else "bfloat16")
             assert start >= 0 and length > 0
             elements[named] += num_elements
             assert not is_scale or of_weight in linear
