@@ -95,12 +95,28 @@ MODELS = {
 PROMPTS = {"prime_32b": 16, "prime_70b": 16, "prime_70b_overlap": 32, "prime_moe": 32, "prime_7b": 16}
 """Prompts of a step when an example is rehearsed: each data-parallel rank has a response in every minibatch."""
 ONE_MINIBATCH = ("policy.num_minibatches=1", "prm.num_minibatches=1")
+ON_256 = [
+    "parallel.num_processes=256",
+    "parallel.tensor=4",
+    "parallel.pipeline=16",
+    "parallel.expert=8",
+    "rollout.sglang.num_servers=1",
+    "rollout.sglang.tensor=8",
+    "rollout.sglang.expert=8",
+    "rollout.sglang.mem_fraction=0.8",
+    "trainer.prompts_per_step=8",
+]
+"""A layout of Qwen3-235B-A22B for 256 GPUs, with servers whose GPUs hold their shares of the weights."""
 MEMORY = {
     "7b": ("prime_7b", None, 0, ["trainer.prompts_per_step=4"]),
     "32b": ("prime_32b", None, 0, ["trainer.prompts_per_step=2"]),
-    "70b-first": ("prime_70b", None, 0, ["trainer.prompts_per_step=16"]),
-    "70b-last": ("prime_70b", None, 3, ["trainer.prompts_per_step=16"]),
+    "70b-first": ("prime_70b", None, 0, ["trainer.prompts_per_step=8"]),
+    "70b-last": ("prime_70b", None, 3, ["trainer.prompts_per_step=8"]),
+    "70b-overlap-first": ("prime_70b_overlap", None, 0, ["trainer.prompts_per_step=14"]),
+    "70b-overlap-last": ("prime_70b_overlap", None, 13, ["trainer.prompts_per_step=14"]),
     "30b-a3b": ("prime_moe", None, 0, ["trainer.prompts_per_step=4"]),
+    "235b-first": ("prime_moe", QWEN3_235B, 0, ON_256),
+    "235b-last": ("prime_moe", QWEN3_235B, 15, ON_256),
 }
 """Case -> example, another model than its own, pipeline stage, overrides."""
 

@@ -66,6 +66,8 @@ def planned(training_gpus: int, response_tokens: float, workload: Workload, is_c
         # A microbatch holds the longest sequence.
         f"trainer.max_tokens_per_microbatch={1024 + workload.lengths.limit}",
     ]
+    # The layout and recomputation of the recorded results, which all splits allow.
+    overrides += ["parallel.pipeline=4", "memory.recompute.granularity=selective"]
     if workload.lengths.limit > 8192:
         overrides.append("memory.recompute.granularity=full")
     if not is_colocated:

@@ -49,7 +49,8 @@ def plan(config: PrimeConfig, options: Options) -> int:
     progress.line(fit_summary(run, memory))
     if best:
         progress.table(layouts_table(best))
-    else:
+    elif not memory.server_fault:
+        # Servers that cannot hold the model do not fit beside any layout of the training ranks.
         number = find_num_processes(run)
         progress.line(
             f"no layout fits on {run.num_processes} x {run.gpu.name}"

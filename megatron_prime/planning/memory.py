@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from megatron_prime.config.tables.performance.memory import MemoryConfig
-from megatron_prime.hf.serving import SERVED_BYTES, kv_bytes_per_token, num_parameters
+from megatron_prime.hf.serving import SERVED_BYTES, cache_tokens, kv_bytes_per_token, num_parameters
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.activations import scoring_activations, training_activations
 from megatron_prime.planning.counts import rank_parameters
@@ -48,6 +48,8 @@ class MemoryPlan:
     """Bytes of host memory of a node."""
     overhead: int = field(default=0)
     """Bytes of CUDA context, NCCL buffers and fragmentation."""
+    server_fault: str = ""
+    """The reason why the servers cannot hold the model, or nothing."""
 
     def total(self, phase: str) -> int:
         """Return the bytes on the GPU in a phase."""
@@ -60,8 +62,8 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """True if every phase fits on the GPU, and the job into the nodes' host memory."""
-        return self.peak[1] <= self.limit and self.host_node <= self.host_limit
+        """True if every phase fits on the GPU, the job into the nodes' host memory, and the model into the servers."""
+        return not self.server_fault and self.peak[1] <= self.limit and self.host_node <= self.host_limit
 
 
 def plan_memory(run: PlannedRun) -> MemoryPlan:
@@ -127,6 +129,23 @@ def plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
         int(run.gpu.memory_gib * GIB),
         int(run.gpu.host_memory_gib * GIB),
         overhead,
+        _server_fault(run),
+    )
+
+
+def _server_fault(run: PlannedRun) -> str:
+    """Return why the servers cannot hold the model and one sequence of the longest length, or nothing."""
+    settings, shape = run.config.rollout.sglang, run.shapes["policy"]
+    budget = settings.mem_fraction * run.gpu.memory_gib
+    longest = run.config.rollout.max_sequence_tokens
+    is_on_gpu = run.config.rollout.uses_servers and run.config.platform.device != "cpu"
+    if not is_on_gpu or cache_tokens(shape, settings.tensor, int(budget * GIB)) >= longest:
+        return ""
+    weights = num_parameters(shape) * SERVED_BYTES / settings.tensor / GIB
+    return (
+        f"rollout.sglang.mem_fraction = {settings.mem_fraction} gives a server {budget:.1f} GiB of a {run.gpu.name}; "
+        f"its weights take {weights:.1f} GiB with rollout.sglang.tensor = {settings.tensor}, which leaves no room for "
+        f"a sequence of {longest:,} tokens: raise one of the two"
     )
 
 

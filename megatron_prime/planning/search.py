@@ -109,7 +109,9 @@ def find_num_processes(run: PlannedRun) -> int | None:
 
 
 def misfit_message(run: PlannedRun, memory: MemoryPlan) -> str:
-    """Return why a plan does not fit: the fullest phase, its total, and its largest parts; or the host memory."""
+    """Return why a plan does not fit: the servers, the host memory, or the fullest phase with its largest parts."""
+    if memory.server_fault:
+        return f"does not fit: {memory.server_fault}"
     phase, size = memory.peak
     if size <= memory.limit:
         return (
@@ -146,7 +148,8 @@ def _with_moved_layers(run: PlannedRun) -> tuple[PlannedRun, MemoryPlan]:
     """Return the run and its memory, with layers moved off a stage that needs slightly more memory than there is."""
     plans = plan_stages(run)
     fullest = max(plans, key=lambda plan: plan.peak[1])
-    while not fullest.fits and len(plans) > 1 and fullest.peak[1] < _NEARLY * fullest.limit:
+    is_near = len(plans) > 1 and not fullest.server_fault
+    while is_near and not fullest.fits and fullest.peak[1] < _NEARLY * fullest.limit:
         emptiest = min(plans, key=lambda plan: plan.peak[1])
         moved = _with_moved_layer(run, fullest.stage, emptiest.stage)
         if moved is None:

@@ -121,7 +121,9 @@ def _pass(run: PlannedRun, role: str, passes: float) -> PhaseTime:
     # Stages wait while the pipeline fills and drains, which lengthens the pass by the idle fraction, and for the most
     # expensive stage.
     compute *= imbalance(shape, run.layout, *work) / (1 - bubble(run.layout.pp, run.layout.vpp, num_micro))
-    return PhaseTime(flops, compute + passes * _tensor_parallel_seconds(run, shape))
+    # A backward pass sends the gradients of what the forward pass has sent; recomputation sends nothing.
+    messages = _message_seconds(run, shape) * (1 if passes == 1 else 2)
+    return PhaseTime(flops, compute + passes * _tensor_parallel_seconds(run, shape) + messages)
 
 
 def _update(run: PlannedRun, role: str) -> PhaseTime:
@@ -153,6 +155,20 @@ def _tensor_parallel_seconds(run: PlannedRun, shape: ModelShape) -> float:
     layers = max(sum(map(len, chunks)) for chunks in layout.stage_layers(shape))
     speed = run.gpu.nvlink_gb_s if layout.tp <= run.gpu.gpus_per_node else run.gpu.nic_gb_s
     return layers * num_bytes / (NETWORK_EFFICIENCY * speed * GB)
+
+
+def _message_seconds(run: PlannedRun, shape: ModelShape) -> float:
+    """Return the seconds in which a rank hands the hidden states of a step on to the next stage, once per chunk.
+
+    Sending and receiving share no bandwidth, and nothing is computed meanwhile. Stages on different nodes use the NICs.
+    """
+    layout = run.layout
+    if layout.pp == 1:
+        return 0.0
+    split = layout.tp if run.config.parallel.sequence_parallel else 1
+    num_bytes = run.tokens / layout.dp / layout.cp * shape.hidden_size * run.dtype_bytes / split * layout.vpp
+    speed = run.gpu.nvlink_gb_s if run.num_processes <= run.gpu.gpus_per_node else run.gpu.nic_gb_s
+    return num_bytes / (NETWORK_EFFICIENCY * speed * GB)
 
 
 def _optimizer_seconds(run: PlannedRun, role: str) -> float:

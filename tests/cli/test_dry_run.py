@@ -103,7 +103,7 @@ def test_the_example_with_servers_on_their_own_nodes(tmp_path):
     folder = write_model(tmp_path / "model", "Llama-3-70B")
     config = load_config(ROOT / "examples" / "prime_70b_overlap.toml", [f"model.path={folder}"])
     lines = dry_run(config, BatchArithmetic.of(config, 112), Path("run.toml"), [], None)
-    assert "processes   112 = tensor 4 x pipeline 4 x context 1 x data 7" in lines[1]
+    assert "processes   112 = tensor 4 x pipeline 14 x context 1 x data 2" in lines[1]
     assert lines.count("server http://server1:30000, attached") == 1
     assert sum(line.startswith("server ") for line in lines) == 2
     assert any("on each of 14 nodes" in line and "examples/prime_70b.sh" in line for line in lines)

@@ -1,8 +1,11 @@
 """Compares FLOPs with the rule of 6 N, the bubble with its formula, and sync bytes with a count per server."""
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_prime.hf.serving import num_parameters
+from megatron_prime.planning.gpus import KNOWN
 from megatron_prime.planning.times import bubble, plan_times, weight_sync
 from tests.support.planned_runs import make_run
 
@@ -33,6 +36,21 @@ def test_a_pass_waits_for_the_stage_with_the_output_layer(tmp_path):
 
     # The output layer is worth 2.3 layers of this model: the slowest stage does the work of 8 layers, or of 7 + 2.3.
     assert seconds("auto") == seconds((7, 8, 8, 5)) < 0.95 * seconds((7, 7, 7, 7))
+
+
+def test_stages_hand_on_hidden_states(tmp_path):
+    def plan(gpus_per_node):
+        gpu = replace(KNOWN["H100-80G"], gpus_per_node=gpus_per_node)
+        run = make_run(tmp_path, parallel={"pipeline": 4, "num_processes": 8}, policy={"num_minibatches": 1})
+        run = replace(run, gpu=gpu)
+        return run, plan_times(run, with_sync=False).phases["logprobs"].seconds
+
+    run, within_a_node = plan(8)
+    _, between_nodes = plan(4)
+    # The reference and the policy, forward only; two data-parallel ranks.
+    num_bytes = 2 * run.tokens / 2 * run.shapes["policy"].hidden_size * 2
+    difference = num_bytes / 0.7 / 1e9 * (1 / 50 - 1 / 450)
+    assert between_nodes - within_a_node == pytest.approx(difference)
 
 
 def test_decoding_reads_the_weights_once_per_step(tmp_path):
