@@ -6,19 +6,23 @@ q query size, k KV size, f FFN size, d head size):
     attention   6 h + 4 q + 3 k + 4 d    hidden states and norms (4 h with the norms in one kernel, as GPUs have them);
                                          queries before and after rotation, and the result twice; keys twice, and
                                          values; sines and cosines
-                + q + k (+ q)            with query and key norms (grouped queries are copied for them)
+                + q + k (+ q)            with query and key norms (grouped queries are copied for them); on GPUs, where
+                                         they keep the projection's result, + q for several groups on a rank
     MLP         5 f                      gate and up projection, silu, product, and a copy of the product (3 f on GPUs,
                                          where silu and product are one kernel)
     experts     K (6 f + h) + 5 E        K of E experts per token; f is the FFN size of an expert
 
 Tensor, sequence and context parallelism divide these, and recomputation drops most of them; `_Sizes.kept` has the
-details. On top comes the largest transient of the backward pass (`_Sizes.backward_peak`).
-`benchmarks/plan_accuracy.py` compares the plan with measurements.
+details. On top comes the largest transient of the backward pass (`_Sizes.backward_peak`). For experts, it is the tokens
+on their way: a token's K copies of h are held five times in a forward pass (permuted, received, the experts' results,
+those sent back, and weighed), and their gradients three times in a backward pass, beside what is recomputed.
+`benchmarks/planning/plan_accuracy.py` compares the plan with measurements.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from megatron_prime.config.tables.performance.memory import RecomputeConfig
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.planned_run import PlannedRun
 
@@ -61,14 +65,12 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
     chunks = layout.stage_layers(sizes.shape)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
     kinds = _layer_of_each_kind(sizes.shape, layers)
-    # A unit in flight is a model chunk, 1 / vpp of the stage's layers.
-    num_in_flight = in_flight(layout.pp, layout.vpp, stage, microbatches) / layout.vpp
     kept = {
         kind: sizes.kept(layer, recompute.granularity, recompute.modules) for kind, layer in kinds.items()
     }
     whole = {kind: sizes.kept(layer, "none", ()) for kind, layer in kinds.items()}
     kind_of = sizes.shape.has_experts
-    per_layer = [kept[kind_of(layer)] for layer in layers]
+    per_layer: list[float] = [kept[kind_of(layer)] for layer in layers]
     if recompute.granularity == "full" and recompute.method == "block":
         # The first num_layers are recomputed, the others keep everything.
         per_layer[recompute.num_layers :] = [
@@ -82,9 +84,11 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
     recomputed *= recompute.num_layers if recompute.method == "uniform" else 1
     # Only the last stage has the output layer.
     output = sizes.output_backward() if stage == layout.pp - 1 else 0.0
-    peak = max(sizes.backward_peak(layer, recompute.granularity) for layer in kinds.values())
+    peak = max(sizes.backward_peak(layer, recompute) for layer in kinds.values())
+    numbers = in_flight(layout.pp, layout.vpp, stage, microbatches)
+    of_chunks = [number for number, chunk in zip(numbers, chunks, strict=True) for _ in chunk]
     return Activations(
-        int(num_in_flight * sum(per_layer)),
+        int(sum(number * size for number, size in zip(of_chunks, per_layer, strict=True))),
         int(max(recomputed + peak, output)),
         int(min(output, max(peak, output))),
     )
@@ -100,22 +104,31 @@ def scoring_activations(run: PlannedRun, role: str, stage: int) -> Activations:
     return Activations(0, int(max(peak, output)), int(output))
 
 
+def routing_bytes(run: PlannedRun, role: str, stage: int) -> int:
+    """Return the bytes that the layers of a role leave behind of the choice of experts, until their next pass."""
+    sizes = _Sizes.of(run, run.shapes[role])
+    layers = [layer for chunk in run.layout.stage_layers(sizes.shape)[stage] for layer in chunk]
+    return int(sizes.routing(sum(sizes.shape.has_experts(layer) for layer in layers)))
+
+
 def _layer_of_each_kind(shape: ModelShape, layers: Iterable[int]) -> dict[bool, int]:
     """Return a layer with experts (True) and one without (False), as far as there are any; others equal these."""
     return {shape.has_experts(layer): layer for layer in layers}
 
 
-def in_flight(pp: int, vpp: int, stage: int, microbatches: int) -> int:
-    """Return the number of microbatches whose activations a stage holds at the same time.
-
-    With an interleaved schedule (vpp > 1) the unit is a microbatch on one of the stage's model chunks.
-    """
+def in_flight(pp: int, vpp: int, stage: int, microbatches: int) -> list[int]:
+    """Return the number of microbatches whose activations a stage holds at the same time, for each of its chunks."""
     if vpp == 1:
         # 1F1B: a stage runs ahead by the number of stages after it.
-        return min(microbatches, pp - stage)
-    # Megatron's interleaved schedule runs this many forward passes ahead of the first backward pass, with groups of
-    # pp microbatches.
-    return min(microbatches * vpp, (pp - stage - 1) * 2 + (vpp - 1) * pp + 1)
+        return [min(microbatches, pp - stage)]
+    # Megatron's interleaved schedule runs this many forward passes of a chunk ahead of the first backward pass. The
+    # chunks take turns after pp microbatches, and the last ones are filled up with empty ones (models/forward.py).
+    whole_turns = -(-microbatches // pp) * pp * vpp
+    numbers = [0] * vpp
+    for unit in range(min(whole_turns, (pp - stage - 1) * 2 + (vpp - 1) * pp + 1)):
+        turn, place = divmod(unit, pp)
+        numbers[turn % vpp] += turn // vpp * pp + place < microbatches
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,9 @@ class _Sizes:
         s = self.shape
         query, kv = s.query_size * self.split, s.kv_size * self.split
         total = (4 if self.is_cuda else 6) * self.hidden + 4 * query + 3 * kv + 4 * s.head_dim
-        if s.qk_norm:
+        if s.qk_norm and self.is_cuda:
+            total += query if s.num_query_groups * self.split > 1 else 0
+        elif s.qk_norm:
             total += query + kv + (query if s.num_attention_heads != s.num_query_groups else 0)
         return total
 
@@ -203,8 +218,13 @@ class _Sizes:
         upcast = 2 * self.hidden * FP32 if self.width < FP32 and not self.is_cuda else 0.0
         return self.tokens * ((attention + mlp) * self.width + statistics * FP32 + upcast)
 
-    def backward_peak(self, layer: int, granularity: str) -> float:
+    def backward_peak(self, layer: int, recompute: RecomputeConfig) -> float:
         """Return the bytes of the largest transient of a layer's backward pass."""
+        granularity = recompute.granularity
+        if self.is_cuda and self.shape.has_experts(layer):
+            is_recomputed = granularity == "selective" and "moe" in recompute.modules
+            recomputed = self.mlp(layer) if is_recomputed else 0.0
+            return self.tokens * self.width * (recomputed + 3 * self._dispatched())
         if self.is_cuda:
             # Whole hidden states and their gradient, the gradients of all projections, and what is computed again.
             recomputed = 3 if granularity == "selective" else 0
@@ -222,7 +242,18 @@ class _Sizes:
         """Return the bytes of the largest transient of a layer's forward pass without gradients."""
         query, kv = self.shape.query_size * self.split, self.shape.kv_size * self.split
         attention = 2 * self.hidden + 4 * query + 7 * kv
+        if self.is_cuda and self.shape.has_experts(layer):
+            return self.tokens * self.width * max(attention, 4 * self.hidden + 5 * self._dispatched())
         return self.tokens * self.width * max(attention, 4 * self.hidden + 5 * self._mlp_width(layer))
+
+    def _dispatched(self) -> float:
+        """Return the elements of a token's copies for its experts."""
+        return self.shape.num_experts_per_tok * self.hidden
+
+    def routing(self, num_layers: int) -> float:
+        """Return the bytes of what routers leave until their next pass: float32 weights, and a map of experts."""
+        per_token = self.shape.num_experts * (FP32 + 1) + 8 * self.shape.num_experts_per_tok
+        return num_layers * self.tokens * self.whole * per_token
 
     def _mlp_width(self, layer: int) -> float:
         if not self.shape.has_experts(layer):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from megatron_prime.config.tables.performance.memory import MemoryConfig
 from megatron_prime.hf.serving import SERVED_BYTES, cache_tokens, kv_bytes_per_token, num_parameters
 from megatron_prime.hf.shape import ModelShape
-from megatron_prime.planning.activations import scoring_activations, training_activations
+from megatron_prime.planning.activations import routing_bytes, scoring_activations, training_activations
 from megatron_prime.planning.counts import rank_parameters
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.planned_run import PlannedRun
@@ -97,7 +97,7 @@ def plan_stage(run: PlannedRun, stage: int) -> MemoryPlan:
     memory = run.config.memory
     parts = {role: role_bytes(run, role, stage) for role in run.shapes}
     phases = {
-        phase: _build(run, memory, parts)
+        phase: _build(run, memory, parts, stage)
         if phase == "build"
         else _residents(memory, parts, _in_use(run, parts, phase))
         for phase in PHASES
@@ -214,23 +214,25 @@ def _residents(
     return held
 
 
-def _build(run: PlannedRun, memory: MemoryConfig, parts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+def _build(
+    run: PlannedRun, memory: MemoryConfig, parts: Mapping[str, Mapping[str, int]], stage: int
+) -> dict[str, int]:
     """Return the bytes on the device while the role is built that needs most.
 
-    One role after the other is built and then offloaded. Megatron copies the weights of a trained role into its buffer,
-    which holds both for a while; moments do not exist yet.
+    One role after the other is built and then offloaded. Megatron copies the weights of a trained role into buffers,
+    one for each chunk and for dense and expert weights, and frees what it has copied: when the last buffer is filled,
+    its weights exist twice. Then the optimizer is made, and a resumed run reads the moments.
     """
     fullest: dict[str, int] = {}
     built: dict[str, Mapping[str, int]] = {}
     for role, sizes in parts.items():
-        held = _residents(memory, built, {})
-        held |= {f"{role} {part}": size for part, size in sizes.items()}
+        states = [{f"{role} {part}": size for part, size in sizes.items()}]
         if role in run.trained:
-            held[f"{role} weights"] *= 2
-            held[f"{role} optimizer"] = (
-                held[f"{role} optimizer"] * _master_bytes(run) // (_master_bytes(run) + MOMENT_BYTES)
-            )
-        fullest = max(fullest, held, key=lambda each: sum(each.values()))
+            count = rank_parameters(run.shapes[role], run.layout, stage)
+            last = (count.expert or count.dense) * run.dtype_bytes // run.layout.vpp
+            states.append(states[0] | {f"{role} weights": sizes["weights"] + last, f"{role} optimizer": 0})
+        others = _residents(memory, built, {})
+        fullest = max(fullest, *(others | state for state in states), key=lambda each: sum(each.values()))
         built[role] = sizes
     return fullest
 
@@ -252,6 +254,8 @@ def _working(run: PlannedRun, phase: str, stage: int) -> dict[str, int]:
     else:
         return {}
     working = {"activations": activations.total - activations.tiles, "output layer": activations.tiles}
+    if routing := sum(routing_bytes(run, role, stage) for role in run.shapes):
+        working["routing"] = routing
     if run.config.parallel.sequence_parallel:
         # Megatron gathers the hidden states of a microbatch into one buffer, which it keeps for the whole run.
         tokens = run.config.trainer.max_tokens_per_microbatch // run.config.parallel.context

@@ -1,4 +1,4 @@
-"""Compares activations with counts by hand; benchmarks/plan_accuracy.py compares the plan with real runs."""
+"""Compares activations with counts by hand; benchmarks/planning/plan_accuracy.py compares the plan with real runs."""
 
 import pytest
 
@@ -9,13 +9,16 @@ from tests.support.planned_runs import make_run
 @pytest.mark.parametrize(
     ("pp", "vpp", "stage", "microbatches", "held"),
     [
-        (1, 1, 0, 8, 1),
-        (4, 1, 0, 8, 4),
-        (4, 1, 3, 8, 1),
-        (4, 1, 0, 2, 2),
+        (1, 1, 0, 8, [1]),
+        (4, 1, 0, 8, [4]),
+        (4, 1, 3, 8, [1]),
+        (4, 1, 0, 2, [2]),
         # Megatron's interleaved warm-up: 2 (pp - stage - 1) + (vpp - 1) pp chunks, plus the one being computed.
-        (4, 2, 0, 8, 11),
-        (4, 2, 3, 8, 5),
+        (4, 2, 0, 8, [7, 4]),
+        (4, 2, 3, 8, [4, 1]),
+        # Two and six empty microbatches fill the last turn.
+        (4, 2, 0, 6, [6, 4]),
+        (4, 2, 0, 2, [2, 2]),
     ],
 )
 def test_microbatches_in_flight(pp, vpp, stage, microbatches, held):

@@ -67,7 +67,7 @@ LONGEST = (
     "tests/gpu/test_pretend_gpu.py",
     "tests/training/test_residency.py",
     "tests/tools/test_gpu_check.py",
-    "tests/benchmarks/test_plan_accuracy.py",
+    "tests/benchmarks/planning/test_plan_accuracy.py",
     "conversion",
 )
 """Groups that start first, in this order."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.rehearsal import EXAMPLES, MODELS, PROMPTS, rehearse_example
+from benchmarks.planning.rehearsal import EXAMPLES, MODELS, PROMPTS, rehearse_example
 from megatron_prime.config.loading import load_config
 
 

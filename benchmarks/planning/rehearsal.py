@@ -1,7 +1,7 @@
 """Rehearse every example, and compare the memory that `megatron-prime plan` predicts to that of rehearsals.
 
-    python -m benchmarks.rehearsal examples                  # one rank of each stage, and neighbours: faults
-    python -m benchmarks.rehearsal memory 70b-first 235b ... # plan against rehearsal; without names, all of MEMORY
+    python -m benchmarks.planning.rehearsal examples             # a rank of each stage, and neighbours: faults
+    python -m benchmarks.planning.rehearsal memory 70b-first     # plan against rehearsal; without names, all of MEMORY
 
 Needed is nothing but this repository: the models are their config.json. Responses have the longest length in
 comparisons of memory, so that microbatches are full. Prints Markdown tables. A rank of a large model takes minutes.
@@ -20,7 +20,7 @@ from megatron_prime.planning.planned_run import Assumptions, read_planned_run
 from megatron_prime.rehearsal.processes import STAGES, chosen_ranks, rehearse
 from megatron_prime.rehearsal.report import faults, misfits, planned_bytes
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 COMMON = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 40960}
 LLAMA_70B = COMMON | {
     "model_type": "llama",

@@ -1,6 +1,6 @@
 """Compare the memory that `megatron-prime plan` predicts for small CPU runs to the memory that their tensors take.
 
-    python -m benchmarks.plan_accuracy
+    python -m benchmarks.planning.plan_accuracy
 
 Three models of a family (policy, PRM, reference) are built in each layout, and the policy is updated once on full
 microbatches. Measured are the storages of weights, gradients and optimizer states, and the peak of other live tensors

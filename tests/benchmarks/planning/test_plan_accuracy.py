@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import plan_accuracy
+from benchmarks.planning import plan_accuracy
 
 CASES = [
     ("qwen2", "one", "none", "fp32"),
