@@ -1,5 +1,6 @@
 """Figures of measured runs, and their tables."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from benchmarks.overlap.lengths import quantiles
 
 WARM_UP = 2
 """Steps that are left out: the first loads code, and in the second the overlap begins."""
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
 TRAINING = ("logprobs", "prm", "advantage", "policy")
 TARGET = 0.85
 """One step off should take at most the longer of sampling and training, divided by this."""
@@ -41,7 +43,7 @@ class Figures:
     staleness: tuple[float, float]
     """Mean and maximum."""
     lengths: tuple[float, ...]
-    """Median, 90th, 99th percentile and maximum of the answers' tokens."""
+    """QUANTILES of the answers' tokens; NaN if none ended within the steps."""
     load: float
     """Mean of the machine's load at the begin and the end."""
 
@@ -69,13 +71,13 @@ def figures(record: dict[str, Any]) -> Figures:
         sum(last - first for first, last in inside) / seconds,
         tokens / seconds,
         sum(ended) / seconds,
-        statistics.fmean(ended),
+        statistics.fmean(ended) if ended else math.nan,
         statistics.fmean(step["rollout/num_prompts_sampled"] for step in steps),
         (
             statistics.fmean(step.get("rollout/staleness_mean", 0.0) for step in steps),
             max(step.get("rollout/staleness_max", 0.0) for step in steps),
         ),
-        tuple(quantiles(ended, (0.5, 0.9, 0.99, 1.0))),
+        tuple(quantiles(ended, QUANTILES)) if ended else (math.nan,) * len(QUANTILES),
         statistics.fmean(record["load"]),
     )
 

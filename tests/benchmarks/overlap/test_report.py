@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -46,6 +47,14 @@ def test_figures_of_a_known_timeline():
     assert found.lengths == (30, 40, 40, 40) and found.staleness == (0.0, 0.0)
     assert figures(record(rounds=False)).first_round_s == 0.0
     assert figures_of(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_a_run_in_which_no_answer_ended_has_figures():
+    run = record()
+    run["watched"]["requests"] = [[0.0, 1000.0, 40]]
+    found = figures(run)
+    assert found.server_idle == 0.0 and found.sampled_tokens_per_s == 0.0
+    assert math.isnan(found.mean_tokens) and all(map(math.isnan, found.lengths))
 
 
 def test_spans_that_overlap_are_counted_once():
