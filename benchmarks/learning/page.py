@@ -133,6 +133,8 @@ def short(found: Sequence[Record]) -> list[str]:
             base, other = both[BASE], both[method]
             figures = [ratio(base, other, COST_AT, axis) for axis in ("rollouts", "cpu_seconds")]
             cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in figures]
+            if all(crossing(run, COST_AT) is None for run in (*base, *other)):
+                cells = ["no run reached it"] * 2
             finals = [_interval([run.final for run in each], 2) for each in (base, other)]
             row = [TASKS[task].title, METHODS[method].title, str(len(other)), *cells, *finals]
             rows.append((figures[0][0], f"| {' | '.join(row)} |"))

@@ -24,6 +24,8 @@ def test_tables_plots_and_tuning_come_from_the_records():
     )
     (summed,) = [row.split(" | ") for row in page.short(found)[2:]]
     assert summed[2] == "2" and summed[3].startswith("1.14 [") and summed[4].startswith("1.14 [")
+    never = [record([0.1] * 8, method, seed) for method in ("rloo", "hindsight") for seed in (11, 12)]
+    assert "no run reached it" in page.short(never)[2]
     assert page.counts(found) == ["- PRIME, hindsight credit: 1 on `marks`"]
     assert "This task has not been run on held-out seeds." in text
     plot = page.plot_of("marks", [each for each in found if not each.tried])
