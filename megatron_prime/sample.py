@@ -1,6 +1,6 @@
 """The input of verifiers. Processes that verify import this module, so it imports no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ ChatMessage = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A response with everything that is known about its prompt. All values are JSON values."""
+    """A response with everything that is known about its prompt. See `json_fields`."""
 
     response_text: str
     """Text without special tokens. Of several turns, the last one that the policy wrote."""
@@ -31,3 +31,10 @@ class Sample:
     """stop, length or abort; see `types.FinishReason`."""
     turns: Sequence[tuple[str, str]] = ()
     """(text of the policy, reply of the environment) of each turn; empty for a response of one turn."""
+
+    def json_fields(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return some fields by name, as JSON can hold them."""
+        fields = {name: getattr(self, name) for name in names}
+        if "response_ids" in fields:  # an array
+            fields["response_ids"] = list(self.response_ids)
+        return fields

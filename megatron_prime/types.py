@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
 import torch
 
 
@@ -137,11 +138,12 @@ class Rollout:
     prompt: Prompt
     sample_index: int
     """Index of the response in its group, 0 .. group_size - 1."""
-    response_ids: tuple[int, ...]
-    """Sampled token ids, at least one, including the end-of-sequence token; with an environment, its replies too."""
-    rollout_logprobs: tuple[float, ...]
+    response_ids: Sequence[int]
+    """Sampled token ids, at least one, including the end-of-sequence token; with an environment, its replies too.
+    Engines give an array of type "i", which takes 4 bytes for a token where a tuple takes 40."""
+    rollout_logprobs: Sequence[float]
     """Log-probability of each response token under the engine, at the sampling temperature, in nats; 0 for tokens of an
-    environment."""
+    environment. Engines give an array of type "f"."""
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights, counted in weight syncs, that sampled the response (its first token, if version_spans
@@ -189,6 +191,11 @@ class Rollout:
         return policy_spans(self.turns, len(self.response_ids))
 
     @property
+    def num_policy_tokens(self) -> int:
+        """Number of tokens that the policy wrote."""
+        return sum(end - start for start, end in self.policy_spans)
+
+    @property
     def tokens_by_version(self) -> Counter[int]:
         """Number of tokens that each policy version sampled."""
         spans = self.version_spans or ((self.policy_version, 0, len(self.response_ids)),)
@@ -220,9 +227,9 @@ class RolloutBatch:
     group_ids_B: torch.Tensor
     """int64 [B]; rows with equal ids form one group."""
     step_ids_BT: torch.Tensor | None = None
-    """int64 [B, T]; reasoning step of each token, nondecreasing along T. None unless rewards have step granularity."""
+    """int32 [B, T]; reasoning step of each token, nondecreasing along T. None unless rewards have step granularity."""
     turn_ids_BT: torch.Tensor | None = None
-    """int64 [B, T]; turn of each token, from 0 and nondecreasing along T; a reply belongs to the turn before it. None
+    """int32 [B, T]; turn of each token, from 0 and nondecreasing along T; a reply belongs to the turn before it. None
     if every response has one turn."""
     turn_rewards_BT: torch.Tensor | None = None
     """float32 [B, T]; an environment's reward for a turn on the last token that the policy wrote in it, else 0. None if
@@ -264,7 +271,7 @@ class RolloutBatch:
             return self.step_ids_BT
         # Without ids every response has one turn.
         return (
-            torch.zeros_like(self.response_mask_BT, dtype=torch.int64)
+            torch.zeros_like(self.response_mask_BT, dtype=torch.int32)
             if self.turn_ids_BT is None
             else self.turn_ids_BT
         )
@@ -296,16 +303,17 @@ class RolloutBatch:
         """
         if not rollouts:
             raise ValueError("a batch needs at least one rollout")
-        shape = len(rollouts), max(len(rollout.response_ids) for rollout in rollouts)
-        mask_BT = torch.zeros(shape, dtype=torch.bool)
-        logprobs_BT = torch.zeros(shape)
-        steps_BT = None if step_ids is None else torch.zeros(shape, dtype=torch.int64)
+        lengths_B = torch.tensor([len(rollout.response_ids) for rollout in rollouts])
+        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+        shape = len(rollouts), mask_BT.shape[1]
+        # Numpy writes arrays and tuples into a row at once.
+        logprobs_BT = np.zeros(shape, dtype=np.float32)
+        steps_BT = None if step_ids is None else np.zeros(shape, dtype=np.int32)
         for row, rollout in enumerate(rollouts):
             length = len(rollout.response_ids)
-            mask_BT[row, :length] = True
-            logprobs_BT[row, :length] = torch.tensor(rollout.rollout_logprobs)
+            logprobs_BT[row, :length] = rollout.rollout_logprobs
             if steps_BT is not None and step_ids is not None:
-                steps_BT[row, :length] = torch.tensor(step_ids[row])
+                steps_BT[row, :length] = step_ids[row]
                 # The padding repeats the last step, so that the ids do not decrease along T.
                 steps_BT[row, length:] = steps_BT[row, length - 1]
         turn_ids_BT, turn_rewards_BT = _turns(rollouts, shape)
@@ -315,10 +323,10 @@ class RolloutBatch:
             rollouts=tuple(rollouts),
             response_mask_BT=mask_BT,
             policy_mask_BT=policy_BT,
-            rollout_logprobs_BT=logprobs_BT,
+            rollout_logprobs_BT=torch.from_numpy(logprobs_BT),
             outcome_rewards_B=torch.tensor([rollout.outcome_reward for rollout in rollouts]),
             group_ids_B=torch.tensor(list(group_ids), dtype=torch.int64),
-            step_ids_BT=steps_BT,
+            step_ids_BT=None if steps_BT is None else torch.from_numpy(steps_BT),
             turn_ids_BT=turn_ids_BT,
             turn_rewards_BT=turn_rewards_BT,
             stats=dict(stats or {}),
@@ -339,7 +347,9 @@ def _turns(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return turn_ids_BT and turn_rewards_BT of a batch; None where they say nothing."""
     turns = [(row, *each) for row, rollout in enumerate(rollouts) for each in enumerate(rollout.turns)]
-    ids_BT = torch.zeros(shape, dtype=torch.int64)
+    if not turns:
+        return None, None
+    ids_BT = torch.zeros(shape, dtype=torch.int32)
     rewards_BT = torch.zeros(shape)
     for row, number, turn in turns:
         # The padding belongs to the last turn, so that the ids do not decrease along T.
@@ -348,7 +358,7 @@ def _turns(
             ids_BT[row, turn.end :] = number
         rewards_BT[row, turn.policy_end - 1] = turn.reward
     has_rewards = any(turn.reward for _, _, turn in turns)
-    return ids_BT if turns else None, rewards_BT if has_rewards else None
+    return ids_BT, rewards_BT if has_rewards else None
 
 
 @dataclass(frozen=True, slots=True)

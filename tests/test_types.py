@@ -65,7 +65,7 @@ def test_a_batch_counts_its_rows_and_tokens(batch):
 def test_tensors_have_the_documented_dtypes(batch):
     assert batch.response_mask_BT.dtype == torch.bool
     assert batch.rollout_logprobs_BT.dtype == batch.outcome_rewards_B.dtype == torch.float32
-    assert batch.group_ids_B.dtype == batch.step_ids_BT.dtype == torch.int64
+    assert (batch.group_ids_B.dtype, batch.step_ids_BT.dtype) == (torch.int64, torch.int32)
 
 
 def test_without_steps_there_are_no_step_ids():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_choice, check_policy_mask, check_shapes
-from megatron_prime.algorithm.tensor_ops import as_float, next_columns_BT, zero_padding
+from megatron_prime.algorithm.tensor_ops import as_float, by_row_blocks, next_columns_BT, zero_padding
 from megatron_prime.config.tables.prm import Granularity, PRMConfig, ScoredTokens
 from megatron_prime.types import scored_tokens_BT
 
@@ -80,15 +80,15 @@ def reward_positions(
     if granularity == "token":
         return scored_tokens_BT(mask_BT, policy_BT, scored_tokens)
     num_columns = mask_BT.shape[1]
-    following_BT = following_columns_BT(policy_BT)
     if granularity == "whole":
-        return policy_BT & (following_BT == num_columns)
+        return last_positions_BT(policy_BT)
     if unit_ids_BT is None:
         raise ValueError(
             f"granularity {granularity!r} needs unit_ids_BT, the {granularity} of each token: segment the responses, "
             "or use 'token' or 'whole'"
         )
     check_shapes(mask_BT.shape, unit_ids_BT=unit_ids_BT)
+    following_BT = following_columns_BT(policy_BT)
     change_BT = unit_ids_BT.gather(1, following_BT.clamp(max=num_columns - 1)) - unit_ids_BT
     has_following_BT = policy_BT & (following_BT < num_columns)
     if bool(((change_BT < 0) & has_following_BT).any()):
@@ -159,13 +159,17 @@ def unit_sums_BT(  # noqa: N802
     """
     if granularity == "token":
         return rewards_BT
-    running_BT = running_sums_BT(rewards_BT)
-    at_end_BT = running_BT.gather(1, following_columns_BT(policy_BT))
-    columns_T = torch.arange(rewards_BT.shape[1], device=rewards_BT.device)
-    latest_BT = torch.where(positions_BT, columns_T, -1).cummax(dim=1).values
-    before_BT = torch.nn.functional.pad(latest_BT[:, :-1], (1, 0), value=-1)
-    at_start_BT = torch.where(before_BT >= 0, at_end_BT.gather(1, before_BT.clamp(min=0)), 0.0)
-    return zero_padding(at_end_BT - at_start_BT, positions_BT).to(rewards_BT.dtype)
+
+    def of_rows(rewards_bT: Tensor, positions_bT: Tensor, policy_bT: Tensor) -> Tensor:
+        running_bT = running_sums_BT(rewards_bT)
+        at_end_bT = running_bT.gather(1, following_columns_BT(policy_bT))
+        columns_T = torch.arange(rewards_bT.shape[1], device=rewards_bT.device)
+        latest_bT = torch.where(positions_bT, columns_T, -1).cummax(dim=1).values
+        before_bT = torch.nn.functional.pad(latest_bT[:, :-1], (1, 0), value=-1)
+        at_start_bT = torch.where(before_bT >= 0, at_end_bT.gather(1, before_bT.clamp(min=0)), 0.0)
+        return zero_padding(at_end_bT - at_start_bT, positions_bT).to(rewards_bT.dtype)
+
+    return by_row_blocks(of_rows, rewards_BT, positions_BT, policy_BT)
 
 
 def running_sums_BT(rewards_BT: Tensor) -> Tensor:  # noqa: N802
@@ -180,3 +184,12 @@ def following_columns_BT(positions_BT: Tensor) -> Tensor:  # noqa: N802
     """Return the column of the first position after each column, T where there is none."""
     columns_BT = next_columns_BT(positions_BT)
     return torch.nn.functional.pad(columns_BT[:, 1:], (0, 1), value=positions_BT.shape[1])
+
+
+def last_positions_BT(positions_BT: Tensor) -> Tensor:  # noqa: N802
+    """Return a bool tensor, true on the last position of each row; a row without one has none."""
+
+    def of_rows(positions_bT: Tensor) -> Tensor:
+        return positions_bT & (following_columns_BT(positions_bT) == positions_bT.shape[1])
+
+    return by_row_blocks(of_rows, positions_BT)

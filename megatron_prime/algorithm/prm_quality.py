@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_prime.algorithm.checks import check_rows, check_shapes
 from megatron_prime.algorithm.groups import group_table
-from megatron_prime.algorithm.implicit_reward import following_columns_BT
+from megatron_prime.algorithm.implicit_reward import last_positions_BT
 from megatron_prime.algorithm.tensor_ops import zero_padding
 
 
@@ -37,8 +37,9 @@ def lowest_on_last(rewards_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Te
     sizes_B = positions_BT.sum(dim=1)
     lowest_B1 = rewards_BT.masked_fill(~positions_BT, torch.inf).min(dim=1, keepdim=True).values
     is_lowest_BT = positions_BT & (rewards_BT == lowest_B1)
-    is_last_BT = positions_BT & (following_columns_BT(positions_BT) == positions_BT.shape[1])
-    shares_B = (is_lowest_BT & is_last_BT).sum(dim=1).double() / is_lowest_BT.sum(dim=1).clamp(min=1)
+    shares_B = (is_lowest_BT & last_positions_BT(positions_BT)).sum(dim=1).double() / is_lowest_BT.sum(
+        dim=1
+    ).clamp(min=1)
     counted_B = sizes_B >= 2
     return _mean(shares_B, counted_B), _mean(1 / sizes_B.clamp(min=1).double(), counted_B)
 

@@ -7,6 +7,7 @@ All tokens after the prompt are the response and count against its budget. The t
 sampled; the engine continues from `input_ids`. Without an environment the first turn is the whole response.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -132,8 +133,8 @@ class Conversation:
         rollout = Rollout(
             prompt=self.prompt,
             sample_index=sample_index,
-            response_ids=tuple(self._token_ids) or self.prompt.token_ids[-1:],
-            rollout_logprobs=tuple(self._logprobs) or (0.0,),
+            response_ids=array("i", self._token_ids or self.prompt.token_ids[-1:]),
+            rollout_logprobs=array("f", self._logprobs or [0.0]),
             finish_reason=self.finish_reason,
             policy_version=spans[0][0],
             version_spans=tuple(spans) if len(spans) > 1 else (),

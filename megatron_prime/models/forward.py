@@ -174,16 +174,25 @@ class PackedPass:
 
         With `routing`, tokens go to the experts that it names; raises ValueError when it does not fit the model.
         """
-        return self._run(sequences, rows, None, routing)[0]
+        scores, _ = self._run(sequences, rows, None, routing, keeps_scores=True)
+        assert scores is not None
+        return scores
 
     def backward(
-        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None = None
-    ) -> tuple[Scores, dict[str, float]]:
+        self,
+        sequences: Sequences,
+        rows: Sequence[int],
+        loss: RowLoss,
+        routing: Routing | None = None,
+        *,
+        keeps_scores: bool = True,
+    ) -> tuple[Scores | None, dict[str, float]]:
         """Accumulate the loss's gradients, reduced over data ranks; return scores and metrics, equal on every rank.
 
-        The scores are those of the weights before any update. Collective over all ranks.
+        The scores are those of the weights before any update; None without `keeps_scores`, which saves two tensors of
+        the batch and their exchange between all ranks. Collective over all ranks.
         """
-        return self._run(sequences, rows, loss, routing)
+        return self._run(sequences, rows, loss, routing, keeps_scores)
 
     def _run(
         self,
@@ -191,7 +200,8 @@ class PackedPass:
         rows: Sequence[int] | None,
         loss: RowLoss | None,
         routing: Routing | None,
-    ) -> tuple[Scores, dict[str, float]]:
+        keeps_scores: bool,
+    ) -> tuple[Scores | None, dict[str, float]]:
         rows = range(len(sequences)) if rows is None else rows
         if routing is not None:
             check_routing(routing, sequences, get_model_config(self._chunks[0]))
@@ -205,7 +215,7 @@ class PackedPass:
             get_model_config(self._chunks[0]),
         )
         num_columns = max(len(response) for _, response in sequences)
-        sink = _Sink(len(sequences), num_columns, self._topology.platform.device)
+        sink = _Sink(len(sequences), num_columns, self._topology.platform.device, keeps_scores)
         balance_weight = self._load_balance_coef / len(rows) if loss is not None and len(rows) else 0.0
         iterators = [iter(microbatches) for _ in self._chunks]
         get_forward_backward_func()(
@@ -366,19 +376,26 @@ class _Share:
 class _Sink:
     """Collects rows and metric sums of one data-parallel rank and shares them with all ranks."""
 
-    def __init__(self, num_rows: int, num_columns: int, device: torch.device) -> None:
+    def __init__(self, num_rows: int, num_columns: int, device: torch.device, keeps_scores: bool) -> None:
         self.num_columns = num_columns
-        self._values_2BT = torch.zeros(2, num_rows, num_columns, device=device)
+        # Tensors of their own, so that the entropies can be dropped where only log-probs are needed.
+        self._scores = (
+            Scores(*(torch.zeros(num_rows, num_columns, device=device) for _ in range(2)))
+            if keeps_scores
+            else None
+        )
         self._metrics: dict[str, torch.Tensor] = {}
 
     def put(self, rows_b: torch.Tensor, logprobs_bT: torch.Tensor, entropy_bT: torch.Tensor) -> None:
-        self._values_2BT[:, rows_b] = torch.stack([logprobs_bT.detach(), entropy_bT.detach()])
+        if self._scores is not None:
+            self._scores.logprobs_BT[rows_b] = logprobs_bT.detach()
+            self._scores.entropy_BT[rows_b] = entropy_bT.detach()
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         for name, value in metrics.items():
             self._metrics[name] = self._metrics.get(name, torch.zeros_like(value)) + value.detach()
 
-    def share(self, topology: Topology) -> tuple[Scores, dict[str, float]]:
-        sum_over_data_and_share([self._values_2BT], topology)
-        metrics = sum_named_over_data_and_share(self._metrics, topology)
-        return Scores(logprobs_BT=self._values_2BT[0], entropy_BT=self._values_2BT[1]), metrics
+    def share(self, topology: Topology) -> tuple[Scores | None, dict[str, float]]:
+        if self._scores is not None:
+            sum_over_data_and_share([self._scores.logprobs_BT, self._scores.entropy_BT], topology)
+        return self._scores, sum_named_over_data_and_share(self._metrics, topology)

@@ -1,10 +1,10 @@
 """A microbatch in the packed (thd) layout: sequences end to end, without padding between them."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_prime.parallel.platform import move_together
@@ -93,42 +93,43 @@ def pack_sequences(
         raise ValueError(
             f"pad_to must be a positive multiple of pad_sequences_to, got {pad_to} and {pad_sequences_to}"
         )
-    token_ids: list[int] = []
-    labels: list[int] = []
-    position_ids: list[int] = []
-    cu_seqlens = [0]
-    predict_positions: list[int] = []
-    rows: list[int] = []
-    cols: list[int] = []
-    for row, (prompt_ids, response_ids) in enumerate(prompt_and_response_ids):
-        if not prompt_ids:
-            raise ValueError(f"sequence {row} has an empty prompt: nothing predicts its first response token")
-        sequence = [*prompt_ids, *response_ids]
-        filling = -len(sequence) % pad_sequences_to
-        first = len(token_ids) + len(prompt_ids) - 1
-        predict_positions.extend(range(first, first + len(response_ids)))
-        rows.extend([row] * len(response_ids))
-        cols.extend(range(len(response_ids)))
-        token_ids.extend([*sequence, *[pad_token_id] * filling])
-        labels.extend([*sequence[1:], *[IGNORED_LABEL] * (filling + 1)])
-        position_ids.extend(range(len(sequence) + filling))
-        cu_seqlens.append(len(token_ids))
-    num_at_end = -len(token_ids) % pad_to if token_ids else pad_to
-    if num_at_end:
-        token_ids.extend([pad_token_id] * num_at_end)
-        labels.extend([IGNORED_LABEL] * num_at_end)
-        position_ids.extend(range(num_at_end))
-        cu_seqlens.append(len(token_ids))
-    num_real = sum(len(prompt) + len(response) for prompt, response in prompt_and_response_ids)
-    return PackedSequences(
-        token_ids_S=torch.tensor(token_ids, dtype=torch.int64),
-        labels_S=torch.tensor(labels, dtype=torch.int64),
-        position_ids_S=torch.tensor(position_ids, dtype=torch.int64),
-        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
-        predict_positions_R=torch.tensor(predict_positions, dtype=torch.int64),
-        rows_R=torch.tensor(rows, dtype=torch.int64),
-        cols_R=torch.tensor(cols, dtype=torch.int64),
-        max_seqlen=max(end - start for start, end in itertools.pairwise(cu_seqlens)),
-        num_sequences=len(prompt_and_response_ids),
-        num_padding=len(token_ids) - num_real,
+    prompts_N, responses_N = (
+        np.array([len(sequence[part]) for sequence in prompt_and_response_ids], dtype=np.int64)
+        for part in (0, 1)
     )
+    if not prompts_N.all():
+        row = int(prompts_N.argmin())
+        raise ValueError(f"sequence {row} has an empty prompt: nothing predicts its first response token")
+    lengths_N = prompts_N + responses_N
+    filled_N = lengths_N + -lengths_N % pad_sequences_to
+    num_filled = int(filled_N.sum())
+    num_at_end = -num_filled % pad_to if num_filled else pad_to
+    bounds = [0, *filled_N.cumsum().tolist(), *[num_filled + num_at_end] * (num_at_end > 0)]
+    token_ids_S = np.full(bounds[-1], pad_token_id, dtype=np.int64)
+    labels_S = np.full(bounds[-1], IGNORED_LABEL, dtype=np.int64)
+    for start, (prompt_ids, response_ids) in zip(bounds, prompt_and_response_ids, strict=False):
+        middle = start + len(prompt_ids)
+        end = middle + len(response_ids)
+        token_ids_S[start:middle] = prompt_ids
+        token_ids_S[middle:end] = response_ids
+        labels_S[start : end - 1] = token_ids_S[start + 1 : end]
+    starts_N = np.array(bounds[: len(lengths_N)], dtype=np.int64)
+    rows_R, cols_R = _rows_and_columns(responses_N)
+    return PackedSequences(
+        token_ids_S=torch.from_numpy(token_ids_S),
+        labels_S=torch.from_numpy(labels_S),
+        position_ids_S=torch.from_numpy(_rows_and_columns(np.diff(bounds))[1]),
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        predict_positions_R=torch.from_numpy((starts_N + prompts_N - 1)[rows_R] + cols_R),
+        rows_R=torch.from_numpy(rows_R),
+        cols_R=torch.from_numpy(cols_R),
+        max_seqlen=int(np.diff(bounds).max()),
+        num_sequences=len(prompt_and_response_ids),
+        num_padding=bounds[-1] - int(lengths_N.sum()),
+    )
+
+
+def _rows_and_columns(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row of each token of rows that stand end to end, and its index in the row."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) - (lengths.cumsum() - lengths)[rows]

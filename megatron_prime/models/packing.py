@@ -10,6 +10,7 @@ import bisect
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -20,6 +21,9 @@ MOST_EXCHANGES = 200
 """Maximum number of row exchanges to improve a packing."""
 EXCHANGE_PARTNERS = 4
 """Number of cheapest ranks that are considered for each exchange."""
+
+MOST_PACKINGS = 32
+"""Packings that are remembered, because the models of a step pack the same rows: the batch, and each minibatch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,13 @@ def pack(
                 "trainer.max_tokens_per_microbatch or lower rollout.max_prompt_tokens + max_response_tokens"
             )
     costs = [float(length) for length in lengths] if costs is None else costs
+    return _pack(tuple(lengths), max_tokens, num_ranks, tuple(costs), padding)
+
+
+@lru_cache(maxsize=MOST_PACKINGS)
+def _pack(
+    lengths: tuple[int, ...], max_tokens: int, num_ranks: int, costs: tuple[float, ...], padding: Padding
+) -> Packing:
     padded = [padding.sequence(length) for length in lengths]
     capacity = padding.microbatch(max_tokens)
     fewest = _best_fit(sorted(range(len(padded)), key=lambda row: (-padded[row], row)), padded, capacity)
@@ -180,19 +191,23 @@ def _spread(
     """Put the costliest row first, always into the cheapest bin that fits it; return None if a row fits none."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     tokens = [0] * num_bins
-    heap = [(0.0, index) for index in range(num_bins)]
+    by_cost = [(0.0, index) for index in range(num_bins)]
+    # Bins that were too full for a row wait here, the emptiest first, until a row is short enough for them: looking at
+    # each of them again for every row would take time that grows with the square of the number of rows.
+    too_full: list[tuple[int, float, int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-costs[row], -lengths[row], row)):
-        full: list[tuple[float, int]] = []
-        while heap and tokens[heap[0][1]] + lengths[row] > capacity:
-            full.append(heapq.heappop(heap))
-        if not heap:
+        most_tokens = capacity - lengths[row]
+        while too_full and too_full[0][0] <= most_tokens:
+            heapq.heappush(by_cost, heapq.heappop(too_full)[1:])
+        while by_cost and tokens[by_cost[0][1]] > most_tokens:
+            cost, index = heapq.heappop(by_cost)
+            heapq.heappush(too_full, (tokens[index], cost, index))
+        if not by_cost:
             return None
-        cost, index = heapq.heappop(heap)
+        cost, index = heapq.heappop(by_cost)
         bins[index].append(row)
         tokens[index] += lengths[row]
-        heapq.heappush(heap, (cost + costs[row], index))
-        for entry in full:
-            heapq.heappush(heap, entry)
+        heapq.heappush(by_cost, (cost + costs[row], index))
     return bins
 
 

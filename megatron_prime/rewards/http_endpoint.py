@@ -33,7 +33,7 @@ class HttpEndpoint(RemoteVerifier):
 
     async def _outcome(self, sample: Sample, exchange: Exchange) -> VerificationOutcome:
         fields = {"response": sample.response_text, "answer": sample.answer}
-        fields |= {name: getattr(sample, name) for name in self._fields}
+        fields |= sample.json_fields(self._fields)
         text = await self._reply(fields, exchange)
         try:
             reply = json.loads(text, object_pairs_hook=_without_repetitions)

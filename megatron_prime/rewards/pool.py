@@ -202,7 +202,7 @@ class VerifierPool:
                     self._no_start = detail
                 continue
             try:
-                reply = worker.ask({name: getattr(sample, name) for name in self._fields})
+                reply = worker.ask(sample.json_fields(self._fields))
                 return VerificationOutcome.from_message(reply)
             except WorkerTimeoutError as error:
                 # Not retried: a deterministic verifier would run out of time again.

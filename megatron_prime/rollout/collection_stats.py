@@ -46,7 +46,7 @@ def environment_stats(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """
     return {
         "mean_turns": mean([float(len(rollout.turns) or 1) for rollout in rollouts]),
-        "mean_policy_tokens": mean([float(sum(rollout.policy_mask)) for rollout in rollouts]),
+        "mean_policy_tokens": mean([float(rollout.num_policy_tokens) for rollout in rollouts]),
         "num_failed_episodes": float(sum(rollout.num_failed_episodes for rollout in rollouts)),
     }
 

@@ -7,9 +7,9 @@ Numbers keep all their bits, so that a resumed run trains on the same batch. Nei
 """
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,9 +71,8 @@ def write_held(folder: Path, held: HeldBatch) -> None:
     batch, groups = held.result, held.groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tensors = {
-        "response_ids": _joined([each.response_ids for each in rollouts], np.int64),
-        # Float64, because the log-probs of an engine are numbers of Python.
-        "rollout_logprobs": _joined([each.rollout_logprobs for each in rollouts], np.float64),
+        "response_ids": _joined([each.response_ids for each in rollouts], np.int32),
+        "rollout_logprobs": _joined([each.rollout_logprobs for each in rollouts], np.float32),
     }
     for row, each in enumerate(rollouts):
         if each.routed_experts is not None:
@@ -118,13 +117,13 @@ def read_held(folder: Path) -> HeldBatch | None:
 
 
 def _joined(parts: Sequence[Sequence[float]], dtype: type) -> torch.Tensor:
-    # Millions of numbers: as a list of Python's, they take seconds.
-    count = sum(len(part) for part in parts)
-    return torch.from_numpy(np.fromiter(chain.from_iterable(parts), dtype, count))
+    return torch.from_numpy(
+        np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
+    )
 
 
 def _held_of(text: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> HeldBatch:
-    tokens, logprobs = tensors["response_ids"].tolist(), tensors["rollout_logprobs"].tolist()
+    tokens, logprobs = tensors["response_ids"].int().numpy(), tensors["rollout_logprobs"].float().numpy()
     groups, row, start = [], 0, 0
     for of_group in text["groups"]:
         prompt = Prompt(**of_group.pop("prompt") | {"token_ids": tuple(of_group.pop("prompt_token_ids"))})
@@ -134,8 +133,8 @@ def _held_of(text: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> HeldB
             rollouts.append(
                 Rollout(
                     prompt=prompt,
-                    response_ids=tuple(tokens[start:end]),
-                    rollout_logprobs=tuple(logprobs[start:end]),
+                    response_ids=array("i", tokens[start:end].tobytes()),
+                    rollout_logprobs=array("f", logprobs[start:end].tobytes()),
                     routed_experts=tensors.get(f"routed_experts.{row}"),
                     **_values_of(of_rollout),
                 )

@@ -40,6 +40,8 @@ def update_on_batch(
     key: tuple[int, int],
     routing: Routing | None = None,
     observe: Callable[[Sequence[int], Scores], None] | None = None,
+    *,
+    keeps_scores: bool = False,
 ) -> tuple[Scores | None, dict[str, float]]:
     """Take all optimizer steps of a role on a batch, then advance its schedule. Collective over all ranks.
 
@@ -52,10 +54,11 @@ def update_on_batch(
         key: (seed, step_index), which fixes the minibatches.
         routing: experts to replay, see PackedPass.
         observe: gets the rows of each step, and the scores that the step was taken from.
+        keeps_scores: return the scores of the first step.
 
     Returns:
-        The scores that the first step was taken from (None if no minibatch has a row to train on), and the metrics
-        averaged over the steps, with the learning rate `lr`.
+        The scores that the first step was taken from (None if no minibatch has a row to train on, or without
+        `keeps_scores`), and the metrics averaged over the steps, with the learning rate `lr`.
     """
     lr = role.lr
     all_rows = minibatches(batch.num_rows, config.num_minibatches, config.num_epochs, *key)
@@ -65,9 +68,11 @@ def update_on_batch(
     means: dict[str, float] = {}
     with role.resident():
         for rows in rows_of_updates:
-            scores, metrics = role.update(sequences, rows, make_loss(rows), routing)
-            first_scores = first_scores or scores
-            if observe is not None:
+            is_needed = observe is not None or (keeps_scores and first_scores is None)
+            scores, metrics = role.update(sequences, rows, make_loss(rows), routing, keeps_scores=is_needed)
+            if keeps_scores:
+                first_scores = first_scores or scores
+            if observe is not None and scores is not None:
                 observe(rows, scores)
             for name, value in metrics.items():
                 means[name] = means.get(name, 0.0) + value / len(rows_of_updates)

@@ -71,8 +71,10 @@ class UnseenScores:
         for row in rows:
             self._minibatch_of[row] = self._num_minibatches
         self._num_minibatches += 1
-        others_BT = 0.0 if self.logprobs_BT is None else self.logprobs_BT
-        self.logprobs_BT = scores.logprobs_BT + others_BT
+        if self.logprobs_BT is None:
+            self.logprobs_BT = scores.logprobs_BT
+        else:
+            self.logprobs_BT += scores.logprobs_BT
 
     def metrics(self, scores_B: torch.Tensor, batch: RolloutBatch) -> dict[str, float]:
         """Return the PRM's quality on these rows; pairs are of one minibatch, so that one PRM has scored both."""
@@ -132,7 +134,7 @@ class PRMPhase:
         metrics: dict[str, float] = {}
         if isinstance(self.prm, Trainable):
             first_scores, metrics = self._update(
-                self.prm, batch, sequences, ref_logprobs_BT, scores, step_index, unseen
+                self.prm, batch, sequences, ref_logprobs_BT, scores, step_index, unseen, single_forward
             )
             if single_forward:
                 # Without a row to train on there was no update, hence no forward pass.
@@ -158,6 +160,7 @@ class PRMPhase:
         scores: Scores | None,
         step_index: int,
         unseen: "UnseenScores",
+        keeps_scores: bool,
     ) -> tuple[Scores | None, dict[str, float]]:
         """Take all optimizer steps; return the scores behind the first one and the mean metrics."""
         prior_rows = None
@@ -182,7 +185,9 @@ class PRMPhase:
 
         observe = unseen.note if self._config.update_order == "before" else None
         key = (self._seed, step_index)
-        return update_on_batch(prm, batch, sequences, self._config, make_loss, key, observe=observe)
+        return update_on_batch(
+            prm, batch, sequences, self._config, make_loss, key, observe=observe, keeps_scores=keeps_scores
+        )
 
     def _rows(
         self, prm_logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, batch: RolloutBatch

@@ -183,28 +183,39 @@ class Trainable(Scorer):
         return super().score(sequences, routing)
 
     def update(
-        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None = None
-    ) -> tuple[Scores, dict[str, float]]:
+        self,
+        sequences: Sequences,
+        rows: Sequence[int],
+        loss: RowLoss,
+        routing: Routing | None = None,
+        *,
+        keeps_scores: bool = True,
+    ) -> tuple[Scores | None, dict[str, float]]:
         """Take one optimizer step on some rows (a minibatch). Collective over all ranks.
 
         A step whose loss or gradient is not finite on any rank is skipped on all of them: weights, moments and step
         count stay, and `watch` decides whether that is an error.
 
         Returns:
-            The scores of the weights before the step, and the loss's metric sums with `grad_norm` (before clipping),
-            both equal on every rank.
+            The scores of the weights before the step (None without `keeps_scores`), and the loss's metric sums with
+            `grad_norm` (before clipping), both equal on every rank.
         """
         with self.residency.hold():
-            return self._update(sequences, rows, loss, routing)
+            return self._update(sequences, rows, loss, routing, keeps_scores)
 
     def _update(
-        self, sequences: Sequences, rows: Sequence[int], loss: RowLoss, routing: Routing | None
-    ) -> tuple[Scores, dict[str, float]]:
+        self,
+        sequences: Sequences,
+        rows: Sequence[int],
+        loss: RowLoss,
+        routing: Routing | None,
+        keeps_scores: bool,
+    ) -> tuple[Scores | None, dict[str, float]]:
         for chunk in self._ddp:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         watched = WatchedLoss(loss)
-        scores, metrics = self._pass.backward(sequences, rows, watched, routing)
+        scores, metrics = self._pass.backward(sequences, rows, watched, routing, keeps_scores=keeps_scores)
         found_inf = self.optimizer.prepare_grads()
         metrics["grad_norm"] = grad_norm = float(self.optimizer.get_grad_norm())
         is_broken = found_inf or not math.isfinite(grad_norm) or not watched.is_finite

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_prime.algorithm import tensor_ops
+from megatron_prime.algorithm.implicit_reward import reward_positions, unit_sums_BT
 from megatron_prime.algorithm.tensor_ops import (
     discounted_return_BT,
     last_token_onehot,
@@ -103,6 +105,26 @@ def test_next_columns_are_those_of_the_first_position_from_each_on():
     positions_BT = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
     expected = [[1, 1, 4, 4, 4, 6], [0, 6, 6, 6, 6, 6], [6] * 6]
     assert next_columns_BT(positions_BT).tolist() == expected
+
+
+@pytest.mark.parametrize("granularity", ["step", "whole"])
+def test_blocks_of_rows_give_the_bits_of_the_whole(monkeypatch, granularity):
+    generator = torch.Generator().manual_seed(0)
+    rewards_BT = torch.randn(7, 5, generator=generator)
+    policy_BT = torch.rand(7, 5, generator=generator) < 0.6
+    ids_BT = (torch.rand(7, 5, generator=generator) < 0.5).cumsum(dim=1)
+
+    def found():
+        mask_BT = torch.ones(7, 5, dtype=torch.bool)
+        policy_BT[:, 0] = True
+        positions_BT = reward_positions(mask_BT, granularity, ids_BT, policy_BT)
+        sums_BT = unit_sums_BT(rewards_BT, positions_BT, policy_BT, granularity)
+        return next_columns_BT(policy_BT), positions_BT, sums_BT
+
+    whole = found()
+    for block_tokens in (1, 10, 19):
+        monkeypatch.setattr(tensor_ops, "BLOCK_TOKENS", block_tokens)
+        assert all(map(torch.equal, found(), whole))
 
 
 def test_last_token():

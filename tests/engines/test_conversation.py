@@ -37,8 +37,8 @@ def test_a_response_holds_turns_and_replies_one_after_another():
     assert conversation.input_ids == (7, 8, 1, 2, 3, 4, 5, 6, 7)
     conversation.add_reply(Reply(is_done=True, reward=-1.0, outcome=0.75, reason="so"))
     rollout = conversation.rollout(2, policy_version=99)
-    assert rollout.response_ids == (1, 2, 3, 4, 5, 6, 7)
-    assert rollout.rollout_logprobs == (-1.0, -2.0, 0.0, -4.0, 0.0, 0.0, -7.0)
+    assert tuple(rollout.response_ids) == (1, 2, 3, 4, 5, 6, 7)
+    assert tuple(rollout.rollout_logprobs) == (-1.0, -2.0, 0.0, -4.0, 0.0, 0.0, -7.0)
     assert rollout.turns == (Turn(2, 3, 0.5), Turn(4, 6), Turn(7, 7, -1.0))
     assert rollout.policy_mask == [True, True, False, True, False, False, True]
     assert (rollout.prompt, rollout.sample_index, rollout.policy_version) == (PROMPT, 2, 1)
@@ -95,7 +95,7 @@ def test_a_turn_without_an_environment_is_the_response():
         conversation = converse(PARAMS, replace(sampled(1, 2, reason=reason), routed_experts=experts))
         conversation.end()
         rollout = conversation.rollout(0, 1)
-        assert (rollout.response_ids, rollout.turns, rollout.finish_reason) == ((1, 2), (), reason)
+        assert (tuple(rollout.response_ids), rollout.turns, rollout.finish_reason) == ((1, 2), (), reason)
         assert rollout.routed_experts is experts and not rollout.is_judged
         assert math.isnan(rollout.outcome_reward)
 
@@ -140,4 +140,4 @@ def test_a_failed_environment_leaves_no_outcome(parts, tokens, version):
     rollout = conversation.rollout(0, policy_version=6)
     assert (rollout.finish_reason, rollout.reason, rollout.is_judged) == (ABORT, "it hangs", True)
     assert math.isnan(rollout.outcome_reward)
-    assert (rollout.response_ids, rollout.policy_version) == (tokens, version)
+    assert (tuple(rollout.response_ids), rollout.policy_version) == (tokens, version)

@@ -40,14 +40,19 @@ def run(environments, **options):
 
 def test_without_environments_the_first_turn_is_the_response():
     rollout, count = run(None)
-    assert (count, rollout.response_ids, rollout.turns, rollout.num_failed_episodes) == (1, (1,), (), 0)
+    assert (count, tuple(rollout.response_ids), rollout.turns, rollout.num_failed_episodes) == (
+        1,
+        (1,),
+        (),
+        0,
+    )
 
 
 def test_turns_go_to_the_environment_until_it_ends():
     environments = ScriptedEnvironments(echo(3, outcome=0.5), prompt_of=told)
     rollout, count = run(environments)
     assert count == 3 and rollout.prompt.token_ids == (7, 8, 5, 6)
-    assert rollout.response_ids == (1, 1, 1, 2, 2, 1, 3)
+    assert tuple(rollout.response_ids) == (1, 1, 1, 2, 2, 1, 3)
     assert rollout.turns == (Turn(1, 3, 0.25), Turn(4, 6, 0.25), Turn(7, 7))
     assert (rollout.outcome_reward, rollout.reason, rollout.environment_s > 0) == (0.5, "the end", True)
     [episode] = environments.episodes
@@ -112,7 +117,7 @@ def test_a_failed_environment_costs_an_attempt_with_other_random_numbers(at_turn
 def test_after_too_many_failures_the_response_is_given_up(environments, response_ids, reason):
     rollout, _ = run(environments)
     assert rollout.num_failed_episodes == environments.num_opened == MAX_EPISODES
-    assert (rollout.finish_reason, rollout.response_ids) == (FinishReason.ABORT, response_ids)
+    assert (rollout.finish_reason, tuple(rollout.response_ids)) == (FinishReason.ABORT, response_ids)
     assert rollout.reason.startswith(reason)
     assert math.isnan(rollout.outcome_reward) and rollout.is_judged and not environments.live
 

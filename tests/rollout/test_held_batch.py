@@ -2,6 +2,7 @@
 
 import json
 import math
+from array import array
 from dataclasses import fields, replace
 
 import pytest
@@ -17,9 +18,8 @@ def rollout(prompt: Prompt, sample: int, tokens: tuple[int, ...], **changes) -> 
     return Rollout(
         prompt=prompt,
         sample_index=sample,
-        response_ids=tokens,
-        # No float32 number among them.
-        rollout_logprobs=tuple(-math.pi / (1 + token) for token in tokens),
+        response_ids=array("i", tokens),
+        rollout_logprobs=array("f", [-math.pi / (1 + token) for token in tokens]),
         finish_reason=FinishReason.STOP,
         policy_version=4,
         outcome_reward=1 / 3,

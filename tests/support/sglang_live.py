@@ -62,11 +62,11 @@ class LiveModel:
 
     def is_greedy(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> bool:
         """Return whether each token of a response is HF's most probable one, with one forward pass for all of them."""
-        logits = self.hf(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1]
+        logits = self.hf(torch.tensor([(*prompt_ids, *response_ids)])).logits[0, len(prompt_ids) - 1 : -1]
         return logits.argmax(-1).tolist() == list(response_ids)
 
     def logprobs(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...], temperature: float = 1.0):
-        logits = self.hf(torch.tensor([prompt_ids + response_ids])).logits[0].double() / temperature
+        logits = self.hf(torch.tensor([(*prompt_ids, *response_ids)])).logits[0].double() / temperature
         table = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
         return table.gather(1, torch.tensor(response_ids)[:, None])[:, 0]
 

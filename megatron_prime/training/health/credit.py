@@ -10,7 +10,7 @@ from megatron_prime.algorithm.prm_quality import (
     lowest_on_last,
     share_of_magnitude,
 )
-from megatron_prime.algorithm.tensor_ops import zero_padding
+from megatron_prime.algorithm.tensor_ops import by_row_blocks, zero_padding
 from megatron_prime.config.tables.prm import PRMConfig
 from megatron_prime.training.health.format_tokens import FormatTokens
 from megatron_prime.types import RolloutBatch
@@ -72,5 +72,10 @@ def credit_metrics(
 
 def _scores_B(q_BT: torch.Tensor, scored_BT: torch.Tensor, config: PRMConfig) -> torch.Tensor:  # noqa: N802
     """Return the value of whole responses under the PRM's objective, without a class prior, float64 [B]."""
-    q_BT = q_BT.double()
-    return prm_objective(config).prefix_logits_BL(q_BT, scored_BT, q_BT.new_zeros(q_BT.shape[0]))[:, -1]
+    objective = prm_objective(config)
+
+    def of_rows(q_bT: torch.Tensor, scored_bT: torch.Tensor) -> torch.Tensor:
+        q_bT = q_bT.double()
+        return objective.prefix_logits_BL(q_bT, scored_bT, q_bT.new_zeros(q_bT.shape[0]))[:, -1].clone()
+
+    return by_row_blocks(of_rows, q_BT, scored_BT)

@@ -2,7 +2,6 @@
 
 import unicodedata
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -31,7 +30,7 @@ class FormatTokens:
     def mask(self, responses: Sequence[Sequence[int]]) -> np.ndarray:
         """Return which tokens only format, bool [B, T], false in the padding on the right."""
         lengths = np.array([len(response) for response in responses])
-        flat = np.fromiter(chain.from_iterable(responses), dtype=np.int64, count=int(lengths.sum()))
+        flat = np.concatenate([np.empty(0, np.int32), *(np.asarray(each, np.int32) for each in responses)])
         found = np.zeros((len(responses), int(lengths.max(initial=0))), dtype=bool)
         if flat.size:
             self._learn(flat)

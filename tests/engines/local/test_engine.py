@@ -54,13 +54,13 @@ def make_engine(folder, loaded=True, **changes):
 
 
 def tokens_of(rollouts):
-    return [rollout.response_ids for rollout in rollouts]
+    return [tuple(rollout.response_ids) for rollout in rollouts]
 
 
 def hf_logprobs(model, rollout, temperature=1.0):
     """[T, V] float64 log-probabilities at every response position, by one forward without padding or cache."""
     num_prompt = len(rollout.prompt.token_ids)
-    ids = torch.tensor([rollout.prompt.token_ids + rollout.response_ids])
+    ids = torch.tensor([(*rollout.prompt.token_ids, *rollout.response_ids)])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, num_prompt - 1 : -1]
     return (logits.double() / temperature).log_softmax(-1)
@@ -76,7 +76,7 @@ def test_greedy_equals_hf_generate(checkpoints, name):
         wanted = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, pad_token_id=0
         )
-        assert rollout.response_ids == tuple(wanted[0, ids.shape[1] :].tolist())
+        assert tuple(rollout.response_ids) == tuple(wanted[0, ids.shape[1] :].tolist())
         assert rollout.finish_reason is FinishReason.LENGTH
         logprobs = hf_logprobs(model, rollout).amax(-1)
         np.testing.assert_allclose(rollout.rollout_logprobs, logprobs, atol=1e-5)
@@ -204,8 +204,8 @@ def test_turns_continue_from_the_replies_with_the_random_numbers_of_their_places
         start = 0
         for turn in rollout.turns:
             policy, reply = (
-                rollout.response_ids[start : turn.policy_end],
-                rollout.response_ids[turn.policy_end : turn.end],
+                tuple(rollout.response_ids[start : turn.policy_end]),
+                tuple(rollout.response_ids[turn.policy_end : turn.end]),
             )
             assert len(policy) <= 9 and not set(policy[:-1]) & set(TURNS.stop_token_ids)
             assert reply in ((), (sum(policy) % 300, len(policy)))
@@ -296,7 +296,9 @@ def test_a_failed_environment_costs_one_response_an_attempt(checkpoints):
 
     rollouts = engine.generate(PROMPTS, TURNS, 2, 5, environments := ScriptedEnvironments(script))
     changed = [
-        place for place, tokens in enumerate(tokens_of(rollouts)) if tokens != alone[place].response_ids
+        place
+        for place, tokens in enumerate(tokens_of(rollouts))
+        if tokens != tuple(alone[place].response_ids)
     ]
     failed = [place for place, rollout in enumerate(rollouts) if rollout.finish_reason is FinishReason.ABORT]
     again = [place for place, rollout in enumerate(rollouts) if rollout.num_failed_episodes == 1]

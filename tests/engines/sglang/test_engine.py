@@ -68,7 +68,7 @@ def test_sampled_logprobs_are_those_of_the_full_distribution_at_the_temperature(
         torch.testing.assert_close(
             torch.tensor(rollout.rollout_logprobs).double(), expected, atol=1e-4, rtol=0
         )
-    assert len({rollout.response_ids for rollout in rollouts}) > 18
+    assert len({tuple(rollout.response_ids) for rollout in rollouts}) > 18
 
 
 def test_order_is_by_prompt_and_sample_and_both_servers_work(live_engine):

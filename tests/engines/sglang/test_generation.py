@@ -301,9 +301,10 @@ def test_a_server_killed_between_and_amid_turns_loses_no_turn(live_engine, live_
         starts = (0, *(turn.end for turn in rollout.turns[:-1]))
         turns = rollout.turns or (Turn(len(rollout.response_ids), 0),)
         parts = zip(starts, turns, strict=True)
-        assert tuple(rollout.response_ids[start : turn.policy_end] for start, turn in parts) in turns_seen
+        turns = tuple(tuple(rollout.response_ids[start : turn.policy_end]) for start, turn in parts)
+        assert turns in turns_seen
     for rollout in rollouts[::4]:
-        ids = torch.tensor(rollout.prompt.token_ids + rollout.response_ids)
+        ids = torch.tensor([*rollout.prompt.token_ids, *rollout.response_ids])
         logits = live_models[0].hf(ids[None]).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
         mask = torch.tensor(rollout.policy_mask)
         assert logits.argmax(-1)[mask].tolist() == [

@@ -122,7 +122,9 @@ def test_a_server_that_is_replaced_between_two_calls_gets_the_weights_again(benc
             is_equal = all(torch.equal(held[name], tensor) for name, tensor in wanted.items())
             assert is_equal, (call, server.index, server.calls)
         assert {rollout.policy_version for rollout in rollouts} == {call + 1}
-        assert {rollout.rollout_logprobs for rollout in rollouts} == {(fingerprint(wanted),)}
+        assert {tuple(rollout.rollout_logprobs) for rollout in rollouts} == {
+            (torch.tensor(fingerprint(wanted)).item(),)
+        }
         if not bench.servers[0].is_replaced:
             break
     else:

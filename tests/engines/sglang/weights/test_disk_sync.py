@@ -87,7 +87,7 @@ def test_bf16_weights_are_served_as_they_were_sent(live_engine, live_models, pol
     sync.push(2)
     rollouts = live_engine.generate(live_prompts(3), SamplingParams(6, temperature=0), 1, 0)
     for rollout in rollouts:
-        ids = torch.tensor([rollout.prompt.token_ids + rollout.response_ids])
+        ids = torch.tensor([(*rollout.prompt.token_ids, *rollout.response_ids)])
         expected = rounded(ids).logits[0].log_softmax(-1)[len(rollout.prompt.token_ids) - 1 : -1]
         chosen = expected.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(rollout.rollout_logprobs), chosen, atol=1e-4, rtol=0)

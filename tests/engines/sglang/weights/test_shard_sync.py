@@ -175,7 +175,7 @@ def test_returned_experts_of_each_token_equal_hf(of_experts, layout):
     reports, models = of_experts
     for model, rollouts in zip(models, reports[layout][0]["rollouts"], strict=True):
         for rollout in rollouts:
-            ids = torch.tensor([rollout.prompt.token_ids + rollout.response_ids])
+            ids = torch.tensor([(*rollout.prompt.token_ids, *rollout.response_ids)])
             logits = torch.stack(model.hf(ids, output_router_logits=True).router_logits, dim=1)
             expected = logits[:-1].topk(2).indices
             assert torch.equal(rollout.routed_experts.sort().values.long(), expected.sort().values)

@@ -1,0 +1,107 @@
+"""The command line of the benchmark; see the package."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.controller.report import alive_table, host_table, tensor_table
+
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "controller.md"
+SIZES = (16, 256, 4096, 16384)
+LONGEST = 8192
+TEXT = """# What a training step costs beside its models
+
+`python -m benchmarks.controller{arguments}`: one step of the trainer, as one of 32 data-parallel ranks runs it, with models that
+return constants at once. Groups of 16 responses of up to {longest:,} tokens: log-normal lengths with a median of a quarter of that,
+of which 3 % are cut at the limit; prompts of 512 tokens, 4 minibatches, the default PRM (`ce`, per token) and all observers. One
+process and one thread of a shared machine without a GPU, so seconds are processor time. *Before* is the commit before this
+benchmark.
+
+## The host
+
+Python and what it does to data of the host; on a GPU the operations of the next section run beside it. *From the engine* and
+*broadcast* (pickling and reading all groups once) happen group by group while others are sampled, so they are not part of the step;
+*from the engine* includes drawing the numbers. The peak counts the rollouts, the padded batch before it moves to the device, and
+everything else but the tensors of the next section.
+
+{host}
+
+## Tensors of the whole batch
+
+Operations on tensors of at least 1/16 of the batch, which are on the GPU where there is one; every rank does them. An H100 reads
+and writes about 2,500 GB/s.
+
+{tensors}
+
+Alive at the peak, with {responses:,} responses:
+
+{alive}
+"""
+
+
+def main() -> None:
+    """Measure all sizes and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.controller")
+    parser.add_argument("--before", type=Path, help="work tree of the commit to compare to")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="NUMBER")
+    parser.add_argument("--longest", type=int, default=LONGEST, metavar="NUMBER", help="tokens of a response")
+    parser.add_argument(
+        "--full", action="store_true", help="also the largest size with the longest responses"
+    )
+    parser.add_argument("--kept", type=Path, help="file of results so far, which is written and read again")
+    options = parser.parse_args()
+    trees = {"after": ROOT} if options.before is None else {"before": options.before.resolve(), "after": ROOT}
+    kept = json.loads(options.kept.read_text()) if options.kept and options.kept.exists() else {}
+    for size in options.sizes:
+        for version, tree in trees.items():
+            for is_full in (False, True) if options.full and size == max(options.sizes) else (False,):
+                key = f"{version} {size} {is_full}"
+                if key not in kept and not (is_full and version == "before"):
+                    kept[key] = measured(tree, size, options.longest, is_full)
+                    print(key, file=sys.stderr)
+                if options.kept:
+                    options.kept.write_text(json.dumps(kept))
+    RESULT.write_text(page(kept, " --before FOLDER" * (options.before is not None), options.longest))
+
+
+def page(kept: dict[str, Any], arguments: str, longest: int) -> str:
+    """Return the text of the page."""
+    by_version: dict[str, list[Any]] = {}
+    for key, found in kept.items():
+        by_version.setdefault(key.split()[0], []).append(found)
+    largest = max(
+        (each for each in by_version["after"] if not each["is_full"]), key=lambda each: each["responses"]
+    )
+    return TEXT.format(
+        arguments=arguments,
+        longest=longest,
+        host="\n".join(host_table(by_version)),
+        tensors="\n".join(tensor_table(by_version)),
+        responses=largest["responses"],
+        alive="\n".join(alive_table(largest)),
+    )
+
+
+def measured(tree: Path, size: int, longest: int, is_full: bool) -> dict[str, Any]:
+    """Return the measurements of a step with the `megatron_prime` of a tree, in a process of its own."""
+    script = Path(__file__).with_name("step.py")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "ignore", str(script), str(size), str(longest), folder]
+        done = subprocess.run(
+            [*command, *["--full"] * is_full],
+            env=os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    main()
