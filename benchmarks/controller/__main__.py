@@ -15,34 +15,7 @@ ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "controller.md"
 SIZES = (16, 256, 4096, 16384)
 LONGEST = 8192
-TEXT = """# What a training step costs beside its models
-
-`python -m benchmarks.controller{arguments}`: one step of the trainer, as one of 32 data-parallel ranks runs it, with models that
-return constants at once. Groups of 16 responses of up to {longest:,} tokens: log-normal lengths with a median of a quarter of that,
-of which 3 % are cut at the limit; prompts of 512 tokens, 4 minibatches, the default PRM (`ce`, per token) and all observers. One
-process and one thread of a shared machine without a GPU, so seconds are processor time. *Before* is the commit before this
-benchmark.
-
-## The host
-
-Python and what it does to data of the host; on a GPU the operations of the next section run beside it. *From the engine* and
-*broadcast* (pickling and reading all groups once) happen group by group while others are sampled, so they are not part of the step;
-*from the engine* includes drawing the numbers. The peak counts the rollouts, the padded batch before it moves to the device, and
-everything else but the tensors of the next section.
-
-{host}
-
-## Tensors of the whole batch
-
-Operations on tensors of at least 1/16 of the batch, which are on the GPU where there is one; every rank does them. An H100 reads
-and writes about 2,500 GB/s.
-
-{tensors}
-
-Alive at the peak, with {responses:,} responses:
-
-{alive}
-"""
+TEMPLATE = Path(__file__).with_name("template.md")
 
 
 def main() -> None:
@@ -78,7 +51,7 @@ def page(kept: dict[str, Any], arguments: str, longest: int) -> str:
     largest = max(
         (each for each in by_version["after"] if not each["is_full"]), key=lambda each: each["responses"]
     )
-    return TEXT.format(
+    return TEMPLATE.read_text().format(
         arguments=arguments,
         longest=longest,
         host="\n".join(host_table(by_version)),

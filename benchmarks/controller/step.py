@@ -45,7 +45,7 @@ from megatron_prime.training.trainer import Trainer, TrainerContext
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parent))
-from meter import Meter, resident_bytes  # noqa: E402 - this folder may be another tree's neighbour
+from meter import Meter, resident_bytes
 
 GROUP_SIZE = 16
 NUM_RANKS = 32

@@ -90,7 +90,7 @@ def discounted_return_BT(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> T
 
 
 def by_row_blocks(of_rows: Callable[..., Tensor], *tensors_BT: Tensor) -> Tensor:
-    """Return `of_rows(*tensors_BT)`, of a function that treats each row alone, with temporaries of a few rows at a time.
+    """Return `of_rows(*tensors_BT)` of a function that treats each row alone, a few rows at a time.
 
     A temporary of 8 bytes for each of 16,384 responses of 8,192 tokens has 1 GiB.
     """
