@@ -1,7 +1,7 @@
 """The filter that decides which sampled groups enter a training batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import torch
@@ -82,30 +82,33 @@ def decide_groups(groups: Sequence[Group], config: FilterConfig) -> list[FilterD
     truncated_B = torch.tensor([rollout.finish_reason is FinishReason.LENGTH for _, rollout in rows])
     first_rows = torch.tensor([0, *(len(group) for group in groups[:-1])]).cumsum(0)
 
-    # The functions of the paper give every row of a group the same value, so its first row has the decision.
-    def by_group(keep_B: torch.Tensor) -> list[bool]:
-        return keep_B[first_rows].tolist()
+    # The functions of the paper give every row of a group the same value, so its first row has the decision. Each takes
+    # fifty operations, and a step decides on a thousand groups, one by one: those that cannot matter are not called.
+    def by_group(keep: Callable[..., torch.Tensor], values_B: torch.Tensor, *bounds: float) -> list[bool]:
+        return keep(values_B, group_ids_B, *bounds)[first_rows].tolist()
 
-    verified = by_group(verified_keep(outcomes_B, group_ids_B))
-    not_truncated = by_group(truncation_keep(truncated_B, group_ids_B, config.max_truncated_fraction))
-    hard_enough = by_group(accuracy_band_keep(outcomes_B, group_ids_B, 0.0, config.accuracy_max))
-    easy_enough = by_group(accuracy_band_keep(outcomes_B, group_ids_B, config.accuracy_min, 1.0))
-
-    def decide(index: int) -> FilterDecision:
-        # The checks have the order of FilterDecision, so a group is counted under the first reason that applies.
-        if any(rollout.finish_reason is FinishReason.ABORT for rollout in groups[index]):
-            return FilterDecision.ABORTED
-        if not verified[index]:
-            return FilterDecision.VERIFIER_ERROR
-        if not config.enabled:
-            return FilterDecision.KEPT
-        if not not_truncated[index]:
-            return FilterDecision.TRUNCATED
-        if not easy_enough[index]:
-            return FilterDecision.TOO_HARD
-        return FilterDecision.KEPT if hard_enough[index] else FilterDecision.TOO_EASY
-
-    return [decide(index) for index in range(len(groups))]
+    aborted = [any(each.finish_reason is FinishReason.ABORT for each in group) for group in groups]
+    verified = by_group(verified_keep, outcomes_B)
+    not_truncated = hard_enough = easy_enough = [True] * len(groups)
+    if config.enabled:
+        low, high = config.accuracy_min, config.accuracy_max
+        if truncated_B.any():
+            not_truncated = by_group(truncation_keep, truncated_B, config.max_truncated_fraction)
+        if not all(by_group(accuracy_band_keep, outcomes_B, low, high)):
+            hard_enough = by_group(accuracy_band_keep, outcomes_B, 0.0, high)
+            easy_enough = by_group(accuracy_band_keep, outcomes_B, low, 1.0)
+    # The checks have the order of FilterDecision, so a group is counted under the first reason that applies.
+    reasons = {
+        FilterDecision.ABORTED: [not each for each in aborted],
+        FilterDecision.VERIFIER_ERROR: verified,
+        FilterDecision.TRUNCATED: not_truncated,
+        FilterDecision.TOO_HARD: easy_enough,
+        FilterDecision.TOO_EASY: hard_enough,
+    }
+    return [
+        next((reason for reason, keeps in reasons.items() if not keeps[index]), FilterDecision.KEPT)
+        for index in range(len(groups))
+    ]
 
 
 def accuracy_histogram(groups: Sequence[Group]) -> str:

@@ -29,13 +29,19 @@ class FormatTokens:
 
     def mask(self, responses: Sequence[Sequence[int]]) -> np.ndarray:
         """Return which tokens only format, bool [B, T], false in the padding on the right."""
-        lengths = np.array([len(response) for response in responses])
-        flat = np.concatenate([np.empty(0, np.int32), *(np.asarray(each, np.int32) for each in responses)])
-        found = np.zeros((len(responses), int(lengths.max(initial=0))), dtype=bool)
-        if flat.size:
-            self._learn(flat)
-            found[np.arange(found.shape[1]) < lengths[:, None]] = self._table[flat] == 1
+        found = np.zeros((len(responses), max(map(len, responses), default=0)), dtype=bool)
+        for row, response in enumerate(responses):
+            if response:
+                found[row, : len(response)] = self._of_response(np.asarray(response, dtype=np.int32))
         return found
+
+    def _of_response(self, token_ids: np.ndarray) -> np.ndarray:
+        if token_ids.max() < self._table.size:
+            values = self._table[token_ids]
+            if values.min() != _UNKNOWN:
+                return values == 1
+        self._learn(token_ids)
+        return self._table[token_ids] == 1
 
     def _learn(self, token_ids: np.ndarray) -> None:
         """Look up the tokens that have not occurred before."""
