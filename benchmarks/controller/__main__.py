@@ -36,7 +36,8 @@ def main() -> None:
             for is_full in (False, True) if options.full and size == max(options.sizes) else (False,):
                 key = f"{version} {size} {is_full}"
                 if key not in kept and not (is_full and version == "before"):
-                    kept[key] = measured(tree, size, options.longest, is_full)
+                    has_tensors = size <= options.tensors and not is_full
+                    kept[key] = measured(tree, size, options.longest, is_full, has_tensors)
                     print(key, file=sys.stderr)
                 if options.kept:
                     options.kept.write_text(json.dumps(kept))
@@ -61,13 +62,13 @@ def page(kept: dict[str, Any], arguments: str, longest: int) -> str:
     )
 
 
-def measured(tree: Path, size: int, longest: int, is_full: bool) -> dict[str, Any]:
+def measured(tree: Path, size: int, longest: int, is_full: bool, has_tensors: bool) -> dict[str, Any]:
     """Return the measurements of a step with the `megatron_prime` of a tree, in a process of its own."""
     script = Path(__file__).with_name("step.py")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", str(script), str(size), str(longest), folder]
         done = subprocess.run(
-            [*command, *["--full"] * is_full],
+            [*command, *["--full"] * is_full, *["--tensors"] * has_tensors],
             env=os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
             cwd=folder,
             stdout=subprocess.PIPE,

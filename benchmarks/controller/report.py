@@ -5,16 +5,17 @@ from typing import Any
 
 GIB = 1 << 30
 PHASES = ("rollout", "logprobs", "prm", "advantage", "policy", "describe")
+STAGES = ("filter", "batch", "microbatches", "format tokens", "records")
 COLUMNS = (
     "version",
     "responses",
     "tokens, millions",
     "from the engine, s",
     "broadcast, s (MB)",
-    *(f"{phase}, s" for phase in PHASES),
-    "step on the host, s",
+    *(f"{stage}, s" for stage in STAGES),
+    "sum, s",
     "rollouts, GiB",
-    "host at its peak, GiB",
+    "peak, GiB",
 )
 TENSOR_COLUMNS = (
     "version",
@@ -27,39 +28,22 @@ TENSOR_COLUMNS = (
 )
 
 
-def host_seconds(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return the processor time of each phase without the operations on tensors of the whole batch.
-
-    The batch itself is assembled on the host, so of the first phase everything counts.
-    """
-    phases = found["phases"]
-    return {
-        name: max(0.0, phases[name]["s"] - (phases[name]["tensor_s"] if name != "rollout" else 0.0))
-        for name in PHASES
-    }
-
-
-def host_bytes(found: Mapping[str, Any]) -> float:
-    """Return the largest memory of the host: the rollouts, the batch before it moves to the device, and the rest."""
-    return max(phase["other"] for phase in found["phases"].values()) + found["phases"]["rollout"]["peak"]
-
-
 def host_table(by_version: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Return the table of what the host does, with a row for each version and size."""
     rows = []
     for version, found in _by_size(by_version):
-        seconds = host_seconds(found)
+        stages = found["stages"]
         rows.append(
             (
                 version,
                 _size(found),
                 f"{found['tokens'] / 1e6:.1f}",
-                f"{found['sampled_s']:.2f}",
-                f"{found['broadcast_s']:.2f} ({found['sent'] / 1e6:,.0f})",
-                *(f"{seconds[phase]:.2f}" for phase in PHASES),
-                f"**{sum(seconds.values()):.2f}**",
+                f"{stages['engine']:.2f}",
+                f"{stages['broadcast']:.2f} ({found['sent'] / 1e6:,.0f})",
+                *(f"{stages[stage]:.3f}" for stage in STAGES),
+                f"**{sum(stages[stage] for stage in STAGES):.2f}**",
                 f"{found['rollouts'] / GIB:.2f}",
-                f"**{host_bytes(found) / GIB:.2f}**",
+                f"**{found['peak'] / GIB:.2f}**",
             )
         )
     return _table(COLUMNS, rows)
@@ -70,6 +54,8 @@ def tensor_table(by_version: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
     rows = []
     for version, found in _by_size(by_version):
         phases = found["phases"]
+        if not phases:
+            continue
         of_device = [phases[name] for name in PHASES[1:]]
         rows.append(
             (

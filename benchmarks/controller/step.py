@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.config.tables.observability.rollout_log import RolloutLogConfig
 from megatron_prime.engines.conversation import Conversation, SampledTurn
-from megatron_prime.models.forward import PackedPass, ScoringSettings
+from megatron_prime.models.forward import PackedPass, ScoringSettings, this_ranks_microbatches
 from megatron_prime.models.packing import RowCosts
 from megatron_prime.observability import heartbeat
+from megatron_prime.observability.metrics import peak_resident_bytes
 from megatron_prime.observability.rollout_log import FileInfo
 from megatron_prime.observability.rollout_log.folder import RolloutLog
 from megatron_prime.parallel import cpu_shim
@@ -35,13 +37,15 @@ from megatron_prime.parallel.platform import Platform
 from megatron_prime.parallel.topology import Topology, build_topology
 from megatron_prime.rehearsal.groups import RehearsedGroup, join_alone
 from megatron_prime.rollout.collector import BatchSize, Collector
+from megatron_prime.rollout.sampled_groups import KEPT, SampledGroup
 from megatron_prime.training.health.format_tokens import FormatTokens
+from megatron_prime.training.minibatches import minibatches
 from megatron_prime.training.prm_phase import PRMPhase
 from megatron_prime.training.residency import Part, Residency
 from megatron_prime.training.rollout_recorder import RolloutRecorder
-from megatron_prime.training.step_details import StepDetails
+from megatron_prime.training.step_details import StepDetails, chosen_tokens
 from megatron_prime.training.trainable import Trainable
-from megatron_prime.training.trainer import Trainer, TrainerContext
+from megatron_prime.training.trainer import Trainer, TrainerContext, staleness
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -143,14 +147,12 @@ class Groups:
     """The engine, the source of the batches and the weight sync of the step: everything has been sampled."""
 
     policy_version = 0
-    """Counts with the steps."""
 
     def __init__(self, collector: Collector, groups: list[list[Rollout]]) -> None:
         self._collector, self._groups = collector, groups
 
     def collect(self, step_index: int) -> Any:
         """Filter the groups one by one, as they come in, and return the batch."""
-        self.policy_version = step_index + 1
         return self._collector.batch_of(
             step_index, [(group, self._collector.decide(group)) for group in self._groups], {}
         )
@@ -177,10 +179,26 @@ def join() -> Topology:
     return build_topology(Platform(device, "gloo", torch.float32, timedelta(seconds=60)))
 
 
+def num_minibatches_of(groups: list[list[Rollout]]) -> int:
+    """Return the number of minibatches: one, where the groups cannot be divided."""
+    return 1 if len(groups) % NUM_MINIBATCHES else NUM_MINIBATCHES
+
+
+def collector_of(
+    groups: list[list[Rollout]], longest: int, folder: Path
+) -> tuple[Collector, RolloutRecorder]:
+    """Return a collector that can do everything but sample, and the recorder that observes it."""
+    nothing: Any = None
+    size = BatchSize(len(groups), GROUP_SIZE)
+    collector = Collector(nothing, nothing, nothing, SamplingParams(longest), FilterConfig(), size)
+    recorder = RolloutRecorder(RolloutLogConfig(), RolloutLog(folder), Words(), FileInfo(0))
+    collector.observe = recorder.observe
+    return collector, recorder
+
+
 def trainer_of(groups: list[list[Rollout]], longest: int, folder: Path) -> Trainer:
     """Return the trainer of the step, with all observers."""
-    num_prompts = len(groups)
-    optimizer = {"num_minibatches": NUM_MINIBATCHES if num_prompts % NUM_MINIBATCHES == 0 else 1}
+    optimizer = {"num_minibatches": num_minibatches_of(groups)}
     config = PrimeConfig.model_validate(
         {
             "run_dir": folder,
@@ -195,16 +213,13 @@ def trainer_of(groups: list[list[Rollout]], longest: int, folder: Path) -> Train
             "prm": optimizer,
             "trainer": {
                 "num_steps": 1,
-                "prompts_per_step": num_prompts,
+                "prompts_per_step": len(groups),
                 "max_tokens_per_microbatch": 2 * longest + PROMPT_TOKENS,
             },
         }
     )
-    size = BatchSize(num_prompts, GROUP_SIZE)
-    collector = Collector(None, None, None, SamplingParams(longest), FilterConfig(), size)  # type: ignore[arg-type]
+    collector, recorder = collector_of(groups, longest, folder)
     source: Any = Groups(collector, groups)
-    recorder = RolloutRecorder(RolloutLogConfig(), RolloutLog(folder), Words(), FileInfo(0))
-    collector.observe = recorder.observe
     topology = join()
     settings = ScoringSettings(config.trainer.max_tokens_per_microbatch, 1024)
     PRM_OBJECTIVES.load(config.prm.loss)
@@ -224,34 +239,66 @@ def trainer_of(groups: list[list[Rollout]], longest: int, folder: Path) -> Train
     return Trainer(config, context)
 
 
-def measure(num: int, longest: int, is_full: bool, folder: Path) -> dict[str, Any]:
-    """Return the measurements of a step of `num` responses."""
+def measure(num: int, longest: int, is_full: bool, has_tensors: bool, folder: Path) -> dict[str, Any]:
+    """Return the measurements of a step of `num` responses: of the host, and with `has_tensors` of the whole step."""
     base = resident_bytes()
-    start = time.process_time()
-    groups = list(sampled_groups(num, longest, is_full))
-    found: dict[str, Any] = {"responses": num, "is_full": is_full, "sampled_s": time.process_time() - start}
-    gc.collect()
-    found["rollouts"] = resident_bytes() - base
-    found["tokens"] = sum(len(rollout.response_ids) for group in groups for rollout in group)
-    start = time.process_time()
-    found["sent"] = sum(_sent_and_received(group) for group in groups)
-    found["broadcast_s"] = time.process_time() - start
-    trainer = trainer_of(groups, longest, folder)
-    base = resident_bytes() - found["rollouts"]
-    meter = Meter(max(num * longest // 16, 4096))
-    # The first step is not timed: the meter takes time for every operation, and format tokens are learned in it.
-    with meter, watched(meter.take) as phases:
-        trainer.step()
-        phases["describe"] = meter.take()
     clock = Clock()
-    with watched(clock.take) as seconds:
-        trainer.step()
-        seconds["describe"] = clock.take()
-    found["phases"] = {
-        name: phases[name] | seconds[name] | {"other": phases[name]["other"] - base} for name in PHASES
+    groups = list(sampled_groups(num, longest, is_full))
+    stages = {"engine": clock.take()}
+    gc.collect()
+    found: dict[str, Any] = {
+        "responses": num,
+        "is_full": is_full,
+        "rollouts": resident_bytes() - base,
+        "tokens": sum(len(rollout.response_ids) for group in groups for rollout in group),
+        "stages": stages,
+        "phases": {},
     }
-    found["at_peak"] = meter.at_peak
+    clock.take()
+    found["sent"] = sum(_sent_and_received(group) for group in groups)
+    stages["broadcast"] = clock.take()
+    found["peak"] = run_host_stages(groups, longest, folder, stages) - base
+    if has_tensors:
+        trainer = trainer_of(groups, longest, folder)
+        with Meter(max(num * longest // 16, 4096)) as meter, watched(meter.take) as found["phases"]:
+            trainer.step()
+            found["phases"]["describe"] = meter.take()
+        found["at_peak"] = meter.at_peak
     return found
+
+
+def run_host_stages(groups: list[list[Rollout]], longest: int, folder: Path, stages: dict[str, float]) -> int:
+    """Call what the host calls in a step, one after another, and note the seconds; return the largest memory."""
+    Path("/proc/self/clear_refs").write_text("5")
+    formats = FormatTokens(Words())
+    # Learned once a run.
+    formats.mask([range(VOCABULARY)])
+    collector, recorder = collector_of(groups, longest, folder)
+    collector.decide(groups[0])
+    clock = Clock()
+    decided = [(group, collector.decide(group)) for group in groups]
+    stages["filter"] = clock.take()
+    batch: Any = collector.batch_of(0, decided, {})
+    sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
+    stages["batch"] = clock.take()
+    topology: Any = SimpleNamespace(
+        context_size=1, data_size=NUM_RANKS, data_rank=0, tensor_size=1, pipeline_size=1, virtual_size=1
+    )
+    topology.sequence_parallel = False
+    settings = ScoringSettings(2 * longest + PROMPT_TOKENS, 1024)
+    num_minibatches = num_minibatches_of(groups)
+    # Policy and reference score the batch, then PRM and policy are trained on the same minibatches.
+    updates = [list(minibatches(batch.num_rows, num_minibatches, 1, 0, 0)) for _ in range(2)]
+    for rows in [range(batch.num_rows)] * 2 + updates[0] + updates[1]:
+        this_ranks_microbatches(sequences, rows, settings, RowCosts(), topology)
+    stages["microbatches"] = clock.take()
+    formats.mask([rollout.response_ids for rollout in batch.rollouts])
+    stages["format tokens"] = clock.take()
+    staleness(batch, 0)
+    chosen_tokens(batch.rollouts, np.random.default_rng(0))
+    recorder.observe(0, [SampledGroup(group, KEPT, index) for index, group in enumerate(groups)])
+    stages["records"] = clock.take()
+    return peak_resident_bytes()
 
 
 class Clock:
@@ -260,10 +307,10 @@ class Clock:
     def __init__(self) -> None:
         self._last = time.process_time()
 
-    def take(self) -> dict[str, float]:
+    def take(self) -> float:
         """Return the seconds since the last call."""
         before, self._last = self._last, time.process_time()
-        return {"s": self._last - before}
+        return self._last - before
 
 
 @contextlib.contextmanager
@@ -299,18 +346,10 @@ def main() -> None:
     parser.add_argument("longest", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--full", action="store_true", help="all responses have the longest length")
-    parser.add_argument("--profile", action="store_true", help="print the most expensive functions to stderr")
+    parser.add_argument("--tensors", action="store_true", help="measure the whole step too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.profile:
-        import cProfile
-        import pstats
-
-        with cProfile.Profile() as profile:
-            found = measure(options.responses, options.longest, options.full, options.folder)
-        pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(90)
-    else:
-        found = measure(options.responses, options.longest, options.full, options.folder)
+    found = measure(options.responses, options.longest, options.full, options.tensors, options.folder)
     print(json.dumps(found))
 
 

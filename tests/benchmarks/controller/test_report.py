@@ -1,36 +1,23 @@
-"""The tables separate the host from the device."""
+"""The tables have a row for each version and size."""
 
-from benchmarks.controller.report import (
-    PHASES,
-    alive_table,
-    host_bytes,
-    host_seconds,
-    host_table,
-    tensor_table,
-)
+from benchmarks.controller.report import PHASES, STAGES, alive_table, host_table, tensor_table
 
 GIB = 1 << 30
 
 
 def found(responses=16, is_full=False):
-    phase = {"s": 3.0, "tensor_s": 1.0, "bytes": 2e9, "count": 7, "peak": GIB, "other": 2 * GIB}
+    phase = {"tensor_s": 1.0, "bytes": 2e9, "count": 7, "peak": GIB, "other": 2 * GIB}
     return {
         "responses": responses,
         "is_full": is_full,
         "tokens": 2_500_000,
-        "sampled_s": 0.5,
-        "broadcast_s": 0.25,
+        "stages": {"engine": 0.5, "broadcast": 0.25} | dict.fromkeys(STAGES, 2.6),
+        "peak": 3 * GIB,
         "sent": 3e6,
         "rollouts": GIB,
         "phases": dict.fromkeys(PHASES, phase),
         "at_peak": [(GIB, "(2, 3) bool", "a.py f"), (2 * GIB, "(4, 5) float32", "b.py g")],
     }
-
-
-def test_the_batch_is_assembled_on_the_host():
-    seconds = host_seconds(found())
-    assert seconds == {"rollout": 3.0} | dict.fromkeys(PHASES[1:], 2.0)
-    assert host_bytes(found()) == 3 * GIB
 
 
 def test_tables_are_sorted_by_size():
@@ -42,6 +29,7 @@ def test_tables_are_sorted_by_size():
         ["| after", "16, all of the longest"],
     ]
     assert "**13.00**" in rows[2] and "0.25 (3)" in rows[2]
+    assert len(tensor_table({"after": [found() | {"phases": {}}]})) == 2
     assert tensor_table({"after": [found()]})[2].startswith("| after | 16 | 35 | 10.0 | 5.0 | **1.00** |")
 
 

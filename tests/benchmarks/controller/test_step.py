@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.controller.__main__ import page
+from benchmarks.controller.report import STAGES
 from benchmarks.controller.step import GROUP_SIZE, PHASES, lengths, measure, sampled_groups
 
 
@@ -26,8 +27,9 @@ def test_groups_have_right_and_wrong_responses():
 
 def test_a_step_is_measured(tmp_path):
     with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as process:
-        found = process.submit(measure, 4 * GROUP_SIZE, 256, False, tmp_path).result()
+        found = process.submit(measure, 4 * GROUP_SIZE, 256, False, True, tmp_path).result()
     assert json.loads(json.dumps(found))["phases"].keys() == set(PHASES)
+    assert found["stages"].keys() == {"engine", "broadcast", *STAGES} and found["peak"] > found["rollouts"]
     assert sum(phase["count"] for phase in found["phases"].values()) > 50
     text = page({"after 64 False": found}, "", 256)
     assert text.count("\n| after | 64 |") == 2
