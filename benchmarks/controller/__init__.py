@@ -8,6 +8,6 @@ a batch, are packed, scored, credited and trained on, and are described, with an
 models return constants at once, and other ranks do not exist.
 
 - `meter`: operations on tensors of the whole batch, their time, bytes and memory, and the memory beside them
-- `step`: the synthetic groups and the step; a script, so that it can run with the `megatron_prime` of another tree
+- `step`: the synthetic groups and the step
 - `report`: the tables
 """

@@ -64,9 +64,11 @@ def page(kept: dict[str, Any], arguments: str, longest: int) -> str:
 
 def measured(tree: Path, size: int, longest: int, is_full: bool, has_tensors: bool) -> dict[str, Any]:
     """Return the measurements of a step with the `megatron_prime` of a tree, in a process of its own."""
-    script = Path(__file__).with_name("step.py")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", str(script), str(size), str(longest), folder]
+        # This benchmark is imported from the current folder, `megatron_prime` from the tree.
+        Path(folder, "benchmarks").symlink_to(ROOT / "benchmarks")
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.controller.step"]
+        command += [str(size), str(longest), folder]
         done = subprocess.run(
             [*command, *["--full"] * is_full, *["--tensors"] * has_tensors],
             env=os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},

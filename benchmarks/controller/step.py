@@ -1,14 +1,10 @@
-"""One training step of a rank whose models cost nothing; a script that prints its measurements as JSON.
-
-It imports the `megatron_prime` that PYTHONPATH names first.
-"""
+"""One training step of a rank whose models cost nothing; a script that prints its measurements as JSON."""
 
 import argparse
 import contextlib
 import gc
 import json
 import pickle
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -21,6 +17,7 @@ import torch
 from megatron.core.enums import ModelType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from benchmarks.controller.meter import Meter, resident_bytes
 from megatron_prime.algorithm.registry import PRM_OBJECTIVES
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.filter import FilterConfig
@@ -47,9 +44,6 @@ from megatron_prime.training.step_details import StepDetails, chosen_tokens
 from megatron_prime.training.trainable import Trainable
 from megatron_prime.training.trainer import Trainer, TrainerContext, staleness
 from megatron_prime.types import FinishReason, Prompt, Rollout, SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent))
-from meter import Meter, resident_bytes
 
 GROUP_SIZE = 16
 NUM_RANKS = 32
@@ -255,8 +249,9 @@ def measure(num: int, longest: int, is_full: bool, has_tensors: bool, folder: Pa
         "phases": {},
     }
     clock.take()
-    found["sent"] = sum(_sent_and_received(group) for group in groups)
-    stages["broadcast"] = clock.take()
+    # As the driver sends each group to all ranks, once it is sampled.
+    found["sent"] = sum(len(pickle.dumps(group)) for group in groups)
+    stages["pickled"] = clock.take()
     found["peak"] = run_host_stages(groups, longest, folder, stages) - base
     if has_tensors:
         trainer = trainer_of(groups, longest, folder)
@@ -330,13 +325,6 @@ def watched(take: Callable[[], dict[str, float]]) -> Iterator[dict[str, dict[str
         yield phases
     finally:
         heartbeat.phase = original
-
-
-def _sent_and_received(group: list[Rollout]) -> int:
-    """Pickle a group, as the driver sends it to all ranks once it is sampled, and read it; return the bytes."""
-    content = pickle.dumps(group)
-    pickle.loads(content)
-    return len(content)
 
 
 def main() -> None:

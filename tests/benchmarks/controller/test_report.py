@@ -11,7 +11,7 @@ def found(responses=16, is_full=False):
         "responses": responses,
         "is_full": is_full,
         "tokens": 2_500_000,
-        "stages": {"engine": 0.5, "broadcast": 0.25} | dict.fromkeys(STAGES, 2.6),
+        "stages": {"engine": 0.5, "pickled": 0.25} | dict.fromkeys(STAGES, 2.6),
         "peak": 3 * GIB,
         "sent": 3e6,
         "rollouts": GIB,

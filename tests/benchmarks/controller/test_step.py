@@ -29,7 +29,7 @@ def test_a_step_is_measured(tmp_path):
     with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as process:
         found = process.submit(measure, 4 * GROUP_SIZE, 256, False, True, tmp_path).result()
     assert json.loads(json.dumps(found))["phases"].keys() == set(PHASES)
-    assert found["stages"].keys() == {"engine", "broadcast", *STAGES} and found["peak"] > found["rollouts"]
+    assert found["stages"].keys() == {"engine", "pickled", *STAGES} and found["peak"] > found["rollouts"]
     assert sum(phase["count"] for phase in found["phases"].values()) > 50
     text = page({"after 64 False": found}, "", 256)
     assert text.count("\n| after | 64 |") == 2
