@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -24,13 +25,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Scale the deadline of a whole test (pytest-timeout) like those within tests."""
     from tests.support.deadlines import seconds
 
-    # The collection of tests makes millions of objects that stay, among which there is no garbage to look for.
-    gc.disable()
     if config.option.timeout is None:
         config.option.timeout = seconds(float(config.getini("timeout")))
 
 
-def pytest_collection_finish() -> None:
-    """Collect garbage again, of what the tests themselves make."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Switch garbage collection off while tests are collected: it would search millions of objects, which all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
