@@ -65,8 +65,8 @@ class Objective:
 def value_tokens(vocab_size: int) -> tuple[int, int]:
     """Return the two tokens whose logits a critic is read from: the last two of the vocabulary.
 
-    They are reserved or rare in the vocabularies of language models, so that their logits hardly differ at the start,
-    and values begin near one half.
+    They are reserved or rare in the vocabularies of language models, so that nothing has taught their logits to differ:
+    by a few nats at most at the start, from where values learn within a few updates.
     """
     return vocab_size - 1, vocab_size - 2
 
