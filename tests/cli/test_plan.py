@@ -162,5 +162,6 @@ def test_the_example_with_servers_of_its_own_is_the_recommended_split_and_faster
     best, *_ = best_splits(overlapped)
     assert best.candidate.run.num_processes == overlapped.num_processes
     assert best.candidate.run.num_servers == overlapped.num_servers
-    assert plan_times(overlapped).seconds < 1.01 * best.candidate.times.seconds
+    # The example offloads what it does not use, which takes 1 % of a step.
+    assert plan_times(overlapped).seconds < 1.02 * best.candidate.times.seconds
     assert plan_times(overlapped).seconds < 0.8 * plan_times(in_turn).seconds
