@@ -303,19 +303,20 @@ class RolloutBatch:
         """
         if not rollouts:
             raise ValueError("a batch needs at least one rollout")
-        lengths_B = torch.tensor([len(rollout.response_ids) for rollout in rollouts])
-        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-        shape = len(rollouts), mask_BT.shape[1]
-        # Numpy writes arrays and tuples into a row at once.
+        shape = len(rollouts), max(len(rollout.response_ids) for rollout in rollouts)
+        # Numpy writes arrays and tuples into a row at once, and touches no memory of the padding.
+        mask = np.zeros(shape, dtype=np.bool_)
         logprobs_BT = np.zeros(shape, dtype=np.float32)
         steps_BT = None if step_ids is None else np.zeros(shape, dtype=np.int32)
         for row, rollout in enumerate(rollouts):
             length = len(rollout.response_ids)
+            mask[row, :length] = True
             logprobs_BT[row, :length] = rollout.rollout_logprobs
             if steps_BT is not None and step_ids is not None:
                 steps_BT[row, :length] = step_ids[row]
                 # The padding repeats the last step, so that the ids do not decrease along T.
                 steps_BT[row, length:] = steps_BT[row, length - 1]
+        mask_BT = torch.from_numpy(mask)
         turn_ids_BT, turn_rewards_BT = _turns(rollouts, shape)
         # Without turns both masks are one tensor, which is moved to the device once.
         policy_BT = mask_BT if turn_ids_BT is None else _policy_mask(rollouts, mask_BT)

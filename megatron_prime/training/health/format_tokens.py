@@ -37,7 +37,8 @@ class FormatTokens:
 
     def _of_response(self, token_ids: np.ndarray) -> np.ndarray:
         if token_ids.max() < self._table.size:
-            values = self._table[token_ids]
+            # Several times as fast as an index, which is checked token by token.
+            values = self._table.take(token_ids, mode="clip")
             if values.min() != _UNKNOWN:
                 return values == 1
         self._learn(token_ids)
