@@ -252,7 +252,9 @@ def measure(num: int, longest: int, is_full: bool, has_tensors: bool, folder: Pa
     # As the driver sends each group to all ranks, once it is sampled.
     found["sent"] = sum(len(pickle.dumps(group)) for group in groups)
     stages["pickled"] = clock.take()
-    found["peak"] = run_host_stages(groups, longest, folder, stages) - base
+    # The first time memory comes from the system, page by page; a run has taken it in an earlier step.
+    peaks = [run_host_stages(groups, longest, folder, stages, step_index) for step_index in range(2)]
+    found["peak"] = max(peaks) - base
     if has_tensors:
         trainer = trainer_of(groups, longest, folder)
         with Meter(max(num * longest // 16, 4096)) as meter, watched(meter.take) as found["phases"]:
@@ -262,7 +264,9 @@ def measure(num: int, longest: int, is_full: bool, has_tensors: bool, folder: Pa
     return found
 
 
-def run_host_stages(groups: list[list[Rollout]], longest: int, folder: Path, stages: dict[str, float]) -> int:
+def run_host_stages(
+    groups: list[list[Rollout]], longest: int, folder: Path, stages: dict[str, float], step_index: int
+) -> int:
     """Call what the host calls in a step, one after another, and note the seconds; return the largest memory."""
     Path("/proc/self/clear_refs").write_text("5")
     formats = FormatTokens(Words())
@@ -273,14 +277,15 @@ def run_host_stages(groups: list[list[Rollout]], longest: int, folder: Path, sta
     clock = Clock()
     decided = [(group, collector.decide(group)) for group in groups]
     stages["filter"] = clock.take()
-    batch: Any = collector.batch_of(0, decided, {})
+    batch: Any = collector.batch_of(step_index, decided, {})
     sequences = [(rollout.prompt.token_ids, rollout.response_ids) for rollout in batch.rollouts]
     stages["batch"] = clock.take()
     topology: Any = SimpleNamespace(
         context_size=1, data_size=NUM_RANKS, data_rank=0, tensor_size=1, pipeline_size=1, virtual_size=1
     )
     topology.sequence_parallel = False
-    settings = ScoringSettings(2 * longest + PROMPT_TOKENS, 1024)
+    # Another limit in each step, so that no step finds its packings remembered.
+    settings = ScoringSettings(2 * longest + PROMPT_TOKENS + step_index, 1024)
     num_minibatches = num_minibatches_of(groups)
     # Policy and reference score the batch, then PRM and policy are trained on the same minibatches.
     updates = [list(minibatches(batch.num_rows, num_minibatches, 1, 0, 0)) for _ in range(2)]
@@ -289,9 +294,9 @@ def run_host_stages(groups: list[list[Rollout]], longest: int, folder: Path, sta
     stages["microbatches"] = clock.take()
     formats.mask([rollout.response_ids for rollout in batch.rollouts])
     stages["format tokens"] = clock.take()
-    staleness(batch, 0)
+    staleness(batch, step_index)
     chosen_tokens(batch.rollouts, np.random.default_rng(0))
-    recorder.observe(0, [SampledGroup(group, KEPT, index) for index, group in enumerate(groups)])
+    recorder.observe(step_index, [SampledGroup(group, KEPT, index) for index, group in enumerate(groups)])
     stages["records"] = clock.take()
     return peak_resident_bytes()
 
