@@ -86,10 +86,11 @@ def _text_reader(config: PrimeConfig) -> "TextReader":
 def reference_faults(config: PrimeConfig, command: str) -> Iterator[str]:
     """Yield why the reference of a command is not the one that its PRM was trained with.
 
-    A PRM without a record is taken as it is: it may be of another program.
+    A PRM without a record is taken as it is: it may be of another program. A critic needs no reference, and may start
+    from the weights of any PRM.
     """
     paths = config.model_paths(command)
-    if "prm" not in paths:
+    if "prm" not in paths or (command == "train" and config.prm.is_critic):
         return
     try:
         record = PRMRecord.read(paths["prm"])

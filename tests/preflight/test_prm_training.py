@@ -125,6 +125,11 @@ def test_the_default_reference_of_training_is_refused_for_a_trained_prm(trained)
     check("prm.path=prm")
 
 
+def test_a_critic_may_start_from_a_trained_prm_and_needs_no_reference(trained):
+    gae = ["advantage.estimator=gae", "advantage.process_credit=td", "advantage.process_normalization=none"]
+    check("prm.path=prm", "prm.loss=value", *gae)
+
+
 def test_the_policy_may_be_the_reference_if_it_starts_as_the_prm_s(trained):
     follows = "reference.mode=policy"
     check("prm.path=prm", follows)

@@ -125,10 +125,19 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("rollout_logprobs", _FLOATS, "Log-prob of each token as the engine reported it, in nats."),
     Column("policy_logprobs", _FLOATS, "Log-prob under the policy before this step's update, in nats.", True),
-    Column("prm_logprobs", _FLOATS, "Log-prob under the PRM that gave the process rewards, in nats.", True),
+    Column(
+        "prm_logprobs",
+        _FLOATS,
+        "Log-prob under the PRM that gave the process rewards, in nats; of a critic, the logit of its value before the "
+        "token.",
+        True,
+    ),
     Column("ref_logprobs", _FLOATS, "Log-prob under the reference, in nats.", True),
     Column(
-        "process_rewards", _FLOATS, "Process reward: beta times the log-ratio of PRM and reference.", True
+        "process_rewards",
+        _FLOATS,
+        "Process reward: beta times the log-ratio of PRM and reference; of a critic, the change of its value.",
+        True,
     ),
     Column("advantages", _FLOATS, "Advantage that the policy was trained on.", True),
     Column(
