@@ -50,7 +50,7 @@ def page(kept: dict[str, Any], arguments: str, longest: int) -> str:
     for key, found in kept.items():
         by_version.setdefault(key.split()[0], []).append(found)
     largest = max(
-        (each for each in by_version["after"] if not each["is_full"]), key=lambda each: each["responses"]
+        (each for each in by_version["after"] if each["phases"]), key=lambda each: each["responses"]
     )
     return TEMPLATE.read_text().format(
         arguments=arguments,
