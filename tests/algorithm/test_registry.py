@@ -40,4 +40,4 @@ def test_a_built_in_name_is_short_for_an_import_path():
 
 def test_an_unknown_name_lists_those_that_are_known():
     with pytest.raises(ValueError, match=f"known names are {', '.join(ESTIMATORS.names())}"):
-        ESTIMATORS.load("gae")
+        ESTIMATORS.load("gea")
