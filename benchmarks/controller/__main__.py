@@ -25,6 +25,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="NUMBER")
     parser.add_argument("--longest", type=int, default=LONGEST, metavar="NUMBER", help="tokens of a response")
     parser.add_argument(
+        "--tensors",
+        type=int,
+        default=256,
+        metavar="NUMBER",
+        help="largest size whose whole step is measured too",
+    )
+    parser.add_argument(
         "--full", action="store_true", help="also the largest size with the longest responses"
     )
     parser.add_argument("--kept", type=Path, help="file of results so far, which is written and read again")
