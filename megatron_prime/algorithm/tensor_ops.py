@@ -65,6 +65,13 @@ def masked_whiten_BT(values_BT: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: N80
     return centred_BT * torch.rsqrt(variance + WHITEN_EPS).to(values_BT.dtype)
 
 
+def outcome_cross_entropy_B(logits_BT: Tensor, labels_B: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: N802
+    """Return the mean cross-entropy of each row's masked logits with its label in [0, 1]; 0 without a position."""
+    labels_BT = labels_B[:, None].to(logits_BT.dtype).expand_as(logits_BT)
+    losses_BT = torch.nn.functional.binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none")
+    return masked_mean(losses_BT, mask_BT, dim=1)
+
+
 def discounted_return_BT(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:  # noqa: N802
     """Return R_t = sum_{s >= t} gamma^(s - t) * r_s within each response, zero in the padding.
 

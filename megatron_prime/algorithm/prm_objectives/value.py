@@ -20,11 +20,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from megatron_prime.algorithm.prm_rows import RowTargets, ScoredRows
 from megatron_prime.algorithm.registry import Requirements
-from megatron_prime.algorithm.tensor_ops import masked_mean, next_columns_BT
+from megatron_prime.algorithm.tensor_ops import next_columns_BT, outcome_cross_entropy_B
 from megatron_prime.config.tables.prm import PRMConfig
 
 
@@ -41,10 +40,7 @@ class Objective:
 
     def losses_B(self, rows: ScoredRows, labels_B: Tensor, targets: RowTargets | None) -> Tensor:  # noqa: N802
         """Return the mean cross-entropy of each response's prefixes; 0 without a scored token."""
-        logits_BT = rows.log_ratio_BT
-        labels_BT = labels_B[:, None].to(logits_BT.dtype).expand_as(logits_BT)
-        losses_BT = binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none")
-        return masked_mean(losses_BT, rows.scored_mask_BT, dim=1)
+        return outcome_cross_entropy_B(rows.log_ratio_BT, labels_B, rows.scored_mask_BT)
 
     def prefix_logits_BL(  # noqa: N802
         self, log_ratio_BT: Tensor, scored_mask_BT: Tensor, prior_logits_B: Tensor
