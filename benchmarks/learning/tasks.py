@@ -49,6 +49,10 @@ class ChainTask:
     they mean, as with an environment that it has not been fine-tuned on."""
     wrong_fraction: float = 0.3
     """Fraction of each operator's table that the demonstrator remembers wrongly, and uses in half of all cases."""
+    demonstrations: int = 1
+    """Multiplies the number of demonstrations, of which a larger table needs more."""
+    settings: tuple[str, ...] = ()
+    """More of the task's part of the configuration."""
 
     def overrides(self) -> list[str]:
         """Return this task's part of the configuration."""
@@ -63,6 +67,7 @@ class ChainTask:
             "environment.num_workers=1",
             "rollout.max_prompt_tokens=8",
             f"rollout.max_response_tokens={3 * self.num_steps}",
+            *self.settings,
         ]
 
     def write(self, folder: Path, seed: int) -> None:
@@ -81,7 +86,9 @@ class ChainTask:
         problems = self._problems(random.Random(f"problems {seed}"))
         demonstrator = _Demonstrator(self, seed)
         return {
-            "sft": [demonstrator.row(*next(problems)) for _ in range(NUM_DEMONSTRATIONS)],
+            "sft": [
+                demonstrator.row(*next(problems)) for _ in range(self.demonstrations * NUM_DEMONSTRATIONS)
+            ],
             "train": [self._row(*next(problems)) for _ in range(NUM_PROBLEMS)],
         }
 
@@ -187,6 +194,13 @@ TASKS: dict[str, Task] = {
     "delayed": ChainTask("16 steps, every fourth mark judges the last four steps", marks=4),
     "plain16": ChainTask("16 steps without marks", marks=0),
     "plain8": ChainTask("8 steps without marks", num_steps=8, marks=0),
-    "modulo29": ChainTask("5 steps modulo 29 without marks", num_steps=5, modulus=29, marks=0),
+    "modulo29": ChainTask(
+        "5 steps modulo 29 without marks",
+        num_steps=5,
+        modulus=29,
+        marks=0,
+        demonstrations=4,
+        settings=("sft.num_steps=1200", "trainer.num_steps=90"),
+    ),
     "tools": ToolTask("Look up a digit by a tool"),
 }
