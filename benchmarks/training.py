@@ -1,9 +1,10 @@
 """Compare training speed to the same HF model, and measure the share of a step that is not model compute.
 
-    python -m benchmarks.training [--quick]      # about two minutes on two cores
+    python -m benchmarks.training [--quick] [--speed]      # about two minutes on two cores
 
 1. Tokens per second of scoring and of forward + backward, with one and two processes: this project with packing, and
-   transformers with sdpa on the same weights and tokens. The methods alternate within one run.
+   transformers with sdpa on the same weights and tokens. The methods alternate within one run. With two processes also
+   what each process computes, and what its collectives take when they are repeated with nothing in between.
 2. A toy run through the command line: seconds of each phase by the trainer's own timers, and the part of them spent in
    the models (sampling, forward and backward passes, optimizer steps).
 """
@@ -32,6 +33,7 @@ def main() -> None:
     """Run both parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one repeat, a shorter toy run")
+    parser.add_argument("--speed", action="store_true", help="the first part alone")
     parser.add_argument("--toy", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.toy:
@@ -39,6 +41,9 @@ def main() -> None:
     for num_processes in (1, 2):
         found = run_ranks(num_processes, repeats=1 if options.quick else 5)
         print(speed_table(num_processes, found), flush=True)
+    print(parts_table(found), flush=True)
+    if options.speed:
+        return
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -71,6 +76,21 @@ def speed_table(num_processes: int, found: dict[str, Any]) -> str:
             for kind in ("score", "train")
         )
         lines.append(f"| {method} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def parts_table(found: dict[str, Any]) -> str:
+    """Return a table of what rank 0 computes, and of its collectives by themselves."""
+    lines = [
+        "\n| method, pass | s | computing, s of CPU | collectives alone, s | number | MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, (computing, collectives, number, size) in found["parts"].items():
+        method, _, kind = name.rpartition(", ")
+        seconds = found["methods"][method][kind]
+        lines.append(
+            f"| {name} | {seconds:.2f} | {computing:.2f} | {collectives:.3f} | {number:.0f} | {size / 1e6:.0f} |"
+        )
     return "\n".join(lines)
 
 

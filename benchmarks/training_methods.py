@@ -105,11 +105,13 @@ def rank_main(folder: Path, repeats: int) -> None:
     reference = next(iter(losses.values()))
     assert all(abs(loss - reference) < 1e-4 * abs(reference) for loss in losses.values()), losses
     times: dict[str, dict[str, list[float]]] = {name: {"score": [], "train": []} for name in methods}
+    parts: dict[str, list[tuple[float, float, int, int]]] = {}
     for _ in range(repeats):
         for name, method in methods.items():
             method.prepare()
-            times[name]["score"].append(_timed(method.score))
-            times[name]["train"].append(_timed(method.train))
+            for kind, work in (("score", method.score), ("train", method.train)):
+                times[name][kind].append(_timed(work))
+                parts.setdefault(f"{name}, {kind}", []).append(_parts_of(work))
     if dist.get_rank() == 0:
         lengths = [len(prompt) + len(response) for prompt, response in sequences]
         result = {
@@ -121,6 +123,10 @@ def rank_main(folder: Path, repeats: int) -> None:
             "methods": {
                 name: {kind: statistics.median(values) for kind, values in by_kind.items()}
                 for name, by_kind in times.items()
+            },
+            "parts": {
+                name: [statistics.median(column) for column in zip(*rows, strict=True)]
+                for name, rows in parts.items()
             },
         }
         (folder / "result.json").write_text(json.dumps(result))
@@ -251,6 +257,17 @@ def _hf_model(folder: Path) -> Any:
 
 def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _parts_of(function: Callable[[], Any]) -> tuple[float, float, int, int]:
+    """Return CPU seconds of this thread, seconds of the collectives by themselves, their number, and their bytes."""
+    from benchmarks.training_collectives import num_bytes, recorded, repeated
+
+    with recorded() as calls:
+        start = time.thread_time()
+        function()
+        computing = time.thread_time() - start
+    return computing, repeated(calls), len(calls), num_bytes(calls)
 
 
 def _timed(function: Callable[[], Any]) -> float:

@@ -3,7 +3,9 @@
 - task: the models, the prompts and the reward that all share
 - ours: runs this project
 - trl_trainer: runs TRL, in TRL's environment
-- bars: the plot
+- trainers: starts the trainers and joins the reports of their processes
+- decoding: decoding alone: the embedded engine, transformers and SGLang
+- bars: the plots
 - report: docs/performance.md from the records
-- __main__: builds that environment, carries out the runs and prints their table
+- __main__: builds that environment and carries out the runs
 """

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-WIDTH, LEFT, RIGHT, TOP, ROW = 720, 210, 60, 40, 22
+WIDTH, LEFT, RIGHT, TOP, ROW = 760, 250, 60, 40, 22
 
 
 def ranged_bars(title: str, bars: Sequence[tuple[str, float, float, float]]) -> str:

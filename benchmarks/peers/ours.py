@@ -1,13 +1,19 @@
-"""Train with this project, and report the costs of each step: python -m benchmarks.peers.ours FOLDER SIZE METHOD."""
+"""Train with this project, and report the costs of each step.
+
+    python -m benchmarks.peers.ours FOLDER WORKLOAD METHOD TENSOR OUTPUT
+
+torchrun starts it with several processes, each of which writes a report into the folder OUTPUT.
+"""
 
 import functools
 import json
+import os
 import resource
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.peers.task import GROUP_SIZE, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, SIZES
+from benchmarks.peers.task import GROUP_SIZE, MAX_PROMPT_TOKENS, WORKLOADS
 
 METHODS = {
     "RLOO": ["prm.enabled=false"],
@@ -15,12 +21,12 @@ METHODS = {
 }
 
 
-def main(folder: Path, size_name: str, method: str, output: Path) -> int:
+def main(folder: Path, workload_name: str, method: str, tensor: int, output: Path) -> int:
     """Run `train` in this process, and write the costs of its steps to output."""
     from megatron_prime.cli import main as command_line
     from megatron_prime.training.trainer import Trainer
 
-    size = SIZES[size_name]
+    workload, rank = WORKLOADS[workload_name], os.environ.get("RANK", "0")
     marks: list[tuple[float, float]] = []
     step = Trainer.step
 
@@ -43,26 +49,29 @@ def main(folder: Path, size_name: str, method: str, output: Path) -> int:
             f'data.train=["{folder / "train.jsonl"}"]',
             f"rollout.group_size={GROUP_SIZE}",
             f"rollout.max_prompt_tokens={MAX_PROMPT_TOKENS}",
-            f"rollout.max_response_tokens={MAX_RESPONSE_TOKENS}",
-            f"trainer.prompts_per_step={size.prompts_per_step}",
-            f"trainer.num_steps={size.num_steps}",
+            f"rollout.max_response_tokens={workload.max_response_tokens}",
+            f"trainer.prompts_per_step={workload.prompts_per_step}",
+            f"trainer.num_steps={workload.num_steps}",
+            f"parallel.tensor={tensor}",
             *METHODS[method],
         ]
     )
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    samples = workload.prompts_per_step * GROUP_SIZE
     steps = [
         {
             "step_s": seconds,
             "cpu_s": cpu,
-            "sampling_s": record["time/rollout_s"],
-            "sampled_tokens": record["rollout/mean_response_tokens"] * size.prompts_per_step * GROUP_SIZE,
+            # Sampled tokens are metrics of the job, which rank 0 reports for all.
+            "sampling_s": record["time/rollout_s"] if rank == "0" else 0.0,
+            "sampled_tokens": record["rollout/mean_response_tokens"] * samples if rank == "0" else 0.0,
         }
         for (seconds, cpu), record in zip(marks, metrics, strict=True)
     ]
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    output.write_text(json.dumps({"steps": steps, "peak_mb": peak_mb}))
+    (output / f"{rank}.json").write_text(json.dumps({"steps": steps, "peak_mb": peak_mb}))
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), Path(sys.argv[5])))

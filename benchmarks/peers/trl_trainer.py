@@ -2,10 +2,12 @@
 
     python benchmarks/peers/trl_trainer.py JOB.json
 
-It imports nothing of this project, whose versions of packages need not be TRL's.
+torchrun starts it with several processes, each of which writes a report. It imports nothing of this project, whose
+versions of packages need not be TRL's.
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -41,20 +43,20 @@ class Clock(TrainerCallback):
 
 
 def main(job):
-    """Carry out a job, and write the costs of its steps to job["output"]."""
+    """Carry out a job, and write the costs of its steps to the folder job["output"]."""
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     trainer_class, config_class = TRAINERS[job["method"]]
-    samples = job["prompts_per_step"] * job["group_size"]
     config = config_class(
         output_dir=job["folder"] + "/trl",
         use_cpu=True,
+        ddp_backend="gloo",
         bf16=False,
         learning_rate=1e-6,
         lr_scheduler_type="constant",
         max_steps=job["num_steps"],
         per_device_train_batch_size=job["rows_per_microbatch"],
-        gradient_accumulation_steps=samples // job["rows_per_microbatch"],
+        gradient_accumulation_steps=job["samples_per_process"] // job["rows_per_microbatch"],
         num_generations=job["group_size"],
         max_completion_length=job["max_response_tokens"],
         cache_implementation=job.get("cache"),
@@ -95,7 +97,8 @@ def main(job):
         for begin, end, (seconds, tokens) in zip(clock.marks[:-1], clock.marks[1:], sampling, strict=True)
     ]
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    Path(job["output"]).write_text(json.dumps({"steps": steps, "peak_mb": peak_mb}))
+    report = Path(job["output"], f"{os.environ.get('RANK', '0')}.json")
+    report.write_text(json.dumps({"steps": steps, "peak_mb": peak_mb}))
 
 
 if __name__ == "__main__":

@@ -16,17 +16,26 @@ TRL_SCRIPT = Path(task.__file__).with_name("trl_trainer.py")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("peers")
-    task.write(path, task.SIZES["0.1M"])
+    task.write(path, task.WORKLOADS["0.1M"])
     return path
 
 
-def test_every_token_ends_a_response_with_about_the_same_probability(folder):
+def end_probabilities(folder):
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokens = torch.randint(200, (4, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        probabilities = model(tokens).logits.softmax(-1)[..., model.generation_config.eos_token_id]
-    expected = 1 / task.MEAN_RESPONSE_TOKENS
+        return model(tokens).logits.softmax(-1)[..., model.generation_config.eos_token_id]
+
+
+def test_every_token_ends_a_response_with_about_the_same_probability(folder):
+    probabilities = end_probabilities(folder)
+    expected = 1 / task.WORKLOADS["0.1M"].mean_response_tokens
     assert expected / 1.5 < probabilities.min() <= probabilities.max() < expected * 1.5
+
+
+def test_no_token_ends_a_response_where_lengths_are_equal(tmp_path):
+    task.write(tmp_path, task.WORKLOADS["0.1M-equal"])
+    assert end_probabilities(tmp_path).max() < 1e-9
 
 
 def test_prompts_are_within_their_limit_and_of_known_words(folder):

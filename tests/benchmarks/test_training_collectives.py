@@ -1,0 +1,32 @@
+"""Collectives are recorded as they were called, and can be repeated."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from benchmarks.training_collectives import num_bytes, recorded, repeated
+
+
+@pytest.fixture
+def one_rank():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_calls_are_recorded_and_repeated_without_their_values(one_rank):
+    function, value = dist.all_reduce, torch.ones(4, 8)
+    with recorded() as calls:
+        dist.all_reduce(value)
+        dist.all_reduce(tensor=value, async_op=True).wait()
+        dist.barrier()
+    assert dist.all_reduce is function
+    assert [each.__name__ for each, _, _ in calls] == ["all_reduce", "all_reduce", "barrier"]
+    assert num_bytes(calls) == 2 * value.numel() * 4
+    assert repeated(calls) > 0
+    assert torch.equal(value, torch.ones(4, 8))
