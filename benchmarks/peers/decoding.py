@@ -4,7 +4,6 @@ Every method decodes the same prompts greedily with one thread. The model's end 
 that all methods generate the same number of tokens.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,7 +155,7 @@ def _sglang(server: SupervisedServer) -> Method:
             "input_ids": [list(row) for row in prompts],
             "sampling_params": {"temperature": 0.0, "max_new_tokens": num_tokens, "ignore_eos": True},
         }
-        reply = httpx.post(f"{server.url}/generate", content=json.dumps(body), timeout=600)
+        reply = httpx.post(f"{server.url}/generate", json=body, timeout=600)
         assert reply.status_code == 200, reply.text
         return [row["output_ids"] for row in reply.json()]
 
