@@ -10,7 +10,7 @@ from benchmarks.training_collectives import num_bytes, recorded, repeated
 
 
 @pytest.fixture
-def one_rank():
+def _one_rank():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -19,7 +19,8 @@ def one_rank():
     dist.destroy_process_group()
 
 
-def test_calls_are_recorded_and_repeated_without_their_values(one_rank):
+@pytest.mark.usefixtures("_one_rank")
+def test_calls_are_recorded_and_repeated_without_their_values():
     function, value = dist.all_reduce, torch.ones(4, 8)
     with recorded() as calls:
         dist.all_reduce(value)
