@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from megatron_prime.engines.local.growing_cache import growing_cache
 from megatron_prime.engines.local.kept_cache import KeptCache
 from megatron_prime.engines.local.sampling import sample_tokens
 from megatron_prime.engines.requests import StreamKey
@@ -107,8 +108,8 @@ def decode_batch(
 ) -> list[DecodedTurn]:
     """Sample all requests at once.
 
-    Memory: the KV cache of len(requests) sequences as long as the longest input plus the longest turn, about twice
-    that for one layer while it grows, and a few [B, V] tensors.
+    Memory: the KV cache of len(requests) sequences as long as the longest input plus the longest turn and
+    `growing_cache.ROOM_TOKENS`, about twice that for one layer while it grows, and a few [B, V] tensors.
 
     Args:
         model: an HF causal LM in eval mode, whole on one device.
@@ -159,7 +160,7 @@ def _prefill(model: PreTrainedModel, requests: Sequence[Request]) -> _Batch:
     """Compute the distinct inputs, and copy their rows of the cache to the requests."""
     row_of_input: dict[tuple[int, ...], int] = {}
     rows = [row_of_input.setdefault(request.input_ids, len(row_of_input)) for request in requests]
-    cache = DynamicCache(config=model.config)
+    cache = growing_cache(model.config)
     mask_UL = torch.zeros((len(row_of_input), 0), dtype=torch.int64, device=model.device)
     logits_UV, mask_UL = _append(model, cache, mask_UL, list(row_of_input))
     # Only now the batch grows from U inputs to B requests: the inputs were computed once each.

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from megatron_prime.engines.local.growing_cache import growing_cache
 from megatron_prime.engines.requests import StreamKey
 
 
@@ -38,7 +39,7 @@ class KeptCache:
 
     def add(self, keys: Sequence[StreamKey], cache: DynamicCache, mask_BL: Tensor) -> None:
         """Keep rows of a cache, which is not used any more. Does nothing for layers that keep a window only."""
-        if all(type(layer) is DynamicLayer for layer in cache.layers):
+        if all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in cache.layers):
             self._parts.append(_Part(list(keys), cache, mask_BL))
 
     def take(self, keys: Sequence[StreamKey]) -> tuple[DynamicCache, Tensor]:
@@ -57,7 +58,7 @@ class KeptCache:
             for part, each in zip(parts, rows, strict=True)
             if each
         ]
-        joined = DynamicCache()
+        joined = growing_cache()
         if not chosen:
             return joined, torch.zeros((0, 0), dtype=torch.int64)
         lengths_B = torch.cat([part.mask_BL[rows_B].sum(dim=1) for part, rows_B in chosen])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks.training_collectives import num_bytes, recorded, repeated
+from benchmarks.training.collectives import num_bytes, recorded, repeated
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The methods that `training` compares, in real processes over gloo.
+"""The methods that the comparison runs, in real processes over gloo.
 
 As a script it is one rank (torch's variables in the environment); `run_ranks` starts the ranks.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = {
     "vocab_size": 8192,
     "hidden_size": 256,
@@ -63,7 +63,7 @@ def run_ranks(num_processes: int, repeats: int, timeout_s: float = 300) -> dict[
         }
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "benchmarks.training_methods", folder, str(repeats)],
+                [sys.executable, "-W", "ignore", "-m", "benchmarks.training.methods", folder, str(repeats)],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stderr=subprocess.DEVNULL,
             )
@@ -261,7 +261,7 @@ def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 def _parts_of(function: Callable[[], Any]) -> tuple[float, float, int, int]:
     """Return CPU seconds of this thread, seconds of the collectives by themselves, their number, and their bytes."""
-    from benchmarks.training_collectives import num_bytes, recorded, repeated
+    from benchmarks.training.collectives import num_bytes, recorded, repeated
 
     with recorded() as calls:
         start = time.thread_time()

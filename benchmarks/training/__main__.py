@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training_methods import run_ranks
+from benchmarks.training.methods import run_ranks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOY_STEPS = 8
 PHASES = ("rollout", "logprobs", "prm", "advantage", "policy", "weight_sync")
 COMPUTE_PHASES = ("rollout", "logprobs", "prm", "policy")
