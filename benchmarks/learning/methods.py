@@ -136,3 +136,11 @@ METHODS: dict[str, Method] = {
         ("advantage.estimator=spro", "prm.source=policy", "filter.enabled=false", "policy.lr=6e-4"),
     ),
 }
+
+OF_TASKS: dict[str, tuple[str, ...]] = {"modulo29": ("policy.lr=2e-4",)}
+"""Settings that the tuning seeds chose for a task, and that replace those of all methods on it."""
+
+
+def settings_of(method: str, task: str) -> dict[str, str]:
+    """Return the settings of a method on a task."""
+    return dict(each.split("=", 1) for each in (*METHODS[method].overrides, *OF_TASKS.get(task, ())))

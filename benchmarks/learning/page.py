@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.learning import records
 from benchmarks.learning.analysis import AXES, band, counted, crossing, mean_and_half, paired, ratio
-from benchmarks.learning.methods import HELD_OUT_SEEDS, METHODS, TUNING_SEEDS
+from benchmarks.learning.methods import HELD_OUT_SEEDS, METHODS, TUNING_SEEDS, settings_of
 from benchmarks.learning.plots import curves
 from benchmarks.learning.records import ROOT, Record
 from benchmarks.learning.tasks import TASKS
@@ -177,8 +177,8 @@ def tuning(found: Sequence[Record]) -> list[str]:
 
 
 def _shown(record: Record) -> list[str]:
-    """Return the settings that differ from those that the method has now."""
-    final = dict(each.split("=", 1) for each in METHODS[record.method].overrides)
+    """Return the settings that differ from those that the method has now on this task."""
+    final = settings_of(record.method, record.task)
     own = dict(each.split("=", 1) for each in record.overrides)
     differing = [f"{key}={value}" for key, value in own.items() if final.get(key) != value]
     return [*differing, *(f"without {key}" for key in final if key not in own)] or ["as above"]

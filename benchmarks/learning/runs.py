@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.learning.demonstrations import write_demonstrations, write_right_demonstrations
-from benchmarks.learning.methods import METHODS, RIGHT_DEMONSTRATIONS
+from benchmarks.learning.methods import RIGHT_DEMONSTRATIONS, settings_of
 from benchmarks.learning.tasks import TASKS, ChainTask
 from megatron_prime.cli.main import main
 from megatron_prime.parallel.lifeline import die_with_parent
@@ -61,7 +61,7 @@ class Job:
     @property
     def overrides(self) -> tuple[str, ...]:
         """The settings of the method, each once, in the order in which they take effect."""
-        chosen = dict(each.split("=", 1) for each in (*METHODS[self.method].overrides, *self.tried))
+        chosen = settings_of(self.method, self.task) | dict(each.split("=", 1) for each in self.tried)
         return tuple(f"{key}={value}" for key, value in sorted(chosen.items()))
 
     @property

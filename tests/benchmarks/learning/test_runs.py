@@ -33,6 +33,12 @@ def test_a_tried_setting_replaces_that_of_the_method():
     assert len(job.overrides) == len({each.split("=")[0] for each in job.overrides})
 
 
+def test_the_setting_of_a_task_replaces_that_of_the_method_and_is_replaced_by_a_tried_one():
+    assert "policy.lr=6e-4" in Job("marks", "rloo", 1).overrides
+    assert "policy.lr=2e-4" in Job("modulo29", "rloo", 1).overrides
+    assert "policy.lr=1e-4" in Job("modulo29", "rloo", 1, ("policy.lr=1e-4",)).overrides
+
+
 @pytest.mark.slow
 def test_a_run_leaves_a_record_and_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "marks", _Small("test", num_steps=3))
