@@ -5,6 +5,7 @@ Planning needs no GPU, no weights and no torch.
 - `planned_run`: the run to plan: configuration, model shapes, GPUs, and assumptions
 - `gpus`: data sheets of known GPUs
 - `counts`: parameters and FLOPs of a model
+- `fp8`: memory of FP8 layers
 - `activations`: memory of forward and backward passes
 - `memory`: memory per rank by part and phase
 - `times`: seconds of a step by phase

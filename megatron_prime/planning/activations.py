@@ -16,14 +16,17 @@ Tensor, sequence and context parallelism divide these, and recomputation drops m
 details. On top comes the largest transient of the backward pass (`_Sizes.backward_peak`). For experts, it is the tokens
 on their way: a token's K copies of h are held five times in a forward pass (permuted, received, the experts' results,
 those sent back, and weighed), and their gradients three times in a backward pass, beside what is recomputed.
+In FP8, linear layers keep their inputs in 1 byte an element (planning/fp8.py): h + q + h + f, or K (h + f) for experts.
 `benchmarks/planning/plan_accuracy.py` compares the plan with measurements.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from megatron_prime.config.tables.performance.fp8 import Fp8Config
 from megatron_prime.config.tables.performance.memory import RecomputeConfig
 from megatron_prime.hf.shape import ModelShape
+from megatron_prime.planning.fp8 import INPUT_BYTES, is_fp8_layer
 from megatron_prime.planning.planned_run import PlannedRun
 
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
@@ -60,16 +63,16 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
         stage: Pipeline stage, from 0.
         microbatches: Number of microbatches per minibatch on the rank.
     """
-    sizes = _Sizes.of(run, run.shapes[role])
+    sizes = _Sizes.of(run, role)
     layout, recompute = run.layout, run.config.memory.recompute
     chunks = layout.stage_layers(sizes.shape)[stage]
     layers = [layer for chunk in chunks for layer in chunk]
-    kinds = _layer_of_each_kind(sizes.shape, layers)
+    kinds = _layer_of_each_kind(sizes, layers)
     kept = {
         kind: sizes.kept(layer, recompute.granularity, recompute.modules) for kind, layer in kinds.items()
     }
     whole = {kind: sizes.kept(layer, "none", ()) for kind, layer in kinds.items()}
-    kind_of = sizes.shape.has_experts
+    kind_of = sizes.kind
     per_layer: list[float] = [kept[kind_of(layer)] for layer in layers]
     if recompute.granularity == "full" and recompute.method == "block":
         # The first num_layers are recomputed, the others keep everything.
@@ -96,8 +99,8 @@ def training_activations(run: PlannedRun, role: str, stage: int, microbatches: i
 
 def scoring_activations(run: PlannedRun, role: str, stage: int) -> Activations:
     """Return the activations of a forward pass without gradients."""
-    sizes = _Sizes.of(run, run.shapes[role])
-    layers = _layer_of_each_kind(sizes.shape, range(sizes.shape.num_layers)).values()
+    sizes = _Sizes.of(run, role)
+    layers = _layer_of_each_kind(sizes, range(sizes.shape.num_layers)).values()
     peak = max(sizes.forward_peak(layer) for layer in layers)
     output = sizes.output_forward() if stage == run.layout.pp - 1 else 0.0
     # Without gradients nothing is kept from layer to layer.
@@ -106,14 +109,14 @@ def scoring_activations(run: PlannedRun, role: str, stage: int) -> Activations:
 
 def routing_bytes(run: PlannedRun, role: str, stage: int) -> int:
     """Return the bytes that the layers of a role leave behind of the choice of experts, until their next pass."""
-    sizes = _Sizes.of(run, run.shapes[role])
+    sizes = _Sizes.of(run, role)
     layers = [layer for chunk in run.layout.stage_layers(sizes.shape)[stage] for layer in chunk]
     return int(sizes.routing(sum(sizes.shape.has_experts(layer) for layer in layers)))
 
 
-def _layer_of_each_kind(shape: ModelShape, layers: Iterable[int]) -> dict[bool, int]:
-    """Return a layer with experts (True) and one without (False), as far as there are any; others equal these."""
-    return {shape.has_experts(layer): layer for layer in layers}
+def _layer_of_each_kind(sizes: "_Sizes", layers: Iterable[int]) -> dict[tuple[bool, bool], int]:
+    """Return a layer of each kind, as far as there are any; others equal these."""
+    return {sizes.kind(layer): layer for layer in layers}
 
 
 def in_flight(pp: int, vpp: int, stage: int, microbatches: int) -> list[int]:
@@ -155,9 +158,12 @@ class _Sizes:
     """Rows of the output layer on this rank, including padding."""
     has_kernels: bool
     """True if Triton kernels are used, which work in place on the logits of a tile."""
+    role: str
+    fp8: Fp8Config
 
     @staticmethod
-    def of(run: PlannedRun, shape: ModelShape) -> "_Sizes":
+    def of(run: PlannedRun, role: str) -> "_Sizes":
+        shape = run.shapes[role]
         parallel, trainer, rollout = run.config.parallel, run.config.trainer, run.config.rollout
         share = rollout.max_response_tokens / rollout.max_sequence_tokens
         tokens = trainer.max_tokens_per_microbatch / parallel.context
@@ -173,7 +179,14 @@ class _Sizes:
             run.config.platform.device != "cpu",
             shape.padded_vocab_size(parallel.tensor) // parallel.tensor,
             run.config.platform.device != "cpu" and trainer.logprob_kernel != "torch",
+            role,
+            run.config.fp8,
         )
+
+    def kind(self, layer: int) -> tuple[bool, bool]:
+        """Return whether a layer has experts, and whether it computes in FP8."""
+        is_fp8 = is_fp8_layer(self.fp8, self.role, layer, self.shape.num_layers)
+        return self.shape.has_experts(layer), is_fp8
 
     @property
     def hidden(self) -> float:
@@ -216,7 +229,21 @@ class _Sizes:
             mlp = 0.0
         # torch's RMSNorm keeps a float32 copy of a narrower input on a CPU.
         upcast = 2 * self.hidden * FP32 if self.width < FP32 and not self.is_cuda else 0.0
-        return self.tokens * ((attention + mlp) * self.width + statistics * FP32 + upcast)
+        elements = self.tokens * ((attention + mlp) * self.width + statistics * FP32 + upcast)
+        return elements - self._saved_by_fp8(layer, keeps_mlp=mlp > 0)
+
+    def _saved_by_fp8(self, layer: int, *, keeps_mlp: bool) -> float:
+        """Return the bytes by which the inputs that a layer's matrix products keep are smaller in FP8."""
+        has_experts, is_fp8 = self.kind(layer)
+        if not is_fp8:
+            return 0.0
+        inputs = self.hidden + self.shape.query_size * self.split
+        if keeps_mlp and has_experts:
+            expert = self.shape.hidden_size + self.shape.moe_ffn_hidden_size * self.expert_split
+            inputs += self.shape.num_experts_per_tok * expert * (self.whole if self.shape.is_moe else 1.0)
+        elif keeps_mlp:
+            inputs += self.hidden + self.ffn
+        return self.tokens * inputs * (self.width - INPUT_BYTES[self.fp8.recipe_of(self.role)])
 
     def backward_peak(self, layer: int, recompute: RecomputeConfig) -> float:
         """Return the bytes of the largest transient of a layer's backward pass."""

@@ -8,6 +8,7 @@ from megatron_prime.hf.serving import SERVED_BYTES, cache_tokens, kv_bytes_per_t
 from megatron_prime.hf.shape import ModelShape
 from megatron_prime.planning.activations import routing_bytes, scoring_activations, training_activations
 from megatron_prime.planning.counts import rank_parameters
+from megatron_prime.planning.fp8 import fp8_weights
 from megatron_prime.planning.gpus import GIB
 from megatron_prime.planning.planned_run import PlannedRun
 
@@ -18,6 +19,8 @@ MASTER_BYTES = 4
 """Bytes of a float32 master weight per parameter."""
 MOMENT_BYTES = 8
 """Bytes of Adam's two float32 moments per parameter."""
+FP8_COPIES = "FP8 copies"
+"""Part of a role that stays on the GPU from its first pass on, whatever is offloaded; see planning/fp8.py."""
 SERVER_AWAKE = 5 * GIB
 """Bytes of a server besides weights and KV cache: CUDA context, communicators, graphs and activations. SGLang itself
 reserves about as much; not measured yet."""
@@ -31,7 +34,7 @@ class MemoryPlan:
 
     stage: int
     parts: Mapping[str, Mapping[str, int]]
-    """Role -> bytes of its weights, gradients and optimizer states while it is in use."""
+    """Role -> bytes of its weights, FP8 copies, gradients and optimizer states while it is in use."""
     phases: Mapping[str, Mapping[str, int]]
     """Phase -> bytes on the GPU by part."""
     host: int = 0
@@ -77,10 +80,15 @@ def plan_stages(run: PlannedRun) -> list[MemoryPlan]:
 
 
 def role_bytes(run: PlannedRun, role: str, stage: int) -> dict[str, int]:
-    """Return the bytes of weights, gradients and optimizer states of a role, per rank of a stage."""
+    """Return the bytes of a role's weights, FP8 copies, gradients and optimizer states, per rank of a stage."""
     layout = run.layout
     count = rank_parameters(run.shapes[role], layout, stage)
-    parts = {"weights": count.total * run.dtype_bytes}
+    fp8 = fp8_weights(run, role, stage)
+    parts = {"weights": (count.total - fp8.replaced) * run.dtype_bytes}
+    if fp8.replaced:
+        parts["weights"] += fp8.copies
+    elif fp8.copies:
+        parts[FP8_COPIES] = fp8.copies
     if role in run.trained:
         # The distributed optimizer shards states over the replicas of a parameter: dp * cp for dense ones.
         expert_replicas = layout.ranks_per_stage // (layout.ep * layout.etp)
@@ -226,6 +234,8 @@ def _build(
     fullest: dict[str, int] = {}
     built: dict[str, Mapping[str, int]] = {}
     for role, sizes in parts.items():
+        # The first pass makes the FP8 copies.
+        sizes = {part: size for part, size in sizes.items() if part != FP8_COPIES}
         states = [{f"{role} {part}": size for part, size in sizes.items()}]
         if role in run.trained:
             count = rank_parameters(run.shapes[role], run.layout, stage)
