@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from megatron_prime.algorithm.advantage import advantage_parts, joined_parts, process_share
-from megatron_prime.algorithm.filtering import accuracy_band_keep
+from megatron_prime.algorithm.filtering import is_in_accuracy_band
 from megatron_prime.algorithm.groups import pair_accuracy
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT, sequence_scores_B
 from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
@@ -270,7 +270,9 @@ def run(setting: Setting) -> Iterator[dict[str, float]]:
         }
         kept = torch.ones_like(groups_B).bool()
         if setting.filter:
-            kept = accuracy_band_keep(outcomes_B, groups_B, 0.2, 0.8)
+            groups = outcomes_B.view(-1, size).tolist()
+            kept = torch.tensor([is_in_accuracy_band(group, 0.2, 0.8) for group in groups])
+            kept = kept.repeat_interleave(size)
         if kept.any():
             batch = [part[kept] for part in (prompt[0], conditions, tokens, mask_BT, outcomes_B, groups_B)]
             metrics |= update(setting, (policy, prm, reference), optimizers, batch, generator)

@@ -198,9 +198,10 @@ class Rollout:
     @property
     def tokens_by_version(self) -> Counter[int]:
         """Number of tokens that each policy version sampled."""
-        spans = self.version_spans or ((self.policy_version, 0, len(self.response_ids)),)
+        if not self.version_spans:
+            return Counter({self.policy_version: self.num_policy_tokens})
         counts: Counter[int] = Counter()
-        for version, first, end in spans:
+        for version, first, end in self.version_spans:
             for start, stop in self.policy_spans:
                 counts[version] += max(0, min(end, stop) - max(first, start))
         return counts

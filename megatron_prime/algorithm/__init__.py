@@ -93,8 +93,8 @@ Policy loss
 - Log-ratios are clamped to +-20 before exp; neither paper nor code says so.
 
 Filtering
-- accuracy_band_keep is the paper's [0.2, 0.8], ends included, in float32.
-- A verifier error is NaN and drops its group (verified_keep); the released verifier scores errors so that
+- is_in_accuracy_band is the paper's [0.2, 0.8], ends included, in float32.
+- A verifier error is NaN and drops its group (is_verified); the released verifier scores errors so that
   they may pass the band.
 - Rejected groups never fill a batch: the recipe pads with them, which gives zero outcome but non-zero process
   advantage.

@@ -81,17 +81,16 @@ def check_policy_mask(policy_mask_BT: Tensor | None, response_mask_BT: Tensor) -
     return mask_BT, policy_BT
 
 
-def check_outcomes(outcome_rewards_B: Tensor, *, allow_nan: bool = False) -> None:
-    """Raise ValueError unless every outcome lies in [0, 1]; NaN, a verifier error, passes if `allow_nan`."""
-    is_nan_B = outcome_rewards_B.isnan()
-    in_range_B = (outcome_rewards_B >= 0) & (outcome_rewards_B <= 1)
+def check_outcomes(outcome_rewards_B: Tensor) -> None:
+    """Raise ValueError unless every outcome lies in [0, 1], so that none is NaN, a verifier error."""
     # The reason is looked for only where there is one: each look waits for the GPU.
-    if bool((in_range_B | is_nan_B if allow_nan else in_range_B).all()):
+    if bool(((outcome_rewards_B >= 0) & (outcome_rewards_B <= 1)).all()):
         return
-    if not allow_nan and bool(is_nan_B.any()):
+    num_nan = int(outcome_rewards_B.isnan().sum())
+    if num_nan:
         raise ValueError(
-            f"{int(is_nan_B.sum())} outcome rewards are NaN (verifier errors); "
-            "drop their groups with filtering.verified_keep first"
+            f"{num_nan} outcome rewards are NaN (verifier errors); "
+            "drop their groups with filtering.is_verified first"
         )
     raise ValueError(
         "outcome rewards must lie in [0, 1]: 0 or 1 for math, the fraction of tests passed for code"

@@ -110,12 +110,16 @@ def this_ranks_microbatches(
 ) -> list[Microbatch]:
     """Pack rows of the batch. The same arguments give the same packing for every model and on every rank."""
     padding = padding_of(topology, config, settings.max_tokens_per_microbatch)
-    lengths = [len(sequences[row][0]) + len(sequences[row][1]) for row in rows]
+    # Prompt and response tokens of each row.
+    sizes = [
+        (len(prompt_ids), len(response_ids)) for prompt_ids, response_ids in map(sequences.__getitem__, rows)
+    ]
+    lengths = [num_prompt + num_response for num_prompt, num_response in sizes]
     packing = pack(
         lengths,
         settings.max_tokens_per_microbatch,
         topology.data_size,
-        [costs(length, len(sequences[row][1])) for length, row in zip(lengths, rows, strict=True)],
+        [costs(length, num_response) for length, (_, num_response) in zip(lengths, sizes, strict=True)],
         padding,
     )
     # The interleaved schedule processes microbatches in groups of the pipeline size, so their number is a multiple.

@@ -105,31 +105,35 @@ def pack_sequences(
     num_filled = int(filled_N.sum())
     num_at_end = -num_filled % pad_to if num_filled else pad_to
     bounds = [0, *filled_N.cumsum().tolist(), *[num_filled + num_at_end] * (num_at_end > 0)]
+    # Every part is copied to its place, which takes a fraction of the time of looking up numbers of each token.
+    numbers_S = np.arange(bounds[-1])
     token_ids_S = np.full(bounds[-1], pad_token_id, dtype=np.int64)
     labels_S = np.full(bounds[-1], IGNORED_LABEL, dtype=np.int64)
-    for start, (prompt_ids, response_ids) in zip(bounds, prompt_and_response_ids, strict=False):
+    position_ids_S = np.empty(bounds[-1], dtype=np.int64)
+    position_ids_S[num_filled:] = numbers_S[:num_at_end]
+    predict_R, rows_R, cols_R = np.empty((3, int(responses_N.sum())), dtype=np.int64)
+    first = 0
+    for row, (prompt_ids, response_ids) in enumerate(prompt_and_response_ids):
+        start, last = bounds[row], first + len(response_ids)
         middle = start + len(prompt_ids)
         end = middle + len(response_ids)
         token_ids_S[start:middle] = prompt_ids
         token_ids_S[middle:end] = response_ids
         labels_S[start : end - 1] = token_ids_S[start + 1 : end]
-    starts_N = np.array(bounds[: len(lengths_N)], dtype=np.int64)
-    rows_R, cols_R = _rows_and_columns(responses_N)
+        position_ids_S[start : bounds[row + 1]] = numbers_S[: bounds[row + 1] - start]
+        predict_R[first:last] = numbers_S[middle - 1 : end - 1]
+        rows_R[first:last] = row
+        cols_R[first:last] = numbers_S[: len(response_ids)]
+        first = last
     return PackedSequences(
         token_ids_S=torch.from_numpy(token_ids_S),
         labels_S=torch.from_numpy(labels_S),
-        position_ids_S=torch.from_numpy(_rows_and_columns(np.diff(bounds))[1]),
+        position_ids_S=torch.from_numpy(position_ids_S),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
-        predict_positions_R=torch.from_numpy((starts_N + prompts_N - 1)[rows_R] + cols_R),
+        predict_positions_R=torch.from_numpy(predict_R),
         rows_R=torch.from_numpy(rows_R),
         cols_R=torch.from_numpy(cols_R),
         max_seqlen=int(np.diff(bounds).max()),
         num_sequences=len(prompt_and_response_ids),
         num_padding=bounds[-1] - int(lengths_N.sum()),
     )
-
-
-def _rows_and_columns(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row of each token of rows that stand end to end, and its index in the row."""
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    return rows, np.arange(len(rows)) - (lengths.cumsum() - lengths)[rows]

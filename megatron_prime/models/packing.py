@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -132,14 +132,15 @@ def pack(
     """
     if num_ranks < 1:
         raise ValueError(f"packing needs at least one rank, got {num_ranks}")
-    for row, length in enumerate(lengths):
-        if length < 1:
-            raise ValueError(f"row {row} has {length} tokens; a row has at least one")
-        if length > max_tokens:
-            raise ValueError(
-                f"row {row} has {length} tokens, more than max_tokens = {max_tokens} of one microbatch: raise "
-                "trainer.max_tokens_per_microbatch or lower rollout.max_prompt_tokens + max_response_tokens"
-            )
+    shortest, longest = min(lengths, default=1), max(lengths, default=1)
+    if shortest < 1:
+        raise ValueError(f"row {lengths.index(shortest)} has {shortest} tokens; a row has at least one")
+    if longest > max_tokens:
+        raise ValueError(
+            f"row {lengths.index(longest)} has {longest} tokens, more than max_tokens = {max_tokens} of one "
+            "microbatch: raise trainer.max_tokens_per_microbatch or lower rollout.max_prompt_tokens + "
+            "max_response_tokens"
+        )
     costs = [float(length) for length in lengths] if costs is None else costs
     return _pack(tuple(lengths), max_tokens, num_ranks, tuple(costs), padding)
 
@@ -150,7 +151,7 @@ def _pack(
 ) -> Packing:
     padded = [padding.sequence(length) for length in lengths]
     capacity = padding.microbatch(max_tokens)
-    fewest = _best_fit(sorted(range(len(padded)), key=lambda row: (-padded[row], row)), padded, capacity)
+    fewest = _best_fit(_descending(padded), padded, capacity)
     num_microbatches = max(1, -(-len(fewest) // num_ranks))
     num_bins = num_microbatches * num_ranks
     bins = _spread(padded, costs, capacity, num_bins)
@@ -161,6 +162,11 @@ def _pack(
     owners = _owners(bins, costs, num_ranks, num_microbatches)
     _even_out(bins, owners, padded, costs, capacity)
     return Packing(_by_rank(bins, owners, costs, num_ranks))
+
+
+def _descending(keys: Sequence[Any]) -> list[int]:
+    """Return the indices of the keys, that of the greatest key first; equal keys keep their order."""
+    return sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -195,7 +201,7 @@ def _spread(
     # Bins that were too full for a row wait here, the emptiest first, until a row is short enough for them: looking at
     # each of them again for every row would take time that grows with the square of the number of rows.
     too_full: list[tuple[int, float, int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-costs[row], -lengths[row], row)):
+    for row in _descending(list(zip(costs, lengths, strict=True))):
         most_tokens = capacity - lengths[row]
         while too_full and too_full[0][0] <= most_tokens:
             heapq.heappush(by_cost, heapq.heappop(too_full)[1:])
@@ -213,12 +219,13 @@ def _spread(
 
 def _fill_empty(bins: list[list[int]]) -> None:
     """Move a row of the fullest bin to each empty one while the fullest has two or more."""
-    for index in range(len(bins)):
-        if bins[index]:
-            continue
-        donor = max(range(len(bins)), key=lambda other: (len(bins[other]), -other))
-        if len(bins[donor]) > 1:
-            bins[index].append(bins[donor].pop())
+    fullest = [(-len(rows), index) for index, rows in enumerate(bins)]
+    heapq.heapify(fullest)
+    for rows in bins:
+        if not rows and -fullest[0][0] > 1:
+            size, donor = fullest[0]
+            rows.append(bins[donor].pop())
+            heapq.heapreplace(fullest, (size + 1, donor))
 
 
 def _even_out(
@@ -310,13 +317,14 @@ def _owners(
 ) -> list[int]:
     """Return the rank of each bin: the costliest bin first, to the cheapest rank that still lacks a microbatch."""
     bin_costs = _sums(bins, costs)
-    num_owned, rank_costs, owners = [0] * num_ranks, [0.0] * num_ranks, [0] * len(bins)
-    for index in sorted(range(len(bins)), key=lambda index: (-bin_costs[index], index)):
-        open_ranks = (rank for rank in range(num_ranks) if num_owned[rank] < num_microbatches)
-        rank = min(open_ranks, key=lambda rank: (rank_costs[rank], rank))
+    owners = [0] * len(bins)
+    # (cost, rank, microbatches) of the ranks that lack one, as a heap.
+    ranks = [(0.0, rank, 0) for rank in range(num_ranks)]
+    for index in _descending(bin_costs):
+        cost, rank, num_owned = heapq.heappop(ranks)
         owners[index] = rank
-        num_owned[rank] += 1
-        rank_costs[rank] += bin_costs[index]
+        if num_owned + 1 < num_microbatches:
+            heapq.heappush(ranks, (cost + bin_costs[index], rank, num_owned + 1))
     return owners
 
 
@@ -326,10 +334,10 @@ def _by_rank(
     """Return each rank's microbatches, costliest first."""
     bin_costs = _sums(bins, costs)
     ranks: list[list[tuple[int, ...]]] = [[] for _ in range(num_ranks)]
-    for index in sorted(range(len(bins)), key=lambda index: (-bin_costs[index], index)):
+    for index in _descending(bin_costs):
         ranks[owners[index]].append(tuple(sorted(bins[index])))
     return tuple(tuple(microbatches) for microbatches in ranks)
 
 
 def _sums(bins: list[list[int]], costs: Sequence[float]) -> list[float]:
-    return [sum(costs[row] for row in rows) for rows in bins]
+    return [sum(map(costs.__getitem__, rows)) for rows in bins]

@@ -22,7 +22,7 @@ from megatron_prime.rollout.collection_stats import CollectionTally, environment
 from megatron_prime.rollout.collector_state import CollectorState
 from megatron_prime.rollout.engine import Engine
 from megatron_prime.rollout.episode import Environments
-from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups
+from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_group
 from megatron_prime.rollout.prefix import Prefix, max_prompts
 from megatron_prime.rollout.prompt_history import PromptRecord
 from megatron_prime.rollout.prompt_queue import PromptQueue
@@ -207,7 +207,7 @@ class Collector:
 
     def decide(self, group: Group) -> FilterDecision:
         """Return the filter's decision on a verified group."""
-        return decide_groups([group], self._filter)[0]
+        return decide_group(group, self._filter)
 
     def while_training(self) -> AbstractContextManager[None]:
         """See `Engine.while_training`."""

@@ -1,12 +1,10 @@
 """The filter that decides which sampled groups enter a training batch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
-import torch
-
-from megatron_prime.algorithm.filtering import accuracy_band_keep, truncation_keep, verified_keep
+from megatron_prime.algorithm.filtering import has_few_truncated, is_in_accuracy_band, is_verified
 from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.types import FinishReason, Rollout
 
@@ -72,43 +70,25 @@ def mean_accuracy(group: Group) -> float:
     return math.fsum(rollout.outcome_reward for rollout in group) / len(group)
 
 
-def decide_groups(groups: Sequence[Group], config: FilterConfig) -> list[FilterDecision]:
-    """Return the decision on each group. A disabled filter still drops aborted groups and verifier errors."""
-    if not groups:
-        return []
-    rows = [(index, rollout) for index, group in enumerate(groups) for rollout in group]
-    group_ids_B = torch.tensor([index for index, _ in rows])
-    outcomes_B = torch.tensor([rollout.outcome_reward for _, rollout in rows])
-    truncated_B = torch.tensor([rollout.finish_reason is FinishReason.LENGTH for _, rollout in rows])
-    first_rows = torch.tensor([0, *(len(group) for group in groups[:-1])]).cumsum(0)
-
-    # The functions of the paper give every row of a group the same value, so its first row has the decision. Each takes
-    # fifty operations, and a step decides on a thousand groups, one by one: those that cannot matter are not called.
-    def by_group(keep: Callable[..., torch.Tensor], values_B: torch.Tensor, *bounds: float) -> list[bool]:
-        return keep(values_B, group_ids_B, *bounds)[first_rows].tolist()
-
-    aborted = [any(each.finish_reason is FinishReason.ABORT for each in group) for group in groups]
-    verified = by_group(verified_keep, outcomes_B)
-    not_truncated = hard_enough = easy_enough = [True] * len(groups)
-    if config.enabled:
-        low, high = config.accuracy_min, config.accuracy_max
-        if truncated_B.any():
-            not_truncated = by_group(truncation_keep, truncated_B, config.max_truncated_fraction)
-        if not all(by_group(accuracy_band_keep, outcomes_B, low, high)):
-            hard_enough = by_group(accuracy_band_keep, outcomes_B, 0.0, high)
-            easy_enough = by_group(accuracy_band_keep, outcomes_B, low, 1.0)
+def decide_group(group: Group, config: FilterConfig) -> FilterDecision:
+    """Return the decision on a group. A disabled filter still drops aborted groups and verifier errors."""
+    outcomes = [rollout.outcome_reward for rollout in group]
+    reasons = [rollout.finish_reason for rollout in group]
+    is_truncated = [reason is FinishReason.LENGTH for reason in reasons]
     # The checks have the order of FilterDecision, so a group is counted under the first reason that applies.
-    reasons = {
-        FilterDecision.ABORTED: [not each for each in aborted],
-        FilterDecision.VERIFIER_ERROR: verified,
-        FilterDecision.TRUNCATED: not_truncated,
-        FilterDecision.TOO_HARD: easy_enough,
-        FilterDecision.TOO_EASY: hard_enough,
-    }
-    return [
-        next((reason for reason, keeps in reasons.items() if not keeps[index]), FilterDecision.KEPT)
-        for index in range(len(groups))
-    ]
+    if FinishReason.ABORT in reasons:
+        return FilterDecision.ABORTED
+    if not is_verified(outcomes):
+        return FilterDecision.VERIFIER_ERROR
+    if not config.enabled:
+        return FilterDecision.KEPT
+    if not has_few_truncated(is_truncated, config.max_truncated_fraction):
+        return FilterDecision.TRUNCATED
+    if not is_in_accuracy_band(outcomes, config.accuracy_min, 1.0):
+        return FilterDecision.TOO_HARD
+    if not is_in_accuracy_band(outcomes, 0.0, config.accuracy_max):
+        return FilterDecision.TOO_EASY
+    return FilterDecision.KEPT
 
 
 def accuracy_histogram(groups: Sequence[Group]) -> str:

@@ -8,7 +8,7 @@ from megatron_prime.observability.rollout_log import RolloutFile, step_path
 from megatron_prime.observability.rollout_log.turns import TURN_COLUMNS, logged_turns
 from megatron_prime.observability.rollout_log.versions import VERSION_COLUMNS, logged_versions
 from megatron_prime.rollout.collector import Collector
-from megatron_prime.rollout.group_filter import FilterDecision, Group, decide_groups
+from megatron_prime.rollout.group_filter import FilterDecision, Group
 from megatron_prime.rollout.prefix import Prefix
 from megatron_prime.types import FinishReason, Prompt, Rollout
 
@@ -99,8 +99,8 @@ class ReplayCollector(Collector):
         # A log of an earlier version may have groups behind the one that filled the batch.
         prefix = Prefix(self.size.prompts_per_step, len(groups), None)
         prefix.num_submitted = len(groups)
-        for number, decision in enumerate(decide_groups(groups, self._filter)):
-            prefix.decide(number, groups[number], decision)
+        for number, group in enumerate(groups):
+            prefix.decide(number, group, self.decide(group))
         # The prompts move as in the run that sampled, so that this run's checkpoints continue where that one's do.
         self.prompts.take(num_sampled)
         return prefix.groups(), {}

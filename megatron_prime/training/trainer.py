@@ -337,6 +337,8 @@ def staleness(batch: RolloutBatch, step_index: int) -> dict[str, float]:
     """Return by how many steps the weights that sampled the batch are older than those of a step, over its tokens."""
     counts: Counter[int] = Counter()
     for rollout in batch.rollouts:
-        counts += rollout.tokens_by_version
+        counts.update(rollout.tokens_by_version)
+    # A version of which only an environment's tokens are left did not sample.
+    counts = +counts
     total = sum((step_index - version) * count for version, count in counts.items())
     return {"staleness_mean": total / counts.total(), "staleness_max": step_index - min(counts)}

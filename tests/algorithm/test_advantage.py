@@ -174,7 +174,7 @@ def test_bad_batches_are_explained():
     diverged_BT = batch.rewards_BT.clone()
     diverged_BT[2, 0] = math.inf
     cases = (
-        ({"outcome_rewards_B": batch.outcome_rewards_B * math.nan}, "verified_keep first"),
+        ({"outcome_rewards_B": batch.outcome_rewards_B * math.nan}, "is_verified first"),
         ({"outcome_rewards_B": batch.outcome_rewards_B[:1]}, "outcome_rewards_B has shape"),
         ({"process_rewards_BT": batch.rewards_BT[:, :1]}, "process_rewards_BT has shape"),
         ({"process_rewards_BT": diverged_BT}, "PRM has diverged"),

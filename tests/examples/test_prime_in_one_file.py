@@ -9,7 +9,7 @@ from transformers import Qwen3ForCausalLM
 
 from examples import prime_in_one_file as example
 from megatron_prime.algorithm.advantage import prime_advantages
-from megatron_prime.algorithm.filtering import accuracy_band_keep
+from megatron_prime.algorithm.filtering import is_in_accuracy_band
 from megatron_prime.algorithm.implicit_reward import process_rewards_BT
 from megatron_prime.algorithm.policy_loss import aggregation_weights_BT, policy_loss
 from megatron_prime.algorithm.prm_loss import prm_loss
@@ -103,6 +103,13 @@ def models_and_optimizers() -> tuple[list[Qwen3ForCausalLM], list[torch.optim.Op
     ]
 
 
+def kept_rows(outcomes_B: torch.Tensor) -> torch.Tensor:
+    """Return the rows of the groups that the package's filter keeps."""
+    groups = outcomes_B.view(-1, example.GROUP_SIZE).tolist()
+    kept = torch.tensor([is_in_accuracy_band(group, *example.ACCURACY_BAND) for group in groups])
+    return kept.repeat_interleave(example.GROUP_SIZE)
+
+
 def package_step(models: list[Qwen3ForCausalLM], optimizers: list[torch.optim.Optimizer]) -> None:
     """Take the step of `prime_step` with the package's functions; sampling and verification are the example's."""
     policy, prm, reference = models
@@ -114,7 +121,7 @@ def package_step(models: list[Qwen3ForCausalLM], optimizers: list[torch.optim.Op
     answers = [problem.trace()[-1] for problem in problems for _ in range(example.GROUP_SIZE)]
     outcomes_B, group_ids_B = example.verify(responses, mask, answers), torch.arange(len(responses))
     group_ids_B //= example.GROUP_SIZE
-    keep_B = accuracy_band_keep(outcomes_B, group_ids_B, *example.ACCURACY_BAND)
+    keep_B = kept_rows(outcomes_B)
     assert 0 < keep_B.sum() < len(keep_B)
     outcomes_B, group_ids_B, mask_BT = outcomes_B[keep_B], group_ids_B[keep_B], mask[keep_B]
 
@@ -153,8 +160,7 @@ def test_a_whole_step_changes_policy_and_prm_alike(monkeypatch):
 
 
 def test_the_accuracy_filters_agree(step):
-    package = accuracy_band_keep(step["outcomes"], step["group_ids"], *example.ACCURACY_BAND)
-    assert torch.equal(example.accuracy_filter(step["outcomes"]), package)
+    assert torch.equal(example.accuracy_filter(step["outcomes"]), kept_rows(step["outcomes"]))
 
 
 def test_a_verified_response_ends_with_the_right_digit():

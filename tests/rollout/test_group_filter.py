@@ -8,7 +8,7 @@ from megatron_prime.config.tables.filter import FilterConfig
 from megatron_prime.rollout.group_filter import (
     FilterDecision,
     accuracy_histogram,
-    decide_groups,
+    decide_group,
     split_groups,
 )
 from megatron_prime.types import FinishReason, Prompt, Rollout
@@ -44,18 +44,16 @@ CASES = [
 ]
 
 
-def test_the_filter_decides_on_each_group():
-    groups = [group(rewards, finishes, index) for index, (rewards, finishes, _) in enumerate(CASES)]
-    decisions = decide_groups(groups, FilterConfig(max_truncated_fraction=0.4))
-    assert decisions == [decision for _, _, decision in CASES]
-    assert decide_groups([], FilterConfig()) == []
+@pytest.mark.parametrize(("rewards", "finishes", "expected"), CASES)
+def test_the_filter_decides_on_each_group(rewards, finishes, expected):
+    assert decide_group(group(rewards, finishes), FilterConfig(max_truncated_fraction=0.4)) == expected
 
 
-def test_a_disabled_filter_still_drops_aborted_groups_and_verifier_errors():
-    groups = [group(rewards, finishes, index) for index, (rewards, finishes, _) in enumerate(CASES)]
+@pytest.mark.parametrize(("rewards", "finishes", "expected"), CASES)
+def test_a_disabled_filter_still_drops_aborted_groups_and_verifier_errors(rewards, finishes, expected):
     always = {FilterDecision.ABORTED, FilterDecision.VERIFIER_ERROR}
-    decisions = decide_groups(groups, FilterConfig(enabled=False, max_truncated_fraction=0))
-    assert decisions == [decision if decision in always else FilterDecision.KEPT for _, _, decision in CASES]
+    decision = decide_group(group(rewards, finishes), FilterConfig(enabled=False, max_truncated_fraction=0))
+    assert decision == (expected if expected in always else FilterDecision.KEPT)
 
 
 def test_rollouts_are_split_into_groups_and_checked():

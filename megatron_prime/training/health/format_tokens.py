@@ -9,7 +9,7 @@ from megatron_prime.types import Decoder
 
 OPERATORS = frozenset("-/*%&@")
 """Characters that Unicode counts as punctuation, and that are content in formulas and code."""
-_UNKNOWN = -1
+_UNKNOWN = 2
 
 
 class FormatTokens:
@@ -25,28 +25,27 @@ class FormatTokens:
     def __init__(self, tokenizer: Decoder) -> None:
         self._tokenizer = tokenizer
         # Token id -> 1 or 0; a response has few of a vocabulary's tokens, so they are decoded when they first occur.
-        self._table = np.empty(0, dtype=np.int8)
+        # The last entry stays unknown and stands for all tokens behind it.
+        self._table = np.full(1, _UNKNOWN, dtype=np.uint8)
 
     def mask(self, responses: Sequence[Sequence[int]]) -> np.ndarray:
         """Return which tokens only format, bool [B, T], false in the padding on the right."""
-        found = np.zeros((len(responses), max(map(len, responses), default=0)), dtype=bool)
+        found = np.zeros((len(responses), max(map(len, responses), default=0)), dtype=np.uint8)
         for row, response in enumerate(responses):
             if response:
-                found[row, : len(response)] = self._of_response(np.asarray(response, dtype=np.int32))
-        return found
+                self._look_up(np.asarray(response, dtype=np.int32), found[row, : len(response)])
+        return found.view(np.bool_)
 
-    def _of_response(self, token_ids: np.ndarray) -> np.ndarray:
-        if token_ids.max() < self._table.size:
-            # Several times as fast as an index, which is checked token by token.
-            values = self._table.take(token_ids, mode="clip")
-            if values.min() != _UNKNOWN:
-                return values == 1
-        self._learn(token_ids)
-        return self._table[token_ids] == 1
+    def _look_up(self, token_ids: np.ndarray, found: np.ndarray) -> None:
+        # Several times as fast as an index, which is checked token by token.
+        self._table.take(token_ids, mode="clip", out=found)
+        if found.max() == _UNKNOWN:
+            self._learn(token_ids)
+            self._table.take(token_ids, out=found)
 
     def _learn(self, token_ids: np.ndarray) -> None:
         """Look up the tokens that have not occurred before."""
-        missing = int(token_ids.max()) + 1 - self._table.size
+        missing = int(token_ids.max()) + 2 - self._table.size
         if missing > 0:
             self._table = np.pad(self._table, (0, missing), constant_values=_UNKNOWN)
         for token in np.unique(token_ids[self._table[token_ids] == _UNKNOWN]).tolist():

@@ -19,7 +19,7 @@ from megatron_prime.engines.local.engine import LocalEngine
 from megatron_prime.engines.requests import StreamKey
 from megatron_prime.rollout.engine import NO_WEIGHTS, WeightSyncError
 from megatron_prime.rollout.episode import EpisodeError, Reply
-from megatron_prime.rollout.group_filter import FilterDecision, decide_groups, split_groups
+from megatron_prime.rollout.group_filter import FilterDecision, decide_group, split_groups
 from megatron_prime.rollout.ranks import Ranks
 from megatron_prime.rollout.weight_intake import tensor_checksum
 from megatron_prime.types import FinishReason, Prompt, SamplingParams, WeightBlock
@@ -305,7 +305,7 @@ def test_a_failed_environment_costs_one_response_an_attempt(checkpoints):
     assert failed == [2, 3] and len(again) == 1 and changed == sorted(failed + again)
     assert not environments.live
     groups = split_groups(rollouts, 2)
-    assert decide_groups(groups, FilterConfig(enabled=False))[1] is FilterDecision.ABORTED
+    assert decide_group(groups[1], FilterConfig(enabled=False)) is FilterDecision.ABORTED
 
 
 def test_an_error_in_the_middle_closes_all_environments(checkpoints):
