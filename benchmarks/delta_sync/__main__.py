@@ -4,6 +4,8 @@ import argparse
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.delta_sync.changes import BLOCK_BYTES, measure_changes
+from benchmarks.delta_sync.slow_network import limited
 from benchmarks.delta_sync.transfer import measure_transfer
 from megatron_prime.engines.sglang.engine import SGLangEngine
 from tests.engines.sglang.weights.sync_chain import DISTURBANCES, SyncChain
@@ -25,13 +28,26 @@ _WEIGHTS = dict(zip(DISTURBANCES, (76, 8, 6, 3, 3, 4), strict=True))
 def main() -> None:
     """Run one part and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.delta_sync")
-    parser.add_argument("part", choices=["changes", "transfer", "chain"])
-    parser.add_argument("--rounds", type=int, default=9, metavar="NUMBER", help="of transfer")
+    parser.add_argument("part", choices=["changes", "transfer", "slow", "chain"])
+    parser.add_argument("--rounds", type=int, default=9, metavar="NUMBER", help="of transfer and slow")
+    parser.add_argument(
+        "--mbit", type=int, nargs="+", default=[1000, 200], metavar="NUMBER", help="rates of slow"
+    )
     parser.add_argument("--syncs", type=int, default=200, metavar="NUMBER", help="of chain")
     options = parser.parse_args()
+    if options.part == "slow":
+        _slow(options)
+        return
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}\n")
     {"changes": _changes, "transfer": _transfer, "chain": _chain}[options.part](options)
+
+
+def _slow(options: argparse.Namespace) -> None:
+    for mbit in options.mbit:
+        print(f"\n{mbit} Mbit/s\n", flush=True)
+        command = [sys.executable, "-m", "benchmarks.delta_sync", "transfer", "--rounds", str(options.rounds)]
+        subprocess.run(limited(command, mbit), check=True)
 
 
 def _row(*cells: object) -> None:
