@@ -51,9 +51,9 @@ def _plot(records: list[Record]) -> str:
         records, lambda each: (each["workload"], each["trainer"])
     ).items():
         base = [each for each in records if (each["workload"], each["trainer"]) == (workload, REFERENCE)]
-        ratios = _ratios(runs, base, step_rate)
+        ratios = _ratios(runs, base, cpu_rate)
         bars.append((f"{workload}, {trainer}", min(ratios), statistics.median(ratios), max(ratios)))
-    return ranged_bars("Whole steps: tokens per second, relative to TRL RLOO", bars)
+    return ranged_bars("Whole steps: tokens per CPU second, relative to TRL RLOO", bars)
 
 
 def _title(name: str) -> str:
@@ -130,9 +130,9 @@ def _decoding_table(records: list[Record]) -> str:
 def _decoding_plot(records: list[Record]) -> str:
     bars = []
     for (size, batch_size, method), runs, base in _decoding_groups(records):
-        ratios = _ratios(runs, base, _decoding_rate)
+        ratios = _ratios(runs, base, _decoding_cpu_rate)
         bars.append((f"{size} x {batch_size}, {method}", min(ratios), statistics.median(ratios), max(ratios)))
-    return ranged_bars("Decoding: tokens per second, relative to transformers' dynamic cache", bars)
+    return ranged_bars("Decoding: tokens per CPU second, relative to transformers' dynamic cache", bars)
 
 
 def _spread(ratios: list[float]) -> str:

@@ -50,7 +50,8 @@ def main(job):
     config = config_class(
         output_dir=job["folder"] + "/trl",
         use_cpu=True,
-        ddp_backend="gloo",
+        # With a backend, one process would look for a process group too.
+        ddp_backend="gloo" if "RANK" in os.environ else None,
         bf16=False,
         learning_rate=1e-6,
         lr_scheduler_type="constant",

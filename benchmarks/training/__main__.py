@@ -82,14 +82,13 @@ def speed_table(num_processes: int, found: dict[str, Any]) -> str:
 def parts_table(found: dict[str, Any]) -> str:
     """Return a table of what rank 0 computes, and of its collectives by themselves."""
     lines = [
-        "\n| method, pass | s | computing, s of CPU | collectives alone, s | number | MB |",
+        "\n| method, pass | computing, CPU s | collectives alone, s | their CPU s | number | MB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, (computing, collectives, number, size) in found["parts"].items():
-        method, _, kind = name.rpartition(", ")
-        seconds = found["methods"][method][kind]
+    for name, part in found["parts"].items():
         lines.append(
-            f"| {name} | {seconds:.2f} | {computing:.2f} | {collectives:.3f} | {number:.0f} | {size / 1e6:.0f} |"
+            f"| {name} | {part['computing_cpu_s']:.2f} | {part['collectives_s']:.3f} | "
+            f"{part['collectives_cpu_s']:.3f} | {part['num_collectives']:.0f} | {part['mb']:.0f} |"
         )
     return "\n".join(lines)
 

@@ -39,15 +39,15 @@ def recorded() -> Iterator[list[Call]]:
             setattr(dist, name, function)
 
 
-def repeated(calls: list[Call]) -> float:
-    """Return the seconds of the calls by themselves; every rank calls it."""
+def repeated(calls: list[Call]) -> tuple[float, float]:
+    """Return the seconds and the CPU seconds of this process for the calls by themselves; every rank calls it."""
     dist.barrier()
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     for function, args, kwargs in calls:
         handle = function(*args, **kwargs)
         if kwargs.get("async_op") and handle is not None:
             handle.wait()
-    return time.perf_counter() - start
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def num_bytes(calls: list[Call]) -> int:

@@ -105,7 +105,7 @@ def rank_main(folder: Path, repeats: int) -> None:
     reference = next(iter(losses.values()))
     assert all(abs(loss - reference) < 1e-4 * abs(reference) for loss in losses.values()), losses
     times: dict[str, dict[str, list[float]]] = {name: {"score": [], "train": []} for name in methods}
-    parts: dict[str, list[tuple[float, float, int, int]]] = {}
+    parts: dict[str, list[dict[str, float]]] = {}
     for _ in range(repeats):
         for name, method in methods.items():
             method.prepare()
@@ -124,9 +124,9 @@ def rank_main(folder: Path, repeats: int) -> None:
                 name: {kind: statistics.median(values) for kind, values in by_kind.items()}
                 for name, by_kind in times.items()
             },
+            # The lowest values, since other work on the machine only adds to them.
             "parts": {
-                name: [statistics.median(column) for column in zip(*rows, strict=True)]
-                for name, rows in parts.items()
+                name: {key: min(row[key] for row in rows) for key in rows[0]} for name, rows in parts.items()
             },
         }
         (folder / "result.json").write_text(json.dumps(result))
@@ -259,15 +259,22 @@ def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _parts_of(function: Callable[[], Any]) -> tuple[float, float, int, int]:
-    """Return CPU seconds of this thread, seconds of the collectives by themselves, their number, and their bytes."""
+def _parts_of(function: Callable[[], Any]) -> dict[str, float]:
+    """Return what the calling thread computes, and what the collectives take by themselves."""
     from benchmarks.training.collectives import num_bytes, recorded, repeated
 
     with recorded() as calls:
         start = time.thread_time()
         function()
         computing = time.thread_time() - start
-    return computing, repeated(calls), len(calls), num_bytes(calls)
+    seconds, cpu = repeated(calls)
+    return {
+        "computing_cpu_s": computing,
+        "collectives_s": seconds,
+        "collectives_cpu_s": cpu,
+        "num_collectives": len(calls),
+        "mb": num_bytes(calls) / 1e6,
+    }
 
 
 def _timed(function: Callable[[], Any]) -> float:

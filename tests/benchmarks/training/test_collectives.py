@@ -29,5 +29,5 @@ def test_calls_are_recorded_and_repeated_without_their_values():
     assert dist.all_reduce is function
     assert [each.__name__ for each, _, _ in calls] == ["all_reduce", "all_reduce", "barrier"]
     assert num_bytes(calls) == 2 * value.numel() * 4
-    assert repeated(calls) > 0
+    assert min(repeated(calls)) > 0
     assert torch.equal(value, torch.ones(4, 8))
