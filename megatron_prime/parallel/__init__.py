@@ -5,6 +5,7 @@
 - `connectivity`: checks that all ranks of a job reach each other.
 - `context`: context parallelism over packed sequences.
 - `cpu_shim`: redirects Megatron's CUDA calls on a machine without a GPU.
+- `gloo`: gloo groups that share one device, and so one thread that waits for messages.
 - `lifeline`: ties child processes to their parent, so that they end with it.
 - `out_of_memory`: distinguishes errors for want of memory, and says what needs less.
 - `peer_loss`: distinguishes the loss of another process from an error of this one.

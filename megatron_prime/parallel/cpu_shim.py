@@ -233,6 +233,7 @@ def install(device: torch.device = CPU) -> None:
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
+    from megatron_prime.parallel import gloo
     from megatron_prime.parallel.adam import install as install_adam
 
     megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker  # type: ignore[assignment, misc]
@@ -246,3 +247,4 @@ def install(device: torch.device = CPU) -> None:
         mappings._reduce_scatter_along_first_dim
     )
     install_adam()
+    gloo.install()

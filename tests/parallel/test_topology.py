@@ -67,7 +67,7 @@ def test_a_closed_topology_leaves_no_threads_files_or_processes(four_processes):
         for count in counts:
             assert count["groups"] == 1, "only the job's own group stays"
             assert count["closed"]["threads"] < count["built"]["threads"] - 10, (
-                "about 17 groups, of 3 threads each"
+                "about 17 groups, of 2 threads each"
             )
         for count in counts[len(RESOURCE_LAYOUTS) :]:
             for name, number in count["closed"].items():
