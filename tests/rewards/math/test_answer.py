@@ -43,7 +43,7 @@ def test_the_table_is_large_and_has_no_repetitions():
 
 def test_pathological_answers_are_wrong_and_end_by_the_deadline():
     # Unfinished operations are refused before they are evaluated, unless the user wants them.
-    with VerifierPool("math", 1, deadlines.seconds(3.0), settings={"accept_unevaluated": True}) as pool:
+    with VerifierPool("math", 1, deadlines.seconds(6.0), settings={"accept_unevaluated": True}) as pool:
         outcomes = pool.verify_all(samples([(rf"\boxed{{{text}}}", answer) for answer, text in ANSWERS]))
     late = [pair for pair, outcome in zip(ANSWERS, outcomes, strict=True) if outcome.status == "timeout"]
     assert all(outcome.status == "timeout" or outcome.reward == 0.0 for outcome in outcomes)
