@@ -95,10 +95,12 @@ def _call(function: str, *arguments: Any) -> Any:  # noqa: ANN401
     """Import "module.function" of this package only now, and call it: most modules import torch and Megatron."""
     module, _, name = function.rpartition(".")
     # Imports make millions of objects and hardly any garbage. Searching them for it takes up to a third of the time.
+    # They stay, so later collections skip them: Megatron asks for one with each optimizer that it saves or loads.
     gc.disable()
     try:
         imported = import_module(f"megatron_prime.cli.{module}")
     finally:
+        gc.freeze()
         gc.enable()
     return getattr(imported, name)(*arguments)
 

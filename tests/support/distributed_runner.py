@@ -1,6 +1,7 @@
 """Run a function on several real processes that are connected by gloo, and collect the results."""
 
 import contextlib
+import gc
 import os
 import pickle
 import random
@@ -98,6 +99,7 @@ def run_rank(folder: str) -> None:
 
     torch.set_num_threads(1)
     function, args = pickle.loads(Path(folder, "call.pickle").read_bytes())
+    gc.freeze()  # Megatron asks for a garbage collection whenever it saves or loads an optimizer.
     result = function(*args)
     Path(folder, f"result{os.environ['RANK']}").write_bytes(pickle.dumps(result))
     if dist.is_initialized():
