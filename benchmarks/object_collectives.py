@@ -90,23 +90,15 @@ def measure(
 
     One element per measurement.
     """
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        # The port was only probed for; rank 0 of the job binds it.
-        probe.close()
-        shared = {
-            "WORLD_SIZE": str(num_processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(tree),
-        }
+    # As a script, this file runs with the packages of `tree`, which may be older.
+    from benchmarks.gloo_ranks import job_environment
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = job_environment(num_processes, tree)
         command = [sys.executable, "-W", "ignore", __file__, "--ranks", folder]
         command += ["--processes", str(num_processes), "--rows", str(num_rows), "--tokens", str(num_tokens)]
         # The ranks are in the session of the process that forks them, so that they can be ended with it.
-        ranks = subprocess.Popen(command, env=os.environ | shared, start_new_session=True)
+        ranks = subprocess.Popen(command, env=job, start_new_session=True)
         try:
             code = ranks.wait(timeout_s)
         finally:

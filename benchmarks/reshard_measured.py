@@ -5,16 +5,15 @@ ranks.
 """
 
 import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gloo_ranks import run_ranks
 
 ROOT = Path(__file__).parents[1]
 CASES = ("tp2 -> 2 engines", "pp2 -> 2 engines", "tp2 -> engine of tp2", "pp2 -> engine of tp2")
@@ -33,36 +32,11 @@ CONFIG = {
 }
 
 
-def measure(repeats: int, timeout_s: float = 300) -> list[dict[str, Any]]:
+def measure(repeats: int) -> list[dict[str, Any]]:
     """Run two ranks over gloo; return each case's bytes and its median seconds by method."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        # The port was only probed for; rank 0 of the job binds it.
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(CONFIG))
-        shared = {
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "benchmarks.reshard_measured", folder, str(repeats)],
-                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-            for rank in range(2)
-        ]
-        try:
-            codes = [rank.wait(timeout_s) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        if any(codes):
-            raise RuntimeError(f"the ranks ended with exit codes {codes}")
+        run_ranks("benchmarks.reshard_measured", [folder, str(repeats)], 2)
         return json.loads(Path(folder, "result.json").read_text())
 
 

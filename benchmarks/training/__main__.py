@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.methods import run_ranks
+from benchmarks.training.methods import measure
 
 ROOT = Path(__file__).parents[2]
 TOY_STEPS = 8
@@ -39,7 +39,7 @@ def main() -> None:
     if options.toy:
         sys.exit(_toy_run(options.toy, TOY_STEPS // 2 if options.quick else TOY_STEPS))
     for num_processes in (1, 2):
-        found = run_ranks(num_processes, repeats=1 if options.quick else 5)
+        found = measure(num_processes, repeats=1 if options.quick else 5)
         print(speed_table(num_processes, found), flush=True)
     print(parts_table(found), flush=True)
     if options.speed:

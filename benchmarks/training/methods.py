@@ -1,20 +1,19 @@
 """The methods that the comparison runs, in real processes over gloo.
 
-As a script it is one rank (torch's variables in the environment); `run_ranks` starts the ranks.
+As a script it is one rank (torch's variables in the environment); `measure` starts the ranks.
 """
 
 import json
-import os
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gloo_ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 SIZES = {
@@ -32,6 +31,7 @@ SIZES = {
 LAYOUTS = {1: ("one",), 2: ("dp2", "tp2")}
 NUM_ROWS, PADDED_ROWS = 24, 8
 MAX_TOKENS = 4096
+TIMEOUT_S = 1200.0
 
 
 def rows() -> list[tuple[list[int], list[int]]]:
@@ -47,35 +47,10 @@ def rows() -> list[tuple[list[int], list[int]]]:
     ]
 
 
-def run_ranks(num_processes: int, repeats: int, timeout_s: float = 300) -> dict[str, Any]:
+def measure(num_processes: int, repeats: int) -> dict[str, Any]:
     """Return the median seconds of every method with a number of processes."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        shared = {
-            "WORLD_SIZE": str(num_processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "benchmarks.training.methods", folder, str(repeats)],
-                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stderr=subprocess.DEVNULL,
-            )
-            for rank in range(num_processes)
-        ]
-        try:
-            codes = [rank.wait(timeout_s) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        if any(codes):
-            raise RuntimeError(f"the ranks ended with exit codes {codes}")
+    with tempfile.TemporaryDirectory() as folder:
+        run_ranks("benchmarks.training.methods", [folder, str(repeats)], num_processes, TIMEOUT_S)
         return json.loads(Path(folder, "result.json").read_text())
 
 
