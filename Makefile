@@ -8,8 +8,9 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 PYTEST_ARGS ?=
 # The whole suite runs in three processes, since tests of servers often wait (tests/support/side_by_side.py); tests named
-# by PYTEST_ARGS run in one.
-SIDE_BY_SIDE := -n 3
+# by PYTEST_ARGS run in one. SLOW=yes adds those marked `slow`, a third of the time.
+SLOW ?= no
+WHOLE_SUITE := -n 3 $(if $(filter yes,$(SLOW)),,-m "not slow")
 # SGLang pins its own torch, so it has its own environment. It is built in SGLANG_CACHE, where other checkouts find it,
 # or in this checkout where that folder cannot be written.
 SGLANG_VENV := .venv-sglang
@@ -45,14 +46,14 @@ sglang: $(STAMP) ## Build the rollout servers' environment, .venv-sglang (3 GB)
 	$(BUILD_SGLANG)
 
 # If the engine environment cannot be built, its tests are skipped, the others run, and the target fails.
-test: $(STAMP) ## Run the tests (PYTEST_ARGS="tests/config -x" for some; SGLANG=no without servers)
+test: $(STAMP) ## Run the tests (SLOW=yes: all of them; PYTEST_ARGS="tests/config -x": some; SGLANG=no: no servers)
 	@sh tools/install_test_programs.sh
 	@status=0; \
 	if [ "$(SGLANG)" = yes ] && [ -z "$$MEGATRON_PRIME_SGLANG_PYTHON" ]; then \
 	    $(BUILD_SGLANG) || { status=1; echo "ERROR: no SGLang environment: its tests" \
 	        "are skipped, and this run counts as failed (make test SGLANG=no to do without)" >&2; }; \
 	fi; \
-	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(SIDE_BY_SIDE)) || status=$$?; \
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(WHOLE_SUITE)) || status=$$?; \
 	exit $$status
 
 check: $(STAMP) ## Lint, format, layers, types, dead code, test tree, documentation

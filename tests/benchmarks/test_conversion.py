@@ -8,6 +8,7 @@ BUFFERS = 48 << 20
 """Allowance for comparison buffers, imports and the allocator."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [512])
 def test_peak_memory_is_bounded_by_the_largest_tensor(hidden, tmp_path):
     size = write_model(tmp_path / "hf", hidden=hidden, ffn=4096, vocab=65536, layers=8)

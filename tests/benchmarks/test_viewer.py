@@ -12,6 +12,7 @@ def test_the_step_has_as_many_tokens_as_it_says(tmp_path):
     assert step.index()["rows"]["tokens"] == [512] * 8
 
 
+@pytest.mark.slow
 def test_every_measure_is_positive(tmp_path):
     pytest.importorskip("playwright")
     result = measure(tmp_path, num_groups=6, tokens=256)

@@ -151,6 +151,7 @@ def test_the_example_configurations_fit_their_gpus(name, model, tmp_path):
     assert (config.policy.lr, config.prm.lr, config.prm.beta) == (5e-7, 1e-6, 0.05)
 
 
+@pytest.mark.slow
 def test_the_example_with_servers_of_its_own_is_the_recommended_split_and_faster_than_in_turn(tmp_path):
     folder = write_model(tmp_path / "model", "Llama-3-70B")
     overlapped, in_turn = (

@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,10 @@ def in_rollout_after_a_save(run_dir: Path) -> bool:
     return True
 
 
+def _slow_but_one_process(layouts: Iterable[str]) -> list[Any]:
+    return [name if name == "single" else pytest.param(name, marks=pytest.mark.slow) for name in layouts]
+
+
 SCENARIOS: dict[str, list[tuple[Moment, Ending, int]]] = {
     # (moment of the end, how it is ended, number of steps that the next attempt resumes from)
     "single": [(after_save, kill_all, SAVE_EVERY), (in_last_save, kill_all, SAVE_EVERY)],
@@ -86,7 +90,7 @@ SCENARIOS: dict[str, list[tuple[Moment, Ending, int]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", SCENARIOS)
+@pytest.mark.parametrize("layout", _slow_but_one_process(SCENARIOS))
 def test_a_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(
     toy: Toy, layout_runs, tmp_path, layout
 ):
@@ -124,7 +128,7 @@ STOPS: dict[str, tuple[int, Callable[[Started], Any]]] = {
 """Layout -> the signal that asks for a stop, and the process that receives it."""
 
 
-@pytest.mark.parametrize("layout", STOPS)
+@pytest.mark.parametrize("layout", _slow_but_one_process(STOPS))
 def test_a_run_that_is_asked_to_stop_saves_and_resumes_exactly(toy: Toy, layout_runs, tmp_path, layout):
     number, receiver = STOPS[layout]
     unbroken = layout_runs.get(layout, toy.run_dir("single"))
@@ -165,6 +169,7 @@ def test_a_second_ctrl_c_ends_a_job_at_once(toy: Toy, tmp_path):
         assert started.process.returncode == 128 + signal.SIGINT
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_environments_resumes_with_the_numbers_of_an_uninterrupted_one(toy: Toy, tmp_path):
     arguments = [
         *("train", "run.toml", "trainer.num_steps=3", "trainer.eval_every=2", "evaluation.benchmarks={}"),
@@ -204,6 +209,7 @@ def overlapping(toy: Toy) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ahead", "ahead data=2"])
 def test_what_is_sampled_beside_the_training_is_what_is_sampled_before_it(toy: Toy, overlapping, name):
     sequential, threaded = toy.run_dir(name), toy.run_dir(f"{name} in a thread")
@@ -233,6 +239,7 @@ OVERLAPPING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OVERLAPPING)
 def test_a_killed_run_that_samples_ahead_resumes_with_the_batch_that_its_checkpoint_holds(
     toy: Toy, overlapping, tmp_path, name
@@ -258,6 +265,7 @@ def test_a_killed_run_that_samples_ahead_resumes_with_the_batch_that_its_checkpo
     assert not [file for file in HELD if (checkpoint_of(run_dir, NUM_STEPS) / file).exists()]
 
 
+@pytest.mark.slow
 def test_an_outage_while_a_batch_is_sampled_ahead_costs_the_next_step_its_overlap(toy: Toy, overlapping):
     (code, output), (code_after, output_after) = overlapping["outage"]
     assert (code, code_after) == (EXIT_CODE, 0), output + output_after
@@ -274,6 +282,7 @@ def test_an_outage_while_a_batch_is_sampled_ahead_costs_the_next_step_its_overla
     assert first[0] == first[1], "its prompts are taken again"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_while_it_samples_ahead_saves_that_batch(toy: Toy, overlapping, tmp_path):
     del overlapping
     unbroken, run_dir = toy.run_dir("ahead"), tmp_path / "run"
@@ -388,6 +397,7 @@ def test_resume_never_refuses_a_used_run_dir(toy: Toy):
     assert "checkpoint.resume = 'never', but run_dir = single holds step_00000004" in output
 
 
+@pytest.mark.slow
 def test_a_run_whose_reward_server_goes_away_resumes_with_the_numbers_of_an_undisturbed_one(toy: Toy):
     (found,) = run_distributed(toy_worker.outage_runs, 1, str(toy.folder))
     done = {"evaluation of step 2": 2, "step 4": 3, "evaluation of step 4": 4}

@@ -34,6 +34,7 @@ def test_each_split_uses_all_gpus_and_the_fastest_comes_first(tmp_path):
     assert sum(split.candidate.run.is_colocated for split in found) == 1
 
 
+@pytest.mark.slow
 def test_giving_up_early_does_not_miss_the_fastest(tmp_path, monkeypatch):
     run = make_run(tmp_path, processes=40, rollout=BESIDE)
     every = [shared(run), *(dedicated(run, number) for number in range(2, 12, 2))]

@@ -21,6 +21,7 @@ def in_toy(toy: Toy, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_toy")
 def test_kills_change_nothing(layout_runs, tmp_path):
     """Compare two data-parallel ranks that save in the background to a run that saved in the foreground."""
@@ -32,6 +33,7 @@ def test_kills_change_nothing(layout_runs, tmp_path):
     assert tally.num_attempts >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_toy")
 def test_kills_change_nothing_in_a_run_that_samples_ahead(toy: Toy, tmp_path):
     """Compare a run that samples in a thread, with kills, to one that samples in its main thread."""

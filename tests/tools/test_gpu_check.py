@@ -83,6 +83,7 @@ def lines_of(check, status):
     return {line["what"]: line for line in check["lines"] if line["status"] == status}
 
 
+@pytest.mark.slow
 def test_every_check_that_can_be_done_here_passes(ran):
     done, checks, _ = ran
     assert {name: check["fault"] for name, check in checks.items()} == dict.fromkeys(RUN, "")
@@ -93,6 +94,7 @@ def test_every_check_that_can_be_done_here_passes(ran):
     assert "no interpreter at" in checks["sglang"]["lines"][0]["note"]
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_finished_check_and_leaves_no_process(killed, ran, folder):
     assert killed == []
     records = records_of(folder)
@@ -104,6 +106,7 @@ def test_a_kill_loses_no_finished_check_and_leaves_no_process(killed, ran, folde
     assert records[1]["fault"] == results.INTERRUPTED
 
 
+@pytest.mark.slow
 def test_another_run_in_the_same_folder_has_nothing_left_to_do(ran, folder, capsys):
     before = (folder / "results.jsonl").read_text()
     arguments = ["--device", "cpu", "--tiny", "--out", str(folder), "--only", *RUN]
@@ -112,6 +115,7 @@ def test_another_run_in_the_same_folder_has_nothing_left_to_do(ran, folder, caps
     assert "bytes that another process reads" in capsys.readouterr().out, "the table shows what is known"
 
 
+@pytest.mark.slow
 def test_ranks_agree_with_one_rank_and_exchange_no_shapes(ran):
     _, checks, _ = ran
     passed, skipped = (lines_of(checks["ranks"], status) for status in ("pass", "skipped"))
@@ -127,11 +131,13 @@ def test_ranks_agree_with_one_rank_and_exchange_no_shapes(ran):
     assert {line["note"] for line in messages.values()} == {"0 exchanges of shapes"}
 
 
+@pytest.mark.slow
 def test_the_rank_that_does_not_arrive_is_named(ran):
     _, checks, _ = ran
     assert "rank 1 did not arrive" in lines_of(checks["watchdog"], "pass")["the rank is named"]["note"]
 
 
+@pytest.mark.slow
 def test_process_rewards_are_0_before_an_update_and_not_after(ran):
     _, checks, _ = ran
     passed = lines_of(checks["zero"], "pass")
@@ -141,6 +147,7 @@ def test_process_rewards_are_0_before_an_update_and_not_after(ran):
     assert set(before) == {0.0} and min(after) > 0
 
 
+@pytest.mark.slow
 def test_curves_have_a_value_per_step(ran):
     _, checks, _ = ran
     curves = {line["what"]: line["series"] for line in checks["parity"]["lines"] if line["series"]}
@@ -149,6 +156,7 @@ def test_curves_have_a_value_per_step(ran):
         assert series[0] == pytest.approx(math.log(2) if what.startswith("prm") else math.log(128), rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_needs_a_gpu_is_skipped_and_says_so(ran):
     _, checks, _ = ran
     skipped = {what: line for name in RUN for what, line in lines_of(checks[name], "skipped").items()}
@@ -161,12 +169,14 @@ def test_what_needs_a_gpu_is_skipped_and_says_so(ran):
     assert all((line["note"] and line["value"] is None) or "toy" in line["note"] for line in skipped.values())
 
 
+@pytest.mark.slow
 def test_parts_come_back_bit_for_bit(ran):
     _, checks, _ = ran
     found = [what for what in lines_of(checks["offload"], "pass") if "bit for bit" in what]
     assert len(found) == 3
 
 
+@pytest.mark.slow
 def test_the_table_and_the_markdown_hold_every_line(ran):
     done, checks, markdown = ran
     for name, check in checks.items():

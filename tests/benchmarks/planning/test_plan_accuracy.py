@@ -18,6 +18,7 @@ def rows(tmp_path_factory):
     return plan_accuracy.compare(CASES, tmp_path_factory.mktemp("accuracy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[" ".join(case) for case in CASES])
 def test_the_plan_is_within_a_tenth(index, rows):
     _, predicted, measured = rows[index]

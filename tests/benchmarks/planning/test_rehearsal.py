@@ -10,6 +10,7 @@ def test_every_example_has_a_model():
     assert {path.stem for path in EXAMPLES.glob("*.toml")} == set(MODELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", MODELS)
 def test_an_example_has_no_fault(example):
     parallel = load_config(EXAMPLES / f"{example}.toml", []).parallel

@@ -12,6 +12,7 @@ from megatron_prime.rollout.engine import WeightSyncError
 from tests.support.sglang_live import rename
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_before_the_update_is_updated_after_its_restart(live_engine, live_models):
     os.kill(live_engine.servers[0].pid, signal.SIGKILL)
     live_engine.driver.run(partial(load_everywhere, live_engine.fleet, live_models[1].path, 2))

@@ -151,6 +151,7 @@ def test_weights_that_cant_be_loaded_leave_the_old_ones(live_engine, live_models
     assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[0], prompts)
 
 
+@pytest.mark.slow
 def test_a_server_killed_during_a_rollout_loses_no_response(live_engine, live_models):
     push(live_engine, live_models[1], version=5)
     prompts = live_prompts(12)
@@ -174,6 +175,7 @@ def test_a_server_killed_during_a_rollout_loses_no_response(live_engine, live_mo
     assert live_engine.fleet.balancer.requests_taken[0] > used
 
 
+@pytest.mark.slow
 def test_a_server_killed_before_a_sync_gets_the_new_weights(live_engine, live_models):
     kill(live_engine.servers[1])
     push(live_engine, live_models[1], version=6)
@@ -181,6 +183,7 @@ def test_a_server_killed_before_a_sync_gets_the_new_weights(live_engine, live_mo
     assert tokens_of(live_engine.generate(prompts, GREEDY, 1, 0)) == greedy_of(live_models[1], prompts)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_beside_the_training_is_back_at_the_next_sync(live_engine, live_models):
     push(live_engine, live_models[1], version=7)
     prompts, starts = live_prompts(40), [server.num_starts for server in live_engine.servers]

@@ -281,6 +281,7 @@ def recorded(generate, answers):
     return recording
 
 
+@pytest.mark.slow
 def test_a_server_killed_between_and_amid_turns_loses_no_turn(live_engine, live_models):
     params = SamplingParams(90, temperature=0, max_turns=12, stop_token_ids=STOPS)
     victim, before = live_engine.servers[0], live_engine.stats.num_replayed

@@ -75,6 +75,7 @@ def test_batches_equal_those_of_one_prompt_after_the_other(live_engine, expected
     assert all(load.num_requests == load.num_tokens == 0 for load in live_engine.fleet.balancer._loads)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_changes_nothing(live_engine, expected):
     before = live_engine.stats.num_recoveries
     pids = [server.pid for server in live_engine.servers]
@@ -89,6 +90,7 @@ def test_a_server_that_dies_changes_nothing(live_engine, expected):
     assert all(live_engine.fleet.balancer.is_up(server) for server in range(2))
 
 
+@pytest.mark.slow
 def test_what_is_left_is_aborted_and_the_servers_have_nothing_to_do(live_engine, live_models, monkeypatch):
     answers = []
     for client in live_engine.fleet._clients.values():

@@ -161,6 +161,7 @@ def test_an_attached_server_that_hangs_in_a_memory_call_is_an_error(tmp_path):
     with_memory(tmp_path, scenario)
 
 
+@pytest.mark.slow
 def test_real_servers_sample_the_new_weights_after_freeing_their_memory(
     live_engine, live_models, tmp_path, monkeypatch
 ):

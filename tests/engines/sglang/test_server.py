@@ -147,6 +147,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_real_server_leaves_no_orphan_when_the_trainer_is_killed(live_models, tmp_path):
     command = [sys.executable, *FORKED, "-c", TRAINER, engine_python(), live_models[0].path, tmp_path / "log"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

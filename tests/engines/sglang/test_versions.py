@@ -108,6 +108,7 @@ def bench(tmp_path, monkeypatch):
         one.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["shards", "disk"])
 @pytest.mark.parametrize("moves", [False, True], ids=["at its address", "elsewhere"])
 def test_a_server_that_is_replaced_between_two_calls_gets_the_weights_again(bench, transport, moves):

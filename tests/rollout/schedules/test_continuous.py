@@ -178,6 +178,7 @@ def versions_of(rollout):
     return {rollout.policy_version} | {version for version, _, _ in rollout.version_spans}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partial", ["wait", "continue"])
 def test_real_servers_sample_over_pushes_and_deaths(live_engine, live_models, monkeypatch, partial):
     """Push one of two models in turn as the versions of a run, in which a server dies amid the third step."""
@@ -273,6 +274,7 @@ def attached(tmp_path):
         engine.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_killed_trains_on_every_prompt_once(attached, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     for step, number in ((2, signal.SIGTERM), (4, signal.SIGKILL)):

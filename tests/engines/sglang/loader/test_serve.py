@@ -120,6 +120,7 @@ def executed_engine(live_models, tmp_path, monkeypatch) -> Iterator[SGLangEngine
     engine.close()
 
 
+@pytest.mark.slow
 def test_the_key_of_a_real_server_is_in_its_own_environment_alone(live_engine, executed_engine):
     keys = [
         engine.fleet.api_key(server.index, server.url)

@@ -153,6 +153,7 @@ def of_experts(tmp_path_factory):
     return {layout: [of_rank[layout] for of_rank in by_rank] for layout in EXPERT_LAYOUTS}, models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
 def test_experts_arrive_in_a_server_of_two_ranks(of_experts, layout):
     reports, models = of_experts
@@ -169,6 +170,7 @@ def test_experts_arrive_in_a_server_of_two_ranks(of_experts, layout):
     check_pushes(reports[layout], num_servers=1, is_ipc=layout.endswith(IPC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
 def test_returned_experts_of_each_token_equal_hf(of_experts, layout):
     """Routing replay trains with these experts."""
@@ -304,6 +306,7 @@ def test_a_sync_is_repeated_for_a_server_killed_during_it(bench, live_models, mo
     bench.check_serves(live_models[1], 2)
 
 
+@pytest.mark.slow
 def test_a_disturbed_chain_of_changes_ends_with_the_weights_of_a_full_sync(live_engine, live_models):
     """A chain of 200 is in benchmarks/delta_sync."""
     model = live_models[0]
@@ -348,6 +351,7 @@ def test_a_sync_is_repeated_for_a_server_killed_after_its_transfer(bench, live_m
     bench.check_serves(live_models[1], 2)
 
 
+@pytest.mark.slow
 def test_a_server_killed_during_a_rollout_gets_its_weights_back(bench, live_models):
     bench.push(live_models[1], 2)
     num_attempts = bench.sync.stats.num_attempts
