@@ -91,6 +91,17 @@ def run_distributed(
         return [pickle.loads(Path(folder, f"result{rank}").read_bytes()) for rank in range(num_processes)]
 
 
+class _ArrayPickler(pickle.Pickler):
+    """Writes tensors as arrays, which takes a tenth of the time where there are thousands of small ones."""
+
+    def reducer_override(self, item: Any) -> Any:
+        import torch
+
+        if type(item) is not torch.Tensor or item.requires_grad or item.dtype is torch.bfloat16:
+            return NotImplemented
+        return torch.from_numpy, (item.contiguous().numpy(),)
+
+
 def run_rank(folder: str) -> None:
     """Call the function on this rank, and write its result to a file."""
     warnings.simplefilter("ignore")
@@ -101,7 +112,8 @@ def run_rank(folder: str) -> None:
     function, args = pickle.loads(Path(folder, "call.pickle").read_bytes())
     gc.freeze()  # Megatron asks for a garbage collection whenever it saves or loads an optimizer.
     result = function(*args)
-    Path(folder, f"result{os.environ['RANK']}").write_bytes(pickle.dumps(result))
+    with Path(folder, f"result{os.environ['RANK']}").open("wb") as file:
+        _ArrayPickler(file).dump(result)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
