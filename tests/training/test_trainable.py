@@ -142,16 +142,18 @@ def results(models, batches, reports_folder):
         }
         for name, job in JOBS.items()
     }
+    nan_models = {}
+    for layout in LAYOUTS_THAT_MEET_NAN:
+        name = NAN_MODEL if layout in DEEP_LAYOUTS else SHALLOW + NAN_MODEL
+        nan_models[layout] = models[name][0], batches[name]
     reports = {"train": {}, "nan": {}}
     for num_processes, layouts in layouts_of(dict(CASES)).items():
         by_rank = run_distributed(
             training_worker.train_and_meet_nan,
             num_processes,
             tuple(layouts),
-            LAYOUTS_THAT_MEET_NAN,
             jobs,
-            models[NAN_MODEL][0],
-            batches[NAN_MODEL],
+            nan_models,
             MINIBATCHES[0],
             SCHEDULES,
             SCHEDULE_STEPS,

@@ -132,9 +132,15 @@ def moments(trainable):
     return tensors, [group["step"] for group in inner.param_groups]
 
 
-def meet_nan(layouts, folder, batch, rows, root):
-    """Run non-finite updates, checked and unchecked, then a finite one, and compare it with an undisturbed model."""
-    return {layout: _meet_nan(topology_of(layout), folder, batch, rows, root / layout) for layout in layouts}
+def meet_nan(models, rows, root):
+    """Run non-finite updates, checked and unchecked, then a finite one, and compare it with an undisturbed model.
+
+    `models` has the folder and the batch of the model of each layout.
+    """
+    return {
+        layout: _meet_nan(topology_of(layout), folder, batch, rows, root / layout)
+        for layout, (folder, batch) in models.items()
+    }
 
 
 def _meet_nan(topology, folder, batch, rows, root):
@@ -185,12 +191,14 @@ def _same(blocks, others):
     )
 
 
-def train_and_meet_nan(layouts, nan_layouts, jobs, folder, batch, rows, configs, num_steps, root):
+def train_and_meet_nan(layouts, jobs, nan_models, rows, configs, num_steps, root):
     """Run all cases of test_trainable.py, to start the processes once."""
     return {
         "train": train(layouts, jobs),
-        "nan": meet_nan([layout for layout in layouts if layout in nan_layouts], folder, batch, rows, root),
-        "schedules": schedules(folder, configs, num_steps) if layouts == ("one",) else None,
+        "nan": meet_nan(
+            {layout: model for layout, model in nan_models.items() if layout in layouts}, rows, root
+        ),
+        "schedules": schedules(nan_models["one"][0], configs, num_steps) if layouts == ("one",) else None,
     }
 
 

@@ -20,24 +20,28 @@ from megatron_prime.training.checkpoint.folder import RESERVED_BYTES
 from megatron_prime.training.checkpoint.store import CheckpointStore, RetentionPolicy, RunState, load_weights
 from megatron_prime.training.health.guards import Guards
 from tests.support.layout_worker import topology_of, weight_blocks
+from tests.support.tiny_models import SHALLOW
 from tests.training.training_worker import LOSSES, make_trainable, poisoned_loss
 
-BACKGROUND = ("one", "tp2")
+BACKGROUND = ("shallow one", "tp2")
 """Layouts that save in the background and continue training while files are written."""
-UPDATES = ([0, 2, 4, 6], [1, 3, 5])
+UPDATES = ([0, 2, 5], [1, 3])
+"""Rows of the minibatches of two updates, each of which is one microbatch."""
 STREAM = {"epoch": 1, "position": 5}
 PACE = {"keep_rate": 0.30000000000000004, "num_short_steps": 2}
-
-
 EXPERTS = "experts "
 """Before a layout: with the models that are mixtures of experts."""
 
 
 def of_models(layout, by_role):
     """Return the parts that belong to the models of a layout, by role."""
-    if not layout.startswith(EXPERTS):
-        return by_role
-    return {role: by_role[EXPERTS + role] for role in ("policy", "prm")}
+    prefix = layout.removesuffix(name_of(layout))
+    return {role: by_role[prefix + role] for role in ("policy", "prm")}
+
+
+def name_of(layout):
+    """Return the name of a layout in LAYOUTS, without what is before it for the models."""
+    return layout.removeprefix(SHALLOW).removeprefix(EXPERTS)
 
 
 class KilledAfterFirst(dict):
@@ -73,15 +77,20 @@ def make_roles(folders, topology, load_weights=True):
 
 
 def update(roles, batches):
-    """Run two updates of each role, with skipped updates of the policy before and after."""
-    policy = roles["policy"]
-    policy.update(batches["policy"]["sequences"], [0, 1], poisoned_loss)
+    """Run two updates of each role."""
     for rows in UPDATES:
         for role, trainable in roles.items():
             batch = batches[role]
             trainable.update(batch["sequences"], rows, LOSSES[role](batch, rows))
             trainable.advance_schedule()
-    policy.update(batches["policy"]["sequences"], [0, 1], poisoned_loss)
+
+
+def update_and_skip(roles, batches):
+    """Run two updates of each role, with skipped updates of the policy before and after."""
+    sequences = batches["policy"]["sequences"]
+    roles["policy"].update(sequences, [0, 1], poisoned_loss)
+    update(roles, batches)
+    roles["policy"].update(sequences, [0, 1], poisoned_loss)
 
 
 def draw():
@@ -129,20 +138,20 @@ def save_and_resume(layouts, folders, batches, root):
 
 def _save_and_resume(layout, dtype, folders, batches, root):
     folders, batches = of_models(layout, folders), of_models(layout, batches)
-    topology = topology_of(layout.removeprefix(EXPERTS), dtype)
+    topology = topology_of(name_of(layout), dtype)
     torch.manual_seed(topology.rank)
     random.seed(topology.rank)
     np.random.seed(topology.rank)
     store = CheckpointStore(root / f"{layout} {dtype}", topology, in_background=layout in BACKGROUND)
     report = {"newest of nothing": store.newest()}
     roles = make_roles(folders, topology)
-    update(roles, batches)
+    update_and_skip(roles, batches)
     path = store.save(roles, RunState(3, STREAM, 8, roles["policy"].watch.state_dict(), collector=PACE))
     assert (path is None) == (layout in BACKGROUND)
     report["saved"] = weights(roles, topology)
     at_save = {role: optimizer_state(trainable) for role, trainable in roles.items()}
     draws = draw()
-    update(roles, batches)
+    update_and_skip(roles, batches)
     report["path"] = path or store.finish()
     assert store.finish() is store.poll() is None, "nothing is on its way any more"
     report["faults"] = store.faults(report["path"])
@@ -154,7 +163,7 @@ def _save_and_resume(layout, dtype, folders, batches, root):
         {role: optimizer_state(trainable) for role, trainable in resumed.items()}, at_save
     )
     report["draws alike"] = same(draw(), draws)
-    update(resumed, batches)
+    update_and_skip(resumed, batches)
     report["unbroken"] = weights(roles, topology)
     report["guards"] = [each["policy"].watch.state_dict() for each in (roles, resumed)]
     report["continued alike"] = same(weights(resumed, topology), report["unbroken"]) and same(
@@ -168,7 +177,7 @@ def load_elsewhere(pairs, folders, batches, root):
     """Load what another layout saved: the weights right away, and after two more updates; the weights alone too."""
     report = {}
     for saved_by, layout in pairs:
-        topology = topology_of(layout.removeprefix(EXPERTS))
+        topology = topology_of(name_of(layout))
         checkpoint = root / f"{saved_by} fp32" / "step_00000003"
         models = of_models(layout, folders)
         roles = make_roles(models, topology, load_weights=False)
@@ -188,6 +197,7 @@ def load_elsewhere(pairs, folders, batches, root):
 
 def meet_faults(folders, batches, root):
     """Return the errors that each rank sees, and the contents of a folder after several saves."""
+    folders, batches = of_models(SHALLOW, folders), of_models(SHALLOW, batches)
     topology = topology_of("tp2")
     policy = {"policy": make_roles(folders, topology)["policy"]}
     update(policy, batches)
@@ -385,6 +395,7 @@ def fault(action):
 
 def die_while_saving(moment, folders, batches, root):
     """Save step 3 whole, then die in the middle of saving step 6."""
+    folders, batches = of_models(SHALLOW, folders), of_models(SHALLOW, batches)
     topology = topology_of("one")
     roles = make_roles(folders, topology)
     update(roles, batches)
@@ -404,7 +415,7 @@ def die_while_saving(moment, folders, batches, root):
 
 def resume_after_death(moments, folders, root):
     """Return what a new process finds, loads and leaves behind."""
-    topology = topology_of("one")
+    folders, topology = of_models(SHALLOW, folders), topology_of("one")
     report = {}
     for moment in moments:
         store = CheckpointStore(root / moment, topology)
