@@ -31,7 +31,7 @@ def test_ranks_die_with_a_killed_launcher(job: Started, delay_s):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("to_one_rank", [False, True], ids=["to the launcher", "to a rank"])
-@pytest.mark.parametrize("delay_s", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("delay_s", [0.0, 0.5, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_a_job_that_is_asked_to_stop_while_it_starts_ends_at_once(job: Started, number, to_one_rank, delay_s):
     time.sleep(delay_s)
     (job.ranks()[1] if to_one_rank else job.process).send_signal(number)

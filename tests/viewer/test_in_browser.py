@@ -21,6 +21,8 @@ from tests.support.viewed_runs import (
     write_step,
 )
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = (
     "</script><script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",

@@ -291,6 +291,7 @@ def test_incomplete_weights_are_never_sampled_from(bench, live_models, monkeypat
     bench.check_serves(live_models[0], 3)
 
 
+@pytest.mark.slow
 def test_a_sync_is_repeated_for_a_server_killed_during_it(bench, live_models, monkeypatch):
     original, killed = GroupSender.messages, []
 
@@ -335,6 +336,7 @@ def test_a_server_that_never_holds_what_it_was_sent_gets_everything(live_engine,
     assert caplog.text.count("from now on it gets all weights in every sync") == 2
 
 
+@pytest.mark.slow
 def test_a_sync_is_repeated_for_a_server_killed_after_its_transfer(bench, live_models, monkeypatch):
     """Its restarted process would take the new version's name for the weights that it was started with."""
     original, killed = Coordinator._check_report, []
