@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 GROUPS = (
-    # Two groups of about equal length, because one with all servers would still run when everything else has ended.
-    ("tests/engines/sglang/weights/", "servers with new weights"),
-    ("tests/cli/prm/test_serving", "servers with new weights"),
+    # A second process that starts servers imports SGLang and starts the shared servers once more. That pays with the
+    # slow tests alone: one group with all servers would still run when everything else has ended.
+    ("tests/cli/prm/test_serving", "slow servers"),
+    ("tests/rollout/schedules/test_continuous", "slow servers"),
+    ("tests/engines/sglang/weights/test_shard_sync.py::test_experts", "slow servers"),
+    ("tests/engines/sglang/weights/test_shard_sync.py::test_returned_experts", "slow servers"),
     ("tests/engines/sglang/", "servers"),
-    ("tests/rollout/schedules/test_continuous", "servers"),
     ("tests/cli/test_quickstart.py::test_the_policy_learns", "learning"),
     ("tests/cli/test_plan.py", "plan"),
     ("tests/cli/", "toy"),
@@ -45,7 +47,7 @@ GROUPS = (
 )
 """(start of a test's id, group) pairs, of which the first match applies. A file without a match is a separate group."""
 GROUPS_OF_FIXTURE = {
-    "_live_engine": ("servers with new weights", "servers"),
+    "_live_engine": ("servers", "slow servers"),
     "toy": ("toy",),
     "resharded_models": ("resharding",),
     "hf_models": ("conversion",),
@@ -54,9 +56,9 @@ GROUPS_OF_FIXTURE = {
 """Session fixture -> groups of which each test that uses it must belong to one; each group makes it once."""
 LONGEST = (
     "toy",
-    "servers with new weights",
-    "learning",
     "servers",
+    "learning",
+    "slow servers",
     "rehearsal",
     "tests/training/checkpoint/test_store.py",
     "tests/training/test_trainable.py",
