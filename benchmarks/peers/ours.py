@@ -27,14 +27,15 @@ def main(folder: Path, workload_name: str, method: str, tensor: int, output: Pat
     from megatron_prime.training.trainer import Trainer
 
     workload, rank = WORKLOADS[workload_name], os.environ.get("RANK", "0")
-    marks: list[tuple[float, float]] = []
+    marks: list[tuple[float, float, float]] = []
     step = Trainer.step
 
     @functools.wraps(step)
     def marked(self):
         start = time.perf_counter(), time.process_time()
         result = step(self)
-        marks.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        marks.append((time.perf_counter() - start[0], time.process_time() - start[1], peak_mb))
         return result
 
     # A timer from outside, so that the product contains no benchmark code.
@@ -66,10 +67,10 @@ def main(folder: Path, workload_name: str, method: str, tensor: int, output: Pat
             "sampling_s": record["time/rollout_s"] if rank == "0" else 0.0,
             "sampled_tokens": record["rollout/mean_response_tokens"] * samples if rank == "0" else 0.0,
         }
-        for (seconds, cpu), record in zip(marks, metrics, strict=True)
+        for (seconds, cpu, _), record in zip(marks, metrics, strict=True)
     ]
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    (output / f"{rank}.json").write_text(json.dumps({"steps": steps, "peak_mb": peak_mb}))
+    # The checkpoint at the end of the run does not count: TRL's runs write none.
+    (output / f"{rank}.json").write_text(json.dumps({"steps": steps, "peak_mb": marks[-1][2]}))
     return code
 
 

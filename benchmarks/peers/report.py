@@ -85,7 +85,8 @@ def _table(name: str, records: list[Record]) -> str:
     for trainer, runs in by_trainer.items():
         ratios = [_spread(_ratios(runs, base, rate)) for rate in RATES]
         tokens = statistics.median(step_rate(run) for run in runs)
-        peak = statistics.median(run["peak_mb"] for run in runs)
+        # Early runs of ours measured the checkpoint at their end too, and have no figure any more.
+        peak = statistics.median(run["peak_mb"] for run in runs if "peak_mb" in run)
         lines.append(f"| {trainer} | {tokens:,.0f} | {' | '.join(ratios)} | {peak:,.0f} |")
     return "\n".join([*lines, "", _load(own), ""])
 
