@@ -37,12 +37,19 @@ def stage_layers(
     Raises:
         ValueError: `stage_faults` has a reason.
     """
+    return list(_stage_layers(shape, pipeline, virtual, given))
+
+
+@lru_cache(maxsize=1024)  # `plan` asks for them again for each stage, role and phase of a layout
+def _stage_layers(
+    shape: ModelShape, pipeline: int, virtual: int, given: tuple[int, ...] | None
+) -> tuple[tuple[range, ...], ...]:
     faults = list(stage_faults(shape, pipeline, virtual, given))
     if faults:
         raise ValueError("\n".join(faults))
     counts = given if given is not None else _chosen(shape, pipeline * virtual)
     chunks = [range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
-    return [tuple(chunks[stage::pipeline]) for stage in range(pipeline)]
+    return tuple(tuple(chunks[stage::pipeline]) for stage in range(pipeline))
 
 
 def stage_faults(

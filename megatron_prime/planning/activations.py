@@ -109,6 +109,8 @@ def scoring_activations(run: PlannedRun, role: str, stage: int) -> Activations:
 
 def routing_bytes(run: PlannedRun, role: str, stage: int) -> int:
     """Return the bytes that the layers of a role leave behind of the choice of experts, until their next pass."""
+    if not run.shapes[role].is_moe:
+        return 0
     sizes = _Sizes.of(run, role)
     layers = [layer for chunk in run.layout.stage_layers(sizes.shape)[stage] for layer in chunk]
     return int(sizes.routing(sum(sizes.shape.has_experts(layer) for layer in layers)))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from megatron_prime.config.run import PrimeConfig
 from megatron_prime.config.tables.parallel import ParallelConfig
@@ -39,7 +40,7 @@ class PlannedRun:
     gpu: GPU
     assumptions: Assumptions
 
-    @property
+    @cached_property
     def layout(self) -> TrainingLayout:
         """The layout of the training ranks.
 
