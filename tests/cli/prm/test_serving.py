@@ -50,7 +50,7 @@ def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, dic
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{url}{path}", data, {"Content-Type": "application/json", **headers})
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=deadlines.seconds(400)) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
