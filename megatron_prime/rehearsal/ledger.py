@@ -60,6 +60,7 @@ class Ledger:
         self._owners: dict[int, Owner] = {}
         self._watchers: dict[int, weakref.ref[Any]] = {}
         self._host: set[int] = set()
+        self._is_on_host = False
         self._totals: Counter[Owner] = Counter()
 
     @contextmanager
@@ -84,19 +85,25 @@ class Ledger:
             self._totals[owner] += self._sizes[key]
             self._owners[key] = owner
 
-    def put_on_host(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage of the device's type as host memory."""
-        self._host.add(storage._cdata)
-        self._release(storage._cdata)
-        size = storage.nbytes()
-        self.host_bytes += size
-        weakref.finalize(storage, self._release_host, storage._cdata, size)
+    @contextmanager
+    def on_host(self) -> Iterator[None]:
+        """Count new storages of the device's type that are seen in the block as host memory."""
+        self._is_on_host = True
+        try:
+            yield
+        finally:
+            self._is_on_host = False
 
     def see(self, storage: torch.UntypedStorage) -> None:
         """Count a storage that an operation has returned, or that was resized."""
         key, size = storage._cdata, storage.nbytes()
         before = self._sizes.get(key)
         if before == size or key in self._host:
+            return
+        if before is None and self._is_on_host:
+            self._host.add(key)
+            self.host_bytes += size
+            weakref.finalize(storage, self._release_host, key, size)
             return
         if before is None:
             # The weak reference reports when the storage is freed, without keeping it alive.

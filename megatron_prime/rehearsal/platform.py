@@ -47,9 +47,10 @@ class RehearsedPlatform(Platform):
     def host_buffers(self, num_bytes: int) -> list[torch.Tensor]:
         """Return host memory without content, counted as such."""
         sizes = unrounded_sizes(num_bytes) if self.is_gpu else [num_bytes]
-        buffers = [torch.empty(size, dtype=torch.uint8, device=META) for size in sizes]
-        for buffer in buffers:
-            self.ledger.put_on_host(buffer.untyped_storage())
+        with self.ledger.on_host():
+            buffers = [torch.empty(size, dtype=torch.uint8, device=META) for size in sizes]
+            for buffer in buffers:
+                self.ledger.see(buffer.untyped_storage())
         return buffers
 
     def copy_to_host(

@@ -43,8 +43,11 @@ def test_views_count_once_and_resizes_count():
 
 def test_host_memory_is_counted_apart():
     ledger, _ = make_ledger()
-    tensor = on_device(ledger, 40)
-    ledger.put_on_host(tensor.untyped_storage())
+    with ledger.on_host():
+        tensor = on_device(ledger, 40)
+    assert (ledger.live, ledger.host_bytes) == (0, 40)
+    assert not ledger.phases, "host memory is no part of a peak on the device"
+    ledger.see(tensor.untyped_storage())
     assert (ledger.live, ledger.host_bytes) == (0, 40)
     del tensor
     assert ledger.host_bytes == 0
