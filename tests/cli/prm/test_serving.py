@@ -1,29 +1,22 @@
 """serve-prm scores by two real SGLang servers that it starts, bounds its requests, and ends with its servers."""
 
 import json
-import os
 import signal
-import socket
 import threading
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
-from megatron_prime.cli.main import main
 from megatron_prime.cli.prm import serving
 from megatron_prime.cli.prm.serving import ScoreServer
-from megatron_prime.engines.sglang.server import free_port
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.viewer.server import HOST
 from megatron_prime.workers.loop_thread import LoopThread
 from tests.cli.prm.test_evaluation import save_model
-from tests.support import deadlines
 from tests.support.sglang_live import LiveModel, engine_python
 from tests.support.toy_runs import Started
 
@@ -50,7 +43,7 @@ def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, dic
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{url}{path}", data, {"Content-Type": "application/json", **headers})
     try:
-        with urllib.request.urlopen(request, timeout=deadlines.seconds(400)) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -138,30 +131,6 @@ def test_a_port_in_use_is_refused(served):
         ScoreServer(nothing, nothing, nothing, server.server_port)
 
 
-def servers_processes() -> set[psutil.Process]:
-    """Return the processes of all SGLang servers of this process, each of which has a session of its own."""
-    children = psutil.Process().children(recursive=True)
-    return {process for process in children if os.getsid(process.pid) != os.getsid(0)}
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex((HOST, port)) == 0
-
-
-def check_scores(url: str, models: list[Any], folder: Path) -> None:
-    """Ask for the scores of two responses, and compare them with those of both models in transformers."""
-    assert ask(url, "/health") == (200, {"status": "ok"})
-    prompt, responses = (1, 2, 3), [(10, 11, 12), (13,)]
-    status, answer = ask(url, "/score", {"prompt_ids": prompt, "responses": responses, "rewards": "token"})
-    assert status == 200
-    for response, scored in zip(responses, answer["responses"], strict=True):
-        of_prm, of_reference = (LiveModel(folder, hf).logprobs(prompt, response) for hf in models)
-        expected = 0.3 * (of_prm - of_reference).detach()
-        assert scored["token_rewards"] == pytest.approx(expected.tolist(), abs=1e-4)
-        assert scored["score"] == pytest.approx(float(expected.sum()), abs=1e-4)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, list[Any]]:
     """Return the folder of run.toml, and the models that it names."""
@@ -171,46 +140,35 @@ def run(tmp_path_factory) -> tuple[Path, list[Any]]:
 
 
 @pytest.mark.slow
-def test_real_servers_give_the_log_ratios_of_both_models(run, monkeypatch, capfd):
-    """The command runs in this process, whose servers are forks; those of another process would import SGLang each."""
+def test_real_servers_give_the_log_ratios_of_both_models(run):
     folder, models = run
-    monkeypatch.chdir(folder)
-    port = free_port()
-    url = f"http://{HOST}:{port}"
-    before = servers_processes()
-    has_ended = threading.Event()
-
-    def client() -> set[psutil.Process]:
-        try:
-            # The port is open before the servers of the models are ready; the first request waits for them.
-            deadlines.wait_until(lambda: has_ended.is_set() or is_open(port), 60)
-            check_scores(url, models, folder)
-            return servers_processes() - before
-        finally:
-            if not has_ended.is_set():
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with ThreadPoolExecutor(1) as pool:
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            asked = pool.submit(client)
-            assert main(["serve-prm", "run.toml", "--port", str(port)]) == 0
-        finally:
-            has_ended.set()
-            signal.signal(signal.SIGTERM, handler)
-    assert len(asked.result()) >= 6, "two servers with a scheduler and a detokenizer each"
-    assert not [process for process in asked.result() if process.is_running()]
-    assert f"serving {url}\n" in capfd.readouterr().out
+    with Started(folder, "serve-prm", "run.toml") as command:
+        command.wait_until(lambda: "serving http://" in command.output(), timeout_s=400)
+        url = next(line for line in command.output().splitlines() if line.startswith("serving ")).split()[1]
+        assert ask(url, "/health") == (200, {"status": "ok"})
+        prompt, responses = (1, 2, 3), [(10, 11, 12), (13,)]
+        body = {"prompt_ids": prompt, "responses": responses, "rewards": "token"}
+        status, answer = ask(url, "/score", body)
+        assert status == 200
+        for response, scored in zip(responses, answer["responses"], strict=True):
+            of_prm, of_reference = (LiveModel(folder, hf).logprobs(prompt, response) for hf in models)
+            expected = 0.3 * (of_prm - of_reference).detach()
+            assert scored["token_rewards"] == pytest.approx(expected.tolist(), abs=1e-4)
+            assert scored["score"] == pytest.approx(float(expected.sum()), abs=1e-4)
+        _is_ended_by_ctrl_c(command)
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_command_that_waits_for_its_servers(run):
-    folder, _ = run
-    with Started(folder, "serve-prm", "run.toml") as command:
+    with Started(run[0], "serve-prm", "run.toml") as command:
         # Each server has a guardian.
         command.wait_until(
             lambda: "waiting for the SGLang" in command.output() and len(command.family()) >= 4
         )
-        command.process.send_signal(signal.SIGINT)
-        assert command.all_gone(), command.output()
-        assert command.process.returncode == 0, command.output()
+        _is_ended_by_ctrl_c(command)
+
+
+def _is_ended_by_ctrl_c(command: Started) -> None:
+    command.process.send_signal(signal.SIGINT)
+    assert command.all_gone(), command.output()
+    assert command.process.returncode == 0, command.output()
