@@ -1,25 +1,22 @@
 """Real processes over gloo on this machine, for measurements that need more than one rank."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from megatron_prime.workers.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 
 
 def job_environment(num_processes: int, tree: Path = ROOT) -> dict[str, str]:
     """Return the environment of the ranks of a new job, without RANK and LOCAL_RANK; `tree` holds their code."""
-    with socket.socket() as probe:
-        # The port is free now; rank 0 of the job binds it.
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     return os.environ | {
         "WORLD_SIZE": str(num_processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(tree),

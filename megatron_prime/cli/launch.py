@@ -5,7 +5,6 @@ It does less than torchrun on purpose: without rendezvous and restarts, an error
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from megatron_prime.parallel.lifeline import die_with_parent
 from megatron_prime.parallel.out_of_memory import ADVICE, num_oom_kills
 from megatron_prime.parallel.out_of_memory import EXIT_CODE as OUT_OF_MEMORY
 from megatron_prime.training.health.stop import EXIT_CODE, StopRequest
+from megatron_prime.workers.ports import free_port
 
 LAUNCHER = "MEGATRON_PRIME_LAUNCHER_PID"
 RESUMABLE = ("train", "sft", "train-prm")
@@ -50,7 +50,7 @@ def launch(arguments: Sequence[str], num_processes: int, is_resumable: bool = Fa
         0 when all ranks succeed; EXIT_CODE when they stopped on request; OUT_OF_MEMORY when the kernel has killed one
         for want of memory; otherwise the exit code of the first that failed, or 128 + signal, after ending the others.
     """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     address |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_processes))
     # All ranks are on this machine. By default gloo resolves the host name, which fails in some containers.
     defaults = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -155,9 +155,3 @@ def _send(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
     for rank in ranks:
         if rank.poll() is None:
             rank.send_signal(number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -136,5 +136,7 @@ def _lengths_by_windows(tokenizer: Decoder, response_ids: Sequence[int]) -> list
         if len(window) > len(known) and not is_cut:
             complete += len(window) - len(known)
             prefix, read = read, position
+        elif window == known:
+            read = position  # A token without text, such as a special one, is no part of the next character.
         lengths.append(complete)
     return lengths

@@ -7,4 +7,5 @@ Only the standard library is imported, because every worker process imports the 
 - `process`: the side of the process that started it
 - `errors`: describes an exception of a user's code, with its place there
 - `loop_thread`: an asyncio event loop in a thread
+- `ports`: free ports for processes that are started later
 """

@@ -11,7 +11,7 @@ import pytest
 from megatron_prime import __version__
 from megatron_prime.cli import main
 from megatron_prime.config.quiet import QUIET
-from megatron_prime.engines.sglang.server import free_port
+from megatron_prime.workers.ports import free_port
 from tests.support import deadlines
 from tests.support.sparse_weights import write_weights
 from tests.support.tokenizers import byte_tokenizer

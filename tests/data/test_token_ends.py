@@ -69,6 +69,14 @@ def test_each_byte_ends_where_its_character_does(text):
     assert ends == sorted(ends)
 
 
+@pytest.mark.parametrize("num_special", [1, 2, 5])
+def test_special_tokens_before_a_character_are_no_part_of_it(num_special):
+    ids = [EOS] * num_special + BYTES.convert_tokens_to_ids(list(map(_symbol, "🙂".encode())))
+    expected = [0] * (num_special + 3) + [1]
+    assert module._lengths_by_windows(BYTES, ids) == expected
+    assert token_ends(BYTES, ids, "🙂") == expected
+
+
 def _symbol(byte):
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

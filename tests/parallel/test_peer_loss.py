@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from megatron_prime.parallel.peer_loss import is_peer_loss
+from megatron_prime.workers.ports import free_port
 from tests.support import deadlines
 from tests.support.forked_commands import FORKED
 
@@ -38,13 +39,10 @@ except RuntimeError as error:
 
 @pytest.mark.parametrize("how", ["killed", "silent"])
 def test_a_survivor_recognizes_the_loss_of_its_peer(how):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = os.environ | {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
     }
     survivor, lost = (
@@ -62,12 +60,9 @@ def test_a_survivor_recognizes_the_loss_of_its_peer(how):
 
 
 def test_the_loss_of_the_store_is_a_peer_loss():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     started = time.monotonic()
     with pytest.raises(dist.DistNetworkError) as caught:
-        dist.TCPStore("127.0.0.1", port, None, False, dist.default_pg_timeout / 1800)
+        dist.TCPStore("127.0.0.1", free_port(), None, False, dist.default_pg_timeout / 1800)
     assert is_peer_loss(caught.value) and time.monotonic() - started < deadlines.seconds(30)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 
 from megatron_prime.parallel.peer_loss import EXIT_CODE
 from megatron_prime.parallel.watchdog import Report, diagnose
+from megatron_prime.workers.ports import free_port
 from tests.support.forked_commands import FORKED
 from tests.support.toy_runs import Started, Toy, is_logged
 
@@ -63,9 +63,7 @@ class Job:
 
     def __init__(self, case: str, culprit: int, folder: Path) -> None:
         self.folder, self.culprit = folder, culprit
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         self._ranks = [
             subprocess.Popen(

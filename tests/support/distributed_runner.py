@@ -1,11 +1,8 @@
 """Run a function on several real processes that are connected by gloo, and collect the results."""
 
-import contextlib
 import gc
 import os
 import pickle
-import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_prime.workers.ports import free_port
 from tests.support.deadlines import seconds
 from tests.support.forked_commands import FORKED
 
@@ -24,18 +22,6 @@ PROGRAM = "import sys; from tests.support.distributed_runner import run_rank; ru
 POLL_S = 0.05
 AFTER_FAILURE_S = 20.0
 """Time that the other ranks have to fail too, which says what they were waiting for."""
-
-
-def _free_port() -> int:
-    """Return a free port below the system's ephemeral range.
-
-    The system assigns ephemeral ports to other processes, which could take the port before the rank listens on it.
-    """
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def run_distributed(
@@ -48,7 +34,7 @@ def run_distributed(
             (tests.support.deadlines). The message holds the end of all ranks' output.
     """
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         Path(folder, "call.pickle").write_bytes(pickle.dumps((function, args)))
         processes = []
         for rank in range(num_processes):

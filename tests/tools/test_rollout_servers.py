@@ -11,7 +11,8 @@ import pytest
 from megatron_prime.config.loading import load_config
 from megatron_prime.engines.sglang import server as sglang_server
 from megatron_prime.engines.sglang.nodes import start_servers
-from megatron_prime.engines.sglang.server import answers, free_port
+from megatron_prime.engines.sglang.server import answers
+from megatron_prime.workers.ports import free_port
 from tests.engines.sglang.tiny_plan import tiny_plan
 from tests.support import deadlines
 from tests.support.toy_runs import ROOT

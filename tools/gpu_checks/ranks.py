@@ -5,7 +5,6 @@ As a script it is one rank (RANK, WORLD_SIZE and the other variables of torch in
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_prime.workers.ports import free_port
 from tools.gpu_checks.lines import FAULTS, ROOT, Line, Setting, failed, info, judged, skipped
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -109,14 +109,11 @@ def watchdog(setting: Setting) -> Iterator[Line]:
 
 def start_ranks(setting: Setting, number: int, what: str, timeout_s: float) -> list[tuple[int | None, str]]:
     """Run ranks of this module; return the exit code and the output of each. When one ends, the others soon do."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
     }
     logs = [setting.folder / f"{what} of {number}, rank {rank}.txt" for rank in range(number)]
     command = [sys.executable, "-W", "ignore", "-m", "tools.gpu_checks.ranks", what]

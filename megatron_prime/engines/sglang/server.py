@@ -2,7 +2,6 @@
 
 import functools
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -14,10 +13,11 @@ from pathlib import Path
 import httpx
 
 from megatron_prime.engines.sglang import child
-from megatron_prime.engines.sglang.launch import HOST, LaunchPlan
+from megatron_prime.engines.sglang.launch import LaunchPlan
 from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.observability.durable import make_private
 from megatron_prime.rollout.engine import EngineError
+from megatron_prime.workers.ports import free_port
 
 STABLE_AFTER_S = 600.0
 """Uptime after which a server's earlier failures no longer count."""
@@ -30,13 +30,6 @@ _TAIL_BYTES = 3000
 
 class ServerFailedError(EngineError):
     """A server could not be started or died too often; the message has the end of its log."""
-
-
-def free_port(host: str = HOST) -> int:
-    """Return a TCP port of one of this machine's addresses that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 class SupervisedServer:

@@ -11,7 +11,7 @@ from megatron_prime.engines.sglang.client import (
     SGLangClient,
 )
 from megatron_prime.engines.sglang.launch import LOADER
-from megatron_prime.engines.sglang.server import free_port
+from megatron_prime.workers.ports import free_port
 from tests.support.sglang_live import rename
 
 

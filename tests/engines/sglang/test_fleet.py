@@ -18,10 +18,10 @@ from megatron_prime.engines.sglang.fleet import Fleet, ask_attached
 from megatron_prime.engines.sglang.generation import Generation, GenerationSettings
 from megatron_prime.engines.sglang.loader.serve import KEY_VARIABLE
 from megatron_prime.engines.sglang.nodes import start_servers
-from megatron_prime.engines.sglang.server import free_port
 from megatron_prime.engines.sglang.versions import ForeignWeightsError
 from megatron_prime.rollout.engine import EngineError
 from megatron_prime.types import SamplingParams
+from megatron_prime.workers.ports import free_port
 from tests.engines.sglang.tiny_plan import tiny_plan
 from tests.support import deadlines
 from tests.support.sglang_live import dialogues, live_prompts

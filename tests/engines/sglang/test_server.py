@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from megatron_prime.engines.sglang import server as sglang_server
-from megatron_prime.engines.sglang.server import ServerFailedError, SupervisedServer, answers, free_port
+from megatron_prime.engines.sglang.server import ServerFailedError, SupervisedServer, answers
+from megatron_prime.workers.ports import free_port
 from tests.engines.sglang.tiny_plan import tiny_plan
 from tests.support import deadlines
 from tests.support.forked_commands import FORKED
