@@ -15,7 +15,6 @@ from typing import Any
 
 from benchmarks.gloo_ranks import run_ranks
 
-ROOT = Path(__file__).parents[1]
 CASES = ("tp2 -> 2 engines", "pp2 -> 2 engines", "tp2 -> engine of tp2", "pp2 -> engine of tp2")
 CONFIG = {
     "model_type": "qwen3",

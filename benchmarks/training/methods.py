@@ -15,7 +15,6 @@ from typing import Any
 
 from benchmarks.gloo_ranks import run_ranks
 
-ROOT = Path(__file__).parents[2]
 SIZES = {
     "vocab_size": 8192,
     "hidden_size": 256,
